@@ -1,0 +1,84 @@
+"""The one door between the front (HTTP) and the back (queues, workers, models).
+
+The front knows nothing of what is behind it: it checks a request, awaits infer(), answers. The back knows
+nothing of HTTP. Tests of the front put a small engine of numpy functions here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from service.outcome import Outcome
+from service.signature import Signature
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """One version of a model, as the front sees it.
+
+    backend: "onnxruntime" or "torchscript".
+    max_batch_size: rows that one run takes at most (a bigger request is split behind the engine).
+    ready: loaded, warmed and in agreement with its reference.
+    manifest: what /info tells of the artifact (JSON values only); empty when foldserve did not export it.
+    """
+
+    version: str
+    signature: Signature
+    backend: str
+    max_batch_size: int
+    ready: bool
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model: its versions by their names, and the one that is used when a request names none."""
+
+    name: str
+    default_version: str
+    versions: Mapping[str, ServedVersion]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every version to be served is ready."""
+        return all(version.ready for version in self.versions.values())
+
+
+class Engine(Protocol):
+    """Runs requests. All methods are called on the event loop of one API server."""
+
+    async def infer(
+        self,
+        model: str,
+        version: str,
+        inputs: dict[str, np.ndarray],
+        rows: int,
+        timeout_s: float | None,
+    ) -> Outcome:
+        """Run one request and return its outcome.
+
+        Args:
+            model, version: a name and a version out of models().
+            inputs: arrays that Signature.check_inputs has passed, C-contiguous and little-endian; possibly
+                read-only views of the request's body, so they must not be written to.
+            rows: what check_inputs returned.
+            timeout_s: seconds from now in which the answer is wanted; None = no bound.
+        Raises: ServiceError when the request is refused before it is queued (QueueFull, NotReady, Draining,
+            DeadlinePassed). What goes wrong later is in the outcome's error; raising it is allowed too.
+        Cancelling the call gives the request up.
+        """
+        ...
+
+    def ready(self) -> bool:
+        """Whether every model to be served is ready and the server is not draining."""
+        ...
+
+    def draining(self) -> bool:
+        """Whether shutdown has begun: readiness is off, requests may still be served for the grace time."""
+        ...
+
+    def models(self) -> Mapping[str, ServedModel]:
+        """Every model, by name. May be a new mapping at each call; must be cheap."""
+        ...

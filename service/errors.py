@@ -1,0 +1,178 @@
+"""Every error a client of the server can be answered with, and the one for bad settings.
+
+A ServiceError carries its HTTP status and a stable word (`code`) that client programs may switch on; its
+text says what is wrong with which value, what was expected and how to mend it, and is sent to the client: no
+paths, no tracebacks. The errors travel between processes, so each of them must survive pickle. Must not know
+HTTP beyond a status number and header values; the JSON they become is made in service/answers.py.
+"""
+
+# ruff: noqa: N818  -- the names read as what happened (QueueFull), and `Error` after each would say nothing more
+
+import math
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Something that can be explained to the client; str(error) is what the client reads."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+
+    def headers(self) -> dict[str, str]:
+        """Headers that the answer must carry besides the usual ones."""
+        return {}
+
+
+class BadRequest(ServiceError):
+    """The request cannot be understood: a header or a parameter has a bad value."""
+
+    status = 400
+    code = "bad_request"
+
+
+class BadJson(ServiceError):
+    """The body is not JSON, or not JSON of the expected form."""
+
+    status = 400
+    code = "bad_json"
+
+
+class BadTensor(ServiceError):
+    """A tensor does not fit the model's signature: name, datatype, rank, dims, rows or value range."""
+
+    status = 400
+    code = "bad_tensor"
+
+
+class Unauthorized(ServiceError):
+    """No key, or a wrong one, where the server asks for one."""
+
+    status = 401
+    code = "unauthorized"
+
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class UnknownModel(ServiceError):
+    """No model of that name is served."""
+
+    status = 404
+    code = "unknown_model"
+
+
+class UnknownVersion(ServiceError):
+    """The model is served, that version of it is not."""
+
+    status = 404
+    code = "unknown_version"
+
+
+class NotFound(ServiceError):
+    """No route has that path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path exists, but not with that method; `allow` lists those that it has."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, allow: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+    def headers(self) -> dict[str, str]:
+        return {"Allow": ", ".join(self.allow)}
+
+
+class NotAcceptable(ServiceError):
+    """None of the types that the client accepts can carry the answer."""
+
+    status = 406
+    code = "not_acceptable"
+
+
+class TooLarge(ServiceError):
+    """The body is larger than the server takes."""
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body's Content-Type (or Content-Encoding) is none that the route reads."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class QueueFull(ServiceError):
+    """The model's queue is at its bound; `retry_after_s` is when a place is likely to be free."""
+
+    status = 429
+    code = "queue_full"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        # Retry-After counts whole seconds (RFC 9110, 10.2.3): rounded up, and never 0, which means "at once".
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class ModelFailed(ServiceError):
+    """The model raised on this request, or its answer cannot be sent as asked."""
+
+    status = 500
+    code = "model_failed"
+
+
+class ModelCrashed(ServiceError):
+    """The process that ran this request died."""
+
+    status = 500
+    code = "model_crashed"
+
+
+class Internal(ServiceError):
+    """A fault of the server itself. Its cause is not told: that is in the log, under the request id."""
+
+    status = 500
+    code = "internal"
+
+
+class NotReady(ServiceError):
+    """The server or the model is still loading, or was found unfit to serve."""
+
+    status = 503
+    code = "not_ready"
+
+
+class Draining(ServiceError):
+    """The server is shutting down and takes no new work."""
+
+    status = 503
+    code = "draining"
+
+
+class DeadlinePassed(ServiceError):
+    """The time that the request was given has passed before there was an answer."""
+
+    status = 504
+    code = "deadline_passed"
+
+
+class ConfigError(Exception):
+    """Bad settings: all problems found, each with its mend. The command that meets it exits with code 2."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems: tuple[str, ...] = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)

@@ -1,0 +1,142 @@
+"""What a model takes and gives, and whether given arrays fit it.
+
+Pure: no HTTP, no files, no model. Every request is checked here, before it may join a batch, so that a
+mistake in one request never meets another's rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from service.datatypes import numpy_dtype
+from service.errors import BadTensor
+
+ANY = -1
+"""The dim that may have any size."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, its OIP datatype, its shape with -1 for a dim of any size.
+
+    shape[0] is -1 and counts the rows. Raises ValueError when it is not, ConfigError for an unknown datatype.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        numpy_dtype(self.datatype)
+        if not self.shape or self.shape[0] != ANY:
+            raise ValueError(
+                f"tensor {self.name!r} has shape {list(self.shape)}; dim 0 counts the rows and must be -1"
+            )
+
+    @cached_property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The little-endian numpy dtype."""
+        return numpy_dtype(self.datatype)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row: the shape without its first dim."""
+        return self.shape[1:]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.datatype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A model's inputs and outputs, in the model's own order.
+
+    Raises: ValueError when there is no input or no output, or two of one name.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        for what, specs in (("input", self.inputs), ("output", self.outputs)):
+            if not specs:
+                raise ValueError(f"a model needs at least one {what}")
+            names = [spec.name for spec in specs]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two {what}s are named {', '.join(twice)}: each needs a name of its own")
+
+    @cached_property
+    def inputs_by_name(self) -> dict[str, TensorSpec]:
+        """The inputs by their names."""
+        return {spec.name: spec for spec in self.inputs}
+
+    @cached_property
+    def outputs_by_name(self) -> dict[str, TensorSpec]:
+        """The outputs by their names."""
+        return {spec.name: spec for spec in self.outputs}
+
+    def check_names(self, given: Mapping[str, object]) -> None:
+        """Raise BadTensor unless `given` has exactly the names of the inputs."""
+        if given.keys() == self.inputs_by_name.keys():
+            return
+        expected = ", ".join(self.inputs_by_name)
+        unknown = [name for name in given if name not in self.inputs_by_name]
+        if unknown:
+            names = ", ".join(repr(name[:100]) for name in unknown[:10])
+            raise BadTensor(f"the model has no input {names}; expected exactly {expected}; rename or drop it")
+        missing = ", ".join(name for name in self.inputs_by_name if name not in given)
+        raise BadTensor(f"input {missing} is missing; expected exactly {expected}; send every input")
+
+    def check_inputs(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """Return how many rows the arrays hold.
+
+        Raises: BadTensor, naming the input, what it got, what was expected and the mend, for a missing or
+            unknown input, a wrong datatype, rank or dim, inputs that differ in rows, or no rows at all.
+        """
+        self.check_names(arrays)
+        rows = -1
+        first = ""
+        for spec in self.inputs:
+            array = arrays[spec.name]
+            check_array(spec, array)
+            if rows < 0:
+                rows, first = len(array), spec.name
+            elif len(array) != rows:
+                raise BadTensor(
+                    f"input {spec.name!r} has {len(array)} rows but input {first!r} has {rows}; "
+                    "expected the same first dim in every input"
+                )
+        return rows
+
+
+def check_array(spec: TensorSpec, array: np.ndarray) -> None:
+    """Raise BadTensor unless array has spec's datatype (little-endian), rank, dims and at least one row."""
+    if array.dtype != spec.dtype:
+        raise BadTensor(
+            f"input {spec.name!r} has datatype {array.dtype}; expected {spec.datatype} ({spec.dtype.name}); "
+            "convert before sending"
+        )
+    check_shape(spec, array.shape)
+
+
+def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    """Raise BadTensor unless shape has spec's rank, its fixed dims and at least one row."""
+    if len(shape) != len(spec.shape):
+        hint = ""
+        if len(shape) == len(spec.shape) - 1:
+            hint = "; for a single row, wrap it once more: the first dim counts the rows"
+        raise BadTensor(
+            f"input {spec.name!r} has shape {list(shape)} with {len(shape)} dims; "
+            f"expected {list(spec.shape)} with {len(spec.shape)} (-1 is any size){hint}"
+        )
+    for axis, (got, expected) in enumerate(zip(shape, spec.shape, strict=True)):
+        if expected not in (ANY, got):
+            raise BadTensor(
+                f"input {spec.name!r} has shape {list(shape)}: dim {axis} is {got}; expected {expected} "
+                f"({list(spec.shape)}, -1 is any size)"
+            )
+    if shape[0] == 0:
+        raise BadTensor(f"input {spec.name!r} has no rows (shape {list(shape)}); expected at least one")
