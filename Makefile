@@ -1,0 +1,51 @@
+# What a person types is what CI calls: .ci/run runs `lint types test`.
+# Every target that needs Python depends on `install`, so each works on a fresh machine (Python 3.11+, make).
+
+SHELL := /bin/sh
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types bench clean
+
+# Settings of the caller's shell that would send an install or an import somewhere else.
+unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
+
+PY := .venv/bin/python
+# Test files that run side by side. Two is right for two cores: the end-to-end files start servers of their own.
+JOBS ?= 2
+# More arguments for pytest or for the benchmark: make test ARGS='-k fold -x'
+ARGS ?=
+
+# The stamp is named after what it stands for: this folder, the requirements, their pins and the way they are
+# installed. A changed file or a moved checkout installs again; a new mtime alone does not.
+STAMP := .venv/installed-$(firstword $(shell { pwd; cat pyproject.toml constraints.txt deploy/dev/make-venv.sh; } | cksum))
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP) ## make .venv with everything: export, demo, tests
+
+$(STAMP):
+	@sh deploy/dev/make-venv.sh
+	@rm -f .venv/installed-*
+	@touch $@
+
+demo: install ## export three networks, serve them, post real pictures; DEMO_PORT=8000; Ctrl-C ends it
+	@exec $(PY) deploy/demo.py
+
+test: install ## all tests; ARGS='-k name -x' for some of them
+	@sh deploy/dev/get-promtool.sh
+	@exec $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: install ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: install ## mypy, strict, on models/ and service/
+	$(PY) -m mypy
+
+bench: install ## folded against unfolded, per network; prints the table of benchmarks/README.md
+	@exec $(PY) -m benchmarks.fold $(ARGS)
+
+clean: ## remove what demo, tests and tools left behind; .venv stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,21 @@
+"""Settings every test runs under. Fixtures of one part live in that part's folder; here only what several parts use."""
+
+import os
+import shutil
+import sysconfig
+
+import pytest
+
+# One thread per process: test files run side by side on few cores, and the servers that tests start inherit this.
+# Set here, before anything imports torch or numpy, because their thread pools read it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """The path of promtool: from PATH, or where deploy/dev/get-promtool.sh (`make test`) puts it."""
+    folders = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))
+    path = shutil.which("promtool", path=folders)
+    if path is None:
+        pytest.skip("promtool is not installed (Debian, Ubuntu: apt-get install prometheus)")
+    return path
