@@ -1,0 +1,317 @@
+"""Every metric that foldserve exposes, and the calls that count them.
+
+The names are a contract (docs/operations.md lists them; a test compares). Base units: seconds, bytes. Who
+calls what: the front calls request_finished; the engine queued, taken, request_started and request_ended; a
+worker batch_finished, retried and model_loaded; the supervising process worker_restarted and writer_died.
+Label values come from fixed sets, made before the processes start (Plan): a client cannot make a new series.
+
+Must not know HTTP or Prometheus. Where the numbers live: metrics_store.py. How they are read:
+metrics_exposition.py.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version as distribution_version
+from itertools import product
+from pathlib import Path
+from typing import Final, Literal
+
+from service.metrics_store import Layout, Metric, Row, Store
+
+PROTOCOLS: Final = ("json", "raw", "npy", "oip", "v1", "other")
+CODES: Final = (
+    *("200", "400", "401", "404", "405", "406", "413", "415", "422", "429", "499", "500", "503", "504"),
+    "other",
+)
+STAGES: Final = ("decode", "queue", "gather", "run", "scatter", "encode")
+BATCH_REASONS: Final = ("full", "waited", "drained")
+REJECTIONS: Final = (
+    *("queue_full", "too_large", "not_ready", "draining", "deadline_passed", "unauthorized"),
+    "other",
+)
+
+BatchReason = Literal["full", "waited", "drained"]
+
+NO_MODEL: Final = ("", "")
+"""The model and version labels of requests that named no model we serve."""
+
+# From a cached JSON answer of a tiny network (below 1 ms) to a request that waited out a long queue.
+DURATION_BUCKETS: Final = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0),
+)
+# Stages of small networks last tens of microseconds.
+STAGE_BUCKETS: Final = (
+    *(0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.002, 0.003, 0.005, 0.01),
+    *(0.02, 0.03, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0),
+)
+ROW_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+_MODEL: Final = ("model", "version")
+
+REQUESTS: Final = Metric(
+    "foldserve_requests_total",
+    "counter",
+    "Requests answered, by protocol and HTTP status.",
+    (*_MODEL, "protocol", "code"),
+    hide_zero=True,
+)
+REQUEST_DURATION: Final = Metric(
+    "foldserve_request_duration_seconds",
+    "histogram",
+    "Time from a request's head to its answer being handed to the socket.",
+    _MODEL,
+    DURATION_BUCKETS,
+)
+STAGE_DURATION: Final = Metric(
+    "foldserve_stage_duration_seconds",
+    "histogram",
+    "Time a request spent in each stage.",
+    (*_MODEL, "stage"),
+    STAGE_BUCKETS,
+)
+BATCH_ROWS: Final = Metric(
+    "foldserve_batch_rows", "histogram", "Rows run together, without padding.", _MODEL, ROW_BUCKETS
+)
+REQUEST_ROWS: Final = Metric("foldserve_request_rows", "histogram", "Rows of a request.", _MODEL, ROW_BUCKETS)
+BATCHES: Final = Metric(
+    "foldserve_batches_total",
+    "counter",
+    "Batches run, by why the batch left: full, its window passed, or it took all that waited.",
+    (*_MODEL, "reason"),
+)
+PADDING_ROWS: Final = Metric(
+    "foldserve_padding_rows_total", "counter", "Rows added to reach an allowed batch size.", _MODEL
+)
+QUEUE_ROWS: Final = Metric("foldserve_queue_rows", "gauge", "Rows waiting for a batch.", _MODEL)
+INFLIGHT: Final = Metric(
+    "foldserve_inflight_requests", "gauge", "Requests accepted and not yet answered.", _MODEL
+)
+REJECTED: Final = Metric(
+    "foldserve_rejected_total", "counter", "Requests refused or given up, by error code.", (*_MODEL, "reason")
+)
+RETRIED: Final = Metric(
+    "foldserve_retried_total", "counter", "Requests run again after the batch they were in failed.", _MODEL
+)
+WORKER_RESTARTS: Final = Metric(
+    "foldserve_worker_restarts_total", "counter", "Workers started again after they died.", ("device",)
+)
+MODEL_READY: Final = Metric(
+    "foldserve_model_ready",
+    "gauge",
+    "1 when the model is loaded, warmed and agrees with its reference.",
+    _MODEL,
+    combine="max",
+)
+MODEL_LOAD: Final = Metric(
+    "foldserve_model_load_seconds",
+    "gauge",
+    "Time to load, warm and check the model (the slowest worker's).",
+    _MODEL,
+    combine="max",
+)
+BUILD_INFO: Final = Metric(
+    "foldserve_build_info",
+    "gauge",
+    "Always 1; the labels say what is running.",
+    ("foldserve", "python", "onnxruntime"),
+    combine="max",
+)
+# Kept like the rest, so that the queue's bound in bytes holds over all API servers, but not exposed.
+QUEUE_BYTES: Final = Metric("queue_bytes", "gauge", "Bytes of inputs waiting for a batch.", _MODEL)
+
+EXPOSED: Final[tuple[Metric, ...]] = (
+    *(REQUESTS, REQUEST_DURATION, STAGE_DURATION, BATCH_ROWS, REQUEST_ROWS, BATCHES, PADDING_ROWS),
+    *(QUEUE_ROWS, INFLIGHT, REJECTED, RETRIED, WORKER_RESTARTS, MODEL_READY, MODEL_LOAD, BUILD_INFO),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What must be known before the processes start.
+
+    versions: every (model, version) that is served.
+    devices: every device a worker may own ("cpu", "cuda:0").
+    writers: a name for every process that writes; the place in the tuple is the row.
+    """
+
+    versions: tuple[tuple[str, str], ...]
+    devices: tuple[str, ...]
+    writers: tuple[str, ...]
+
+    def layout(self) -> Layout:
+        """The cells for these models and devices."""
+        served = self.versions
+        any_version = (*served, NO_MODEL)
+
+        def with_label(versions: tuple[tuple[str, str], ...], values: tuple[str, ...]) -> list[tuple[str, ...]]:
+            return [(*version, value) for version, value in product(versions, values)]
+
+        series: dict[str, list[tuple[str, ...]]] = {
+            metric.name: list(served) for metric in (*EXPOSED, QUEUE_BYTES) if metric.labels == _MODEL
+        }
+        series[REQUESTS.name] = [
+            (*version, protocol, code) for version, protocol, code in product(any_version, PROTOCOLS, CODES)
+        ]
+        series[STAGE_DURATION.name] = with_label(served, STAGES)
+        series[BATCHES.name] = with_label(served, BATCH_REASONS)
+        series[REJECTED.name] = with_label(any_version, REJECTIONS)
+        series[WORKER_RESTARTS.name] = [(device,) for device in self.devices]
+        series[BUILD_INFO.name] = [build_info()]
+        return Layout((*EXPOSED, QUEUE_BYTES), series)
+
+
+class Metrics:
+    """Counts into this process's row; reads everybody's.
+
+    Made by the supervising process with create(); forked processes inherit it and call write_as(); spawned
+    ones attach() to the same file. Not to be shared by two processes under one writer name.
+    """
+
+    def __init__(self, plan: Plan, store: Store, writer: str) -> None:
+        self.plan = plan
+        self.store = store
+        self._offsets = store.layout.offsets
+        self.write_as(writer)
+
+    @classmethod
+    def create(cls, path: Path, plan: Plan) -> "Metrics":
+        """Make the file at path and count as the plan's first writer."""
+        metrics = cls(plan, Store.create(path, plan.layout(), len(plan.writers)), plan.writers[0])
+        with metrics._row.lock:
+            metrics._row.set(metrics._offsets[BUILD_INFO.name][build_info()], 1.0)
+        return metrics
+
+    @classmethod
+    def attach(cls, path: Path, plan: Plan, writer: str) -> "Metrics":
+        """Map a file that create() made with the same plan."""
+        return cls(plan, Store(path, plan.layout(), len(plan.writers)), writer)
+
+    def write_as(self, writer: str) -> None:
+        """Count into this writer's row from now on (called in a process just forked)."""
+        self._row: Row = self.store.row(self.plan.writers.index(writer))
+
+    # Called by the front ------------------------------------------------------------------------------
+
+    def request_finished(
+        self,
+        protocol: str,
+        model: str,
+        version: str,
+        status: int,
+        duration_s: float,
+        *,
+        rows: int = 0,
+        stages_s: Mapping[str, float] | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        """Count one answered request.
+
+        Args:
+            protocol: one of PROTOCOLS; anything else counts as "other".
+            model, version: as served; "" (or unknown ones) when the request named none that is.
+            status: the HTTP status; 499 for a client that went away.
+            duration_s: from the request's head to the answer.
+            rows: 0 when the request did not get far enough to have any.
+            stages_s: seconds by stage name (STAGES), for those stages that were passed.
+            error_code: the error's stable word; those that mean "refused" count in foldserve_rejected_total.
+        """
+        served = (model, version) in self._offsets[REQUEST_DURATION.name]
+        labels = (model, version) if served else NO_MODEL
+        protocol = protocol if protocol in PROTOCOLS else "other"
+        code = str(status) if str(status) in CODES else "other"
+        row = self._row
+        with row.lock:
+            row.add(self._offsets[REQUESTS.name][(*labels, protocol, code)], 1.0)
+            if error_code in REJECTIONS:
+                row.add(self._offsets[REJECTED.name][(*labels, error_code)], 1.0)
+            if not served:
+                return
+            row.observe(self._offsets[REQUEST_DURATION.name][labels], DURATION_BUCKETS, duration_s)
+            if rows:
+                row.observe(self._offsets[REQUEST_ROWS.name][labels], ROW_BUCKETS, rows)
+            for stage, seconds in (stages_s or {}).items():
+                row.observe(self._offsets[STAGE_DURATION.name][(*labels, stage)], STAGE_BUCKETS, seconds)
+
+    # Called by the engine, in an API server --------------------------------------------------------------
+
+    def queued(self, model: str, version: str, rows: int, size_bytes: int) -> None:
+        """A request was put into its model's queue and is in flight."""
+        labels = (model, version)
+        with self._row.lock:
+            self._row.add(self._offsets[QUEUE_ROWS.name][labels], rows)
+            self._row.add(self._offsets[QUEUE_BYTES.name][labels], size_bytes)
+
+    def taken(self, model: str, version: str, rows: int, size_bytes: int) -> None:
+        """A queued request was taken by a worker, or given up."""
+        self.queued(model, version, -rows, -size_bytes)
+
+    def request_started(self, model: str, version: str) -> None:
+        """A request is in flight."""
+        with self._row.lock:
+            self._row.add(self._offsets[INFLIGHT.name][(model, version)], 1.0)
+
+    def request_ended(self, model: str, version: str) -> None:
+        """A request is no longer in flight."""
+        with self._row.lock:
+            self._row.add(self._offsets[INFLIGHT.name][(model, version)], -1.0)
+
+    def queue_rows(self, model: str, version: str) -> float:
+        """Rows that wait, over all API servers."""
+        return self.store.total(self._offsets[QUEUE_ROWS.name][(model, version)])
+
+    def queue_bytes(self, model: str, version: str) -> float:
+        """Bytes of inputs that wait, over all API servers."""
+        return self.store.total(self._offsets[QUEUE_BYTES.name][(model, version)])
+
+    def model_is_ready(self, model: str, version: str) -> bool:
+        """Whether a live worker serves the model."""
+        return self.store.largest(self._offsets[MODEL_READY.name][(model, version)]) > 0.0
+
+    # Called by a worker -------------------------------------------------------------------------------
+
+    def model_loaded(self, model: str, version: str, ready: bool, load_s: float) -> None:
+        """A worker has loaded, warmed and checked a model; ready tells whether it may serve."""
+        labels = (model, version)
+        with self._row.lock:
+            self._row.set(self._offsets[MODEL_READY.name][labels], float(ready))
+            self._row.set(self._offsets[MODEL_LOAD.name][labels], load_s)
+
+    def batch_finished(self, model: str, version: str, rows: int, padding: int, reason: BatchReason) -> None:
+        """A batch was run."""
+        labels = (model, version)
+        with self._row.lock:
+            self._row.observe(self._offsets[BATCH_ROWS.name][labels], ROW_BUCKETS, rows)
+            self._row.add(self._offsets[BATCHES.name][(*labels, reason)], 1.0)
+            self._row.add(self._offsets[PADDING_ROWS.name][labels], padding)
+
+    def retried(self, model: str, version: str, requests: int) -> None:
+        """Requests are run again because the batch they were in failed."""
+        with self._row.lock:
+            self._row.add(self._offsets[RETRIED.name][(model, version)], requests)
+
+    # Called by the supervising process -------------------------------------------------------------------
+
+    def worker_restarted(self, device: str) -> None:
+        """A worker that died was started again."""
+        with self._row.lock:
+            self._row.add(self._offsets[WORKER_RESTARTS.name][(device,)], 1.0)
+
+    def writer_died(self, writer: str) -> None:
+        """A process has ended: nothing it held is queued, in flight or ready any more."""
+        self.store.reset_gauges(self.plan.writers.index(writer))
+
+
+def build_info() -> tuple[str, str, str]:
+    """The values of foldserve_build_info's labels: foldserve's, Python's and onnxruntime's versions."""
+    return (_installed("foldserve"), platform.python_version(), _installed("onnxruntime-gpu", "onnxruntime"))
+
+
+def _installed(*distributions: str) -> str:
+    for name in distributions:
+        try:
+            return distribution_version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
