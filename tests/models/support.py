@@ -8,9 +8,9 @@ from torch.nn.modules.batchnorm import _NormBase
 def randomise_norms(module: nn.Module, seed: int = 0) -> nn.Module:
     """Give every batch norm (and affine instance norm) random statistics, in place; return module.
 
-    Fresh statistics (mean 0, var 1, gamma 1, beta 0) hide most mistakes of a fold. Here the mean is in
-    about [-1, 1], the variance in [0.5, 2], |gamma| in [0.5, 1.5] with the first channel's gamma negative (a fold
-    that moves a scale through an activation, or through a max, breaks on it), beta in about [-0.5, 0.5].
+    Fresh statistics (mean 0, var 1, gamma 1, beta 0) hide most mistakes of a fold. Here the mean lies in
+    [-1, 1], the variance in [0.5, 2], |gamma| in [0.5, 1.5], beta in [-0.5, 0.5], and the first channel has
+    a negative gamma: a fold that moves a scale through an activation, or through a max, breaks on it.
     The values depend only on seed and on the order of module.modules().
     """
     generator = torch.Generator().manual_seed(seed)
