@@ -5,7 +5,7 @@
 set -eu
 
 usable() { # $1 = an interpreter: new enough, and able to make an environment with pip in it
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+    [ "$("$1" -c 'import sys, venv, ensurepip; print(sys.version_info >= (3, 11))' 2>/dev/null)" = True ]
 }
 
 find_python() {

@@ -1,0 +1,57 @@
+# The serving image: foldserve and what it needs to serve ONNX files, without torch. deploy/README.md says how to
+# build it, for CUDA too, and what was tested.
+
+# Pin the base by digest for a build that can be repeated: --build-arg BASE_IMAGE=NAME:TAG@sha256:DIGEST
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+
+FROM ${BASE_IMAGE} AS dependencies
+# Extras of pyproject.toml, with commas: "cuda" brings the CUDA and cuDNN wheels, "export" torch for TorchScript models.
+ARG EXTRAS=""
+WORKDIR /src
+COPY pyproject.toml constraints.txt ./
+# Only the two files above decide what this layer holds, so a change of the source does not install it again.
+# The secrets are for a network with a certificate authority or a pip configuration of its own; none stays in the image.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
+    --mount=type=secret,id=ca_bundle,target=/run/ca-bundle.crt,required=false \
+    if [ -f /run/ca-bundle.crt ]; then export PIP_CERT=/run/ca-bundle.crt; fi \
+    && python3 -m venv /opt/foldserve \
+    && EXTRAS="${EXTRAS}" python3 -c 'import os, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; wanted = filter(None, os.environ["EXTRAS"].split(",")); print(*p["dependencies"], *(d for e in wanted for d in p["optional-dependencies"][e]), sep="\n")' > requirements.txt \
+    && /opt/foldserve/bin/pip install --no-input --disable-pip-version-check -c constraints.txt -r requirements.txt
+
+
+FROM dependencies AS application
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
+    --mount=type=secret,id=ca_bundle,target=/run/ca-bundle.crt,required=false \
+    if [ -f /run/ca-bundle.crt ]; then export PIP_CERT=/run/ca-bundle.crt; fi \
+    && /opt/foldserve/bin/pip install --no-input --disable-pip-version-check -c constraints.txt setuptools
+COPY README.md LICENSE ./
+COPY models ./models
+COPY service ./service
+# --prefix gives a tree of foldserve's own files alone; it is laid over the environment below as a layer of its own.
+RUN /opt/foldserve/bin/pip install --no-input --disable-pip-version-check --no-index --no-deps --no-build-isolation \
+    --prefix /overlay .
+
+
+FROM ${BASE_IMAGE}
+COPY --from=dependencies /opt/foldserve /opt/foldserve
+COPY --from=application /overlay /opt/foldserve
+# NVIDIA_*: read by NVIDIA's container runtime where there is one, by nothing else.
+ENV PATH=/opt/foldserve/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    FOLDSERVE_HOST=0.0.0.0 \
+    FOLDSERVE_PORT=8000 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+WORKDIR /tmp
+# A number, so that Kubernetes can check runAsNonRoot. Nothing in the image belongs to it; it writes to /tmp and /dev/shm.
+USER 10001:10001
+EXPOSE 8000
+# Exec form all through: foldserve is PID 1 and gets SIGTERM itself.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:%s/v2/health/ready' % os.environ['FOLDSERVE_PORT'], timeout=4)"]
+ENTRYPOINT ["foldserve"]
+CMD ["serve", "/models"]
