@@ -1,4 +1,4 @@
-"""Settings every test runs under. Fixtures of one part live in that part's folder; here only what several parts use."""
+"""Settings every test runs under, and the fixtures that several parts use; a part's own live in its folder."""
 
 import os
 import shutil
@@ -6,8 +6,8 @@ import sysconfig
 
 import pytest
 
-# One thread per process: test files run side by side on few cores, and the servers that tests start inherit this.
-# Set here, before anything imports torch or numpy, because their thread pools read it once.
+# One thread per process: test files run side by side on few cores, and the servers that tests start inherit
+# this. Set here, before anything imports torch or numpy, because their thread pools read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
