@@ -1,4 +1,4 @@
-"""Settings every test runs under, and the fixtures that several parts use; a part's own live in its folder."""
+"""Settings every test runs under, and the fixtures several parts use; a part's own live in its folder."""
 
 import os
 import shutil
