@@ -1,6 +1,7 @@
 """What the tests of deploy/ share: where the files lie, and what a PromQL expression mentions."""
 
 import re
+import tomllib
 from pathlib import Path
 
 from service.metrics import EXPOSED
@@ -17,8 +18,6 @@ _MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 
 def version_of_foldserve() -> str:
     """The version in pyproject.toml."""
-    import tomllib
-
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 

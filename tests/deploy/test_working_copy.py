@@ -11,20 +11,21 @@ from tests.deploy.support import ROOT
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
+def make(*arguments: str, cwd: Path = ROOT) -> str:
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
 def test_make_alone_lists_every_target_with_one_line_each() -> None:
     phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
     assert phony is not None
-    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
-    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")] == phony[
-        1
-    ].split()
+    listed = [line.split() for line in make("-s").splitlines()]
+    assert [words[1] for words in listed] == phony[1].split()
+    assert all(len(words) > 3 for words in listed)
 
 
 def test_make_works_from_another_folder() -> None:
-    here = subprocess.run(
-        ["make", "-s", "-C", str(ROOT)], cwd="/", capture_output=True, text=True, check=True
-    )
-    assert "make test" in here.stdout
+    assert "make test" in make("-s", "-C", str(ROOT), cwd=Path("/"))
 
 
 def test_ci_runs_lint_types_and_tests_and_waits_for_nobody() -> None:
