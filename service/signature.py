@@ -21,7 +21,8 @@ ANY = -1
 class TensorSpec:
     """One input or output: its name, its OIP datatype, its shape with -1 for a dim of any size.
 
-    shape[0] is -1 and counts the rows. Raises ValueError when it is not, ConfigError for an unknown datatype.
+    shape[0] is -1 and counts the rows; every other dim is -1 or at least 1.
+    Raises: ValueError when the shape is another one, ConfigError for an unknown datatype.
     """
 
     name: str
@@ -33,6 +34,10 @@ class TensorSpec:
         if not self.shape or self.shape[0] != ANY:
             raise ValueError(
                 f"tensor {self.name!r} has shape {list(self.shape)}; dim 0 counts the rows and must be -1"
+            )
+        if any(dim < 1 and dim != ANY for dim in self.shape):
+            raise ValueError(
+                f"tensor {self.name!r} has shape {list(self.shape)}; a dim must be -1 or at least 1"
             )
 
     @cached_property
@@ -113,7 +118,7 @@ class Signature:
 
 
 def check_array(spec: TensorSpec, array: np.ndarray) -> None:
-    """Raise BadTensor unless array has spec's datatype (little-endian), rank, dims and at least one row."""
+    """Raise BadTensor unless array has spec's datatype (little-endian), rank and dims."""
     if array.dtype != spec.dtype:
         raise BadTensor(
             f"input {spec.name!r} has datatype {array.dtype}; expected {spec.datatype} ({spec.dtype.name}); "
@@ -123,7 +128,7 @@ def check_array(spec: TensorSpec, array: np.ndarray) -> None:
 
 
 def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
-    """Raise BadTensor unless shape has spec's rank, its fixed dims and at least one row."""
+    """Raise BadTensor unless shape has spec's rank and its fixed dims, and no dim is 0."""
     if len(shape) != len(spec.shape):
         hint = ""
         if len(shape) == len(spec.shape) - 1:
@@ -138,5 +143,6 @@ def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
                 f"input {spec.name!r} has shape {list(shape)}: dim {axis} is {got}; expected {expected} "
                 f"({list(spec.shape)}, -1 is any size)"
             )
-    if shape[0] == 0:
-        raise BadTensor(f"input {spec.name!r} has no rows (shape {list(shape)}); expected at least one")
+    if 0 in shape:
+        what = "rows" if shape[0] == 0 else f"elements: dim {shape.index(0)} is 0"
+        raise BadTensor(f"input {spec.name!r} has no {what} (shape {list(shape)}); expected at least one")
