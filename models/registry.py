@@ -1,0 +1,223 @@
+"""From a TARGET on the command line to a network: a name of models/, or package.module:factory of the user's.
+
+The table NETWORKS is the one list of our networks. Nothing of torch is built before a network is asked for.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.errors import ExportError, FactoryFailed, UnknownTarget
+from models.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network that was asked for.
+
+    name: what to call it in a repository when the user gives no name.
+    module: as its factory returned it; weights loaded, mode untouched.
+    example_inputs: dim 0 = rows; empty when the user's factory gave none.
+    dynamic_axes: per input, the dims besides rows that are dynamic, and their names: {"x": {1: "length"}}.
+    input_names: None for the parameter names of the module's forward.
+    source: TARGET as it was given, for the manifest.
+    """
+
+    name: str
+    module: nn.Module
+    example_inputs: tuple[Tensor, ...]
+    dynamic_axes: dict[str, dict[int, str]] | None
+    input_names: tuple[str, ...] | None
+    source: str
+
+
+@dataclass(frozen=True)
+class _Network:
+    """Where a network of ours is: its file, and the functions in it."""
+
+    file: str
+    build: str = "build"
+    example_inputs: str = "example_inputs"
+    input_names: tuple[str, ...] | None = None
+
+
+NETWORKS: dict[str, _Network] = {
+    "mlp": _Network("mlp"),
+    "convnet": _Network("convnet"),
+    "resnet18": _Network("resnet", "build_18"),
+    "resnet34": _Network("resnet", "build_34"),
+    "resnet50": _Network("resnet", "build_50"),
+    "resnet_small": _Network("resnet", "build_small", "example_inputs_small"),
+    "mobilenet": _Network("mobilenet"),
+    "unet": _Network("unet"),
+    "lstm": _Network("lstm"),
+    "transformer": _Network("transformer"),
+    "digits": _Network("digits"),
+    # The package calls its parameter "inputs", which reads badly inside the "inputs" of a JSON request.
+    "efficientnet_lite0": _Network("efficientnet_lite0", input_names=("x",)),
+    "efficientnet_lite0_uint8": _Network("efficientnet_lite0", "build_uint8", "example_inputs_uint8"),
+}
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the networks in models/ that resolve() knows."""
+    return tuple(NETWORKS)
+
+
+def resolve(target: str, weights: Path | None = None) -> Target:
+    """Build the network that target names, and load weights into it, if given.
+
+    Raises ExportErrors: UnknownTarget when it cannot be found or imported, FactoryFailed when it cannot be
+    built, MissingExtra when it needs a package that is not installed, and those of models.weights. For a
+    factory the current directory becomes importable.
+    """
+    found = _resolve_factory(target) if ":" in target else _resolve_network(target)
+    if weights is not None:
+        load_weights(found.module, weights)
+    return found
+
+
+def _resolve_network(target: str) -> Target:
+    entry = NETWORKS.get(target)
+    if entry is None:
+        raise UnknownTarget(_unknown_name(target))
+    file = importlib.import_module(f"models.{entry.file}")
+    return Target(
+        name=target,
+        module=getattr(file, entry.build)(),
+        example_inputs=getattr(file, entry.example_inputs)(),
+        dynamic_axes=getattr(file, "DYNAMIC_AXES", None),
+        input_names=entry.input_names,
+        source=target,
+    )
+
+
+def _unknown_name(target: str) -> str:
+    close = difflib.get_close_matches(target, NETWORKS, n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else ""
+    return (
+        f"there is no network {target!r} in models/{guess}\nexpected one of: {', '.join(NETWORKS)}, or a "
+        "factory of your own as package.module:factory"
+    )
+
+
+def _resolve_factory(target: str) -> Target:
+    module_name, _, attribute = target.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise UnknownTarget(
+            f"{target!r} is not the name of a factory; expected package.module:factory with a dotted module "
+            "name, as my_nets.resnet:build for the function build in my_nets/resnet.py"
+        )
+    _make_current_directory_importable()
+    module, example_inputs = _call(target, _find(target, module_name, attribute))
+    return Target(
+        name=module_name.rpartition(".")[2]
+        if attribute in ("build", "factory")
+        else attribute.replace(".", "_"),
+        module=module,
+        example_inputs=example_inputs,
+        dynamic_axes=None,
+        input_names=None,
+        source=target,
+    )
+
+
+def _make_current_directory_importable() -> None:
+    """Put the current directory first on sys.path, as `python -m` does and a console script does not.
+
+    It stays there: a network may import more when it runs.
+    """
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _find(target: str, module_name: str, attribute: str) -> Any:
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UnknownTarget(_not_importable(target, module_name, error)) from error
+    except ExportError:
+        raise
+    except Exception as error:  # user code: whatever it raises while it is imported
+        raise UnknownTarget(
+            f"{target!r}: importing {module_name} raised {type(error).__name__}: {error}; expected a module "
+            f"that can be imported; try `python -c 'import {module_name}'`"
+        ) from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            close = difflib.get_close_matches(name, dir(found), n=1)
+            guess = f"; did you mean {close[0]!r}?" if close else ""
+            raise UnknownTarget(
+                f"{target!r}: {module_name} has no {attribute!r}{guess}; expected a function there that "
+                "takes no arguments and returns an nn.Module"
+            )
+        found = getattr(found, name)
+    return found
+
+
+def _not_importable(target: str, module_name: str, error: ModuleNotFoundError) -> str:
+    missing = error.name or module_name
+    if missing != module_name and not module_name.startswith(missing + "."):
+        return (
+            f"{target!r}: {module_name} was found, but it imports {missing}, which is not installed; install "
+            "it beside foldserve"
+        )
+    first = module_name.partition(".")[0]
+    if first in ("models", "service"):
+        return (
+            f"{target!r}: there is no module {module_name}; the package name {first!r} is foldserve's own, "
+            "so a package of yours with that name cannot be imported beside it; rename yours"
+        )
+    return (
+        f"{target!r}: there is no module {missing}; expected a module in the current directory "
+        f"({os.getcwd()}), on PYTHONPATH, or installed"
+    )
+
+
+def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    if isinstance(factory, nn.Module):
+        return factory, ()
+    if not callable(factory):
+        raise FactoryFailed(
+            f"{target!r} is a {type(factory).__name__}; expected a function that takes no arguments and "
+            "returns an nn.Module"
+        )
+    try:
+        made = factory()
+    except ExportError:
+        raise
+    except Exception as error:  # user code: whatever it raises
+        raise FactoryFailed(
+            f"{target!r} was called without arguments and raised {type(error).__name__}: {error}; expected "
+            "it to return an nn.Module; where the class needs arguments, write a function that gives them"
+        ) from error
+    if isinstance(made, nn.Module):
+        return made, ()
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return made[0], _examples(target, made[1])
+    raise FactoryFailed(
+        f"{target!r} returned {_kind(made)}; expected an nn.Module, or a pair (module, example_inputs)"
+    )
+
+
+def _examples(target: str, given: Any) -> tuple[Tensor, ...]:
+    examples = (given,) if isinstance(given, Tensor) else given
+    if isinstance(examples, (tuple, list)) and examples and all(isinstance(one, Tensor) for one in examples):
+        return tuple(examples)
+    raise FactoryFailed(
+        f"{target!r} returned {_kind(given)} as example inputs; expected a tuple of tensors, one per input "
+        "of the network, dim 0 = rows"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(type(one).__name__ for one in value) + ")"
+    return f"a {type(value).__name__}"
