@@ -12,7 +12,8 @@ metrics_exposition.py.
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version as distribution_version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as distribution_version
 from itertools import product
 from pathlib import Path
 from typing import Final, Literal
@@ -145,18 +146,15 @@ class Plan:
         served = self.versions
         any_version = (*served, NO_MODEL)
 
-        def with_label(versions: tuple[tuple[str, str], ...], values: tuple[str, ...]) -> list[tuple[str, ...]]:
-            return [(*version, value) for version, value in product(versions, values)]
-
         series: dict[str, list[tuple[str, ...]]] = {
             metric.name: list(served) for metric in (*EXPOSED, QUEUE_BYTES) if metric.labels == _MODEL
         }
         series[REQUESTS.name] = [
             (*version, protocol, code) for version, protocol, code in product(any_version, PROTOCOLS, CODES)
         ]
-        series[STAGE_DURATION.name] = with_label(served, STAGES)
-        series[BATCHES.name] = with_label(served, BATCH_REASONS)
-        series[REJECTED.name] = with_label(any_version, REJECTIONS)
+        series[STAGE_DURATION.name] = [(*version, stage) for version, stage in product(served, STAGES)]
+        series[BATCHES.name] = [(*version, reason) for version, reason in product(served, BATCH_REASONS)]
+        series[REJECTED.name] = [(*version, code) for version, code in product(any_version, REJECTIONS)]
         series[WORKER_RESTARTS.name] = [(device,) for device in self.devices]
         series[BUILD_INFO.name] = [build_info()]
         return Layout((*EXPOSED, QUEUE_BYTES), series)

@@ -1,7 +1,7 @@
 """The metrics as Prometheus reads them: text, or OpenMetrics when the scraper asks for it.
 
 A collector of prometheus_client over the shared rows: every API server answers a scrape with the numbers of
-all processes. `process_*` is summed over the supervising process and all its descendants (process_metrics.py).
+all processes. `process_*` is summed over the supervising process and its descendants (process_metrics.py).
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from service.metrics import EXPOSED, Metrics
-from service.metrics_store import Metric
+from service.metrics_store import Kind, Metric
 from service.process_metrics import process_families
 
 
@@ -39,11 +39,12 @@ class MetricsCollector(Collector):
 
 def family(metric: Metric, offsets: dict[tuple[str, ...], int], totals: np.ndarray) -> Family:
     """One metric with all its series, as prometheus_client's family."""
-    result = {
+    kinds: dict[Kind, type[CounterMetricFamily] | type[GaugeMetricFamily] | type[HistogramMetricFamily]] = {
         "counter": CounterMetricFamily,
         "gauge": GaugeMetricFamily,
         "histogram": HistogramMetricFamily,
-    }[metric.kind](metric.name, metric.help, labels=metric.labels)
+    }
+    result = kinds[metric.kind](metric.name, metric.help, labels=metric.labels)
     bounds = [*map(floatToGoString, metric.buckets), "+Inf"]
     for values, cell in offsets.items():
         if isinstance(result, HistogramMetricFamily):

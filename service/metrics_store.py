@@ -96,7 +96,7 @@ class Layout:
 class Row:
     """The cells of one writer. Written by one process at a time; its threads may share it."""
 
-    def __init__(self, cells: memoryview) -> None:
+    def __init__(self, cells: "memoryview[float]") -> None:
         self._cells = cells
         self.lock = threading.Lock()
 

@@ -48,13 +48,23 @@ def process_families(root_pid: int) -> Iterator[Family]:
         "User and system CPU time of all processes of the server.",
         value=sum(use.cpu_s for use in uses),
     )
-    gauges = (
-        ("process_resident_memory_bytes", "Resident memory of all processes, shared pages counted in each.")
-        + (sum(use.resident_bytes for use in uses),),
-        ("process_virtual_memory_bytes", "Virtual memory of all processes.")
-        + (sum(use.virtual_bytes for use in uses),),
-        ("process_open_fds", "Open file descriptors of all processes.") + (sum(use.open_fds for use in uses),),
-        ("process_start_time_seconds", "Start of the server, seconds since the epoch.") + (root.start_s,),
+    gauges: tuple[tuple[str, str, float], ...] = (
+        (
+            "process_resident_memory_bytes",
+            "Resident memory of all processes of the server; pages they share are counted in each.",
+            sum(use.resident_bytes for use in uses),
+        ),
+        (
+            "process_virtual_memory_bytes",
+            "Virtual memory of all processes of the server.",
+            sum(use.virtual_bytes for use in uses),
+        ),
+        (
+            "process_open_fds",
+            "Open file descriptors of all processes of the server.",
+            sum(use.open_fds for use in uses),
+        ),
+        ("process_start_time_seconds", "Start of the server, seconds since the epoch.", root.start_s),
     )
     for name, text, value in gauges:
         yield GaugeMetricFamily(name, text, value=value)

@@ -1,0 +1,198 @@
+"""One version of a model on disk: what export wrote, or an ONNX or TorchScript file from elsewhere.
+
+Reads and checks files only; loads no model (but asks onnxruntime for a bare ONNX file's signature), writes
+nothing. The manifest's format is the export's (models/export/); the keys that serving needs are read here.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from service.backends import BACKENDS, LoadError
+from service.errors import ConfigError
+from service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
+from service.signature import Signature, TensorSpec
+
+MANIFEST: Final = "manifest.json"
+REFERENCE: Final = "reference.npz"
+FORMAT_VERSION: Final = 1
+_CHUNK_BYTES = 2**20
+_SHOWN: Final = ("created", "source", "opset", "parameters", "fold", "parity", "tools")
+"""What of the manifest GET /info shows."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A version that can be served.
+
+    file: what the backend loads. manifest: empty for files that foldserve did not export.
+    max_batch_size: the largest batch, from config.yaml, else the manifest.
+    """
+
+    model: str
+    version: str
+    folder: Path
+    backend: str
+    file: Path
+    signature: Signature
+    max_batch_size: int
+    manifest: Mapping[str, Any]
+
+    @property
+    def reference(self) -> Path | None:
+        """The file with inputs and the eager network's outputs, where there is one."""
+        path = self.folder / REFERENCE
+        return path if path.is_file() else None
+
+    @property
+    def tolerance(self) -> float | None:
+        """How far answers may be from the reference, relative to its largest; None without a manifest."""
+        if not self.manifest:
+            return None
+        return float(self.manifest["parity"][BACKENDS[self.backend].parity]["tolerance"])
+
+    def summary(self) -> dict[str, Any]:
+        """The part of the manifest that GET /info shows."""
+        return {key: self.manifest[key] for key in _SHOWN if key in self.manifest}
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """Whether one file of an artifact is what its manifest says; problem is "" when it is."""
+
+    name: str
+    size_bytes: int
+    problem: str
+
+
+def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -> Artifact:
+    """Read one version folder. Raises: ConfigError when it cannot be served as config says."""
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    where = f"{model}/{version}"
+    if manifest and (manifest["name"], manifest["version"]) != (model, version):
+        raise ConfigError(
+            f"{folder / MANIFEST} is of {manifest['name']}/{manifest['version']} but lies in {where}; "
+            "expected the folder's names: move the folder, or export again with --name and --version"
+        )
+    file = _model_file(folder, where, config.backend)
+    backend = config.backend or next(
+        name for name, row in BACKENDS.items() if Path(row.file).suffix == file.suffix
+    )
+    largest = config.batch_buckets[-1] if config.batch_buckets else config.max_batch_size
+    return Artifact(
+        model=model,
+        version=version,
+        folder=folder,
+        backend=backend,
+        file=file,
+        signature=_signature(manifest, file, backend, where, config),
+        max_batch_size=largest or int(manifest.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE)),
+        manifest=manifest,
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read manifest.json and check that it is one of ours. Raises: ConfigError."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; export the model again") from error
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ConfigError(
+            f"{path} has format_version {found!r}; this foldserve reads {FORMAT_VERSION}: export the model "
+            "again, or use the foldserve that wrote it"
+        )
+    missing = [
+        key for key in ("name", "version", "inputs", "outputs", "files", "parity") if key not in manifest
+    ]
+    if missing:
+        raise ConfigError(f"{path} lacks {', '.join(missing)}: export the model again")
+    return manifest
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[FileCheck]:
+    """Compare every file that the manifest lists with its size and sha256."""
+    for name in manifest["files"]:
+        yield check_file(folder, manifest, name)
+
+
+def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> FileCheck:
+    """Compare one file with its size and sha256 in the manifest."""
+    expected = manifest["files"][name]
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return FileCheck(name, size, f"{path} has {size} bytes, the manifest says {expected['bytes']}")
+        found = _sha256(path)
+    except OSError as error:
+        return FileCheck(name, 0, f"{path} cannot be read: {error}")
+    if found != expected["sha256"]:
+        problem = (
+            f"{path} has sha256 {found}, the manifest says {expected['sha256']}: it was changed after export"
+        )
+        return FileCheck(name, size, problem)
+    return FileCheck(name, size, "")
+
+
+def manifest_signature(manifest: Mapping[str, Any]) -> Signature:
+    """The signature that a manifest states. Raises: ConfigError, KeyError, TypeError, ValueError."""
+
+    def specs(entries: Any) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(entry["name"], entry["datatype"], tuple(entry["shape"])) for entry in entries)
+
+    return Signature(specs(manifest["inputs"]), specs(manifest["outputs"]))
+
+
+def _model_file(folder: Path, where: str, backend: str | None) -> Path:
+    """The file to serve: the backend's own name, or the only file with its ending."""
+    rows = [BACKENDS[backend]] if backend else list(BACKENDS.values())
+    for row in rows:
+        named = folder / row.file
+        if named.is_file():
+            return named
+        others = sorted(folder.glob(f"*{named.suffix}"))
+        if len(others) == 1:
+            return others[0]
+    names = " or ".join(row.file for row in rows)
+    raise ConfigError(
+        f"{folder} holds no {names} to serve {where} with; expected one: export the model into the "
+        "repository, or change `backend` in config.yaml"
+    )
+
+
+def _signature(
+    manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
+) -> Signature:
+    if manifest:
+        try:
+            return manifest_signature(manifest)
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise ConfigError(f"the manifest of {where} has a bad input or output: {error}") from error
+    if config.signature:
+        return config.signature
+    if backend != "onnxruntime":
+        raise ConfigError(
+            f"{where} has no {MANIFEST}, and {file.name} does not say what it takes; expected `signature` "
+            "with inputs and outputs in config.yaml (docs/operations.md shows one)"
+        )
+    # Imported here: reading a repository of exported artifacts needs no onnxruntime.
+    from service.backends.onnxruntime_backend import read_signature
+
+    try:
+        return read_signature(file)
+    except LoadError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""The runtimes that foldserve can run a model with. A new one: a file here, and a row in BACKENDS.
+
+Backends are imported when first used: a server of ONNX files never loads torch.
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.backends.base import LoadError, LoadSession, Session, SessionOptions
+from service.signature import Signature
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One runtime.
+
+    file: the artifact's file that it runs.
+    parity: the key of its entry in the manifest's "parity".
+    module: has load_session (base.LoadSession).
+    needs: the package whose absence makes the backend unavailable, and how to get it.
+    """
+
+    file: str
+    parity: str
+    module: str
+    needs: tuple[str, str]
+
+
+BACKENDS: dict[str, Backend] = {
+    "onnxruntime": Backend(
+        "model.onnx",
+        "onnx",
+        "service.backends.onnxruntime_backend",
+        ("onnxruntime", "pip install onnxruntime-gpu"),
+    ),
+    "torchscript": Backend(
+        "model.pt",
+        "torchscript",
+        "service.backends.torchscript_backend",
+        ("torch", "pip install torch, or serve the ONNX file with `backend: onnxruntime`"),
+    ),
+}
+
+
+def load_session(
+    backend: str, path: Path, signature: Signature, device: str, options: SessionOptions
+) -> Session:
+    """Load a model's file. Raises LoadError, also when the backend's package is not installed."""
+    row = BACKENDS[backend]
+    try:
+        load: LoadSession = importlib.import_module(row.module).load_session
+    except ModuleNotFoundError as error:
+        package, mend = row.needs
+        if error.name != package:
+            raise
+        raise LoadError(
+            f"backend {backend} needs the package {package}, which is not installed: {mend}"
+        ) from error
+    return load(path, signature, device, options)
+
+
+__all__ = ["BACKENDS", "Backend", "LoadError", "Session", "SessionOptions", "load_session"]

@@ -1,0 +1,69 @@
+"""What a backend is: something that loads an artifact's file on a device and runs batches on it.
+
+A backend is one file in this folder plus one row of the table in backends/__init__.py. It knows neither
+batching nor processes nor HTTP. Its session is used by one thread at a time unless it says otherwise.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from service.signature import Signature
+
+
+class LoadError(Exception):
+    """A model's file cannot be loaded on the device; the text says which file, why, and the mend.
+
+    For operators (log, /info), not for clients: it may name paths.
+    """
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session is made; config.yaml's `session`.
+
+    threads: intra-op threads of one run; None = the backend's share of the cores, see usable_cores().
+    providers: onnxruntime's execution providers with their options, in order; empty = by the device.
+    """
+
+    threads: int | None = None
+    providers: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
+
+
+class Session(Protocol):
+    """A loaded model."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one batch.
+
+        Args:
+            inputs: input name -> array, C-contiguous and possibly read-only; all with the same first dim.
+        Returns: output name -> array, the rows in the order of the inputs' rows.
+        Raises: any exception when the model fails on these rows; the session stays usable.
+        """
+        ...
+
+
+class LoadSession(Protocol):
+    """How each backend makes a session."""
+
+    def __call__(self, path: Path, signature: Signature, device: str, options: SessionOptions) -> Session:
+        """Load `path` on `device` ("cpu", "cuda:0"). Raises LoadError."""
+        ...
+
+
+def usable_cores() -> int:
+    """The cores this process may use: its CPU mask, and its container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        # cgroup v2: "max 100000" or "<quota> <period>", both in microseconds.
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return max(1, min(cores, int(quota) // int(period)))

@@ -1,0 +1,155 @@
+"""From an artifact on disk to a session that may serve: the steps whose end is called "ready".
+
+    file as it was exported? -> session on its device -> answers like the eager network's? -> all buckets run
+
+Each step that fails raises LoadError: the model is then not served, its reason goes to the log and /info, and
+other models are served. Knows neither queues nor processes.
+"""
+
+import logging
+import zipfile
+
+import numpy as np
+
+from service import batching
+from service.artifact import Artifact, check_file
+from service.backends import LoadError, Session, SessionOptions, load_session
+from service.batching import Arrays
+from service.model_config import ModelConfig
+from service.signature import ANY, TensorSpec
+
+log = logging.getLogger(__name__)
+
+
+def load_model(artifact: Artifact, config: ModelConfig, device: str, options: SessionOptions) -> Session:
+    """Load, check and warm a model on a device. Raises: LoadError."""
+    if artifact.file.name in artifact.manifest.get("files", {}):
+        found = check_file(artifact.folder, artifact.manifest, artifact.file.name)
+        if found.problem:
+            raise LoadError(f"{found.problem}; export the model again, or restore the file")
+    session = load_session(artifact.backend, artifact.file, artifact.signature, device, options)
+    reference = read_reference(artifact)
+    if reference:
+        check_reference(artifact, config, session, reference)
+    if config.warmup:
+        warm(artifact, config, session, reference)
+    return session
+
+
+def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
+    """The arrays of reference.npz, "input.<name>" and "output.<name>"; none when there is no such file.
+
+    Raises: LoadError when the file is broken or lacks one of them.
+    """
+    path = artifact.reference
+    if path is None:
+        return {}
+    names = [
+        *(f"input.{spec.name}" for spec in artifact.signature.inputs),
+        *(f"output.{spec.name}" for spec in artifact.signature.outputs),
+    ]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise LoadError(f"{path} cannot be used: {error}; export the model again") from error
+
+
+def check_reference(
+    artifact: Artifact, config: ModelConfig, session: Session, reference: dict[str, np.ndarray]
+) -> None:
+    """Compare the session's answers with the eager network's.
+
+    Raises: LoadError when they differ by more than the tolerance that the manifest states.
+    """
+    tolerance = artifact.tolerance
+    if tolerance is None:
+        return
+    inputs = {spec.name: reference[f"input.{spec.name}"] for spec in artifact.signature.inputs}
+    for name, got in _answers(artifact, config, session, inputs).items():
+        found = relative_error(got, reference[f"output.{name}"])
+        if not found <= tolerance:
+            raise LoadError(
+                f"{artifact.file} does not agree with its reference: output {name!r} is off by {found:.3g} "
+                f"of the largest value, the manifest allows {tolerance:.3g}; the model is not served: export it "
+                "again, or look for a change of device or runtime"
+            )
+
+
+def warm(artifact: Artifact, config: ModelConfig, session: Session, reference: dict[str, np.ndarray]) -> None:
+    """Run every batch size that may come, so that no client waits for a first run.
+
+    With the reference's rows. Without a reference with zeros, and a failure is then only logged: the size of
+    a dynamic dim is a guess. Raises: LoadError when the model fails, or its outputs do not fit the signature.
+    """
+    for size in batching.sizes_to_warm(config.batch_buckets, artifact.max_batch_size):
+        inputs = {
+            spec.name: _rows_like(reference[f"input.{spec.name}"], size) if reference else _zeros(spec, size)
+            for spec in artifact.signature.inputs
+        }
+        try:
+            for _ in range(2):  # TorchScript's second run compiles for what the first one saw
+                outputs = session.run(inputs)
+        except Exception as error:
+            if reference:
+                raise LoadError(f"{artifact.file} failed while warming {size} rows: {error}") from error
+            log.warning(
+                "%s could not be warmed with zeros, its first requests will be slow: %s", artifact.file, error
+            )
+            return
+        _check_outputs(artifact, outputs)
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest difference, relative to the largest value wanted; NaN or inf where one is not finite."""
+    if got.shape != want.shape:
+        return float("inf")
+    got_exact, want_exact = got.astype(np.float64), want.astype(np.float64)
+    same = (got_exact == want_exact) | (np.isnan(got_exact) & np.isnan(want_exact))
+    if same.all():
+        return 0.0
+    finite = np.abs(want_exact[np.isfinite(want_exact)])
+    largest = finite.max(initial=np.finfo(np.float32).tiny)
+    differences = np.abs(np.subtract(got_exact, want_exact, where=~same, out=np.zeros_like(want_exact)))
+    return float(differences.max() / largest)
+
+
+def _answers(artifact: Artifact, config: ModelConfig, session: Session, inputs: Arrays) -> Arrays:
+    """The model's answers for a reference's inputs, in batches that are allowed. Raises: LoadError."""
+    parts = []
+    for batch in batching.plan([inputs], artifact.max_batch_size):
+        bucket = batching.bucket_for(batch.rows, config.batch_buckets)
+        try:
+            outputs = session.run(batching.gather([inputs], batch, bucket))
+            parts += batching.scatter(outputs, batch, bucket)
+        except Exception as error:
+            raise LoadError(f"{artifact.file} failed on its reference: {error}") from error
+    return batching.join(parts)
+
+
+def _check_outputs(artifact: Artifact, outputs: Arrays) -> None:
+    """Raise LoadError unless the outputs have the signature's datatypes and dims."""
+    for spec in artifact.signature.outputs:
+        array = outputs[spec.name]
+        fits = array.ndim == len(spec.shape) and all(
+            want in (ANY, got) for got, want in zip(array.shape, spec.shape, strict=True)
+        )
+        if not fits or array.dtype != spec.dtype:
+            raise LoadError(
+                f"{artifact.file} gives output {spec.name!r} as {array.dtype} {list(array.shape)}; expected "
+                f"{spec.datatype} {list(spec.shape)}, as the signature says: mend it in config.yaml, or "
+                "export the model again"
+            )
+
+
+# For dynamic dims of models without a reference: small, but enough for the usual kernels and poolings.
+_GUESSED_DIM = 32
+
+
+def _zeros(spec: TensorSpec, rows: int) -> np.ndarray:
+    return np.zeros((rows, *(_GUESSED_DIM if dim == ANY else dim for dim in spec.row_shape)), spec.dtype)
+
+
+def _rows_like(array: np.ndarray, rows: int) -> np.ndarray:
+    """`rows` rows, repeating those of the array."""
+    return np.ascontiguousarray(array[np.arange(rows) % len(array)])
