@@ -1,8 +1,8 @@
 """`make demo`: export three networks, serve them, ask real questions, and leave the server up until Ctrl-C.
 
 Only the commands and HTTP calls that a user has: each `foldserve ...` line it prints can be typed. What is
-made lies in build/demo, and the next run uses it again while its hashes hold. DEMO_PORT chooses the port. Where
-nobody can press Ctrl-C (CI=true, or DEMO_EXIT=1) the demo ends the server itself.
+made lies in build/demo, and the next run uses it again while its hashes hold. DEMO_PORT chooses the port. With
+CI=true or DEMO_EXIT=1, where nobody can press Ctrl-C, the demo ends the server itself.
 """
 
 import errno
