@@ -1,7 +1,9 @@
+import re
 from typing import Any
 
 import yaml
 
+from service.config import SETTINGS
 from tests.deploy.support import DEPLOY, ROOT, version_of_foldserve
 
 
@@ -47,9 +49,17 @@ def test_the_server_runs_without_privileges_and_has_time_to_drain() -> None:
     assert server["read_only"] is True
     assert server["cap_drop"] == ["ALL"]
     assert server["security_opt"] == ["no-new-privileges:true"]
-    assert (
-        int(server["stop_grace_period"].removesuffix("s")) > 10
-    )  # compose's own default would cut a drain short
+    # Compose's own default, 10 s, would cut off the longest request.
+    longest_s = next(setting.default for setting in SETTINGS if setting.name == "request_timeout_ms") / 1000
+    assert int(server["stop_grace_period"].removesuffix("s")) > longest_s
+
+
+def test_every_setting_in_the_environment_is_one_that_foldserve_has() -> None:
+    known = {setting.env for setting in SETTINGS} | {"FOLDSERVE_REPOSITORY"}
+    files = [ROOT / "Dockerfile", *DEPLOY.rglob("*.yaml")]
+    used = {name for file in files for name in re.findall(r"\bFOLDSERVE_[A-Z_]+", file.read_text())}
+    assert {"FOLDSERVE_DEVICE", "FOLDSERVE_HOST"} <= used
+    assert used <= known
 
 
 def test_images_carry_the_version_of_this_checkout_everywhere() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.config import SETTINGS
 from tests.deploy.support import DEPLOY
 
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
@@ -52,7 +53,15 @@ def test_traffic_follows_readiness_and_only_a_dead_server_is_restarted() -> None
     assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
     assert container["startupProbe"]["httpGet"]["path"] == "/v2/health/ready"
     assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
-    assert deployment()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 30
+
+
+def test_a_pod_has_time_for_its_grace_and_the_longest_request() -> None:
+    spec = deployment()["spec"]["template"]["spec"]
+    grace_s = {item["name"]: item["value"] for item in spec["containers"][0]["env"]}[
+        "FOLDSERVE_DRAIN_GRACE_S"
+    ]
+    longest_s = next(setting.default for setting in SETTINGS if setting.name == "request_timeout_ms") / 1000
+    assert spec["terminationGracePeriodSeconds"] > float(grace_s) + longest_s
 
 
 def test_every_mounted_volume_is_declared_and_the_models_are_read_only() -> None:
