@@ -1,0 +1,116 @@
+"""One HTTP request while it is being answered, free of any server framework.
+
+The front fills in what the head of the request says; the route that answers it notes what it learns (model,
+stages, error), which then goes into the headers of the answer, the access log and the metrics. Owned by the
+task that answers the request.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl
+
+from service.codecs import TensorHeaders
+from service.errors import BadRequest
+
+MAX_TIMEOUT_MS: Final = 86_400_000
+_REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
+_MILLISECONDS: Final = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
+_QUERY_BYTES: Final = 4096
+
+
+@dataclass(slots=True)
+class Call:
+    """The head of a request, and what has been learned of it.
+
+    headers: by lower-case name. started_s: time.perf_counter() when the head was seen.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    scheme: str = "http"
+    request_id: str = ""
+    started_s: float = field(default_factory=time.perf_counter)
+
+    route: str = ""
+    protocol: str = "other"
+    model: str = ""
+    version: str = ""
+    rows: int = 0
+    batch_rows: int = 0
+    body_bytes: int = 0
+    stages_s: dict[str, float] = field(default_factory=dict)
+    error_code: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.request_id:
+            self.request_id = request_id(self.headers.get("x-request-id"))
+
+    def elapsed_s(self) -> float:
+        """Seconds since the head was seen."""
+        return time.perf_counter() - self.started_s
+
+    def timeout_s(self, bound_s: float | None) -> float | None:
+        """The time that this request may take: X-Timeout-Ms, and never more than the server's own bound.
+
+        Raises: BadRequest when the header is no positive number of milliseconds.
+        """
+        header = self.headers.get("x-timeout-ms")
+        if header is None:
+            return bound_s
+        if not _MILLISECONDS.fullmatch(header) or not 0 < float(header) <= MAX_TIMEOUT_MS:
+            raise BadRequest(
+                f"X-Timeout-Ms is {header[:50]!r}; expected milliseconds above 0 and up to "
+                f"{MAX_TIMEOUT_MS}, as in 250"
+            )
+        wanted_s = float(header) / 1000
+        return wanted_s if bound_s is None else min(wanted_s, bound_s)
+
+    def tensor_headers(self) -> TensorHeaders | None:
+        """The X-Tensor-* headers; None when there are none."""
+        name, datatype, shape = (
+            self.headers.get(f"x-tensor-{part}") for part in ("name", "datatype", "shape")
+        )
+        if name is None and datatype is None and shape is None:
+            return None
+        return TensorHeaders(name, datatype, shape)
+
+    def query_values(self, known: tuple[str, ...]) -> dict[str, str]:
+        """The query's parameters. Raises BadRequest for one that is not known, empty, or given twice."""
+        if not self.query:
+            return {}
+        if len(self.query) > _QUERY_BYTES:
+            raise BadRequest(f"the query has {len(self.query)} bytes; expected at most {_QUERY_BYTES}")
+        values: dict[str, str] = {}
+        for name, value in parse_qsl(self.query, keep_blank_values=True):
+            if name not in known:
+                expected = ", ".join(known)
+                raise BadRequest(
+                    f"query parameter {name[:50]!r} is unknown; expected {expected}: correct or drop it"
+                )
+            if name in values or not value:
+                raise BadRequest(f"query parameter {name!r} must be given once and with a value")
+            values[name] = value
+        return values
+
+    def server_timing(self) -> str:
+        """The Server-Timing header:
+
+        milliseconds by stage in the order of the stages, and the batch's rows.
+        """
+        parts = [f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in self.stages_s.items()]
+        if self.batch_rows:
+            parts.append(f'batch;desc="{self.batch_rows}"')
+        return ", ".join(parts)
+
+
+def request_id(given: str | None) -> str:
+    """The client's own id when it is printable ASCII of at most 128 characters, else a new one."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return os.urandom(16).hex()

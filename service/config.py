@@ -1,0 +1,319 @@
+"""The settings of `foldserve serve`: one table, and the only reader of the environment.
+
+SETTINGS is the table: the command line, --help, the environment, the file and docs/configuration.md all
+come from it. A value is taken from the command line, else FOLDSERVE_<NAME>, else the YAML file, else the
+default. All bad values are reported together: a server that runs on a guessed setting is worse than one
+that does not start.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from service.errors import ConfigError
+
+ENV_PREFIX: Final = "FOLDSERVE_"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+_SIZE: Final = re.compile(r"(\d+)\s*(KiB|MiB|GiB)?", re.IGNORECASE | re.ASCII)
+_SIZE_UNITS: Final = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_DEVICE: Final = re.compile(r"auto|cpu|cuda|cuda:\d+(,\d+)*", re.ASCII)
+# Kubernetes gives every pod FOLDSERVE_PORT=tcp://10.0.0.1:8000 and the like when a Service is named
+# foldserve.
+_KUBERNETES_LINK: Final = re.compile(r"(tcp|udp|sctp)://")
+_KUBERNETES_NAMES: Final = re.compile(r"FOLDSERVE_(.*_)?(SERVICE_(HOST|PORT)|PORT_\d+).*")
+# How alike an unknown FOLDSERVE_ name must be to a setting's to be taken for a misspelling of it.
+_TYPO_RATIO: Final = 0.8
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Checked settings; the fields' meanings and units stand in SETTINGS."""
+
+    repository: Path
+    host: str
+    port: int
+    device: str
+    api_servers: int
+    workers_per_device: int
+    default_model: str | None
+    max_body_bytes: int
+    request_timeout_ms: int
+    drain_grace_s: float
+    access_log: bool
+    log_level: str
+
+    @property
+    def request_timeout_s(self) -> float | None:
+        """The bound on a request in seconds; None = no bound."""
+        return self.request_timeout_ms / 1000 if self.request_timeout_ms else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    parse takes a string, or what YAML made of it, and raises ValueError with what was expected.
+    """
+
+    name: str
+    flag: str
+    parse: Callable[[Any], Any]
+    default: Any
+    unit: str
+    help: str
+
+    @property
+    def env(self) -> str:
+        """The environment variable."""
+        return ENV_PREFIX + self.name.upper()
+
+    @property
+    def default_text(self) -> str:
+        """The default as people write it."""
+        if self.default is None:
+            return "none"
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return str(self.default)
+
+
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        text = str(value).strip()
+        if (
+            isinstance(value, bool)
+            or not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII)
+            or not low <= int(text) <= high
+        ):
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(high: float) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        text = str(value).strip()
+        if (
+            isinstance(value, bool)
+            or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII)
+            or float(text) > high
+        ):
+            raise ValueError(f"a number of seconds from 0 to {high:g}")
+        return float(text)
+
+    return parse
+
+
+def _size(value: Any) -> int:
+    match = _SIZE.fullmatch(str(value).strip())
+    size = int(match[1]) * _SIZE_UNITS[(match[2] or "").lower()] if match else 0
+    if isinstance(value, bool) or not 1 <= size <= 2**40:
+        raise ValueError("a number of bytes from 1 to 1TiB, plain or as in 512KiB, 64MiB, 1GiB")
+    return size
+
+
+def _choice(*words: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if str(value).lower() not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return str(value).lower()
+
+    return parse
+
+
+def _boolean(value: Any) -> bool:
+    words = {
+        "true": True,
+        "yes": True,
+        "on": True,
+        "1": True,
+        "false": False,
+        "no": False,
+        "off": False,
+        "0": False,
+    }
+    found = words.get(str(value).strip().lower())
+    if found is None:
+        raise ValueError("true or false")
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a name")
+    return value.strip()
+
+
+def _device(value: Any) -> str:
+    text = str(value).strip().lower()
+    if not _DEVICE.fullmatch(text):
+        raise ValueError("auto, cpu, cuda (every GPU), or GPUs by number as in cuda:0 or cuda:0,1")
+    return text
+
+
+def _folder(value: Any) -> Path:
+    if not isinstance(value, str | Path) or not str(value) or not Path(value).is_dir():
+        raise ValueError(
+            "a folder that holds <model>/<version>/ folders: name it, or make one with "
+            "`foldserve export TARGET --repository DIR`"
+        )
+    return Path(value)
+
+
+SETTINGS: Final[tuple[Setting, ...]] = (
+    Setting(
+        "repository", "REPOSITORY", _folder, Path("repository"), "folder", "where the models to serve lie"
+    ),
+    Setting(
+        "host",
+        "--host",
+        _text,
+        "127.0.0.1",
+        "address",
+        "address to listen on; 0.0.0.0 = every address of the machine (the image sets this)",
+    ),
+    Setting("port", "--port", _whole(1, 65535), 8000, "port", "TCP port to listen on"),
+    Setting(
+        "device",
+        "--device",
+        _device,
+        "auto",
+        "device",
+        "auto, cpu, cuda, cuda:0,1; auto = every usable GPU, or the CPU when there is none",
+    ),
+    Setting("api_servers", "--api-servers", _whole(1, 256), 1, "processes", "processes that speak HTTP"),
+    Setting(
+        "workers_per_device",
+        "--workers-per-device",
+        _whole(1, 64),
+        1,
+        "processes",
+        "processes that run models, for each device",
+    ),
+    Setting(
+        "default_model",
+        "--default-model",
+        _text,
+        None,
+        "model",
+        "the model of POST /predict; not needed when only one is served",
+    ),
+    Setting(
+        "max_body_bytes",
+        "--max-body-bytes",
+        _size,
+        64 * 2**20,
+        "bytes",
+        "largest request body; more is answered 413 (512KiB, 64MiB, 1GiB can be written so)",
+    ),
+    Setting(
+        "request_timeout_ms",
+        "--request-timeout-ms",
+        _whole(0, 86_400_000),
+        30_000,
+        "milliseconds",
+        "most time for a request, from its head to its answer; 0 = no bound; X-Timeout-Ms only shortens it",
+    ),
+    Setting(
+        "drain_grace_s",
+        "--drain-grace",
+        _seconds(3600),
+        0.0,
+        "seconds",
+        "after SIGTERM: how long to serve on, not ready, before shutting down",
+    ),
+    Setting("access_log", "--access-log", _boolean, False, "true/false", "write one JSON line per request"),
+    Setting("log_level", "--log-level", _choice(*LOG_LEVELS), "info", "level", ", ".join(LOG_LEVELS)),
+)
+
+_BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
+_CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
+
+
+def load_settings(
+    command_line: Mapping[str, Any], environ: Mapping[str, str], config_file: str | None = None
+) -> ServeSettings:
+    """Take each setting from its first source, check all of them.
+
+    Args:
+        command_line: values by setting name; None = not given.
+        environ: the process's environment.
+        config_file: the YAML file of --config; FOLDSERVE_CONFIG names it otherwise.
+    Raises: ConfigError with every problem found.
+    """
+    problems: list[str] = []
+    path = config_file or environ.get(_CONFIG_ENV)
+    in_file = _read_file(path, problems) if path else {}
+    problems.extend(_misspelled(environ))
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        from_environ = environ.get(setting.env)
+        if from_environ is not None and _KUBERNETES_LINK.match(from_environ):
+            from_environ = None
+        sources = (
+            (setting.flag, command_line.get(setting.name)),
+            (setting.env, from_environ),
+            (f"{setting.name} in {path}", in_file.get(setting.name)),
+            (f"{setting.name} (default)", setting.default),
+        )
+        source, value = next(((source, value) for source, value in sources if value is not None), ("", None))
+        if value is None:
+            values[setting.name] = None
+            continue
+        try:
+            values[setting.name] = setting.parse(value)
+        except ValueError as error:
+            problems.append(f"{source} is {str(value)!r}; expected {error}")
+    if problems:
+        raise ConfigError(*problems)
+    return ServeSettings(**values)
+
+
+def _read_file(path: str, problems: list[str]) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(
+            f"the settings file {path!r} cannot be read ({error.strerror}); give the path of a YAML file"
+        )
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        problems.append(f"the settings file {path!r} is not YAML: {reason}")
+        return {}
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        problems.append(
+            f"the settings file {path!r} is a {type(content).__name__}; expected `name: value` lines"
+        )
+        return {}
+    for name in content:
+        if name not in _BY_NAME:
+            problems.append(f"{name!r} in {path} is no setting{_suggestion(str(name), tuple(_BY_NAME))}")
+    return content
+
+
+def _misspelled(environ: Mapping[str, str]) -> list[str]:
+    known = {setting.env for setting in SETTINGS} | {_CONFIG_ENV}
+    found = []
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name in known or _KUBERNETES_NAMES.fullmatch(name):
+            continue
+        # Others may own variables with our prefix (a chart, a test run): only what looks like ours is
+        # refused.
+        if difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO):
+            found.append(f"{name} is no setting{_suggestion(name, tuple(known))}")
+    return found
+
+
+def _suggestion(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"

@@ -1,0 +1,247 @@
+"""The front as an ASGI application: routes, the limits on bodies and time, and what every answer has.
+
+Every answer, the errors too, leaves through Front.__call__: there it gets its X-Request-Id, and there the
+access log and the metrics learn of it. Nothing here touches tensors (predict.py, codecs/) or models
+(engine.py). The application needs no framework, and so nobody else's errors can come out of it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final, Protocol
+
+from service import pages
+from service.access_log import log_access
+from service.answers import Answer, error_answer, json_answer
+from service.body import BodyTooLarge, ClientGone, Receive, read_body
+from service.call import Call
+from service.config import ServeSettings
+from service.docs_page import docs_page
+from service.engine import Engine
+from service.errors import Draining, Internal, NotReady, ServiceError
+from service.predict import deadline_passed, predict
+from service.routes import Route, RouteTable
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Any]
+
+CLIENT_GONE_STATUS: Final = 499
+# After a 413, what the client still sends is read and dropped for so long: if the connection were closed
+# under a client that is still sending, its system would throw the answer away unread.
+_LINGER_S: Final = 2.0
+
+_log = logging.getLogger("foldserve.http")
+
+
+class FrontMetrics(Protocol):
+    """What the front counts (service/metrics.py has the real one)."""
+
+    def request_finished(
+        self,
+        protocol: str,
+        model: str,
+        version: str,
+        status: int,
+        duration_s: float,
+        *,
+        rows: int = 0,
+        stages_s: dict[str, float] | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        """Count one answered inference request."""
+
+
+class Front:
+    """The ASGI application of one API server."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ServeSettings,
+        metrics: FrontMetrics,
+        exposition: Callable[[str], tuple[bytes, str]],
+    ) -> None:
+        """
+        Args:
+            engine: runs the requests.
+            metrics: counts them.
+            exposition: Accept header -> body and content type of GET /metrics; may take milliseconds.
+        """
+        self.engine = engine
+        self.settings = settings
+        self.metrics = metrics
+        self.exposition = exposition
+        self.routes = RouteTable(self._routes())
+
+    def _routes(self) -> tuple[Route, ...]:
+        predict_at = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
+        return (
+            *(
+                Route("POST", path, self._predict, summary, inference=True)
+                for path, summary in zip(
+                    predict_at,
+                    ("Run the default model", "Run a model's default version", "Run one version of a model"),
+                    strict=True,
+                )
+            ),
+            Route("GET", "/health", self._ready, "Ready to serve"),
+            Route("GET", "/v2/health/ready", self._ready, "Ready to serve (Open Inference Protocol)"),
+            Route("GET", "/v2/health/live", self._live, "The process answers (Open Inference Protocol)"),
+            Route("GET", "/info", self._info, "Models, versions, signatures, limits"),
+            Route("GET", "/metrics", self._metrics, "Prometheus metrics, text or OpenMetrics by Accept"),
+            Route("GET", "/docs", self._docs, "This server's page for people"),
+            Route("GET", "/openapi.json", self._openapi, "This description"),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the ASGI entry."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        call = _call_of(scope)
+        route: Route | None = None
+        try:
+            route, parameters = self.routes.match(call.method, call.path)
+            call.route = route.path
+            answer = await route.handler(call, receive, parameters)
+        except ServiceError as error:
+            call.error_code = error.code
+            answer = error_answer(error, close=isinstance(error, BodyTooLarge))
+        except ClientGone:
+            self._finished(call, route, CLIENT_GONE_STATUS)
+            return
+        except Exception:
+            _log.exception("request %s failed: %s %s", call.request_id, call.method, call.path[:200])
+            call.error_code = Internal.code
+            answer = error_answer(
+                Internal(f"the server failed on this request; its log tells why, under id {call.request_id}")
+            )
+        await _send(answer, call, receive, send)
+        self._finished(call, route, answer.status)
+
+    def _finished(self, call: Call, route: Route | None, status: int) -> None:
+        duration_s = call.elapsed_s()
+        if route is not None and route.inference:
+            self.metrics.request_finished(
+                call.protocol,
+                call.model,
+                call.version,
+                status,
+                duration_s,
+                rows=call.rows,
+                stages_s=call.stages_s,
+                error_code=call.error_code,
+            )
+        if self.settings.access_log:
+            log_access(call, status, duration_s)
+
+    async def _predict(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
+        timeout_s = call.timeout_s(self.settings.request_timeout_s)
+
+        async def read() -> bytes:
+            return await read_body(receive, call.headers.get("content-length"), self.settings.max_body_bytes)
+
+        left_s = None if timeout_s is None else max(0.0, timeout_s - call.elapsed_s())
+        # The bound holds for a body that comes slowly and for an engine that does not keep its own.
+        clock = asyncio.timeout(left_s)
+        try:
+            async with clock:
+                return await predict(
+                    call, self.engine, read, timeout_s, self.settings.default_model, **parameters
+                )
+        except TimeoutError:
+            if clock.expired():
+                raise deadline_passed(timeout_s) from None
+            raise
+
+    async def _ready(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
+        if self.engine.ready():
+            return json_answer({"live": True, "ready": True})
+        if self.engine.draining():
+            raise Draining("the server is shutting down; send requests to another one")
+        waiting = [model.name for model in self.engine.models().values() if not model.ready]
+        raise NotReady(
+            f"not ready: waiting for {', '.join(waiting[:20]) or 'the workers'}; try again shortly"
+        )
+
+    async def _live(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
+        return json_answer({"live": True})
+
+    async def _info(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
+        return json_answer(pages.info(self.engine, self.settings))
+
+    async def _metrics(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
+        # In a thread: it reads /proc of every process, and requests need not wait for that.
+        body, content_type = await asyncio.to_thread(self.exposition, call.headers.get("accept", ""))
+        return Answer(200, body, content_type)
+
+    async def _docs(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
+        page = docs_page(self.engine, self.settings, call.scheme, call.headers.get("host", ""))
+        # The page is made of names from model files: whatever they hold, the browser runs and loads nothing.
+        policy = ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+        return Answer(200, page.encode(), "text/html; charset=utf-8", (policy,))
+
+    async def _openapi(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
+        return json_answer(pages.openapi(self.routes.routes))
+
+
+def _call_of(scope: Scope) -> Call:
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        # Accept may come in several lines that make one list (RFC 9110, 5.3); of other headers the last
+        # line counts.
+        headers[key] = f"{headers[key]},{text}" if key == "accept" and key in headers else text
+    return Call(
+        method=scope["method"],
+        path=scope["path"],
+        query=scope["query_string"].decode("latin-1"),
+        headers=headers,
+        scheme=scope.get("scheme", "http"),
+    )
+
+
+async def _send(answer: Answer, call: Call, receive: Receive, send: Send) -> None:
+    headers = [
+        (b"content-type", answer.content_type.encode("latin-1")),
+        (b"content-length", str(len(answer.body)).encode("ascii")),
+        (b"x-request-id", call.request_id.encode("ascii")),
+    ]
+    headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    if call.stages_s:
+        headers.append((b"server-timing", call.server_timing().encode("ascii")))
+    if answer.close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    linger = answer.close and "expect" not in call.headers
+    await send({"type": "http.response.body", "body": answer.body, "more_body": linger})
+    if linger:
+        await _drop_rest(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drop_rest(receive: Receive) -> None:
+    """Read on until the body ends, the client goes, or _LINGER_S have passed. Keeps nothing."""
+    until_s = time.monotonic() + _LINGER_S
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while time.monotonic() < until_s:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return
