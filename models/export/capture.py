@@ -1,0 +1,220 @@
+"""Capture a network as one graph of ATen operators, with torch.export.
+
+    before  an nn.Module in eval mode and an Example
+    after   CapturedGraph: a flat fx graph, tensors in, tuple of tensors out, rows symbolic
+
+torch.export sees hooks, parametrizations, functional norms and reused modules, and refuses what a tracer would
+bake in silently (a branch on values). There is no fall-back to a tracer, on purpose. What is done to the raw
+graph, and which graphs are refused: cleaning.py. Who may change the graph later: the fold, on a copy.
+"""
+
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import fx, nn
+from torch.export import Dim
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from torch.utils import _pytree as pytree
+
+from models.errors import BadExample, ExportError, NotCapturable
+from models.export.cleaning import clean_graph
+from models.export.example import ROWS, Example
+from models.export.quiet import quiet
+from models.recurrent import symbolic_length
+
+# Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round each.
+_MOST_REFINEMENTS = 3
+
+
+@dataclass(frozen=True)
+class CapturedGraph:
+    """A network as one graph.
+
+    graph_module: placeholders are flat tensors named as the inputs, the output is a flat tuple of tensors;
+        nodes are ATen overloads, getitem and arithmetic on sizes; weights are get_attr nodes.
+    example_inputs: flat, one tensor per placeholder.
+    dynamic_shapes: for torch.export on graph_module, one {axis: Dim} per placeholder.
+    out_spec: how the flat outputs make up what forward returns.
+    """
+
+    graph_module: fx.GraphModule
+    example_inputs: tuple[torch.Tensor, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    dynamic_shapes: tuple[dict[int, Any], ...]
+    out_spec: pytree.TreeSpec
+
+    def with_graph(self, graph_module: fx.GraphModule) -> "CapturedGraph":
+        """The same capture around another graph module, for example the folded one."""
+        return CapturedGraph(
+            graph_module,
+            self.example_inputs,
+            self.input_names,
+            self.output_names,
+            self.dynamic_shapes,
+            self.out_spec,
+        )
+
+
+def capture(module: nn.Module, example: Example, output_names: tuple[str, ...] | None = None) -> CapturedGraph:
+    """Return the graph of module, which is in eval mode on the CPU (copying.py); module is left unchanged.
+
+    Raises: BadExample when the network cannot run the example; NotCapturable with the reason and the mend when
+    torch.export refuses, or when the graph is one that cannot be served row by row (cleaning.py).
+    """
+    _run_once(module, example)
+    program, dims = _export(module, example)
+    with quiet(), symbolic_length():
+        try:
+            program = program.run_decompositions({})
+            raw = program.module(check_guards=False)
+        except Exception as error:
+            _refuse(error, example)
+    graph_module = clean_graph(raw, program, example.names)
+    out_spec = program.call_spec.out_spec
+    own_names = _output_names(out_spec)
+    if output_names is not None and (
+        len(output_names) != len(own_names) or len(set(output_names)) != len(output_names)
+    ):
+        raise BadExample(
+            f"output_names is {output_names!r}; expected {len(own_names)} different names, "
+            f"one for each of {own_names}"
+        )
+    names = output_names or own_names
+    taken = set(names) & set(example.names)
+    if taken:
+        raise BadExample(f"inputs and outputs share the names {sorted(taken)}; pass output_names=... to rename")
+    shapes = tuple({axis: dims[label] for axis, label in axes.items()} for axes in example.axes)
+    return CapturedGraph(graph_module, example.tensors, example.names, tuple(names), shapes, out_spec)
+
+
+def _run_once(module: nn.Module, example: Example) -> None:
+    """Run the example eagerly, so that a wrong shape is told in the network's own words, not torch.export's."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            example.call(module, [t.clone() for t in example.tensors])
+    except Exception as error:
+        shapes = ", ".join(
+            f"{n}: {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
+            for n, t in zip(example.names, example.tensors, strict=True)
+        )
+        raise BadExample(
+            f"the network fails on its own example ({shapes}): {type(error).__name__}: {error}{_user_line(error)}. "
+            "Give example inputs that the network accepts, dim 0 = rows."
+        ) from error
+
+
+def _export(module: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    labels = {label for axes in example.axes for label in axes.values()}
+    dims: dict[str, Any] = {label: Dim(label, min=1) for label in sorted(labels)}
+    arguments = tuple(pytree.tree_unflatten([t.clone() for t in example.tensors], example.in_spec))
+    for _ in range(_MOST_REFINEMENTS):
+        shapes = example.dynamic_shapes(dims)
+        try:
+            with quiet(), torch.no_grad(), symbolic_length():
+                return torch.export.export(module, arguments, dynamic_shapes=shapes), dims
+        except torch._dynamo.exc.UserError as error:
+            refined = _refined(error, example, dims)
+            if refined is None:
+                _refuse(error, example)
+            dims = refined
+        except Exception as error:
+            _refuse(error, example)
+    raise NotCapturable(f"no sizes could be found for the dynamic axes {sorted(labels - {ROWS})}; give fewer of them")
+
+
+def _refined(error: Exception, example: Example, dims: dict[str, Any]) -> dict[str, Any] | None:
+    """dims as torch.export suggests them (a bound, a multiple), or None where it suggests to fix one."""
+    shapes = example.dynamic_shapes(dims)
+    try:
+        # torch appends advice after the suggestions, which its own reader stumbles over.
+        suggestions = str(error).partition("The error above")[0]
+        refined = refine_dynamic_shapes_from_suggested_fixes(suggestions, shapes)
+    except Exception:  # no suggestions in the message, or none that torch can read back
+        return None
+    leaves = pytree.tree_leaves(refined, is_leaf=_is_axes)
+    better: dict[str, Any] = {}
+    for axes, mine in zip(example.axes, leaves, strict=True):
+        for axis, label in axes.items():
+            dim = mine[axis]
+            if isinstance(dim, int) or (label == ROWS and _bounds(dim) != _bounds(dims[ROWS])):
+                return None  # a fixed size, or a number of rows that must be a multiple
+            better[label] = dim
+    changed = any(_bounds(better[label]) != _bounds(dims[label]) for label in dims)
+    return better if changed else None
+
+
+def _is_axes(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, int) for k in value)
+
+
+def _bounds(dim: Any) -> tuple[str, Any, Any]:
+    return dim.__name__, getattr(dim, "min", None), getattr(dim, "max", None)
+
+
+def _refuse(error: Exception, example: Example) -> NoReturn:
+    """Turn what torch.export raised into the reason and the mend."""
+    if isinstance(error, ExportError):
+        raise error
+    text = str(error)
+    place = _user_line(error)
+    if "data-dependent" in text or "DataDependent" in type(error).__name__:
+        raise NotCapturable(
+            f"control flow depends on values{place}: torch.export cannot keep both branches, and baking one in "
+            "would answer wrong without a word. Write it with torch.where or masks, or take the branch out of forward."
+        ) from error
+    if "onstraints violated" in text or "pecializ" in text:
+        raise NotCapturable(_specialised(text, example) + place) from error
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    raise NotCapturable(
+        f"torch.export refuses the network{place}: {type(error).__name__}: {first}. "
+        "Change that line of the network; there is no fall-back to tracing, which would bake values in."
+    ) from error
+
+
+def _specialised(text: str, example: Example) -> str:
+    reasons = [line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")]
+    fixes = text.partition("Suggested fixes:")[2].partition("The error above")[0].split("\n")
+    asked = sorted({label for axes in example.axes for label in axes.values()} - {ROWS})
+    suggested = "; ".join(line.strip() for line in fixes if line.strip())
+    fixed_rows = any(line.strip().startswith(f"{ROWS} =") for line in fixes)
+    why = f" torch.export says: {suggested or (reasons[0] if reasons else text.strip().splitlines()[0])}."
+    if fixed_rows or not asked:
+        return (
+            f"the network fixes the number of rows at that of the example, {example.rows} in dim 0.{why} "
+            "Use x.shape[0] or -1 in view and reshape, no Python loop over the rows, and rows in dim 0"
+        )
+    return (
+        f"the network does not take every size of the dynamic axes {asked}.{why} "
+        "Make the axis static, or the network free of that size"
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    """` at file.py, line 3, in forward: if x.sum() > 0:` for the innermost frame of the user's code, or ``."""
+    torch_folder = str(Path(torch.__file__).parent)
+    own_folder = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((torch_folder, own_folder, "<")) and frame.line:
+            return f" at {Path(frame.filename).name}, line {frame.lineno}, in {frame.name}: `{frame.line}`"
+    return ""
+
+
+def _output_names(out_spec: pytree.TreeSpec) -> tuple[str, ...]:
+    """`y` for a single tensor; the keys of a dict or the fields of a named tuple; else y0, y1, ..."""
+    count = out_spec.num_leaves
+    if count == 1 and out_spec.is_leaf():
+        return ("y",)
+    dummy = pytree.tree_unflatten(list(range(count)), out_spec)
+    names = []
+    for path, index in pytree.tree_flatten_with_path(dummy)[0]:
+        words = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        numbers = [str(key.idx) for key in path if hasattr(key, "idx")]
+        named = "_".join([word for word in words if word] + numbers)
+        names.append(named if any(words) else f"y{index}")
+    return tuple(names)

@@ -1,0 +1,97 @@
+"""Name the first layer whose output differs, when a gate fails.
+
+    given   the values of every node of two runs of (nearly) one graph, by node name
+    answer  the first node, in the order of the graph, that differs and whose difference reaches the output
+
+A right fold changes values on purpose (a convolution then gives what its norm gave), but behind the fold the
+values agree again. So only a node from which an unbroken chain of differing nodes leads to a differing output
+counts. Nothing here runs on the way of a good export.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from models.export.cleaning import where
+from models.export.difference import difference
+from models.export.float64_mode import float64_arithmetic, widened
+
+Values = Mapping[str, Tensor]
+
+
+def graph_values(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The value of every float node of a float64 graph module, run in float64."""
+    recorder = _Recorder(graph_module)
+    with float64_arithmetic():
+        recorder.run(*widened(inputs))
+    return recorder.values
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module, garbage_collect_values=False)
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and n.op == "call_function":
+            self.values[n.name] = value
+        return value
+
+
+def with_every_value(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """A copy whose outputs are the float values that have rows, and their node names, for a file's own run."""
+    duplicate = copy.deepcopy(graph_module)
+    graph = duplicate.graph
+    nodes = [
+        node
+        for node in graph.nodes
+        if node.op == "call_function"
+        and isinstance(node.meta.get("val"), Tensor)
+        and node.meta["val"].is_floating_point()
+        and node.meta["val"].dim() > 0
+    ]
+    graph.output_node().args = (tuple(nodes),)
+    duplicate.recompile()
+    return duplicate, tuple(node.name for node in nodes)
+
+
+def first_difference(
+    graph: fx.Graph,
+    got: Values,
+    want: Values,
+    tolerance: float,
+    apart: Callable[[Tensor, Tensor], float] = lambda g, w: difference(g, w).max_rel,
+) -> str | None:
+    """The place of the first node that differs, or None when no chain of differences reaches the output.
+
+    graph: the graph that got comes from; a node that is missing in one of the runs is passed over.
+    apart: the measure, relative.
+    """
+    reaches: dict[fx.Node, bool] = {}
+    first: fx.Node | None = None
+    for node in reversed(list(graph.nodes)):
+        if node.op == "output":
+            reaches[node] = True
+            continue
+        below = any(reaches.get(user, False) for user in node.users)
+        if node.name in got and node.name in want:
+            reaches[node] = below and apart(got[node.name], want[node.name]) > tolerance
+            if reaches[node]:
+                first = node
+        else:
+            reaches[node] = below
+    return where(first) if first is not None else None
+
+
+def first_row_mixing(graph_module: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float) -> str | None:
+    """The place of the first node whose first row changes when the row is run alone, in a float64 graph module."""
+    together = graph_values(graph_module, inputs)
+    alone = graph_values(graph_module, [t[:1] for t in inputs])
+    rows = inputs[0].shape[0]
+    first_rows = {name: value[:1] for name, value in together.items() if value.dim() and value.shape[0] == rows}
+    comparable = {name: alone[name] for name in first_rows if alone[name].shape == first_rows[name].shape}
+    with torch.no_grad():
+        return first_difference(graph_module.graph, comparable, first_rows, tolerance)

@@ -1,0 +1,175 @@
+"""Proof in numbers that the export did not change the answers. Nothing is trusted: the files are run.
+
+1. Rows: a row's answer in a batch is its answer alone; else it could not be batched with other people's rows.
+2. The fold: the float64 graph, folded, against the float64 eager network. Tolerance 1e-10 relative: float64 carries
+   2e-16, some thousand roundings make 1e-13; a right fold measures below 1e-12, a wrong one 1e-1 (no middle ground).
+3. The files: TorchScript and ONNX Runtime in float32 against float64 eager. Tolerance 1e-4 relative, the project's
+   promise, or 20 times the float32 eager network's own error against float64 where that is larger: a network that
+   loses digits by itself in float32 cannot have them in a file; 20 leaves room for other orders of summation.
+
+The measure, also in the manifest: difference.py. The inputs: reference.py.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from models.errors import NotCapturable, ParityFailed
+from models.export.difference import NONE, Difference, difference
+from models.export.first_difference import first_difference, first_row_mixing, graph_values
+from models.export.float64_mode import float64_arithmetic, widened
+from models.export.reference import ROW_COUNTS, Case, EagerReference
+
+FOLD_TOLERANCE = 1e-10
+FILE_TOLERANCE = 1e-4
+OWN_ERROR_FACTOR = 20.0
+# Rows are compared in float64, where kernels sum in another order for another batch size: as the fold's.
+ROW_TOLERANCE = 1e-8
+
+Runner = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far one form of the network was off, over the cases tried; figures as in difference.py."""
+
+    difference: Difference
+    rows: tuple[int, ...]
+    tolerance: float
+
+    def to_manifest(self) -> dict[str, Any]:
+        return {
+            "max_abs": self.difference.max_abs,
+            "max_rel": self.difference.max_rel,
+            "rows": list(self.rows),
+            "tolerance": self.tolerance,
+        }
+
+
+def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: fx.GraphModule) -> None:
+    """Raises: NotCapturable, naming the layer, when the answer for a row depends on the other rows of its batch."""
+    case = next(c for c in cases if c.fresh and c.rows == ROW_COUNTS[-1])
+    for row in (0, case.rows - 1):
+        alone = reference.run_float64([t[row : row + 1].clone() for t in case.inputs])
+        for index, (single, batch) in enumerate(zip(alone, case.wanted, strict=True)):
+            found = difference(batch[row : row + 1], single)
+            if found.max_rel > ROW_TOLERANCE:
+                place = first_row_mixing(double_graph, case.inputs, ROW_TOLERANCE)
+                raise NotCapturable(
+                    f"the answer for a row depends on the other rows of its batch: output {index} of row {row} alone "
+                    f"and in a batch of {case.rows} differ by {found.max_rel:.1e} relative"
+                    f"{f', first at {place}' if place else ''}. The server batches rows of different requests. Use running "
+                    "statistics in norms (no training=True, no track_running_stats=False), and rows in dim 0."
+                )
+
+
+def check_fold(original: fx.GraphModule, folded: fx.GraphModule, cases: Sequence[Case]) -> Parity:
+    """Compare the folded float64 graph with float64 eager. original: the float64 graph before the fold.
+
+    Raises: ParityFailed, naming the first layer that differs.
+    """
+    chosen = [case for case in cases if case.rows in ROW_COUNTS]
+    total = NONE
+    for case in chosen:
+        outputs = _run_float64(folded, case.inputs)
+        for index, (got, want) in enumerate(zip(outputs, case.wanted, strict=True)):
+            found = difference(got, want)
+            if not found.max_rel <= FOLD_TOLERANCE:
+                raise ParityFailed(_fold_message(original, folded, case, index, found))
+            total = total.worse(found)
+    return Parity(total, _rows(chosen), FOLD_TOLERANCE)
+
+
+def check_file(
+    label: str,
+    run: Runner,
+    cases: Sequence[Case],
+    output_names: Sequence[str],
+    locate: Callable[[Case, float], str | None],
+) -> Parity:
+    """Compare what run answers with float64 eager, on every case.
+
+    label: "TorchScript" or "ONNX". locate: the place of the first differing layer, asked only on failure.
+    Raises: ParityFailed.
+    """
+    tolerances = [
+        max(FILE_TOLERANCE, OWN_ERROR_FACTOR * max(_finite(case.own_error[index].max_rel) for case in cases))
+        for index in range(len(output_names))
+    ]
+    total = NONE
+    for case in cases:
+        try:
+            outputs = run(case.inputs)
+        except Exception as error:
+            shapes = [tuple(t.shape) for t in case.inputs]
+            raise ParityFailed(
+                f"the {label} file fails on inputs of the shapes {shapes} that the eager network takes: {error}"
+            ) from error
+        for name, tolerance, got, want in zip(output_names, tolerances, outputs, case.wanted, strict=True):
+            found = difference(got, want)
+            if not found.max_rel <= tolerance:
+                place = locate(case, tolerance)
+                raise ParityFailed(
+                    f"the {label} file answers differently from the eager network: output {name!r}, {case.rows} rows, "
+                    f"largest difference {found.max_abs:.3g} ({found.max_rel:.1e} relative), tolerance {tolerance:.1e}. "
+                    f"{_first_layer(place)}"
+                )
+            total = total.worse(found)
+    return Parity(total, _rows(cases), max(tolerances))
+
+
+def locate_in_graph(
+    folded_double: fx.GraphModule, names: Sequence[str], run: Runner
+) -> Callable[[Case, float], str | None]:
+    """A `locate` for check_file. run: the file's form of first_difference.with_every_value, names: its outputs."""
+
+    def locate(case: Case, tolerance: float) -> str | None:
+        got = dict(zip(names, run(case.inputs), strict=True))
+        return first_difference(folded_double.graph, got, graph_values(folded_double, case.inputs), tolerance)
+
+    return locate
+
+
+def _run_float64(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    with float64_arithmetic():
+        return tuple(graph_module(*widened(inputs)))
+
+
+def _fold_message(
+    original: fx.GraphModule, folded: fx.GraphModule, case: Case, index: int, found: Difference
+) -> str:
+    captured = difference(_run_float64(original, case.inputs)[index], case.wanted[index])
+    size = f"output {index}, {case.rows} rows, {found.max_rel:.1e} relative in float64, tolerance {FOLD_TOLERANCE:.0e}"
+    if not captured.max_rel <= FOLD_TOLERANCE:
+        return (
+            f"the captured graph answers differently from the eager network ({size}), before any fold: forward reads "
+            "something that torch.export took for a constant, such as a global, the clock or a Python number that "
+            "changes. Make it an input or a buffer."
+        )
+    place = first_difference(
+        folded.graph, graph_values(folded, case.inputs), graph_values(original, case.inputs), FOLD_TOLERANCE
+    )
+    return (
+        f"folding changed the answers ({size}). {_first_layer(place)} This is a fault of the fold; please report the "
+        "network."
+    )
+
+
+def _first_layer(place: str | None) -> str:
+    if place is None:
+        return "No single layer differs when each is looked at by itself; the runtime fuses them differently."
+    return f"First layer whose output differs: {place}."
+
+
+def _finite(value: float) -> float:
+    """Float32 eager may overflow where float64 does not; such a case gives no tolerance."""
+    return value if math.isfinite(value) else 0.0
+
+
+def _rows(cases: Sequence[Case]) -> tuple[int, ...]:
+    return tuple(rows for rows, _ in itertools.groupby(sorted(case.rows for case in cases)))
