@@ -1,8 +1,8 @@
 """Train models/digits.py on the digits of scikit-learn: python -m models.train_digits
 
 1437 digits to train, 360 held out; the held-out ones are looked at once, when training has ended. One thread,
-every random choice from one seed: the same machine writes the same bytes each time. A few seconds on one core.
-Needs scikit-learn (extra `demo`).
+every random choice from one seed: the same machine writes the same bytes each time. It takes a few seconds
+on one core, and needs scikit-learn (extra `demo`).
 """
 
 import argparse

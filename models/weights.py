@@ -5,6 +5,8 @@ Strict: every key of the network and of the file is used. Nothing is renamed, st
 """
 
 import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +84,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # about odd pickles and TorchScript files; the errors below say it better
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Only what torch found in the file: the rest of its message advises weights_only=False.
-        reason = (
-            str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or type(error).__name__
-        )
+        # Only the name that torch refused: the rest of its message advises weights_only=False.
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"it asks for {refused[1]}" if refused else "it is a pickle of another kind"
         raise UnsafeWeights(
-            f"the weights file {path} was not loaded: it is no plain file of tensors, and a pickle can run "
-            f"any code while it loads (torch says: {reason}). Expected tensors alone. Where you trust the "
-            f"file, load it in your own program and write {_SAVE}"
+            f"the weights file {path} was not loaded: {asks}, and a pickle can run any code while it loads. "
+            f"Expected tensors alone. Where you trust the file, load it in a program of your own and write {_SAVE}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise WeightsUnreadable(
             f"the weights file {path} cannot be read ({reason}); expected a .safetensors or a torch.save "
             f"file; it may be cut short or be something else; write it again with {_SAVE}"

@@ -1,0 +1,53 @@
+"""EfficientNet-Lite0 on real pictures: the published weights give the right names."""
+
+import builtins
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from models import efficientnet_lite0
+from models.errors import MissingExtra
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    return efficientnet_lite0.build().eval()
+
+
+@pytest.mark.parametrize(
+    ("picture", "number", "label"), [("chelsea", 285, "Egyptian cat"), ("coffee", 967, "espresso")]
+)
+def test_picture_is_named_right_by_the_float_and_by_the_uint8_network(network, picture, number, label):
+    pixels = efficientnet_lite0.resized(getattr(skimage.data, picture)())
+    assert (pixels.shape, pixels.dtype) == ((3, 224, 224), np.uint8)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(efficientnet_lite0.normalised(pixels[None])))
+        of_bytes = efficientnet_lite0.build_uint8().eval()(torch.from_numpy(pixels[None]))
+    assert int(logits.argmax()) == number
+    assert efficientnet_lite0.labels()[number] == label
+    # Measured 0.77 and 0.90; well above a half means that no other name is close.
+    assert logits.softmax(1).max() > 0.7
+    # (byte - 127) / 128 is exact in float32, wherever it is computed.
+    assert torch.equal(of_bytes, logits)
+
+
+def test_labels_are_a_thousand_different_names():
+    labels = efficientnet_lite0.labels()
+    assert len(labels) == len(set(labels)) == 1000
+    assert all(label == label.strip() != "" for label in labels)
+    assert (labels[0], labels[999]) == ("tench", "toilet tissue")
+
+
+def test_missing_package_is_answered_with_the_extra_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def without_the_package(name, *args, **kwargs):
+        if name == "efficientnet_lite_pytorch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_the_package)
+    with pytest.raises(MissingExtra, match=r"efficientnet-lite-pytorch.*pip install 'foldserve\[demo\]'"):
+        efficientnet_lite0.build()
