@@ -55,7 +55,7 @@ def test_the_server_runs_without_privileges_and_has_time_to_drain() -> None:
 
 
 def test_every_setting_in_the_environment_is_one_that_foldserve_has() -> None:
-    known = {setting.env for setting in SETTINGS} | {"FOLDSERVE_REPOSITORY"}
+    known = {setting.env for setting in SETTINGS}
     files = [ROOT / "Dockerfile", *DEPLOY.rglob("*.yaml")]
     used = {name for file in files for name in re.findall(r"\bFOLDSERVE_[A-Z_]+", file.read_text())}
     assert {"FOLDSERVE_DEVICE", "FOLDSERVE_HOST"} <= used

@@ -61,7 +61,7 @@ def test_a_pod_has_time_for_its_grace_and_the_longest_request() -> None:
         "FOLDSERVE_DRAIN_GRACE_S"
     ]
     longest_s = next(setting.default for setting in SETTINGS if setting.name == "request_timeout_ms") / 1000
-    assert spec["terminationGracePeriodSeconds"] > float(grace_s) + longest_s
+    assert spec["terminationGracePeriodSeconds"] > float(environment["FOLDSERVE_DRAIN_GRACE_S"]) + longest_s
 
 
 def test_every_mounted_volume_is_declared_and_the_models_are_read_only() -> None:
