@@ -57,9 +57,7 @@ def test_traffic_follows_readiness_and_only_a_dead_server_is_restarted() -> None
 
 def test_a_pod_has_time_for_its_grace_and_the_longest_request() -> None:
     spec = deployment()["spec"]["template"]["spec"]
-    grace_s = {item["name"]: item["value"] for item in spec["containers"][0]["env"]}[
-        "FOLDSERVE_DRAIN_GRACE_S"
-    ]
+    environment = {item["name"]: item["value"] for item in spec["containers"][0]["env"]}
     longest_s = next(setting.default for setting in SETTINGS if setting.name == "request_timeout_ms") / 1000
     assert spec["terminationGracePeriodSeconds"] > float(environment["FOLDSERVE_DRAIN_GRACE_S"]) + longest_s
 
