@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from models.errors import ExportError, FactoryFailed, UnknownTarget
 from models.weights import load_weights
@@ -23,7 +24,8 @@ class Target:
 
     name: what to call it in a repository when the user gives no name.
     module: as its factory returned it; weights loaded, mode untouched.
-    example_inputs: dim 0 = rows; empty when the user's factory gave none.
+    example_inputs: one per argument of forward, tensors or nested tensors; dim 0 = rows; empty when the
+        user's factory gave none.
     dynamic_axes: per input, the dims besides rows that are dynamic, and their names: {"x": {1: "length"}}.
     input_names: None for the parameter names of the module's forward.
     source: TARGET as it was given, for the manifest.
@@ -31,7 +33,7 @@ class Target:
 
     name: str
     module: nn.Module
-    example_inputs: tuple[Tensor, ...]
+    example_inputs: tuple[Any, ...]
     dynamic_axes: dict[str, dict[int, str]] | None
     input_names: tuple[str, ...] | None
     source: str
@@ -181,7 +183,7 @@ def _not_importable(target: str, module_name: str, error: ModuleNotFoundError) -
     )
 
 
-def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     if isinstance(factory, nn.Module):
         return factory, ()
     if not callable(factory):
@@ -207,9 +209,10 @@ def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
     )
 
 
-def _examples(target: str, given: Any) -> tuple[Tensor, ...]:
+def _examples(target: str, given: Any) -> tuple[Any, ...]:
     examples = (given,) if isinstance(given, Tensor) else given
-    if isinstance(examples, (tuple, list)) and examples and all(isinstance(one, Tensor) for one in examples):
+    leaves = pytree.tree_leaves(examples)
+    if isinstance(examples, (tuple, list)) and leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
         return tuple(examples)
     raise FactoryFailed(
         f"{target!r} returned {_kind(given)} as example inputs; expected a tuple of tensors, one per input "

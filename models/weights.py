@@ -85,9 +85,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about odd pickles and TorchScript files; the errors below say it better
+            # About odd pickles and TorchScript files; the errors below say it better.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Only the name that torch refused: the rest of its message advises weights_only=False.
@@ -95,9 +94,11 @@ def _read_torch(path: Path) -> Any:
         asks = f"it asks for {refused[1]}" if refused else "it is a pickle of another kind"
         raise UnsafeWeights(
             f"the weights file {path} was not loaded: {asks}, and a pickle can run any code while it loads. "
-            f"Expected tensors alone. Where you trust the file, load it in a program of your own and write {_SAVE}"
+            f"Expected tensors alone. Where you trust the file, load it in your own program and write {_SAVE}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        Exception
+    ) as error:  # a damaged file stops torch's reader in any way there is: IndexError, TypeError ...
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise WeightsUnreadable(
             f"the weights file {path} cannot be read ({reason}); expected a .safetensors or a torch.save "

@@ -49,6 +49,10 @@ def with_bare_example():
     return Plain(), torch.zeros(2, 2)
 
 
+def with_nested_example():
+    return Plain(), ({"pixels": torch.zeros(2, 2), "more": [torch.zeros(2, 3)]},)
+
+
 def with_list_for_example():
     return Plain(), ([[0.0, 0.0]],)
 
@@ -142,6 +146,12 @@ def test_factory_in_the_current_directory_is_found_and_called(user_modules, attr
     assert isinstance(target.module, nn.Linear)
     assert (target.name, target.source) == (name, f"user_nets.plain:{attribute}")
     assert [tuple(x.shape) for x in target.example_inputs] == [(2, 2)] * examples
+
+
+def test_nested_example_of_a_factory_is_kept_as_it_is(user_modules):
+    (example,) = resolve("user_nets.plain:with_nested_example").example_inputs
+    assert example["pixels"].shape == (2, 2)
+    assert example["more"][0].shape == (2, 3)
 
 
 def test_weights_are_loaded_into_a_module_of_the_users(user_modules):

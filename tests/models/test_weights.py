@@ -6,6 +6,7 @@ import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from random import Random
 
 import pytest
 import safetensors.torch
@@ -209,6 +210,30 @@ def test_file_cut_short_is_refused(tmp_path, file, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ExportError, match=r"cannot be read|was not loaded"):
         load_weights(Small(), path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("file", ["w.safetensors", "w.pt", "old.pt"])
+def test_damaged_file_ends_in_an_error_of_ours_or_in_weights_of_the_right_shape(tmp_path, file, seed):
+    """torch's reader of tensors-only pickles leaves IndexError, TypeError and others uncaught."""
+    path = tmp_path / file
+    if file == "old.pt":
+        torch.save(Small().state_dict(), path, _use_new_zipfile_serialization=False)
+    else:
+        save(Small().state_dict(), path)
+    whole = path.read_bytes()
+    random = Random(seed)
+    refused = 0
+    for _ in range(50):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[random.randrange(min(len(whole), 600))] = random.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_weights(Small(), path)
+        except ExportError:
+            refused += 1
+    assert refused > 10
 
 
 def test_file_that_is_not_there_and_a_folder_are_refused(tmp_path):
