@@ -36,19 +36,10 @@ def log_access(call: Call, status: int, duration_s: float) -> None:
     _log.info(orjson.dumps(line).decode())
 
 
-def configure_logging(level: str, *, access_log: bool) -> None:
-    """Set up foldserve's loggers in this process: everything to stderr, access lines bare, to stdout.
-
-    level: one of config.LOG_LEVELS. Called at the start of every process; a second call replaces the first.
-    """
-    root = logging.getLogger("foldserve")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root.handlers = [handler]
-    root.setLevel(level.upper())
-    root.propagate = False
-    access = logging.StreamHandler(sys.stdout)
-    access.setFormatter(logging.Formatter("%(message)s"))
-    _log.handlers = [access] if access_log else []
+def open_access_log() -> None:
+    """Send the lines, bare, to this process's stdout; other records go where logs.py sends them."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _log.handlers = [handler]
     _log.setLevel(logging.INFO)
     _log.propagate = False

@@ -12,7 +12,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, Final, Protocol
 
 from service import pages
-from service.access_log import log_access
+from service.access_log import log_access, open_access_log
 from service.answers import Answer, error_answer, json_answer
 from service.body import BodyTooLarge, ClientGone, Receive, read_body
 from service.call import Call
@@ -22,6 +22,8 @@ from service.engine import Engine
 from service.errors import Draining, Internal, NotReady, ServiceError
 from service.predict import deadline_passed, predict
 from service.routes import Route, RouteTable
+
+__all__ = ["Front", "FrontMetrics", "Receive", "Scope", "Send"]
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Any]
@@ -73,6 +75,8 @@ class Front:
         self.metrics = metrics
         self.exposition = exposition
         self.routes = RouteTable(self._routes())
+        if settings.access_log:
+            open_access_log()
 
     def _routes(self) -> tuple[Route, ...]:
         predict_at = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")

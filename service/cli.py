@@ -1,0 +1,200 @@
+"""The command `foldserve`: finds the subcommand, runs it, and turns its errors into a text and an exit code.
+
+serve, inspect and predict are here; others come from the entry-point group foldserve.commands (`export`
+does), so that the server needs nothing of what they need. Exit codes: 0 done, 1 it could not be done, 2 it
+was asked wrongly. Modules are imported by the command that needs them: `foldserve --help` must not wait for
+onnxruntime.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from service.config import SETTINGS, Setting, load_settings
+from service.errors import ConfigError
+
+GROUP: Final = "foldserve.commands"
+
+
+class Command(Protocol):
+    """A subcommand."""
+
+    name: str
+    help: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; return the exit code. Raises ConfigError for what exits with 2."""
+
+
+class ServeCommand:
+    """Serve a repository over HTTP."""
+
+    name = "serve"
+    help = "serve the models of a repository over HTTP"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.epilog = (
+            "Each setting is taken from the command line, else from its environment variable, else from "
+            "the file, else it has the default. docs/configuration.md tells more."
+        )
+        for setting in SETTINGS:
+            text = f"{setting.help} [{setting.unit}; default {setting.default_text}; {setting.env}]"
+            # argparse takes % for the start of a format.
+            self._add(parser, setting, text.replace("%", "%%"))
+        parser.add_argument(
+            "--config", metavar="FILE", help="YAML file of `name: value` lines [FOLDSERVE_CONFIG]"
+        )
+
+    @staticmethod
+    def _add(parser: argparse.ArgumentParser, setting: Setting, text: str) -> None:
+        if not setting.flag.startswith("--"):
+            parser.add_argument(setting.name, metavar=setting.flag, nargs="?", help=text)
+        elif isinstance(setting.default, bool):
+            parser.add_argument(
+                setting.flag, dest=setting.name, action=argparse.BooleanOptionalAction, help=text
+            )
+        else:
+            metavar = setting.unit.upper()
+            parser.add_argument(setting.flag, dest=setting.name, metavar=metavar, help=text)
+
+    def run(self, args: argparse.Namespace) -> int:
+        given = {setting.name: getattr(args, setting.name) for setting in SETTINGS}
+        settings = load_settings(given, os.environ, args.config)
+        from service.serve import run_server
+
+        return run_server(settings)
+
+
+class InspectCommand:
+    """Show what a repository holds."""
+
+    name = "inspect"
+    help = "show signature, fold report, parity, hashes and sizes of exported models, and check the hashes"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "target",
+            metavar="REPOSITORY[/MODEL[/VERSION]]",
+            type=Path,
+            help="a repository, a model or one version",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        from service.inspect import inspect
+
+        return inspect(args.target, sys.stdout)
+
+
+class PredictCommand:
+    """Send files to a server once."""
+
+    name = "predict"
+    help = "send .npy files to a running server and print the answers"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("url", metavar="URL", help="the server, as in http://localhost:8000")
+        parser.add_argument("model", metavar="MODEL", help="the model's name")
+        parser.add_argument(
+            "files",
+            metavar="FILE.npy",
+            nargs="+",
+            help="each file is one request; for a model with several inputs, NAME=FILE.npy for each of them",
+        )
+        parser.add_argument("--version", metavar="V", help="the version [default: the server's]")
+        parser.add_argument("--output", metavar="NAME", help="only this output [default: all]")
+        parser.add_argument(
+            "--timeout-ms",
+            metavar="MS",
+            type=float,
+            default=30_000.0,
+            help="milliseconds [default %(default)g]",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        from service.client import predict_files
+
+        return predict_files(
+            args.url, args.model, args.files, args.version, args.output, args.timeout_ms, sys.stdout
+        )
+
+
+class _Missing:
+    """Stands for a command whose extra is not installed: it is listed, and says what to install."""
+
+    def __init__(self, name: str, missing: str) -> None:
+        self.name = name
+        self.help = f"(not installed: pip install 'foldserve[{name}]')"
+        self._missing = missing
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+        parser.prefix_chars = "\0"  # whatever was typed, the answer is what to install
+
+    def run(self, args: argparse.Namespace) -> int:
+        raise ConfigError(
+            f"`foldserve {self.name}` needs {self._missing}, which is not installed; "
+            f"pip install 'foldserve[{self.name}]'"
+        )
+
+
+BUILT_IN: Final[tuple[Command, ...]] = (ServeCommand(), InspectCommand(), PredictCommand())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {command.name: command for command in BUILT_IN}
+    wanted = arguments[0] if arguments else ""
+    for entry in entry_points(group=GROUP):
+        # A plug-in is imported when it is called, or to list its help; not to serve.
+        if entry.name not in commands and (wanted == entry.name or wanted not in commands):
+            commands[entry.name] = _load(entry)
+    parser = argparse.ArgumentParser(
+        prog="foldserve",
+        description="Fold, export and serve torch networks. `foldserve COMMAND --help` tells more.",
+    )
+    parser.add_argument("--version", action="version", version=f"foldserve {version('foldserve')}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in commands.values():
+        subparser = subparsers.add_parser(
+            command.name, help=command.help, description=_sentence(command.help)
+        )
+        command.configure(subparser)
+        subparser.set_defaults(command=command)
+    args = parser.parse_args(arguments)
+    return _run(args.command, args)
+
+
+def _run(command: Command, args: argparse.Namespace) -> int:
+    try:
+        return command.run(args)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"foldserve {command.name}: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (`| head`) is gone; nothing can be flushed to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _load(entry: EntryPoint) -> Command:
+    try:
+        made: Any = entry.load()
+    except ModuleNotFoundError as error:
+        return _Missing(entry.name, error.name or "a module")
+    command: Command = made()
+    return command
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."

@@ -1,0 +1,121 @@
+"""`foldserve inspect`: what the artifacts in a folder are, and whether their files are what was exported.
+
+Reads files only; loads no model. What is in a manifest: models/export writes it, artifact.py reads it.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from service.artifact import MANIFEST, Artifact, FileCheck, check_files, read_artifact
+from service.errors import ConfigError
+from service.model_config import read_model_config
+from service.repository import CONFIG, VERSION_NAME
+
+_MODEL_SUFFIXES: Final = (".onnx", ".pt")
+_DIGEST_CHARS: Final = 16
+
+
+def inspect(target: Path, out: TextIO) -> int:
+    """Describe every version under target; return 0, or 1 when one is damaged or cannot be served.
+
+    Args:
+        target: a repository, a model's folder in one, or a version's folder in that.
+    Raises: ConfigError when there is nothing to inspect.
+    """
+    folders = list(version_folders(target.absolute()))
+    if not folders:
+        raise ConfigError(
+            f"{target} holds no exported model; expected a repository (<model>/<version>/), a model in it, "
+            "or a version of that: `foldserve export` writes one"
+        )
+    damaged = 0
+    for folder in folders:
+        model, version = folder.parent.name, folder.name
+        try:
+            config = read_model_config(folder.parent / CONFIG, model)
+            artifact = read_artifact(folder, model, version, config)
+        except ConfigError as error:
+            damaged += 1
+            print(f"{model}/{version}  cannot be served", file=out)
+            for problem in error.problems:
+                print(f"  {problem}", file=out)
+            continue
+        checks = list(check_files(folder, artifact.manifest)) if artifact.manifest else []
+        for line in describe(artifact, checks):
+            print(line, file=out)
+        damaged += any(check.problem for check in checks)
+    if damaged:
+        print(f"{damaged} of {len(folders)} versions have problems", file=out)
+    return 1 if damaged else 0
+
+
+def version_folders(target: Path) -> Iterator[Path]:
+    """The version folders at or under target, sorted by model and number."""
+    if _is_version(target):
+        yield target
+        return
+    for depth in ("*", "*/*"):
+        found = [folder for folder in target.glob(depth) if _is_version(folder)]
+        yield from sorted(found, key=lambda folder: (folder.parent.name, int(folder.name)))
+
+
+def _is_version(folder: Path) -> bool:
+    if not VERSION_NAME.fullmatch(folder.name) or not folder.is_dir() or folder.parent.name.startswith("."):
+        return False
+    return any(file.name == MANIFEST or file.suffix in _MODEL_SUFFIXES for file in folder.iterdir())
+
+
+def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
+    """The lines that describe one version."""
+    manifest = artifact.manifest
+    served = f"served by {artifact.backend}, batches of up to {artifact.max_batch_size} rows"
+    yield f"{artifact.model}/{artifact.version}  {served}"
+    if manifest:
+        yield (
+            f"  from     {manifest.get('source', '?')}, exported {manifest.get('created', '?')}, "
+            f"opset {manifest.get('opset', '?')}, {_parameters(manifest.get('parameters'))}"
+        )
+    else:
+        yield f"  from     {artifact.file.name}, not exported by foldserve: no fold, parity or hashes to show"
+    for spec in artifact.signature.inputs:
+        yield f"  input    {spec}"
+    for spec in artifact.signature.outputs:
+        yield f"  output   {spec}"
+    yield from _fold_lines(manifest.get("fold"))
+    yield from _parity_lines(manifest.get("parity"))
+    for check in checks:
+        digest = str(manifest["files"][check.name].get("sha256", ""))[:_DIGEST_CHARS]
+        state = f"DAMAGED: {check.problem}" if check.problem else "ok"
+        yield f"  file     {check.name}  {_size(check.size_bytes)}  sha256 {digest}...  {state}"
+    tools = manifest.get("tools")
+    if tools:
+        yield "  tools    " + ", ".join(f"{name} {version}" for name, version in tools.items())
+
+
+def _fold_lines(fold: Mapping[str, Any] | None) -> Iterator[str]:
+    if not fold:
+        return
+    yield f"  fold     {fold['found']} batch norms found, {fold['folded']} folded, {len(fold['left'])} left"
+    for left in fold["left"]:
+        yield f"           left {left['where']}: {left['reason']}"
+
+
+def _parity_lines(parity: Mapping[str, Any] | None) -> Iterator[str]:
+    for name, figures in (parity or {}).items():
+        rows = ", ".join(map(str, figures.get("rows", ())))
+        absolute = f"max absolute {figures['max_abs']:.2g}, " if "max_abs" in figures else ""
+        yield (
+            f"  parity   {name}: {absolute}max relative {figures['max_rel']:.2g}, "
+            f"tolerance {figures['tolerance']:.2g}, rows tried {rows}"
+        )
+
+
+def _parameters(count: int | None) -> str:
+    return "? parameters" if count is None else f"{count:,} parameters"
+
+
+def _size(size_bytes: int) -> str:
+    if size_bytes < 2**20:
+        return f"{size_bytes / 2**10:.1f} KiB"
+    return f"{size_bytes / 2**20:.1f} MiB"
