@@ -8,6 +8,7 @@ bake in silently (a branch on values). There is no fall-back to a tracer, on pur
 graph, and which graphs are refused: cleaning.py. Who may change the graph later: the fold, on a copy.
 """
 
+import dataclasses
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -48,16 +49,12 @@ class CapturedGraph:
     dynamic_shapes: tuple[dict[int, Any], ...]
     out_spec: pytree.TreeSpec
 
-    def with_graph(self, graph_module: fx.GraphModule) -> "CapturedGraph":
+    def with_graph(
+        self, graph_module: fx.GraphModule, output_names: tuple[str, ...] | None = None
+    ) -> "CapturedGraph":
         """The same capture around another graph module, for example the folded one."""
-        return CapturedGraph(
-            graph_module,
-            self.example_inputs,
-            self.input_names,
-            self.output_names,
-            self.dynamic_shapes,
-            self.out_spec,
-        )
+        names = self.output_names if output_names is None else output_names
+        return dataclasses.replace(self, graph_module=graph_module, output_names=names)
 
 
 def capture(module: nn.Module, example: Example, output_names: tuple[str, ...] | None = None) -> CapturedGraph:

@@ -76,11 +76,20 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def load_onnx(path: Path) -> onnxruntime.InferenceSession:
     """Open the file as a server on a CPU does. Raises: NotCapturable when ONNX Runtime does not take it."""
+    return _session(str(path))
+
+
+def onnx_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Open a model that is in no file."""
+    return _session(model.SerializeToString())
+
+
+def _session(source: str | bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise NotCapturable(f"ONNX Runtime cannot load the model that torch.onnx wrote: {error}") from error
 

@@ -6,6 +6,7 @@ named after their places in the network. The module tree is gone: that is the pr
 
 import functools
 import hashlib
+import io
 import operator
 import re
 from pathlib import Path
@@ -63,9 +64,13 @@ def _holder_type(digest: str) -> type[nn.Module]:
 
 
 def save_torchscript(scripted: torch.jit.ScriptModule, path: Path) -> None:
-    """Write scripted to path; the same module gives the same bytes."""
+    """Write scripted to path; the same module gives the same bytes. Raises: OSError."""
+    # By way of memory: torch's own writer puts the file's name into the archive, and ends a full disk with a
+    # RuntimeError that says neither why nor where.
+    buffer = io.BytesIO()
     with quiet():
-        torch.jit.save(scripted, str(path))
+        torch.jit.save(scripted, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:

@@ -1,0 +1,152 @@
+"""What manifest.json and reference.npz say: pure data from the results of the other steps.
+
+Keys and their meaning are a contract: docs/artifact.md and the server's reader keep in step with `manifest`.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.export.artifact import sha256_and_size
+from models.export.capture import CapturedGraph
+from models.export.fold import FoldReport
+from models.export.verify import Parity
+
+FORMAT_VERSION = 1
+
+# torch's types → the words of the Open Inference Protocol.
+OIP_WORDS: dict[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "UINT8",
+    torch.uint16: "UINT16",
+    torch.uint32: "UINT32",
+    torch.uint64: "UINT64",
+    torch.int8: "INT8",
+    torch.int16: "INT16",
+    torch.int32: "INT32",
+    torch.int64: "INT64",
+    torch.float16: "FP16",
+    torch.float32: "FP32",
+    torch.float64: "FP64",
+}
+
+
+def manifest(
+    *,
+    name: str,
+    version: int,
+    source: str,
+    captured: CapturedGraph,
+    opset: int,
+    max_batch_size: int,
+    parameters: int,
+    fold: FoldReport,
+    parity: Mapping[str, Parity],
+    files: Sequence[Path],
+) -> dict[str, Any]:
+    """The content of manifest.json. files are hashed now, so they must be complete.
+
+    parity: "torchscript", "onnx" and "fold_float64"; the last is relative only, its scale is float64's.
+    """
+    of_fold = parity["fold_float64"].to_manifest()
+    del of_fold["max_abs"]
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "version": str(version),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "source": source,
+        "inputs": _specs(captured, "placeholder", captured.input_names),
+        "outputs": _specs(captured, "output", captured.output_names),
+        "opset": opset,
+        "tools": tool_versions(),
+        "max_batch_size": max_batch_size,
+        "files": {path.name: _file_entry(path) for path in files},
+        "parameters": parameters,
+        "fold": {
+            "found": fold.found,
+            "folded": fold.folded,
+            "left": [{"where": left.where, "reason": left.reason} for left in fold.left],
+        },
+        "parity": {
+            "torchscript": parity["torchscript"].to_manifest(),
+            "onnx": parity["onnx"].to_manifest(),
+            "fold_float64": of_fold,
+        },
+    }
+
+
+def write_manifest(content: Mapping[str, Any], path: Path) -> None:
+    """Write content as JSON that people can read."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_reference(
+    captured: CapturedGraph, inputs: Sequence[Tensor], outputs: Sequence[Tensor], path: Path
+) -> None:
+    """Write inputs and the eager network's outputs as `input.<name>`, `output.<name>`, in the served types."""
+    served = [node.meta["val"].dtype for node in _output_nodes(captured)]
+    arrays = {f"input.{n}": t.numpy() for n, t in zip(captured.input_names, inputs, strict=True)}
+    arrays |= {
+        f"output.{n}": t.to(dtype).numpy()
+        for n, t, dtype in zip(captured.output_names, outputs, served, strict=True)
+    }
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{key: np.ascontiguousarray(value) for key, value in arrays.items()})
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers module learns; tied parameters count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of everything that has a say in the files."""
+    return {
+        "foldserve": _version("foldserve"),
+        "torch": torch.__version__,
+        "onnx": _version("onnx"),
+        "onnxscript": _version("onnxscript"),
+        "onnxruntime": _version("onnxruntime-gpu", "onnxruntime"),
+        "python": platform.python_version(),
+    }
+
+
+def _version(*distributions: str) -> str:
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _output_nodes(captured: CapturedGraph) -> list[Any]:
+    return list(captured.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
+
+
+def _specs(captured: CapturedGraph, op: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    nodes: list[Any] = _output_nodes(captured)
+    if op == "placeholder":
+        nodes = [node for node in captured.graph_module.graph.nodes if node.op == "placeholder"]
+    return [
+        {
+            "name": name,
+            "datatype": OIP_WORDS[node.meta["val"].dtype],
+            "shape": [size if isinstance(size, int) else -1 for size in node.meta["val"].shape],
+        }
+        for name, node in zip(names, nodes, strict=True)
+    ]
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    sha256, size = sha256_and_size(path)
+    return {"sha256": sha256, "bytes": size}

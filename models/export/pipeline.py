@@ -1,0 +1,273 @@
+"""The steps of an export, in their order, and why it is this order.
+
+Each step reads and fills the one Job; STEPS is the list to read. A step raises an ExportError with the mend, and the
+folder that is written aside vanishes with it (artifact.py). Progress is told to a callback; nothing prints here.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+from models.errors import BadExample
+from models.export.artifact import check_free, check_name, check_version, new_version
+from models.export.capture import CapturedGraph, capture
+from models.export.copying import double_copy, eval_copy
+from models.export.example import Example, read_example
+from models.export.first_difference import with_every_value
+from models.export.fold import FoldReport, fold_batch_norms
+from models.export.manifest import count_parameters, manifest, write_manifest, write_reference
+from models.export.reference import REFERENCE_ROWS, Case, EagerReference
+from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
+from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
+from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
+
+DEFAULT_MAX_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One event of an export: step `index` of `total` begins (seconds is None) or has ended after so many seconds."""
+
+    step: str
+    index: int
+    total: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished version in a repository. report: the content of the manifest. seconds: per step, in order."""
+
+    folder: Path
+    onnx_path: Path
+    torchscript_path: Path
+    reference_path: Path
+    manifest: Path
+    report: dict[str, Any]
+    seconds: dict[str, float]
+
+
+@dataclass
+class Job:
+    """Everything one export knows. Owned by export_model; a field is set by one step and only read after it."""
+
+    module: nn.Module
+    example_inputs: Sequence[Any]
+    name: str
+    version: int
+    source: str
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+    max_batch_size: int
+    opset: int | None
+    folder: Path
+    example: Example = field(init=False)
+    copy: nn.Module = field(init=False)
+    captured: CapturedGraph = field(init=False)
+    double: fx.GraphModule = field(init=False)
+    reference: EagerReference = field(init=False)
+    cases: tuple[Case, ...] = field(init=False)
+    folded: CapturedGraph = field(init=False)
+    folded_double: fx.GraphModule = field(init=False)
+    fold: FoldReport = field(init=False)
+    onnx_model: onnx.ModelProto = field(init=False)
+    parity: dict[str, Parity] = field(default_factory=dict)
+    report: dict[str, Any] = field(init=False)
+
+
+def _copy(job: Job) -> None:
+    job.example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
+    job.copy = eval_copy(job.module)
+
+
+def _capture(job: Job) -> None:
+    job.captured = capture(job.copy, job.example, tuple(job.output_names) if job.output_names else None)
+    job.double = double_copy(job.captured.graph_module)
+
+
+def _run_eager(job: Job) -> None:
+    job.reference = EagerReference(job.copy, job.example)
+    job.cases = job.reference.cases(job.max_batch_size, job.reference.other_sizes())
+    check_rows(job.reference, job.cases, job.double)
+
+
+def _fold(job: Job) -> None:
+    graph_module = copy.deepcopy(job.captured.graph_module)
+    job.fold = fold_batch_norms(graph_module)
+    job.folded = job.captured.with_graph(_without_unused(graph_module))
+    folded_double = copy.deepcopy(job.double)
+    fold_batch_norms(folded_double)
+    job.folded_double = _without_unused(folded_double)
+    job.parity["fold_float64"] = check_fold(job.double, job.folded_double, job.cases)
+
+
+def _write_torchscript(job: Job) -> None:
+    save_torchscript(to_torchscript(job.folded.graph_module), job.folder / "model.pt")
+
+
+def _write_onnx(job: Job) -> None:
+    job.onnx_model = to_onnx(job.folded, job.opset)
+    save_onnx(job.onnx_model, job.folder / "model.onnx")
+
+
+def _verify_torchscript(job: Job) -> None:
+    scripted = load_torchscript(job.folder / "model.pt")
+    for _ in range(2):  # TorchScript optimises after its first runs; what serves is the optimised form
+        run_torchscript(scripted, job.cases[0].inputs)
+    every, names = with_every_value(job.folded.graph_module)
+    job.parity["torchscript"] = check_file(
+        "TorchScript",
+        lambda inputs: run_torchscript(scripted, inputs),
+        job.cases,
+        job.captured.output_names,
+        locate_in_graph(
+            job.folded_double, names, lambda inputs: run_torchscript(to_torchscript(every), inputs)
+        ),
+    )
+
+
+def _verify_onnx(job: Job) -> None:
+    session = load_onnx(job.folder / "model.onnx")
+    every, names = with_every_value(job.folded.graph_module)
+
+    def run_every(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        captured = job.folded.with_graph(every, output_names=names)
+        return run_onnx(onnx_session(to_onnx(captured, job.opset)), inputs)
+
+    job.parity["onnx"] = check_file(
+        "ONNX",
+        lambda inputs: run_onnx(session, inputs),
+        job.cases,
+        job.captured.output_names,
+        locate_in_graph(job.folded_double, names, run_every),
+    )
+
+
+def _describe(job: Job) -> None:
+    case = next(c for c in job.cases if c.fresh and c.rows == REFERENCE_ROWS)
+    write_reference(job.captured, case.inputs, case.wanted, job.folder / "reference.npz")
+    job.report = manifest(
+        name=job.name,
+        version=job.version,
+        source=job.source,
+        captured=job.captured,
+        opset=opset_of(job.onnx_model),
+        max_batch_size=job.max_batch_size,
+        parameters=count_parameters(job.module),
+        fold=job.fold,
+        parity=job.parity,
+        files=[job.folder / name for name in ("model.onnx", "model.pt", "reference.npz")],
+    )
+    write_manifest(job.report, job.folder / "manifest.json")
+
+
+STEPS: tuple[tuple[str, Callable[[Job], None]], ...] = (
+    ("copy", _copy),  # first: from here on the user's module is only counted
+    ("capture", _capture),
+    ("run eager", _run_eager),  # before the fold: a network that cannot be served at all is told so at once
+    ("fold", _fold),  # in float64 and float32; the float64 gate ends here, before any file is written
+    ("write TorchScript", _write_torchscript),
+    ("write ONNX", _write_onnx),
+    ("verify TorchScript", _verify_torchscript),  # the files as a server loads them, not what they came from
+    ("verify ONNX", _verify_onnx),
+    ("write manifest", _describe),  # last: it has the hashes and the parity of everything above
+)
+
+
+def export_model(
+    module: nn.Module,
+    example_inputs: Sequence[Any],
+    destination: str | Path,
+    *,
+    name: str,
+    version: int | str = 1,
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    opset: int | None = None,
+    source: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> ExportResult:
+    """Fold, write and verify module as <destination>/<name>/<version>/; module itself is unchanged.
+
+    Args:
+        module: any nn.Module, in any mode; exported in eval mode, on the CPU, in float32.
+        example_inputs: a tuple, one entry per argument of forward; tensors, or dicts, lists, tuples of tensors. Dim 0
+            of every tensor is the rows. Integers show the range of valid values.
+        destination: the repository; made if it does not exist.
+        name: letters, digits, '_', '-', '.'. version: a positive integer that does not exist yet.
+        dynamic_axes: {input: {axis: label}} for axes other than the rows; axes of one label have one size.
+        input_names, output_names: names in the files; default forward's parameters, and `y` (or the keys of a dict,
+            or y0, y1, ...).
+        max_batch_size: rows of the largest batch that a server will run; verified as such.
+        opset: the ONNX operator set, default 18.
+        source: what the manifest says the network came from; default the class of module.
+        progress: called when a step begins and when it has ended.
+    Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
+    """
+    repository = Path(destination)
+    check_name(name)
+    number = check_version(version)
+    if not isinstance(module, nn.Module):
+        raise BadExample(f"module is a {type(module).__name__}; expected an nn.Module")
+    if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int) or max_batch_size < 1:
+        raise BadExample(f"max_batch_size is {max_batch_size!r}; expected a number of rows, 1 or more")
+    check_free(repository, name, number)
+    origin = source or f"{type(module).__module__}.{type(module).__qualname__}"
+    seconds: dict[str, float] = {}
+    with new_version(repository, name, number) as folder:
+        job = Job(
+            module,
+            example_inputs,
+            name,
+            number,
+            origin,
+            dynamic_axes,
+            input_names,
+            output_names,
+            max_batch_size,
+            opset,
+            folder,
+        )
+        for index, (step, run) in enumerate(STEPS, start=1):
+            _tell(progress, Progress(step, index, len(STEPS), None))
+            begun = time.perf_counter()
+            run(job)
+            seconds[step] = time.perf_counter() - begun
+            _tell(progress, Progress(step, index, len(STEPS), seconds[step]))
+    final = repository / name / str(number)
+    return ExportResult(
+        folder=final,
+        onnx_path=final / "model.onnx",
+        torchscript_path=final / "model.pt",
+        reference_path=final / "reference.npz",
+        manifest=final / "manifest.json",
+        report=job.report,
+        seconds=seconds,
+    )
+
+
+def _tell(progress: Callable[[Progress], None] | None, event: Progress) -> None:
+    if progress is not None:
+        progress(event)
+
+
+def _without_unused(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph around only the weights that it reads: the folded ones have replaced others."""
+    graph_module.graph.eliminate_dead_code()
+    for node in list(graph_module.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph_module.graph.erase_node(node)
+    with torch.no_grad():
+        slim = fx.GraphModule(graph_module, graph_module.graph, class_name="FoldedNetwork")
+    slim.eval()
+    return slim
