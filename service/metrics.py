@@ -18,6 +18,8 @@ from itertools import product
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
+
 from service.metrics_store import Layout, Metric, Row, Store
 
 PROTOCOLS: Final = ("json", "raw", "npy", "oip", "v1", "other")
@@ -171,6 +173,8 @@ class Metrics:
         self.plan = plan
         self.store = store
         self._offsets = store.layout.offsets
+        ready = self._offsets[MODEL_READY.name]
+        self._ready_cells = np.array([ready[version] for version in plan.versions], dtype=np.int64)
         self.write_as(writer)
 
     @classmethod
@@ -265,7 +269,11 @@ class Metrics:
 
     def model_is_ready(self, model: str, version: str) -> bool:
         """Whether a live worker serves the model."""
-        return self.store.largest(self._offsets[MODEL_READY.name][(model, version)]) > 0.0
+        return self.ready_versions()[self.plan.versions.index((model, version))]
+
+    def ready_versions(self) -> tuple[bool, ...]:
+        """Whether a live worker serves each of plan.versions, in that order."""
+        return tuple((self.store.largest_of(self._ready_cells) > 0.0).tolist())
 
     # Called by a worker -------------------------------------------------------------------------------
 

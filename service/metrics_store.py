@@ -160,9 +160,10 @@ class Store:
         """The sum of one cell over all rows."""
         return float(self._table[:, cell].sum())
 
-    def largest(self, cell: int) -> float:
-        """The largest of one cell over all rows."""
-        return float(self._table[:, cell].max())
+    def largest_of(self, cells: np.ndarray) -> np.ndarray:
+        """The largest of each of some cells over all rows."""
+        largest: np.ndarray = self._table[:, cells].max(axis=0)
+        return largest
 
     def reset_gauges(self, index: int) -> None:
         """Set the gauges of a dead writer's row to 0: what it held is gone. Its counts stay."""

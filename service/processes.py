@@ -1,0 +1,81 @@
+"""Small things about processes and signals that Python leaves to the operating system.
+
+Owner of the signal handlers: the supervising process. Its children are started with SIGINT and SIGTERM
+blocked: a terminal's Ctrl-C and many service managers signal every process of the group, and only the
+supervisor may decide when the others end.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, however it dies (Linux; elsewhere: nothing)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Processes started inside do not see SIGINT and SIGTERM: blocked signals stay so across exec."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class StopSignals:
+    """Counts SIGINT and SIGTERM, and makes a file descriptor readable at each, for the loop that waits.
+
+    A context manager; used in the main thread. Raises nothing in whatever code a signal happens to interrupt.
+    In forked children the handler does nothing (uvicorn calls the handlers that it found when it ends).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._pid = os.getpid()
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def __enter__(self) -> "StopSignals":
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._read)
+        os.close(self._write)
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._read
+
+    def clear(self) -> None:
+        """Make the descriptor unreadable until the next signal."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 1024)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._pid:
+            self.count += 1
+            with contextlib.suppress(BlockingIOError):  # full: the loop is woken already
+                os.write(self._write, b"\0")
