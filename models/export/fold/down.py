@@ -151,14 +151,14 @@ def _matmul_moved(site: Site) -> Moved:
 
 
 def _batch_norm_why_not(site: Site) -> str | None:
-    norm = Norm(site.call, site.call, site.node("input"), site.call.name)
+    norm = Norm(site.call, site.call, site.call.name)
     return only_as(site, "input") or why_never(norm, site.constants) or site.wrong_axis(1)
 
 
 def _batch_norm_moved(site: Site) -> Moved:
     """Two norms become one: with its statistics kept, gamma and beta of the later one take the earlier one's map."""
     values = site.arguments
-    norm = Norm(site.call, site.call, site.node("input"), site.call.name)
+    norm = Norm(site.call, site.call, site.call.name)
     own = affine_of(norm, site.constants)
     mean = site.weight("running_mean")
     scale, shift = site.along(1, site.node("input"))

@@ -8,19 +8,28 @@ fold can open the way for a neighbour: conv, norm, pool, norm.
 import torch
 from torch import fx
 
-from models.export.fold.candidates import Candidate, norm_candidate
+from models.export.fold.candidates import Candidate, constant_candidates, norm_candidate
+from models.export.fold.commuting import COMMUTING
 from models.export.fold.constants import Constants
 from models.export.fold.down import DOWN_RULES
+from models.export.fold.elementwise import ELEMENTWISE_DOWN, ELEMENTWISE_UP
 from models.export.fold.graph import aten, is_call, nested_graphs, same_shape
+from models.export.fold.index_maps import INDEX_MAPS
+from models.export.fold.joins import JOIN_DOWN, JOIN_UP
 from models.export.fold.norms import batch_norms
+from models.export.fold.pads import PAD_DOWN, PAD_UP
+from models.export.fold.parallel import beside, is_summed
 from models.export.fold.plan import Plan, Refused
 from models.export.fold.report import FoldReport, Left
 from models.export.fold.rules import table
 from models.export.fold.search import Search
 from models.export.fold.up import UP_RULES
 
-_UP = table(UP_RULES)
-_DOWN = table(DOWN_RULES)
+_COMMUTING = COMMUTING + INDEX_MAPS
+_UP = table(UP_RULES + ELEMENTWISE_UP + JOIN_UP + PAD_UP + tuple(rule.up() for rule in _COMMUTING))
+_DOWN = table(
+    DOWN_RULES + ELEMENTWISE_DOWN + JOIN_DOWN + PAD_DOWN + tuple(rule.down() for rule in _COMMUTING)
+)
 
 
 def fold_batch_norms(gm: fx.GraphModule) -> FoldReport:
@@ -49,22 +58,42 @@ def fold_batch_norms(gm: fx.GraphModule) -> FoldReport:
 
 
 def _fold_until_stable(gm: fx.GraphModule) -> list[Left]:
-    """Fold norms until a whole pass changes nothing; then those that are left, with their reasons."""
+    """Fold until a whole pass changes nothing; then the norms that are left, with their reasons."""
     while True:
-        constants = Constants(gm)
-        left: list[Left] = []
-        changed = False
-        for norm in batch_norms(gm):
-            if norm.value._erased:
-                continue
-            try:
-                candidate = norm_candidate(norm, constants)
-                _plan(candidate, constants).apply(gm)
-                changed = True
-            except Refused as refused:
-                left.append(Left(norm.where, str(refused)))
-        if not changed:
+        left, changed = _fold_norms(gm)
+        if not changed and not _fold_constants(gm):
             return left
+
+
+def _fold_norms(gm: fx.GraphModule) -> tuple[list[Left], bool]:
+    """One pass over the batch norms: those that stay, and whether any was folded."""
+    constants = Constants(gm)
+    left: list[Left] = []
+    changed = False
+    for norm in batch_norms(gm):
+        if norm.value._erased:  # folded together with another
+            continue
+        try:
+            _plan(norm_candidate(norm, constants), constants).apply(gm)
+            changed = True
+        except Refused as refused:
+            left.append(Left(norm.where, str(refused)))
+    return left, changed
+
+
+def _fold_constants(gm: fx.GraphModule) -> bool:
+    """One pass over the other constant maps; whether any was folded. They are no norms, so they are not reported."""
+    constants = Constants(gm)
+    changed = False
+    for candidate in constant_candidates(gm, constants):
+        try:
+            plan = _plan(candidate, constants)
+        except Refused:
+            continue
+        if not plan.copies_shared():
+            plan.apply(gm)
+            changed = True
+    return changed
 
 
 def _plan(candidate: Candidate, constants: Constants) -> Plan:
@@ -80,6 +109,11 @@ def _plan(candidate: Candidate, constants: Constants) -> Plan:
         return search.down(value, source, affine)
     except Refused as refused:
         reasons.append(f"after it, {refused}")
+    try:
+        return beside(candidate, constants)
+    except Refused as refused:
+        if is_summed(candidate):
+            reasons.append(f"beside it, {refused}")
     raise Refused("; ".join(reasons))
 
 

@@ -103,6 +103,16 @@ def static(size: Size) -> int | None:
     return int(expr) if expr.is_number else None
 
 
+def is_float(node: fx.Node) -> bool:
+    """True when node holds real floating-point numbers: the only ones that affine maps are carried through."""
+    return is_tensor(node) and dtype_of(node) in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    )
+
+
 def same_size(left: Size, right: Size) -> bool:
     """True only when the two sizes are equal for every value of the symbols."""
     return bool(sympy.expand(expression(left) - expression(right)) == 0)

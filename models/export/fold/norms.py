@@ -36,12 +36,17 @@ NORM_TARGETS = _EVALUATING | _EITHER | _TRAINING
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """One batch norm call. value = the node that holds its normalised output; source = its input."""
+    """One batch norm call. value = the node that holds its normalised output."""
 
     call: fx.Node
     value: fx.Node
-    source: fx.Node
     where: str
+
+    @property
+    def source(self) -> fx.Node:
+        """The norm's input, as the graph is now: a fold before it may have changed it."""
+        source: fx.Node = arguments(self.call)["input"]
+        return source
 
 
 def batch_norms(gm: fx.GraphModule) -> list[Norm]:
@@ -52,7 +57,7 @@ def batch_norms(gm: fx.GraphModule) -> list[Norm]:
             continue
         values = [node] if node.target in _SINGLE_OUTPUT else parts(node).get(0, [])
         where = module_path(node, names_it=lambda kind: "norm" in kind.lower())
-        found += [Norm(node, value, arguments(node)["input"], where) for value in values if readers(value)]
+        found += [Norm(node, value, where) for value in values if readers(value)]
     return found
 
 

@@ -84,13 +84,15 @@ class Plan:
         gone: set[fx.Node] = set()
         for edit in self.edits:
             if isinstance(edit, Rewrite):
-                kept: set[fx.Node] = set()
-                map_aggregate(
-                    (edit.args, edit.kwargs),
-                    lambda leaf: kept.add(leaf) if isinstance(leaf, fx.Node) else None,
-                )  # noqa: B023
-                gone.update(node for node in edit.node.all_input_nodes if node not in kept)
+                leaves = torch.utils._pytree.tree_leaves((edit.args, edit.kwargs))
+                gone.update(
+                    node for node in edit.node.all_input_nodes if not any(leaf is node for leaf in leaves)
+                )
         return gone
+
+    def copies_shared(self) -> bool:
+        """True when a constant that others read too would be stored a second time in a changed form."""
+        return any(node.op == "get_attr" and len(node.users) > 1 for node in self.replaced_inputs())
 
     def apply(self, gm: fx.GraphModule) -> None:
         """Carry out every edit, and drop what nobody reads any more."""

@@ -80,7 +80,7 @@ class Site:
     def optional_weight(self, name: str) -> torch.Tensor | None:
         return None if self.arguments.get(name) is None else self.weight(name)
 
-    def rewrite(self, target: Any = None, **changes: Any) -> Rewrite:
+    def rewrite(self, target: Any = None, /, **changes: Any) -> Rewrite:
         """The same call (or one of target) with some arguments changed."""
         values = self.arguments | changes if target is None else changes
         target = self.call.target if target is None else target

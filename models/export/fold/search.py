@@ -7,7 +7,6 @@ order of execution, so that branches which meet again bring their maps together.
 
 import heapq
 
-import torch
 from torch import fx
 
 from models.export.fold.affine import Affine
@@ -133,13 +132,3 @@ class Search:
             if dtype_of(node) != dtype_of(first):
                 raise Refused(f"{describe(reader)} changes the dtype, which rounds")
         return plan.plus(moved.edits), outputs
-
-
-def is_float(node: fx.Node) -> bool:
-    """True when node holds real floating-point numbers: the only ones that affine maps are carried through."""
-    return is_tensor(node) and dtype_of(node) in (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    )

@@ -214,7 +214,7 @@ def _batch_norm_why_not(site: Site) -> str | None:
 
 def _batch_norm_steps(site: Site) -> list[Step]:
     """A norm before: both into what is before it, or the later one into the earlier one's weights."""
-    norm = Norm(site.call, site.value, site.node("input"), site.call.name)
+    norm = Norm(site.call, site.value, site.call.name)
     steps = []
     if why_never(norm, site.constants) is None:
         both = site.affine.after(affine_of(norm, site.constants))

@@ -1,0 +1,294 @@
+"""Where the entries of an affine map go when a tensor is reshaped, permuted, shuffled or reordered.
+
+These calls only move numbers, so y = a * x + c moves with them. Permutations move axes. A view keeps the row-major
+order: old and new axes are cut into groups with equal products of sizes (equal for every value of the symbols), and
+within a group of static sizes the map is reshaped like the tensor. A dynamic axis may stand beside the map's axes but
+not in one group with them. Everything is worked out on the sizes, not on an example.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+from typing import Any
+
+import sympy
+import torch
+
+from models.export.fold.affine import Affine
+from models.export.fold.commuting import Commuting, first
+from models.export.fold.graph import Size, aten, axis_in, describe, expression, rank_of, shape_of, static
+from models.export.fold.plan import Refused
+from models.export.fold.rules import Site
+
+
+def _groups(old: Sequence[Size], new: Sequence[Size]) -> list[tuple[range, range]]:
+    """Runs of old and new axes that hold the same entries, in order."""
+
+    def products(shape: Sequence[Size]) -> list[sympy.Expr]:
+        return list(accumulate((expression(size) for size in shape), mul))
+
+    old_products, new_products = products(old), products(new)
+    groups: list[tuple[range, range]] = []
+    old_done = new_done = 0
+    for i, product in enumerate(old_products, start=1):
+        for j in range(new_done, len(new)):
+            if sympy.expand(product - new_products[j]) == 0:
+                groups.append((range(old_done, i), range(new_done, j + 1)))
+                old_done, new_done = i, j + 1
+                break
+    if old_done < len(old) or new_done < len(
+        new
+    ):  # trailing axes of size 1, or sizes that cannot be compared
+        if groups:
+            last_old, last_new = groups.pop()
+            old_done, new_done = last_old.start, last_new.start
+        groups.append((range(old_done, len(old)), range(new_done, len(new))))
+    return groups
+
+
+def through_view(affine: Affine, old: Sequence[Size], new: Sequence[Size]) -> Affine:
+    """The map of a tensor of shape new, when the same entries in shape old have the map affine."""
+    full: list[int] = []
+    moved: list[int] = []
+    for old_axes, new_axes in _groups(old, new):
+        if not any(affine.scale.shape[axis] > 1 for axis in old_axes):
+            full += [1] * len(old_axes)
+            moved += [1] * len(new_axes)
+            continue
+        for axes, shape, out in ((old_axes, old, full), (new_axes, new, moved)):
+            for axis in axes:
+                size = static(shape[axis])
+                if size is None:
+                    raise Refused("a view mixes the norm's axis with one of dynamic size")
+                out.append(size)
+    return affine.map(lambda tensor: tensor.expand(full).reshape(moved))
+
+
+def _view_to_input(site: Site) -> Affine:
+    source = site.node(first(site))
+    return through_view(site.affine, shape_of(site.value), shape_of(source))
+
+
+def _view_to_output(site: Site) -> Affine:
+    source = site.node(first(site))
+    return through_view(site.affine, shape_of(source), shape_of(site.call))
+
+
+def _permutation(site: Site) -> list[int]:
+    """perm, as in output axis i = input axis perm[i]."""
+    values, rank = site.arguments, rank_of(site.call)
+    if site.call.target is aten.permute.default:
+        return [axis_in(dim, rank) for dim in values["dims"]]
+    perm = list(range(rank))
+    if site.call.target is aten.t.default:
+        return perm[::-1]
+    first, second = axis_in(values["dim0"], rank), axis_in(values["dim1"], rank)
+    perm[first], perm[second] = second, first
+    return perm
+
+
+def _permute_to_input(site: Site) -> Affine:
+    perm = _permutation(site)
+    inverse = [perm.index(axis) for axis in range(len(perm))]
+    return site.affine.map(lambda tensor: tensor.permute(inverse))
+
+
+def _permute_to_output(site: Site) -> Affine:
+    perm = _permutation(site)
+    return site.affine.map(lambda tensor: tensor.permute(perm))
+
+
+def _shuffled(site: Site) -> tuple[int, torch.Tensor]:
+    """(axis, index) with output[..., i, ...] = input[..., index[i], ...] along axis."""
+    values, target = site.arguments, site.call.target
+    source = site.node("self")
+    axis = 1
+    if target in (aten.flip.default, aten.roll.default):
+        dims = [axis_in(dim, rank_of(source)) for dim in values["dims"]]
+        varying = [axis for axis in site.affine.axes if axis in dims]
+        if len(varying) > 1 or (target is aten.roll.default and not dims):
+            raise Refused(f"{describe(site.call)} moves several axes of the norm")
+        axis = varying[0] if varying else dims[0]
+    if target is aten.index_select.default:
+        axis = axis_in(values["dim"], rank_of(source))
+    size = static(shape_of(source)[axis])
+    if size is None:
+        if axis in site.affine.axes:
+            raise Refused(f"{describe(site.call)} reorders an axis of dynamic size")
+        return axis, torch.zeros(1, dtype=torch.long)
+    index = torch.arange(size)
+    if target is aten.flip.default:
+        return axis, index.flip(0)
+    if target is aten.roll.default:
+        return axis, index.roll(values["shifts"][dims.index(axis)])
+    if target is aten.index_select.default:
+        chosen = site.constants.value(values["index"])
+        if chosen is None:
+            raise Refused(f"{describe(site.call)} picks by an index that is not a constant")
+        return axis, chosen.reshape(-1).long() % size
+    return axis, index.reshape(values["groups"], -1).t().reshape(-1)
+
+
+def _shuffle_to_output(site: Site) -> Affine:
+    axis, index = _shuffled(site)
+    if axis not in site.affine.axes:
+        return site.affine
+    return site.affine.map(lambda tensor: tensor.index_select(axis, index))
+
+
+def _shuffle_to_input(site: Site) -> Affine:
+    axis, index = _shuffled(site)
+    if axis not in site.affine.axes:
+        return site.affine
+    size = static(shape_of(site.node("self"))[axis])
+    assert size is not None, "_shuffled refuses dynamic axes that vary"
+    shape = list(site.affine.scale.shape)
+    shape[axis] = size
+    ones = torch.ones(shape, dtype=torch.float64)
+    moved = Affine(
+        ones.index_copy(axis, index, site.affine.scale),
+        torch.zeros_like(ones).index_copy(axis, index, site.affine.shift),
+    )
+    # An entry that is picked twice must be wanted the same way twice.
+    for wanted, made in ((site.affine.scale, moved.scale), (site.affine.shift, moved.shift)):
+        if not torch.equal(made.index_select(axis, index), wanted):
+            raise Refused(f"{describe(site.call)} repeats channels that the norm treats differently")
+    return Affine.of(moved.scale, moved.shift)
+
+
+def _pixel_axis(site: Site, rank: int) -> int:
+    axis = rank - 3
+    if any(mine != axis for mine in site.affine.axes):
+        raise Refused(f"{describe(site.call)} moves pixels into channels, and the norm varies over pixels")
+    return axis
+
+
+def _blocks_merged(site: Site, axis: int, block: int) -> Affine:
+    """The map with each run of block channels taken as one; they must agree."""
+    if axis not in site.affine.axes:
+        return site.affine
+    blocks = site.affine.map(lambda tensor: tensor.unflatten(axis, (-1, block)))
+    if axis + 1 in blocks.axes:
+        raise Refused(
+            f"{describe(site.call)} spreads channels over pixels, and the norm treats them differently"
+        )
+    return blocks.map(lambda tensor: tensor.squeeze(axis + 1))
+
+
+def _blocks_spread(site: Site, axis: int, block: int) -> Affine:
+    """The map with each channel repeated block times."""
+    if axis not in site.affine.axes:
+        return site.affine
+    return site.affine.map(lambda tensor: tensor.repeat_interleave(block, axis))
+
+
+def _pixels(site: Site) -> tuple[int, int]:
+    values = site.arguments
+    factor = values[
+        "upscale_factor" if site.call.target is aten.pixel_shuffle.default else "downscale_factor"
+    ]
+    return _pixel_axis(site, rank_of(site.call)), factor * factor
+
+
+def _expand_to_input(site: Site) -> Affine:
+    source = site.node("self")
+    added = rank_of(site.call) - rank_of(source)
+    repeated = _repeated_axes(site)
+    if any(axis in repeated for axis in site.affine.axes):
+        raise Refused(f"{describe(site.call)} repeats along the norm's axis")
+    return site.affine.map(lambda tensor: tensor.reshape(tensor.shape[added:]))
+
+
+def _expand_to_output(site: Site) -> Affine:
+    source = site.node("self")
+    added = rank_of(site.call) - rank_of(source)
+    lifted = site.affine.map(lambda tensor: tensor.reshape([1] * added + list(tensor.shape)))
+    if site.call.target is aten.expand.default:
+        return lifted
+    for axis in lifted.axes:
+        count = _repeats(site)[axis]
+        if not isinstance(count, int):
+            raise Refused(f"{describe(site.call)} repeats the norm's axis a dynamic number of times")
+        lifted = lifted.map(lambda tensor, axis=axis, count=count: torch.cat([tensor] * count, axis))  # type: ignore[misc]
+    return lifted
+
+
+def _repeats(site: Site) -> list[Any]:
+    counts = list(site.arguments["repeats" if site.call.target is aten.repeat.default else "dims"])
+    return [1] * (rank_of(site.call) - len(counts)) + counts
+
+
+def _repeated_axes(site: Site) -> set[int]:
+    """The output axes along which one input entry is read more than once."""
+    source = site.node("self")
+    added = rank_of(site.call) - rank_of(source)
+    if site.call.target is not aten.expand.default:
+        return {axis for axis, count in enumerate(_repeats(site)) if count != 1 or axis < added}
+    sizes = shape_of(source)
+    return {axis for axis in range(rank_of(site.call)) if axis < added or static(sizes[axis - added]) == 1}
+
+
+def _always(site: Site) -> str | None:
+    return None
+
+
+INDEX_MAPS = (
+    Commuting(
+        "view",
+        frozenset(
+            {
+                aten.view.default,
+                aten.reshape.default,
+                aten._unsafe_view.default,
+                aten.flatten.using_ints,
+                aten.unflatten.int,
+                aten.squeeze.default,
+                aten.squeeze.dim,
+                aten.squeeze.dims,
+                aten.unsqueeze.default,
+                aten.view_as.default,
+                aten.reshape_as.default,
+            }
+        ),
+        _always,
+        _view_to_input,
+        _view_to_output,
+    ),
+    Commuting(
+        "permute",
+        frozenset({aten.permute.default, aten.transpose.int, aten.t.default}),
+        _always,
+        _permute_to_input,
+        _permute_to_output,
+    ),
+    Commuting(
+        "reorder",
+        frozenset(
+            {aten.channel_shuffle.default, aten.flip.default, aten.roll.default, aten.index_select.default}
+        ),
+        _always,
+        _shuffle_to_input,
+        _shuffle_to_output,
+    ),
+    Commuting(
+        "pixel shuffle",
+        frozenset({aten.pixel_shuffle.default}),
+        _always,
+        lambda site: _blocks_spread(site, *_pixels(site)),
+        lambda site: _blocks_merged(site, *_pixels(site)),
+    ),
+    Commuting(
+        "pixel unshuffle",
+        frozenset({aten.pixel_unshuffle.default}),
+        _always,
+        lambda site: _blocks_merged(site, *_pixels(site)),
+        lambda site: _blocks_spread(site, *_pixels(site)),
+    ),
+    Commuting(
+        "expand",
+        frozenset({aten.expand.default, aten.repeat.default, aten.tile.default}),
+        _always,
+        _expand_to_input,
+        _expand_to_output,
+    ),
+)
