@@ -1,0 +1,51 @@
+"""docs/your-network.md is what a new user types: its code runs, and does what the page says."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.export.to_torchscript import load_torchscript
+from models.image_input import ImageInput
+from models.registry import resolve
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-network.md"
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """Return the page's Python blocks, in a directory that has the first of them as my_nets.py."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "my_nets.py").write_text(blocks[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield blocks
+    sys.modules.pop("my_nets", None)
+
+
+def test_factory_of_the_page_resolves_and_loads_weights(code):
+    target = resolve("my_nets:spectrogram")
+    assert target.name == "spectrogram"
+    assert target.module(*target.example_inputs).shape == (2, 3)
+    torch.save(target.module.state_dict(), "weights.pt")
+    again = resolve("my_nets:spectrogram", Path("weights.pt")).module
+    assert torch.equal(again.mix.weight, target.module.mix.weight)
+
+
+def test_export_of_the_page_keeps_rows_and_steps_dynamic_and_leaves_no_norm(code):
+    exec(compile(code[1], str(PAGE), "exec"), {})
+    scripted = load_torchscript(Path("repository/spectrogram/1/model.pt"))
+    x = torch.randn(5, 17, 40)
+    assert scripted(x).shape == (5, 3)
+    assert "batch_norm" not in str(scripted.inlined_graph)
+
+
+def test_pictures_of_the_page_are_bytes(code):
+    names = {"ImageInput": ImageInput, "torch": torch, "my_classifier": torch.nn.Identity}
+    exec(compile(code[2], str(PAGE), "exec"), names)
+    network, (pictures,) = names["pictures"]()
+    answer = network(pictures)
+    assert (pictures.dtype, answer.dtype) == (torch.uint8, torch.float32)
+    assert answer[0, :, 0, 0].tolist() == pytest.approx([-123.7 / 58.4, -116.3 / 57.1, -103.5 / 57.4])
