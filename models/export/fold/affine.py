@@ -18,6 +18,11 @@ def _varies(tensor: Tensor, axis: int) -> bool:
     return tensor.shape[axis] > 1 and not bool((tensor == tensor.narrow(axis, 0, 1)).all())
 
 
+def common_shape(*tensors: Tensor) -> list[int]:
+    """The shape to which tensors of one rank broadcast."""
+    return [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+
+
 @dataclass(frozen=True, eq=False)
 class Affine:
     """y = scale * x + shift. Make one with Affine.of, which keeps the form said above."""
@@ -28,7 +33,8 @@ class Affine:
     @staticmethod
     def of(scale: Tensor, shift: Tensor) -> Affine:
         """The affine map with these tensors (same rank, broadcastable against each other)."""
-        scale, shift = torch.broadcast_tensors(scale.double(), shift.double())
+        shape = common_shape(scale, shift)
+        scale, shift = scale.double().expand(shape), shift.double().expand(shape)
         for axis in range(scale.ndim):
             if scale.shape[axis] > 1 and not _varies(scale, axis) and not _varies(shift, axis):
                 scale, shift = scale.narrow(axis, 0, 1), shift.narrow(axis, 0, 1)
@@ -56,6 +62,9 @@ class Affine:
     def keeps_order(self) -> bool:
         """True when no scale is negative: larger inputs give outputs at least as large."""
         return bool((self.scale >= 0).all())
+
+    def scales_like(self, other: Affine) -> bool:
+        return bool((self.scale == other.scale).all())
 
     @property
     def is_identity(self) -> bool:

@@ -154,7 +154,7 @@ class Constants:
         made = value_of(node)
         if not isinstance(made, Tensor) or node.target is aten.expand.default:
             return False
-        size = made.numel()
+        size: Any = made.numel()
         if not isinstance(size, int):
             return True
         held = sum(value.numel() for value in inputs if isinstance(value, Tensor))

@@ -3,7 +3,7 @@
 conv        W * a[i]     b + sum of W * c over i, k     zero padding only when c = 0: border outputs see fewer taps
 conv_transpose  W * a[i]                                c = 0, or every output sees every tap (1x1, stride 1)
 linear      W * a        b + W @ c                      a along the last axis
-batch norm  gamma * a    beta + s * (c + (a - 1) * mean)      s = gamma / sqrt(var + eps)
+batch norm  gamma * a    beta + s * (c + (a - 1) * mean)    s = gamma / sqrt(var + eps)
 """
 
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor
 from models.export.fold.constants import rounded, rounded_weight
 from models.export.fold.graph import aten, describe, rank_of
 from models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
-from models.export.fold.plan import Refused
 from models.export.fold.rules import DownRule, Moved, Site
 from models.export.fold.up import (
     CONVOLUTIONS,
@@ -87,10 +86,10 @@ def _conv_moved(site: Site) -> Moved:
     if is_transposed(site.call, site.arguments):  # (cin, cout/g, k...)
         scaled = held * scale.reshape(-1, 1, *spatial)
         taps = (held * shift.reshape(-1, 1, *spatial)).flatten(2).sum(2)
-        added = taps.unflatten(0, (groups, -1)).sum(1).flatten()
+        added = taps.reshape(groups, -1, weight.shape[1]).sum(1).flatten()
         new = rounded(scaled, weight.dtype, name)
     else:  # (cout, cin/g, k...): the filters of group j read the channels of group j
-        grouped = held.unflatten(0, (groups, -1))
+        grouped = held.reshape(groups, -1, *weight.shape[1:])
         scaled = (grouped * scale.reshape(groups, 1, -1, *spatial)).flatten(0, 1)
         added = (grouped * shift.reshape(groups, 1, -1, *spatial)).flatten(2).sum(2).flatten()
         new = rounded_weight(scaled, weight.dtype, 0, name)
@@ -157,26 +156,17 @@ def _batch_norm_why_not(site: Site) -> str | None:
 
 def _batch_norm_moved(site: Site) -> Moved:
     """Two norms become one: with its statistics kept, gamma and beta of the later one take the earlier one's map."""
-    values = site.arguments
-    norm = Norm(site.call, site.call, site.call.name)
-    own = affine_of(norm, site.constants)
     mean = site.weight("running_mean")
+    own = affine_of(Norm(site.call, site.call, site.call.name), site.constants)
+    own_scale, own_shift = (tensor.reshape(-1).expand(mean.numel()) for tensor in (own.scale, own.shift))
     scale, shift = site.along(1, site.node("input"))
-    own_scale, own_shift = (
-        own.scale.reshape(-1).expand(mean.numel()),
-        own.shift.reshape(-1).expand(mean.numel()),
-    )
-    gamma, beta = site.optional_weight("weight"), site.optional_weight("bias")
+    gamma = site.optional_weight("weight")
     gamma = torch.ones_like(mean) if gamma is None else gamma
-    beta = torch.zeros_like(mean) if beta is None else beta
-    wanted_shift = own_scale * shift + own_shift
-    new_beta = wanted_shift + own_scale * scale * mean.double()
-    if values.get("eps") is None:
-        raise Refused(f"{describe(site.call)} has no eps")
+    # own(scale * x + shift) = own_scale * scale * (x - mean) + beta', as the call computes it with gamma' = gamma * scale.
+    beta = own_scale * shift + own_shift + own_scale * scale * mean.double()
     weight = rounded(gamma.double() * scale, gamma.dtype, f"{site.call.name}_weight")
-    bias = rounded(new_beta, beta.dtype, f"{site.call.name}_bias")
-    outputs: dict[int | None, Any] = {}
-    return Moved((site.rewrite(weight=weight, bias=bias),), outputs)
+    bias = rounded(beta, gamma.dtype, f"{site.call.name}_bias")
+    return Moved((site.rewrite(weight=weight, bias=bias),))
 
 
 DOWN_RULES = (

@@ -129,7 +129,7 @@ def _with_constant(site: Site, source: fx.Node, own: Affine) -> list[Step]:
         if not affine.has_shift:
             steps.append(_scale_kept(site, source, own))
         if bool((own.scale != 0).all()):
-            inner = Affine.of(*torch.broadcast_tensors(affine.scale, affine.shift / own.scale))
+            inner = Affine.of(affine.scale, affine.shift / own.scale)
             steps.append(Step(demands=(Demand(source, inner, call),)))
     return steps
 
@@ -166,7 +166,8 @@ def _up_steps(site: Site) -> list[Step]:
 
 def _operands(site: Site) -> tuple[fx.Node, fx.Node]:
     """The two different tensors that a call combines."""
-    left, right = site.arguments["self"], site.arguments.get("other")
+    left: fx.Node = site.arguments["self"]
+    right: Any = site.arguments.get("other")
     if not is_tensor(left) or not is_tensor(right) or left is right:
         raise Refused(f"{describe(site.call)} does not combine two different tensors")
     return left, right
@@ -178,10 +179,12 @@ def _product_steps(site: Site) -> list[Step]:
     if site.affine.has_shift:
         raise Refused(f"the norm shifts, which {describe(call)} of two tensors does not commute with")
     left, right = _operands(site)
-    sides = (left,) if call.target in _DIV else (left, right)
-    return _possible(
-        [lambda side=side: (Demand(side, onto(site.affine, side, call), call),) for side in sides]
-    )
+
+    def into(side: fx.Node) -> tuple[Demand, ...]:
+        return (Demand(side, onto(site.affine, side, call), call),)
+
+    ways = [lambda: into(left), lambda: into(right)]
+    return _possible(ways[:1] if call.target in _DIV else ways)
 
 
 def _sum_steps(site: Site) -> list[Step]:
@@ -232,7 +235,7 @@ def _moved(site: Site) -> Moved:
     if terms is not None:
         (left, p), (right, q) = terms
         of_left, of_right = here.get(left, identity), here.get(right, identity)
-        if not torch.equal(*torch.broadcast_tensors(of_left.scale, of_right.scale)):
+        if not of_left.scales_like(of_right):
             raise Refused(f"{describe(site.call)} adds another tensor to it")
         return Moved(outputs={None: Affine.of(of_left.scale, p * of_left.shift + q * of_right.shift)})
     left, right = _operands(site)

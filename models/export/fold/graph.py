@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 from torch.fx.node import map_arg
@@ -173,8 +173,8 @@ def op_name(node: fx.Node) -> str:
         return "constant"
     if node.op == "output":
         return "output"
-    target = node.target
-    return target._schema.name.split("::")[-1] if schema_of(target) is not None else str(node.name)
+    schema = schema_of(node.target)
+    return str(node.name) if schema is None else str(schema.name).split("::")[-1]
 
 
 def describe(node: fx.Node) -> str:

@@ -11,7 +11,7 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 
 from models.export.fold.affine import Affine
@@ -163,11 +163,15 @@ def _pixel_axis(site: Site, rank: int) -> int:
     return axis
 
 
+def _cut_axis(tensor: torch.Tensor, axis: int, sizes: tuple[int, int]) -> torch.Tensor:
+    return tensor.reshape(*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
+
+
 def _blocks_merged(site: Site, axis: int, block: int) -> Affine:
     """The map with each run of block channels taken as one; they must agree."""
     if axis not in site.affine.axes:
         return site.affine
-    blocks = site.affine.map(lambda tensor: tensor.unflatten(axis, (-1, block)))
+    blocks = site.affine.map(lambda tensor: _cut_axis(tensor, axis, (-1, block)))
     if axis + 1 in blocks.axes:
         raise Refused(
             f"{describe(site.call)} spreads channels over pixels, and the norm treats them differently"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from models.export.fold.affine import Affine
+from models.export.fold.affine import Affine, common_shape
 from models.export.fold.graph import (
     arguments,
     aten,
@@ -203,16 +203,7 @@ def _join_moved(site: Site) -> Moved:
         if all(torch.equal(m.scale, maps[0].scale) and torch.equal(m.shift, maps[0].shift) for m in maps):
             return Moved(outputs={None: maps[0]})
         raise Refused(f"{describe(site.call)} joins it with others by dynamic sizes")
-    shape = list(
-        torch.broadcast_shapes(
-            *(
-                m.expand_axis(axis, 1).scale.shape
-                if m.scale.shape[axis] == 1
-                else m.cut(axis, 0, 1).scale.shape
-                for m in maps
-            )
-        )
-    )
+    shape = common_shape(*(m.scale.narrow(axis, 0, 1) for m in maps))
     pieces = []
     for mine, size in zip(maps, sizes, strict=True):
         assert size is not None, "dynamic sizes are refused above"

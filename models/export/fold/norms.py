@@ -82,7 +82,7 @@ def why_never(norm: Norm, constants: Constants) -> str | None:
     for name in ("weight", "bias"):
         if not constants.optional(values[name]):
             return f"its {name} is not a constant of the graph"
-    if call not in (norm.value,) and set(parts(call)) != {0}:
+    if call.target not in _SINGLE_OUTPUT and set(parts(call)) - {0}:
         return "the statistics it returns are read too"
     return None
 

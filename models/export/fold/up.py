@@ -69,9 +69,9 @@ def _conv_steps(site: Site) -> list[Step]:
     spatial = [1] * (weight.ndim - 2)
     if is_transposed(site.call, site.arguments):
         groups = site.arguments["groups"]
-        held = weight.double().unflatten(0, (groups, -1))  # (g, cin/g, cout/g, k...)
+        held = weight.double().reshape(groups, -1, *weight.shape[1:])  # (g, cin/g, cout/g, k...)
         scaled = (held * scale.reshape(groups, 1, -1, *spatial)).flatten(0, 1)
-        filters = scaled.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        filters = scaled.reshape(held.shape).transpose(1, 2).flatten(0, 1)
         rounded_weight(
             filters, weight.dtype, 0, f"{site.call.name}_weight"
         )  # refuses what underflows, per filter
