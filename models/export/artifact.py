@@ -28,7 +28,8 @@ def check_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
         raise NameNotUsable(
             f"the model name {name!r} cannot be a folder in a repository and a part of a URL; expected 1 to "
-            f"{_LONGEST_NAME} letters, digits, '_', '-' and '.', not beginning with '.' or '-' (and no slash)"
+            f"{_LONGEST_NAME} letters, digits, '_', '-' and '.', not beginning with '.' or '-' (and no "
+            "slash)"
         )
     return name
 
@@ -64,10 +65,10 @@ def check_free(repository: Path, name: str, version: int) -> None:
 
 @contextmanager
 def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
-    """Give an empty folder to fill, and make it <repository>/<name>/<version> when the block ends without an error.
+    """Give an empty folder, and make it <repository>/<name>/<version> when the block ends without an error.
 
-    Raises: VersionExists; NotWritable for what the file system refuses, also from within the block (a full disk,
-    a read-only folder). In every case of failure, Ctrl-C included, nothing of the version is left.
+    Raises: VersionExists; NotWritable for what the file system refuses, also from within the block (a full
+    disk, a read-only folder). In every case of failure, Ctrl-C included, nothing of the version is left.
     """
     check_free(repository, name, version)
     folder = repository / name
@@ -129,5 +130,3 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
     except OSError:  # somebody else's files, or never made
         return
-
-

@@ -3,9 +3,9 @@
     before  an nn.Module in eval mode and an Example
     after   CapturedGraph: a flat fx graph, tensors in, tuple of tensors out, rows symbolic
 
-torch.export sees hooks, parametrizations, functional norms and reused modules, and refuses what a tracer would
-bake in silently (a branch on values). There is no fall-back to a tracer, on purpose. What is done to the raw
-graph, and which graphs are refused: cleaning.py. Who may change the graph later: the fold, on a copy.
+torch.export sees hooks, parametrizations, functional norms and reused modules, and refuses what a tracer
+would bake in silently (a branch on values). There is no fall-back to a tracer, on purpose. What is done to
+the raw graph, and which graphs are refused: cleaning.py. Who may change the graph later: the fold, on a copy.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ from models.export.example import ROWS, Example
 from models.export.quiet import quiet
 from models.recurrent import symbolic_length
 
-# Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round each.
+# Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round
+# each.
 _MOST_REFINEMENTS = 3
 
 
@@ -57,11 +58,13 @@ class CapturedGraph:
         return dataclasses.replace(self, graph_module=graph_module, output_names=names)
 
 
-def capture(module: nn.Module, example: Example, output_names: tuple[str, ...] | None = None) -> CapturedGraph:
+def capture(
+    module: nn.Module, example: Example, output_names: tuple[str, ...] | None = None
+) -> CapturedGraph:
     """Return the graph of module, which is in eval mode on the CPU (copying.py); module is left unchanged.
 
-    Raises: BadExample when the network cannot run the example; NotCapturable with the reason and the mend when
-    torch.export refuses, or when the graph is one that cannot be served row by row (cleaning.py).
+    Raises: BadExample when the network cannot run the example; NotCapturable with the reason and the mend
+    when torch.export refuses, or when the graph is one that cannot be served row by row (cleaning.py).
     """
     _run_once(module, example)
     program, dims = _export(module, example)
@@ -78,19 +81,21 @@ def capture(module: nn.Module, example: Example, output_names: tuple[str, ...] |
         len(output_names) != len(own_names) or len(set(output_names)) != len(output_names)
     ):
         raise BadExample(
-            f"output_names is {output_names!r}; expected {len(own_names)} different names, "
-            f"one for each of {own_names}"
+            f"output_names is {output_names!r}; expected {len(own_names)} different names, one for each of "
+            f"{own_names}"
         )
     names = output_names or own_names
     taken = set(names) & set(example.names)
     if taken:
-        raise BadExample(f"inputs and outputs share the names {sorted(taken)}; pass output_names=... to rename")
+        raise BadExample(
+            f"inputs and outputs share the names {sorted(taken)}; pass output_names=... to rename"
+        )
     shapes = tuple({axis: dims[label] for axis, label in axes.items()} for axes in example.axes)
     return CapturedGraph(graph_module, example.tensors, example.names, tuple(names), shapes, out_spec)
 
 
 def _run_once(module: nn.Module, example: Example) -> None:
-    """Run the example eagerly, so that a wrong shape is told in the network's own words, not torch.export's."""
+    """Run the example eagerly, so that a wrong shape is told in the network's own words."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,8 +106,8 @@ def _run_once(module: nn.Module, example: Example) -> None:
             for n, t in zip(example.names, example.tensors, strict=True)
         )
         raise BadExample(
-            f"the network fails on its own example ({shapes}): {type(error).__name__}: {error}{_user_line(error)}. "
-            "Give example inputs that the network accepts, dim 0 = rows."
+            f"the network fails on its own example ({shapes}): {type(error).__name__}: "
+            f"{error}{_user_line(error)}. Give example inputs that the network accepts, dim 0 = rows."
         ) from error
 
 
@@ -122,7 +127,9 @@ def _export(module: nn.Module, example: Example) -> tuple[torch.export.ExportedP
             dims = refined
         except Exception as error:
             _refuse(error, example)
-    raise NotCapturable(f"no sizes could be found for the dynamic axes {sorted(labels - {ROWS})}; give fewer of them")
+    raise NotCapturable(
+        f"no sizes could be found for the dynamic axes {sorted(labels - {ROWS})}; give fewer of them"
+    )
 
 
 def _refined(error: Exception, example: Example, dims: dict[str, Any]) -> dict[str, Any] | None:
@@ -162,15 +169,16 @@ def _refuse(error: Exception, example: Example) -> NoReturn:
     place = _user_line(error)
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         raise NotCapturable(
-            f"control flow depends on values{place}: torch.export cannot keep both branches, and baking one in "
-            "would answer wrong without a word. Write it with torch.where or masks, or take the branch out of forward."
+            f"control flow depends on values{place}: torch.export cannot keep both branches, and baking one "
+            "in would answer wrong without a word. Write it with torch.where or masks, or take the branch "
+            "out of forward."
         ) from error
     if "onstraints violated" in text or "pecializ" in text:
         raise NotCapturable(_specialised(text, example) + place) from error
     first = text.strip().splitlines()[0] if text.strip() else ""
     raise NotCapturable(
-        f"torch.export refuses the network{place}: {type(error).__name__}: {first}. "
-        "Change that line of the network; there is no fall-back to tracing, which would bake values in."
+        f"torch.export refuses the network{place}: {type(error).__name__}: {first}. Change that line of the "
+        "network; there is no fall-back to tracing, which would bake values in."
     ) from error
 
 
@@ -187,13 +195,15 @@ def _specialised(text: str, example: Example) -> str:
             "Use x.shape[0] or -1 in view and reshape, no Python loop over the rows, and rows in dim 0"
         )
     return (
-        f"the network does not take every size of the dynamic axes {asked}.{why} "
-        "Make the axis static, or the network free of that size"
+        f"the network does not take every size of the dynamic axes {asked}.{why} Make the axis static, or "
+        "the network free of that size"
     )
 
 
 def _user_line(error: BaseException) -> str:
-    """` at file.py, line 3, in forward: if x.sum() > 0:` for the innermost frame of the user's code, or ``."""
+    """` at file.py, line 3, in forward: if x.sum() > 0:` for the innermost frame of the user's code, or
+    ``.
+    """
     torch_folder = str(Path(torch.__file__).parent)
     own_folder = str(Path(__file__).parent)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

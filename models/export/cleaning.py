@@ -1,7 +1,7 @@
 """Make the raw graph of torch.export one that can be folded, written and served.
 
     before  placeholders, weights, assertions, writes to buffers, norms that use the batch's own statistics
-    after   flat tensors in, flat tuple of tensors out; no assertion, no write, no such norm; tied weights once
+    after   flat tensors in, flat tuple of tensors out; no assertion, write or such norm; tied weights once
 
 Refused here, with the reason: outputs that are no tensors or have no rows, random numbers, state that one
 request would leave for the next, operators that a file of ATen or ONNX operators cannot hold.
@@ -16,6 +16,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from models.errors import NotCapturable
+from models.export.datatypes import OIP_WORDS
 from models.export.training_norms import spell_out_training_norms
 
 aten = torch.ops.aten
@@ -35,9 +36,23 @@ _ASSERTIONS = frozenset(
 )
 # Python's own operators on sizes, which torch.export leaves as plain functions.
 _MODULES_OF_SIZE_ARITHMETIC = frozenset({"_operator", "math", "builtins"})
+_SIZE_FUNCTIONS = frozenset(
+    {
+        torch.sym_float,
+        torch.sym_int,
+        torch.sym_ite,
+        torch.sym_max,
+        torch.sym_min,
+        torch.sym_not,
+        torch.sym_sqrt,
+        torch.sym_sum,
+    }
+)
 
 
-def clean_graph(raw: fx.GraphModule, program: torch.export.ExportedProgram, input_names: Sequence[str]) -> fx.GraphModule:
+def clean_graph(
+    raw: fx.GraphModule, program: torch.export.ExportedProgram, input_names: Sequence[str]
+) -> fx.GraphModule:
     """Return the clean graph module. raw is used up.
 
     Raises: NotCapturable, naming the layer, when the network cannot be served row by row from a file.
@@ -79,7 +94,7 @@ def _drop_assertions_and_writes(graph: fx.Graph) -> None:
         elif node.target._schema.name.split("::")[1] in _ASSERTIONS:
             graph.erase_node(node)
         elif node.target is aten.copy_.default and node.args[0].op in {"get_attr", "placeholder"}:
-            # The write to a buffer or to the caller's input, after everything that is computed; see _refuse_state.
+            # A write to a buffer or to the caller's input, behind everything computed; see _refuse_state.
             node.replace_all_uses_with(node.args[1])
             graph.erase_node(node)
 
@@ -105,9 +120,9 @@ def _refuse_state(graph: fx.Graph, program: torch.export.ExportedProgram) -> Non
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in written:
             raise NotCapturable(
-                f"forward writes to the buffer {node.target!r} and its answers depend on it, so one request would "
-                "change the next one's answer; expected a network without state between calls. "
-                "Pass the state in as an input and return it as an output."
+                f"forward writes to the buffer {node.target!r} and its answers depend on it, so one request "
+                "would change the next one's answer; expected a network without state between calls. Pass "
+                "the state in as an input and return it as an output."
             )
 
 
@@ -116,31 +131,35 @@ def _refuse_operator(node: fx.Node) -> None:
     if isinstance(target, OpOverload):
         if target.namespace not in {"aten", "prims"}:
             raise NotCapturable(
-                f"{where(node)} is the custom operator {target.name()}: a TorchScript file that plain torch.jit.load "
-                "reads, and ONNX Runtime, have only ATen and ONNX operators. Write it with torch functions."
+                f"{where(node)} is the custom operator {target._schema.name}: a TorchScript file that plain "
+                "torch.jit.load reads, and ONNX Runtime, have only ATen and ONNX operators. Write it with "
+                "torch functions."
             )
         if torch.Tag.nondeterministic_seeded in target.tags and _draws(node, target):
             raise NotCapturable(
-                f"{where(node)} draws random numbers, also in eval mode: the answers cannot be compared or repeated. "
-                "Use self.training for dropout, or pass the noise in as an input."
+                f"{where(node)} draws random numbers, also in eval mode: the answers cannot be compared or "
+                "repeated. Use self.training for dropout, or pass the noise in as an input."
             )
         if target._schema.is_mutable:
-            raise NotCapturable(f"{where(node)} writes in place in a way that torch.export could not dissolve")
-    elif node.op != "call_function" or isinstance(target, torch._ops.HigherOrderOperator) or not _is_size_arithmetic(target):
+            raise NotCapturable(
+                f"{where(node)} writes in place in a way that torch.export could not dissolve"
+            )
+    elif (
+        node.op != "call_function"
+        or isinstance(target, torch._ops.HigherOrderOperator)
+        or not _is_size_arithmetic(target)
+    ):
         raise NotCapturable(
-            f"{where(node)} calls {getattr(target, '__name__', target)}, which holds a graph of its own or is no "
-            "operator; torch.cond, while_loop, scan and custom autograd cannot be written to both files. "
-            "Write it with torch.where or masks."
+            f"{where(node)} calls {getattr(target, '__name__', target)}, which holds a graph of its own or "
+            "is no operator; torch.cond, while_loop, scan and custom autograd cannot be written to both "
+            "files. Write it with torch.where or masks."
         )
 
 
 def _is_size_arithmetic(target: Any) -> bool:
-    if target in (torch.sym_max, torch.sym_min, torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite):
+    if target in _SIZE_FUNCTIONS:
         return True
-    return getattr(target, "__module__", None) in _MODULES_OF_SIZE_ARITHMETIC or target in (
-        torch.sym_sqrt,  # type: ignore[attr-defined]
-        torch.sym_sum,
-    )
+    return getattr(target, "__module__", None) in _MODULES_OF_SIZE_ARITHMETIC
 
 
 def _draws(node: fx.Node, target: OpOverload) -> bool:
@@ -158,10 +177,11 @@ def _draws(node: fx.Node, target: OpOverload) -> bool:
 
 def _refuse_outputs(graph: fx.Graph, input_names: Sequence[str]) -> None:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    rows = placeholders[0].meta["val"].shape[0]
-    if not isinstance(rows, torch.SymInt):
+    rows: Any = placeholders[0].meta["val"].shape[0]
+    if isinstance(rows, int):
         raise NotCapturable(
-            f"the network fixes the number of rows of {input_names[0]!r} at {rows}; use x.shape[0] instead of a number"
+            f"the network fixes the number of rows of {input_names[0]!r} at {rows}; use x.shape[0] instead "
+            "of a number"
         )
     outputs = graph.output_node().args[0]
     if not isinstance(outputs, list | tuple) or not outputs:
@@ -171,14 +191,20 @@ def _refuse_outputs(graph: fx.Graph, input_names: Sequence[str]) -> None:
         value = node.meta.get("val") if isinstance(node, fx.Node) else node
         if not isinstance(value, torch.Tensor):
             raise NotCapturable(
-                f"{place} is {'a number made of sizes' if isinstance(node, fx.Node) else repr(value)}; expected a "
-                "tensor with the rows in dim 0. Wrap the network in a module that returns only its tensors."
+                f"{place} is {'a number made of sizes' if isinstance(node, fx.Node) else repr(value)}; "
+                "expected a tensor with the rows in dim 0. Wrap the network in a module that returns only "
+                "its tensors."
             )
-        if value.dim() == 0 or not isinstance(value.shape[0], torch.SymInt) or value.shape[0].node.expr != rows.node.expr:
+        first: Any = value.shape[0] if value.dim() else 0
+        if isinstance(first, int) or first.node.expr != rows.node.expr:
             shape = "(" + ", ".join("rows" if str(d) == str(rows) else str(d) for d in value.shape) + ")"
             raise NotCapturable(
-                f"{place} has the shape {shape}; expected dim 0 to be the rows, as in the inputs, since the server "
-                "gives each request its own rows. Return one entry per row."
+                f"{place} has the shape {shape}; expected dim 0 to be the rows, as in the inputs, since the "
+                "server gives each request its own rows. Return one entry per row."
             )
-        if value.is_complex():
-            raise NotCapturable(f"{place} is {value.dtype}; expected real numbers. Return torch.view_as_real(...)")
+        if value.dtype not in OIP_WORDS:
+            raise NotCapturable(
+                f"{place} is {value.dtype}, which no client could be told; expected one of "
+                f"{', '.join(str(dtype) for dtype in OIP_WORDS)}. Convert it in forward, for example with "
+                ".float() or torch.view_as_real()."
+            )

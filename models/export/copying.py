@@ -1,7 +1,8 @@
 """The copy of the user's network that an export works on: in eval mode, on the CPU, in float32.
 
-    before  module      anything that runs: training mode, hooks, pruned, weight_norm, half precision, on a GPU
-    after   eval_copy   the same computation, eval mode, CPU, every floating parameter and buffer in float32
+    before  module      anything that runs: training mode, hooks, pruned, weight_norm, half precision, on a
+    GPU after   eval_copy   the same computation, eval mode, CPU, every floating parameter and buffer in
+    float32
 
 The module given is only read. Networks in half, bfloat16 or float64 are exported in float32: float32 is what
 the parity gate compares and what every runtime serves; half-precision artifacts are not written here.
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from models.errors import NotCapturable
 
@@ -31,9 +32,9 @@ def eval_copy(module: nn.Module) -> nn.Module:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:
         raise NotCapturable(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}); the export works on a "
-            "deep copy so that yours stays unchanged. Keep files, locks, generators and tensors with a gradient "
-            "history out of the module's attributes, or define __deepcopy__."
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}); the export works "
+            "on a deep copy so that yours stays unchanged. Keep files, locks, generators and tensors with a "
+            "gradient history out of the module's attributes, or define __deepcopy__."
         ) from error
     duplicate.eval()
     for submodule in duplicate.modules():
@@ -50,6 +51,13 @@ def double_copy(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed_tensors(module)}
     duplicate = copy.deepcopy(module, memo)
     return duplicate.double()
+
+
+def double_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """The same for a captured graph: a copy in which every floating weight and constant is float64."""
+    duplicate: fx.GraphModule = copy.deepcopy(graph_module)
+    duplicate.double()
+    return duplicate
 
 
 def _refuse_script_modules(module: nn.Module) -> None:

@@ -1,8 +1,9 @@
 """How far two answers are apart, in the one measure that the gates, the manifest and the messages use.
 
 Floats: the largest absolute difference over the tensor, divided by the largest absolute value of the wanted
-tensor (by 1 where that is all zeros). Integers and booleans: the share of elements that differ. Values that are
-not finite must be the same at the same places; otherwise, and for another shape or kind, the difference is infinite.
+tensor (by 1 where that is all zeros). Integers and booleans: the share of elements that differ. Values that
+are not finite must be the same at the same places; otherwise, and for another shape or kind, the difference
+is infinite.
 """
 
 import math
@@ -38,14 +39,14 @@ def difference(got: Tensor, want: Tensor) -> Difference:
         differs = got.long() != want.long()
         largest = (got.double() - want.double()).abs().max()
         return Difference(float(largest), float(differs.double().mean()))
-    got, want = got.double(), want.double()
-    finite = torch.isfinite(want)
-    if not torch.equal(torch.isfinite(got), finite) or not torch.equal(
-        got[~finite].nan_to_num(nan=0.0), want[~finite].nan_to_num(nan=0.0)
+    found, wanted = got.double(), want.double()
+    finite = torch.isfinite(wanted)
+    if not torch.equal(torch.isfinite(found), finite) or not torch.equal(
+        found[~finite].nan_to_num(nan=0.0), wanted[~finite].nan_to_num(nan=0.0)
     ):
         return _APART
     if not bool(finite.any()):
         return NONE
-    largest = float((got[finite] - want[finite]).abs().max())
-    scale = float(want[finite].abs().max())
-    return Difference(largest, largest / scale if scale > 0 else largest)
+    most = float((found[finite] - wanted[finite]).abs().max())
+    scale = float(wanted[finite].abs().max())
+    return Difference(most, most / scale if scale > 0 else most)

@@ -1,8 +1,8 @@
-"""The example inputs: checked, flattened, in the served types, and with the dynamic axes written for torch.export.
+"""The example inputs: checked, flattened, in the served types, with the dynamic axes as torch.export wants.
 
 A network may take several inputs, nested ones (dicts, lists, tuples of tensors) and `*args`. From here on an
-export knows only the flat row of tensors; `unflatten` gives the structure back when the eager network is called.
-Knows nothing of graphs.
+export knows only the flat row of tensors; `unflatten` gives the structure back when the eager network is
+called. Knows nothing of graphs.
 """
 
 import inspect
@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from models.errors import BadExample
+from models.export.datatypes import OIP_WORDS
 
 ROWS = "rows"
 
@@ -49,7 +50,7 @@ class Example:
         return function(*pytree.tree_unflatten(list(tensors), self.in_spec))
 
     def dynamic_shapes(self, dims: Mapping[str, Any]) -> dict[str, Any]:
-        """What torch.export takes: forward's parameter → the structure of its argument with {axis: dim} leaves."""
+        """What torch.export takes: forward's parameter → its argument's structure with {axis: dim} leaves."""
         leaves = [{axis: dims[label] for axis, label in axes.items()} for axes in self.axes]
         arguments = pytree.tree_unflatten(leaves, self.in_spec)
         if self.star is None:
@@ -69,10 +70,10 @@ def read_example(
     Raises: BadExample, naming the input: not a tensor, no rows axis, row counts that differ, arguments that
     forward does not take, names that do not fit, a dynamic axis that the input does not have.
     """
-    if isinstance(example_inputs, torch.Tensor) or not isinstance(example_inputs, list | tuple):
+    if not isinstance(example_inputs, list | tuple):
         raise BadExample(
-            f"example_inputs is a {type(example_inputs).__name__}; expected a tuple with one entry per argument "
-            "of forward, for example (x,)"
+            f"example_inputs is a {type(example_inputs).__name__}; expected a tuple with one entry per "
+            "argument of forward, for example (x,)"
         )
     arguments = tuple(example_inputs)
     parameters, star = _bind(module, arguments)
@@ -81,19 +82,23 @@ def read_example(
         raise BadExample("example_inputs is empty; expected at least one tensor whose dim 0 is the rows")
     own_names = tuple(_leaf_name(path, parameters, star) for path, _ in leaves_with_paths)
     names = _checked_names("input_names", input_names, own_names)
-    tensors = tuple(_checked_tensor(name, leaf) for name, (_, leaf) in zip(names, leaves_with_paths, strict=True))
+    tensors = tuple(
+        _checked_tensor(name, leaf) for name, (_, leaf) in zip(names, leaves_with_paths, strict=True)
+    )
     rows = {name: t.shape[0] for name, t in zip(names, tensors, strict=True)}
     if len(set(rows.values())) > 1:
         raise BadExample(
-            f"the example inputs have different numbers of rows in dim 0: {rows}; expected one number. "
-            "Dim 0 of every input is the rows; make what is no row a buffer of the network."
+            f"the example inputs have different numbers of rows in dim 0: {rows}; expected one number. Dim "
+            "0 of every input is the rows; make what is no row a buffer of the network."
         )
     axes = _checked_axes(names, own_names, tensors, dynamic_axes or {})
     return Example(_with_enough(tensors, axes), names, axes, in_spec, parameters, star)
 
 
 def _bind(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], str | None]:
-    """forward's parameter names for these arguments, and the name of its `*args` when some of them go there."""
+    """forward's parameter names for these arguments, and the name of its `*args` when some of them go
+    there.
+    """
     signature = inspect.signature(module.forward)
     try:
         bound = signature.bind(*arguments)
@@ -109,7 +114,9 @@ def _bind(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[str, ...
 
 
 def _leaf_name(path: tuple[Any, ...], parameters: tuple[str, ...], star: str | None) -> str:
-    """`x`, or `batch_image` for batch["image"], or `args_0`: the name torch.export gives the placeholder too."""
+    """`x`, or `batch_image` for batch["image"], or `args_0`: the name torch.export gives the placeholder
+    too.
+    """
     position = path[0].idx
     if star is not None and position >= len(parameters) - 1:
         words = [star, str(position - (len(parameters) - 1))]
@@ -132,15 +139,17 @@ def _checked_names(setting: str, given: Sequence[str] | None, own: tuple[str, ..
 def _checked_tensor(name: str, leaf: object) -> torch.Tensor:
     if not isinstance(leaf, torch.Tensor):
         raise BadExample(
-            f"example input {name!r} is {leaf!r} ({type(leaf).__name__}); expected a tensor. A fixed value belongs "
-            "into the network: wrap it in a module whose forward passes the value on."
+            f"example input {name!r} is {leaf!r} ({type(leaf).__name__}); expected a tensor. A fixed value "
+            "belongs into the network: wrap it in a module whose forward passes the value on."
         )
     if leaf.dim() == 0:
         raise BadExample(f"example input {name!r} has no dimensions; expected dim 0 to be the rows")
     if 0 in leaf.shape:
         raise BadExample(f"example input {name!r} has the shape {tuple(leaf.shape)}, with nothing in it")
-    if leaf.is_complex() or leaf.is_sparse or leaf.is_quantized:
-        raise BadExample(f"example input {name!r} is {leaf.dtype}, {leaf.layout}; expected a dense, real tensor")
+    if (leaf.dtype not in OIP_WORDS and leaf.dtype != torch.bfloat16) or leaf.is_sparse:
+        raise BadExample(
+            f"example input {name!r} is {leaf.dtype}, {leaf.layout}; expected a dense, real tensor"
+        )
     plain = leaf.detach().cpu()
     return plain.float() if plain.is_floating_point() else plain
 
@@ -162,7 +171,8 @@ def _checked_axes(
         for axis, label in asked.items():
             if not -tensor.dim() <= axis < tensor.dim():
                 raise BadExample(
-                    f"dynamic_axes asks for axis {axis} of {name!r}, whose example has the shape {tuple(tensor.shape)}"
+                    f"dynamic_axes asks for axis {axis} of {name!r}, whose example has the shape "
+                    f"{tuple(tensor.shape)}"
                 )
             if axis % tensor.dim() == 0:
                 continue  # the rows, whatever the user calls them
@@ -186,8 +196,8 @@ def _check_labels_agree(
             size, first = sizes.setdefault(label, (tensor.shape[axis], f"axis {axis} of {name!r}"))
             if size != tensor.shape[axis]:
                 raise BadExample(
-                    f"the dynamic axis {label!r} is {size} at {first} and {tensor.shape[axis]} at axis {axis} of "
-                    f"{name!r}; axes of one name have one size, give them two names"
+                    f"the dynamic axis {label!r} is {size} at {first} and {tensor.shape[axis]} at axis "
+                    f"{axis} of {name!r}; axes of one name have one size, give them two names"
                 )
 
 

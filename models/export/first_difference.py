@@ -42,7 +42,7 @@ class _Recorder(fx.Interpreter):
 
 
 def with_every_value(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """A copy whose outputs are the float values that have rows, and their node names, for a file's own run."""
+    """A copy whose outputs are all float values, and the names of their nodes; for a file's own run."""
     duplicate = copy.deepcopy(graph_module)
     graph = duplicate.graph
     nodes = [
@@ -87,11 +87,13 @@ def first_difference(
 
 
 def first_row_mixing(graph_module: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float) -> str | None:
-    """The place of the first node whose first row changes when the row is run alone, in a float64 graph module."""
+    """The place of the first node whose first row changes when run alone. graph_module: in float64."""
     together = graph_values(graph_module, inputs)
     alone = graph_values(graph_module, [t[:1] for t in inputs])
     rows = inputs[0].shape[0]
-    first_rows = {name: value[:1] for name, value in together.items() if value.dim() and value.shape[0] == rows}
+    first_rows = {
+        name: value[:1] for name, value in together.items() if value.dim() and value.shape[0] == rows
+    }
     comparable = {name: alone[name] for name in first_rows if alone[name].shape == first_rows[name].shape}
     with torch.no_grad():
         return first_difference(graph_module.graph, comparable, first_rows, tolerance)

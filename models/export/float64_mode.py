@@ -1,8 +1,9 @@
 """Run a network, or its graph, wholly in float64, also where it names a smaller float type itself.
 
 `module.double()` is not enough: a forward that says `x.float()` or `torch.zeros(n)` brings float32 back, and
-either fails (mixed types) or rounds, and then the reference would be no reference. Inside `float64_arithmetic()`
-every float type that an operator is asked for becomes float64. Knows nothing of networks or files.
+either fails (mixed types) or rounds, and then the reference would be no reference. Inside
+`float64_arithmetic()` every float type that an operator is asked for becomes float64. Knows nothing of
+networks or files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
-class _Float64Mode(TorchDispatchMode):
+class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base is untyped
     def __torch_dispatch__(
         self,
         func: Any,
@@ -38,7 +39,7 @@ def float64_arithmetic() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad(), _Float64Mode():
+        with torch.no_grad(), _Float64Mode():  # type: ignore[no-untyped-call]
             yield
     finally:
         torch.set_default_dtype(default)

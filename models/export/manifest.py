@@ -17,26 +17,11 @@ from torch import Tensor, nn
 
 from models.export.artifact import sha256_and_size
 from models.export.capture import CapturedGraph
+from models.export.datatypes import OIP_WORDS
 from models.export.fold import FoldReport
 from models.export.verify import Parity
 
 FORMAT_VERSION = 1
-
-# torch's types → the words of the Open Inference Protocol.
-OIP_WORDS: dict[torch.dtype, str] = {
-    torch.bool: "BOOL",
-    torch.uint8: "UINT8",
-    torch.uint16: "UINT16",
-    torch.uint32: "UINT32",
-    torch.uint64: "UINT64",
-    torch.int8: "INT8",
-    torch.int16: "INT16",
-    torch.int32: "INT32",
-    torch.int64: "INT64",
-    torch.float16: "FP16",
-    torch.float32: "FP32",
-    torch.float64: "FP64",
-}
 
 
 def manifest(
@@ -92,7 +77,7 @@ def write_manifest(content: Mapping[str, Any], path: Path) -> None:
 def write_reference(
     captured: CapturedGraph, inputs: Sequence[Tensor], outputs: Sequence[Tensor], path: Path
 ) -> None:
-    """Write inputs and the eager network's outputs as `input.<name>`, `output.<name>`, in the served types."""
+    """Write inputs and eager outputs as `input.<name>` and `output.<name>`, in the served types."""
     served = [node.meta["val"].dtype for node in _output_nodes(captured)]
     arrays = {f"input.{n}": t.numpy() for n, t in zip(captured.input_names, inputs, strict=True)}
     arrays |= {
@@ -100,7 +85,9 @@ def write_reference(
         for n, t, dtype in zip(captured.output_names, outputs, served, strict=True)
     }
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{key: np.ascontiguousarray(value) for key, value in arrays.items()})
+        np.savez(
+            file, allow_pickle=False, **{key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        )
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """The steps of an export, in their order, and why it is this order.
 
-Each step reads and fills the one Job; STEPS is the list to read. A step raises an ExportError with the mend, and the
-folder that is written aside vanishes with it (artifact.py). Progress is told to a callback; nothing prints here.
+Each step reads and fills the one Job; STEPS is the list to read. A step raises an ExportError with the mend,
+and the folder that is written aside vanishes with it (artifact.py). Progress is told to a callback; nothing
+prints here.
 """
 
 import copy
@@ -18,12 +19,12 @@ from torch import Tensor, fx, nn
 from models.errors import BadExample
 from models.export.artifact import check_free, check_name, check_version, new_version
 from models.export.capture import CapturedGraph, capture
-from models.export.copying import double_copy, eval_copy
+from models.export.copying import double_graph, eval_copy
 from models.export.example import Example, read_example
 from models.export.first_difference import with_every_value
 from models.export.fold import FoldReport, fold_batch_norms
 from models.export.manifest import count_parameters, manifest, write_manifest, write_reference
-from models.export.reference import REFERENCE_ROWS, Case, EagerReference
+from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
@@ -33,7 +34,7 @@ DEFAULT_MAX_BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Progress:
-    """One event of an export: step `index` of `total` begins (seconds is None) or has ended after so many seconds."""
+    """Step `index` of `total` begins (seconds is None), or has ended after so many seconds."""
 
     step: str
     index: int
@@ -43,7 +44,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A finished version in a repository. report: the content of the manifest. seconds: per step, in order."""
+    """A finished version in a repository. report: the manifest's content. seconds: per step, in order."""
 
     folder: Path
     onnx_path: Path
@@ -56,7 +57,7 @@ class ExportResult:
 
 @dataclass
 class Job:
-    """Everything one export knows. Owned by export_model; a field is set by one step and only read after it."""
+    """Everything one export knows. Owned by export_model; a field is set by one step, then only read."""
 
     module: nn.Module
     example_inputs: Sequence[Any]
@@ -90,13 +91,15 @@ def _copy(job: Job) -> None:
 
 def _capture(job: Job) -> None:
     job.captured = capture(job.copy, job.example, tuple(job.output_names) if job.output_names else None)
-    job.double = double_copy(job.captured.graph_module)
+    job.double = double_graph(job.captured.graph_module)
 
 
 def _run_eager(job: Job) -> None:
     job.reference = EagerReference(job.copy, job.example)
-    job.cases = job.reference.cases(job.max_batch_size, job.reference.other_sizes())
-    check_rows(job.reference, job.cases, job.double)
+    small = job.reference.cases()
+    check_rows(job.reference, small, job.double)
+    large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
+    job.cases = small + large
 
 
 def _fold(job: Job) -> None:
@@ -201,12 +204,14 @@ def export_model(
 
     Args:
         module: any nn.Module, in any mode; exported in eval mode, on the CPU, in float32.
-        example_inputs: a tuple, one entry per argument of forward; tensors, or dicts, lists, tuples of tensors. Dim 0
+        example_inputs: a tuple, one entry per argument of forward; tensors, or dicts, lists, tuples of
+        tensors. Dim 0
             of every tensor is the rows. Integers show the range of valid values.
         destination: the repository; made if it does not exist.
         name: letters, digits, '_', '-', '.'. version: a positive integer that does not exist yet.
         dynamic_axes: {input: {axis: label}} for axes other than the rows; axes of one label have one size.
-        input_names, output_names: names in the files; default forward's parameters, and `y` (or the keys of a dict,
+        input_names, output_names: names in the files; default forward's parameters, and `y` (or the keys of a
+        dict,
             or y0, y1, ...).
         max_batch_size: rows of the largest batch that a server will run; verified as such.
         opset: the ONNX operator set, default 18.

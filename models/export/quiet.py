@@ -14,7 +14,7 @@ _LOGGERS = ("torch", "torch.onnx", "torch.export", "torch._dynamo", "torch.fx", 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within: no logging below CRITICAL from torch and onnxscript, no warnings, nothing on stdout or stderr."""
+    """Within: no logging from torch and onnxscript, no warnings, nothing on stdout or stderr."""
     saved = {name: logging.getLogger(name).level for name in _LOGGERS}
     children = [
         logger

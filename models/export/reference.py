@@ -1,19 +1,19 @@
 """What the eager network answers, in float64, on the inputs that every file is compared on.
 
-The cases are the example itself and fresh random inputs of 1, 2 and 7 rows and of the largest bucket; a network
-with further dynamic axes gets one more case with other sizes. Each case also holds how far the float32 eager
-network is off by itself, from which the tolerance of verify.py comes.
+The cases are the example itself and fresh random inputs of 1, 2 and 7 rows and of the largest bucket; a
+network with further dynamic axes gets one more case with other sizes. Each case also holds how far the
+float32 eager network is off by itself, from which the tolerance of verify.py comes.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from models.errors import BadExample
+from models.errors import BadExample, NotCapturable
 from models.export.copying import double_copy
 from models.export.difference import Difference, difference
 from models.export.example import ROWS, Example
@@ -24,10 +24,14 @@ from models.export.sampling import random_inputs
 ROW_COUNTS = (1, 2, 7)
 REFERENCE_ROWS = 7
 
+# How much further float32 eager may be off in a large batch than in small ones: kernels sum in another order.
+_LARGE_BATCH_TOLERANCE = 1e-4
+_LARGE_BATCH_FACTOR = 20.0
+
 
 @dataclass(frozen=True)
 class Case:
-    """One batch: the inputs as served, the float64 eager outputs, and float32 eager's own error per output."""
+    """One batch: the inputs as served, float64 eager's outputs, float32 eager's own error per output."""
 
     inputs: tuple[Tensor, ...]
     wanted: tuple[Tensor, ...]
@@ -70,29 +74,65 @@ class EagerReference:
             shapes = [tuple(t.shape) for t in inputs]
             raise BadExample(
                 f"the eager network fails on inputs drawn like its example, with the shapes {shapes}: "
-                f"{type(error).__name__}: {error}. It must take every number of rows from 1 up, and every value in "
-                "the range that the example shows; give an example that shows the valid range."
+                f"{type(error).__name__}: {error}. It must take every number of rows from 1 up, and every "
+                "value in the range that the example shows; give an example that shows the valid range."
             ) from error
         for index, tensor in enumerate(wanted):
             if tensor.dim() == 0 or tensor.shape[0] != rows:
                 raise BadExample(
-                    f"for {rows} rows the eager network answers with the shape {tuple(tensor.shape)} as output "
-                    f"{index}; expected {rows} in dim 0. A squeeze() without a dim does this at one row: name the dim."
+                    f"for {rows} rows the eager network answers with the shape {tuple(tensor.shape)} as "
+                    f"output {index}; expected {rows} in dim 0. A squeeze() without a dim does this at one "
+                    "row: name the dim."
                 )
         errors = tuple(difference(g, w) for g, w in zip(plain, wanted, strict=True))
         return Case(inputs, wanted, errors, fresh)
 
-    def cases(self, max_batch_size: int, sizes: Mapping[str, int] | None) -> tuple[Case, ...]:
-        """The example, then fresh inputs of each row count, then other sizes of the dynamic axes (if any work)."""
+    def cases(self) -> tuple[Case, ...]:
+        """The example, fresh inputs of each row count, and other sizes of the dynamic axes (if any work)."""
         cases = [self.case(self._example.tensors, fresh=False)]
-        for rows in sorted({*ROW_COUNTS, max_batch_size}):
+        for rows in ROW_COUNTS:
             cases.append(self.case(random_inputs(self._example, rows, seed=rows), fresh=True))
-        if sizes:
+        sizes = self._other_sizes()
+        if sizes is not None:
             cases.append(self.case(random_inputs(self._example, 2, seed=101, sizes=sizes), fresh=True))
         return tuple(cases)
 
-    def other_sizes(self) -> dict[str, int] | None:
-        """Sizes of the dynamic axes, other than the example's, that the eager network accepts; None if it has none.
+    def large_case(self, cases: Sequence[Case], rows: int) -> Case:
+        """A batch of the fresh rows of cases, again and again, so that float64 need not run again.
+
+        Float64 convolutions are slow, and a row's answer does not depend on its batch: verify.check_rows says
+        so of small batches, and here the float32 eager network of this large one.
+        Raises: BadExample when the network fails; NotCapturable when it answers differently in a large batch.
+        """
+        fresh = [case for case in cases if case.fresh and self._has_own_sizes(case)]
+        inputs = tuple(_repeated(parts, rows) for parts in zip(*(c.inputs for c in fresh), strict=True))
+        wanted = tuple(_repeated(parts, rows) for parts in zip(*(c.wanted for c in fresh), strict=True))
+        try:
+            plain = self.run_float32(inputs)
+        except Exception as error:
+            raise BadExample(
+                f"the eager network fails on a batch of {rows} rows: {type(error).__name__}: {error}. It "
+                "must take every number of rows up to max_batch_size; give a smaller one (--max-batch-size)."
+            ) from error
+        own_errors = tuple(difference(g, w) for g, w in zip(plain, wanted, strict=True))
+        for index, found in enumerate(own_errors):
+            usual = max(case.own_error[index].max_rel for case in cases)
+            if not found.max_rel <= max(_LARGE_BATCH_TOLERANCE, _LARGE_BATCH_FACTOR * usual):
+                raise NotCapturable(
+                    f"the answer for a row depends on its batch: output {index} differs by "
+                    f"{error.max_rel:.1e} relative between a batch of {rows} and one of {max(ROW_COUNTS)} "
+                    "or fewer rows. Each row must be answered by itself."
+                )
+        return Case(inputs, wanted, own_errors, fresh=True)
+
+    def _has_own_sizes(self, case: Case) -> bool:
+        """Whether the case has the example's sizes behind the rows: only such rows can be put together."""
+        return all(
+            t.shape[1:] == e.shape[1:] for t, e in zip(case.inputs, self._example.tensors, strict=True)
+        )
+
+    def _other_sizes(self) -> dict[str, int] | None:
+        """Sizes of the dynamic axes, not the example's, that the eager network accepts; None if none.
 
         A network may take only multiples (of its strides, say), so the double is tried first.
         """
@@ -104,8 +144,8 @@ class EagerReference:
         }
         if not own:
             return None
-        for change in (lambda n: 2 * n, lambda n: n + 1, lambda n: n - 1, lambda n: n // 2):
-            sizes = {label: change(size) for label, size in own.items()}
+        for change in ((2.0, 0), (1.0, 1), (1.0, -1), (0.5, 0)):
+            sizes = {label: int(size * change[0]) + change[1] for label, size in own.items()}
             if min(sizes.values()) < 1:
                 continue
             try:
@@ -114,3 +154,9 @@ class EagerReference:
                 continue
             return sizes
         return None
+
+
+def _repeated(parts: Sequence[Tensor], rows: int) -> Tensor:
+    """The rows of parts, one after the other and from the start again, until there are so many."""
+    pool = torch.cat(list(parts))
+    return pool[torch.arange(rows) % pool.shape[0]]

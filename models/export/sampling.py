@@ -1,8 +1,8 @@
 """Fresh random inputs that a network accepts, drawn in the image of its example.
 
-Floats follow the example's mean and spread (and stay positive where the example does); integers and pictures stay
-in the range that the example shows, so that ids stay valid; masks are rows of the example. Seeded: the same call
-gives the same tensors. Knows nothing of networks.
+Floats follow the example's mean and spread (and stay positive where the example does); integers and pictures
+stay in the range that the example shows, so that ids stay valid; masks are rows of the example. Seeded: the
+same call gives the same tensors. Knows nothing of networks.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ def _like(tensor: Tensor, shape: list[int], generator: torch.Generator) -> Tenso
     if tensor.dtype == torch.bool:
         return _rows_of(tensor, shape, generator)
     if not tensor.is_floating_point():
-        low, high = int(tensor.min()), int(tensor.max())
-        return torch.randint(low, high + 1, shape, generator=generator, dtype=torch.int64).to(tensor.dtype)
+        least, most = int(tensor.min()), int(tensor.max())
+        return torch.randint(least, most + 1, shape, generator=generator, dtype=torch.int64).to(tensor.dtype)
     known = tensor[torch.isfinite(tensor)].double()
     low, high = (float(known.min()), float(known.max())) if known.numel() else (-1.0, 1.0)
     if low == high:
@@ -46,7 +46,7 @@ def _like(tensor: Tensor, shape: list[int], generator: torch.Generator) -> Tenso
 
 
 def _rows_of(tensor: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
-    """Rows of the example in random order, repeated along a dynamic axis that is longer than in the example."""
+    """Rows of the example in random order, repeated along a dynamic axis that is longer now."""
     picks = torch.randint(0, tensor.shape[0], (shape[0],), generator=generator)
     values = tensor[picks]
     for axis in range(1, len(shape)):

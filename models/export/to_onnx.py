@@ -1,9 +1,9 @@
 """Write a captured graph as an ONNX file, weights inside.
 
 torch.onnx captures the graph module again (about half of its time) and translates it; its optimiser folds
-constants and may fold a norm right behind a convolution, which is right where it acts (verify.py looks). What is
-left in the file is then made tidy: no stack traces with the paths of the exporting machine, inputs and outputs
-named as in the manifest, dim 0 called "rows".
+constants and may fold a norm right behind a convolution, which is right where it acts (verify.py looks). What
+is left in the file is then made tidy: no stack traces with the paths of the exporting machine, inputs and
+outputs named as in the manifest, dim 0 called "rows".
 """
 
 from pathlib import Path
@@ -32,8 +32,8 @@ _MOST_WEIGHT_BYTES = 2**31 - 2**24
 def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProto:
     """Return the checked ONNX model of captured, with its input and output names.
 
-    Raises: NotCapturable when torch.onnx knows no translation of an operator, when the weights are 2 GiB or more,
-    or when opset is older than 18.
+    Raises: NotCapturable when torch.onnx knows no translation of an operator, when the weights are 2 GiB or
+    more, or when opset is older than 18.
     """
     version = DEFAULT_OPSET if opset is None else opset
     if version < _OLDEST_OPSET:
@@ -54,7 +54,8 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
             model: onnx.ModelProto = program.model_proto
     except Exception as error:
         raise NotCapturable(
-            f"torch.onnx cannot write the network: {_reason(error)}. Write that step with other torch functions."
+            f"torch.onnx cannot write the network: {_reason(error)}. Write that step with other torch "
+            "functions."
         ) from error
     _tidy(model)
     try:
@@ -71,7 +72,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the default operator set that model uses."""
-    return next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
 
 
 def load_onnx(path: Path) -> onnxruntime.InferenceSession:
@@ -96,7 +97,9 @@ def _session(source: str | bytes) -> onnxruntime.InferenceSession:
 
 def run_onnx(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Run on flat inputs in the order of the signature; a tuple of outputs."""
-    feeds = {i.name: np.ascontiguousarray(t.numpy()) for i, t in zip(session.get_inputs(), inputs, strict=True)}
+    feeds = {
+        i.name: np.ascontiguousarray(t.numpy()) for i, t in zip(session.get_inputs(), inputs, strict=True)
+    }
     return tuple(torch.from_numpy(np.asarray(array)) for array in session.run(None, feeds))
 
 
@@ -105,8 +108,8 @@ def _refuse_too_large(graph_module: fx.GraphModule) -> None:
     size = sum(t.numel() * t.element_size() for t in tensors)
     if size > _MOST_WEIGHT_BYTES:
         raise NotCapturable(
-            f"the weights are {size / 2**30:.2f} GiB; an ONNX file with its weights inside ends at 2 GiB, and "
-            "weights beside the file are not written here"
+            f"the weights are {size / 2**30:.2f} GiB; an ONNX file with its weights inside ends at 2 GiB, "
+            "and weights beside the file are not written here"
         )
 
 

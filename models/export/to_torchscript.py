@@ -1,7 +1,8 @@
 """Write a captured graph as a TorchScript file that plain torch.jit.load reads.
 
-The source of the one method: torchscript_source.py. Weights become buffers (nothing is trained from this file),
-named after their places in the network. The module tree is gone: that is the price of folding on the graph.
+The source of the one method: torchscript_source.py. Weights become buffers (nothing is trained from this
+file), named after their places in the network. The module tree is gone: that is the price of folding on the
+graph.
 """
 
 import functools
@@ -46,8 +47,8 @@ def to_torchscript(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
                 scripted.define(source)
         except RuntimeError as error:
             raise NotCapturable(
-                f"TorchScript does not take the captured graph: {_first_line(error)}. Please report the network; "
-                "writing that step with other torch functions is the way round."
+                f"TorchScript does not take the captured graph: {_first_line(error)}. Please report the "
+                "network; writing that step with other torch functions is the way round."
             ) from error
     return scripted  # type: ignore[no-any-return]
 
@@ -56,8 +57,8 @@ def to_torchscript(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
 def _holder_type(digest: str) -> type[nn.Module]:
     """The class that TorchScript names the file's module after: one per source.
 
-    TorchScript shares a compiled type between modules of one class with the same attributes, so one class for all
-    would keep the first network's forward, and a new class for each would get a number from the process's
+    TorchScript shares a compiled type between modules of one class with the same attributes, so one class for
+    all would keep the first network's forward, and a new class for each would get a number from the process's
     history into the file: one network would not give the same file twice.
     """
     return type(f"Network_{digest}", (nn.Module,), {"__module__": "foldserve"})
@@ -76,7 +77,7 @@ def save_torchscript(scripted: torch.jit.ScriptModule, path: Path) -> None:
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
     """Read the file as a server does."""
     with quiet():
-        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
 
 
 def run_torchscript(scripted: torch.jit.ScriptModule, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -3,10 +3,10 @@
     before  conv = aten.conv2d.default(x, weight, bias, [1, 1])      an fx node on an ATen overload
     after   conv = torch.ops.aten.conv2d(x, self.weight, self.bias, [1, 1])
 
-Why not torch.jit.trace: it bakes the batch size into reshapes, and corrupts the heap on aten.lstm. What changes on
-the way: overloads become packets (TorchScript picks by types), sizes are plain ints, an inference norm and its
-getitem become aten.batch_norm, device, layout and pin_memory go (the file runs where its weights are), empty
-lists and lists of optionals get their type. Pure: text out, nothing is compiled here.
+Why not torch.jit.trace: it bakes the batch size into reshapes, and corrupts the heap on aten.lstm. What
+changes on the way: overloads become packets (TorchScript picks by types), sizes are plain ints, an inference
+norm and its getitem become aten.batch_norm, device, layout and pin_memory go (the file runs where its weights
+are), empty lists and lists of optionals get their type. Pure: text out, nothing is compiled here.
 """
 
 import builtins
@@ -72,13 +72,11 @@ _CALLS: dict[Any, str] = {
     math.floor: "int(math.floor({}))",
     math.ceil: "int(math.ceil({}))",
     math.sqrt: "math.sqrt({})",
-    torch.sym_sqrt: "math.sqrt({})",  # type: ignore[attr-defined]
+    torch.sym_sqrt: "math.sqrt({})",
 }
 
 
-def torchscript_source(
-    graph_module: fx.GraphModule, weights: Mapping[str, str]
-) -> str:
+def torchscript_source(graph_module: fx.GraphModule, weights: Mapping[str, str]) -> str:
     """Return `def forward(self, ...)` for graph_module.
 
     weights: get_attr target → the attribute's name on the script module.
@@ -114,10 +112,8 @@ def _expression(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
     if target is operator.getitem:
         return _getitem(node, names)
     if target is aten._native_batch_norm_legit_no_training.default:
-        x, weight, bias, mean, variance, momentum, eps = (_value(a, names) for a in node.args)
-        return (
-            f"torch.ops.aten.batch_norm({x}, {weight}, {bias}, {mean}, {variance}, False, {momentum}, {eps}, False)"
-        )
+        *tensors, momentum, eps = (_value(a, names) for a in node.args)
+        return f"torch.ops.aten.batch_norm({', '.join(tensors)}, False, {momentum}, {eps}, False)"
     if target is aten._local_scalar_dense.default or target is aten.item.default:
         return f"{_scalar_type(node)}({_value(node.args[0], names)})"
     if target in _INFIX:
@@ -130,7 +126,8 @@ def _expression(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
     if isinstance(target, OpOverload) and target.namespace == "aten":
         return _operator_call(node, target, names)
     raise NotCapturable(
-        f"{node.name}: {target} has no counterpart in TorchScript; write this step with torch functions on tensors"
+        f"{node.name}: {target} has no counterpart in TorchScript; write this step with torch functions on "
+        "tensors"
     )
 
 
@@ -138,7 +135,9 @@ def _getitem(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
     source, index = node.args
     if isinstance(source, fx.Node) and source.target is aten._native_batch_norm_legit_no_training.default:
         if index != 0:
-            raise NotCapturable(f"{node.name} reads the saved statistics of a norm; they exist only for training")
+            raise NotCapturable(
+                f"{node.name} reads the saved statistics of a norm; they exist only for training"
+            )
         return names[source]
     return f"{_value(source, names)}[{_value(index, names)}]"
 
@@ -192,4 +191,6 @@ def _value(value: Any, names: Mapping[fx.Node, str]) -> str:
         return str(value)
     if isinstance(value, torch.device):
         return f"torch.device('{value}')"
-    raise NotCapturable(f"the graph holds the value {value!r} ({type(value).__name__}), which TorchScript cannot")
+    raise NotCapturable(
+        f"the graph holds the value {value!r} ({type(value).__name__}), which TorchScript cannot"
+    )

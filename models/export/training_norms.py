@@ -3,10 +3,10 @@
     before  y = batch_norm(x, weight, bias, running_mean, running_var, training=True, eps)
     after   m = mean(x)  d = x - m  y = d * rsqrt(mean(d * d) + eps) * weight + bias       over all axes but 1
 
-Holds always: it is the definition (torch.nn.BatchNorm2d, biased variance). It is needed since torch.onnx writes
-such a norm, when it has running statistics, as an inference norm: an error of 0.5, without a word. Such a norm is
-never foldable. Where its input is a weight (weight standardisation) it is a constant; where its input holds
-several rows, the rows' answers depend on each other and verify.py refuses the network.
+Holds always: it is the definition (torch.nn.BatchNorm2d, biased variance). It is needed since torch.onnx
+writes such a norm, when it has running statistics, as an inference norm: an error of 0.5, without a word.
+Such a norm is never foldable. Where its input is a weight (weight standardisation) it is a constant; where
+its input holds several rows, the rows' answers depend on each other and verify.py refuses the network.
 """
 
 import operator

@@ -1,11 +1,13 @@
 """Proof in numbers that the export did not change the answers. Nothing is trusted: the files are run.
 
 1. Rows: a row's answer in a batch is its answer alone; else it could not be batched with other people's rows.
-2. The fold: the float64 graph, folded, against the float64 eager network. Tolerance 1e-10 relative: float64 carries
-   2e-16, some thousand roundings make 1e-13; a right fold measures below 1e-12, a wrong one 1e-1 (no middle ground).
-3. The files: TorchScript and ONNX Runtime in float32 against float64 eager. Tolerance 1e-4 relative, the project's
-   promise, or 20 times the float32 eager network's own error against float64 where that is larger: a network that
-   loses digits by itself in float32 cannot have them in a file; 20 leaves room for other orders of summation.
+2. The fold: the float64 graph, folded, against the float64 eager network. Tolerance 1e-10 relative: float64
+   carries 2e-16, some thousand roundings make 1e-13; a right fold measures below 1e-12, a wrong one 1e-1, and
+   there is nothing in between.
+3. The files: TorchScript and ONNX Runtime in float32 against float64 eager. Tolerance 1e-4 relative, the
+   project's promise, or 20 times the float32 eager network's own error against float64 where that is larger:
+   a network that loses digits by itself in float32 cannot have them in a file; 20 leaves room for other
+   orders of summation.
 
 The measure, also in the manifest: difference.py. The inputs: reference.py.
 """
@@ -16,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from models.errors import NotCapturable, ParityFailed
@@ -52,7 +53,7 @@ class Parity:
 
 
 def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: fx.GraphModule) -> None:
-    """Raises: NotCapturable, naming the layer, when the answer for a row depends on the other rows of its batch."""
+    """Raises: NotCapturable, naming the layer, when a row's answer depends on the other rows of its batch."""
     case = next(c for c in cases if c.fresh and c.rows == ROW_COUNTS[-1])
     for row in (0, case.rows - 1):
         alone = reference.run_float64([t[row : row + 1].clone() for t in case.inputs])
@@ -61,10 +62,11 @@ def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: f
             if found.max_rel > ROW_TOLERANCE:
                 place = first_row_mixing(double_graph, case.inputs, ROW_TOLERANCE)
                 raise NotCapturable(
-                    f"the answer for a row depends on the other rows of its batch: output {index} of row {row} alone "
-                    f"and in a batch of {case.rows} differ by {found.max_rel:.1e} relative"
-                    f"{f', first at {place}' if place else ''}. The server batches rows of different requests. Use running "
-                    "statistics in norms (no training=True, no track_running_stats=False), and rows in dim 0."
+                    f"the answer for a row depends on the other rows of its batch: output {index} of row "
+                    f"{row} alone and in a batch of {case.rows} differ by {found.max_rel:.1e} "
+                    f"relative{f', first at {place}' if place else ''}. The server batches rows of "
+                    "different requests. Use running statistics in norms (no training=True, no "
+                    "track_running_stats=False), and rows in dim 0."
                 )
 
 
@@ -108,16 +110,17 @@ def check_file(
         except Exception as error:
             shapes = [tuple(t.shape) for t in case.inputs]
             raise ParityFailed(
-                f"the {label} file fails on inputs of the shapes {shapes} that the eager network takes: {error}"
+                f"the {label} file fails on inputs of the shapes {shapes} that the eager network takes: "
+                f"{error}"
             ) from error
         for name, tolerance, got, want in zip(output_names, tolerances, outputs, case.wanted, strict=True):
             found = difference(got, want)
             if not found.max_rel <= tolerance:
                 place = locate(case, tolerance)
                 raise ParityFailed(
-                    f"the {label} file answers differently from the eager network: output {name!r}, {case.rows} rows, "
-                    f"largest difference {found.max_abs:.3g} ({found.max_rel:.1e} relative), tolerance {tolerance:.1e}. "
-                    f"{_first_layer(place)}"
+                    f"the {label} file answers differently from the eager network: output {name!r}, "
+                    f"{case.rows} rows, largest difference {found.max_abs:.3g} ({found.max_rel:.1e} "
+                    f"relative), tolerance {tolerance:.1e}. {_first_layer(place)}"
                 )
             total = total.worse(found)
     return Parity(total, _rows(cases), max(tolerances))
@@ -126,7 +129,7 @@ def check_file(
 def locate_in_graph(
     folded_double: fx.GraphModule, names: Sequence[str], run: Runner
 ) -> Callable[[Case, float], str | None]:
-    """A `locate` for check_file. run: the file's form of first_difference.with_every_value, names: its outputs."""
+    """A `locate` for check_file. run, names: the file form and the names of with_every_value."""
 
     def locate(case: Case, tolerance: float) -> str | None:
         got = dict(zip(names, run(case.inputs), strict=True))
@@ -144,19 +147,22 @@ def _fold_message(
     original: fx.GraphModule, folded: fx.GraphModule, case: Case, index: int, found: Difference
 ) -> str:
     captured = difference(_run_float64(original, case.inputs)[index], case.wanted[index])
-    size = f"output {index}, {case.rows} rows, {found.max_rel:.1e} relative in float64, tolerance {FOLD_TOLERANCE:.0e}"
+    size = (
+        f"output {index}, {case.rows} rows, {found.max_rel:.1e} relative in float64, tolerance "
+        f"{FOLD_TOLERANCE:.0e}"
+    )
     if not captured.max_rel <= FOLD_TOLERANCE:
         return (
-            f"the captured graph answers differently from the eager network ({size}), before any fold: forward reads "
-            "something that torch.export took for a constant, such as a global, the clock or a Python number that "
-            "changes. Make it an input or a buffer."
+            f"the captured graph answers differently from the eager network ({size}), before any fold: "
+            "forward reads something that torch.export took for a constant, such as a global, the clock or "
+            "a Python number that changes. Make it an input or a buffer."
         )
     place = first_difference(
         folded.graph, graph_values(folded, case.inputs), graph_values(original, case.inputs), FOLD_TOLERANCE
     )
     return (
-        f"folding changed the answers ({size}). {_first_layer(place)} This is a fault of the fold; please report the "
-        "network."
+        f"folding changed the answers ({size}). {_first_layer(place)} This is a fault of the fold; please "
+        "report the network."
     )
 
 

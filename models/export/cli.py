@@ -1,0 +1,219 @@
+"""`foldserve export`: the arguments, the progress lines and the table at the end.
+
+The command joins `foldserve` through the entry-point group foldserve.commands, as `service` never imports
+`models`; `python -m models.export` is the same command. Whatever is written to stdout is the result; progress
+and errors go to stderr. Exit codes: 0 exported, 2 an error that the user can mend, 130 Ctrl-C.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+
+if TYPE_CHECKING:
+    from models.export.pipeline import ExportResult, Progress
+
+EPILOG = """\
+examples:
+  foldserve export mlp --repository models-repository
+  foldserve export my_package.nets:build --example x:FP32:-1x3x224x224 --weights weights.safetensors
+  foldserve export my_package.nets:encoder --example tokens:INT64:-1x-1
+
+In --example the first size is the rows, always -1; any other -1 makes that axis dynamic. Values of an example
+are random; for integer inputs give example_inputs in the factory instead, when not every small number is
+valid."""
+
+
+# What the extra `export` brings (pyproject.toml).
+_EXTRA = frozenset({"torch", "onnx", "onnxscript", "safetensors", "onnxruntime"})
+
+
+class ExportCommand:
+    """The subcommand as foldserve.commands wants it: name, help, configure(parser), run(args)."""
+
+    name: ClassVar[str] = "export"
+    help: ClassVar[str] = "fold, write and verify a network as a version in a repository"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of `export` to parser."""
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = EPILOG
+        parser.add_argument(
+            "target",
+            metavar="TARGET",
+            help="a network's name in models/, or package.module:factory, which returns a module or (module, "
+            "example_inputs)",
+        )
+        parser.add_argument(
+            "--repository",
+            metavar="DIR",
+            default="repository",
+            help="folder of artifacts; made if missing (default: repository)",
+        )
+        parser.add_argument(
+            "--name", metavar="N", help="the model's name in the repository (default: from TARGET)"
+        )
+        parser.add_argument(
+            "--version",
+            metavar="V",
+            help="a positive integer that does not exist yet (default: the newest version + 1, or 1)",
+        )
+        parser.add_argument(
+            "--weights",
+            metavar="FILE",
+            help="a .safetensors file, or one that torch.load(weights_only=True) reads",
+        )
+        parser.add_argument(
+            "--example",
+            metavar="NAME:DTYPE:SIZES",
+            action="append",
+            default=[],
+            help="an input, as x:FP32:-1x3x224x224; once per input, in forward's order (default: the "
+            "network's own example)",
+        )
+        parser.add_argument(
+            "--max-batch-size",
+            metavar="ROWS",
+            type=int,
+            help="rows of the largest batch that is served and verified (default: 32)",
+        )
+        parser.add_argument("--opset", metavar="N", type=int, help="the ONNX operator set (default: 18)")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Export, and print the table. Returns the exit code; every ExportError is told on stderr, in
+        full.
+        """
+        from models.errors import ExportError
+
+        try:
+            result = _export(args, ProgressLines(sys.stderr))
+        except ExportError as error:
+            print(f"foldserve export: {error}", file=sys.stderr)
+            return 2
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _EXTRA:
+                raise
+            print(
+                f"foldserve export: the package {error.name!r} is not installed; it comes with the extra "
+                "`export`: pip install 'foldserve[export]'",
+                file=sys.stderr,
+            )
+            return 2
+        except KeyboardInterrupt:
+            print("foldserve export: stopped; nothing was written", file=sys.stderr)
+            return 130
+        print(table(result))
+        return 0
+
+
+class ProgressLines:
+    """Tells the steps: one line that is written over on a terminal, one plain line per finished step
+    elsewhere.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+
+    def __call__(self, event: "Progress") -> None:
+        label = f"[{event.index}/{event.total}] {event.step}"
+        if self._terminal:
+            self._stream.write(f"\r\x1b[2K{label} ...")
+            if event.seconds is not None:
+                self._stream.write(f"\r\x1b[2K{label}  {event.seconds:.1f} s" + "\n")
+        elif event.seconds is not None:
+            self._stream.write(f"{label}: {event.seconds:.1f} s\n")
+        self._stream.flush()
+
+
+def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult":
+    # Here and not above: --help and other commands must not wait for torch.
+    from models.errors import BadExample
+    from models.export.artifact import check_name, versions
+    from models.export.example_option import examples_from
+    from models.export.pipeline import DEFAULT_MAX_BATCH_SIZE, export_model
+    from models.registry import resolve
+
+    if args.name is not None:
+        check_name(args.name)  # before a large network is built
+    target = resolve(args.target, Path(args.weights) if args.weights else None)
+    name = check_name(args.name or target.name)
+    inputs, axes, input_names = target.example_inputs, target.dynamic_axes, target.input_names
+    if args.example:
+        inputs, axes, input_names = examples_from(args.example)
+    if not inputs:
+        raise BadExample(
+            f"{args.target} gives no example inputs; add --example NAME:DTYPE:SIZES, for example --example "
+            "x:FP32:-1x3x224x224, or let the factory return (module, example_inputs)"
+        )
+    version = args.version
+    if version is None:
+        version = max(versions(Path(args.repository), name), default=0) + 1
+    return export_model(
+        target.module,
+        inputs,
+        args.repository,
+        name=name,
+        version=version,
+        dynamic_axes=axes,
+        input_names=input_names,
+        max_batch_size=DEFAULT_MAX_BATCH_SIZE if args.max_batch_size is None else args.max_batch_size,
+        opset=args.opset,
+        source=target.source,
+        progress=progress,
+    )
+
+
+def table(result: "ExportResult") -> str:
+    """What the export did, for people: found, folded, left with reasons, parity, sizes, time."""
+    report = result.report
+    fold = report["fold"]
+    rows = [
+        ("network", f"{report['source']}, {report['parameters']:,} parameters"),
+        ("written", str(result.folder)),
+        ("inputs", _signature(report["inputs"])),
+        ("outputs", _signature(report["outputs"])),
+        ("batch norms", f"{fold['found']} found, {fold['folded']} folded, {len(fold['left'])} left"),
+        *(("", f"left: {left['where']}: {left['reason']}") for left in fold["left"]),
+        ("fold, float64", _parity(report["parity"]["fold_float64"])),
+        ("TorchScript", _parity(report["parity"]["torchscript"])),
+        ("ONNX", f"{_parity(report['parity']['onnx'])}, opset {report['opset']}"),
+        ("sizes", ", ".join(f"{name} {_size(entry['bytes'])}" for name, entry in report["files"].items())),
+        ("time", f"{sum(result.seconds.values()):.1f} s, {_slowest(result.seconds)}"),
+    ]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def _signature(specs: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{s['name']} {s['datatype']} {'x'.join(map(str, s['shape']))}" for s in specs)
+
+
+def _parity(parity: Mapping[str, Any]) -> str:
+    rows = ", ".join(str(n) for n in parity["rows"])
+    return (
+        f"max difference {parity['max_rel']:.1e} relative, tolerance {parity['tolerance']:.0e}, rows {rows}"
+    )
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def _slowest(seconds: Mapping[str, float]) -> str:
+    most = sorted(seconds.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{step} {took:.1f} s" for step, took in most)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m models.export`: the same command without the server's command line around it."""
+    command = ExportCommand()
+    parser = argparse.ArgumentParser(prog="python -m models.export", description=command.help)
+    command.configure(parser)
+    return command.run(parser.parse_args(arguments))

@@ -1,0 +1,76 @@
+"""Read `--example NAME:DTYPE:SIZES`: an input of a network, described on the command line.
+
+x:FP32:-1x3x224x224 is an input x of float32 pictures; a -1 is a dynamic axis, the first one the rows. Types
+are the words of the Open Inference Protocol. Pure: text in, tensors out.
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.errors import BadExample
+from models.export.datatypes import OIP_WORDS
+
+_TYPES = {word: dtype for dtype, word in OIP_WORDS.items()}
+_ROWS = 2
+# The size of a dynamic axis in the example: even and composite, since networks halve their inputs.
+_DYNAMIC_SIZE = 32
+# Small numbers are valid ids for nearly every table of embeddings.
+_INTEGERS_BELOW = 2
+_PICTURE_VALUES = 256
+
+
+def examples_from(
+    options: Sequence[str],
+) -> tuple[tuple[Tensor, ...], dict[str, dict[int, str]], tuple[str, ...]]:
+    """Return example inputs, dynamic axes and input names. Raises: BadExample, telling every bad option at
+    once.
+    """
+    problems: list[str] = []
+    inputs: list[Tensor] = []
+    axes: dict[str, dict[int, str]] = {}
+    names: list[str] = []
+    generator = torch.Generator().manual_seed(0)
+    for option in options:
+        parts = option.rsplit(":", 2)
+        if len(parts) != 3 or not parts[0]:
+            problems.append(f"{option!r}: expected NAME:DTYPE:SIZES, for example x:FP32:-1x3x224x224")
+            continue
+        name, word, sizes = parts
+        problem = _problem(name, word, sizes, names)
+        if problem:
+            problems.append(f"{option!r}: {problem}")
+            continue
+        shape = [int(text) for text in sizes.split("x")]
+        mine = {axis: f"{name}_{axis}" for axis, size in enumerate(shape) if size == -1 and axis > 0}
+        if mine:
+            axes[name] = mine
+        names.append(name)
+        concrete = [_ROWS if axis == 0 else _DYNAMIC_SIZE if n == -1 else n for axis, n in enumerate(shape)]
+        inputs.append(_values(_TYPES[word], concrete, generator))
+    if problems:
+        raise BadExample("--example " + "; ".join(problems))
+    return tuple(inputs), axes, tuple(names)
+
+
+def _problem(name: str, word: str, sizes: str, names: Sequence[str]) -> str | None:
+    if not name.isidentifier():
+        return f"{name!r} is no name for an input; expected letters, digits and '_'"
+    if name in names:
+        return f"the input {name!r} is given twice"
+    if word not in _TYPES:
+        return f"{word!r} is no type; expected one of {', '.join(_TYPES)}"
+    if not re.fullmatch(r"(-1|[1-9][0-9]*)(x(-1|[1-9][0-9]*))*", sizes):
+        return f"{sizes!r} are no sizes; expected numbers or -1 joined by 'x', for example -1x3x224x224"
+    if not sizes.startswith("-1"):
+        return f"the first size is the rows and must be -1, not {sizes.partition('x')[0]}"
+    return None
+
+
+def _values(dtype: torch.dtype, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+    below = _PICTURE_VALUES if dtype == torch.uint8 else _INTEGERS_BELOW
+    return torch.randint(0, below, shape, generator=generator).to(dtype)
