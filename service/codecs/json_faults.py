@@ -35,7 +35,7 @@ def why_not_json(text: bytes, error: orjson.JSONDecodeError) -> str:
     if not text.strip():
         return 'the body is empty; expected {"inputs": [[...]]}'
     where = f"line {error.lineno}, column {error.colno} (character {error.pos})"
-    for start in (error.pos, max(0, error.pos - 1)):
+    for start in (max(0, error.pos - 1), error.pos):
         word = _NOT_A_NUMBER_WORD.match(text, start)
         if word:
             return (

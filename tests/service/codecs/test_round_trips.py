@@ -1,0 +1,124 @@
+"""What is written by one side is read by the other, for arrays that hypothesis thinks of."""
+
+import io
+import json
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from service.codecs import BodyType, TensorHeaders, decode, encode
+from service.codecs.npy_codec import encode as encode_npy
+from service.datatypes import DATATYPES, numpy_dtype
+from service.errors import ServiceError
+from service.signature import Signature, TensorSpec
+
+few = settings(max_examples=60, deadline=None, database=None)
+
+
+@st.composite
+def tensors(draw, finite=False):
+    word = draw(st.sampled_from(DATATYPES))
+    shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=5))
+    elements = {"allow_nan": False, "allow_infinity": False} if finite and word.startswith("FP") else None
+    array = draw(hnp.arrays(numpy_dtype(word), shape, elements=elements))
+    free = draw(st.lists(st.booleans(), min_size=len(shape), max_size=len(shape)))
+    dims = (-1, *(-1 if is_free else dim for dim, is_free in zip(shape[1:], free[1:], strict=True)))
+    spec = TensorSpec("t", word, dims)
+    return array, Signature((spec,), (spec,))
+
+
+def same(got, sent):
+    assert got.dtype == sent.dtype
+    np.testing.assert_array_equal(got, sent)
+
+
+@few
+@given(tensors(finite=True))
+def test_json(tensor):
+    array, signature = tensor
+    written = json.loads(encode(BodyType.JSON, "m", "1", {"t": array}, signature).body)
+    for form in (written["outputs"], written["outputs"]["t"]):
+        same(decode(BodyType.JSON, json.dumps({"inputs": form}).encode(), signature)["t"], array)
+
+
+@few
+@given(tensors())
+def test_raw(tensor):
+    array, signature = tensor
+    written = encode(BodyType.RAW, "m", "1", {"t": array}, signature)
+    headers = dict(written.headers)
+    promised = TensorHeaders(
+        headers["X-Tensor-Name"], headers["X-Tensor-Datatype"], headers["X-Tensor-Shape"]
+    )
+    same(decode(BodyType.RAW, written.body, signature, promised)["t"], array)
+
+
+@few
+@given(tensors())
+def test_npy(tensor):
+    array, signature = tensor
+    written = encode(BodyType.NPY, "m", "1", {"t": array}, signature)
+    same(decode(BodyType.NPY, written.body, signature)["t"], array)
+    same(np.load(io.BytesIO(written.body), allow_pickle=False), array)
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**65), 2**65)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(JSON_VALUES, st.sampled_from(DATATYPES), st.integers(0, 2))
+def test_any_json_value_is_read_exactly_or_refused(value, word, extra_dims):
+    spec = TensorSpec("t", word, (-1, *([-1] * extra_dims)))
+    signature = Signature((spec,), (spec,))
+    try:
+        array = decode(BodyType.JSON, json.dumps({"inputs": {"t": value}}).encode(), signature)["t"]
+    except ServiceError:
+        return
+    # What was taken is what numpy makes of it when nothing has to be turned into another kind.
+    got, sent = array.tolist(), np.array(value, dtype=object)
+    assert sent.shape == array.shape
+    kinds = {"b": {bool}, "f": {int, float}}.get(spec.dtype.kind, {int})
+    assert {type(leaf) for leaf in sent.ravel().tolist()} <= kinds
+    np.testing.assert_array_equal(np.array(got, spec.dtype), np.array(value, spec.dtype))
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.data(), st.sampled_from(list(BodyType)))
+def test_damaged_bodies_are_refused_or_read_but_never_break_anything(data, kind):
+    spec = TensorSpec("t", "FP32", (-1, 3))
+    signature = Signature((spec,), (spec,))
+    array = np.arange(6, dtype="f4").reshape(2, 3)
+    body = {
+        BodyType.JSON: json.dumps({"inputs": array.tolist()}).encode(),
+        BodyType.RAW: array.tobytes(),
+        BodyType.NPY: encode_npy(array),
+    }[kind]
+    damaged = bytearray(body)
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, max(0, len(damaged) - 1)))
+        action = data.draw(st.sampled_from("rdi"))
+        if action == "r" and damaged:
+            damaged[position] = data.draw(st.integers(0, 255))
+        elif action == "d":
+            del damaged[position : position + data.draw(st.integers(1, 9))]
+        else:
+            damaged[position:position] = data.draw(st.binary(max_size=9))
+    try:
+        got = decode(kind, bytes(damaged), signature)["t"]
+    except ServiceError as error:
+        status = error.status
+    else:
+        status = 400
+        assert got.dtype == np.float32
+        assert got.shape[1:] == (3,)
+    assert 400 <= status < 500

@@ -1,0 +1,313 @@
+"""A small engine of numpy functions, a front on top of it, and ways to call that front."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from service.config import ServeSettings
+from service.engine import ServedModel, ServedVersion
+from service.errors import ServiceError
+from service.http import Front
+from service.outcome import Outcome, StageTimes
+from service.signature import Signature, TensorSpec
+
+STAGES = StageTimes(queue=0.001, gather=0.002, run=0.003, scatter=0.004)
+
+DOUBLE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))
+"""y = 2 x."""
+PAIR = Signature(
+    (TensorSpec("a", "FP32", (-1, 2)), TensorSpec("b", "INT64", (-1,))),
+    (TensorSpec("sum", "FP32", (-1, 2)), TensorSpec("count", "INT64", (-1,))),
+)
+"""sum = a + b by rows; count = b + 1."""
+SEQUENCE = Signature((TensorSpec("tokens", "INT64", (-1, -1)),), (TensorSpec("total", "INT64", (-1, 1)),))
+"""total = the sum of a row of any length."""
+PICTURE = Signature((TensorSpec("image", "UINT8", (-1, 3, 8, 8)),), (TensorSpec("mean", "FP32", (-1, 1)),))
+"""mean = the mean of a picture."""
+
+Function = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def double(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"y": inputs["x"] * np.float32(2)}
+
+
+def triple(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"y": inputs["x"] * np.float32(3)}
+
+
+def pair(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"sum": inputs["a"] + inputs["b"][:, None].astype("f4"), "count": inputs["b"] + 1}
+
+
+def sequence(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"total": inputs["tokens"].sum(axis=1, keepdims=True)}
+
+
+def picture(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"mean": inputs["image"].reshape(len(inputs["image"]), -1).mean(axis=1, keepdims=True, dtype="f4")}
+
+
+def served(name: str, *versions: tuple[str, Signature], ready: bool = True) -> ServedModel:
+    """A model with these versions, of which the last is the default."""
+    made = {
+        version: ServedVersion(version, signature, "onnxruntime", 32, ready, {"opset": 20})
+        for version, signature in versions
+    }
+    return ServedModel(name, versions[-1][0], made)
+
+
+@dataclass
+class NumpyEngine:
+    """Implements service.engine.Engine in the calling process.
+
+    delay: awaited before the answer; set it to an Event's wait to hold requests back.
+    error: what every request fails with; raised instead of put into the outcome when raised is true.
+    """
+
+    functions: dict[tuple[str, str], Function]
+    served: dict[str, ServedModel]
+    is_ready: bool = True
+    is_draining: bool = False
+    delay: Callable[[], Any] | None = None
+    error: Exception | None = None
+    raised: bool = False
+    calls: list[tuple[str, str, int, float | None]] = field(default_factory=list)
+    cancelled: int = 0
+
+    async def infer(
+        self, model: str, version: str, inputs: dict[str, np.ndarray], rows: int, timeout_s: float | None
+    ) -> Outcome:
+        self.calls.append((model, version, rows, timeout_s))
+        try:
+            if self.delay is not None:
+                await self.delay()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            if self.raised or not isinstance(self.error, ServiceError):
+                raise self.error
+            return Outcome(None, self.error, STAGES, rows)
+        return Outcome(self.functions[model, version](inputs), None, STAGES, rows)
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def draining(self) -> bool:
+        return self.is_draining
+
+    def models(self) -> dict[str, ServedModel]:
+        return self.served
+
+
+def engine() -> NumpyEngine:
+    """The four models; `double` has a version 2 that triples."""
+    models = (
+        served("double", ("1", DOUBLE), ("2", DOUBLE)),
+        served("pair", ("1", PAIR)),
+        served("sequence", ("1", SEQUENCE)),
+        served("picture", ("1", PICTURE)),
+    )
+    functions = {
+        ("double", "1"): double,
+        ("double", "2"): triple,
+        ("pair", "1"): pair,
+        ("sequence", "1"): sequence,
+        ("picture", "1"): picture,
+    }
+    return NumpyEngine(functions, {model.name: model for model in models})
+
+
+def one_model_engine() -> NumpyEngine:
+    """Only `double`, in one version."""
+    return NumpyEngine({("double", "1"): double}, {"double": served("double", ("1", DOUBLE))})
+
+
+@dataclass
+class CountingMetrics:
+    """Keeps what the front counts."""
+
+    finished: list[dict[str, Any]] = field(default_factory=list)
+
+    def request_finished(
+        self,
+        protocol: str,
+        model: str,
+        version: str,
+        status: int,
+        duration_s: float,
+        *,
+        rows: int = 0,
+        stages_s: Mapping[str, float] | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        self.finished.append(
+            {
+                "protocol": protocol,
+                "model": model,
+                "version": version,
+                "status": status,
+                "duration_s": duration_s,
+                "rows": rows,
+                "stages": dict(stages_s or {}),
+                "error_code": error_code,
+            }
+        )
+
+
+SETTINGS = ServeSettings(
+    repository=Path("repository"),
+    host="127.0.0.1",
+    port=8000,
+    device="cpu",
+    api_servers=1,
+    workers_per_device=1,
+    default_model="double",
+    max_body_bytes=2**20,
+    request_timeout_ms=30_000,
+    drain_grace_s=0.0,
+    access_log=False,
+    log_level="info",
+)
+
+
+def exposition(accept: str) -> tuple[bytes, str]:
+    """Stands for the metrics page; says what was accepted."""
+    return f"# accept {accept}\n".encode(), "text/plain; version=0.0.4"
+
+
+def front(
+    behind: NumpyEngine | None = None, metrics: CountingMetrics | None = None, **settings: Any
+) -> Front:
+    """A front over the engine, with these settings changed."""
+    made = replace(SETTINGS, **settings)
+    return Front(behind or engine(), made, metrics or CountingMetrics(), exposition)
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def error(self) -> tuple[int, str]:
+        """Status and code, after a check that the answer has the one shape of errors."""
+        content = self.json()
+        assert self.headers["content-type"] == "application/json"
+        assert content.keys() == {"error", "code"}
+        assert content["error"]
+        return self.status, content["code"]
+
+
+Headers = Mapping[str, str]
+JSON = {"content-type": "application/json"}
+RAW = {"content-type": "application/octet-stream"}
+NPY = {"content-type": "application/x-npy"}
+
+
+async def call_async(
+    app: Front,
+    method: str,
+    path: str,
+    body: bytes | list[bytes] = b"",
+    headers: Headers | list[tuple[str, str]] = (),
+    *,
+    then_gone: bool = False,
+) -> Reply | None:
+    """One request to the ASGI application; None when it answered nothing.
+
+    body: a list is sent chunk by chunk, without Content-Length.
+    then_gone: the client closes before the last chunk.
+    """
+    chunks = body if isinstance(body, list) else [body]
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    if not then_gone:
+        messages[-1]["more_body"] = False
+    messages.append({"type": "http.disconnect"})
+    pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
+    if not isinstance(body, list):
+        pairs.append(("content-length", str(len(body))))
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in pairs],
+        "scheme": "http",
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0) if len(messages) > 1 else messages[0]
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    if not sent:
+        return None
+    answer_headers = {name.decode(): value.decode("latin-1") for name, value in sent[0]["headers"]}
+    return Reply(
+        sent[0]["status"], answer_headers, b"".join(message.get("body", b"") for message in sent[1:])
+    )
+
+
+def call(app: Front, method: str, path: str, body: bytes | list[bytes] = b"", headers: Any = ()) -> Reply:
+    """call_async() outside of a loop, for a request that is answered."""
+    reply = asyncio.run(call_async(app, method, path, body, headers))
+    assert reply is not None
+    return reply
+
+
+def post(app: Front, path: str, value: Any, **headers: str) -> Reply:
+    """POST a JSON value; keyword X_Timeout_Ms="5" is the header X-Timeout-Ms."""
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    return call(app, "POST", path, json.dumps(value).encode(), {**JSON, **named})
+
+
+@contextlib.contextmanager
+def running(app: Any) -> Iterator[int]:
+    """Serve the application with uvicorn on a free port of the loopback; yields the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=5, http="httptools"
+        )
+        server = uvicorn.Server(config)
+        started = threading.Event()
+        thread = threading.Thread(target=_serve, args=(server, listener, started), daemon=True)
+        thread.start()
+        assert started.wait(timeout=20)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
+def _serve(server: uvicorn.Server, listener: socket.socket, started: threading.Event) -> None:
+    async def main() -> None:
+        begin = server.startup
+
+        async def startup(sockets: Any = None) -> None:
+            await begin(sockets=sockets)
+            started.set()
+
+        server.startup = startup  # type: ignore[method-assign]
+        await server.serve(sockets=[listener])
+
+    asyncio.run(main())

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from service.errors import BadTensor, ConfigError
+from service.signature import Signature, TensorSpec
+from tests.service.support import DOUBLE, PAIR, SEQUENCE
+
+
+def ones(*shape, dtype="float32"):
+    return np.ones(shape, dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_good_inputs_give_their_rows(rows):
+    assert DOUBLE.check_inputs({"x": ones(rows, 3)}) == rows
+    assert PAIR.check_inputs({"a": ones(rows, 2), "b": ones(rows, dtype="int64")}) == rows
+    assert SEQUENCE.check_inputs({"tokens": ones(rows, 5, dtype="int64")}) == rows
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({}, "input x is missing"),
+        ({"x": ones(1, 3), "z": ones(1, 3)}, "no input 'z'"),
+        ({"y": ones(1, 3)}, "no input 'y'"),
+        ({"x": ones(1, 3, dtype="float64")}, "has datatype float64; expected FP32"),
+        ({"x": ones(1, 3, dtype="int32")}, "has datatype int32; expected FP32"),
+        ({"x": ones(1, 3).astype(">f4")}, "expected FP32"),
+        ({"x": ones(3)}, "for a single row, wrap it once more"),
+        ({"x": ones(1, 3, 1)}, "3 dims"),
+        ({"x": ones(1, 4)}, "dim 1 is 4; expected 3"),
+        ({"x": ones(0, 3)}, "has no rows"),
+    ],
+)
+def test_a_bad_input_is_refused_with_its_reason(inputs, says):
+    with pytest.raises(BadTensor, match=says):
+        DOUBLE.check_inputs(inputs)
+
+
+def test_inputs_of_different_rows_are_refused():
+    with pytest.raises(BadTensor, match="input 'b' has 3 rows but input 'a' has 2"):
+        PAIR.check_inputs({"a": ones(2, 2), "b": ones(3, dtype="int64")})
+
+
+def test_a_missing_input_is_named():
+    with pytest.raises(BadTensor, match="input b is missing"):
+        PAIR.check_inputs({"a": ones(2, 2)})
+
+
+def test_a_free_dim_of_zero_is_refused():
+    with pytest.raises(BadTensor, match="dim 1 is 0"):
+        SEQUENCE.check_inputs({"tokens": ones(2, 0, dtype="int64")})
+
+
+def test_a_hundred_unknown_names_do_not_make_an_endless_message():
+    with pytest.raises(BadTensor) as caught:
+        DOUBLE.check_names({f"{'n' * 1000}{number}": None for number in range(1000)})
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (-1, 0), (-1, -2)])
+def test_a_spec_with_an_impossible_shape_cannot_be_made(shape):
+    with pytest.raises(ValueError, match=r"must be -1"):
+        TensorSpec("x", "FP32", shape)
+
+
+def test_a_spec_of_an_unknown_datatype_cannot_be_made():
+    with pytest.raises(ConfigError):
+        TensorSpec("x", "BYTES", (-1,))
+
+
+def test_a_signature_needs_inputs_outputs_and_different_names():
+    spec = TensorSpec("x", "FP32", (-1,))
+    with pytest.raises(ValueError, match="at least one input"):
+        Signature((), (spec,))
+    with pytest.raises(ValueError, match="at least one output"):
+        Signature((spec,), ())
+    with pytest.raises(ValueError, match="two inputs are named x"):
+        Signature((spec, spec), (spec,))
+
+
+def test_a_spec_reads_as_name_datatype_shape():
+    assert str(TensorSpec("x", "FP32", (-1, 3))) == "x FP32 [-1, 3]"
