@@ -1,8 +1,9 @@
 """Folded against unfolded, per network: `make bench`, or `python -m benchmarks.fold --networks digits,unet`.
 
 Folded are the files that `foldserve export` writes. Unfolded are files of the same captured graph, written by
-the same writers, with every batch norm left in it. Both run in turn, in one process, on one thread. Reported is
-the median of the ratios of neighbouring samples, which a machine that other work slows down disturbs least, for
+the same writers, with every batch norm left in it. Both run in turn, in one process, on one thread. Reported
+is the median of the ratios of neighbouring samples, which a machine that other work slows down disturbs least,
+for
 
     TorchScript     as the server runs it: torch.jit.load, no freezing
     ONNX as it is   ONNX Runtime with its graph optimisations off: what the fold itself is worth
@@ -185,7 +186,7 @@ def write_unfolded(captured: CapturedGraph, folder: Path) -> Variant:
             verbose=False,
         )
         model: onnx.ModelProto = program.model_proto
-        # Else convolutions have computed biases, and ONNX Runtime cannot fold what it folds in any other file.
+        # Else convolutions have computed biases, and ONNX Runtime cannot fold what it folds elsewhere.
         onnxscript.optimizer.fold_constants(model)
         onnxscript.optimizer.remove_unused_nodes(model)
     graph = model.graph
@@ -272,7 +273,7 @@ def table(results: Sequence[Result], batches: Sequence[int]) -> str:
     heads = " | ".join(f"{name}, {shown} rows" for name in COLUMNS)
     lines = [
         f"{_processor()}, one thread; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, Python "
-        f"{platform.python_version()}. Ratios unfolded / folded: above 1, folded is faster or smaller.",
+        f"{platform.python_version()}. Ratios unfolded / folded: above 1, folded is faster, smaller.",
         "",
         f"| network | norms folded | {heads} | loading: pt, onnx | size: pt, onnx |",
         "|---|---|---|---|---|---|---|",

@@ -1,13 +1,14 @@
 """`make demo`: export three networks, serve them, ask real questions, and leave the server up until Ctrl-C.
 
 Only the commands and HTTP calls that a user has: each `foldserve ...` line it prints can be typed. What is
-made lies in build/demo, and the next run uses it again while its hashes hold. DEMO_PORT chooses the port. With
-CI=true or DEMO_EXIT=1, where nobody can press Ctrl-C, the demo ends the server itself.
+made lies in build/demo, and the next run uses it again while its hashes hold. DEMO_PORT chooses the port.
+With CI=true or DEMO_EXIT=1, where nobody can press Ctrl-C, the demo ends the server itself.
 """
 
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -203,7 +204,7 @@ def ask(port: int) -> None:
     report(f"a held-out {int(split.held_out_digits[0])}", f"the digit {int(answer.row.argmax())}", answer)
 
     answer = post(port, "mlp", np.arange(10, dtype=np.float32))
-    report("0, 1, ... 9", "mlp: " + ", ".join(f"{value:.3f}" for value in answer.row), answer)
+    report("0, 1, ... 9", "mlp: " + ", ".join(f"{value:.2f}" for value in answer.row), answer)
 
 
 def post(port: int, model: str, row: npt.NDArray[np.float32]) -> Answer:
@@ -225,9 +226,10 @@ def post(port: int, model: str, row: npt.NDArray[np.float32]) -> Answer:
 
 
 def report(question: str, reply: str, answer: Answer) -> None:
-    """One line: what was asked, what came back, and how long it took."""
-    timing = f"{answer.latency_s * 1e3:6.1f} ms   ({answer.server_timing})"
-    print(f"  {question:17} -> {reply:32} {timing}", flush=True)
+    """One line: what was asked, what came back, how long it took here, and how much of that in which stage."""
+    stages = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.server_timing))
+    timing = f"{answer.latency_s * 1e3:.1f} ms (queue {stages['queue']}, run {stages['run']})"
+    print(f"  {question:17} -> {reply:40} {timing}", flush=True)
 
 
 def where_to_look(port: int) -> str:
