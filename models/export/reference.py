@@ -120,7 +120,7 @@ class EagerReference:
             if not found.max_rel <= max(_LARGE_BATCH_TOLERANCE, _LARGE_BATCH_FACTOR * usual):
                 raise NotCapturable(
                     f"the answer for a row depends on its batch: output {index} differs by "
-                    f"{error.max_rel:.1e} relative between a batch of {rows} and one of {max(ROW_COUNTS)} "
+                    f"{found.max_rel:.1e} relative between a batch of {rows} and one of {max(ROW_COUNTS)} "
                     "or fewer rows. Each row must be answered by itself."
                 )
         return Case(inputs, wanted, own_errors, fresh=True)
