@@ -2,8 +2,7 @@
 
 Folded are the files that `foldserve export` writes. Unfolded are files of the same captured graph, written by
 the same writers, with every batch norm left in it. Both run in turn, in one process, on one thread. Reported
-is the median of the ratios of neighbouring samples, which a machine that other work slows down disturbs least,
-for
+is the median of the ratios of neighbouring samples, which other work on the machine disturbs least, for
 
     TorchScript     as the server runs it: torch.jit.load, no freezing
     ONNX as it is   ONNX Runtime with its graph optimisations off: what the fold itself is worth
@@ -272,8 +271,8 @@ def table(results: Sequence[Result], batches: Sequence[int]) -> str:
     shown = ", ".join(str(batch) for batch in batches)
     heads = " | ".join(f"{name}, {shown} rows" for name in COLUMNS)
     lines = [
-        f"{_processor()}, one thread; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, Python "
-        f"{platform.python_version()}. Ratios unfolded / folded: above 1, folded is faster, smaller.",
+        f"{_processor()}, one thread; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, "
+        f"Python {platform.python_version()}. Ratios unfolded / folded: above 1 is a gain.",
         "",
         f"| network | norms folded | {heads} | loading: pt, onnx | size: pt, onnx |",
         "|---|---|---|---|---|---|---|",

@@ -2,7 +2,7 @@
 
 Only the commands and HTTP calls that a user has: each `foldserve ...` line it prints can be typed. What is
 made lies in build/demo, and the next run uses it again while its hashes hold. DEMO_PORT chooses the port.
-With CI=true or DEMO_EXIT=1, where nobody can press Ctrl-C, the demo ends the server itself.
+With DEMO_EXIT=1, where nobody can press Ctrl-C, it ends the server itself.
 """
 
 import errno
@@ -56,7 +56,8 @@ class Answer:
 
 def main() -> int:
     """Run the demo. Returns the exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave the server behind
+    # A closed terminal must not leave the server behind, nor a shell whose background jobs ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _as_ctrl_c)
     try:
         port = chosen_port()
@@ -65,7 +66,7 @@ def main() -> int:
         with running_server(port) as server:
             ask(port)
             print(where_to_look(port), flush=True)
-            if os.environ.get("CI") == "true" or os.environ.get("DEMO_EXIT") == "1":
+            if os.environ.get("DEMO_EXIT") == "1":
                 return 0
             print("Ctrl-C ends it.", flush=True)
             server.wait()
@@ -91,12 +92,11 @@ def chosen_port() -> int:
         try:
             probe.bind(("127.0.0.1", int(text)))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                why = "another program listens there"
-            else:
-                why = os.strerror(error.errno or 0)
+            taken = error.errno == errno.EADDRINUSE
+            why = "another program listens there" if taken else error.strerror
+            other = int(text) % 65535 + 1
             raise DemoFailed(
-                f"port {text} cannot be used: {why}; choose another: make demo DEMO_PORT=8001"
+                f"port {text} cannot be used: {why}; choose another: make demo DEMO_PORT={other}"
             ) from error
     return int(text)
 
@@ -173,10 +173,10 @@ def stop(server: "subprocess.Popen[bytes]") -> None:
     server.send_signal(signal.SIGINT)
     try:
         code = server.wait(STOP_LIMIT_S)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # or a second Ctrl-C
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-        raise DemoFailed(f"the server did not end within {STOP_LIMIT_S:.0f} s and was killed") from None
+        raise DemoFailed("the server did not end in time and was killed") from None
     if code != 0:
         raise DemoFailed(f"the server ended with exit code {code}; its last lines:\n{log_tail()}")
     print("done", flush=True)
@@ -226,7 +226,7 @@ def post(port: int, model: str, row: npt.NDArray[np.float32]) -> Answer:
 
 
 def report(question: str, reply: str, answer: Answer) -> None:
-    """One line: what was asked, what came back, how long it took here, and how much of that in which stage."""
+    """One line: what was asked, what came back, how long it took, and how much of that in which stage."""
     stages = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.server_timing))
     timing = f"{answer.latency_s * 1e3:.1f} ms (queue {stages['queue']}, run {stages['run']})"
     print(f"  {question:17} -> {reply:40} {timing}", flush=True)
