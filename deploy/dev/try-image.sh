@@ -68,7 +68,7 @@ echo "ready; the image's own health check:"
 podman exec "$name" python3 -c "$(podman image inspect "$image" --format '{{index .HealthCheck.Test 3}}')"
 inside curl -fsS -H 'content-type: application/json' -d '{"inputs": [[0,1,2,3,4,5,6,7,8,9]]}' http://127.0.0.1:8000/predict/mlp
 echo
-inside curl -fsS http://127.0.0.1:8000/metrics | grep -m 1 foldserve_requests_total
+inside curl -fsS http://127.0.0.1:8000/metrics | grep '^foldserve_requests_total'
 podman exec "$name" id
 
 podman stop -t 30 "$name" >/dev/null
