@@ -34,6 +34,8 @@ _REPORT_POLL_S = 0.05
 _RESTART_DELAYS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """By how often a worker died in a row; a worker that lived for _STABLE_S starts at the first again."""
 _STABLE_S = 60.0
+# A crash while loading may be chance (memory was short for a moment); that often it is the model.
+_LOAD_ATTEMPTS = 3
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Worker:
     """One worker. Owned by the supervisor.
 
     label: for the log. writer: its metrics row and the name of its report. start: makes its process.
-    process: None between a death and the restart. unserved: its model was found unfit, so it stays away.
+    process: None between a death and the restart. reported: what became of loading is known.
+    served: the model was ready in it once. unserved: the model was found unfit, so it stays away.
     """
 
     label: str
@@ -51,6 +54,7 @@ class Worker:
     process: BaseProcess | None
     started_s: float
     reported: bool = False
+    served: bool = False
     unserved: bool = False
     deaths: int = 0
     restart_at_s: float | None = None
@@ -153,6 +157,7 @@ class Supervisor:
     def _note_report(self, worker: Worker, report: WorkerReport) -> None:
         worker.reported = True
         worker.unserved = bool(report.problem)
+        worker.served |= not report.problem
         if report.problem:
             log.error("%s cannot serve: %s", worker.label, report.problem)
         else:
@@ -167,13 +172,12 @@ class Supervisor:
             return
         log.error("%s died (exit code %s)", worker.label, process.exitcode)
         self._tell(notice(WORKER_DIED, process.pid or 0))
-        if not worker.reported and worker.deaths == 0:
-            # It never served: the model, not chance, is to blame.
-            problem = f"the process died while loading the model (exit code {process.exitcode})"
-            write_report(self._runtime, worker.writer, WorkerReport(0.0, problem))
-            self._note_report(worker, WorkerReport(0.0, problem))
+        if not worker.served and worker.deaths == _LOAD_ATTEMPTS - 1:
+            problem = f"its process died {_LOAD_ATTEMPTS} times while loading (exit code {process.exitcode})"
+            report = WorkerReport(0.0, problem)
+            write_report(self._runtime, worker.writer, report)
+            self._note_report(worker, report)
             return
-        worker.reported = True
         if now_s - worker.started_s > _STABLE_S:
             worker.deaths = 0
         worker.restart_at_s = now_s + _RESTART_DELAYS_S[min(worker.deaths, len(_RESTART_DELAYS_S) - 1)]

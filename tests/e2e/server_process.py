@@ -1,0 +1,129 @@
+"""A real `foldserve serve` for tests: started on a free loopback port, ended and looked after."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+START_LIMIT_S = 40.0
+"""Spawned workers import their runtimes anew: seconds on a busy machine."""
+STOP_LIMIT_S = 15.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class ServerProcess:
+    """One running server."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, output: Path) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+        self._output = output
+
+    @property
+    def output(self) -> str:
+        """What it printed and logged so far."""
+        return self._output.read_text()
+
+    def wait_until(self, path: str, status: int) -> httpx.Response:
+        """Ask until the server answers `status` there."""
+        until_s = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < until_s:
+            assert self.process.poll() is None, f"the server ended:\n{self.output}"
+            with contextlib.suppress(httpx.TransportError):
+                answer = httpx.get(self.url + path)
+                if answer.status_code == status:
+                    return answer
+            time.sleep(0.05)  # between two questions; the condition is the answer above
+        raise AssertionError(f"{path} did not answer {status} in {START_LIMIT_S} s:\n{self.output}")
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal and wait for the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(STOP_LIMIT_S)
+
+    def processes(self) -> list[int]:
+        """The ids of all processes of the server."""
+        found, waiting = [], [self.process.pid]
+        while waiting:
+            pid = waiting.pop()
+            found.append(pid)
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                waiting += [int(word) for word in children.read_text().split()]
+        return found
+
+    def workers(self) -> list[int]:
+        """The ids of the worker processes."""
+        return [pid for pid in self.processes() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """All samples of one scrape on a connection of its own: (name, sorted labels) -> value."""
+        text = httpx.get(f"{self.url}/metrics").text
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for metric in text_string_to_metric_families(text)
+            for sample in metric.samples
+        }
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of a scrape; 0 when it is not exposed."""
+        return self.metrics().get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+@contextlib.contextmanager
+def serving(repository: Path, output: Path, *options: str) -> Iterator[ServerProcess]:
+    """Run `foldserve serve`; at the end it is killed if it still runs."""
+    port = free_port()
+    command = [Path(sysconfig.get_path("scripts")) / "foldserve", "serve", str(repository)]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--device", "cpu", *options],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+        )
+    try:
+        yield ServerProcess(process, port, output)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def runtime_folders(pid: int) -> list[Path]:
+    """What a server with that process id has in shared memory."""
+    return list(Path("/dev/shm").glob(f"foldserve-{pid}-*"))
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Which of these processes run (a zombie does not)."""
+    running = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                running.append(pid)
+    return running
+
+
+def wait_gone(pids: list[int]) -> None:
+    """Wait until none of these processes runs."""
+    until_s = time.monotonic() + STOP_LIMIT_S
+    while left := alive(pids):
+        assert time.monotonic() < until_s, f"still running: {left}"
+        time.sleep(0.02)  # between two looks

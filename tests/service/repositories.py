@@ -1,0 +1,139 @@
+"""Small repositories for tests: models of a few numbers, made on the spot."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from service.metrics import Metrics, Plan
+from service.model_config import ModelConfig, parse_model_config
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
+"""Eighths: products and sums of small whole numbers with them are exact in float32, whatever the order."""
+
+TABLE = np.arange(20, dtype=np.float32).reshape(10, 2)
+
+
+def config(**keys: Any) -> ModelConfig:
+    """A ModelConfig from config.yaml's keys."""
+    return parse_model_config(keys, "config.yaml of a test")
+
+
+def save_onnx(
+    path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]
+) -> Path:
+    """Write an ONNX file."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        inputs,
+        outputs,
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
+
+
+def save_linear(path: Path, weight: np.ndarray = WEIGHT, rows: str | int = "rows") -> Path:
+    """y = x @ weight: x FP32 [-1, 4], y FP32 [-1, 3]."""
+    return save_onnx(
+        path,
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, weight.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, weight.shape[1]])],
+        {"w": weight},
+    )
+
+
+def save_lookup(path: Path) -> Path:
+    """y = TABLE[index]: index INT64 [-1, -1], y FP32 [-1, -1, 2]. Indices past 9 make the run fail."""
+    return save_onnx(
+        path,
+        [helper.make_node("Gather", ["table", "index"], ["y"], axis=0)],
+        [helper.make_tensor_value_info("index", TensorProto.INT64, ["rows", "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", "length", 2])],
+        {"table": TABLE},
+    )
+
+
+def save_scripted(folder: Path, weight: np.ndarray = WEIGHT) -> Path:
+    """The linear model as TorchScript, with the signature that such a file needs in config.yaml."""
+    import torch
+
+    layer = torch.nn.Linear(*weight.shape, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight.T.copy()))
+    path = folder / "1" / "model.pt"
+    path.parent.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 calls TorchScript deprecated
+        torch.jit.script(layer.eval()).save(str(path))
+    (folder / "config.yaml").write_text(
+        "signature:\n"
+        f"  inputs: [{{name: x, datatype: FP32, shape: [-1, {weight.shape[0]}]}}]\n"
+        f"  outputs: [{{name: y, datatype: FP32, shape: [-1, {weight.shape[1]}]}}]\n"
+    )
+    return path
+
+
+def save_exported(
+    folder: Path, name: str = "linear", version: str = "1", error: float = 0.0
+) -> dict[str, Any]:
+    """The linear model as the export leaves it: manifest, hashes, reference.
+
+    error: added to the reference's outputs, relative to the largest; the manifest's tolerance is 1e-4.
+    Returns: the manifest.
+    """
+    save_linear(folder / "model.onnx")
+    x = np.arange(28, dtype=np.float32).reshape(7, 4)
+    y = x @ WEIGHT
+    np.savez(folder / "reference.npz", **{"input.x": x, "output.y": y + error * np.abs(y).max()})
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+    }
+    parity = {"max_abs": 0.0, "max_rel": 0.0, "rows": [1, 2, 7], "tolerance": 1e-4}
+    manifest = {
+        "format_version": 1,
+        "name": name,
+        "version": version,
+        "created": "2026-01-01T00:00:00Z",
+        "source": "tests",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+        "opset": 17,
+        "tools": {},
+        "max_batch_size": 8,
+        "files": files,
+        "parameters": 12,
+        "fold": {"found": 0, "folded": 0, "left": []},
+        "parity": {"torchscript": parity, "onnx": parity},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return manifest
+
+
+def metrics_at(
+    folder: Path, *versions: tuple[str, str], writers: tuple[str, ...] = ("one", "two")
+) -> Metrics:
+    """Metrics in a folder, for the given (model, version) pairs."""
+    plan = Plan(versions=versions or (("linear", "1"),), devices=("cpu",), writers=writers)
+    return Metrics.create(folder / "metrics", plan)
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """One sample of the exposition; None when it is not exposed."""
+    from prometheus_client import CollectorRegistry
+
+    from service.metrics_exposition import MetricsCollector
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(MetricsCollector(metrics))
+    return registry.get_sample_value(name, labels)
