@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from service.answers import Answer
 from service.call import Call
-from service.codecs import BodyType, answer_type, body_type, decode, encode, pick_outputs
+from service.codecs import BodyType, answer_type, body_type, check_kind, decode, encode, pick_outputs
 from service.engine import Engine, ServedModel, ServedVersion
 from service.errors import (
     BadRequest,
@@ -53,6 +53,7 @@ async def predict(
     own = body_type(call.headers.get("content-type"))
     call.protocol = _PROTOCOLS[own]
     _refuse_encoding(call.headers.get("content-encoding"))
+    check_kind(own, chosen.signature)
     names = pick_outputs(chosen.signature, query.get("output"))
     kind = answer_type(call.headers.get("accept"), own, names)
     if not chosen.ready:

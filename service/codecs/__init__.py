@@ -26,6 +26,7 @@ __all__ = [
     "TensorHeaders",
     "answer_type",
     "body_type",
+    "check_kind",
     "decode",
     "encode",
     "pick_outputs",
@@ -57,6 +58,12 @@ def decode(
     if kind is BodyType.RAW:
         return raw_codec.decode(body, signature, headers)
     return npy_codec.decode(body, signature, headers)
+
+
+def check_kind(kind: BodyType, signature: Signature) -> None:
+    """Raise UnsupportedMediaType when a body of that kind cannot hold the model's inputs."""
+    if kind is not BodyType.JSON:
+        raw_codec.only_input(signature, kind.value)
 
 
 def pick_outputs(signature: Signature, wanted: str | None) -> tuple[str, ...]:

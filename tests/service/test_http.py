@@ -1,0 +1,193 @@
+"""Everything that answers beside /predict, and what every answer has."""
+
+import asyncio
+import json
+
+import pytest
+
+from service.errors import ConfigError
+from tests.service.support import DOUBLE, call, call_async, engine, front, one_model_engine, post, served
+
+
+def test_health_of_a_ready_server():
+    app = front()
+    assert call(app, "GET", "/v2/health/ready").json() == {"live": True, "ready": True}
+    assert call(app, "GET", "/health").json() == {"live": True, "ready": True}
+    assert call(app, "GET", "/v2/health/live").json() == {"live": True}
+
+
+@pytest.mark.parametrize("path", ["/health", "/v2/health/ready"])
+def test_a_server_that_is_not_ready_says_what_it_waits_for(path):
+    behind = engine()
+    behind.is_ready = False
+    behind.served["pair"] = served("pair", ("1", DOUBLE), ready=False)
+    reply = call(front(behind), "GET", path)
+    assert reply.error() == (503, "not_ready")
+    assert "waiting for pair" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/v2/health/ready"])
+def test_a_draining_server_is_not_ready_but_live(path):
+    behind = engine()
+    behind.is_ready, behind.is_draining = False, True
+    app = front(behind)
+    assert call(app, "GET", path).error() == (503, "draining")
+    assert call(app, "GET", "/v2/health/live").status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", "/predict/a/b", "/v2/models/double/infer", "/predict/"])
+def test_a_path_that_is_not_there_is_404_in_the_one_shape(path):
+    assert call(front(), "POST", path).error() == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [("GET", "/predict", "POST"), ("DELETE", "/predict/double", "POST"), ("POST", "/health", "GET, HEAD")],
+)
+def test_a_wrong_method_is_405_in_the_one_shape(method, path, allow):
+    reply = call(front(), method, path)
+    assert reply.error() == (405, "method_not_allowed")
+    assert reply.headers["allow"] == allow
+
+
+@pytest.mark.parametrize("path", ["/health", "/info", "/nothing", "/predict", "/docs", "/metrics"])
+def test_every_answer_has_a_request_id(path):
+    app = front()
+    assert call(app, "GET", path, headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert len(call(app, "GET", path).headers["x-request-id"]) == 32
+
+
+def test_a_request_id_cannot_break_out_of_its_header():
+    made = call(front(), "GET", "/health", headers={"x-request-id": "a\r\nset-cookie: b"}).headers[
+        "x-request-id"
+    ]
+    assert "\r" not in made
+    assert len(made) == 32
+
+
+@pytest.mark.parametrize("path", ["/health", "/info", "/nothing", "/docs", "/openapi.json"])
+def test_content_length_is_the_bodys(path):
+    reply = call(front(), "GET", path)
+    assert int(reply.headers["content-length"]) == len(reply.body)
+
+
+def test_metrics_are_given_by_accept():
+    reply = call(front(), "GET", "/metrics", headers={"accept": "application/openmetrics-text"})
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4"
+    assert reply.body == b"# accept application/openmetrics-text\n"
+    assert call(front(), "GET", "/metrics").body == b"# accept \n"
+
+
+def test_info_tells_models_signatures_and_limits():
+    said = call(front(), "GET", "/info").json()
+    assert said["name"] == "foldserve"
+    assert said["ready"] is True
+    assert said["default_model"] == "double"
+    assert said["limits"] == {"max_body_bytes": 2**20, "request_timeout_ms": 30_000}
+    assert [model["name"] for model in said["models"]] == ["double", "pair", "picture", "sequence"]
+    double = said["models"][0]
+    assert double["default_version"] == "2"
+    assert [version["version"] for version in double["versions"]] == ["1", "2"]
+    assert double["versions"][0]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+    assert double["versions"][0]["manifest"] == {"opset": 20}
+
+
+def test_info_names_the_only_model_as_the_default():
+    assert (
+        call(front(one_model_engine(), default_model=None), "GET", "/info").json()["default_model"]
+        == "double"
+    )
+    assert call(front(default_model=None), "GET", "/info").json()["default_model"] is None
+
+
+def test_openapi_describes_every_route():
+    app = front()
+    said = call(app, "GET", "/openapi.json").json()
+    described = {(method.upper(), path) for path, methods in said["paths"].items() for method in methods}
+    assert described == {(route.method, route.path) for route in app.routes.routes}
+    for path, methods in said["paths"].items():
+        for operation in methods.values():
+            in_path = {entry["name"] for entry in operation["parameters"] if entry["in"] == "path"}
+            assert in_path == {part[1:-1] for part in path.split("/") if part.startswith("{")}
+
+
+def test_openapi_has_no_reference_into_nothing():
+    text = call(front(), "GET", "/openapi.json").body.decode()
+    said = json.loads(text)
+    for reference in {part.split('"')[1] for part in text.split('"$ref":')[1:]}:
+        found = said
+        for key in reference.removeprefix("#/").split("/"):
+            found = found[key]
+        assert found
+
+
+def test_the_lifespan_protocol_is_spoken():
+    sent = []
+
+    async def main():
+        messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            sent.append(message["type"])
+
+        await front()({"type": "lifespan"}, receive, send)
+
+    asyncio.run(main())
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_a_websocket_is_closed():
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+
+    asyncio.run(front()({"type": "websocket"}, None, send))
+    assert sent == ["websocket.close"]
+
+
+def test_a_fault_of_a_page_is_500_in_the_one_shape(caplog):
+    behind = engine()
+    behind.models = lambda: 1 / 0
+    assert call(front(behind), "GET", "/info").error() == (500, "internal")
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_only_inference_is_counted():
+    app = front()
+    call(app, "GET", "/health")
+    call(app, "GET", "/nothing")
+    assert app.metrics.finished == []
+    post(app, "/predict", {"inputs": [[1, 2, 3]]})
+    assert len(app.metrics.finished) == 1
+
+
+def test_cancelling_a_request_gives_it_up_behind():
+    behind = engine()
+
+    async def main():
+        begun = asyncio.Event()
+
+        async def wait():
+            begun.set()
+            await asyncio.Event().wait()
+
+        behind.delay = wait
+        body = json.dumps({"inputs": [[1, 2, 3]]}).encode()
+        task = asyncio.create_task(
+            call_async(front(behind), "POST", "/predict/double", body, {"content-type": "application/json"})
+        )
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert behind.cancelled == 1
+
+
+def test_config_error_is_no_service_error():
+    assert not hasattr(ConfigError("x"), "status")
