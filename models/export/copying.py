@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from models.errors import NotCapturable
+from models.export.float64_mode import is_smaller_float
 
 
 def eval_copy(module: nn.Module) -> nn.Module:
@@ -24,6 +26,7 @@ def eval_copy(module: nn.Module) -> nn.Module:
     Raises: NotCapturable when module holds a ScriptModule, or something that cannot be copied.
     """
     _refuse_script_modules(module)
+    _refuse_lazy_parameters(module)
     # copy.deepcopy refuses tensors that are results of autograd. Pruned and old-style weight_norm modules
     # keep such a tensor as the attribute `weight` (a pre-hook makes it anew at each call), so their copies
     # are put into the memo beforehand; the originals stay as they are.
@@ -54,9 +57,16 @@ def double_copy(module: nn.Module) -> nn.Module:
 
 
 def double_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same for a captured graph: a copy in which every floating weight and constant is float64."""
+    """The same for a captured graph: every floating weight is float64, and every float type that a node
+    asks for.
+    """
     duplicate: fx.GraphModule = copy.deepcopy(graph_module)
     duplicate.double()
+    for node in duplicate.graph.nodes:
+        if node.op == "call_function":
+            node.args = tuple(torch.float64 if is_smaller_float(a) else a for a in node.args)
+            node.kwargs = {k: torch.float64 if is_smaller_float(v) else v for k, v in node.kwargs.items()}
+    duplicate.recompile()
     return duplicate
 
 
@@ -68,6 +78,15 @@ def _refuse_script_modules(module: nn.Module) -> None:
                 f"{where} is a ScriptModule ({submodule.original_name}); torch.export cannot see into it. "
                 "Give the nn.Module that it was scripted or traced from."
             )
+
+
+def _refuse_lazy_parameters(module: nn.Module) -> None:
+    lazy = [name for name, p in (*module.named_parameters(), *module.named_buffers()) if is_lazy(p)]
+    if lazy:
+        raise NotCapturable(
+            f"the parameters {', '.join(lazy)} have no size yet (lazy modules); run the network once on an "
+            "example and train or load its weights before the export"
+        )
 
 
 def _computed_tensors(module: nn.Module) -> Iterator[torch.Tensor]:

@@ -24,12 +24,13 @@ class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        wide_args = [torch.float64 if _is_smaller(a) else a for a in args]
-        wide_kwargs = {k: torch.float64 if _is_smaller(v) else v for k, v in (kwargs or {}).items()}
+        wide_args = [torch.float64 if is_smaller_float(a) else a for a in args]
+        wide_kwargs = {k: torch.float64 if is_smaller_float(v) else v for k, v in (kwargs or {}).items()}
         return func(*wide_args, **wide_kwargs)
 
 
-def _is_smaller(value: object) -> bool:
+def is_smaller_float(value: object) -> bool:
+    """Whether value is a float type with fewer digits than float64."""
     return isinstance(value, torch.dtype) and value in _SMALLER
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from models.errors import NotCapturable
 from models.export.capture import CapturedGraph
+from models.export.onnx_rnn import TRANSLATIONS
 from models.export.quiet import quiet
 from models.recurrent import symbolic_length
 
@@ -49,6 +50,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
                 output_names=list(captured.output_names),
                 opset_version=version,
                 dynamo=True,
+                custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
             model: onnx.ModelProto = program.model_proto
