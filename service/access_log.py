@@ -1,14 +1,13 @@
 """The access log: one JSON object per line and request, on the logger foldserve.access.
 
-JSON, because parts of it come from clients: whatever they send, a line stays a line and a value stays a
+JSON in ASCII, because parts of it come from clients: whatever they send, a line stays a line and a value stays a
 value.
 """
 
+import json
 import logging
 import sys
 from typing import Final
-
-import orjson
 
 from service.call import Call
 
@@ -33,7 +32,7 @@ def log_access(call: Call, status: int, duration_s: float) -> None:
         "body_bytes": call.body_bytes,
         "ms": round(duration_s * 1000, 3),
     }
-    _log.info(orjson.dumps(line).decode())
+    _log.info(json.dumps(line, separators=(",", ":")))
 
 
 def open_access_log() -> None:
