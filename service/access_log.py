@@ -1,7 +1,6 @@
 """The access log: one JSON object per line and request, on the logger foldserve.access.
 
-JSON in ASCII, because parts of it come from clients: whatever they send, a line stays a line and a value stays a
-value.
+JSON in ASCII, because parts of it come from clients: whatever they send, a line stays a line.
 """
 
 import json
