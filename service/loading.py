@@ -71,7 +71,7 @@ def check_reference(
         if not found <= tolerance:
             raise LoadError(
                 f"{artifact.file} does not agree with its reference: output {name!r} is off by {found:.3g} "
-                f"of the largest value, the manifest allows {tolerance:.3g}; the model is not served: export it "
+                f"of the largest value, the manifest allows {tolerance:.3g}; it is not served: export it "
                 "again, or look for a change of device or runtime"
             )
 
@@ -101,17 +101,27 @@ def warm(artifact: Artifact, config: ModelConfig, session: Session, reference: d
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """The largest difference, relative to the largest value wanted; NaN or inf where one is not finite."""
-    if got.shape != want.shape:
+    """How far an answer is from the wanted one; the measure in which the manifest states its tolerance.
+
+    Floats: the largest difference relative to the largest value wanted (to 1 where that is all zeros).
+    Integers and booleans: the share of elements that differ. Infinite when shape or kind differ, or when the
+    values that are not finite are not the same. Keep in step with models/export/difference.py; a test does.
+    """
+    if got.shape != want.shape or (got.dtype.kind == "f") != (want.dtype.kind == "f"):
         return float("inf")
-    got_exact, want_exact = got.astype(np.float64), want.astype(np.float64)
-    same = (got_exact == want_exact) | (np.isnan(got_exact) & np.isnan(want_exact))
-    if same.all():
+    if want.size == 0:
         return 0.0
-    finite = np.abs(want_exact[np.isfinite(want_exact)])
-    largest = finite.max(initial=np.finfo(np.float32).tiny)
-    differences = np.abs(np.subtract(got_exact, want_exact, where=~same, out=np.zeros_like(want_exact)))
-    return float(differences.max() / largest)
+    if want.dtype.kind != "f":
+        return float(np.mean(got != want))
+    found, wanted = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(wanted)
+    if not np.array_equal(np.isfinite(found), finite) or not np.array_equal(
+        found[~finite], wanted[~finite], equal_nan=True
+    ):
+        return float("inf")
+    largest = float(np.abs(found[finite] - wanted[finite]).max(initial=0.0))
+    scale = float(np.abs(wanted[finite]).max(initial=0.0))
+    return largest / scale if scale > 0 else largest
 
 
 def _answers(artifact: Artifact, config: ModelConfig, session: Session, inputs: Arrays) -> Arrays:

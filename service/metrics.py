@@ -29,10 +29,7 @@ CODES: Final = (
 )
 STAGES: Final = ("decode", "queue", "gather", "run", "scatter", "encode")
 BATCH_REASONS: Final = ("full", "waited", "drained")
-REJECTIONS: Final = (
-    *("queue_full", "too_large", "not_ready", "draining", "deadline_passed", "unauthorized"),
-    "other",
-)
+REJECTIONS: Final = ("queue_full", "too_large", "not_ready", "draining", "deadline_passed", "unauthorized")
 
 BatchReason = Literal["full", "waited", "drained"]
 

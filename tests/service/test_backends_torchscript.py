@@ -1,0 +1,92 @@
+"""TorchScript files in libtorch."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service.backends import LoadError, SessionOptions, load_session
+from service.signature import Signature, TensorSpec
+from tests.service.repositories import WEIGHT, save_scripted
+
+ONE_THREAD = SessionOptions(threads=1)
+X = TensorSpec("x", "FP32", (-1, 4))
+Y = TensorSpec("y", "FP32", (-1, 3))
+LINEAR = Signature((X,), (Y,))
+
+
+class Pair(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return a - b, a + b
+
+
+class Named(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"z": x + 1, "y": x + 2}
+
+
+def save(module: torch.nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(module).save(str(path))
+    return path
+
+
+def test_module_answers_as_eager(tmp_path: Path) -> None:
+    session = load_session("torchscript", save_scripted(tmp_path), LINEAR, "cpu", ONE_THREAD)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], x @ WEIGHT)
+
+
+def test_read_only_rows_are_taken_and_stay_as_they_are(tmp_path: Path) -> None:
+    session = load_session("torchscript", save_scripted(tmp_path), LINEAR, "cpu", ONE_THREAD)
+    body = np.ones(4, np.float32).tobytes()
+    session.run({"x": np.frombuffer(body, np.float32).reshape(1, 4)})
+    assert body == np.ones(4, np.float32).tobytes()
+
+
+def test_inputs_go_in_the_signatures_order_and_tuples_come_back_in_it(tmp_path: Path) -> None:
+    a, b = (TensorSpec(name, "FP32", (-1,)) for name in "ab")
+    signature = Signature((a, b), (TensorSpec("minus", "FP32", (-1,)), TensorSpec("plus", "FP32", (-1,))))
+    session = load_session("torchscript", save(Pair(), tmp_path / "m.pt"), signature, "cpu", ONE_THREAD)
+    outputs = session.run({"b": np.float32([1]), "a": np.float32([5])})
+    assert {name: array.tolist() for name, array in outputs.items()} == {"minus": [4], "plus": [6]}
+
+
+def test_dict_outputs_are_taken_by_name(tmp_path: Path) -> None:
+    x, y, z = (TensorSpec(name, "FP32", (-1,)) for name in "xyz")
+    session = load_session(
+        "torchscript", save(Named(), tmp_path / "m.pt"), Signature((x,), (y, z)), "cpu", ONE_THREAD
+    )
+    outputs = session.run({"x": np.float32([1])})
+    assert {name: array.tolist() for name, array in outputs.items()} == {"y": [3], "z": [2]}
+
+
+def test_wrong_number_of_outputs_is_told(tmp_path: Path) -> None:
+    signature = Signature((X,), (Y, TensorSpec("z", "FP32", (-1,))))
+    session = load_session("torchscript", save_scripted(tmp_path), signature, "cpu", ONE_THREAD)
+    with pytest.raises(ValueError, match="returned 1 tensors, the signature has 2 outputs"):
+        session.run({"x": np.zeros((1, 4), np.float32)})
+
+
+def test_file_that_is_no_torchscript_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"not a model")
+    with pytest.raises(LoadError, match=r"model.pt is not a TorchScript file that torch can load"):
+        load_session("torchscript", path, LINEAR, "cpu", ONE_THREAD)
+
+
+def test_cuda_without_cuda_is_an_error_and_not_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LoadError, match="cannot use cuda:0: install a torch built for CUDA"):
+        load_session("torchscript", save_scripted(tmp_path), LINEAR, "cuda:0", ONE_THREAD)
+
+
+def test_providers_are_refused(tmp_path: Path) -> None:
+    options = SessionOptions(providers=(("CPUExecutionProvider", {}),))
+    with pytest.raises(LoadError, match="is for the onnxruntime backend"):
+        load_session("torchscript", save_scripted(tmp_path), LINEAR, "cpu", options)
