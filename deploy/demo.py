@@ -56,9 +56,6 @@ class Answer:
 
 def main() -> int:
     """Run the demo. Returns the exit code."""
-    # A closed terminal must not leave the server behind, nor a shell whose background jobs ignore SIGINT.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _as_ctrl_c)
     try:
         port = chosen_port()
         for network in NETWORKS:
@@ -78,8 +75,14 @@ def main() -> int:
         return 0
 
 
-def _as_ctrl_c(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def take_every_end_as_ctrl_c() -> None:
+    """A closed terminal must not leave the server behind, nor a shell whose background jobs ignore SIGINT."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 def chosen_port() -> int:
@@ -243,4 +246,5 @@ def where_to_look(port: int) -> str:
 
 
 if __name__ == "__main__":
+    take_every_end_as_ctrl_c()
     sys.exit(main())

@@ -1,0 +1,132 @@
+"""The demo's own decisions; that it exports, serves and asks is what `make demo` itself shows."""
+
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy import demo
+
+WAITS_FOR_CTRL_C = """
+import signal, sys
+signal.signal(signal.SIGINT, lambda *_: sys.exit({code}))
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an artifact of `mlp` that is as its manifest says."""
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "REPOSITORY", tmp_path / "build" / "demo")
+    folder = tmp_path / "build" / "demo" / "mlp" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"weights")
+    files = {"model.onnx": {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}}
+    keys = {"name": "mlp", "version": "1", "inputs": [], "outputs": [], "parity": {}}
+    (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files, **keys}))
+    return folder
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The foldserve commands that would have been run."""
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(demo, "run_foldserve", lambda *arguments: ran.append(arguments))
+    return ran
+
+
+def test_an_artifact_whose_hashes_hold_is_not_exported_again(
+    artifact: Path, commands: list[tuple[str, ...]]
+) -> None:
+    demo.ensure_exported("mlp")
+    assert commands == []
+    assert artifact.exists()
+
+
+@pytest.mark.parametrize("damage", ["another byte", "no manifest", "no file"])
+def test_a_damaged_artifact_is_removed_and_exported_again(
+    artifact: Path, commands: list[tuple[str, ...]], damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if damage == "another byte":
+        (artifact / "model.onnx").write_bytes(b"wEights")
+    else:
+        (artifact / {"no manifest": "manifest.json", "no file": "model.onnx"}[damage]).unlink()
+    demo.ensure_exported("mlp")
+    assert not artifact.exists()
+    assert commands == [("export", "mlp", "--repository", str(Path("build", "demo")))]
+    assert "exporting again" in capsys.readouterr().out
+
+
+def test_a_port_that_somebody_listens_on_is_refused_with_the_mend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], commands: list[tuple[str, ...]]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("DEMO_PORT", str(port))
+        assert demo.main() == 1
+    message = capsys.readouterr().err
+    assert f"port {port} cannot be used: another program listens there" in message
+    assert "make demo DEMO_PORT=" in message
+    assert commands == [], "the port must be looked at before the exports"
+
+
+@pytest.mark.parametrize("text", ["", "80x", "0", "65536", "-1"])
+def test_a_port_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEMO_PORT", text)
+    with pytest.raises(demo.DemoFailed, match="expected a port from 1 to 65535"):
+        demo.chosen_port()
+
+
+def start(code: str) -> "subprocess.Popen[bytes]":
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"up\n"
+    return server
+
+
+def test_the_server_is_ended_as_by_ctrl_c() -> None:
+    server = start(WAITS_FOR_CTRL_C.format(code=0))
+    with server:
+        demo.stop(server)
+    assert server.returncode == 0
+
+
+def test_a_server_that_ends_badly_is_told() -> None:
+    server = start(WAITS_FOR_CTRL_C.format(code=3))
+    with server, pytest.raises(demo.DemoFailed, match="exit code 3"):
+        demo.stop(server)
+
+
+def test_a_server_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "STOP_LIMIT_S", 0.2)
+    deaf = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); print('up', flush=True); signal.pause()"
+    )
+    server = start(deaf)
+    with server, pytest.raises(demo.DemoFailed, match="was killed"):
+        demo.stop(server)
+    assert server.returncode == -signal.SIGKILL
+
+
+def test_a_server_that_cannot_start_shows_its_last_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "foldserve"
+    script.write_text("#!/bin/sh\necho 'no model in /models' >&2\nexit 2\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(demo, "FOLDSERVE", script)
+    monkeypatch.setattr(demo, "LOG", tmp_path / "log")
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "REPOSITORY", tmp_path / "demo")
+    with pytest.raises(demo.DemoFailed, match=r"exit code 2.*\nno model in /models"), demo.running_server(1):
+        pytest.fail("the block must not begin")
