@@ -11,7 +11,7 @@ _LENGTH: Final = re.compile(r"\d{1,18}", re.ASCII)
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its request was answered."""
+    """The client closed the connection before its request was answered: nobody is left to be told."""
 
 
 class BodyTooLarge(TooLarge):

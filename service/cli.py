@@ -18,6 +18,7 @@ from service.config import SETTINGS, Setting, load_settings
 from service.errors import ConfigError
 
 GROUP: Final = "foldserve.commands"
+_OWN_PACKAGES: Final = ("models", "service")
 
 
 class Command(Protocol):
@@ -191,6 +192,8 @@ def _load(entry: EntryPoint) -> Command:
     try:
         made: Any = entry.load()
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _OWN_PACKAGES:
+            raise  # a fault of ours, not an extra that is missing
         return _Missing(entry.name, error.name or "a module")
     command: Command = made()
     return command

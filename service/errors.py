@@ -6,8 +6,6 @@ paths, no tracebacks. The errors travel between processes, so each of them must 
 HTTP beyond a status number and header values; the JSON they become is made in service/answers.py.
 """
 
-# ruff: noqa: N818  -- the names read as what happened (QueueFull), and `Error` after each would say nothing more
-
 import math
 from typing import ClassVar
 

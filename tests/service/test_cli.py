@@ -1,0 +1,143 @@
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+from service import cli
+from service.cli import main
+from service.config import SETTINGS
+from service.errors import ConfigError
+
+
+def entry(name, value):
+    return importlib.metadata.EntryPoint(name, value, cli.GROUP)
+
+
+class Plugin:
+    """Stands for a command of another package."""
+
+    name = "fold"
+    help = "fold things"
+
+    def configure(self, parser):
+        parser.add_argument("what")
+
+    def run(self, args):
+        if args.what == "bad":
+            raise ConfigError("first problem", "second problem")
+        if args.what == "stop":
+            raise KeyboardInterrupt
+        return 7
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    entries = []
+    monkeypatch.setattr(cli, "entry_points", lambda group: entries)
+    return entries
+
+
+def exit_code(*arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code
+
+
+def test_help_lists_the_commands(capsys, plugins):
+    plugins.append(entry("fold", f"{__name__}:Plugin"))
+    assert exit_code("--help") == 0
+    shown = capsys.readouterr().out
+    for name in ("serve", "inspect", "predict", "fold"):
+        assert name in shown
+
+
+def test_version_is_the_distributions(capsys, plugins):
+    assert exit_code("--version") == 0
+    assert capsys.readouterr().out == f"foldserve {importlib.metadata.version('foldserve')}\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("bake",), ("serve", "--nonsense"), ("predict",), ("inspect",)])
+def test_a_command_line_that_is_none_exits_with_2(arguments, capsys, plugins):
+    assert exit_code(*arguments) == 2
+    assert "usage: foldserve" in capsys.readouterr().err
+
+
+def test_help_of_serve_names_every_setting_with_unit_default_and_variable(capsys, plugins):
+    assert exit_code("serve", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for setting in SETTINGS:
+        assert setting.flag in shown
+        assert f"[{setting.unit}; default {setting.default_text}; {setting.env}]" in shown
+
+
+def test_serve_hands_checked_settings_to_the_server(tmp_path, monkeypatch, plugins):
+    import service.serve
+
+    got = []
+    monkeypatch.setattr(service.serve, "run_server", lambda settings: got.append(settings) or 0)
+    monkeypatch.setenv("FOLDSERVE_HOST", "0.0.0.0")
+    assert main(["serve", str(tmp_path), "--port", "81", "--access-log", "--drain-grace", "2"]) == 0
+    (settings,) = got
+    assert (settings.repository, settings.port, settings.host) == (tmp_path, 81, "0.0.0.0")
+    assert settings.access_log is True
+    assert settings.drain_grace_s == 2.0
+    assert main(["serve", str(tmp_path), "--no-access-log"]) == 0
+    assert got[1].access_log is False
+
+
+def test_every_bad_setting_is_told_and_the_exit_code_is_2(capsys, plugins):
+    assert main(["serve", "/nowhere", "--port", "x", "--device", "tpu"]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 3
+    assert all(line.startswith("foldserve serve: ") for line in shown)
+
+
+def test_a_plugin_is_run(plugins, capsys):
+    plugins.append(entry("fold", f"{__name__}:Plugin"))
+    assert main(["fold", "it"]) == 7
+    assert main(["fold", "bad"]) == 2
+    assert capsys.readouterr().err == "foldserve fold: first problem\nfoldserve fold: second problem\n"
+    assert main(["fold", "stop"]) == 130
+
+
+def test_a_plugin_is_not_imported_for_another_command(plugins, capsys):
+    plugins.append(entry("fold", "no_such_module_at_all:Plugin"))
+    assert main(["serve", "/nowhere"]) == 2
+
+
+@pytest.mark.parametrize("arguments", [("fold",), ("fold", "x", "--deep", "-v"), ("fold", "--", "x")])
+def test_a_plugin_whose_extra_is_missing_says_what_to_install(arguments, plugins, capsys):
+    plugins.append(entry("fold", "no_such_module_at_all:Plugin"))
+    assert main(list(arguments)) == 2
+    assert capsys.readouterr().err == (
+        "foldserve fold: `foldserve fold` needs no_such_module_at_all, which is not installed; "
+        "pip install 'foldserve[fold]'\n"
+    )
+
+
+def test_a_plugin_whose_extra_is_missing_is_still_listed(plugins, capsys):
+    plugins.append(entry("fold", "no_such_module_at_all:Plugin"))
+    assert exit_code("--help") == 0
+    assert "not installed: pip install 'foldserve[fold]'" in capsys.readouterr().out
+
+
+def test_a_module_of_ours_that_is_missing_is_no_missing_extra(plugins):
+    plugins.append(entry("fold", "service.no_such_module:Plugin"))
+    with pytest.raises(ModuleNotFoundError):
+        main(["fold"])
+
+
+def test_export_joins_by_its_entry_point():
+    assert "export" in {entry.name for entry in importlib.metadata.entry_points(group=cli.GROUP)}
+
+
+def test_serving_imports_neither_models_nor_torch():
+    code = (
+        "import sys, service.cli, service.serve, service.http, service.client, service.inspect\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'models', 'onnx')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,148 @@
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from service.errors import ConfigError
+from service.inspect import inspect
+from tests.service.repositories import save_linear
+
+PARITY = {"max_abs": 1.5e-7, "max_rel": 2.5e-7, "rows": [1, 2, 7, 32], "tolerance": 1e-4}
+
+
+def exported(folder, **changes):
+    """A version as the export writes it, with a real model file."""
+    path = save_linear(folder / "model.onnx")
+    content = path.read_bytes()
+    manifest = {
+        "format_version": 1,
+        "name": folder.parent.name,
+        "version": folder.name,
+        "created": "2026-01-02T03:04:05Z",
+        "source": "linear",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+        "opset": 20,
+        "tools": {"torch": "2.13.0", "onnx": "1.23.2"},
+        "max_batch_size": 32,
+        "files": {"model.onnx": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}},
+        "parameters": 12345,
+        "fold": {"found": 3, "folded": 2, "left": [{"where": "layer1.bn", "reason": "it feeds two places"}]},
+        "parity": {
+            "torchscript": PARITY,
+            "onnx": PARITY,
+            "fold_float64": {"max_rel": 1e-15, "rows": [2], "tolerance": 1e-9},
+        },
+        **changes,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path):
+    for place in ("linear/1", "linear/2", "linear/10", "other/1"):
+        exported(tmp_path / place)
+    return tmp_path
+
+
+def shown(target):
+    out = io.StringIO()
+    code = inspect(target, out)
+    return code, out.getvalue()
+
+
+def test_a_version_is_described(repository):
+    code, text = shown(repository / "linear" / "2")
+    assert code == 0
+    for part in (
+        "linear/2  served by onnxruntime, batches of up to 32 rows",
+        "from     linear, exported 2026-01-02T03:04:05Z, opset 20, 12,345 parameters",
+        "input    x FP32 [-1, 4]",
+        "output   y FP32 [-1, 3]",
+        "fold     3 batch norms found, 2 folded, 1 left",
+        "left layer1.bn: it feeds two places",
+        "parity   onnx: max absolute 1.5e-07, max relative 2.5e-07, tolerance 0.0001, rows tried 1, 2, 7, 32",
+        "parity   fold_float64: max relative 1e-15, tolerance 1e-09, rows tried 2",
+        "file     model.onnx",
+        "tools    torch 2.13.0, onnx 1.23.2",
+    ):
+        assert part in text
+    digest = hashlib.sha256((repository / "linear/2/model.onnx").read_bytes()).hexdigest()
+    assert f"sha256 {digest[:16]}...  ok" in text
+
+
+@pytest.mark.parametrize(
+    ("target", "heads"),
+    [
+        ("", ["linear/1", "linear/2", "linear/10", "other/1"]),
+        ("linear", ["linear/1", "linear/2", "linear/10"]),
+        ("linear/10", ["linear/10"]),
+    ],
+)
+def test_everything_under_the_target_is_described_in_order(repository, target, heads):
+    code, text = shown(repository / target)
+    assert code == 0
+    assert [line.split("  ")[0] for line in text.splitlines() if not line.startswith(" ")] == heads
+
+
+def test_a_relative_target_is_read(repository, monkeypatch):
+    monkeypatch.chdir(repository / "linear" / "1")
+    assert shown(Path("."))[1].startswith("linear/1")
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_a_damaged_file_is_told_and_the_exit_code_is_1(repository, damage):
+    # Another file than the one that is loaded: that one's absence makes the version unreadable.
+    folder = repository / "linear" / "2"
+    extra = folder / "reference.npz"
+    extra.write_bytes(b"0123456789")
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files["reference.npz"] = {"sha256": hashlib.sha256(b"0123456789").hexdigest(), "bytes": 10}
+    exported(folder, files=files)
+    assert shown(folder)[0] == 0
+    if damage == "changed":
+        extra.write_bytes(b"0123456780")
+    elif damage == "cut":
+        extra.write_bytes(b"012345678")
+    else:
+        extra.unlink()
+    code, text = shown(repository)
+    assert code == 1
+    assert text.count("DAMAGED") == 1
+    assert "1 of 4 versions have problems" in text
+
+
+def test_a_changed_model_file_is_told(repository):
+    with (repository / "other/1/model.onnx").open("r+b") as file:
+        file.seek(5)
+        file.write(b"\xff")
+    code, text = shown(repository / "other")
+    assert code == 1
+    assert "it was changed after export" in text
+
+
+def test_a_version_that_cannot_be_served_is_told_and_the_others_are_described(repository):
+    (repository / "linear/2/manifest.json").write_text("{")
+    code, text = shown(repository / "linear")
+    assert code == 1
+    assert "linear/2  cannot be served" in text
+    assert "linear/10  served by onnxruntime" in text
+
+
+def test_a_file_that_foldserve_did_not_export_is_described(tmp_path):
+    save_linear(tmp_path / "plain" / "1" / "net.onnx")
+    code, text = shown(tmp_path)
+    assert code == 0
+    assert "net.onnx, not exported by foldserve" in text
+    assert "input    x FP32 [-1, 4]" in text
+
+
+@pytest.mark.parametrize("target", ["", "gone", "file", ".hidden"])
+def test_nothing_to_inspect_is_an_error(tmp_path, target):
+    (tmp_path / "file").write_text("x")
+    exported(tmp_path / ".hidden" / "1")
+    with pytest.raises(ConfigError, match="holds no exported model"):
+        inspect(tmp_path / target, io.StringIO())
