@@ -13,14 +13,14 @@ from torch import fx
 from models.export.fold.affine import Affine
 from models.export.fold.constants import Constants
 from models.export.fold.elementwise import ELEMENTWISE, own_map
-from models.export.fold.graph import is_call, is_float
+from models.export.fold.graph import is_call, is_float, readers
 from models.export.fold.norms import Norm, affine_of, why_never
 from models.export.fold.plan import Refused
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """value = affine(source), computed by call."""
+    """value = affine(source). call = the node that reads source (and makes value, unless value is of a longer chain)."""
 
     call: fx.Node
     value: fx.Node
@@ -45,5 +45,20 @@ def constant_candidates(gm: fx.GraphModule, constants: Constants) -> Iterator[Ca
         if node._erased or not is_call(node, *ELEMENTWISE) or not is_float(node):
             continue
         own = None if constants.is_constant(node) else own_map(node, constants)
-        if own is not None and len(own[1].axes) == 1:
+        if own is None or len(own[1].axes) != 1:
+            continue
+        whole = _with_those_before(Candidate(node, node, *own), constants)
+        yield whole
+        if whole.call is not node and not node._erased:
             yield Candidate(node, node, *own)
+
+
+def _with_those_before(last: Candidate, constants: Constants) -> Candidate:
+    """The map of last and of the elementwise calls that feed it alone: a frozen batch norm is x * w + b."""
+    whole = last
+    while is_call(whole.source, *ELEMENTWISE) and readers(whole.source) == [whole.call]:
+        own = own_map(whole.source, constants)
+        if own is None:
+            break
+        whole = Candidate(whole.source, last.value, own[0], whole.affine.after(own[1]))
+    return whole

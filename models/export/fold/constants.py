@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 
 from models.export.fold.graph import aten, is_call, schema_of, value_of
 from models.export.fold.plan import NewConstant, Refused, insert_constant
@@ -99,6 +99,10 @@ class Constants:
         dtype: torch.dtype = value_of(node).dtype
         return self._live_dtypes.get(dtype, dtype)
 
+    def _live(self, leaf: Any) -> Any:
+        """A dtype that the graph names, as it is when the graph runs."""
+        return self._live_dtypes.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
+
     def optional(self, node: object) -> bool:
         """True for None and for constants: an absent bias is as good as a known one."""
         return node is None or self.is_constant(node)
@@ -143,6 +147,7 @@ class Constants:
         if any(value is None for value in inputs) or self._grows_too_much(node, inputs):
             return None
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._known[n])
+        args, kwargs = map_aggregate((args, kwargs), self._live)
         target: Any = node.target
         try:
             with torch.no_grad():
@@ -152,7 +157,7 @@ class Constants:
 
     def _grows_too_much(self, node: fx.Node, inputs: list[Any]) -> bool:
         made = value_of(node)
-        if not isinstance(made, Tensor) or node.target is aten.expand.default:
+        if not isinstance(made, Tensor) or node.target in _VIEWS:
             return False
         size: Any = made.numel()
         if not isinstance(size, int):

@@ -12,8 +12,8 @@ from models.export.fold.candidates import Candidate, constant_candidates, norm_c
 from models.export.fold.commuting import COMMUTING
 from models.export.fold.constants import Constants
 from models.export.fold.down import DOWN_RULES
-from models.export.fold.elementwise import ELEMENTWISE_DOWN, ELEMENTWISE_UP
-from models.export.fold.graph import aten, is_call, nested_graphs, same_shape
+from models.export.fold.elementwise import ELEMENTWISE, ELEMENTWISE_DOWN, ELEMENTWISE_UP
+from models.export.fold.graph import arguments, aten, dtype_of, is_call, is_tensor, nested_graphs, same_shape
 from models.export.fold.index_maps import INDEX_MAPS
 from models.export.fold.joins import JOIN_DOWN, JOIN_UP
 from models.export.fold.norms import batch_norms
@@ -31,6 +31,18 @@ _DOWN = table(
     DOWN_RULES + ELEMENTWISE_DOWN + JOIN_DOWN + PAD_DOWN + tuple(rule.down() for rule in _COMMUTING)
 )
 
+# x op NEUTRAL = x. MobileOne adds the 0 it starts its sums with.
+_NEUTRAL = {
+    aten.add.Tensor: 0,
+    aten.add.Scalar: 0,
+    aten.sub.Tensor: 0,
+    aten.sub.Scalar: 0,
+    aten.mul.Tensor: 1,
+    aten.mul.Scalar: 1,
+    aten.div.Tensor: 1,
+    aten.div.Scalar: 1,
+}
+
 
 def fold_batch_norms(gm: fx.GraphModule) -> FoldReport:
     """Fold every foldable batch norm of gm into other weights, in place, and say which stay and why.
@@ -42,7 +54,7 @@ def fold_batch_norms(gm: fx.GraphModule) -> FoldReport:
     """
     with torch.no_grad():
         gm.graph.eliminate_dead_code()
-        _drop_whole_slices(gm)
+        _drop_no_ops(gm)
         found = len(batch_norms(gm)) + sum(len(batch_norms(inner)) for _, inner in nested_graphs(gm))
         Constants(gm).materialise()
         left = _fold_until_stable(gm)
@@ -117,15 +129,21 @@ def _plan(candidate: Candidate, constants: Constants) -> Plan:
     raise Refused("; ".join(reasons))
 
 
-def _drop_whole_slices(gm: fx.GraphModule) -> None:
-    """Remove slices that take everything (x[:, 1:] makes one for its first axis)."""
-    for node in gm.graph.find_nodes(op="call_function", target=aten.slice.Tensor):
-        source = node.args[0]
-        if isinstance(source, fx.Node) and is_call(node) and same_shape(source, node):
-            step = node.args[4] if len(node.args) > 4 else node.kwargs.get("step", 1)
-            if step == 1:
-                node.replace_all_uses_with(source)
-                gm.graph.erase_node(node)
+def _drop_no_ops(gm: fx.GraphModule) -> None:
+    """Remove slices that take everything (x[:, 1:] makes one for its first axis), x + 0 and x * 1."""
+    for node in list(gm.graph.nodes):
+        if not is_call(node, aten.slice.Tensor, *ELEMENTWISE):
+            continue
+        values = arguments(node)
+        source = values["self"]
+        if node.target is aten.slice.Tensor:
+            idle = values["step"] == 1
+        else:
+            other = values.get("other")
+            idle = isinstance(other, (int, float)) and other == _NEUTRAL.get(node.target)
+        if idle and is_tensor(source) and same_shape(source, node) and dtype_of(source) == dtype_of(node):
+            node.replace_all_uses_with(source)
+            gm.graph.erase_node(node)
 
 
 def _remove_unread_tensors(gm: fx.GraphModule) -> None:
