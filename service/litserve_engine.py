@@ -24,7 +24,6 @@ import numpy as np
 from service.engine import ServedModel, ServedVersion
 from service.errors import (
     DeadlinePassed,
-    Draining,
     Internal,
     ModelCrashed,
     NotReady,
@@ -240,8 +239,6 @@ class LitServeEngine:
                 f"the request has {rows} rows and {size_bytes} bytes of inputs; model {model} takes at most "
                 f"{bounds.max_rows} rows and {bounds.max_bytes} bytes at once: send it in parts"
             )
-        if self._draining and not any(self.metrics.ready_versions()):
-            raise Draining("the server is shutting down; send the request to another one")
         if not self.metrics.model_is_ready(model, version):
             raise NotReady(f"model {model} version {version} is not ready; GET /info tells its state")
         queued = self.metrics.queue_rows(model, version)

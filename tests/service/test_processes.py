@@ -1,0 +1,83 @@
+"""Signals that only the supervisor acts on, and children that do not outlive it."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from service.processes import StopSignals, stop_signals_blocked
+
+# Python 3.12 and later warn of forks beside threads, which other tests' libraries have started by now.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+
+def test_signals_are_counted_and_wake_the_waiting_loop() -> None:
+    with StopSignals() as stop:
+        assert stop.count == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert select.select([stop], [], [], 5)[0] == [stop]
+        stop.clear()
+        assert select.select([stop], [], [], 0)[0] == []
+        os.kill(os.getpid(), signal.SIGINT)
+        assert select.select([stop], [], [], 5)[0] == [stop]
+        assert stop.count == 2
+
+
+def test_handlers_are_put_back_at_the_end() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_forked_child_does_not_count_for_its_parent() -> None:
+    with StopSignals() as stop:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(stop.count)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert (stop.count, select.select([stop], [], [], 0)[0]) == (0, [])
+
+
+def test_process_started_inside_does_not_see_the_stop_signals() -> None:
+    program = "import sys; print('up', flush=True); sys.stdin.read(); print('done')"
+    with stop_signals_blocked():
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[0] == "done\n"
+    assert process.returncode == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+
+
+def test_child_dies_with_its_parent() -> None:
+    program = """
+import os, sys
+from service.processes import die_with_parent
+read, write = os.pipe()
+if os.fork() == 0:
+    die_with_parent()
+    os.write(write, b"x")
+    sys.stdin.read()
+    print("survived", flush=True)
+    os._exit(0)
+os.read(read, 1)
+os.kill(os.getpid(), 9)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    process.wait()
+    # The child holds stdout's other end: reading ends only when it is gone too.
+    assert process.stdout is not None
+    assert process.stdout.read() == ""
+    process.communicate()
