@@ -24,14 +24,23 @@ _EXAMPLE_NUMBERS: Final = 64
 _EXAMPLE_DIM: Final = 8
 
 _STYLE: Final = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color:
-#1a1a1a; } h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top:
-1rem; } pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; } code, pre { font: 14px/1.4
-ui-monospace, monospace; } table { border-collapse: collapse; } td, th { text-align: left; padding: .2rem
-1rem .2rem 0; } .ready { color: #05603a; } .waiting { color: #912018; } @media (prefers-color-scheme: dark)
-{
-  body { background: #161616; color: #eee; } pre { background: #262626; } a { color: #9cc4ff; }
-  .ready { color: #6ce9a6; } .waiting { color: #fda29b; } h2 { border-color: #444; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { color: #1a1a1a; background: #fff; }
+h1, h2 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; }
+code, pre { font: 14px/1.4 ui-monospace, monospace; }
+table { border-collapse: collapse; }
+td, th { text-align: left; padding: .2rem 1rem .2rem 0; }
+.ready { color: #05603a; }
+.waiting { color: #912018; }
+@media (prefers-color-scheme: dark) {
+  body { background: #161616; color: #eee; }
+  pre { background: #262626; }
+  a { color: #9cc4ff; }
+  .ready { color: #6ce9a6; }
+  .waiting { color: #fda29b; }
+  h2 { border-color: #444; }
 }
 """
 
