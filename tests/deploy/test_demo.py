@@ -21,11 +21,18 @@ while True:
 """
 
 
-@pytest.fixture
-def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of an artifact of `mlp` that is as its manifest says."""
+@pytest.fixture(autouse=True)
+def a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test exports to and logs to: not where a demo on this machine does."""
     monkeypatch.setattr(demo, "ROOT", tmp_path)
     monkeypatch.setattr(demo, "REPOSITORY", tmp_path / "build" / "demo")
+    monkeypatch.setattr(demo, "LOG", tmp_path / "log")
+    (tmp_path / "log").write_text("the last line of the log\n")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    """The folder of an artifact of `mlp` that is as its manifest says."""
     folder = tmp_path / "build" / "demo" / "mlp" / "1"
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"weights")
@@ -103,7 +110,7 @@ def test_the_server_is_ended_as_by_ctrl_c() -> None:
 
 def test_a_server_that_ends_badly_is_told() -> None:
     server = start(WAITS_FOR_CTRL_C.format(code=3))
-    with server, pytest.raises(demo.DemoFailed, match="exit code 3"):
+    with server, pytest.raises(demo.DemoFailed, match=r"exit code 3.*\nthe last line of the log"):
         demo.stop(server)
 
 
@@ -125,8 +132,5 @@ def test_a_server_that_cannot_start_shows_its_last_lines(
     script.write_text("#!/bin/sh\necho 'no model in /models' >&2\nexit 2\n")
     script.chmod(0o755)
     monkeypatch.setattr(demo, "FOLDSERVE", script)
-    monkeypatch.setattr(demo, "LOG", tmp_path / "log")
-    monkeypatch.setattr(demo, "ROOT", tmp_path)
-    monkeypatch.setattr(demo, "REPOSITORY", tmp_path / "demo")
     with pytest.raises(demo.DemoFailed, match=r"exit code 2.*\nno model in /models"), demo.running_server(1):
         pytest.fail("the block must not begin")
