@@ -75,59 +75,11 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
             "parameters": [*in_path, *described["parameters"]],
             "responses": {**described["responses"], "default": {"$ref": "#/components/responses/Error"}},
         }
-    text = {"type": "string"}
     return {
         "openapi": "3.1.0",
         "info": {"title": "foldserve", "version": distribution_version("foldserve")},
         "paths": paths,
-        "components": {
-            "responses": {
-                "Error": {
-                    "description": "Every answer that is no success",
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-                }
-            },
-            "schemas": {
-                "Error": {
-                    "type": "object",
-                    "required": ["error", "code"],
-                    "properties": {"error": text, "code": text},
-                },
-                "Tensor": {
-                    "type": "array",
-                    "description": "Nested lists; the first level counts the rows",
-                    "items": {},
-                },
-                "Inputs": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "inputs": {
-                            "oneOf": [
-                                {"$ref": "#/components/schemas/Tensor"},
-                                {
-                                    "type": "object",
-                                    "additionalProperties": {"$ref": "#/components/schemas/Tensor"},
-                                },
-                            ]
-                        }
-                    },
-                },
-                "Outputs": {
-                    "type": "object",
-                    "required": ["model", "version", "outputs"],
-                    "properties": {
-                        "model": text,
-                        "version": text,
-                        "outputs": {
-                            "type": "object",
-                            "additionalProperties": {"$ref": "#/components/schemas/Tensor"},
-                        },
-                    },
-                },
-            },
-        },
+        "components": _COMPONENTS,
     }
 
 
@@ -157,3 +109,52 @@ def _inference_operation() -> dict[str, Any]:
 
 _INFERENCE: Final = _inference_operation()
 _READING: Final[dict[str, Any]] = {"parameters": [], "responses": {"200": {"description": "OK"}}}
+_TEXT: Final = {"type": "string"}
+_COMPONENTS: Final[dict[str, Any]] = {
+    "responses": {
+        "Error": {
+            "description": "Every answer that is no success",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        }
+    },
+    "schemas": {
+        "Error": {
+            "type": "object",
+            "required": ["error", "code"],
+            "properties": {"error": _TEXT, "code": _TEXT},
+        },
+        "Tensor": {
+            "type": "array",
+            "description": "Nested lists; the first level counts the rows",
+            "items": {},
+        },
+        "Inputs": {
+            "type": "object",
+            "required": ["inputs"],
+            "additionalProperties": False,
+            "properties": {
+                "inputs": {
+                    "oneOf": [
+                        {"$ref": "#/components/schemas/Tensor"},
+                        {
+                            "type": "object",
+                            "additionalProperties": {"$ref": "#/components/schemas/Tensor"},
+                        },
+                    ]
+                }
+            },
+        },
+        "Outputs": {
+            "type": "object",
+            "required": ["model", "version", "outputs"],
+            "properties": {
+                "model": _TEXT,
+                "version": _TEXT,
+                "outputs": {
+                    "type": "object",
+                    "additionalProperties": {"$ref": "#/components/schemas/Tensor"},
+                },
+            },
+        },
+    },
+}
