@@ -211,6 +211,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         api_servers: int,
         drain_grace_s: float,
         on_loaded: Callable[[], bool],
+        stop: StopSignals,
     ) -> int:
         """Serve on bound sockets until SIGINT or SIGTERM; a second one ends it at once.
 
@@ -220,7 +221,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
             started again.
         """
         self._notice_pipes = [os.pipe() for _ in range(api_servers)]
-        with StopSignals() as stop, contextlib.ExitStack() as at_end:
+        with contextlib.ExitStack() as at_end:
             for fd in (fd for pipe in self._notice_pipes for fd in pipe):
                 at_end.callback(os.close, fd)
             manager = self._init_manager(api_servers)

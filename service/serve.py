@@ -20,6 +20,7 @@ from service.litserve_shell import FoldServer, WorkerPlan, api_writer, worker_wr
 from service.logs import configure_logging
 from service.metrics import Metrics, Plan, build_info
 from service.metrics_exposition import Exposition
+from service.processes import StopSignals
 from service.repository import ModelEntry, read_repository
 from service.runtime_folder import RuntimeFolder
 from service.worker_report import read_report
@@ -36,6 +37,11 @@ def run_server(settings: ServeSettings) -> int:
     Raises: ConfigError when the repository, the device, the default model or the address cannot be used.
     """
     configure_logging(settings.log_level)
+    with StopSignals() as stop:
+        return _serve(settings, stop)
+
+
+def _serve(settings: ServeSettings, stop: StopSignals) -> int:
     entries = read_repository(settings.repository)
     if settings.default_model not in (None, *(entry.name for entry in entries)):
         raise ConfigError(
@@ -79,7 +85,7 @@ def run_server(settings: ServeSettings) -> int:
                 return tell_what_is_served(settings, plans, devices, metrics)
 
             server = FoldServer(plans, devices.names, engine, front, metrics)
-            return server.run(sockets, settings.api_servers, settings.drain_grace_s, on_loaded)
+            return server.run(sockets, settings.api_servers, settings.drain_grace_s, on_loaded, stop)
     finally:
         for bound in sockets:
             bound.close()

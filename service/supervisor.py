@@ -31,8 +31,11 @@ API_SERVER_DRAIN_S = 30
 
 _KILL_AFTER_S = API_SERVER_DRAIN_S + 5
 _REPORT_POLL_S = 0.05
-_RESTART_DELAYS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""By how often a worker died in a row; a worker that lived for _STABLE_S starts at the first again."""
+_RESTART_DELAYS_S = (1.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""By how often a worker died in a row; a worker that lived for _STABLE_S starts at the first again.
+
+Never at once: the queue may still give a request to the dead worker's last read, which ends within a second
+(litserve_shell.py); until then a model without another worker takes no requests."""
 _STABLE_S = 60.0
 # A crash while loading may be chance (memory was short for a moment); that often it is the model.
 _LOAD_ATTEMPTS = 3

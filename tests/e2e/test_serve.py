@@ -30,14 +30,25 @@ from tests.service.repositories import TABLE, save_exported, save_linear, save_l
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """linear (exported by foldserve), lookup (bare ONNX, fails on large indices), scripted (TorchScript)."""
-    folder = tmp_path_factory.mktemp("repository")
+def make_repository(folder: Path) -> Path:
+    """linear (exported by foldserve) and lookup (bare ONNX, fails on large indices)."""
     (folder / "linear" / "1").mkdir(parents=True)
     save_exported(folder / "linear" / "1")
     save_lookup(folder / "lookup" / "1" / "model.onnx")
     (folder / "lookup" / "config.yaml").write_text("max_queue_delay_ms: 50\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For servers that only start and end: no worker of it loads torch, which takes seconds."""
+    return make_repository(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """linear, lookup and scripted (TorchScript)."""
+    folder = make_repository(tmp_path_factory.mktemp("repository"))
     save_scripted(folder / "scripted")
     return folder
 
@@ -178,12 +189,12 @@ def test_metrics_pass_promtool(server: ServerProcess, promtool: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_server_with_exit_0_and_nothing_left(
-    repository: Path, tmp_path: Path, number: signal.Signals
+    small: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with serving(repository, tmp_path / "output", "--api-servers", "2") as running:
+    with serving(small, tmp_path / "output", "--api-servers", "2") as running:
         running.wait_until("/v2/health/ready", 200)
         pids = running.processes()
-        assert len(pids) == 8  # supervisor, manager, resource tracker, 3 workers, 2 API servers
+        assert len(pids) == 7  # supervisor, manager, resource tracker, 2 workers, 2 API servers
         assert runtime_folders(running.process.pid)
         # To the whole group, as a terminal's Ctrl-C goes: only the supervisor may act on it.
         os.killpg(running.process.pid, number)
@@ -193,8 +204,19 @@ def test_signal_ends_the_server_with_exit_0_and_nothing_left(
         assert "Traceback" not in running.output
 
 
-def test_request_in_flight_is_answered_after_sigterm(repository: Path, tmp_path: Path) -> None:
-    with serving(repository, tmp_path / "output") as running:
+def test_signal_while_models_load_ends_the_server_with_exit_0(small: Path, tmp_path: Path) -> None:
+    with serving(small, tmp_path / "output") as running:
+        wait_for_text(running, "device: cpu")
+        pids = running.processes()
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.process.wait(START_LIMIT_S) == 0
+        wait_gone(pids)
+        assert runtime_folders(running.process.pid) == []
+        assert "Traceback" not in running.output
+
+
+def test_request_in_flight_is_answered_after_sigterm(small: Path, tmp_path: Path) -> None:
+    with serving(small, tmp_path / "output") as running:
         running.wait_until("/v2/health/ready", 200)
         body = b'{"inputs": [[1, 2]]}'
         with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as connection:
@@ -218,9 +240,9 @@ def wait_for_text(running: ServerProcess, text: str) -> None:
 
 
 def test_killed_supervisor_takes_every_process_with_it_and_the_next_start_cleans_up(
-    repository: Path, tmp_path: Path
+    small: Path, tmp_path: Path
 ) -> None:
-    with serving(repository, tmp_path / "first") as running:
+    with serving(small, tmp_path / "first") as running:
         running.wait_until("/v2/health/ready", 200)
         pids = running.processes()
         running.process.kill()
@@ -228,20 +250,20 @@ def test_killed_supervisor_takes_every_process_with_it_and_the_next_start_cleans
         wait_gone(pids)
         left = runtime_folders(running.process.pid)
         assert left
-    with serving(repository, tmp_path / "second") as running:
+    with serving(small, tmp_path / "second") as running:
         running.wait_until("/v2/health/live", 200)
         assert not any(folder.exists() for folder in left)
 
 
-def test_killed_worker_comes_back_and_its_model_serves_again(repository: Path, tmp_path: Path) -> None:
-    with serving(repository, tmp_path / "output") as running:
+def test_killed_worker_comes_back_and_its_model_serves_again(small: Path, tmp_path: Path) -> None:
+    with serving(small, tmp_path / "output") as running:
         running.wait_until("/v2/health/ready", 200)
         workers = running.workers()
-        assert len(workers) == 3
+        assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
         running.wait_until("/v2/health/ready", 503)
         running.wait_until("/v2/health/ready", 200)
-        for model, inputs in (("linear", [[1, 2, 3, 4]]), ("lookup", [[1]]), ("scripted", [[1, 2, 3, 4]])):
+        for model, inputs in (("linear", [[1, 2, 3, 4]]), ("lookup", [[1]])):
             assert httpx.post(f"{running.url}/predict/{model}", json={"inputs": inputs}).is_success
         assert running.metric("foldserve_worker_restarts_total", device="cpu") == 1
         assert alive(workers[1:]) == workers[1:]
@@ -263,12 +285,12 @@ def test_model_that_disagrees_with_its_reference_is_not_ready_and_others_are_ser
 
 
 def test_start_ends_with_exit_1_and_the_reason_when_no_model_can_be_served(tmp_path: Path) -> None:
-    broken = tmp_path / "repository" / "broken" / "1" / "model.pt"
-    save_scripted(tmp_path / "repository" / "broken")
-    broken.write_bytes(b"not a model")
+    (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
+    save_exported(tmp_path / "repository" / "broken" / "1", "broken")
+    (tmp_path / "repository" / "broken" / "1" / "model.onnx").write_bytes(b"not a model")
     with serving(tmp_path / "repository", tmp_path / "output") as running:
         assert running.process.wait(START_LIMIT_S) == 1
-        assert "is not a TorchScript file" in running.output
+        assert "the manifest says" in running.output
         assert "no model of" in running.output
         assert "Traceback" not in running.output
         assert runtime_folders(running.process.pid) == []
