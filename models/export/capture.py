@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from models.errors import BadExample, ExportError, NotCapturable
 from models.export.cleaning import clean_graph
-from models.export.example import ROWS, Example
+from models.export.example import ROWS, Example, checked_names, unique_names
 from models.export.quiet import quiet
 from models.recurrent import symbolic_length
 
@@ -76,22 +76,15 @@ def capture(
             _refuse(error, example)
     graph_module = clean_graph(raw, program, example.names)
     out_spec = program.call_spec.out_spec
-    own_names = _output_names(out_spec)
-    if output_names is not None and (
-        len(output_names) != len(own_names) or len(set(output_names)) != len(output_names)
-    ):
-        raise BadExample(
-            f"output_names is {output_names!r}; expected {len(own_names)} different names, one for each of "
-            f"{own_names}"
-        )
-    names = output_names or own_names
+    own_names = unique_names(_output_names(out_spec), taken=example.names)
+    names = checked_names("output_names", output_names, own_names)
     taken = set(names) & set(example.names)
     if taken:
         raise BadExample(
-            f"inputs and outputs share the names {sorted(taken)}; pass output_names=... to rename"
+            f"output_names and the inputs share the names {sorted(taken)}; a file needs different ones"
         )
     shapes = tuple({axis: dims[label] for axis, label in axes.items()} for axes in example.axes)
-    return CapturedGraph(graph_module, example.tensors, example.names, tuple(names), shapes, out_spec)
+    return CapturedGraph(graph_module, example.tensors, example.names, names, shapes, out_spec)
 
 
 def _run_once(module: nn.Module, example: Example) -> None:

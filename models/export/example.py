@@ -80,8 +80,8 @@ def read_example(
     leaves_with_paths, in_spec = pytree.tree_flatten_with_path(arguments)
     if not leaves_with_paths:
         raise BadExample("example_inputs is empty; expected at least one tensor whose dim 0 is the rows")
-    own_names = tuple(_leaf_name(path, parameters, star) for path, _ in leaves_with_paths)
-    names = _checked_names("input_names", input_names, own_names)
+    own_names = unique_names([_leaf_name(path, parameters, star) for path, _ in leaves_with_paths])
+    names = checked_names("input_names", input_names, own_names)
     tensors = tuple(
         _checked_tensor(name, leaf) for name, (_, leaf) in zip(names, leaves_with_paths, strict=True)
     )
@@ -126,7 +126,20 @@ def _leaf_name(path: tuple[Any, ...], parameters: tuple[str, ...], star: str | N
     return "_".join(words)
 
 
-def _checked_names(setting: str, given: Sequence[str] | None, own: tuple[str, ...]) -> tuple[str, ...]:
+def unique_names(names: Sequence[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names with `_out` behind one that is taken, and a number behind one that comes again."""
+    unique: list[str] = []
+    for name in names:
+        base = f"{name}_out" if name in taken else name
+        candidate, number = base, 2
+        while candidate in unique or candidate in taken:
+            candidate, number = f"{base}_{number}", number + 1
+        unique.append(candidate)
+    return tuple(unique)
+
+
+def checked_names(setting: str, given: Sequence[str] | None, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The names given, or else own. Raises: BadExample when there are not as many, all different."""
     if given is None:
         return own
     if isinstance(given, str) or len(given) != len(own) or len(set(given)) != len(given) or not all(given):

@@ -1,0 +1,158 @@
+import io
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from models.errors import BadExample, ExportError, NotCapturable
+from tests.models.export.support import ConvNorm, First, Fn, batches, captured, largest_difference, pictures
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen += 1
+        return x * self.seen
+
+
+def branch(x):
+    if x.sum() > 0:
+        return x
+    return -x
+
+
+REFUSED = [
+    (
+        Fn(branch),
+        r"control flow depends on values at test_capture.py, line \d+, in branch: `if x.sum\(\) > 0:`",
+    ),
+    (Fn(lambda x: x * int(x.sum())), r"control flow depends on values"),
+    (Fn(lambda x: x.view(2, -1)), r"fixes the number of rows at that of the example, 2 .*rows = 2"),
+    (Fn(lambda x: torch.stack([row * 2 for row in x])), r"fixes the number of rows"),
+    (Fn(lambda x: (x, 3)), r"output 1 of forward is 3; expected a tensor"),
+    (Fn(lambda x: (x, None)), r"output 1 of forward is None; expected a tensor"),
+    (Fn(lambda x: (x, x.shape[0])), r"output 1 of forward is a number made of sizes"),
+    (Fn(lambda x: None), r"forward returns is None; expected a tensor"),
+    (Fn(lambda x: x.sum()), r"has the shape \(\); expected dim 0 to be the rows"),
+    (Fn(lambda x: x.mean(0)), r"has the shape \(3, 8, 8\); expected dim 0"),
+    (Fn(lambda x: torch.cat([x, x])), r"expected dim 0 to be the rows"),
+    (Fn(lambda x: x[x > 0]), r"expected dim 0 to be the rows"),
+    (Fn(lambda x: torch.fft.rfft(x)), r"is torch.complex64, which no client could be told"),
+    (Fn(lambda x: x.bfloat16()), r"is torch.bfloat16, which no client could be told"),
+    (Fn(lambda x: x + torch.randn_like(x)), r"draws random numbers, also in eval mode"),
+    (Fn(lambda x: nn.functional.dropout(x, 0.5, training=True)), r"dropout.* draws random numbers"),
+    (Fn(lambda x: x.numpy()), r"torch.export refuses the network at test_capture.py"),
+    (
+        Fn(lambda x: torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))),
+        r"cond, which holds a graph",
+    ),
+    (Counter(), r"writes to the buffer 'seen' and its answers depend on it"),
+]
+
+
+@pytest.mark.parametrize(("module", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_served_from_a_file_is_refused_with_the_reason_and_the_mend(module, message):
+    with pytest.raises(ExportError, match=message):
+        captured(module, pictures())
+
+
+def test_a_network_that_fails_on_its_example_is_told_in_its_own_words():
+    with pytest.raises(
+        BadExample, match=r"x: float32 \(2, 5\)\): RuntimeError: mat1 and mat2 shapes cannot be"
+    ):
+        captured(Fn(lambda x: x @ torch.ones(3, 3)), torch.zeros(2, 5))
+
+
+class Nested(nn.Module):
+    def forward(self, batch, scales):
+        return {"sum": batch["a"] + scales[0], "parts": (batch["b"], batch["a"] > 0)}
+
+
+class Star(nn.Module):
+    def forward(self, *args):
+        return args[0] + 2 * args[1]
+
+
+def embedded_length(x):
+    return torch.tanh(x.reshape(x.shape[0] * x.shape[1], 4)).reshape(x.shape[0], x.shape[1], 4)
+
+
+def half_length(x):
+    return x + nn.functional.interpolate(nn.functional.avg_pool1d(x, 4), scale_factor=4)
+
+
+TAKEN = {
+    "nested": (Nested(), ({"a": pictures(), "b": pictures()}, [pictures()]), None),
+    "star": (Star(), (pictures(), pictures()), None),
+    "one row": (ConvNorm(), (pictures(1),), None),
+    "in place": (nn.Sequential(ConvNorm(), nn.ReLU(inplace=True)), (pictures(),), None),
+    "lstm": (
+        First(nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True)),
+        (torch.randn(2, 6, 4),),
+        "length",
+    ),
+    "lengths": (Fn(embedded_length), (torch.randn(2, 6, 4),), "length"),
+    "multiples of 4": (Fn(half_length), (torch.randn(2, 8, 8),), "length"),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_the_graph_answers_like_the_network_for_other_rows_and_sizes(case):
+    module, inputs, label = TAKEN[case]
+    module.eval()
+    graph = captured(module, *inputs, axes={"x": {1: label}} if label else None)
+    for rows in (1, 2, 5):
+        flat = batches(graph.example_inputs, rows)
+        with torch.no_grad():
+            got = graph.graph_module(*flat)
+            arguments = torch.utils._pytree.tree_unflatten(
+                list(flat), torch.utils._pytree.tree_flatten(inputs)[1]
+            )
+            want = tuple(torch.utils._pytree.tree_leaves(module(*arguments)))
+        assert largest_difference(got, want) == 0  # the same ATen kernels on the same numbers
+
+
+def test_an_axis_that_must_be_a_multiple_is_taken_as_torch_suggests():
+    graph = captured(Fn(half_length), torch.randn(2, 3, 8), axes={"x": {2: "length"}})
+    assert str(graph.dynamic_shapes[0][2]) == "4*_length"
+
+
+def test_output_names_are_y_or_keys_or_numbers():
+    assert captured(ConvNorm(), pictures()).output_names == ("y",)
+    assert captured(Fn(lambda x: (x, x)), pictures()).output_names == ("y0", "y1")
+    graph = captured(Nested(), {"a": pictures(), "b": pictures()}, [pictures()])
+    assert graph.output_names == ("sum", "parts_0", "parts_1")
+
+
+def test_tied_weights_stand_once_in_the_graph():
+    table, out = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
+    out.weight = table.weight
+    graph = captured(nn.Sequential(table, out), torch.tensor([[1, 2], [3, 4]]))
+    assert sum(node.op == "get_attr" for node in graph.graph_module.graph.nodes) == 1
+
+
+def test_writes_that_change_no_answer_are_dropped():
+    class Tracks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x):
+            self.seen += 1
+            return x.mul_(2)
+
+    x = pictures()
+    (got,) = captured(Tracks(), x.clone()).graph_module(x)
+    assert torch.equal(got, x * 2)
+
+
+def test_capture_writes_nothing_to_the_terminal(capfd):
+    captured(ConvNorm(), pictures())
+    with pytest.raises(NotCapturable):
+        captured(Fn(branch), pictures())
+    assert capfd.readouterr() == ("", "")
+    assert not isinstance(sys.stdout, io.StringIO)

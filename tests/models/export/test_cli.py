@@ -1,0 +1,155 @@
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+
+from models.errors import BadExample
+from models.export import pipeline
+from models.export.cli import ExportCommand, ProgressLines, main, table
+from models.export.example_option import examples_from
+from models.export.pipeline import Progress
+
+
+def test_the_command_is_found_by_the_name_export():
+    (entry,) = entry_points(group="foldserve.commands", name="export")
+    assert entry.load() is ExportCommand
+
+
+def test_listing_the_command_does_not_wait_for_torch():
+    code = "import sys, models.export.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_export_prints_the_table_and_plain_progress_lines(tmp_path, capsys):
+    assert main(["mlp", "--repository", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "0 found, 0 folded, 0 left" in out
+    assert "inputs         x FP32 -1x10" in out
+    assert "tolerance 1e-04, rows 1, 2, 7, 32, opset 18" in out
+    assert err.splitlines()[0].startswith("[1/9] copy: ")
+    assert len(err.splitlines()) == 9
+    assert "\x1b" not in err
+    assert json.loads((tmp_path / "mlp" / "1" / "manifest.json").read_text())["source"] == "mlp"
+
+
+def test_the_version_is_the_next_one_when_none_is_given(tmp_path, capsys):
+    (tmp_path / "m" / "4").mkdir(parents=True)
+    assert main(["mlp", "--repository", str(tmp_path), "--name", "m", "--max-batch-size", "4"]) == 0
+    assert json.loads((tmp_path / "m" / "5" / "manifest.json").read_text())["max_batch_size"] == 4
+
+
+def test_an_example_on_the_command_line_takes_the_place_of_the_networks_own(tmp_path, capsys):
+    arguments = ["torch.nn:Identity", "--repository", str(tmp_path), "--name", "same", "--example"]
+    assert main([*arguments, "picture:UINT8:-1x3x-1"]) == 0
+    assert "inputs         picture UINT8 -1x3x-1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "there is no network 'nope'"),
+        (["mlp", "--name", "a/b"], "the model name 'a/b' cannot be a folder"),
+        (["mlp", "--version", "x"], "the version 'x' is not usable"),
+        (["mlp", "--version", "3"], "3 exists, and versions are never overwritten; export as --version 4"),
+        (["mlp", "--example", "x:FP32:-1x11"], "the network fails on its own example (x: float32 (2, 11))"),
+        (["torch.nn:Identity"], "gives no example inputs; add --example"),
+        (["mlp", "--opset", "7"], "opset is 7; torch.onnx writes 18 or newer"),
+        (["mlp", "--weights", "missing.safetensors"], "missing.safetensors"),
+    ],
+)
+def test_an_error_of_the_user_is_one_message_on_stderr_and_exit_code_2(arguments, message, tmp_path, capsys):
+    (tmp_path / "mlp" / "3").mkdir(parents=True)
+    assert main([*arguments, "--repository", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert [p.name for p in tmp_path.iterdir()] == ["mlp"]
+    assert [p.name for p in (tmp_path / "mlp").iterdir()] == ["3"]
+
+
+def test_ctrl_c_leaves_nothing_and_ends_with_130(tmp_path, capsys, monkeypatch):
+    def interrupted(job):
+        raise KeyboardInterrupt
+
+    steps = tuple((name, interrupted if name == "write ONNX" else run) for name, run in pipeline.STEPS)
+    monkeypatch.setattr(pipeline, "STEPS", steps)
+    assert main(["mlp", "--repository", str(tmp_path / "r")]) == 130
+    assert "stopped; nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_of_the_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "models.export.pipeline", None)
+    monkeypatch.setattr("builtins.__import__", _without("models.export.pipeline", "onnxscript"))
+    assert main(["mlp", "--repository", str(tmp_path)]) == 2
+    assert "'onnxscript' is not installed; it comes with the extra `export`" in capsys.readouterr().err
+
+
+def _without(importer: str, package: str):
+    real = __import__
+
+    def importing(name, *args, **kwargs):
+        if name == importer:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return real(name, *args, **kwargs)
+
+    return importing
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_a_step_is_shown_while_it_runs_and_its_line_is_written_over():
+    stream = Terminal()
+    lines = ProgressLines(stream)
+    lines(Progress("capture", 2, 9, None))
+    assert stream.getvalue().endswith("[2/9] capture ...")
+    lines(Progress("capture", 2, 9, 1.234))
+    assert stream.getvalue().endswith("\r\x1b[2K[2/9] capture  1.2 s\n")
+
+
+def test_the_table_gives_the_reason_for_each_norm_that_is_left(exported):
+    result = exported("convnet")
+    left = [{"where": "norm1", "reason": "it is an output"}]
+    report = {**result.report, "fold": {"found": 4, "folded": 3, "left": left}}
+    text = table(dataclasses.replace(result, report=report))
+    assert "4 found, 3 folded, 1 left" in text
+    assert "left: norm1: it is an output" in text
+
+
+def test_examples_are_read_with_their_dynamic_axes():
+    (x, ids), axes, names = examples_from(["x:FP32:-1x3x-1", "ids:INT64:-1"])
+    assert (tuple(x.shape), x.dtype) == ((2, 3, 32), torch.float32)
+    assert (tuple(ids.shape), ids.dtype) == ((2,), torch.int64)
+    assert axes == {"x": {2: "x_2"}}
+    assert names == ("x", "ids")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("x", r"'x': expected NAME:DTYPE:SIZES"),
+        (":FP32:-1", r"expected NAME:DTYPE:SIZES"),
+        ("a b:FP32:-1", r"'a b' is no name for an input"),
+        ("x:float:-1", r"'float' is no type; expected one of BOOL"),
+        ("x:FP32:-1x0", r"'-1x0' are no sizes"),
+        ("x:FP32:", r"'' are no sizes"),
+        ("x:FP32:2x3", r"the first size is the rows and must be -1, not 2"),
+    ],
+)
+def test_an_example_that_cannot_be_read_is_refused_with_the_reason(option, message):
+    with pytest.raises(BadExample, match=message):
+        examples_from([option])
+
+
+def test_every_bad_example_is_told_at_once():
+    with pytest.raises(BadExample, match=r"(?s)'x:FP33:-1'.*'x:FP32:2'.*given twice"):
+        examples_from(["x:FP33:-1", "x:FP32:2", "y:FP32:-1", "y:FP32:-1"])
