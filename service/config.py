@@ -43,6 +43,8 @@ class ServeSettings:
     workers_per_device: int
     default_model: str | None
     max_body_bytes: int
+    max_in_flight: int
+    arena_bytes: int
     request_timeout_ms: int
     drain_grace_s: float
     access_log: bool
@@ -212,6 +214,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         64 * 2**20,
         "bytes",
         "largest request body; more is answered 413 (512KiB, 64MiB, 1GiB can be written so)",
+    ),
+    Setting(
+        "max_in_flight",
+        "--max-in-flight",
+        _whole(16, 1_000_000),
+        4096,
+        "requests",
+        "requests that one API server has under way at most; more are answered 429",
+    ),
+    Setting(
+        "arena_bytes",
+        "--arena-bytes",
+        _size,
+        512 * 2**20,
+        "bytes",
+        "shared memory of one API server for the inputs and outputs of requests under way; grows to this as needed",
     ),
     Setting(
         "request_timeout_ms",

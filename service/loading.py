@@ -8,15 +8,17 @@ other models are served. Knows neither queues nor processes.
 
 import logging
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 
-from service import batching
 from service.artifact import Artifact, check_file
 from service.backends import LoadError, Session, SessionOptions, load_session
-from service.batching import Arrays
+from service.buckets import bucket_for, padded, sizes_to_warm
 from service.model_config import ModelConfig
 from service.signature import ANY, TensorSpec
+
+Arrays = Mapping[str, np.ndarray]
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def warm(artifact: Artifact, config: ModelConfig, session: Session, reference: d
     With the reference's rows. Without a reference with zeros, and a failure is then only logged: the size of
     a dynamic dim is a guess. Raises: LoadError when the model fails, or its outputs do not fit the signature.
     """
-    for size in batching.sizes_to_warm(config.batch_buckets, artifact.max_batch_size):
+    for size in sizes_to_warm(config.batch_buckets, artifact.max_batch_size):
         inputs = {
             spec.name: _rows_like(reference[f"input.{spec.name}"], size) if reference else _zeros(spec, size)
             for spec in artifact.signature.inputs
@@ -126,15 +128,19 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
 
 def _answers(artifact: Artifact, config: ModelConfig, session: Session, inputs: Arrays) -> Arrays:
     """The model's answers for a reference's inputs, in batches that are allowed. Raises: LoadError."""
-    parts = []
-    for batch in batching.plan([inputs], artifact.max_batch_size):
-        bucket = batching.bucket_for(batch.rows, config.batch_buckets)
+    rows = len(next(iter(inputs.values())))
+    parts: dict[str, list[np.ndarray]] = {spec.name: [] for spec in artifact.signature.outputs}
+    for at in range(0, rows, artifact.max_batch_size):
+        count = min(artifact.max_batch_size, rows - at)
+        bucket = bucket_for(count, config.batch_buckets)
+        piece = {name: padded(array[at : at + count], bucket) for name, array in inputs.items()}
         try:
-            outputs = session.run(batching.gather([inputs], batch, bucket))
-            parts += batching.scatter(outputs, batch, bucket)
+            outputs = session.run(piece)
+            for name, of_pieces in parts.items():
+                of_pieces.append(outputs[name][:count])
         except Exception as error:
             raise LoadError(f"{artifact.file} failed on its reference: {error}") from error
-    return batching.join(parts)
+    return {name: np.concatenate(of_pieces) for name, of_pieces in parts.items()}
 
 
 def _check_outputs(artifact: Artifact, outputs: Arrays) -> None:

@@ -1,8 +1,9 @@
 """Every metric that foldserve exposes, and the calls that count them.
 
 The names are a contract (docs/operations.md lists them; a test compares). Base units: seconds, bytes. Who
-calls what: the front calls request_finished; the engine queued, taken, request_started and request_ended; a
-worker batch_finished, retried and model_loaded; the supervising process worker_restarted and writer_died.
+calls what: the front calls request_finished (and, on the short way, an answered_counter); a worker
+batch_finished, retried and model_loaded; the supervising process worker_restarted and writer_died. What is
+queued, in flight and ready is not counted but seen at the scrape (transport/census.py).
 Label values come from fixed sets, made before the processes start (Plan): a client cannot make a new series.
 
 Must not know HTTP or Prometheus. Where the numbers live: metrics_store.py. How they are read:
@@ -10,17 +11,19 @@ metrics_exposition.py.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
 from itertools import product
-from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 
 from service.metrics_store import Layout, Metric, Row, Store
+from service.request_ring import Columns
+from service.transport.handles import SharedMemory
 
 PROTOCOLS: Final = ("json", "raw", "npy", "oip", "v1", "other")
 CODES: Final = (
@@ -118,12 +121,10 @@ BUILD_INFO: Final = Metric(
     ("foldserve", "python", "onnxruntime"),
     combine="max",
 )
-# Kept like the rest, so that the queue's bound in bytes holds over all API servers, but not exposed.
-QUEUE_BYTES: Final = Metric("queue_bytes", "gauge", "Bytes of inputs waiting for a batch.", _MODEL)
-
 EXPOSED: Final[tuple[Metric, ...]] = (
     *(REQUESTS, REQUEST_DURATION, STAGE_DURATION, BATCH_ROWS, REQUEST_ROWS, BATCHES, PADDING_ROWS),
-    *(QUEUE_ROWS, INFLIGHT, REJECTED, RETRIED, WORKER_RESTARTS, MODEL_READY, MODEL_LOAD, BUILD_INFO),
+    *(REJECTED, RETRIED, WORKER_RESTARTS, MODEL_LOAD, BUILD_INFO),
+    *(QUEUE_ROWS, INFLIGHT, MODEL_READY),
 )
 
 
@@ -146,7 +147,7 @@ class Plan:
         any_version = (*served, NO_MODEL)
 
         series: dict[str, list[tuple[str, ...]]] = {
-            metric.name: list(served) for metric in (*EXPOSED, QUEUE_BYTES) if metric.labels == _MODEL
+            metric.name: list(served) for metric in EXPOSED if metric.labels == _MODEL
         }
         series[REQUESTS.name] = [
             (*version, protocol, code) for version, protocol, code in product(any_version, PROTOCOLS, CODES)
@@ -156,40 +157,42 @@ class Plan:
         series[REJECTED.name] = [(*version, code) for version, code in product(any_version, REJECTIONS)]
         series[WORKER_RESTARTS.name] = [(device,) for device in self.devices]
         series[BUILD_INFO.name] = [build_info()]
-        return Layout((*EXPOSED, QUEUE_BYTES), series)
+        return Layout(EXPOSED, series)
 
 
 class Metrics:
     """Counts into this process's row; reads everybody's.
 
     Made by the supervising process with create(); forked processes inherit it and call write_as(); spawned
-    ones attach() to the same file. Not to be shared by two processes under one writer name.
+    ones attach() to the same memory. Not to be shared by two processes under one writer name.
     """
 
     def __init__(self, plan: Plan, store: Store, writer: str) -> None:
         self.plan = plan
         self.store = store
         self._offsets = store.layout.offsets
-        ready = self._offsets[MODEL_READY.name]
-        self._ready_cells = np.array([ready[version] for version in plan.versions], dtype=np.int64)
         self.write_as(writer)
 
     @classmethod
-    def create(cls, path: Path, plan: Plan) -> "Metrics":
-        """Make the file at path and count as the plan's first writer."""
-        metrics = cls(plan, Store.create(path, plan.layout(), len(plan.writers)), plan.writers[0])
+    def create(cls, plan: Plan) -> "Metrics":
+        """Make the memory and count as the plan's first writer."""
+        layout = plan.layout()
+        metrics = cls(plan, Store.create(layout, len(plan.writers), _columns(plan, layout)), plan.writers[0])
         with metrics._row.lock:
             metrics._row.set(metrics._offsets[BUILD_INFO.name][build_info()], 1.0)
         return metrics
 
     @classmethod
-    def attach(cls, path: Path, plan: Plan, writer: str) -> "Metrics":
-        """Map a file that create() made with the same plan."""
-        return cls(plan, Store(path, plan.layout(), len(plan.writers)), writer)
+    def attach(cls, memory: SharedMemory, plan: Plan, writer: str) -> "Metrics":
+        """Map memory that create() made with the same plan."""
+        layout = plan.layout()
+        return cls(plan, Store(memory, layout, len(plan.writers), _columns(plan, layout)), writer)
 
     def write_as(self, writer: str) -> None:
         """Count into this writer's row from now on (called in a process just forked)."""
-        self._row: Row = self.store.row(self.plan.writers.index(writer))
+        index = self.plan.writers.index(writer)
+        self._row: Row = self.store.row(index)
+        self._ring = self.store.rings[index]
 
     # Called by the front ------------------------------------------------------------------------------
 
@@ -233,53 +236,20 @@ class Metrics:
             for stage, seconds in (stages_s or {}).items():
                 row.observe(self._offsets[STAGE_DURATION.name][(*labels, stage)], STAGE_BUCKETS, seconds)
 
-    # Called by the engine, in an API server --------------------------------------------------------------
+    def answered_counter(self, protocol: str, model: str, version: str) -> Callable[..., None]:
+        """Counts answered requests (status 200) of one protocol and model version; the quick way.
 
-    def queued(self, model: str, version: str, rows: int, size_bytes: int) -> None:
-        """A request was put into its model's queue and is in flight."""
-        labels = (model, version)
-        with self._row.lock:
-            self._row.add(self._offsets[QUEUE_ROWS.name][labels], rows)
-            self._row.add(self._offsets[QUEUE_BYTES.name][labels], size_bytes)
-
-    def taken(self, model: str, version: str, rows: int, size_bytes: int) -> None:
-        """A queued request was taken by a worker, or given up."""
-        self.queued(model, version, -rows, -size_bytes)
-
-    def request_started(self, model: str, version: str) -> None:
-        """A request is in flight."""
-        with self._row.lock:
-            self._row.add(self._offsets[INFLIGHT.name][(model, version)], 1.0)
-
-    def request_ended(self, model: str, version: str) -> None:
-        """A request is no longer in flight."""
-        with self._row.lock:
-            self._row.add(self._offsets[INFLIGHT.name][(model, version)], -1.0)
-
-    def queue_rows(self, model: str, version: str) -> float:
-        """Rows that wait, over all API servers."""
-        return self.store.total(self._offsets[QUEUE_ROWS.name][(model, version)])
-
-    def queue_bytes(self, model: str, version: str) -> float:
-        """Bytes of inputs that wait, over all API servers."""
-        return self.store.total(self._offsets[QUEUE_BYTES.name][(model, version)])
-
-    def model_is_ready(self, model: str, version: str) -> bool:
-        """Whether a live worker serves the model."""
-        return self.ready_versions()[self.plan.versions.index((model, version))]
-
-    def ready_versions(self) -> tuple[bool, ...]:
-        """Whether a live worker serves each of plan.versions, in that order."""
-        return tuple((self.store.largest_of(self._ready_cells) > 0.0).tolist())
+        Called with duration_s, rows, and the seconds of each of STAGES in order. By one thread only.
+        """
+        cell = float(self._offsets[REQUESTS.name][(model, version, protocol, "200")])
+        return partial(self._ring.append, cell, float(self.plan.versions.index((model, version))))
 
     # Called by a worker -------------------------------------------------------------------------------
 
-    def model_loaded(self, model: str, version: str, ready: bool, load_s: float) -> None:
-        """A worker has loaded, warmed and checked a model; ready tells whether it may serve."""
-        labels = (model, version)
+    def model_loaded(self, model: str, version: str, load_s: float) -> None:
+        """A worker has loaded, warmed and checked a model."""
         with self._row.lock:
-            self._row.set(self._offsets[MODEL_READY.name][labels], float(ready))
-            self._row.set(self._offsets[MODEL_LOAD.name][labels], load_s)
+            self._row.set(self._offsets[MODEL_LOAD.name][(model, version)], load_s)
 
     def batch_finished(self, model: str, version: str, rows: int, padding: int, reason: BatchReason) -> None:
         """A batch was run."""
@@ -294,6 +264,10 @@ class Metrics:
         with self._row.lock:
             self._row.add(self._offsets[RETRIED.name][(model, version)], requests)
 
+    def load_seconds(self, model: str, version: str) -> float:
+        """What model_loaded was last told, by the slowest worker."""
+        return float(self.store.totals()[self._offsets[MODEL_LOAD.name][(model, version)]])
+
     # Called by the supervising process -------------------------------------------------------------------
 
     def worker_restarted(self, device: str) -> None:
@@ -304,6 +278,21 @@ class Metrics:
     def writer_died(self, writer: str) -> None:
         """A process has ended: nothing it held is queued, in flight or ready any more."""
         self.store.reset_gauges(self.plan.writers.index(writer))
+
+
+def _columns(plan: Plan, layout: Layout) -> Columns:
+    """Where a ring's record goes: by model version, the histograms of duration, rows and each stage."""
+    offsets = layout.offsets
+    cells = [
+        [
+            offsets[REQUEST_DURATION.name][version],
+            offsets[REQUEST_ROWS.name][version],
+            *(offsets[STAGE_DURATION.name][(*version, stage)] for stage in STAGES),
+        ]
+        for version in plan.versions
+    ]
+    bounds = [np.array(DURATION_BUCKETS), np.array(ROW_BUCKETS), *(np.array(STAGE_BUCKETS) for _ in STAGES)]
+    return Columns(np.array(cells, np.int64).reshape(len(plan.versions), len(bounds)), bounds)
 
 
 def build_info() -> tuple[str, str, str]:

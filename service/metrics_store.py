@@ -3,26 +3,25 @@
 before     every writer process: rows[writer][cell] += amount          (its own row, nobody else's)
 at a read  totals[cell] = sum over rows (or max, where the metric says so)
 
-The cells lie in one small file that every process maps. It is made before the processes start, with its size
+The cells lie in anonymous memory that every process maps. It is made before the processes start, with its size
 fixed by the declared metrics and the label values known then, so that nothing is created, renamed or locked
-between processes while serving. A restarted worker goes on in the row of the one that died: totals never
-fall. An aligned 8-byte store is not torn on the platforms served, so a reader needs no lock; within a process
-the row's lock makes `+=` whole when several threads write.
+between processes while serving, and nothing is left behind. A restarted worker goes on in the row of the one
+that died: totals never fall. An aligned 8-byte store is not torn on the platforms served, so a reader needs no
+lock; within a process the row's lock makes `+=` whole when several threads write.
 
 Knows nothing of what is counted (metrics.py) nor of Prometheus (metrics_exposition.py).
-Owner: the process that calls Store.create removes the file, by removing the runtime folder it lies in.
 """
 
-import mmap
-import os
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+from service.request_ring import RING_CELLS, Columns, RequestRing
+from service.transport.handles import SharedMemory
 
 CELL_BYTES = 8
 
@@ -117,53 +116,42 @@ class Row:
 
 
 class Store:
-    """The mapped file: `rows` rows of layout.width cells."""
+    """The shared memory: a row per writer, its cells and then its ring of requests (request_ring.py)."""
 
-    def __init__(self, path: Path, layout: Layout, rows: int) -> None:
-        """Map an existing file. Raises: ValueError when its size is not that of the layout and rows."""
-        self.path = path
+    def __init__(self, memory: SharedMemory, layout: Layout, rows: int, columns: Columns) -> None:
+        """Map memory that create() made for the same layout and rows."""
+        self.memory = memory
         self.layout = layout
-        size = rows * layout.width * CELL_BYTES
-        with path.open("r+b") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                raise ValueError(f"{path} has {found} bytes, expected {size}: it was made for other metrics")
-            self._map = mmap.mmap(file.fileno(), size)
-        self._cells = memoryview(self._map).cast("d")
-        self._table = np.frombuffer(self._map, dtype=np.float64).reshape(rows, layout.width)
+        self._map = memory.map()
+        cells = memoryview(self._map).cast("d")
+        width = layout.width + RING_CELLS
+        table = np.frombuffer(self._map, dtype=np.float64).reshape(rows, width)
+        self._rows = [cells[at : at + layout.width] for at in range(0, rows * width, width)]
+        self._table = table[:, : layout.width]
+        self.rings = [
+            RequestRing(cells[at + layout.width : at + width], self._table[index], columns)
+            for index, at in enumerate(range(0, rows * width, width))
+        ]
         self._max_cells = layout.cells_combined_by_max()
         self._gauge_cells = layout.cells_of("gauge")
 
     @classmethod
-    def create(cls, path: Path, layout: Layout, rows: int) -> "Store":
-        """Make the file, all zero, and map it. Raises: OSError when it exists or there is no room."""
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        try:
-            # Reserved now: a full /dev/shm is an error here, and not a SIGBUS at the first write.
-            os.posix_fallocate(fd, 0, rows * layout.width * CELL_BYTES)
-        finally:
-            os.close(fd)
-        return cls(path, layout, rows)
+    def create(cls, layout: Layout, rows: int, columns: Columns) -> "Store":
+        """Make the memory, all zero, and map it."""
+        return cls(
+            SharedMemory("metrics", rows * (layout.width + RING_CELLS) * CELL_BYTES), layout, rows, columns
+        )
 
     def row(self, index: int) -> Row:
         """The row of one writer."""
-        start = index * self.layout.width
-        return Row(self._cells[start : start + self.layout.width])
+        return Row(self._rows[index])
 
     def totals(self) -> np.ndarray:
         """One number per cell, over all rows."""
-        totals: np.ndarray = self._table.sum(axis=0)
-        totals[self._max_cells] = self._table[:, self._max_cells].max(axis=0)
+        table = np.stack([ring.read() for ring in self.rings])
+        totals: np.ndarray = table.sum(axis=0)
+        totals[self._max_cells] = table[:, self._max_cells].max(axis=0)
         return totals
-
-    def total(self, cell: int) -> float:
-        """The sum of one cell over all rows."""
-        return float(self._table[:, cell].sum())
-
-    def largest_of(self, cells: np.ndarray) -> np.ndarray:
-        """The largest of each of some cells over all rows."""
-        largest: np.ndarray = self._table[:, cells].max(axis=0)
-        return largest
 
     def reset_gauges(self, index: int) -> None:
         """Set the gauges of a dead writer's row to 0: what it held is gone. Its counts stay."""

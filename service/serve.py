@@ -1,33 +1,36 @@
 """`foldserve serve`: from checked settings to a running server.
 
-devices -> repository -> metrics rows -> runtime folder -> engine, front, shell -> serve until a signal
+repository -> devices -> sockets -> metrics, transport -> shell and supervisor -> serve until a signal
 """
 
 import logging
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
+from service.api_server import ApiServer, make_api_server
 from service.artifact import Artifact
 from service.backends.base import SessionOptions, usable_cores
 from service.backends.devices import Devices, choose_devices
 from service.config import ServeSettings
 from service.errors import ConfigError
-from service.http import Front
-from service.litserve_engine import LitServeEngine
-from service.litserve_shell import FoldServer, WorkerPlan, api_writer, worker_writer
+from service.litserve_shell import FoldServer
 from service.logs import configure_logging
 from service.metrics import Metrics, Plan, build_info
-from service.metrics_exposition import Exposition
 from service.processes import StopSignals
 from service.repository import ModelEntry, read_repository
-from service.runtime_folder import RuntimeFolder
-from service.worker_report import read_report
+from service.supervisor import LOAD_ATTEMPTS, Child, Role, Supervisor
+from service.transport.board import Dimensions, MappedBoard
+from service.transport.fence import wait_until_untouched
+from service.transport.queues import QueueLock
+from service.transport.transport import Sizes, Transport
+from service.worker.main import WorkerPlan
 
 log = logging.getLogger(__name__)
 
 SUPERVISOR = "supervisor"
+API_SERVER_DRAIN_S = 30
+"""How long an API server may take to finish its requests once it is told to stop."""
 Version = tuple[str, str]
 
 
@@ -37,11 +40,6 @@ def run_server(settings: ServeSettings) -> int:
     Raises: ConfigError when the repository, the device, the default model or the address cannot be used.
     """
     configure_logging(settings.log_level)
-    with StopSignals() as stop:
-        return _serve(settings, stop)
-
-
-def _serve(settings: ServeSettings, stop: StopSignals) -> int:
     entries = read_repository(settings.repository)
     if settings.default_model not in (None, *(entry.name for entry in entries)):
         raise ConfigError(
@@ -52,43 +50,77 @@ def _serve(settings: ServeSettings, stop: StopSignals) -> int:
     log.info("device: %s", devices.note)
     sockets = bind(settings.host, settings.port)
     try:
-        with RuntimeFolder() as runtime:
-            writers = worker_writers(entries, devices, settings.workers_per_device)
-            plan = Plan(
-                versions=tuple(writers),
-                devices=devices.names,
-                writers=(
-                    SUPERVISOR,
-                    *(api_writer(number) for number in range(settings.api_servers)),
-                    *(writer for of_version in writers.values() for writer in of_version),
-                ),
-            )
-            metrics = Metrics.create(runtime.path / "metrics", plan)
-            engine = LitServeEngine(entries, metrics, writers, runtime.path, {})
-            front = Front(engine, settings, metrics, Exposition(metrics, os.getpid()))
-            plans = [
-                WorkerPlan(
-                    artifact=artifact,
-                    config=entry.config,
-                    options=session_options(entry, len(writers[version_of(artifact)]) // len(devices.names)),
-                    metrics_path=metrics.store.path,
-                    metrics_plan=plan,
-                    writers=writers[version_of(artifact)],
-                    runtime=runtime.path,
-                    log_level=settings.log_level,
-                )
-                for entry in entries
-                for artifact in entry.artifacts
-            ]
-
-            def on_loaded() -> bool:
-                return tell_what_is_served(settings, plans, devices, metrics)
-
-            server = FoldServer(plans, devices.names, engine, front, metrics)
-            return server.run(sockets, settings.api_servers, settings.drain_grace_s, on_loaded, stop)
+        return _serve(settings, entries, devices, sockets)
     finally:
         for bound in sockets:
             bound.close()
+
+
+def _serve(
+    settings: ServeSettings, entries: tuple[ModelEntry, ...], devices: Devices, sockets: list[socket.socket]
+) -> int:
+    worker_devices = list(devices.names) * settings.workers_per_device
+    versions = tuple(version_of(artifact) for entry in entries for artifact in entry.artifacts)
+    workers = tuple(f"worker-{number}" for number in range(len(worker_devices)))
+    api_servers = tuple(f"api-{number}" for number in range(settings.api_servers))
+    metrics = Metrics.create(Plan(versions, devices.names, (SUPERVISOR, *api_servers, *workers)))
+    transport = Transport(
+        Dimensions(
+            api_servers=settings.api_servers,
+            workers=len(workers),
+            models=len(versions),
+            instances=sum(entry.config.instances * len(entry.artifacts) for entry in entries),
+        ),
+        Sizes(settings.max_in_flight, settings.arena_bytes),
+    )
+    board = transport.board.map()
+    locks = [QueueLock(queue) for queue in transport.queues]
+    plan = WorkerPlan(
+        entries=entries,
+        options={entry.name: session_options(entry, settings.workers_per_device) for entry in entries},
+        metrics_memory=metrics.store.memory,
+        metrics_plan=metrics.plan,
+        writers=workers,
+        log_level=settings.log_level,
+    )
+
+    def make(index: int) -> ApiServer:
+        metrics.write_as(api_servers[index])
+        return make_api_server(index, transport, entries, settings, metrics)
+
+    def died(child: Child) -> None:
+        if child.role is Role.WORKER:
+            metrics.writer_died(workers[child.index])
+            metrics.worker_restarted(worker_devices[child.index])
+            for model in range(len(versions)):
+                board.ready[child.index, model] = 0
+        else:
+            for model in range(len(versions)):
+                board.queued_rows[child.index, model] = board.queued_bytes[child.index, model] = 0
+
+    def gave_up(child: Child) -> None:
+        for model in range(len(versions)):
+            board.write_note(child.index, model, f"its process died {LOAD_ATTEMPTS} times while loading")
+
+    server = FoldServer(plan, worker_devices, transport, make, API_SERVER_DRAIN_S)
+    with StopSignals() as stop:
+        supervisor = Supervisor(
+            start=server.start,
+            board=board,
+            reports=transport.reports.reader,
+            stop=stop,
+            fence=lambda index: wait_until_untouched(transport, board, locks, index),
+            died=died,
+            gave_up=gave_up,
+            grace_s=settings.drain_grace_s,
+            close_s=API_SERVER_DRAIN_S + 5.0,
+        )
+        return server.run(
+            sockets,
+            supervisor,
+            settings.api_servers,
+            lambda: tell_what_is_served(settings, entries, devices, board, metrics),
+        )
 
 
 def version_of(artifact: Artifact) -> Version:
@@ -96,26 +128,12 @@ def version_of(artifact: Artifact) -> Version:
     return (artifact.model, artifact.version)
 
 
-def worker_writers(
-    entries: Sequence[ModelEntry], devices: Devices, workers_per_device: int
-) -> dict[Version, tuple[str, ...]]:
-    """The metrics rows of every model version's workers: workers_per_device x instances on each device."""
-    return {
-        version_of(artifact): tuple(
-            worker_writer(artifact.model, artifact.version, number)
-            for number in range(len(devices.names) * workers_per_device * entry.config.instances)
-        )
-        for entry in entries
-        for artifact in entry.artifacts
-    }
-
-
-def session_options(entry: ModelEntry, workers_on_device: int) -> SessionOptions:
-    """The model's session options; threads default to a fair part of the cores among the model's workers."""
+def session_options(entry: ModelEntry, workers_per_device: int) -> SessionOptions:
+    """The model's session options; threads default to a fair part of the cores among the model's instances."""
     options = entry.config.session
     if options.threads is not None:
         return options
-    return replace(options, threads=max(1, usable_cores() // workers_on_device))
+    return replace(options, threads=max(1, usable_cores() // (workers_per_device * entry.config.instances)))
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -147,24 +165,28 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 
 def tell_what_is_served(
-    settings: ServeSettings, plans: Sequence[WorkerPlan], devices: Devices, metrics: Metrics
+    settings: ServeSettings,
+    entries: Sequence[ModelEntry],
+    devices: Devices,
+    board: MappedBoard,
+    metrics: Metrics,
 ) -> bool:
     """Print the one block that says what runs where; False when no model can be served."""
-    ready = dict(zip(metrics.plan.versions, metrics.ready_versions(), strict=True))
+    workers = range(board.dimensions.workers)
+    artifacts = [artifact for entry in entries for artifact in entry.artifacts]
+    ready = [any(board.ready[worker, lane] for worker in workers) for lane in range(len(artifacts))]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    if not any(ready.values()):
+    if not any(ready):
         log.error("no model of %s can be served, for the reasons above; the server ends", settings.repository)
         return False
     lines = [
         f"foldserve {build_info()[0]} serves http://{host}:{settings.port} on {', '.join(devices.names)}"
     ]
-    width = max(len("/".join(version)) for version in ready)
-    for plan in plans:
-        artifact = plan.artifact
-        reports = [read_report(plan.runtime, writer) for writer in plan.writers]
-        problems = [report.problem for report in reports if report is not None and report.problem]
-        load_s = max((report.load_s for report in reports if report is not None), default=0.0)
-        state = f"ready in {load_s:.1f} s" if ready[version_of(artifact)] else f"NOT READY: {problems[0]}"
+    width = max(len("/".join(version_of(artifact))) for artifact in artifacts)
+    for lane, artifact in enumerate(artifacts):
+        problems = [note for worker in workers if (note := board.note(worker, lane))]
+        load_s = metrics.load_seconds(*version_of(artifact))
+        state = f"ready in {load_s:.1f} s" if ready[lane] else f"NOT READY: {(problems or ['not loaded'])[0]}"
         name = "/".join(version_of(artifact)).ljust(width)
         lines.append(f"  {name}  {artifact.backend:11}  batch {artifact.max_batch_size:<4}  {state}")
     lines.append("  POST /predict/<model>   GET /info  /metrics  /docs  /v2/health/ready")

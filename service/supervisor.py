@@ -1,191 +1,304 @@
-"""Keeps a server's processes alive, and ends them in order: the main thread of the supervising process.
+"""Keeps the server's processes alive, and ends them in order. Runs in the parent process; owns its children.
 
-    watch()  until a signal: workers that die are started again; a worker that found its model unfit is not
-    drain()  ready -> 503 at once, serve on for the grace, then API servers finish what they have
-    end()    whatever is left is killed: nobody waits for an answer any more
+    STARTING   workers load their models
+    SERVING    a process that dies is started again, and every API server is told what died
+    GRACE      a signal came: readiness is off, everything is still served, so that load balancers can leave
+    CLOSING    API servers accept nothing new and finish what they have; workers serve them to the end
+    CLOSED     all children are gone
 
-A single thread, because the supervisor forks, and a fork copies only the thread that calls. It sleeps until a
-process ends or a signal comes; only while models load does it look for reports. Does not know how processes
-are made (litserve_shell.py hands that in), nor what they do.
+One thread, no polling: it sleeps until a child ends, a signal arrives, a message comes or a deadline is due.
+Each child holds the reading end of a pipe whose only writing end is here: its lifeline, which tells it when
+this process goes, even by kill -9.
 """
 
 import logging
 import os
+import selectors
+import struct
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing import connection
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
+from typing import Final
 
-from service.litserve_engine import DRAIN, REPORT_CHANGED, STOP, WORKER_DIED, notice
-from service.metrics import Metrics
 from service.processes import StopSignals
-from service.worker_report import WorkerReport, read_report, remove_report, write_report
+from service.transport.board import MappedBoard
+from service.transport.handles import Handle
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger("foldserve.supervisor")
 
-API_SERVER_DRAIN_S = 30
-"""How long an API server may take to finish its requests once it is told to stop."""
+MESSAGE: Final = struct.Struct("<II")
+"""What goes through the pipes between this process and its children: a Word and a number."""
 
-_KILL_AFTER_S = API_SERVER_DRAIN_S + 5
-_REPORT_POLL_S = 0.05
-_RESTART_DELAYS_S = (1.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""By how often a worker died in a row; a worker that lived for _STABLE_S starts at the first again.
+RESTART_PAUSE_S: Final = 1.0
+"""A child that lived for less than this is started again only after it: a crash at the start must not spin."""
 
-Never at once: the queue may still give a request to the dead worker's last read, which ends within a second
-(litserve_shell.py); until then a model without another worker takes no requests."""
-_STABLE_S = 60.0
-# A crash while loading may be chance (memory was short for a moment); that often it is the model.
-_LOAD_ATTEMPTS = 3
+LOAD_ATTEMPTS: Final = 3
+"""A worker that dies while it loads may have met a moment's lack of memory; that often it is its models."""
 
 
-@dataclass
-class Worker:
-    """One worker. Owned by the supervisor.
+class Word(IntEnum):
+    """Kinds of messages."""
 
-    label: for the log. writer: its metrics row and the name of its report. start: makes its process.
-    process: None between a death and the restart. reported: what became of loading is known.
-    served: the model was ready in it once. unserved: the model was found unfit, so it stays away.
+    WORKER_DIED = 1
+    """To API servers: the worker with this serial number is dead."""
+    API_SERVER_DIED = 2
+    """To API servers: one of them is dead, and may have held tickets."""
+    WORKER_HANGS = 3
+    """From an API server: the worker at this index has been busy with one batch for longer than the limit."""
+    WORKER_READY = 4
+    """From the worker at this index: it has loaded what it could."""
+    STOP = 5
+    """To API servers: accept nothing new, finish what there is, end."""
+
+
+class Phase(Enum):
+    """Where the server is in its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    GRACE = "grace"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Role(Enum):
+    """What a child is."""
+
+    WORKER = "worker"
+    API_SERVER = "API server"
+
+
+@dataclass(eq=False)
+class Child:
+    """A child process.
+
+    lifeline: this side's end; closed here, the child ends itself.
+    serial: the worker's number over all workers of all time; what it marks its slots with.
     """
 
-    label: str
-    writer: str
-    device: str
-    start: Callable[[], BaseProcess]
-    process: BaseProcess | None
-    started_s: float
-    reported: bool = False
-    served: bool = False
-    unserved: bool = False
-    deaths: int = 0
-    restart_at_s: float | None = None
+    role: Role
+    index: int
+    serial: int
+    process: BaseProcess
+    lifeline: Handle
+    started_s: float = field(default_factory=time.monotonic)
+    ready: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.role.value} {self.index} (pid {self.process.pid})"
+
+
+StartChild = Callable[[Role, int, int, Handle], BaseProcess]
+"""Start a child: its role, index, serial number and its end of its lifeline."""
 
 
 class Supervisor:
-    """The processes of one running server."""
+    """The parent's event loop.
+
+    Args:
+        start: starts a child process.
+        board: where draining is shown and epochs are kept.
+        reports: the reading end of the pipe in which children write MESSAGEs.
+        stop: readable, and counting, when a signal came.
+        fence: called when an API server has died, before its place is filled again: returns once no worker can
+            touch its arena any more.
+        died: called for each child that ended on its own.
+        gave_up: called for a worker that died LOAD_ATTEMPTS times while loading; it is not started again.
+        grace_s, close_s: seconds that GRACE lasts, and that CLOSING may last before it is cut off.
+    """
 
     def __init__(
         self,
-        workers: Sequence[Worker],
-        others: Sequence[BaseProcess],
-        api_servers: Sequence[BaseProcess],
-        api_pipes: Sequence[int],
-        metrics: Metrics,
-        runtime: Path,
+        start: StartChild,
+        board: MappedBoard,
+        reports: Handle,
+        stop: StopSignals,
+        fence: Callable[[int], None],
+        died: Callable[[Child], None],
+        gave_up: Callable[[Child], None],
+        grace_s: float,
+        close_s: float,
     ) -> None:
-        """
-        Args:
-            others: processes without which the server cannot go on, beside the API servers.
-            api_pipes: where each API server reads notices; the write ends.
-            runtime: the folder of the workers' reports.
-        """
-        self._workers = workers
-        self._others = others
-        self._api_servers = api_servers
-        self._api_pipes = api_pipes
-        self._metrics = metrics
-        self._runtime = runtime
+        self.phase = Phase.STARTING
+        self._start = start
+        self._board = board
+        self._reports = reports
+        self._stop = stop
+        self._fence = fence
+        self._died = died
+        self._gave_up = gave_up
+        self._grace_s = grace_s
+        self._close_s = close_s
+        self._deadline_s: float | None = None
+        self._restarts: list[tuple[float, Role, int]] = []
+        self._children: dict[int, Child] = {}
+        self._failed_loads: dict[int, int] = {}
+        self._serials = 0
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(reports.fd, selectors.EVENT_READ, self._on_reports)
+        self._selector.register(stop.fileno(), selectors.EVENT_READ, self._on_signal)
 
-    def watch(self, stop: StopSignals, on_loaded: Callable[[], bool]) -> int:
-        """Watch all processes until a signal comes or the server cannot go on.
+    # -- what the shell calls, in this order
 
-        Args:
-            on_loaded: called once, when every worker has reported; False ends the server.
-        Returns: the exit code.
-        """
-        loaded = False
-        while not stop.count:
-            if not loaded and all(worker.reported for worker in self._workers):
-                loaded = True
-                if not on_loaded():
-                    return 1
-            vital = (*self._others, *self._api_servers)
-            running = [worker.process for worker in self._workers if worker.process is not None]
-            watched: list[Any] = [stop.fileno(), *(process.sentinel for process in (*vital, *running))]
-            connection.wait(watched, self._next_look_s())
-            for process in vital:
-                if not process.is_alive() and not stop.count:
-                    log.error("%s died (exit code %s); the server ends", process.name, process.exitcode)
-                    return 1
-            for worker in self._workers:
-                self._look_after(worker)
-        return 0
+    def start_workers(self, count: int) -> None:
+        """Start the workers; they load while others start."""
+        for index in range(count):
+            self._launch(Role.WORKER, index)
 
-    def drain(self, stop: StopSignals, grace_s: float) -> None:
-        """Let API servers finish their requests; a further signal cuts it short."""
-        self._tell(notice(DRAIN))
-        log.info("stopping: not ready any more, serving on for %g s", grace_s)
-        stop.clear()
-        connection.wait([stop.fileno()], grace_s)
-        self._tell(notice(STOP))
-        until_s = time.monotonic() + _KILL_AFTER_S
-        while alive := [process.sentinel for process in self._api_servers if process.is_alive()]:
-            if stop.count > 1 or time.monotonic() > until_s:
-                log.warning("API servers still at work are ended")
-                return
-            connection.wait([stop.fileno(), *alive], max(0.0, until_s - time.monotonic()))
+    def wait_until_loaded(self) -> bool:
+        """Wait until every worker is ready or given up; False when a signal came first."""
+        while self.phase is Phase.STARTING and (
+            self._restarts or any(not child.ready for child in self._of(Role.WORKER))
+        ):
+            self._turn()
+        loaded = self.phase is Phase.STARTING
+        if loaded:
+            self.phase = Phase.SERVING
+        return loaded
+
+    def start_api_servers(self, count: int) -> None:
+        """Start the API servers. They answer while models load: alive, and not ready."""
+        for index in range(count):
+            self._launch(Role.API_SERVER, index)
+
+    def wait(self) -> None:
+        """Supervise until the server is closed."""
+        while self.phase is not Phase.CLOSED:
+            self._turn()
 
     def end(self) -> None:
-        """Kill the API servers and workers that are left, and wait for them."""
-        running = [worker.process for worker in self._workers if worker.process is not None]
-        for process in (*self._api_servers, *running):
-            process.kill()
-        for process in (*self._api_servers, *running):
-            process.join()
+        """Kill whatever is left. Afterwards no child lives."""
+        for child in list(self._children.values()):
+            child.process.kill()
+            child.process.join()
+            self._forget(child)
+        self.phase = Phase.CLOSED
 
-    def _next_look_s(self) -> float | None:
-        """Until something is due: a report, a restart. None = nothing but events."""
-        if any(not worker.reported for worker in self._workers):
-            return _REPORT_POLL_S
-        due = [worker.restart_at_s for worker in self._workers if worker.restart_at_s is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+    def close_in_child(self) -> None:
+        """In a forked child: let go of the other children's lifelines, which end with the parent alone."""
+        for child in self._children.values():
+            child.lifeline.close()
+        self._selector.close()
 
-    def _look_after(self, worker: Worker) -> None:
-        now_s = time.monotonic()
-        ended = worker.process is not None and not worker.process.is_alive()
-        # After is_alive(): what a worker reports before it ends is then there to be read.
-        if not worker.reported and (report := read_report(self._runtime, worker.writer)) is not None:
-            self._note_report(worker, report)
-        if worker.process is not None and ended:
-            self._died(worker, worker.process, now_s)
-        if worker.restart_at_s is not None and now_s >= worker.restart_at_s:
-            worker.restart_at_s = None
-            remove_report(self._runtime, worker.writer)
-            worker.process = worker.start()
-            worker.started_s, worker.reported = now_s, False
-            self._metrics.worker_restarted(worker.device)
+    # -- one turn of the loop
 
-    def _note_report(self, worker: Worker, report: WorkerReport) -> None:
-        worker.reported = True
-        worker.unserved = bool(report.problem)
-        worker.served |= not report.problem
-        if report.problem:
-            log.error("%s cannot serve: %s", worker.label, report.problem)
+    def _turn(self) -> None:
+        wakeups = [at for at, _, _ in self._restarts]
+        if self._deadline_s is not None:
+            wakeups.append(self._deadline_s)
+        timeout = max(0.0, min(wakeups) - time.monotonic()) if wakeups else None
+        for key, _ in self._selector.select(timeout):
+            key.data()
+        now = time.monotonic()
+        due = [restart for restart in self._restarts if restart[0] <= now]
+        self._restarts = [restart for restart in self._restarts if restart[0] > now]
+        for _, role, index in due:
+            self._launch(role, index)
+        if self._deadline_s is not None and now >= self._deadline_s:
+            self._on_deadline()
+
+    def _launch(self, role: Role, index: int) -> None:
+        read_fd, write_fd = os.pipe()
+        theirs, ours = Handle(read_fd), Handle(write_fd)
+        self._serials += 1
+        child = Child(role, index, self._serials, None, ours)  # type: ignore[arg-type]  # set below
+        self._children[-self._serials] = child  # so that a fork started now closes this lifeline too
+        child.process = self._start(role, index, self._serials, theirs)
+        del self._children[-self._serials]
+        theirs.close()
+        self._children[child.process.sentinel] = child
+        self._selector.register(child.process.sentinel, selectors.EVENT_READ, lambda: self._on_end(child))
+
+    def _of(self, role: Role) -> list[Child]:
+        return [child for child in self._children.values() if child.role is role]
+
+    def _forget(self, child: Child) -> None:
+        self._selector.unregister(child.process.sentinel)
+        del self._children[child.process.sentinel]
+        child.lifeline.close()
+
+    # -- what happens
+
+    def _on_end(self, child: Child) -> None:
+        child.process.join()
+        self._forget(child)
+        code = child.process.exitcode
+        closing = self.phase is Phase.CLOSING
+        if not (closing and child.role is Role.API_SERVER and code == 0):
+            _log.error("%s ended with code %s", child, code)
+            self._died(child)
+        self._tell_of_death(child)
+        if closing and not self._of(Role.API_SERVER):
+            self._close_workers()
+        elif not (closing and child.role is Role.API_SERVER) and self._may_restart(child):
+            at_s = max(time.monotonic(), child.started_s + RESTART_PAUSE_S)
+            self._restarts.append((at_s, child.role, child.index))
+
+    def _may_restart(self, child: Child) -> bool:
+        if child.role is Role.API_SERVER or child.ready:
+            return True
+        failed = self._failed_loads[child.index] = self._failed_loads.get(child.index, 0) + 1
+        if failed < LOAD_ATTEMPTS:
+            return True
+        _log.error("%s died %d times while loading and is not started again", child, failed)
+        self._gave_up(child)
+        return False
+
+    def _tell_of_death(self, child: Child) -> None:
+        """Tell every API server; a new API server in the dead one's place must find its arena at rest."""
+        if child.role is Role.API_SERVER:
+            self._board.epoch[child.index] += 1
+            self._fence(child.index)
+            message = MESSAGE.pack(Word.API_SERVER_DIED, child.index)
         else:
-            log.info("%s loaded in %.2f s", worker.label, report.load_s)
-        self._tell(notice(REPORT_CHANGED))
+            message = MESSAGE.pack(Word.WORKER_DIED, child.serial)
+        for server in self._of(Role.API_SERVER):
+            os.write(server.lifeline.fd, message)
 
-    def _died(self, worker: Worker, process: BaseProcess, now_s: float) -> None:
-        """A worker's process has ended: nothing is ready through it; plan its restart unless it is unfit."""
-        worker.process = None
-        self._metrics.writer_died(worker.writer)
-        if worker.unserved:
-            return
-        log.error("%s died (exit code %s)", worker.label, process.exitcode)
-        self._tell(notice(WORKER_DIED, process.pid or 0))
-        if not worker.served and worker.deaths == _LOAD_ATTEMPTS - 1:
-            problem = f"its process died {_LOAD_ATTEMPTS} times while loading (exit code {process.exitcode})"
-            report = WorkerReport(0.0, problem)
-            write_report(self._runtime, worker.writer, report)
-            self._note_report(worker, report)
-            return
-        if now_s - worker.started_s > _STABLE_S:
-            worker.deaths = 0
-        worker.restart_at_s = now_s + _RESTART_DELAYS_S[min(worker.deaths, len(_RESTART_DELAYS_S) - 1)]
-        worker.deaths += 1
+    def _on_reports(self) -> None:
+        for word, number in MESSAGE.iter_unpack(os.read(self._reports.fd, MESSAGE.size * 64)):
+            workers = [child for child in self._of(Role.WORKER) if child.index == number]
+            for child in workers:
+                if word == Word.WORKER_READY:
+                    child.ready = True
+                    self._failed_loads.pop(child.index, None)
+                elif word == Word.WORKER_HANGS:
+                    _log.error("%s has been busy with one batch for too long; it is ended", child)
+                    child.process.kill()
 
-    def _tell(self, message: bytes) -> None:
-        for pipe in self._api_pipes:
-            os.write(pipe, message)
+    def _on_signal(self) -> None:
+        self._stop.clear()
+        if self.phase is Phase.STARTING or self._stop.count > 1:
+            self.end()
+            return
+        _log.info("stopping: not ready any more, serving on for %g s", self._grace_s)
+        self.phase = Phase.GRACE
+        self._board.draining[0] = 1
+        self._deadline_s = time.monotonic() + self._grace_s
+
+    def _on_deadline(self) -> None:
+        if self.phase is Phase.GRACE:
+            self.phase = Phase.CLOSING
+            self._deadline_s = time.monotonic() + self._close_s
+            self._restarts = [restart for restart in self._restarts if restart[1] is Role.WORKER]
+            for child in self._of(Role.API_SERVER):
+                os.write(child.lifeline.fd, MESSAGE.pack(Word.STOP, 0))
+            if not self._of(Role.API_SERVER):
+                self._close_workers()
+        else:
+            _log.error("still not closed after %g s: ending what is left", self._close_s)
+            self.end()
+
+    def _close_workers(self) -> None:
+        """Nothing is left to serve: workers that see their lifeline close end by themselves."""
+        workers = self._of(Role.WORKER)
+        for child in workers:
+            self._forget(child)
+        for child in workers:
+            child.process.join(max(0.1, (self._deadline_s or 0.0) - time.monotonic()))
+            if child.process.is_alive():
+                child.process.kill()
+                child.process.join()
+        self.phase = Phase.CLOSED

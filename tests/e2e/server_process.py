@@ -106,9 +106,9 @@ def serving(repository: Path, output: Path, *options: str) -> Iterator[ServerPro
             process.wait()
 
 
-def runtime_folders(pid: int) -> list[Path]:
-    """What a server with that process id has in shared memory."""
-    return list(Path("/dev/shm").glob(f"foldserve-{pid}-*"))
+def left_behind() -> list[Path]:
+    """What servers have left in shared memory under a name; ours have none."""
+    return list(Path("/dev/shm").glob("*foldserve*"))
 
 
 def alive(pids: list[int]) -> list[int]:

@@ -1,0 +1,142 @@
+"""The parts of one API server, put together in its own process on its event loop.
+
+    the short way   FastProtocol -> exchange.py ─┐
+                                                 ├─> dispatch.py -> queues -> workers
+    the long way    http.py -> predict.py -> dispatch_engine.py ─┘
+
+Also listens to the parent: what died, when to stop.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from service import recovery
+from service.access_log import log_access
+from service.admission import Bounds
+from service.codecs import BodyType
+from service.config import ServeSettings
+from service.dispatch import Dispatcher, Lane
+from service.dispatch_engine import DispatchEngine, served_models
+from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
+from service.fastpath.heads import KnownHeads, Route
+from service.http import Front
+from service.metrics import Metrics
+from service.metrics_exposition import Exposition, Seen
+from service.repository import ModelEntry
+from service.supervisor import MESSAGE, Word
+from service.transport.census import take_census
+from service.transport.layout import Layout
+from service.transport.queues import QueueLock, TicketWriter
+from service.transport.transport import Transport
+
+_log = logging.getLogger("foldserve.api_server")
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """What an API server's process holds. front: the long way; shop: the short way."""
+
+    dispatcher: Dispatcher
+    front: Front
+    shop: Shop
+    metrics: Metrics
+
+    def listen(self, fd: int, stop: Callable[[], None]) -> None:
+        """Act on what the parent writes into this pipe, and end when the parent is gone."""
+        asyncio.get_running_loop().add_reader(fd, self._on_messages, fd, stop)
+
+    def _on_messages(self, fd: int, stop: Callable[[], None]) -> None:
+        data = os.read(fd, MESSAGE.size * 64)
+        if not data:
+            _log.error("the parent process is gone: ending")
+            os._exit(1)
+        for word, number in MESSAGE.iter_unpack(data):
+            if word == Word.WORKER_DIED:
+                again = recovery.after_worker_death(self.dispatcher, number)
+                _log.warning("a worker died: %d of its requests are run again", len(again))
+                for request in again:
+                    self.metrics.retried(request.lane.model, request.lane.version, 1)
+            elif word == Word.API_SERVER_DIED:
+                recovery.after_any_death(self.dispatcher)
+            elif word == Word.STOP:
+                stop()
+
+
+def make_api_server(
+    index: int, transport: Transport, entries: Sequence[ModelEntry], settings: ServeSettings, metrics: Metrics
+) -> ApiServer:
+    """Put an API server together; called in its process, on its event loop."""
+    arenas = [arena.map() for arena in transport.arenas]
+    board = transport.board.map()
+    lanes = make_lanes(entries, settings, workers=transport.dimensions.workers)
+    writers = [TicketWriter(queue, QueueLock(queue)) for queue in transport.queues]
+    dispatcher = Dispatcher(index, lanes, arenas[index], board, writers, transport.done[index].reader.fd)
+    engine = DispatchEngine(dispatcher, served_models(entries))
+
+    def look() -> Seen:
+        census = take_census(arenas, len(lanes))
+        return Seen(
+            census.queued_rows.tolist(), census.requests.tolist(), [float(r) for r in engine.ready_lanes()]
+        )
+
+    routes = make_routes(lanes, entries, settings.default_model)
+    shop = Shop(
+        routes={route.path.encode(): route for route in routes},
+        dispatcher=dispatcher,
+        metrics=metrics,
+        counters={
+            (route, kind): metrics.answered_counter(PROTOCOLS[kind], route.lane.model, route.lane.version)
+            for route in routes
+            for kind in BodyType
+        },
+        limit_bytes=settings.max_body_bytes,
+        log_access=log_access if settings.access_log else None,
+        heads=KnownHeads(),
+        ids=RequestIds(),
+    )
+    front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid()))
+    return ApiServer(dispatcher, front, shop, metrics)
+
+
+def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: int) -> list[Lane]:
+    """One lane per model version, in the order of the repository, which is the same in every process."""
+    lanes: list[Lane] = []
+    for entry in entries:
+        queue = entry.config.queue
+        for artifact in entry.artifacts:
+            lanes.append(
+                Lane(
+                    index=len(lanes),
+                    model=entry.name,
+                    version=artifact.version,
+                    layout=Layout(artifact.signature),
+                    bounds=Bounds(queue.max_rows, queue.max_bytes),
+                    timeout_s=min(queue.timeout_s, settings.request_timeout_s or queue.timeout_s),
+                    instances=entry.config.instances * workers,
+                )
+            )
+    return lanes
+
+
+def make_routes(
+    lanes: Sequence[Lane], entries: Sequence[ModelEntry], default_model: str | None
+) -> list[Route]:
+    """The exact paths of the short way: each version, each model's default version, and the default model."""
+    by_version = {(lane.model, lane.version): lane for lane in lanes}
+    if default_model is None and len(entries) == 1:
+        default_model = entries[0].name
+    routes = []
+    for entry in entries:
+        default = by_version[entry.name, entry.default_version]
+        paths = {f"/predict/{entry.name}": default}
+        if entry.name == default_model:
+            paths["/predict"] = default
+        for artifact in entry.artifacts:
+            paths[f"/predict/{entry.name}/versions/{artifact.version}"] = by_version[
+                entry.name, artifact.version
+            ]
+        routes += [Route(path, lane, lane.layout.signature) for path, lane in paths.items()]
+    return routes

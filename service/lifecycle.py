@@ -1,0 +1,74 @@
+"""The life of a slot: its states, the legal moves, and which side may make each.
+
+A slot is a request's place in an API server's shared memory. The state lives in the slot's header, where
+both sides see it, and at any time exactly one side may write it: the API server that owns the arena while
+the request is FREE, FILLING or over; the worker that holds the model's queue lock while it is QUEUED; the
+worker named in the header while it is TAKEN, for as long as that worker lives. What follows is the whole
+machine: code elsewhere names a move, and never invents one. docs/engine.md draws it.
+
+Only the standard library here: no memory, no pipe, no clock.
+"""
+
+from enum import IntEnum
+from typing import Final
+
+
+class State(IntEnum):
+    """Where a slot is. The numbers are what the header holds."""
+
+    FREE = 0
+    """Nobody's. Its memory is in the arena's free lists."""
+    FILLING = 1
+    """The API server is receiving the body into it."""
+    QUEUED = 2
+    """Its ticket is in the model's queue: the next worker that holds the queue's lock may take it."""
+    TAKEN = 3
+    """A worker has taken it into a batch; the header says which."""
+    DONE = 4
+    """The outputs stand in the slot."""
+    FAILED = 5
+    """The slot holds the text of an error instead of outputs, or it was late or given up."""
+    OUTGROWN = 6
+    """The outputs need more room than was set aside; the record says how much. It is run again."""
+
+
+class Side(IntEnum):
+    """Who may make a move."""
+
+    API_SERVER = 0
+    """The owner of the arena."""
+    WORKER = 1
+    """The worker that takes, or has taken, the slot."""
+
+
+MOVES: Final[dict[tuple[State, State], Side]] = {
+    (State.FREE, State.FILLING): Side.API_SERVER,
+    (State.FILLING, State.QUEUED): Side.API_SERVER,
+    (State.FILLING, State.FREE): Side.API_SERVER,  # the client left, or the body was bad
+    (State.QUEUED, State.TAKEN): Side.WORKER,  # only under the queue's lock
+    (State.QUEUED, State.FAILED): Side.WORKER,  # late or given up: it never takes a place in a batch
+    (State.TAKEN, State.DONE): Side.WORKER,
+    (State.TAKEN, State.FAILED): Side.WORKER,
+    (State.TAKEN, State.OUTGROWN): Side.WORKER,
+    (State.TAKEN, State.QUEUED): Side.API_SERVER,  # the worker died: only once it is known to be dead
+    (
+        State.TAKEN,
+        State.FREE,
+    ): Side.API_SERVER,  # it died at this request's second try, or nobody waits for it
+    (State.OUTGROWN, State.QUEUED): Side.API_SERVER,
+    (State.DONE, State.FREE): Side.API_SERVER,
+    (State.FAILED, State.FREE): Side.API_SERVER,
+    (State.OUTGROWN, State.FREE): Side.API_SERVER,
+}
+"""Every legal move and the side that makes it."""
+
+SETTLED: Final = frozenset({State.DONE, State.FAILED, State.OUTGROWN})
+"""States in which the worker is finished with the slot, whether or not its record has arrived."""
+
+MAX_DEATHS: Final = 2
+"""A request that was in a worker at this many deaths is the suspect: it fails, and is not tried again."""
+
+
+def may_move(side: Side, before: State, after: State) -> bool:
+    """Whether `side` may move a slot from `before` to `after`."""
+    return MOVES.get((before, after)) == side

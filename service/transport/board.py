@@ -1,0 +1,109 @@
+"""A few numbers that every process reads without asking: who drains, how much is queued, who is busy.
+
+Each cell has one writer (named below), is 8 bytes, aligned, and is read whole; nobody waits for anybody
+here. Sums over writers may be a request or so old, which is what admission needs and all it needs.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Final, TypeAlias
+
+from service.transport.handles import SharedMemory
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """How many of each there are; fixed when the server starts."""
+
+    api_servers: int
+    workers: int
+    models: int
+    instances: int
+    """Instances per worker, over all its models."""
+
+
+class Board:
+    """The shared numbers; give it to every process, and map() it there."""
+
+    def __init__(self, dimensions: Dimensions) -> None:
+        self.dimensions = dimensions
+        cells = sum(prod(shape) for shape in _shapes(dimensions).values())
+        self.notes_at = cells * 8
+        notes_bytes = dimensions.workers * dimensions.models * NOTE_BYTES
+        self.memory = SharedMemory("board", self.notes_at + notes_bytes)
+
+    def map(self) -> "MappedBoard":
+        """This process's view of the board."""
+        return MappedBoard(self)
+
+
+NOTE_BYTES: Final = 1024
+"""Room for the text that says why a worker does not serve a model, UTF-8."""
+
+ROW_FRACTION: Final = 256
+"""batch_rows counts in this part of a row."""
+
+Cells: TypeAlias = memoryview
+"""Signed 8-byte integers, indexed by as many indices as the table has dims."""
+
+
+def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
+    return {
+        "draining": (1,),
+        "epoch": (of.api_servers,),
+        "queued_rows": (of.api_servers, of.models),
+        "queued_bytes": (of.api_servers, of.models),
+        "ready": (of.workers, of.models),
+        "busy_since_ns": (of.workers, of.instances),
+        "batch_ns": (of.workers, of.models),
+        "batch_rows": (of.workers, of.models),
+    }
+
+
+class MappedBoard:
+    """The board's cells in this process, as views of 8-byte integers: quick to read and write one by one.
+
+    draining: [0] is 1 once shutdown has begun (supervisor).
+    epoch: which life of an API server; tickets of its earlier lives are void (supervisor).
+    queued_rows, queued_bytes: [api server, model] what it has queued or in a batch (that API server).
+    ready: [worker, model] 1 when it has the model loaded, warmed and agreeing with its reference (that worker).
+    busy_since_ns: [worker, instance] CLOCK_MONOTONIC when it took the tickets it holds, 0 when none (it).
+    batch_ns, batch_rows: [worker, model] moving averages of a batch's time, and of its rows in 256ths (that worker).
+    """
+
+    def __init__(self, board: Board) -> None:
+        self._map = board.memory.map()
+        whole = memoryview(self._map)
+        at = 0
+        cells: dict[str, Cells] = {}
+        for name, shape in _shapes(board.dimensions).items():
+            nbytes = prod(shape) * 8
+            cells[name] = whole[at : at + nbytes].cast("q", shape)
+            at += nbytes
+        self.dimensions = board.dimensions
+        self._notes = whole[board.notes_at :]
+        self._models = board.dimensions.models
+        self.draining = cells["draining"]
+        self.epoch = cells["epoch"]
+        self.queued_rows = cells["queued_rows"]
+        self.queued_bytes = cells["queued_bytes"]
+        self.ready = cells["ready"]
+        self.busy_since_ns = cells["busy_since_ns"]
+        self.batch_ns = cells["batch_ns"]
+        self.batch_rows = cells["batch_rows"]
+
+    def write_note(self, worker: int, model: int, text: str) -> None:
+        """Say why a worker does not serve a model; "" when it does."""
+        data = text.encode()[: NOTE_BYTES - 1]
+        at = (worker * self._models + model) * NOTE_BYTES
+        self._notes[at : at + NOTE_BYTES] = data.ljust(NOTE_BYTES, b"\0")
+
+    def note(self, worker: int, model: int) -> str:
+        """Why a worker does not serve a model."""
+        at = (worker * self._models + model) * NOTE_BYTES
+        return bytes(self._notes[at : at + NOTE_BYTES]).rstrip(b"\0").decode(errors="replace")
+
+    def all_busy_since_ns(self) -> list[int]:
+        """busy_since_ns of every instance of every worker."""
+        workers, instances = range(self.dimensions.workers), range(self.dimensions.instances)
+        return [self.busy_since_ns[worker, instance] for worker in workers for instance in instances]

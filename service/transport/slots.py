@@ -1,0 +1,141 @@
+"""The places of an API server's arena: a slot each, with bytes for inputs and outputs, handed out and taken back.
+
+Private to the API server that owns the arena. A place that is given back is kept whole for the next request of the
+same sizes, last in first out: the common request finds its slot, its bytes and the views of them ready. When
+the arena runs short, the places that are kept are broken up.
+"""
+
+from typing import Final
+
+from service.lifecycle import State
+from service.transport.arena import ATTEMPT_AT, HEADER, QUEUED_STRUCT, MappedArena
+from service.transport.extents import ALIGNMENT, Extents
+
+TEXT_ROOM: Final = 1024
+"""Bytes of outputs that every place has at least: the text of an error must fit."""
+
+_GIVEN_UP: Final = HEADER.fields["given_up"][1]  # type: ignore[index]
+
+
+class Place:
+    """A slot and its bytes. Offsets are from the start of the arena."""
+
+    __slots__ = (
+        "_header",
+        "_key",
+        "_memory",
+        "_spans",
+        "attempt",
+        "input_at",
+        "inputs",
+        "output_at",
+        "outputs",
+        "slot",
+    )
+
+    def __init__(self, memory: memoryview, slot: int, key: tuple[int, int], span: tuple[int, int]) -> None:
+        input_bytes, _ = key
+        offset, size = span
+        input_room = -(-input_bytes // ALIGNMENT) * ALIGNMENT
+        self.slot = slot
+        self.attempt = 0
+        self.input_at = offset
+        self.inputs = memory[offset : offset + input_bytes]
+        self.output_at = offset + input_room
+        self.outputs = memory[offset + input_room : offset + size]
+        self._memory = memory
+        self._header = slot * HEADER.itemsize
+        self._key = key
+        self._spans = [span]
+
+    def set_state(self, state: State) -> None:
+        """Move the slot; lifecycle.py says which moves are this side's."""
+        self._memory[self._header] = state
+
+    def begin_attempt(self, model: int, rows: int) -> None:
+        """Queue the slot under a new attempt: tickets of earlier ones are void."""
+        self.attempt += 1
+        QUEUED_STRUCT.pack_into(self._memory, self._header + ATTEMPT_AT, self.attempt, model, rows)
+        self._memory[self._header] = State.QUEUED
+
+    def set_given_up(self, given_up: bool) -> None:
+        """Tell workers whether anybody waits for the answer."""
+        self._memory[self._header + _GIVEN_UP] = given_up
+
+
+class SlotPool:
+    """All places of one arena. free() says how much is left, for tests and messages."""
+
+    def __init__(self, arena: MappedArena) -> None:
+        self._memory = arena.bytes
+        slots = len(arena.state)
+        self._slots = list(range(slots - 1, -1, -1))
+        self._extents = Extents(slots * HEADER.itemsize, arena.data_bytes)
+        self._kept: dict[tuple[int, int], list[Place]] = {}
+        arena.state[:] = State.FREE
+
+    def take(self, input_bytes: int, output_bytes: int) -> Place | None:
+        """A place with at least this room, FILLING; None when slots or bytes have run out."""
+        key = (input_bytes, output_bytes)
+        kept = self._kept.get(key)
+        if kept:
+            place = kept.pop()
+        else:
+            made = self._make(key)
+            if made is None:
+                self._break_up()
+                made = self._make(key)
+            if made is None:
+                return None
+            place = made
+        place.set_state(State.FILLING)
+        return place
+
+    def give(self, place: Place) -> None:
+        """Take back a place that no worker can touch."""
+        place.set_state(State.FREE)
+        if len(place._spans) == 1:
+            kept = self._kept.get(place._key)
+            if kept is None:
+                kept = self._kept[place._key] = []
+            kept.append(place)
+        else:
+            self._free(place)
+
+    def widen(self, place: Place, output_bytes: int) -> bool:
+        """Give a place other output bytes, enough for output_bytes; False when there is no such room."""
+        span = self._extents.take(max(output_bytes, TEXT_ROOM))
+        if span is None:
+            self._break_up()
+            span = self._extents.take(max(output_bytes, TEXT_ROOM))
+        if span is None:
+            return False
+        place._spans.append(span)
+        place.output_at = span[0]
+        place.outputs = self._memory[span[0] : span[0] + span[1]]
+        return True
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in use, or kept for requests of the same sizes."""
+        return self._extents.used_bytes
+
+    def _make(self, key: tuple[int, int]) -> Place | None:
+        if not self._slots:
+            return None
+        input_room = -(-key[0] // ALIGNMENT) * ALIGNMENT
+        span = self._extents.take(input_room + max(key[1], TEXT_ROOM))
+        if span is None:
+            return None
+        return Place(self._memory, self._slots.pop(), key, span)
+
+    def _free(self, place: Place) -> None:
+        for offset, size in place._spans:
+            self._extents.give(offset, size)
+        self._slots.append(place.slot)
+
+    def _break_up(self) -> None:
+        for kept in self._kept.values():
+            for place in kept:
+                self._free(place)
+        self._kept.clear()

@@ -1,0 +1,55 @@
+"""All shared memory and pipes of one server, made by the parent before any other process exists."""
+
+import contextlib
+import fcntl
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from service.transport.arena import Arena
+from service.transport.board import Board, Dimensions
+from service.transport.handles import Handle, SharedMemory
+from service.transport.queues import ModelQueue
+from service.transport.records import DONE
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an API server's arena holds. slots: requests in flight; data_bytes: their inputs and outputs."""
+
+    slots: int
+    data_bytes: int
+
+
+class Pipe:
+    """An anonymous pipe whose two ends go to different processes."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        read_fd, write_fd = os.pipe()
+        # The user may be over the pipe quota (pipe(7)): writers then wait for their reader now and then.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, capacity_bytes)
+        self.reader, self.writer = Handle(read_fd), Handle(write_fd)
+
+
+class Transport:
+    """Arenas and done pipes by API server, queues by model, the board, and the pipe of reports to the parent.
+
+    Picklable while a worker is being spawned; inherited by forked API servers.
+    """
+
+    def __init__(self, dimensions: Dimensions, sizes: Sizes) -> None:
+        self.dimensions = dimensions
+        locks = SharedMemory("locks", max(1, dimensions.models))
+        self.board = Board(dimensions)
+        self.arenas = [Arena(index, sizes.slots, sizes.data_bytes) for index in range(dimensions.api_servers)]
+        # Room for a record of every slot, so that a worker never waits for an API server that is slow.
+        capacity = 1 << (max(sizes.slots * DONE.itemsize, 4096) - 1).bit_length()
+        self.done = [Pipe(capacity) for _ in self.arenas]
+        for pipe in self.done:
+            os.set_blocking(pipe.reader.fd, False)
+        self.queues = [ModelQueue(index, locks) for index in range(dimensions.models)]
+        self.reports = Pipe(_REPORT_BYTES)
+
+
+_REPORT_BYTES: Final = 4096
