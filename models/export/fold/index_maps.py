@@ -7,7 +7,9 @@ not in one group with them. Everything is worked out on the sizes, not on an exa
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from operator import mul
 from typing import Any
 
@@ -47,21 +49,92 @@ def _groups(old: Sequence[Size], new: Sequence[Size]) -> list[tuple[range, range
 
 
 def through_view(affine: Affine, old: Sequence[Size], new: Sequence[Size]) -> Affine:
-    """The map of a tensor of shape new, when the same entries in shape old have the map affine."""
-    full: list[int] = []
-    moved: list[int] = []
-    for old_axes, new_axes in _groups(old, new):
-        if not any(affine.scale.shape[axis] > 1 for axis in old_axes):
-            full += [1] * len(old_axes)
-            moved += [1] * len(new_axes)
-            continue
-        for axes, shape, out in ((old_axes, old, full), (new_axes, new, moved)):
-            for axis in axes:
-                size = static(shape[axis])
-                if size is None:
-                    raise Refused("a view mixes the norm's axis with one of dynamic size")
-                out.append(size)
-    return affine.map(lambda tensor: tensor.expand(full).reshape(moved))
+    """The map of a tensor of shape new, when the same entries in shape old have the map affine.
+
+    Raises Refused when that would vary along a dynamic axis.
+    """
+    for old_axes, new_axes in reversed(_groups(old, new)):  # from the last: the axes before keep their places
+        affine = _through_group(affine, old, new, old_axes, new_axes)
+    return affine
+
+
+def _through_group(
+    affine: Affine, old: Sequence[Size], new: Sequence[Size], old_axes: range, new_axes: range
+) -> Affine:
+    """affine with the axes old_axes replaced by new_axes; the axes behind old_axes may be of either shape."""
+
+    def reshaped(map_: Affine, before: range | list[int], sizes: list[int]) -> Affine:
+        start = old_axes.start
+        return map_.map(lambda t: t.reshape(*t.shape[:start], *sizes, *t.shape[start + len(before) :]))
+
+    def expanded(map_: Affine, sizes: list[int]) -> Affine:
+        behind = map_.rank - old_axes.start - len(sizes)
+        full = [-1] * old_axes.start + sizes + [-1] * behind
+        return Affine(map_.scale.expand(full), map_.shift.expand(full))
+
+    if any(static(size) == 0 for size in (*old, *new)):
+        raise Refused("a view has no entries")
+    if not any(axis in old_axes for axis in affine.axes):
+        return reshaped(affine, old_axes, [1] * len(new_axes))
+    old_sizes, new_sizes = ([static(shape[a]) for a in axes] for shape, axes in ((old, old_axes), (new, new_axes)))
+    if None not in old_sizes and None not in new_sizes:
+        known = [size for size in old_sizes if size is not None]
+        return reshaped(expanded(affine, known), old_axes, [size for size in new_sizes if size is not None])
+    factors = _factors(old_sizes, new_sizes)
+    held = affine.scale.shape[old_axes.start : old_axes.stop]
+    if any(size > 1 and size != prod(f.size for f in factors if f.old == axis) for axis, size in enumerate(held)):
+        raise Refused(_MIXED)
+    split = [f.size if held[f.old] > 1 else 1 for f in factors]
+    by_factor = reshaped(affine, old_axes, split)
+    varying = {f.new for i, f in enumerate(factors) if by_factor.scale.shape[old_axes.start + i] > 1}
+    if any(new_sizes[axis] is None for axis in varying):
+        raise Refused(_MIXED)
+    full = [f.size if f.new in varying else 1 for f in factors]
+    sizes = [prod(full[i] for i, f in enumerate(factors) if f.new == axis) for axis in range(len(new_axes))]
+    return reshaped(expanded(by_factor, full), full, sizes)
+
+
+_MIXED = "a view mixes the norm's axis with one of dynamic size"
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """A run of size entries that is part of one old and of one new axis."""
+
+    size: int
+    old: int
+    new: int
+
+
+def _factors(old: Sequence[int | None], new: Sequence[int | None]) -> list[_Factor]:
+    """The common refinement of two row-major shapes with equal products, in order; None is a dynamic size.
+
+    Read from the right, until both sides are dynamic: (n, 6) and (3n, 2) share (3, 2), and n is left. Raises Refused
+    when one size does not divide the other, so that no refinement exists.
+    """
+    found: list[_Factor] = []
+    i, j = len(old) - 1, len(new) - 1
+    left, right = old[i], new[j]
+    while i >= 0 and j >= 0:
+        if left is None and right is None:
+            break  # what is left of these two axes, and all before them, has no known boundaries
+        if left is None or right is None:
+            size = left if right is None else right
+            assert size is not None, "one of the two is known"
+        elif left % right and right % left:
+            raise Refused(_MIXED)
+        else:
+            size = min(left, right)
+        found.append(_Factor(size, i, j))
+        left = None if left is None else left // size
+        right = None if right is None else right // size
+        if left == 1:
+            i -= 1
+            left = old[i] if i >= 0 else 1
+        if right == 1:
+            j -= 1
+            right = new[j] if j >= 0 else 1
+    return found[::-1]
 
 
 def _view_to_input(site: Site) -> Affine:
@@ -120,6 +193,8 @@ def _shuffled(site: Site) -> tuple[int, torch.Tensor]:
     if target is aten.flip.default:
         return axis, index.flip(0)
     if target is aten.roll.default:
+        if not isinstance(values["shifts"][dims.index(axis)], int):
+            raise Refused(f"{describe(site.call)} rolls by a dynamic number")
         return axis, index.roll(values["shifts"][dims.index(axis)])
     if target is aten.index_select.default:
         chosen = site.constants.value(values["index"])

@@ -29,6 +29,8 @@ def _amounts(site: Site) -> dict[int, tuple[int, int]]:
     """(before, after) by axis, for the axes that are padded or cropped."""
     values = site.arguments
     flat = values["pad"] if "pad" in values else values["padding"]
+    if not all(isinstance(amount, int) for amount in flat):
+        raise Refused(f"{describe(site.call)} pads by a dynamic amount")
     last = rank_of(site.call) - 1
     pairs = {last - i: (flat[2 * i], flat[2 * i + 1]) for i in range(len(flat) // 2)}
     return {axis: pair for axis, pair in pairs.items() if pair != (0, 0)}
@@ -36,6 +38,11 @@ def _amounts(site: Site) -> dict[int, tuple[int, int]]:
 
 def _writes_a_value(site: Site) -> bool:
     return site.call.target in _CONSTANT or site.arguments.get("mode") == "constant"
+
+
+def _pads(site: Site) -> bool:
+    """False for a pure crop, which writes nothing."""
+    return any(amount > 0 for pair in _amounts(site).values() for amount in pair)
 
 
 def _value(site: Site) -> float:
@@ -67,7 +74,7 @@ def _steps(site: Site) -> list[Step]:
     amounts, affine = _amounts(site), site.affine
     source = site.node(first(site))
     edits: tuple[Edit, ...] = ()
-    if _writes_a_value(site):
+    if _writes_a_value(site) and _pads(site):
         outer = affine
         for axis in affine.axes:
             if axis in amounts:
@@ -85,7 +92,7 @@ def _steps(site: Site) -> list[Step]:
 
 def _moved(site: Site) -> Moved:
     amounts, affine = _amounts(site), site.affine
-    if not _writes_a_value(site):
+    if not _writes_a_value(site) or not _pads(site):
         return Moved(outputs={None: affine})
     for axis in affine.axes:
         if axis in amounts:

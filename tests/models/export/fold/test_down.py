@@ -59,7 +59,11 @@ def test_scale_folds_into_a_convolution_whose_outputs_see_different_taps(reader)
 
 @pytest.mark.parametrize(
     "reader",
-    [nn.ConvTranspose2d(4, 6, 3), nn.ConvTranspose2d(4, 6, 1, stride=2), nn.ConvTranspose2d(4, 6, 1, padding=1)],
+    [
+        nn.ConvTranspose2d(4, 6, 3),
+        nn.ConvTranspose2d(4, 6, 1, stride=2),
+        nn.ConvTranspose2d(4, 6, 1, padding=1),
+    ],
     ids=["kernel 3", "stride 2", "padding 1"],
 )
 def test_norm_with_a_shift_stays_before_a_transposed_convolution_with_uneven_taps(reader):
@@ -87,7 +91,10 @@ def test_norm_stays_before_a_product_with_another_tensor():
 
 def test_norm_folds_into_every_reader_or_none():
     both = Net(
-        lambda net, x: (net.a(y := net.norm(x.sigmoid())), net.b(y)), norm=nn.BatchNorm2d(4), a=conv(), b=conv()
+        lambda net, x: (net.a(y := net.norm(x.sigmoid())), net.b(y)),
+        norm=nn.BatchNorm2d(4),
+        a=conv(),
+        b=conv(),
     )
     folded = assert_folds(both, images())
     assert folded.calls("conv2d") == 2
@@ -132,6 +139,8 @@ def test_norm_stays_before_a_convolution_that_takes_it_as_its_kernel():
 def test_layers_behind_a_norm_keep_their_weights_for_their_other_callers():
     """The folded weight is a new constant: the same layer is called once with and once without the norm."""
     net = Net(
-        lambda net, x: net.layer(net.norm(x.sigmoid())) + net.layer(x), norm=nn.BatchNorm1d(4), layer=nn.Linear(4, 4)
+        lambda net, x: net.layer(net.norm(x.sigmoid())) + net.layer(x),
+        norm=nn.BatchNorm1d(4),
+        layer=nn.Linear(4, 4),
     )
     assert_folds(net, vectors())

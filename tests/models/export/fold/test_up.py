@@ -32,11 +32,19 @@ CONVOLUTIONS = {
     "conv2d-reflect": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(6), images()),
     "conv3d": (nn.Conv3d(2, 3, 2), nn.BatchNorm3d(3), torch.zeros(2, 2, 3, 3, 3)),
     "conv_transpose1d": (nn.ConvTranspose1d(4, 6, 3, stride=2), nn.BatchNorm1d(6), sequences()),
-    "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), nn.BatchNorm2d(6), images()),
+    "conv_transpose2d": (
+        nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1),
+        nn.BatchNorm2d(6),
+        images(),
+    ),
     "conv_transpose2d-groups": (nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), images()),
     # (4, 4 / 2, k): the shapes broadcast along the wrong axis without an error.
     "conv_transpose2d-groups-square": (nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4), images()),
-    "conv_transpose3d": (nn.ConvTranspose3d(2, 4, 2, groups=2), nn.BatchNorm3d(4), torch.zeros(2, 2, 3, 3, 3)),
+    "conv_transpose3d": (
+        nn.ConvTranspose3d(2, 4, 2, groups=2),
+        nn.BatchNorm3d(4),
+        torch.zeros(2, 2, 3, 3, 3),
+    ),
 }
 
 
@@ -61,7 +69,9 @@ def test_norm_on_axis_one_stays_behind_a_linear_layer_that_works_on_axis_two(squ
     """torch.fx and torch.jit.freeze fold along the wrong axis when L = C (pytorch issue 118990)."""
     length = 6 if square else 5
     module = chain(nn.Linear(4, 6), nn.BatchNorm1d(length))
-    assert_stays(module, torch.zeros(2, length, 4), "linear has its features on axis 2, the norm acts on axis 1")
+    assert_stays(
+        module, torch.zeros(2, length, 4), "linear has its features on axis 2, the norm acts on axis 1"
+    )
 
 
 def test_norm_of_one_feature_folds_into_a_linear_layer_whatever_its_axis():
@@ -101,7 +111,11 @@ def test_scale_folds_into_the_rows_of_a_constant_matrix_on_the_left():
 
 
 def test_norm_with_a_shift_stays_behind_a_constant_matrix_on_the_left():
-    net = Net(lambda net, x: net.norm(net.matrix @ x), norm=nn.BatchNorm1d(5), matrix=nn.Parameter(torch.randn(5, 4)))
+    net = Net(
+        lambda net, x: net.norm(net.matrix @ x),
+        norm=nn.BatchNorm1d(5),
+        matrix=nn.Parameter(torch.randn(5, 4)),
+    )
     assert_stays(net, sequences(), "has no bias to take the norm's shift")
 
 
@@ -122,7 +136,9 @@ def test_norm_stays_behind_an_addmm_with_a_factor():
 
 def test_norm_folds_into_an_embedding_table():
     net = Net(
-        lambda net, x: net.norm(net.table(x).transpose(1, 2)), table=nn.Embedding(10, 6), norm=nn.BatchNorm1d(6)
+        lambda net, x: net.norm(net.table(x).transpose(1, 2)),
+        table=nn.Embedding(10, 6),
+        norm=nn.BatchNorm1d(6),
     )
     assert_folds(net, torch.zeros(2, 5, dtype=torch.long))
 
@@ -152,7 +168,9 @@ def test_norm_folds_into_the_weights_of_another_normalisation(case):
 
 
 def test_norm_on_another_axis_stays_behind_a_layer_norm():
-    assert_stays(chain(nn.LayerNorm(6), nn.BatchNorm1d(4)), sequences(), "layer_norm has weights from axis 2 on")
+    assert_stays(
+        chain(nn.LayerNorm(6), nn.BatchNorm1d(4)), sequences(), "layer_norm has weights from axis 2 on"
+    )
 
 
 def test_scale_folds_into_an_rms_norm_and_a_shift_does_not():
@@ -166,11 +184,15 @@ def test_norm_behind_a_norm_folds_with_it_into_the_convolution():
 
 
 def test_norm_behind_a_norm_that_must_stay_folds_into_it():
-    folded = assert_stays(chain(nn.Sigmoid(), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Sigmoid()), images(), found=2)
+    folded = assert_stays(
+        chain(nn.Sigmoid(), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Sigmoid()), images(), found=2
+    )
     assert folded.report.folded == 1
 
 
-@pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.ReLU(), nn.Softmax(1), nn.GELU(), nn.Hardswish(), nn.ReLU6()])
+@pytest.mark.parametrize(
+    "activation", [nn.Sigmoid(), nn.ReLU(), nn.Softmax(1), nn.GELU(), nn.Hardswish(), nn.ReLU6()]
+)
 def test_norm_with_a_shift_stays_behind_an_activation(activation):
     assert_stays(chain(conv(), activation, nn.BatchNorm2d(4)), images(), "before it, ")
 
