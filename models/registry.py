@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from models.errors import ExportError, FactoryFailed, UnknownTarget
 from models.weights import load_weights
+
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,16 @@ def _resolve_network(target: str) -> Target:
     if entry is None:
         raise UnknownTarget(_unknown_name(target))
     file = importlib.import_module(f"models.{entry.file}")
+    # Seeded, so that a network without trained weights has the same ones at every export, and the answers that
+    # the documents show are those that a reader gets. The caller's generator is left as it was.
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(_SEED)
+        module = getattr(file, entry.build)()
+        example_inputs = getattr(file, entry.example_inputs)()
     return Target(
         name=target,
-        module=getattr(file, entry.build)(),
-        example_inputs=getattr(file, entry.example_inputs)(),
+        module=module,
+        example_inputs=example_inputs,
         dynamic_axes=getattr(file, "DYNAMIC_AXES", None),
         input_names=entry.input_names,
         source=target,

@@ -114,6 +114,17 @@ def test_name_resolves_to_its_network_with_rows_first_in_the_example():
     assert target.module(x).shape == (2, 5)
 
 
+def test_named_network_has_the_same_weights_each_time_and_leaves_the_generator_alone():
+    torch.manual_seed(7)
+    expected = torch.randn(3)
+    torch.manual_seed(7)
+    first, second = resolve("mlp"), resolve("mlp")
+    assert torch.equal(torch.randn(3), expected)
+    for one, other in zip(first.module.parameters(), second.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(first.example_inputs[0], second.example_inputs[0])
+
+
 def test_weights_are_loaded_into_a_named_network(tmp_path):
     given = resolve("mlp").module.state_dict()
     torch.save(given, tmp_path / "w.pt")
