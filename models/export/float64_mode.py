@@ -36,7 +36,10 @@ def is_smaller_float(value: object) -> bool:
 
 @contextmanager
 def float64_arithmetic() -> Iterator[None]:
-    """Within: float64 is the default type, no gradients, and no operator casts to a smaller float type."""
+    """Within: float64 is the default type, no gradients, and no operator casts to a smaller float type.
+
+    The default type is the whole process's: one thread exports at a time, as with torch.export itself.
+    """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

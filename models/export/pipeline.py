@@ -219,15 +219,9 @@ def export_model(
         progress: called when a step begins and when it has ended.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
     """
-    repository = Path(destination)
-    check_name(name)
-    number = check_version(version)
-    if not isinstance(module, nn.Module):
-        raise BadExample(f"module is a {type(module).__name__}; expected an nn.Module")
-    if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int) or max_batch_size < 1:
-        raise BadExample(f"max_batch_size is {max_batch_size!r}; expected a number of rows, 1 or more")
+    repository, number = Path(destination), check_version(version)
+    _check_settings(module, check_name(name), max_batch_size)
     check_free(repository, name, number)
-    origin = source or f"{type(module).__module__}.{type(module).__qualname__}"
     seconds: dict[str, float] = {}
     with new_version(repository, name, number) as folder:
         job = Job(
@@ -235,7 +229,7 @@ def export_model(
             example_inputs,
             name,
             number,
-            origin,
+            source or f"{type(module).__module__}.{type(module).__qualname__}",
             dynamic_axes,
             input_names,
             output_names,
@@ -249,14 +243,26 @@ def export_model(
             run(job)
             seconds[step] = time.perf_counter() - begun
             _tell(progress, Progress(step, index, len(STEPS), seconds[step]))
-    final = repository / name / str(number)
+    return _result(repository / name / str(number), job.report, seconds)
+
+
+def _check_settings(module: object, name: str, max_batch_size: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise BadExample(f"{name}: module is a {type(module).__name__}; expected an nn.Module")
+    if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int) or max_batch_size < 1:
+        raise BadExample(
+            f"{name}: max_batch_size is {max_batch_size!r}; expected a number of rows, 1 or more"
+        )
+
+
+def _result(folder: Path, report: dict[str, Any], seconds: dict[str, float]) -> ExportResult:
     return ExportResult(
-        folder=final,
-        onnx_path=final / "model.onnx",
-        torchscript_path=final / "model.pt",
-        reference_path=final / "reference.npz",
-        manifest=final / "manifest.json",
-        report=job.report,
+        folder=folder,
+        onnx_path=folder / "model.onnx",
+        torchscript_path=folder / "model.pt",
+        reference_path=folder / "reference.npz",
+        manifest=folder / "manifest.json",
+        report=report,
         seconds=seconds,
     )
 
