@@ -222,13 +222,17 @@ _LIBRARY: list[torch.library.Library] = []  # an operator lives as long as its l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="only networks whose name starts with this")
     chosen = parser.parse_args().names
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     _has_kernels()
-    skipped = {package for package in {n.package for n in NETWORKS} if importlib.util.find_spec(package) is None}
+    skipped = {
+        package for package in {n.package for n in NETWORKS} if importlib.util.find_spec(package) is None
+    }
     for package in sorted(skipped):
         print(f"skipped: {package} is not installed")
     print("| network | found | left | relative error | capture s | fold s | the first left, and why |")
@@ -242,7 +246,9 @@ def main() -> None:
         try:
             m = measure(network)
         except Exception as error:  # a table of what works must say what does not, and go on
-            print(f"| {label} | | | | | | not captured: {type(error).__name__}: {str(error).splitlines()[0][:100]} |")
+            print(
+                f"| {label} | | | | | | not captured: {type(error).__name__}: {str(error).splitlines()[0][:100]} |"
+            )
             continue
         found += m.report.found
         left += len(m.report.left)

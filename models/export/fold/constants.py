@@ -180,6 +180,9 @@ class Constants:
     def materialise(self) -> None:
         """Replace each outermost constant expression that does arithmetic by a new constant."""
         for node in list(self._gm.graph.nodes):
+            if is_call(node, aten._assert_tensor_metadata.default) and self.is_constant(node.args[0]):
+                self._gm.graph.erase_node(node)  # a constant's dtype cannot change any more
+                continue
             if node.op != "call_function" or not any(not self.is_constant(user) for user in node.users):
                 continue
             value = self.value(node)

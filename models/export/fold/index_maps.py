@@ -76,13 +76,17 @@ def _through_group(
         raise Refused("a view has no entries")
     if not any(axis in old_axes for axis in affine.axes):
         return reshaped(affine, old_axes, [1] * len(new_axes))
-    old_sizes, new_sizes = ([static(shape[a]) for a in axes] for shape, axes in ((old, old_axes), (new, new_axes)))
+    old_sizes, new_sizes = (
+        [static(shape[a]) for a in axes] for shape, axes in ((old, old_axes), (new, new_axes))
+    )
     if None not in old_sizes and None not in new_sizes:
         known = [size for size in old_sizes if size is not None]
         return reshaped(expanded(affine, known), old_axes, [size for size in new_sizes if size is not None])
     factors = _factors(old_sizes, new_sizes)
     held = affine.scale.shape[old_axes.start : old_axes.stop]
-    if any(size > 1 and size != prod(f.size for f in factors if f.old == axis) for axis, size in enumerate(held)):
+    if any(
+        size > 1 and size != prod(f.size for f in factors if f.old == axis) for axis, size in enumerate(held)
+    ):
         raise Refused(_MIXED)
     split = [f.size if held[f.old] > 1 else 1 for f in factors]
     by_factor = reshaped(affine, old_axes, split)

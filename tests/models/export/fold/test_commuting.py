@@ -53,7 +53,12 @@ def test_norm_passes_downwards(case):
 @pytest.mark.parametrize(
     ("made_by", "between", "norm", "example"),
     [
-        (nn.Conv1d(4, 4, 3), chain(nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(2)), nn.BatchNorm1d(4), sequences(4, 9)),
+        (
+            nn.Conv1d(4, 4, 3),
+            chain(nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(2)),
+            nn.BatchNorm1d(4),
+            sequences(4, 9),
+        ),
         (nn.Conv1d(4, 4, 3), nn.Upsample(scale_factor=2, mode="linear"), nn.BatchNorm1d(4), sequences()),
         (
             nn.Conv3d(2, 2, 2),
@@ -215,7 +220,11 @@ def test_conv_norm_pool_norm_needs_the_first_norm_out_of_the_way():
 
 
 def test_norm_stays_behind_dropout_that_is_left_in_training():
-    net = Net(lambda net, x: net.norm(F.dropout(net.conv(x), 0.5, training=True)), conv=conv(), norm=nn.BatchNorm2d(4))
+    net = Net(
+        lambda net, x: net.norm(F.dropout(net.conv(x), 0.5, training=True)),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+    )
     from models.export.fold import fold_batch_norms
     from tests.models.export.fold.support import capture
 

@@ -58,7 +58,10 @@ def test_norm_passes_a_constant_downwards(case):
 
 def test_addition_of_a_constant_map_of_pixels_takes_the_shift_and_passes_the_scale():
     net = Net(
-        lambda net, x: net.norm(net.a(x) + net.k), a=conv(), norm=nn.BatchNorm2d(4), k=nn.Parameter(torch.randn(4, 4))
+        lambda net, x: net.norm(net.a(x) + net.k),
+        a=conv(),
+        norm=nn.BatchNorm2d(4),
+        k=nn.Parameter(torch.randn(4, 4)),
     )
     folded = assert_folds(net, images())
     assert folded.calls("add") == 1
@@ -66,7 +69,9 @@ def test_addition_of_a_constant_map_of_pixels_takes_the_shift_and_passes_the_sca
 
 def test_product_with_a_constant_map_of_pixels_is_passed_only_without_a_shift():
     def net(norm):
-        return Net(lambda net, x: net.norm(net.a(x) * net.k), a=conv(), norm=norm, k=nn.Parameter(torch.randn(4, 4)))
+        return Net(
+            lambda net, x: net.norm(net.a(x) * net.k), a=conv(), norm=norm, k=nn.Parameter(torch.randn(4, 4))
+        )
 
     assert_stays(net(nn.BatchNorm2d(4)), images())
     scale = without_shift(randomise_norms(nn.BatchNorm2d(4)))
@@ -83,7 +88,12 @@ def test_addition_behind_a_relu_takes_the_shift_when_the_scale_can_pass():
     """a * (relu(x) + k) + c = relu(a * x) + (a * k + c)."""
     norm = randomise_norms(nn.BatchNorm2d(4))
     norm.weight.data.abs_()
-    net = Net(lambda net, x: net.norm(net.a(x).relu() + net.k), a=conv(), norm=norm, k=nn.Parameter(torch.randn(4, 1, 1)))
+    net = Net(
+        lambda net, x: net.norm(net.a(x).relu() + net.k),
+        a=conv(),
+        norm=norm,
+        k=nn.Parameter(torch.randn(4, 1, 1)),
+    )
     folded = assert_folds(net, images(), randomise=False)
     assert folded.calls("relu") == 1
 
@@ -100,7 +110,11 @@ SUMS = {
 @pytest.mark.parametrize("case", SUMS)
 def test_norm_of_a_sum_scales_both_branches_and_shifts_one(case):
     net = Net(
-        lambda net, x: net.norm(SUMS[case](net, x)), a=conv(), b=conv(bias=False), c=conv(), norm=nn.BatchNorm2d(4)
+        lambda net, x: net.norm(SUMS[case](net, x)),
+        a=conv(),
+        b=conv(bias=False),
+        c=conv(),
+        norm=nn.BatchNorm2d(4),
     )
     assert_folds(net, images())
 
@@ -158,7 +172,9 @@ def test_frozen_norm_and_layer_scale_are_folded_and_not_counted():
     buffers = {name: nn.Buffer(torch.rand(4) + 0.5) for name in ("weight", "bias", "mean", "var")}
     folded = assert_folds(Net(frozen, a=conv(), **buffers), images(), found=0)
     assert folded.calls("mul") == folded.calls("add") == 0
-    layer_scale = Net(lambda net, x: x + net.a(x) * net.gamma, a=nn.Linear(4, 4), gamma=nn.Parameter(torch.randn(4)))
+    layer_scale = Net(
+        lambda net, x: x + net.a(x) * net.gamma, a=nn.Linear(4, 4), gamma=nn.Parameter(torch.randn(4))
+    )
     folded = assert_folds(layer_scale, vectors(), found=0)
     assert folded.calls("mul") == 0
 

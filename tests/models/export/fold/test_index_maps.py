@@ -23,7 +23,12 @@ from tests.models.export.fold.support import (
 
 def _shuffle_by_hand(net, x):
     rows, channels, height, width = x.shape
-    return x.view(rows, 2, channels // 2, height, width).transpose(1, 2).contiguous().view(rows, -1, height, width)
+    return (
+        x.view(rows, 2, channels // 2, height, width)
+        .transpose(1, 2)
+        .contiguous()
+        .view(rows, -1, height, width)
+    )
 
 
 MOVES = {
@@ -37,7 +42,12 @@ MOVES = {
         nn.BatchNorm1d(6),
         torch.zeros(2, 3, 4),
     ),
-    "transpose": (nn.Linear(4, 6), Net(lambda net, x: x.transpose(1, 2)), nn.BatchNorm1d(6), torch.zeros(2, 3, 4)),
+    "transpose": (
+        nn.Linear(4, 6),
+        Net(lambda net, x: x.transpose(1, 2)),
+        nn.BatchNorm1d(6),
+        torch.zeros(2, 3, 4),
+    ),
     "permute": (
         nn.Linear(4, 6),
         Net(lambda net, x: x.permute(0, 3, 1, 2)),
@@ -50,7 +60,12 @@ MOVES = {
     "flip of the channels": (conv(), Net(lambda net, x: x.flip(1)), nn.BatchNorm2d(4), images()),
     "roll of the channels": (conv(), Net(lambda net, x: x.roll(1, 1)), nn.BatchNorm2d(4), images()),
     "roll of the pixels": (conv(), Net(lambda net, x: x.roll((1, 2), (2, 3))), nn.BatchNorm2d(4), images()),
-    "expand over pixels": (conv(4, 6, 6), Net(lambda net, x: x.expand(-1, -1, 3, 3)), nn.BatchNorm2d(6), images()),
+    "expand over pixels": (
+        conv(4, 6, 6),
+        Net(lambda net, x: x.expand(-1, -1, 3, 3)),
+        nn.BatchNorm2d(6),
+        images(),
+    ),
     "repeat over pixels": (conv(), Net(lambda net, x: x.repeat(1, 1, 2, 1)), nn.BatchNorm2d(4), images()),
     "channels picked by a constant index": (
         conv(),
@@ -72,7 +87,12 @@ DOWN_MOVES = {
     "channel shuffle": (nn.BatchNorm2d(4), nn.ChannelShuffle(2), conv(), images()),
     "pixel unshuffle": (nn.BatchNorm2d(4), nn.PixelUnshuffle(2), conv(16), images()),
     "transpose": (nn.BatchNorm1d(4), Net(lambda net, x: x.transpose(1, 2)), nn.Linear(4, 3), sequences()),
-    "repeat of the channels": (nn.BatchNorm2d(4), Net(lambda net, x: x.repeat(1, 2, 1, 1)), conv(8), images()),
+    "repeat of the channels": (
+        nn.BatchNorm2d(4),
+        Net(lambda net, x: x.repeat(1, 2, 1, 1)),
+        conv(8),
+        images(),
+    ),
     "flip": (nn.BatchNorm2d(4), Net(lambda net, x: x.flip(1, 2)), conv(), images()),
 }
 
@@ -90,7 +110,9 @@ def test_norm_over_flattened_pixels_stays_behind_a_convolution():
 
 def test_norm_over_shuffled_pixels_stays():
     assert_stays(chain(conv(), nn.PixelUnshuffle(2), nn.BatchNorm2d(16)), images(size=8), "pixel_unshuffle")
-    assert_stays(chain(nn.Sigmoid(), nn.BatchNorm2d(4), nn.PixelShuffle(2), conv(1)), images(), "pixel_shuffle")
+    assert_stays(
+        chain(nn.Sigmoid(), nn.BatchNorm2d(4), nn.PixelShuffle(2), conv(1)), images(), "pixel_shuffle"
+    )
 
 
 def test_channels_repeated_for_a_norm_that_treats_them_differently_stay():
@@ -120,7 +142,15 @@ def test_view_that_mixes_rows_into_the_channels_keeps_the_norm():
 @pytest.mark.parametrize("rows", [2, 3])
 def test_through_view_agrees_with_brute_force_on_every_small_factorisation(rows):
     """Each entry of an arange keeps its map under every pair of shapes with the same number of entries."""
-    shapes = [(rows, 4, 3), (rows, 12), (rows * 4, 3), (rows, 2, 2, 3), (rows, 2, 6), (1, rows, 4, 3, 1), (rows * 12,)]
+    shapes = [
+        (rows, 4, 3),
+        (rows, 12),
+        (rows * 4, 3),
+        (rows, 2, 2, 3),
+        (rows, 2, 6),
+        (1, rows, 4, 3, 1),
+        (rows * 12,),
+    ]
     for old, new in itertools.permutations(shapes, 2):
         for axis in range(1, len(old)):
             values = torch.arange(old[axis], dtype=torch.float64) + 2

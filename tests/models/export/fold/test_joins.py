@@ -20,7 +20,10 @@ def test_norm_behind_a_concatenation_goes_into_every_branch():
 
 def test_norm_behind_a_concatenation_over_pixels_goes_into_every_branch_whole():
     net = Net(
-        lambda net, x: net.norm(torch.cat([net.a(x), net.b(x)], 2)), a=conv(), b=conv(), norm=nn.BatchNorm2d(4)
+        lambda net, x: net.norm(torch.cat([net.a(x), net.b(x)], 2)),
+        a=conv(),
+        b=conv(),
+        norm=nn.BatchNorm2d(4),
     )
     assert_folds(net, images())
 
@@ -28,7 +31,10 @@ def test_norm_behind_a_concatenation_over_pixels_goes_into_every_branch_whole():
 def test_norm_behind_a_concatenation_stays_when_one_branch_cannot_take_its_part():
     """DenseNet: one branch of the concatenation is read by the next layers too."""
     net = Net(
-        lambda net, x: net.norm(torch.cat([net.a(x), net.b(x).relu()], 1)), a=conv(), b=conv(), norm=nn.BatchNorm2d(8)
+        lambda net, x: net.norm(torch.cat([net.a(x), net.b(x).relu()], 1)),
+        a=conv(),
+        b=conv(),
+        norm=nn.BatchNorm2d(8),
     )
     folded = assert_stays(net, images(), "the norm shifts, which relu does not commute with")
     assert folded.calls("_native_batch_norm_legit_no_training") == 1
@@ -41,7 +47,9 @@ def test_norm_behind_a_tensor_joined_with_itself_stays():
 
 def test_constant_branch_of_a_concatenation_takes_its_part():
     net = Net(
-        lambda net, x: net.norm(torch.cat([net.a(x), net.token.expand(x.shape[0], -1, -1)], 2).transpose(1, 2)),
+        lambda net, x: net.norm(
+            torch.cat([net.a(x), net.token.expand(x.shape[0], -1, -1)], 2).transpose(1, 2)
+        ),
         a=nn.Linear(6, 3),
         token=nn.Parameter(torch.randn(1, 4, 2)),
         norm=nn.BatchNorm1d(5),
@@ -61,7 +69,9 @@ def test_norm_behind_a_stack_goes_into_every_branch():
 
 def test_norm_on_one_branch_passes_down_through_a_join():
     net = Net(
-        lambda net, x: net.a(torch.cat([x.sigmoid(), net.norm(x.tanh())], 1)), a=conv(8), norm=nn.BatchNorm2d(4)
+        lambda net, x: net.a(torch.cat([x.sigmoid(), net.norm(x.tanh())], 1)),
+        a=conv(8),
+        norm=nn.BatchNorm2d(4),
     )
     assert_folds(net, images())
 
@@ -128,11 +138,15 @@ def test_norm_passes_down_through_splits_and_selections():
 
     assert_folds(Net(forward, norm=nn.BatchNorm2d(6), a=conv(3), b=conv(3)), images(6))
     net = Net(
-        lambda net, x: net.a(net.norm(x.sigmoid()).transpose(1, 2)[:, 0]), norm=nn.BatchNorm1d(4), a=nn.Linear(4, 3)
+        lambda net, x: net.a(net.norm(x.sigmoid()).transpose(1, 2)[:, 0]),
+        norm=nn.BatchNorm1d(4),
+        a=nn.Linear(4, 3),
     )
     assert_folds(net, sequences())
     net = Net(
-        lambda net, x: net.a(torch.stack(net.norm(x.sigmoid()).unbind(2), 2)), norm=nn.BatchNorm1d(4), a=nn.Conv1d(4, 3, 2)
+        lambda net, x: net.a(torch.stack(net.norm(x.sigmoid()).unbind(2), 2)),
+        norm=nn.BatchNorm1d(4),
+        a=nn.Conv1d(4, 3, 2),
     )
     assert_folds(net, sequences())
 
@@ -140,8 +154,15 @@ def test_norm_passes_down_through_splits_and_selections():
 def test_concatenation_of_rows_is_passed_only_when_every_operand_agrees():
     """The number of rows is dynamic: a map of some rows cannot be a constant."""
     one = Net(
-        lambda net, x: net.a(torch.cat([net.norm(x.sigmoid()), x.tanh()], 0)), norm=nn.BatchNorm2d(4), a=conv()
+        lambda net, x: net.a(torch.cat([net.norm(x.sigmoid()), x.tanh()], 0)),
+        norm=nn.BatchNorm2d(4),
+        a=conv(),
     )
     assert_stays(one, images(), "by dynamic sizes")
-    up = Net(lambda net, x: net.norm(torch.cat([net.a(x), net.b(x)], 0)), a=conv(), b=conv(), norm=nn.BatchNorm2d(4))
+    up = Net(
+        lambda net, x: net.norm(torch.cat([net.a(x), net.b(x)], 0)),
+        a=conv(),
+        b=conv(),
+        norm=nn.BatchNorm2d(4),
+    )
     assert_folds(up, images())
