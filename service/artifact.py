@@ -20,7 +20,7 @@ MANIFEST: Final = "manifest.json"
 REFERENCE: Final = "reference.npz"
 FORMAT_VERSION: Final = 1
 _CHUNK_BYTES = 2**20
-_SHOWN: Final = ("created", "source", "opset", "parameters", "fold", "parity", "tools")
+_SHOWN: Final = ("created", "source", "opset", "parameter_count", "fold", "parity", "tool_versions")
 """What of the manifest GET /info shows."""
 
 
@@ -127,8 +127,8 @@ def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> FileChec
     path = folder / name
     try:
         size = path.stat().st_size
-        if size != expected["bytes"]:
-            return FileCheck(name, size, f"{path} has {size} bytes, the manifest says {expected['bytes']}")
+        if size != expected["size"]:
+            return FileCheck(name, size, f"{path} has {size} bytes, the manifest says {expected['size']}")
         found = _sha256(path)
     except OSError as error:
         return FileCheck(name, 0, f"{path} cannot be read: {error}")

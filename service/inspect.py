@@ -74,7 +74,7 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
     if manifest:
         yield (
             f"  from     {manifest.get('source', '?')}, exported {manifest.get('created', '?')}, "
-            f"opset {manifest.get('opset', '?')}, {_parameters(manifest.get('parameters'))}"
+            f"opset {manifest.get('opset', '?')}, {_parameters(manifest.get('parameter_count'))}"
         )
     else:
         yield f"  from     {artifact.file.name}, not exported by foldserve: no fold, parity or hashes to show"
@@ -88,7 +88,7 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
         digest = str(manifest["files"][check.name].get("sha256", ""))[:_DIGEST_CHARS]
         state = f"DAMAGED: {check.problem}" if check.problem else "ok"
         yield f"  file     {check.name}  {_size(check.size_bytes)}  sha256 {digest}...  {state}"
-    tools = manifest.get("tools")
+    tools = manifest.get("tool_versions")
     if tools:
         yield "  tools    " + ", ".join(f"{name} {version}" for name, version in tools.items())
 
@@ -103,7 +103,7 @@ def _fold_lines(fold: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _parity_lines(parity: Mapping[str, Any] | None) -> Iterator[str]:
     for name, figures in (parity or {}).items():
-        rows = ", ".join(map(str, figures.get("rows", ())))
+        rows = ", ".join(map(str, figures.get("rows_tried", ())))
         absolute = f"max absolute {figures['max_abs']:.2g}, " if "max_abs" in figures else ""
         yield (
             f"  parity   {name}: {absolute}max relative {figures['max_rel']:.2g}, "

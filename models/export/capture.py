@@ -29,7 +29,7 @@ from models.recurrent import symbolic_length
 
 # Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round
 # each.
-_MOST_REFINEMENTS = 3
+_MOST_REFINEMENTS = 6
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _export(module: nn.Module, example: Example) -> tuple[torch.export.ExportedP
             with quiet(), torch.no_grad(), symbolic_length():
                 return torch.export.export(module, arguments, dynamic_shapes=shapes), dims
         except torch._dynamo.exc.UserError as error:
-            refined = _refined(error, example, dims)
+            refined = _refined(error, example, dims) or _raised(error, example, dims)
             if refined is None:
                 _refuse(error, example)
             dims = refined
@@ -144,6 +144,25 @@ def _refined(error: Exception, example: Example, dims: dict[str, Any]) -> dict[s
             better[label] = dim
     changed = any(_bounds(better[label]) != _bounds(dims[label]) for label in dims)
     return better if changed else None
+
+
+def _raised(error: Exception, example: Example, dims: dict[str, Any]) -> dict[str, Any] | None:
+    """dims with the smallest size of each axis but the rows one higher, or None where that cannot help.
+
+    A size inside that comes out as 1 (a length of 3 before a kernel of 3) is special to torch.export, which
+    then gives a guard and no suggestion. The example itself must stay inside the bounds.
+    """
+    if "generated guard" not in str(error):
+        return None
+    sizes: dict[str, int] = {}
+    for axes, tensor in zip(example.axes, example.tensors, strict=True):
+        for axis, label in axes.items():
+            sizes[label] = min(sizes.get(label, tensor.shape[axis]), tensor.shape[axis])
+    raised = dict(dims)
+    for label, dim in dims.items():
+        if label != ROWS and hasattr(dim, "min") and dim.min < sizes[label]:
+            raised[label] = Dim(label, min=dim.min + 1, max=dim.max)
+    return raised if any(_bounds(raised[label]) != _bounds(dims[label]) for label in dims) else None
 
 
 def _is_axes(value: object) -> bool:

@@ -170,7 +170,7 @@ def table(result: "ExportResult") -> str:
     report = result.report
     fold = report["fold"]
     rows = [
-        ("network", f"{report['source']}, {report['parameters']:,} parameters"),
+        ("network", f"{report['source']}, {report['parameter_count']:,} parameters"),
         ("written", str(result.folder)),
         ("inputs", _signature(report["inputs"])),
         ("outputs", _signature(report["outputs"])),
@@ -179,7 +179,7 @@ def table(result: "ExportResult") -> str:
         ("fold, float64", _parity(report["parity"]["fold_float64"])),
         ("TorchScript", _parity(report["parity"]["torchscript"])),
         ("ONNX", f"{_parity(report['parity']['onnx'])}, opset {report['opset']}"),
-        ("sizes", ", ".join(f"{name} {_size(entry['bytes'])}" for name, entry in report["files"].items())),
+        ("sizes", ", ".join(f"{name} {_size(entry['size'])}" for name, entry in report["files"].items())),
         ("time", f"{sum(result.seconds.values()):.1f} s, {_slowest(result.seconds)}"),
     ]
     width = max(len(label) for label, _ in rows)
@@ -191,7 +191,7 @@ def _signature(specs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _parity(parity: Mapping[str, Any]) -> str:
-    rows = ", ".join(str(n) for n in parity["rows"])
+    rows = ", ".join(str(n) for n in parity["rows_tried"])
     return (
         f"max difference {parity['max_rel']:.1e} relative, tolerance {parity['tolerance']:.0e}, rows {rows}"
     )

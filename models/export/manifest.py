@@ -52,10 +52,10 @@ def manifest(
         "inputs": _specs(captured, "placeholder", captured.input_names),
         "outputs": _specs(captured, "output", captured.output_names),
         "opset": opset,
-        "tools": tool_versions(),
+        "tool_versions": tool_versions(),
         "max_batch_size": max_batch_size,
         "files": {path.name: _file_entry(path) for path in files},
-        "parameters": parameters,
+        "parameter_count": parameters,
         "fold": {
             "found": fold.found,
             "folded": fold.folded,
@@ -136,4 +136,4 @@ def _specs(captured: CapturedGraph, op: str, names: Sequence[str]) -> list[dict[
 
 def _file_entry(path: Path) -> dict[str, Any]:
     sha256, size = sha256_and_size(path)
-    return {"sha256": sha256, "bytes": size}
+    return {"sha256": sha256, "size": size}

@@ -47,7 +47,7 @@ class Parity:
         return {
             "max_abs": self.difference.max_abs,
             "max_rel": self.difference.max_rel,
-            "rows": list(self.rows),
+            "rows_tried": list(self.rows),
             "tolerance": self.tolerance,
         }
 

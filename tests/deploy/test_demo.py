@@ -36,7 +36,7 @@ def artifact(tmp_path: Path) -> Path:
     folder = tmp_path / "build" / "demo" / "mlp" / "1"
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"weights")
-    files = {"model.onnx": {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}}
+    files = {"model.onnx": {"sha256": hashlib.sha256(b"weights").hexdigest(), "size": 7}}
     keys = {"name": "mlp", "version": "1", "inputs": [], "outputs": [], "parity": {}}
     (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files, **keys}))
     return folder

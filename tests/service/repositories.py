@@ -96,10 +96,10 @@ def save_exported(
     y = x @ WEIGHT
     np.savez(folder / "reference.npz", **{"input.x": x, "output.y": y + error * np.abs(y).max()})
     files = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
         for path in sorted(folder.iterdir())
     }
-    parity = {"max_abs": 0.0, "max_rel": 0.0, "rows": [1, 2, 7], "tolerance": 1e-4}
+    parity = {"max_abs": 0.0, "max_rel": 0.0, "rows_tried": [1, 2, 7], "tolerance": 1e-4}
     manifest = {
         "format_version": 1,
         "name": name,
@@ -109,10 +109,10 @@ def save_exported(
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
         "opset": 17,
-        "tools": {},
+        "tool_versions": {},
         "max_batch_size": 8,
         "files": files,
-        "parameters": 12,
+        "parameter_count": 12,
         "fold": {"found": 0, "folded": 0, "left": []},
         "parity": {"torchscript": parity, "onnx": parity},
     }

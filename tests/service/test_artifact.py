@@ -32,7 +32,7 @@ def test_exported_version_is_described_by_its_manifest(exported: Path) -> None:
     assert artifact.reference == exported / "reference.npz"
     assert artifact.tolerance == 1e-4
     assert [str(spec) for spec in artifact.signature.inputs] == ["x FP32 [-1, 4]"]
-    assert artifact.summary()["parameters"] == 12
+    assert artifact.summary()["parameter_count"] == 12
     assert "files" not in artifact.summary()
 
 

@@ -9,7 +9,7 @@ from service.errors import ConfigError
 from service.inspect import inspect
 from tests.service.repositories import save_linear
 
-PARITY = {"max_abs": 1.5e-7, "max_rel": 2.5e-7, "rows": [1, 2, 7, 32], "tolerance": 1e-4}
+PARITY = {"max_abs": 1.5e-7, "max_rel": 2.5e-7, "rows_tried": [1, 2, 7, 32], "tolerance": 1e-4}
 
 
 def exported(folder, **changes):
@@ -25,15 +25,15 @@ def exported(folder, **changes):
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
         "opset": 20,
-        "tools": {"torch": "2.13.0", "onnx": "1.23.2"},
+        "tool_versions": {"torch": "2.13.0", "onnx": "1.23.2"},
         "max_batch_size": 32,
-        "files": {"model.onnx": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}},
-        "parameters": 12345,
+        "files": {"model.onnx": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}},
+        "parameter_count": 12345,
         "fold": {"found": 3, "folded": 2, "left": [{"where": "layer1.bn", "reason": "it feeds two places"}]},
         "parity": {
             "torchscript": PARITY,
             "onnx": PARITY,
-            "fold_float64": {"max_rel": 1e-15, "rows": [2], "tolerance": 1e-9},
+            "fold_float64": {"max_rel": 1e-15, "rows_tried": [2], "tolerance": 1e-9},
         },
         **changes,
     }
@@ -100,7 +100,7 @@ def test_a_damaged_file_is_told_and_the_exit_code_is_1(repository, damage):
     extra = folder / "reference.npz"
     extra.write_bytes(b"0123456789")
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    files["reference.npz"] = {"sha256": hashlib.sha256(b"0123456789").hexdigest(), "bytes": 10}
+    files["reference.npz"] = {"sha256": hashlib.sha256(b"0123456789").hexdigest(), "size": 10}
     exported(folder, files=files)
     assert shown(folder)[0] == 0
     if damage == "changed":

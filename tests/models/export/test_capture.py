@@ -156,3 +156,10 @@ def test_capture_writes_nothing_to_the_terminal(capfd):
         captured(Fn(branch), pictures())
     assert capfd.readouterr() == ("", "")
     assert not isinstance(sys.stdout, io.StringIO)
+
+
+def test_length_that_may_not_fall_to_one_inside_is_captured_with_a_larger_least_length():
+    network = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU())
+    graph = captured(network, torch.randn(2, 3, 9), axes={"input": {2: "length"}})
+    for length in (4, 9, 33):
+        assert graph.graph_module(torch.randn(1, 3, length))[0].shape == (1, 4, length - 2)

@@ -44,7 +44,7 @@ def test_each_network_is_folded_whole_and_answers_as_before(name, exported):
         parity = report["parity"][form]
         assert parity["max_rel"] <= parity["tolerance"]
         assert parity["tolerance"] == 1e-4  # none of ours loses digits in float32
-        assert {1, 2, 7, 32} <= set(parity["rows"])
+        assert {1, 2, 7, 32} <= set(parity["rows_tried"])
     assert report["parity"]["fold_float64"]["max_rel"] < 1e-12  # what a right fold measures: verify.py
 
 
@@ -86,20 +86,20 @@ def test_the_result_names_the_files_of_the_version(exported):
 def test_the_manifest_has_exactly_the_keys_of_the_contract(exported):
     report = exported("digits").report
     assert set(report) == {
-        "format_version", "name", "version", "created", "source", "inputs", "outputs", "opset", "tools",
-        "max_batch_size", "files", "parameters", "fold", "parity",
+        "format_version", "name", "version", "created", "source", "inputs", "outputs", "opset", "tool_versions",
+        "max_batch_size", "files", "parameter_count", "fold", "parity",
     }  # fmt: skip
     assert (report["format_version"], report["name"], report["version"]) == (1, "digits", "1")
     assert report["source"] == "digits"
     assert datetime.datetime.fromisoformat(report["created"]).tzinfo == datetime.UTC
     assert report["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
     assert report["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, 10]}]
-    assert set(report["tools"]) == {"foldserve", "torch", "onnx", "onnxscript", "onnxruntime", "python"}
-    assert report["tools"]["torch"] == torch.__version__
+    assert set(report["tool_versions"]) == {"foldserve", "torch", "onnx", "onnxscript", "onnxruntime", "python"}
+    assert report["tool_versions"]["torch"] == torch.__version__
     assert set(report["parity"]) == {"torchscript", "onnx", "fold_float64"}
-    assert set(report["parity"]["onnx"]) == {"max_abs", "max_rel", "rows", "tolerance"}
-    assert set(report["parity"]["fold_float64"]) == {"max_rel", "rows", "tolerance"}
-    assert report["parameters"] == 38_442
+    assert set(report["parity"]["onnx"]) == {"max_abs", "max_rel", "rows_tried", "tolerance"}
+    assert set(report["parity"]["fold_float64"]) == {"max_rel", "rows_tried", "tolerance"}
+    assert report["parameter_count"] == 38_442
 
 
 def test_the_manifest_hashes_every_other_file(exported):
@@ -107,7 +107,7 @@ def test_the_manifest_hashes_every_other_file(exported):
     assert set(result.report["files"]) == {"model.onnx", "model.pt", "reference.npz"}
     for name, entry in result.report["files"].items():
         content = (result.folder / name).read_bytes()
-        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
 
 
 def test_the_reference_holds_what_the_eager_network_answers(exported):
