@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from service.request_ring import RING_CELLS, Columns, RequestRing
+from service.request_ring import Columns, RequestRing, ring_cells
 from service.transport.handles import SharedMemory
 
 CELL_BYTES = 8
@@ -123,14 +123,13 @@ class Store:
         self.memory = memory
         self.layout = layout
         self._map = memory.map()
-        cells = memoryview(self._map).cast("d")
-        width = layout.width + RING_CELLS
-        table = np.frombuffer(self._map, dtype=np.float64).reshape(rows, width)
-        self._rows = [cells[at : at + layout.width] for at in range(0, rows * width, width)]
-        self._table = table[:, : layout.width]
+        shared = memoryview(self._map).cast("d")
+        width = layout.width + ring_cells(layout.width)
+        starts = range(0, rows * width, width)
+        self._rows = [shared[at : at + layout.width] for at in starts]
+        self._table = np.frombuffer(self._map, np.float64).reshape(rows, width)[:, : layout.width]
         self.rings = [
-            RequestRing(cells[at + layout.width : at + width], self._table[index], columns)
-            for index, at in enumerate(range(0, rows * width, width))
+            RequestRing(shared[at + layout.width : at + width], layout.width, columns) for at in starts
         ]
         self._max_cells = layout.cells_combined_by_max()
         self._gauge_cells = layout.cells_of("gauge")
@@ -138,9 +137,8 @@ class Store:
     @classmethod
     def create(cls, layout: Layout, rows: int, columns: Columns) -> "Store":
         """Make the memory, all zero, and map it."""
-        return cls(
-            SharedMemory("metrics", rows * (layout.width + RING_CELLS) * CELL_BYTES), layout, rows, columns
-        )
+        cells = rows * (layout.width + ring_cells(layout.width))
+        return cls(SharedMemory("metrics", cells * CELL_BYTES), layout, rows, columns)
 
     def row(self, index: int) -> Row:
         """The row of one writer."""
@@ -148,9 +146,10 @@ class Store:
 
     def totals(self) -> np.ndarray:
         """One number per cell, over all rows."""
-        table = np.stack([ring.read() for ring in self.rings])
-        totals: np.ndarray = table.sum(axis=0)
-        totals[self._max_cells] = table[:, self._max_cells].max(axis=0)
+        totals: np.ndarray = self._table.sum(axis=0)
+        totals[self._max_cells] = self._table[:, self._max_cells].max(axis=0)
+        for ring in self.rings:
+            ring.read_into(totals)
         return totals
 
     def reset_gauges(self, index: int) -> None:

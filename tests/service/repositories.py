@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics, Plan
+from service.metrics_exposition import Exposition, Seen
 from service.model_config import ModelConfig, parse_model_config
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
@@ -120,20 +123,31 @@ def save_exported(
     return manifest
 
 
-def metrics_at(
-    folder: Path, *versions: tuple[str, str], writers: tuple[str, ...] = ("one", "two")
-) -> Metrics:
-    """Metrics in a folder, for the given (model, version) pairs."""
-    plan = Plan(versions=versions or (("linear", "1"),), devices=("cpu",), writers=writers)
-    return Metrics.create(folder / "metrics", plan)
+def metrics_of(*versions: tuple[str, str], writers: tuple[str, ...] = ("one", "two")) -> Metrics:
+    """Metrics for the given (model, version) pairs; "linear", "1" alone if there are none."""
+    return Metrics.create(Plan(versions=versions or (("linear", "1"),), devices=("cpu",), writers=writers))
+
+
+def attached(metrics: Metrics, writer: str) -> Metrics:
+    """The same metrics as another process sees them, which counts under that name."""
+    return Metrics.attach(metrics.store.memory, metrics.plan, writer)
+
+
+def nothing_seen(metrics: Metrics) -> Seen:
+    """Nothing waits, nothing is in flight, and no model is ready."""
+    zeros = [0.0] * len(metrics.plan.versions)
+    return Seen(zeros, zeros, zeros)
 
 
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
     """One sample of the exposition; None when it is not exposed."""
-    from prometheus_client import CollectorRegistry
-
-    from service.metrics_exposition import MetricsCollector
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(MetricsCollector(metrics))
-    return registry.get_sample_value(name, labels)
+    text, _ = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())("")
+    return next(
+        (
+            found.value
+            for family in text_string_to_metric_families(text.decode())
+            for found in family.samples
+            if (found.name, found.labels) == (name, labels)
+        ),
+        None,
+    )
