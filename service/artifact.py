@@ -110,6 +110,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = [
         key for key in ("name", "version", "inputs", "outputs", "files", "parity") if key not in manifest
     ]
+    for name, entry in dict(manifest.get("files", {})).items():
+        missing += [f"files.{name}.{key}" for key in ("sha256", "size") if key not in entry]
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(missing)}: export the model again")
     return manifest

@@ -22,6 +22,7 @@ from service.repository import ModelEntry, read_repository
 from service.supervisor import LOAD_ATTEMPTS, Child, Role, Supervisor
 from service.transport.board import Dimensions, MappedBoard
 from service.transport.fence import wait_until_untouched
+from service.transport.layout import Layout
 from service.transport.queues import QueueLock
 from service.transport.transport import Sizes, Transport
 from service.worker.main import WorkerPlan
@@ -41,6 +42,7 @@ def run_server(settings: ServeSettings) -> int:
     """
     configure_logging(settings.log_level)
     entries = read_repository(settings.repository)
+    check_layouts(entries)
     if settings.default_model not in (None, *(entry.name for entry in entries)):
         raise ConfigError(
             f"--default-model {settings.default_model!r} is not in {settings.repository}; expected one of "
@@ -121,6 +123,18 @@ def _serve(
             settings.api_servers,
             lambda: tell_what_is_served(settings, entries, devices, board, metrics),
         )
+
+
+def check_layouts(entries: Sequence[ModelEntry]) -> None:
+    """Raise ConfigError for every model whose tensors cannot travel to a worker."""
+    problems = []
+    for artifact in (artifact for entry in entries for artifact in entry.artifacts):
+        try:
+            Layout(artifact.signature)
+        except ValueError as error:
+            problems.append(f"{'/'.join(version_of(artifact))} cannot be served: {error}")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def version_of(artifact: Artifact) -> Version:

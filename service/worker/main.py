@@ -76,6 +76,10 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
             _log.error("model %s version %s is not served: %s", *model, error)
             board.write_note(seat.index, lane, str(error))
             continue
+        except Exception as error:
+            _log.exception("loading model %s version %s failed unexpectedly", *model)
+            board.write_note(seat.index, lane, f"loading failed unexpectedly: {error!r}; the log tells more")
+            continue
         lock = QueueLock(transport.queues[lane])
         layout = Layout(artifact.signature)
         for session in sessions:
@@ -85,6 +89,7 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
                 session,
                 layout,
                 shared,
+                len(loops),
                 artifact.max_batch_size,
                 entry.config.batch_buckets,
                 partial(metrics.retried, *model),

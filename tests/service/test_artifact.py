@@ -134,3 +134,11 @@ def test_changed_shortened_and_missing_files_are_told_apart(exported: Path) -> N
     assert f"has {len(content) - 1} bytes, the manifest says {len(content)}" in problem()
     model.unlink()
     assert "cannot be read" in problem()
+
+
+def test_manifest_whose_file_entries_lack_keys_names_them(exported: Path) -> None:
+    manifest = json.loads((exported / "manifest.json").read_text())
+    del manifest["files"]["model.onnx"]["size"]
+    (exported / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"lacks files\.model\.onnx\.size: export the model again"):
+        read_manifest(exported)
