@@ -2,11 +2,13 @@
 
 import multiprocessing
 import threading
-from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.metrics_store import Layout, Metric, Store
+from service.request_ring import Columns
+from service.transport.handles import SharedMemory
 
 COUNT = Metric("count", "counter", "Counts.", ("kind",))
 LEVEL = Metric("level", "gauge", "A level.", ())
@@ -15,6 +17,8 @@ TIMES = Metric("times", "histogram", "Times.", (), buckets=(1.0, 2.0))
 LAYOUT = Layout(
     (COUNT, LEVEL, TOP, TIMES), {"count": [("a",), ("b",)], "level": [()], "top": [()], "times": [()]}
 )
+# A record's one column is observed in `times`.
+COLUMNS = Columns(np.array([[LAYOUT.offsets["times"][()]] + [0] * 7]), [np.array(TIMES.buckets)])
 
 
 def cell(name: str, *labels: str) -> int:
@@ -22,8 +26,12 @@ def cell(name: str, *labels: str) -> int:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.create(tmp_path / "cells", LAYOUT, rows=3)
+def store() -> Store:
+    return Store.create(LAYOUT, 3, COLUMNS)
+
+
+def total(store: Store, name: str, *labels: str) -> float:
+    return float(store.totals()[cell(name, *labels)])
 
 
 def test_series_do_not_overlap() -> None:
@@ -71,45 +79,47 @@ def test_threads_of_one_process_lose_no_count(store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert store.total(cell("count", "a")) == 8000
+    assert total(store, "count", "a") == 8000
 
 
-def count_in_child(path: Path, row: int) -> None:
-    cells = Store(path, LAYOUT, rows=3).row(row)
+def test_rings_count_beside_the_rows(store: Store) -> None:
+    store.row(0).add(cell("count", "a"), 2.0)
+    for index in (0, 2):
+        store.rings[index].append(cell("count", "a"), 0, 1.5, *[0.0] * 7)
+    assert total(store, "count", "a") == 4.0
+    start = cell("times")
+    assert store.totals()[start : start + 4].tolist() == [0.0, 2.0, 0.0, 3.0]
+
+
+def count_in_child(memory: SharedMemory, row: int) -> None:
+    store = Store(memory, LAYOUT, 3, COLUMNS)
+    cells = store.row(row)
     for _ in range(1000):
         cells.add(cell("count", "b"), 1.0)
+        store.rings[row].append(cell("count", "b"), 0, 0.5, *[0.0] * 7)
 
 
-def test_spawned_processes_count_into_the_same_file(store: Store) -> None:
+def test_spawned_processes_count_into_the_same_memory(store: Store) -> None:
     spawn = multiprocessing.get_context("spawn")
-    children = [spawn.Process(target=count_in_child, args=(store.path, row)) for row in (1, 2)]
+    children = [spawn.Process(target=count_in_child, args=(store.memory, row)) for row in (1, 2)]
     for child in children:
         child.start()
     for child in children:
         child.join()
-    assert store.total(cell("count", "b")) == 2000
+    assert [child.exitcode for child in children] == [0, 0]
+    assert total(store, "count", "b") == 4000
 
 
 def test_counts_go_on_in_the_row_of_a_writer_that_died(store: Store) -> None:
     store.row(1).add(cell("count", "a"), 5.0)
     store.reset_gauges(1)
-    again = Store(store.path, LAYOUT, rows=3)
+    again = Store(store.memory, LAYOUT, 3, COLUMNS)
     again.row(1).add(cell("count", "a"), 1.0)
-    assert store.total(cell("count", "a")) == 6.0
+    assert total(store, "count", "a") == 6.0
 
 
 def test_gauges_of_a_writer_that_died_are_forgotten_and_others_stay(store: Store) -> None:
     for index in (0, 1):
         store.row(index).set(cell("level"), 3.0)
     store.reset_gauges(1)
-    assert store.total(cell("level")) == 3.0
-
-
-def test_file_of_another_size_is_refused(store: Store) -> None:
-    with pytest.raises(ValueError, match="was made for other metrics"):
-        Store(store.path, LAYOUT, rows=4)
-
-
-def test_existing_file_is_never_taken_over(store: Store) -> None:
-    with pytest.raises(FileExistsError):
-        Store.create(store.path, LAYOUT, rows=3)
+    assert total(store, "level") == 3.0
