@@ -2,11 +2,12 @@
 
     python benchmarks/published.py [NAME ...]        all of them, or those whose name starts with one of NAME
 
-Needs torchvision, timm or transformers beside torch; what is not installed is skipped and said so. No weights are
-downloaded: every norm gets random statistics, which a wrong fold cannot survive (fresh ones, mean 0 and variance 1,
-hide most mistakes). Each network is captured in float64 with a dynamic number of rows, folded, and compared with
-itself at 1, 2 and 3 rows. Columns: batch norm calls found, left, largest difference relative to the largest output,
-seconds for the capture and for the fold, and why the first of those left is left. docs/folding.md shows the table.
+Needs torchvision, timm or transformers beside torch; what is not installed is skipped and said so. No weights
+are downloaded: every norm gets random statistics, which a wrong fold cannot survive (fresh ones, mean 0 and
+variance 1, hide most mistakes). Each network is captured in float64 with a dynamic number of rows, folded,
+and compared with itself at 1, 2 and 3 rows. Columns: batch norm calls found, left, largest difference
+relative to the largest output, seconds for the capture and for the fold, and why the first of those left is
+left. docs/folding.md shows the table.
 """
 
 import argparse
@@ -124,7 +125,7 @@ NETWORKS = (
     _timm("gernet_s"),
     _timm("rexnet_100"),
     _timm("tresnet_m"),
-    _timm("sknet50") if False else _timm("gcresnet33ts"),
+    _timm("gcresnet33ts"),
     _transformers("resnet", "ResNetConfig", "ResNetForImageClassification"),
     _transformers("levit", "LevitConfig", "LevitForImageClassificationWithTeacher"),
     _transformers("regnet", "RegNetConfig", "RegNetForImageClassification"),
@@ -132,7 +133,6 @@ NETWORKS = (
     _transformers("mobilenet_v2", "MobileNetV2Config", "MobileNetV2ForImageClassification"),
     _transformers("efficientnet", "EfficientNetConfig", "EfficientNetForImageClassification"),
     _transformers("mobilevit", "MobileViTConfig", "MobileViTForImageClassification", (3, 256, 256)),
-    _transformers("efficientformer", "EfficientFormerConfig", "EfficientFormerForImageClassification"),
 )
 
 
@@ -205,7 +205,7 @@ def _reason(measured: Measured) -> str:
 
 
 def _has_kernels() -> None:
-    """torchvision's wheels from PyPI want CUDA; without it their box operators are missing, which no network here uses."""
+    """torchvision's wheels want CUDA; without it their box operators are missing, which no network here uses."""
     if importlib.util.find_spec("torchvision") is None:
         return
     try:
@@ -252,7 +252,8 @@ def main() -> None:
             continue
         found += m.report.found
         left += len(m.report.left)
-        numbers = f"{m.report.found} | {len(m.report.left)} | {m.relative_error:.0e} | {m.capture_s:.1f} | {m.fold_s:.2f}"
+        counts = f"{m.report.found} | {len(m.report.left)} | {m.relative_error:.0e}"
+        numbers = f"{counts} | {m.capture_s:.1f} | {m.fold_s:.2f}"
         print(f"| {label} | {numbers} | {_reason(m)} |", flush=True)
     print(f"\n{found} batch norm calls found, {left} left.")
 

@@ -5,8 +5,9 @@
     up, down    calls with weights                        plan                edits, whole or not at all
     affine      y = scale * x + shift                     constants           what is constant; rounding once
 
-A batch norm that evaluates is y = a * x + c per channel. The one idea: carry that map along the edges of the graph, past
-every operation that commutes with it, until something with weights can take it. docs/folding.md has the proofs.
+A batch norm that evaluates is y = a * x + c per channel. The one idea: carry that map along the edges of the
+graph, past every operation that commutes with it, until something with weights can take it. docs/folding.md
+has the proofs.
 """
 
 from models.export.fold.driver import fold_batch_norms

@@ -1,8 +1,9 @@
 """y = scale * x + shift, elementwise and constant: the one thing the fold carries through a graph.
 
-Both tensors are float64 and have the rank of x; an axis along which neither varies has size 1, an axis along which one
-varies has its full (static) size. So a batch norm on (N, C, H, W) is scale, shift of shape (1, C, 1, 1); one whose
-channels all agree is (1, 1, 1, 1) and fits along any axis. Axes with a dynamic size never vary.
+Both tensors are float64 and have the rank of x; an axis along which neither varies has size 1, an axis along
+which one varies has its full (static) size. So a batch norm on (N, C, H, W) is scale, shift of shape (1, C,
+1, 1); one whose channels all agree is (1, 1, 1, 1) and fits along any axis. Axes with a dynamic size never
+vary.
 """
 
 from __future__ import annotations

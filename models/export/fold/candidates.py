@@ -1,8 +1,8 @@
 """What is there to fold: batch norms first, then other constant maps along an axis.
 
 A candidate is a value that is affine(source) whatever the input: an evaluating batch norm, or an addition,
-multiplication, subtraction or division by a constant that varies along an axis (a frozen batch norm, LayerScale). The
-second kind is only an optimisation: it is not counted or reported as a norm.
+multiplication, subtraction or division by a constant that varies along an axis (a frozen batch norm,
+LayerScale). The second kind is only an optimisation: it is not counted or reported as a norm.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from models.export.fold.plan import Refused
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """value = affine(source). call = the node that reads source (and makes value, unless value is of a longer chain)."""
+    """value = affine(source); call = the node that reads source, which makes value unless it is one of a chain."""
 
     call: fx.Node
     value: fx.Node

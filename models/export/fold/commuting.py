@@ -5,8 +5,8 @@
     homogeneous relu, leaky relu, prelu, abs: f(a * x) = a * f(x) when a >= 0, and only without a shift
     identities  dropout in evaluation, clone, detach, contiguous
 
-All of them act on the map's channels one by one, so the map must not vary along the axes they mix. Moves of entries
-(views, permutations, shuffles) are in index_maps.py, joins of several tensors in joins.py.
+All of them act on the map's channels one by one, so the map must not vary along the axes they mix. Moves of
+entries (views, permutations, shuffles) are in index_maps.py, joins of several tensors in joins.py.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
 class Commuting:
     """An operation on its first argument that commutes when why_not gives no reason.
 
-    to_input: the map on the first argument from the one on the output; to_output: the other way. Both may refuse.
+    to_input: the map on the first argument from the one on the output; to_output: the other way. Both may
+    refuse.
     """
 
     name: str

@@ -1,9 +1,9 @@
 """Which values of a graph are constants, what they are, and how new ones are rounded.
 
-A constant is a parameter or buffer that nothing in the graph writes to, or a pure expression of constants (weight_norm,
-spectral_norm, weight standardisation, pruning masks, kernels that are summed, a batch norm of a weight). Expressions are
-computed once, in their own dtype, as the network itself would. Owns the memo of values; the graph is changed only by
-materialise().
+A constant is a parameter or buffer that nothing in the graph writes to, or a pure expression of constants
+(weight_norm, spectral_norm, weight standardisation, pruning masks, kernels that are summed, a batch norm of a
+weight). Expressions are computed once, in their own dtype, as the network itself would. Owns the memo of
+values; the graph is changed only by materialise().
 """
 
 import operator
@@ -16,8 +16,8 @@ from torch.fx.node import map_aggregate, map_arg
 from models.export.fold.graph import aten, is_call, schema_of, value_of
 from models.export.fold.plan import NewConstant, Refused, insert_constant
 
-# Data movement: free at run time, so an expression of nothing but these is left in the graph (a copy of a tied
-# embedding table would cost more than its transposed view).
+# Data movement: free at run time, so an expression of nothing but these is left in the graph (a copy of a
+# tied embedding table would cost more than its transposed view).
 _VIEWS = frozenset(
     {
         aten.view.default,
@@ -45,8 +45,8 @@ _VIEWS = frozenset(
     }
 )
 _UNINITIALISED = ("empty", "new_empty")
-# A constant expression larger than this, and larger than four times what it is made of, stays in the graph: a mask or
-# grid that two small vectors span is cheaper to compute than to store.
+# A constant expression larger than this, and larger than four times what it is made of, stays in the graph: a
+# mask or grid that two small vectors span is cheaper to compute than to store.
 _LARGEST_GROWN_ELEMENTS = 1 << 18
 
 
@@ -79,7 +79,8 @@ class Constants:
         self._gm = gm
         self._written = _written_storages(gm)
         self._known: dict[fx.Node, Any] = {}
-        # A module converted after its capture (a double copy for the gate) still says float32 in its metadata.
+        # A module converted after its capture (a double copy for the gate) still says float32 in its
+        # metadata.
         self._live_dtypes: dict[torch.dtype, torch.dtype] = {}
         for node in gm.graph.find_nodes(op="get_attr"):
             held = attribute(gm, str(node.target))
@@ -206,8 +207,9 @@ def rounded(value: Tensor, dtype: torch.dtype, name: str) -> NewConstant:
 def rounded_weight(value: Tensor, dtype: torch.dtype, channel_axis: int, name: str) -> NewConstant:
     """As rounded(), for a weight with one filter per entry of channel_axis.
 
-    Raises Refused also when a filter's largest weight falls below dtype's normal numbers: it would keep only a few
-    bits, and the folded answer would be wrong where the unfolded one is right (a tiny gamma in float16).
+    Raises Refused also when a filter's largest weight falls below dtype's normal numbers: it would keep only
+    a few bits, and the folded answer would be wrong where the unfolded one is right (a tiny gamma in
+    float16).
     """
     largest = value.abs().movedim(channel_axis, 0).flatten(1).amax(1) if value.numel() else value.new_zeros(1)
     if bool(((largest > 0) & (largest < torch.finfo(dtype).smallest_normal)).any()):

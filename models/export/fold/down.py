@@ -162,7 +162,8 @@ def _batch_norm_moved(site: Site) -> Moved:
     scale, shift = site.along(1, site.node("input"))
     gamma = site.optional_weight("weight")
     gamma = torch.ones_like(mean) if gamma is None else gamma
-    # own(scale * x + shift) = own_scale * scale * (x - mean) + beta', as the call computes it with gamma' = gamma * scale.
+    # own(scale * x + shift) = own_scale * scale * (x - mean) + beta', as the call computes it with gamma' =
+    # gamma * scale.
     beta = own_scale * shift + own_shift + own_scale * scale * mean.double()
     weight = rounded(gamma.double() * scale, gamma.dtype, f"{site.call.name}_weight")
     bias = rounded(beta, gamma.dtype, f"{site.call.name}_bias")

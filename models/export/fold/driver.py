@@ -1,8 +1,8 @@
 """The order of work: constants first, then every norm, again until nothing changes, then the report.
 
-Owns the edited graph while it runs. Each norm is tried up (into what makes its input), then down (into all that read
-its output), then beside (into a convolution that is added to it). One more pass is needed after each success, because a
-fold can open the way for a neighbour: conv, norm, pool, norm.
+Owns the edited graph while it runs. Each norm is tried up (into what makes its input), then down (into all
+that read its output), then beside (into a convolution that is added to it). One more pass is needed after
+each success, because a fold can open the way for a neighbour: conv, norm, pool, norm.
 """
 
 import torch
@@ -47,10 +47,10 @@ _NEUTRAL = {
 def fold_batch_norms(gm: fx.GraphModule) -> FoldReport:
     """Fold every foldable batch norm of gm into other weights, in place, and say which stay and why.
 
-    gm is an unlifted graph of aten calls (torch.export, run_decompositions({}), module()): parameters and buffers are
-    get_attr nodes, node.meta["val"] has the symbolic shapes. Any floating dtype. New weights are new buffers; existing
-    tensors are never written to, and those that nothing reads any more are removed from gm. Folded weights are computed
-    in float64 and rounded once. A second call changes nothing.
+    gm is an unlifted graph of aten calls (torch.export, run_decompositions({}), module()): parameters and
+    buffers are get_attr nodes, node.meta["val"] has the symbolic shapes. Any floating dtype. New weights are
+    new buffers; existing tensors are never written to, and those that nothing reads any more are removed from
+    gm. Folded weights are computed in float64 and rounded once. A second call changes nothing.
     """
     with torch.no_grad():
         gm.graph.eliminate_dead_code()

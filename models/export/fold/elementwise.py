@@ -1,8 +1,9 @@
 """Additions, subtractions, multiplications and divisions: by a constant, or of two tensors.
 
-With a constant, the call is itself a map m(x) = k * x + d, known in full: y = a * m(x) + c passes on as one map of x and
-the call disappears; or, where nothing before can take that, the constant takes what it can.
-Of two tensors, a sum passes a to both sides and c to either one; a product passes a to one side, and only without c.
+With a constant, the call is itself a map m(x) = k * x + d, known in full: y = a * m(x) + c passes on as one
+map of x and the call disappears; or, where nothing before can take that, the constant takes what it can.
+Of two tensors, a sum passes a to both sides and c to either one; a product passes a to one side, and only
+without c.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """Questions the rules ask about a captured graph: arguments by name, symbolic shapes, who reads a value.
 
-Reads only; edits live in plan.py. Nothing here knows about norms. Sizes are Python ints where they are static and
-torch.SymInt where they are dynamic: two sizes are the same only when that is true for every value of the symbols,
-never because an example happened to have equal ones.
+Reads only; edits live in plan.py. Nothing here knows about norms. Sizes are Python ints where they are static
+and torch.SymInt where they are dynamic: two sizes are the same only when that is true for every value of the
+symbols, never because an example happened to have equal ones.
 """
 
 import operator
@@ -17,7 +17,8 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 Size = int | torch.SymInt
 
-# These look at a value's shape, dtype or device but not at its numbers, so a fold may change the numbers under them.
+# These look at a value's shape, dtype or device but not at its numbers, so a fold may change the numbers
+# under them.
 _METADATA_READERS = frozenset(
     {
         aten.sym_size.int,

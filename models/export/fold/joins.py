@@ -1,9 +1,10 @@
-"""Calls that join tensors (cat, stack) and those that read a part of one (slice, select, split, chunk, unbind).
+"""Calls that join tensors (cat, stack) and those that read a part of one (slice, select, split, chunk,
+unbind).
 
-Up through a join: each operand takes its own part of the map. Down: the operands' maps are joined, with the identity
-where an operand has none.
-Up through a part, along the axis that is cut: the whole takes the map there and the identity elsewhere, if whoever else
-reads the whole reads other entries. Down: the part takes its part of the map.
+Up through a join: each operand takes its own part of the map. Down: the operands' maps are joined, with the
+identity where an operand has none.
+Up through a part, along the axis that is cut: the whole takes the map there and the identity elsewhere, if
+whoever else reads the whole reads other entries. Down: the part takes its part of the map.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """Which nodes are batch norms, what affine map an evaluating one computes, and which can never be folded.
 
 A norm is foldable when it uses stored statistics, and they and its weights are constants: then it is
-y = a * x + c with a = gamma / sqrt(var + eps), c = beta - mean * a, per channel of axis 1 (Ioffe & Szegedy 2015,
-arXiv:1502.03167, Algorithm 2). A norm in training mode, or without running statistics, depends on the other rows.
+y = a * x + c with a = gamma / sqrt(var + eps), c = beta - mean * a, per channel of axis 1 (Ioffe & Szegedy
+2015, arXiv:1502.03167, Algorithm 2). A norm in training mode, or without running statistics, depends on the
+other rows.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
-"""Pads. Reflecting, replicating and circular ones copy entries, so every map passes. A constant one writes its value v
-after the map would have acted: upwards v becomes a * v + c, downwards (v - c) / a, which must be one number.
+"""Pads. Reflecting, replicating and circular ones copy entries, so every map passes. A constant one writes
+its value v after the map would have acted: upwards v becomes a * v + c, downwards (v - c) / a, which must be
+one number.
 """
 
 from typing import Any

@@ -1,11 +1,14 @@
 """Beside: a norm of x that is added to a convolution of the same x is one more tap of its kernel (RepVGG).
 
-    before   t * conv(x; W, b) + s * (a * x + c)        conv keeps the shape: stride 1, padding dil * (k - 1) / 2, k odd
-    after    t * conv(x; W', b')        W'[o, o mod (cin / groups), middle] = W + (s / t) * a[o]      b' = b + (s / t) * c
+    before   t * conv(x; W, b) + s * (a * x + c)
+    after    t * conv(x; W', b')      W'[o, o mod (cin / groups), middle] = W + (s / t) * a[o]    b' = b + (s / t) * c
 
-The norm and the convolution may stand anywhere in one sum of same-shaped tensors (RepVGG, MobileOne), with signs
-(FastViT subtracts). A square linear layer is the same with its diagonal. Holds when the norm's output is read by the
-sum alone, and so is the convolution's. Source: Ding et al. 2021, arXiv:2101.03697, section 3.3.
+Holds when the convolution keeps the shape: stride 1, odd kernel k, padding dil * (k - 1) / 2, cin = cout.
+
+The norm and the convolution may stand anywhere in one sum of same-shaped tensors (RepVGG, MobileOne), with
+signs (FastViT subtracts). A square linear layer is the same with its diagonal. Holds when the norm's output
+is read by the sum alone, and so is the convolution's. Source: Ding et al. 2021, arXiv:2101.03697, section
+3.3.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,9 @@
 """A plan: the edits that fold one norm, collected first and applied whole, or not at all.
 
-An edit never writes into an existing tensor: it makes new constants, so that tied and reused weights, weights that are
-also outputs, and buffers read elsewhere keep their values. A node is edited at most once per plan, because an edit is
-computed from the node as it was. This is the only file of the fold, beside Constants.materialise, that changes a graph.
+An edit never writes into an existing tensor: it makes new constants, so that tied and reused weights, weights
+that are also outputs, and buffers read elsewhere keep their values. A node is edited at most once per plan,
+because an edit is computed from the node as it was. This is the only file of the fold, beside
+Constants.materialise, that changes a graph.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def _rewrite(gm: fx.GraphModule, edit: Rewrite) -> None:
 
 
 def _erase_unread(gm: fx.GraphModule, start: set[fx.Node]) -> None:
-    """Erase the nodes of start that have no reader left, then what only they read (the whole graph need not be walked)."""
+    """Erase the nodes of start that nobody reads, then what only they read, without a walk over the graph."""
     todo = list(start)
     while todo:
         node = todo.pop()

@@ -1,8 +1,9 @@
 """The form of a rule, and of the place it is asked about.
 
-A rule is data: the ops it is for, why_not (a reason, or None when it holds) and an effect that computes edits and where
-the affine map goes next, and changes nothing itself. Up rules move a map from a value to what the value is made of:
-Steps, tried in order. Down rules move it from inputs to outputs: one Moved. search.py walks; plan.py edits.
+A rule is data: the ops it is for, why_not (a reason, or None when it holds) and an effect that computes edits
+and where the affine map goes next, and changes nothing itself. Up rules move a map from a value to what the
+value is made of: Steps, tried in order. Down rules move it from inputs to outputs: one Moved. search.py
+walks; plan.py edits.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """What becomes of a call whose inputs come without their map: edits, and the map on each output (None: the only)."""
+    """What a call becomes when its inputs lose their map: edits, and the map on each output (None: the only one)."""
 
     edits: tuple[Edit, ...] = ()
     outputs: dict[int | None, Affine] = field(default_factory=dict)
@@ -49,7 +50,8 @@ class Site:
     """A call that a rule is asked about.
 
     Upwards: value = the node to come out as affine(value), output = which output of call that is.
-    Downwards: inputs = the inputs whose readers must apply the map themselves; affine = the map of the only one.
+    Downwards: inputs = the inputs whose readers must apply the map themselves; affine = the map of the only
+    one.
     """
 
     call: fx.Node

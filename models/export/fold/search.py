@@ -1,8 +1,8 @@
 """The search for a plan that folds one affine map: up into what makes a value, or down into all that read it.
 
 Decides only: every function gives a Plan or raises Refused with the reason; the graph is not touched.
-Up is a depth-first search with alternatives (a shift can go into either branch of an addition). Down is one pass in the
-order of execution, so that branches which meet again bring their maps together.
+Up is a depth-first search with alternatives (a shift can go into either branch of an addition). Down is one
+pass in the order of execution, so that branches which meet again bring their maps together.
 """
 
 import heapq
@@ -15,7 +15,8 @@ from models.export.fold.graph import describe, dtype_of, is_tensor, parts, produ
 from models.export.fold.plan import Bypass, Plan, Refused, Substitute
 from models.export.fold.rules import Demand, DownRule, Site, UpRule
 
-# Published networks need fewer than 200 steps for a norm; a long chain of two-way choices could need any number.
+# Published networks need fewer than 200 steps for a norm; a long chain of two-way choices could need any
+# number.
 _MOST_STEPS = 2000
 _DEEPEST = 150
 

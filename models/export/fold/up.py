@@ -6,8 +6,8 @@
     embedding        table * a + c                               a along the last axis
     normalisations   gamma * a                    beta * a + c   group, instance: axis 1; layer: its own axes
 
-W is constant in all of them. Holds for any stride, padding, dilation and groups: each output channel is a sum of
-products with its own filter. A map that does not vary at all fits whatever the axis.
+W is constant in all of them. Holds for any stride, padding, dilation and groups: each output channel is a sum
+of products with its own filter. A map that does not vary at all fits whatever the axis.
 """
 
 from typing import Any

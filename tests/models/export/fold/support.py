@@ -12,8 +12,9 @@ from models.export.fold import FoldReport, fold_batch_norms
 from models.export.fold.norms import batch_norms
 from tests.models.support import randomise_norms
 
-# float64 rounds to 1.1e-16; the networks here do some hundred roundings per answer, and cancellation costs a digit or
-# two. A wrong fold shows at 1e-1 to 1e0, a right one measures below 1e-14: there is nothing in between.
+# float64 rounds to 1.1e-16; the networks here do some hundred roundings per answer, and cancellation costs a
+# digit or two. A wrong fold shows at 1e-1 to 1e0, a right one measures below 1e-14: there is nothing in
+# between.
 TOLERANCE = 1e-12
 ROW_COUNTS = (1, 2, 5)
 
@@ -44,8 +45,12 @@ class Folded:
         return sum(1 for node in self.graph.graph.nodes if str(node.target).startswith(f"aten.{name}."))
 
 
-def capture(module: nn.Module, example: Tensor, rows_vary: bool = True) -> fx.GraphModule:
-    shapes = ({0: Dim("rows", min=1, max=64)} if rows_vary else None,)
+def capture(
+    module: nn.Module, example: Tensor, rows_vary: bool = True, others: tuple[int, ...] = ()
+) -> fx.GraphModule:
+    """The graph of module with a dynamic number of rows, and dynamic sizes on the axes others."""
+    sizes = {axis: Dim(f"size{axis}", min=2, max=64) for axis in others}
+    shapes = ({0: Dim("rows", min=1, max=64)} | sizes if rows_vary else None,)
     program = export(module, (example,), dynamic_shapes=shapes, strict=False)
     return program.run_decompositions({}).module(check_guards=False)
 

@@ -6,19 +6,24 @@ import pytest
 import torch
 from torch import nn
 
+from models.export.fold import fold_batch_norms
 from models.export.fold.affine import Affine
-from models.export.fold.index_maps import through_view
 from models.export.fold.plan import Refused
+from models.export.fold.views import through_view
 from tests.models.export.fold.support import (
+    TOLERANCE,
     Net,
     assert_folds,
     assert_stays,
+    capture,
     chain,
     conv,
+    difference,
     images,
     sequences,
     vectors,
 )
+from tests.models.support import randomise_norms
 
 
 def _shuffle_by_hand(net, x):
@@ -137,6 +142,71 @@ def test_view_that_mixes_rows_into_the_channels_keeps_the_norm():
         norm=nn.BatchNorm1d(2),
     )
     assert_folds(net, vectors())
+
+
+DYNAMIC = {
+    "tokens merged with rows": (
+        nn.Linear(4, 6),
+        Net(lambda net, x: x.flatten(0, 1)),
+        nn.BatchNorm1d(6),
+        torch.zeros(2, 6, 4),
+        (1,),
+        (),
+    ),
+    "heads of a linear layer": (
+        nn.Linear(4, 6),
+        Net(lambda net, x: x.reshape(-1, 3)),
+        nn.BatchNorm1d(3),
+        torch.zeros(2, 6, 4),
+        (1,),
+        (),
+    ),
+    "shuffle by hand of a picture of any size": (
+        conv(4, 6, 1),
+        Net(_shuffle_by_hand),
+        nn.BatchNorm2d(6),
+        images(),
+        (2, 3),
+        (),
+    ),
+    "tokens of a picture of any size": (
+        conv(4, 6, 1),
+        Net(lambda net, x: x.flatten(2).transpose(1, 2).reshape(-1, 6)),
+        nn.BatchNorm1d(6),
+        images(),
+        (2, 3),
+        (),
+    ),
+    "norm over a dynamic axis's neighbour": (
+        nn.Linear(6, 6),
+        Net(lambda net, x: x),
+        nn.BatchNorm1d(6),
+        torch.zeros(2, 6, 6),
+        (),
+        ("linear has its features on axis 2",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DYNAMIC)
+def test_views_of_dynamic_axes_are_followed_by_their_symbols(case):
+    """All sizes of the example are equal somewhere; only the symbols tell the axes apart."""
+    made_by, move, norm, example, others, reasons = DYNAMIC[case]
+    module = randomise_norms(chain(made_by, move, norm)).double().eval()
+    graph = capture(module, example.double(), others=others)
+    report = fold_batch_norms(graph)
+    told = " | ".join(item.reason for item in report.left)
+    assert len(report.left) == len(reasons)
+    assert all(reason in told for reason in reasons)
+    with torch.no_grad():
+        for seed, sizes in enumerate([(1, 4), (3, 5), (6, 7)]):
+            shape = list(example.shape)
+            shape[0] = sizes[0]
+            for axis in others:
+                shape[axis] = sizes[1]
+            generator = torch.Generator().manual_seed(seed)
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            assert difference(module(x), graph(x)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("rows", [2, 3])

@@ -81,7 +81,7 @@ def _check(module):
 
 
 SETTINGS = settings(
-    max_examples=25,
+    max_examples=16,
     deadline=None,  # a capture takes a third of a second, and the first one two
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

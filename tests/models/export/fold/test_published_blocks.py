@@ -50,7 +50,8 @@ def test_densenet_layers_leave_the_norm_before_each_activation():
         last=nn.BatchNorm2d(6),
     )
     folded = assert_stays(net, images(), "does not commute with", found=7, left=3)
-    # The last norm goes through the pool into the transition's convolution; DenseNet's own stands behind a concatenation.
+    # The last norm goes through the pool into the transition's convolution; DenseNet's own stands behind a
+    # concatenation.
     assert [item.where for item in folded.report.left] == ["one.0", "two.0", "transition.0"]
 
 
