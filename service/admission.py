@@ -20,7 +20,7 @@ class Bounds:
 class Load(NamedTuple):
     """What a model's queue holds now, and how quickly it is served.
 
-    batch_s, batch_rows: moving averages over recent batches, 0 before the first.
+    batch_s, batch_rows: moving averages over recent batches, 0 before the first. max_batch_size: in rows.
     instances: how many take from the queue, over all workers.
     """
 
@@ -28,14 +28,22 @@ class Load(NamedTuple):
     nbytes: int
     batch_s: float
     batch_rows: float
+    max_batch_size: int
     instances: int
 
     def wait_s(self, rows: int) -> float:
-        """Seconds until `rows` more rows behind this load are answered: 0 while nothing was measured."""
+        """Seconds until `rows` more rows behind this load are answered at best: 0 while nothing was measured.
+
+        At best, because a request is refused on it: the rows that wait may fill every batch, however small the
+        recent ones were.
+        """
+        return max((self.rows + rows) * self.row_s(), self.batch_s)
+
+    def row_s(self) -> float:
+        """Seconds per row that waits, with full batches: 0 while nothing was measured."""
         if not self.batch_rows:
             return 0.0
-        waves = (self.rows + rows) / (self.batch_rows * self.instances)
-        return (waves if waves > 1.0 else 1.0) * self.batch_s
+        return self.batch_s / (max(self.batch_rows, self.max_batch_size) * self.instances)
 
     def time_for(self, rows: int) -> float:
         """Seconds in which `rows` rows leave the queue; 1 while nothing was measured."""

@@ -73,7 +73,20 @@ def make_api_server(
     board = transport.board.map()
     lanes = make_lanes(entries, settings, workers=transport.dimensions.workers)
     writers = [TicketWriter(queue, QueueLock(queue)) for queue in transport.queues]
-    dispatcher = Dispatcher(index, lanes, arenas[index], board, writers, transport.done[index].reader.fd)
+
+    def report_hang(worker: int) -> None:
+        os.write(transport.reports.writer.fd, MESSAGE.pack(Word.WORKER_HANGS, worker))
+
+    dispatcher = Dispatcher(
+        index,
+        lanes,
+        arenas[index],
+        board,
+        writers,
+        transport.done[index].reader.fd,
+        settings.run_limit_s,
+        report_hang,
+    )
     engine = DispatchEngine(dispatcher, served_models(entries))
 
     def look() -> Seen:
@@ -116,6 +129,7 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
                     bounds=Bounds(queue.max_rows, queue.max_bytes),
                     timeout_s=min(queue.timeout_s, settings.request_timeout_s or queue.timeout_s),
                     instances=entry.config.instances * workers,
+                    max_batch_size=artifact.max_batch_size,
                 )
             )
     return lanes

@@ -46,6 +46,8 @@ class ServeSettings:
     max_in_flight: int
     arena_bytes: int
     request_timeout_ms: int
+    run_limit_s: float
+    receive_bytes: int
     drain_grace_s: float
     access_log: bool
     log_level: str
@@ -238,6 +240,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         30_000,
         "milliseconds",
         "most time for a request, from its head to its answer; 0 = no bound; X-Timeout-Ms only shortens it",
+    ),
+    Setting(
+        "run_limit_s",
+        "--run-limit",
+        _seconds(86_400),
+        60.0,
+        "seconds",
+        "longest run of a model; a worker whose run takes longer is ended, and its requests are run again",
+    ),
+    Setting(
+        "receive_bytes",
+        "--receive-bytes",
+        _size,
+        256 * 2**20,
+        "bytes",
+        "of bodies that one API server is receiving in parts, at most; more are answered 429",
     ),
     Setting(
         "drain_grace_s",

@@ -6,30 +6,43 @@ lifecycle.py's; what happens when a process dies is recovery.py's.
 """
 
 import asyncio
+import contextlib
+import logging
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from service.admission import Bounds, Load, admit
-from service.errors import DeadlinePassed, ModelFailed, QueueFull, ServiceError
+from service.errors import DeadlinePassed, Internal, ModelFailed, QueueFull, ServiceError
 from service.lifecycle import State
 from service.transport.arena import MappedArena
 from service.transport.board import ROW_FRACTION, MappedBoard
 from service.transport.layout import Layout
 from service.transport.queues import TicketWriter
-from service.transport.records import DONE, DONE_STRUCT, TICKET_STRUCT, Reason, pack_dims
+from service.transport.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
 from service.transport.slots import Place, SlotPool
 
 _READ_BYTES: Final = DONE.itemsize * 1024
 _FIRST_ROOM_FACTOR: Final = 4
 """Room for outputs of unknown shape at first, as a multiple of the inputs' bytes; grown when it is too little."""
-_WATCH_S: Final = 0.1
-"""How often deadlines are looked at while requests are in flight; nearer ones are timed by themselves."""
+_WATCH_S: Final = 0.25
+"""How often deadlines and hanging runs are looked at while requests are in flight, if no deadline is nearer."""
+_STEP_S: Final = 0.005
+"""Deadlines that are nearer to each other than this are looked at together: each look goes over all requests."""
+_MOST_ROOMS: Final = 4096
+"""Shapes of inputs for which the room of their outputs is remembered."""
+_SCARCE: Final = 7 / 8
+"""From this share of an arena's use on, each model is held to its own share of it."""
+
+_NEVER: Final = 1 << 63
+"""Later than any clock."""
+
+_log = logging.getLogger("foldserve.dispatch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +50,7 @@ class Lane:
     """One model version, as dispatching needs it; `index` is its place in every shared table.
 
     timeout_s: the longest that a request may take. instances: how many take from its queue, over all workers.
+    max_batch_size: rows that one run takes at most.
     """
 
     index: int
@@ -46,6 +60,7 @@ class Lane:
     bounds: Bounds
     timeout_s: float
     instances: int
+    max_batch_size: int
 
 
 class Ticketed:
@@ -54,29 +69,18 @@ class Ticketed:
     stages_s: seconds of queue, gather, run, scatter.
     """
 
-    __slots__ = (
-        "batch_rows",
-        "deadline_ns",
-        "deaths",
-        "dims",
-        "given_up",
-        "lane",
-        "place",
-        "queued_ns",
-        "rows",
-        "stages_s",
-    )
+    # Values until they are set: an object is made for every request, and each store in __init__ would show.
+    place: Place | None = None
+    rows = 0
+    dims: Sequence[int] = ()
+    queued_ns = deadline_ns = 0
+    deaths = 0
+    given_up = False
+    stages_s = (0.0, 0.0, 0.0, 0.0)
+    batch_rows = 0
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        self.place: Place | None = None
-        self.rows = 0
-        self.dims: Sequence[int] = ()
-        self.queued_ns = self.deadline_ns = 0
-        self.deaths = 0
-        self.given_up = False
-        self.stages_s = (0.0, 0.0, 0.0, 0.0)
-        self.batch_rows = 0
 
     @property
     @abstractmethod
@@ -89,8 +93,29 @@ class Ticketed:
         with one the place is no longer the owner's."""
 
 
+class _View:
+    """What the board says of a lane; good for one turn of the event loop.
+
+    rows, nbytes: queued by the other API servers. row_s, batch_s: seconds per queued row, and the least for any.
+    """
+
+    __slots__ = ("batch_s", "nbytes", "ready", "row_s", "rows")
+
+    def __init__(self, ready: bool, load: Load, own_rows: int, own_bytes: int) -> None:
+        self.ready = ready
+        self.rows, self.nbytes = load.rows - own_rows, load.nbytes - own_bytes
+        self.batch_s = load.batch_s
+        self.row_s = load.row_s()
+
+
 class Dispatcher:
-    """Tickets and answers of one API server."""
+    """Tickets and answers of one API server.
+
+    Args:
+        done_fd: the reading end of its pipe of done records.
+        run_limit_s: how long one run of a model may take.
+        hangs: called with the index of a worker whose run takes longer; again and again until it ends.
+    """
 
     def __init__(
         self,
@@ -100,6 +125,8 @@ class Dispatcher:
         board: MappedBoard,
         writers: Sequence[TicketWriter],
         done_fd: int,
+        run_limit_s: float,
+        hangs: Callable[[int], None],
     ) -> None:
         self.index = index
         self.lanes = lanes
@@ -107,13 +134,19 @@ class Dispatcher:
         self.board = board
         self.writers = writers
         self.in_flight: dict[int, Ticketed] = {}
-        self._epoch = board.epoch[index]
+        self._epoch = board.epoch[index] % EPOCHS
         self._pool = SlotPool(arena)
         self._done_fd = done_fd
         self._outbox = [bytearray() for _ in lanes]
         self._flush_planned = False
-        self._watching = False
+        self._views: list[_View | None] = [None] * len(lanes)
+        self._run_limit_ns = int(run_limit_s * 1e9)
+        self._hangs = hangs
+        self._look_ns = _NEVER
+        self._look: asyncio.TimerHandle | None = None
+        self._awaiting_room: set[int] = set()
         self._room: dict[tuple[int, tuple[int, ...]], int] = {}
+        self._requests = [0] * len(lanes)
         self._rows = [0] * len(lanes)
         self._bytes = [0] * len(lanes)
         self._api_servers = range(board.dimensions.api_servers)
@@ -126,6 +159,9 @@ class Dispatcher:
     def ready(self, lane: Lane) -> bool:
         """Whether some worker serves the lane's model."""
         ready, m = self.board.ready, lane.index
+        view = self._views[m]
+        if view is not None:
+            return view.ready
         return any(ready[worker, m] for worker in self._workers)
 
     def load(self, lane: Lane) -> Load:
@@ -143,10 +179,9 @@ class Dispatcher:
                 batch_rows += board.batch_rows[worker, m]
                 batch_ns += board.batch_ns[worker, m]
         if not measured:
-            return Load(rows, nbytes, 0.0, 0.0, lane.instances)
-        return Load(
-            rows, nbytes, batch_ns / measured / 1e9, batch_rows / measured / ROW_FRACTION, lane.instances
-        )
+            return Load(rows, nbytes, 0.0, 0.0, lane.max_batch_size, lane.instances)
+        batch_s, average = batch_ns / measured / 1e9, batch_rows / measured / ROW_FRACTION
+        return Load(rows, nbytes, batch_s, average, lane.max_batch_size, lane.instances)
 
     def output_room(self, lane: Lane, rows: int, dims: Sequence[int], input_bytes: int) -> int:
         """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
@@ -161,7 +196,7 @@ class Dispatcher:
 
         Raises: QueueFull when the arena has no slot or no such room left.
         """
-        place = self._pool.take(input_bytes, output_bytes)
+        place = None if self._over_its_share(request.lane) else self._pool.take(input_bytes, output_bytes)
         if place is None:
             raise QueueFull(
                 f"a request of {input_bytes} bytes finds no room: {len(self.in_flight)} requests are in flight and "
@@ -170,6 +205,18 @@ class Dispatcher:
             )
         request.place = place
         return place.inputs
+
+    def _over_its_share(self, lane: Lane) -> bool:
+        """Whether the arena is scarce and this model has its part of it: one busy model must not shut out another."""
+        arena, m, lanes = self.arena, lane.index, len(self.lanes)
+        slots = len(arena.state)
+        return lanes > 1 and (
+            (len(self.in_flight) > slots * _SCARCE and self._requests[m] * lanes > slots)
+            or (
+                self._pool.lent_bytes > arena.data_bytes * _SCARCE
+                and self._bytes[m] * lanes > arena.data_bytes
+            )
+        )
 
     def put(self, request: Ticketed, inputs: Mapping[str, np.ndarray], rows: int) -> None:
         """Give the request a place that holds these inputs, checked against the signature and C-contiguous.
@@ -197,17 +244,34 @@ class Dispatcher:
         place, lane = request.place, request.lane
         assert place is not None
         now_ns = time.monotonic_ns()
-        nbytes = len(place.inputs)
-        admit(lane.model, request.rows, nbytes, self.load(lane), lane.bounds, (deadline_ns - now_ns) / 1e9)
+        m, rows, nbytes, bounds = lane.index, request.rows, len(place.inputs), lane.bounds
+        view = self._views[m] or self._view(lane)
+        budget_s = (deadline_ns - now_ns) / 1e9
+        # What admit() asks, in the few operations that nearly every request gets by with.
+        waiting = self._rows[m] + view.rows + rows
+        if (
+            waiting > bounds.max_rows
+            or self._bytes[m] + view.nbytes + nbytes > bounds.max_bytes
+            or waiting * view.row_s >= budget_s
+            or view.batch_s >= budget_s
+        ):
+            admit(lane.model, rows, nbytes, self.load(lane), bounds, budget_s)
         request.queued_ns, request.deadline_ns = now_ns, deadline_ns
         self.in_flight[place.slot] = request
-        self._count(lane.index, request.rows, nbytes)
+        self._requests[m] += 1
+        self._rows[m] += rows
+        self._bytes[m] += nbytes
         self.enqueue(request)
-        if not self._watching:
-            self._watching = True
-            self._loop.call_later(_WATCH_S, self._watch)
-        if deadline_ns - now_ns < 2 * _WATCH_S * 1e9:
-            self._loop.call_later((deadline_ns - now_ns) / 1e9, self.expire)
+        if deadline_ns < self._look_ns:
+            self._look_at(min(deadline_ns, now_ns + int(_WATCH_S * 1e9)), now_ns)
+
+    def _view(self, lane: Lane) -> _View:
+        """The lane's view; kept when the end of this turn, which forgets it, is planned."""
+        m = lane.index
+        view = _View(self.ready(lane), self.load(lane), self._rows[m], self._bytes[m])
+        if self._flush_planned:
+            self._views[m] = view
+        return view
 
     def enqueue(self, request: Ticketed) -> None:
         """Put a ticket for the request into its queue: its first, or another after a death or an outgrown place."""
@@ -219,6 +283,7 @@ class Dispatcher:
             place.attempt,
             self.index,
             self._epoch,
+            request.deaths > 0,
             request.rows,
             place.input_at,
             place.output_at,
@@ -227,6 +292,9 @@ class Dispatcher:
             request.deadline_ns,
             pack_dims(dims),
         )
+        self._plan_flush()
+
+    def _plan_flush(self) -> None:
         if not self._flush_planned:
             # One write per turn of the event loop: all requests that arrived in it travel together.
             self._flush_planned = True
@@ -236,10 +304,24 @@ class Dispatcher:
         """Send the tickets of this turn of the loop, and show on the board what is queued."""
         self._flush_planned = False
         for lane, tickets in enumerate(self._outbox):
+            self._views[lane] = None
             if tickets:
                 self.writers[lane].write(tickets)
                 tickets.clear()
+            if self.writers[lane].overflow:
+                self._await_room(lane)
         self._show()
+
+    def _await_room(self, lane: int) -> None:
+        """The pipe is full: go on as soon as it is not."""
+        writer = self.writers[lane]
+        writer.flush()
+        if writer.overflow and lane not in self._awaiting_room:
+            self._awaiting_room.add(lane)
+            self._loop.add_writer(writer.fd, self._await_room, lane)
+        elif not writer.overflow and lane in self._awaiting_room:
+            self._awaiting_room.remove(lane)
+            self._loop.remove_writer(writer.fd)
 
     # -- out of the queue
 
@@ -256,9 +338,6 @@ class Dispatcher:
                     self._on_record(request, record)
             if len(data) < _READ_BYTES:
                 break
-        for writer in self.writers:
-            if writer.overflow:
-                writer.flush()
         self._show()
 
     def settle(self, request: Ticketed, error: ServiceError | None) -> None:
@@ -266,6 +345,7 @@ class Dispatcher:
         place = request.place
         assert place is not None
         del self.in_flight[place.slot]
+        self._requests[request.lane.index] -= 1
         if request.given_up:
             place.set_given_up(False)
             self.release(request)
@@ -273,7 +353,15 @@ class Dispatcher:
         self._count(request.lane.index, -request.rows, -len(place.inputs))
         if error is not None:
             self.release(request)
-        request.settled(error)
+        try:
+            request.settled(error)
+        except Exception:
+            # The other records of this read must not be lost with it.
+            _log.exception("request %s could not be answered", request.request_id)
+            self.release(request)
+            if error is None:
+                with contextlib.suppress(Exception):
+                    request.settled(Internal("the answer could not be made; the server's log tells why"))
 
     def cancel(self, request: Ticketed) -> None:
         """Nobody waits for the answer any more: its rows count no longer, its place follows when no worker can
@@ -287,13 +375,17 @@ class Dispatcher:
             request.given_up = True
             place.set_given_up(True)
             self._count(request.lane.index, -request.rows, -len(place.inputs))
+            self._plan_flush()  # the board tells others of the room
 
     def expire(self) -> None:
         """Answer the requests whose deadline has passed."""
         now_ns = time.monotonic_ns()
         for request in [r for r in self.in_flight.values() if r.deadline_ns <= now_ns and not r.given_up]:
             self.cancel(request)
-            request.settled(late())
+            try:
+                request.settled(late())
+            except Exception:
+                _log.exception("request %s could not be answered", request.request_id)
 
     def release(self, request: Ticketed) -> None:
         """Free the request's place: it never was queued, or is settled, so that no worker can touch it."""
@@ -303,12 +395,23 @@ class Dispatcher:
 
     def outputs(self, request: Ticketed) -> dict[str, np.ndarray]:
         """The request's outputs, as views that are valid until release()."""
-        assert request.place is not None
-        return request.lane.layout.read_outputs(request.place.outputs, request.rows)
+        place, layout, rows = request.place, request.lane.layout, request.rows
+        assert place is not None
+        kept = place.views
+        if kept is not None and kept[0] is layout and kept[1] == rows:
+            return kept[2]
+        outputs = layout.read_outputs(place.outputs, rows)
+        if layout.fixed_outputs:
+            # The place comes back for the next request of these sizes, and its outputs lie where they did.
+            place.views = (layout, rows, outputs)
+        return outputs
 
     def _on_record(self, request: Ticketed, record: tuple[Any, ...]) -> None:
+        if request.given_up:
+            self.settle(request, None)
+            return
         _, _, state, reason, _, batch_rows, taken_ns, gather_s, run_s, scatter_s, _, needed = record
-        if state == State.OUTGROWN and not request.given_up:
+        if state == State.OUTGROWN:
             self._run_again_with_room(request, needed)
             return
         request.batch_rows = batch_rows
@@ -322,6 +425,8 @@ class Dispatcher:
 
     def _run_again_with_room(self, request: Ticketed, needed: int) -> None:
         """The outputs did not fit: set aside what they need, remember it for such inputs, run once more."""
+        if len(self._room) >= _MOST_ROOMS:
+            self._room.clear()
         self._room[request.lane.index, tuple(request.dims)] = -(-needed // request.rows)
         assert request.place is not None
         if self._pool.widen(request.place, needed):
@@ -332,11 +437,23 @@ class Dispatcher:
             )
 
     def _watch(self) -> None:
-        """Look at deadlines while there is something in flight; an idle server has no timer."""
+        """Look at deadlines and at hanging runs while there is something in flight; an idle server has no timer."""
         self.expire()
-        self._watching = bool(self.in_flight)
-        if self._watching:
-            self._loop.call_later(_WATCH_S, self._watch)
+        self._look, self._look_ns = None, _NEVER
+        if not self.in_flight:
+            return
+        now_ns = time.monotonic_ns()
+        for worker in self.board.hanging(now_ns - self._run_limit_ns):
+            self._hangs(worker)
+        nearest_ns = min((r.deadline_ns for r in self.in_flight.values() if not r.given_up), default=_NEVER)
+        self._look_at(min(nearest_ns, now_ns + int(_WATCH_S * 1e9)), now_ns)
+
+    def _look_at(self, when_ns: int, now_ns: int) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        wait_s = max((when_ns - now_ns) / 1e9, 0.0) + _STEP_S
+        self._look_ns = now_ns + int(wait_s * 1e9)
+        self._look = self._loop.call_later(wait_s, self._watch)
 
     def _count(self, lane: int, rows: int, nbytes: int) -> None:
         self._rows[lane] += rows

@@ -50,11 +50,11 @@ MOVES: Final[dict[tuple[State, State], Side]] = {
     (State.TAKEN, State.DONE): Side.WORKER,
     (State.TAKEN, State.FAILED): Side.WORKER,
     (State.TAKEN, State.OUTGROWN): Side.WORKER,
-    (State.TAKEN, State.QUEUED): Side.API_SERVER,  # the worker died: only once it is known to be dead
-    (
-        State.TAKEN,
-        State.FREE,
-    ): Side.API_SERVER,  # it died at this request's second try, or nobody waits for it
+    # The worker died, and is known to be dead: run again, or given up at the second death, or nobody waits.
+    (State.TAKEN, State.QUEUED): Side.API_SERVER,
+    (State.TAKEN, State.FREE): Side.API_SERVER,
+    (State.FAILED, State.QUEUED): Side.API_SERVER,  # it died before its record of why was sent
+    (State.QUEUED, State.QUEUED): Side.API_SERVER,  # it died with the ticket read and the slot not yet marked
     (State.OUTGROWN, State.QUEUED): Side.API_SERVER,
     (State.DONE, State.FREE): Side.API_SERVER,
     (State.FAILED, State.FREE): Side.API_SERVER,
@@ -66,7 +66,8 @@ SETTLED: Final = frozenset({State.DONE, State.FAILED, State.OUTGROWN})
 """States in which the worker is finished with the slot, whether or not its record has arrived."""
 
 MAX_DEATHS: Final = 2
-"""A request that was in a worker at this many deaths is the suspect: it fails, and is not tried again."""
+"""A request that was being run at this many deaths is the culprit: it fails, and is not tried again. After its first
+death it runs alone, so that what it does to its worker befalls no other request."""
 
 
 def may_move(side: Side, before: State, after: State) -> bool:

@@ -33,13 +33,16 @@ def after_worker_death(dispatcher: Dispatcher, serial: int) -> list[Ticketed]:
 
 
 def _retry(dispatcher: Dispatcher, request: Ticketed) -> bool:
-    request.deaths += 1
+    assert request.place is not None
+    bystander = request.place.take_held()
     if request.given_up:
         dispatcher.settle(request, None)
         return False
+    # Its batch had not begun: whatever killed the worker, it was not this request.
+    request.deaths += not bystander
     if request.deaths >= MAX_DEATHS:
         _log.error(
-            "request %s to %s/%s was in a worker at %d deaths: it is answered with model_crashed and not tried again",
+            "request %s to %s/%s was being run at %d deaths of a worker: it gets model_crashed and is not tried again",
             request.request_id,
             request.lane.model,
             request.lane.version,
@@ -79,4 +82,5 @@ def after_any_death(dispatcher: Dispatcher) -> list[Ticketed]:
             ]
     for request in lost:
         dispatcher.enqueue(request)
+    dispatcher.flush()
     return lost

@@ -21,7 +21,7 @@ from service.processes import StopSignals
 from service.repository import ModelEntry, read_repository
 from service.supervisor import LOAD_ATTEMPTS, Child, Role, Supervisor
 from service.transport.board import Dimensions, MappedBoard
-from service.transport.fence import wait_until_untouched
+from service.transport.fence import Fence
 from service.transport.layout import Layout
 from service.transport.queues import QueueLock
 from service.transport.transport import Sizes, Transport
@@ -94,15 +94,16 @@ def _serve(
         if child.role is Role.WORKER:
             metrics.writer_died(workers[child.index])
             metrics.worker_restarted(worker_devices[child.index])
-            for model in range(len(versions)):
-                board.ready[child.index, model] = 0
+            board.worker_died(child.index)
         else:
             for model in range(len(versions)):
                 board.queued_rows[child.index, model] = board.queued_bytes[child.index, model] = 0
 
-    def gave_up(child: Child) -> None:
+    def cannot_load(child: Child) -> None:
         for model in range(len(versions)):
-            board.write_note(child.index, model, f"its process died {LOAD_ATTEMPTS} times while loading")
+            board.write_note(
+                child.index, model, f"its process died {LOAD_ATTEMPTS} times or more while loading"
+            )
 
     server = FoldServer(plan, worker_devices, transport, make, API_SERVER_DRAIN_S)
     with StopSignals() as stop:
@@ -111,9 +112,10 @@ def _serve(
             board=board,
             reports=transport.reports.reader,
             stop=stop,
-            fence=lambda index: wait_until_untouched(transport, board, locks, index),
+            fence=lambda index: Fence(board, locks, transport.done[index].reader).passed,
             died=died,
-            gave_up=gave_up,
+            cannot_load=cannot_load,
+            run_limit_s=settings.run_limit_s,
             grace_s=settings.drain_grace_s,
             close_s=API_SERVER_DRAIN_S + 5.0,
         )

@@ -11,6 +11,7 @@ Each child holds the reading end of a pipe whose only writing end is here: its l
 this process goes, even by kill -9.
 """
 
+import contextlib
 import logging
 import os
 import selectors
@@ -32,10 +33,21 @@ MESSAGE: Final = struct.Struct("<II")
 """What goes through the pipes between this process and its children: a Word and a number."""
 
 RESTART_PAUSE_S: Final = 1.0
-"""A child that lived for less than this is started again only after it: a crash at the start must not spin."""
+"""A child is started no sooner than this after its last start: a crash at the start must not spin. For a worker that
+keeps dying while it loads it doubles with every death."""
+
+LONGEST_PAUSE_S: Final = 30.0
+"""Until there."""
+
+FENCE_LOOK_S: Final = 0.005
+"""How often it is seen whether a dead API server's arena is at rest: the one thing that is polled, and only then."""
 
 LOAD_ATTEMPTS: Final = 3
-"""A worker that dies while it loads may have met a moment's lack of memory; that often it is its models."""
+"""A worker that dies while it loads may have met a moment's lack of memory. That often it may be its models: it is
+still tried, but nobody waits for it any more."""
+
+_WORKER_END_S: Final = 5.0
+"""How long a worker may take to end once nothing is left to serve."""
 
 
 class Word(IntEnum):
@@ -46,7 +58,7 @@ class Word(IntEnum):
     API_SERVER_DIED = 2
     """To API servers: one of them is dead, and may have held tickets."""
     WORKER_HANGS = 3
-    """From an API server: the worker at this index has been busy with one batch for longer than the limit."""
+    """From an API server: the worker at this index has been busy with one run for longer than the limit."""
     WORKER_READY = 4
     """From the worker at this index: it has loaded what it could."""
     STOP = 5
@@ -91,7 +103,7 @@ class Child:
 
 
 StartChild = Callable[[Role, int, int, Handle], BaseProcess]
-"""Start a child: its role, index, serial number and its end of its lifeline."""
+"""Start a child: its role, index, serial number and its end of its lifeline. Raises: OSError."""
 
 
 class Supervisor:
@@ -102,10 +114,11 @@ class Supervisor:
         board: where draining is shown and epochs are kept.
         reports: the reading end of the pipe in which children write MESSAGEs.
         stop: readable, and counting, when a signal came.
-        fence: called when an API server has died, before its place is filled again: returns once no worker can
-            touch its arena any more.
+        fence: called when an API server has died; what it returns tells whether its place may be filled again, for
+            no worker can touch its arena any more.
         died: called for each child that ended on its own.
-        gave_up: called for a worker that died LOAD_ATTEMPTS times while loading; it is not started again.
+        cannot_load: called for a worker that died LOAD_ATTEMPTS times while loading, and at each time more.
+        run_limit_s: how long one run of a model may take; a worker that takes longer is ended.
         grace_s, close_s: seconds that GRACE lasts, and that CLOSING may last before it is cut off.
     """
 
@@ -115,9 +128,10 @@ class Supervisor:
         board: MappedBoard,
         reports: Handle,
         stop: StopSignals,
-        fence: Callable[[int], None],
+        fence: Callable[[int], Callable[[], bool]],
         died: Callable[[Child], None],
-        gave_up: Callable[[Child], None],
+        cannot_load: Callable[[Child], None],
+        run_limit_s: float,
         grace_s: float,
         close_s: float,
     ) -> None:
@@ -127,8 +141,10 @@ class Supervisor:
         self._reports = reports
         self._stop = stop
         self._fence = fence
+        self._fences: dict[int, Callable[[], bool]] = {}
+        self._run_limit_ns = int(run_limit_s * 1e9)
         self._died = died
-        self._gave_up = gave_up
+        self._cannot_load = cannot_load
         self._grace_s = grace_s
         self._close_s = close_s
         self._deadline_s: float | None = None
@@ -148,10 +164,8 @@ class Supervisor:
             self._launch(Role.WORKER, index)
 
     def wait_until_loaded(self) -> bool:
-        """Wait until every worker is ready or given up; False when a signal came first."""
-        while self.phase is Phase.STARTING and (
-            self._restarts or any(not child.ready for child in self._of(Role.WORKER))
-        ):
+        """Wait until every worker is ready, or seems unable to be; False when a signal came first."""
+        while self.phase is Phase.STARTING and self._loading():
             self._turn()
         loaded = self.phase is Phase.STARTING
         if loaded:
@@ -169,11 +183,13 @@ class Supervisor:
             self._turn()
 
     def end(self) -> None:
-        """Kill whatever is left. Afterwards no child lives."""
+        """Kill whatever is left. Afterwards no child lives, and none is started."""
         for child in list(self._children.values()):
             child.process.kill()
             child.process.join()
             self._forget(child)
+        self._restarts.clear()
+        self._deadline_s = None
         self.phase = Phase.CLOSED
 
     def close_in_child(self) -> None:
@@ -191,13 +207,36 @@ class Supervisor:
         timeout = max(0.0, min(wakeups) - time.monotonic()) if wakeups else None
         for key, _ in self._selector.select(timeout):
             key.data()
+        if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
+            self._on_deadline()
         now = time.monotonic()
         due = [restart for restart in self._restarts if restart[0] <= now]
         self._restarts = [restart for restart in self._restarts if restart[0] > now]
         for _, role, index in due:
-            self._launch(role, index)
-        if self._deadline_s is not None and now >= self._deadline_s:
-            self._on_deadline()
+            if role is Role.API_SERVER and not self._at_rest(index):
+                self._restarts.append((now + FENCE_LOOK_S, role, index))
+                continue
+            try:
+                self._launch(role, index)
+            except OSError as error:  # no memory, no descriptors: a moment's lack must not end what serves
+                _log.error("%s %d cannot be started: %s", role.value, index, error)
+                self._restarts.append((now + RESTART_PAUSE_S, role, index))
+
+    def _loading(self) -> bool:
+        waiting = {child.index for child in self._of(Role.WORKER) if not child.ready}
+        waiting |= {index for _, role, index in self._restarts if role is Role.WORKER}
+        return any(self._failed_loads.get(index, 0) < LOAD_ATTEMPTS for index in waiting)
+
+    def _at_rest(self, index: int) -> bool:
+        """Whether nobody can touch a dead API server's arena any more."""
+        passed = self._fences.get(index)
+        if passed is None:
+            return True
+        if not passed():
+            self._end_hanging()  # the one who would report it may be the one that died
+            return False
+        del self._fences[index]
+        return True
 
     def _launch(self, role: Role, index: int) -> None:
         read_fd, write_fd = os.pipe()
@@ -205,9 +244,14 @@ class Supervisor:
         self._serials += 1
         child = Child(role, index, self._serials, None, ours)  # type: ignore[arg-type]  # set below
         self._children[-self._serials] = child  # so that a fork started now closes this lifeline too
-        child.process = self._start(role, index, self._serials, theirs)
-        del self._children[-self._serials]
-        theirs.close()
+        try:
+            child.process = self._start(role, index, self._serials, theirs)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            del self._children[-self._serials]
+            theirs.close()
         self._children[child.process.sentinel] = child
         self._selector.register(child.process.sentinel, selectors.EVENT_READ, lambda: self._on_end(child))
 
@@ -222,51 +266,65 @@ class Supervisor:
     # -- what happens
 
     def _on_end(self, child: Child) -> None:
+        if child not in self._children.values():
+            return  # forgotten since select() told of it: in this same turn everything was ended
         child.process.join()
         self._forget(child)
         code = child.process.exitcode
-        closing = self.phase is Phase.CLOSING
-        if not (closing and child.role is Role.API_SERVER and code == 0):
+        leaves = self.phase is Phase.CLOSING and child.role is Role.API_SERVER
+        if not (leaves and code == 0):
             _log.error("%s ended with code %s", child, code)
             self._died(child)
         self._tell_of_death(child)
-        if closing and not self._of(Role.API_SERVER):
+        if self.phase is Phase.CLOSING and not self._of(Role.API_SERVER):
             self._close_workers()
-        elif not (closing and child.role is Role.API_SERVER) and self._may_restart(child):
-            at_s = max(time.monotonic(), child.started_s + RESTART_PAUSE_S)
+        elif not leaves:
+            at_s = max(time.monotonic(), child.started_s + self._pause_s(child))
             self._restarts.append((at_s, child.role, child.index))
 
-    def _may_restart(self, child: Child) -> bool:
+    def _pause_s(self, child: Child) -> float:
+        """Seconds from a child's start to the next in its place."""
         if child.role is Role.API_SERVER or child.ready:
-            return True
+            return RESTART_PAUSE_S
         failed = self._failed_loads[child.index] = self._failed_loads.get(child.index, 0) + 1
-        if failed < LOAD_ATTEMPTS:
-            return True
-        _log.error("%s died %d times while loading and is not started again", child, failed)
-        self._gave_up(child)
-        return False
+        if failed >= LOAD_ATTEMPTS:
+            _log.error("%s died while loading, like %d before it", child, failed - 1)
+            self._cannot_load(child)
+        return float(min(LONGEST_PAUSE_S, RESTART_PAUSE_S * 2 ** (failed - 1)))
 
     def _tell_of_death(self, child: Child) -> None:
-        """Tell every API server; a new API server in the dead one's place must find its arena at rest."""
+        """Tell every API server; the next one in a dead one's place must find its arena at rest."""
         if child.role is Role.API_SERVER:
             self._board.epoch[child.index] += 1
-            self._fence(child.index)
+            self._fences[child.index] = self._fence(child.index)
             message = MESSAGE.pack(Word.API_SERVER_DIED, child.index)
         else:
             message = MESSAGE.pack(Word.WORKER_DIED, child.serial)
+        self._tell_api_servers(message)
+
+    def _tell_api_servers(self, message: bytes) -> None:
         for server in self._of(Role.API_SERVER):
-            os.write(server.lifeline.fd, message)
+            with contextlib.suppress(BrokenPipeError):  # it has just died too; its end comes up next
+                os.write(server.lifeline.fd, message)
 
     def _on_reports(self) -> None:
         for word, number in MESSAGE.iter_unpack(os.read(self._reports.fd, MESSAGE.size * 64)):
-            workers = [child for child in self._of(Role.WORKER) if child.index == number]
-            for child in workers:
-                if word == Word.WORKER_READY:
+            if word == Word.WORKER_HANGS:
+                self._end_hanging()
+                continue
+            for child in self._of(Role.WORKER):
+                if child.index == number:
                     child.ready = True
                     self._failed_loads.pop(child.index, None)
-                elif word == Word.WORKER_HANGS:
-                    _log.error("%s has been busy with one batch for too long; it is ended", child)
-                    child.process.kill()
+
+    def _end_hanging(self) -> None:
+        """Kill the workers whose run takes too long, by the board: a report may be older than the present worker."""
+        hanging = self._board.hanging(time.monotonic_ns() - self._run_limit_ns)
+        for child in self._of(Role.WORKER):
+            if child.index in hanging and child.process.is_alive():
+                limit_s = self._run_limit_ns / 1e9
+                _log.error("%s has been busy with one run for more than %g s; it is ended", child, limit_s)
+                child.process.kill()
 
     def _on_signal(self) -> None:
         self._stop.clear()
@@ -283,8 +341,7 @@ class Supervisor:
             self.phase = Phase.CLOSING
             self._deadline_s = time.monotonic() + self._close_s
             self._restarts = [restart for restart in self._restarts if restart[1] is Role.WORKER]
-            for child in self._of(Role.API_SERVER):
-                os.write(child.lifeline.fd, MESSAGE.pack(Word.STOP, 0))
+            self._tell_api_servers(MESSAGE.pack(Word.STOP, 0))
             if not self._of(Role.API_SERVER):
                 self._close_workers()
         else:
@@ -296,9 +353,12 @@ class Supervisor:
         workers = self._of(Role.WORKER)
         for child in workers:
             self._forget(child)
+            if not child.ready:  # it looks at its lifeline only when it has loaded
+                child.process.kill()
+        until_s = time.monotonic() + _WORKER_END_S
         for child in workers:
-            child.process.join(max(0.1, (self._deadline_s or 0.0) - time.monotonic()))
+            child.process.join(max(0.0, until_s - time.monotonic()))
             if child.process.is_alive():
                 child.process.kill()
                 child.process.join()
-        self.phase = Phase.CLOSED
+        self.end()

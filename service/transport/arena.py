@@ -17,7 +17,8 @@ HEADER: Final = np.dtype(
     [
         ("state", "u1"),  # lifecycle.State
         ("given_up", "u1"),  # set by the API server at any time: nobody waits for the answer
-        ("_", "<u2"),
+        ("held", "u1"),  # set by the worker: taken, but its batch has not begun, so that it is no suspect
+        ("_", "u1"),
         ("attempt", "<u4"),  # set by the API server when it queues the slot; a ticket must carry the same
         ("worker", "<u4"),  # serial number of the worker that took it
         ("model", "<u4"),  # set with the attempt, like rows: what a count of the slots tells apart
@@ -29,11 +30,13 @@ HEADER_STRUCT: Final = struct.Struct("<BB2xI")
 """state, given_up and attempt, from the start of a header."""
 QUEUED_STRUCT: Final = struct.Struct("<I4xII")
 """attempt, model and rows, from ATTEMPT_AT."""
+HELD_AT: Final = 2
 ATTEMPT_AT: Final = 4
 WORKER_AT: Final = 8
 WORKER_STRUCT: Final = struct.Struct("<I")
 assert HEADER.itemsize == ALIGNMENT
-assert [HEADER.fields[name][1] for name in ("state", "given_up", "attempt", "worker")] == [0, 1, 4, WORKER_AT]  # type: ignore[index]
+_OFFSETS: Final = [HEADER.fields[name][1] for name in ("state", "given_up", "held", "attempt", "worker")]  # type: ignore[index]
+assert _OFFSETS == [0, 1, HELD_AT, ATTEMPT_AT, WORKER_AT]
 
 
 class Arena:
@@ -60,6 +63,7 @@ class MappedArena:
         headers = np.frombuffer(self.map, HEADER, arena.slots)
         self.state = headers["state"]
         self.given_up = headers["given_up"]
+        self.held = headers["held"]
         self.attempt = headers["attempt"]
         self.worker = headers["worker"]
         self.model = headers["model"]

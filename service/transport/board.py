@@ -55,6 +55,7 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "queued_bytes": (of.api_servers, of.models),
         "ready": (of.workers, of.models),
         "busy_since_ns": (of.workers, of.instances),
+        "run_since_ns": (of.workers, of.instances),
         "batch_ns": (of.workers, of.models),
         "batch_rows": (of.workers, of.models),
     }
@@ -68,6 +69,8 @@ class MappedBoard:
     queued_rows, queued_bytes: [api server, model] what it has queued or in a batch (that API server).
     ready: [worker, model] 1 when it has the model loaded, warmed and agreeing with its reference (that worker).
     busy_since_ns: [worker, instance] CLOCK_MONOTONIC when it took the tickets it holds, 0 when none (it).
+    run_since_ns: [worker, instance] CLOCK_MONOTONIC when the present run of its model began, 0 when none (it).
+        Both are cleared by the supervisor when the worker has died.
     batch_ns, batch_rows: [worker, model] moving averages of a batch's time, and of its rows in 256ths (that worker).
     """
 
@@ -89,6 +92,7 @@ class MappedBoard:
         self.queued_bytes = cells["queued_bytes"]
         self.ready = cells["ready"]
         self.busy_since_ns = cells["busy_since_ns"]
+        self.run_since_ns = cells["run_since_ns"]
         self.batch_ns = cells["batch_ns"]
         self.batch_rows = cells["batch_rows"]
 
@@ -102,6 +106,22 @@ class MappedBoard:
         """Why a worker does not serve a model."""
         at = (worker * self._models + model) * NOTE_BYTES
         return bytes(self._notes[at : at + NOTE_BYTES]).rstrip(b"\0").decode(errors="replace")
+
+    def hanging(self, since_ns: int) -> list[int]:
+        """The workers with an instance whose present run began before since_ns."""
+        instances = range(self.dimensions.instances)
+        return [
+            worker
+            for worker in range(self.dimensions.workers)
+            if any(0 < self.run_since_ns[worker, instance] < since_ns for instance in instances)
+        ]
+
+    def worker_died(self, worker: int) -> None:
+        """It serves nothing and runs nothing any more."""
+        for model in range(self._models):
+            self.ready[worker, model] = 0
+        for instance in range(self.dimensions.instances):
+            self.busy_since_ns[worker, instance] = self.run_since_ns[worker, instance] = 0
 
     def all_busy_since_ns(self) -> list[int]:
         """busy_since_ns of every instance of every worker."""

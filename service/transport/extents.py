@@ -26,6 +26,7 @@ class Extents:
     def __init__(self, start: int, size: int) -> None:
         self._fresh = start
         self._end = start + size
+        self._size = size
         self._free: dict[int, list[int]] = {}
         self.used_bytes = 0
 
@@ -38,6 +39,8 @@ class Extents:
             return blocks.pop(), size
         offset = self._fresh
         if offset + size > self._end:
+            if self.used_bytes + size > self._size:
+                return None  # told at once: under a flood this is the common answer, and merging is slow
             self._merge()
             found = self._cut(size)
             if found is None:

@@ -1,4 +1,4 @@
-"""Waits until no worker can touch a dead API server's arena any more, so that a new one may begin in it."""
+"""Tells when no worker can touch a dead API server's arena any more, so that a new one may begin in it."""
 
 import contextlib
 import os
@@ -7,31 +7,40 @@ from collections.abc import Sequence
 from typing import Final
 
 from service.transport.board import MappedBoard
+from service.transport.handles import Handle
 from service.transport.queues import QueueLock
-from service.transport.transport import Transport
 
-_LOOK_S: Final = 0.001
 _READ_BYTES: Final = 1 << 16
 
 
-def wait_until_untouched(
-    transport: Transport, board: MappedBoard, locks: Sequence[QueueLock], api_server: int
-) -> None:
-    """Return once every batch that holds tickets of the API server's earlier life is over.
+class Fence:
+    """Passed once every batch that holds tickets of the API server's earlier life is over.
 
     Its epoch has been raised before. Whoever takes tickets from then on drops its old ones; whoever took some
-    before is marked busy since before. A batch that hangs is ended by its own limit, and its worker's mark
-    with it.
+    before is marked busy since before. Never waits: a worker may hang or die meanwhile, and whoever asks is the one
+    to end it and to clear its marks.
+
+    Args:
+        done: the reading end of the dead API server's pipe of done records.
     """
-    for lock in locks:
-        with lock.held():
-            pass  # nobody is between reading tickets and marking them any more
-    now_ns = time.monotonic_ns()
-    while True:
-        # What is finished meanwhile has nobody to read its records: a full pipe would stop the worker.
+
+    def __init__(self, board: MappedBoard, locks: Sequence[QueueLock], done: Handle) -> None:
+        self._board = board
+        self._locks = list(locks)
+        self._done_fd = done.fd
+        self._since_ns = 0
+
+    def passed(self) -> bool:
+        """Whether nobody can touch the arena; ask again a little later if not."""
+        while self._locks:
+            if not self._locks[-1].passes():
+                return False
+            self._locks.pop()
+        # From here on nobody is between reading tickets and marking them any more.
+        self._since_ns = self._since_ns or time.monotonic_ns()
+        touched = any(0 < since <= self._since_ns for since in self._board.all_busy_since_ns())
+        # What they finished has nobody to read its records. Afterwards: the last ones too must be gone.
         with contextlib.suppress(BlockingIOError):
-            while os.read(transport.done[api_server].reader.fd, _READ_BYTES):
+            while os.read(self._done_fd, _READ_BYTES):
                 pass
-        if not any(0 < since <= now_ns for since in board.all_busy_since_ns()):
-            return
-        time.sleep(_LOOK_S)
+        return not touched

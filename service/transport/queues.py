@@ -3,8 +3,8 @@
 API servers write tickets without the lock (a write of at most PIPE_BUF is atomic). A worker reads under the
 lock and marks each slot as taken before it lets go, so whoever holds the lock sees every request either with
 a ticket in the pipe or marked as somebody's. The kernel drops a dead process's lock. If a worker dies between
-the read and the mark, its tickets are gone and their slots still say QUEUED: reconcile() finds these by
-comparing the slots with the pipe, and is run by every API server after any death.
+the read and the mark, its tickets are gone and their slots still say QUEUED: recovery.after_any_death() finds
+these by comparing the slots with the pipe, and is run by every API server after any death.
 """
 
 import contextlib
@@ -68,6 +68,20 @@ class QueueLock:
             finally:
                 fcntl.lockf(fd, fcntl.LOCK_UN, 1, index)
 
+    def passes(self) -> bool:
+        """Whether nobody holds it at this moment; does not wait."""
+        if not self._threads.acquire(blocking=False):
+            return False
+        fd, index = self._queue.locks.handle.fd, self._queue.index
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+            fcntl.lockf(fd, fcntl.LOCK_UN, 1, index)
+        except (BlockingIOError, PermissionError):
+            return False
+        finally:
+            self._threads.release()
+        return True
+
 
 class TicketReader:
     """A worker's end of the queue."""
@@ -94,13 +108,18 @@ class TicketWriter:
     """An API server's end of the queue. Owned by its event loop thread.
 
     Tickets that find the pipe full wait here in order; `overflow` says that there are some, and flush() tries
-    again: to be called when the pipe has room, that is, whenever done records come back.
+    again: to be called when the pipe has room.
     """
 
     def __init__(self, queue: ModelQueue, lock: QueueLock) -> None:
         self._queue = queue
         self._lock = lock
         self._waiting: deque[bytes] = deque()
+
+    @property
+    def fd(self) -> int:
+        """The pipe's writing end: writable when there is room."""
+        return self._queue.writer.fd
 
     @property
     def overflow(self) -> bool:

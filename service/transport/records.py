@@ -22,18 +22,21 @@ TICKET: Final = np.dtype(
         ("slot", "<u4"),
         ("attempt", "<u4"),  # must equal the header's: an older ticket is void
         ("api", "<u2"),  # whose arena
-        ("epoch", "<u2"),  # which life of that API server
+        ("epoch", "u1"),  # which life of that API server, modulo EPOCHS
+        ("suspect", "u1"),  # 1: it was being run when a worker died, and is run alone
         ("rows", "<u4"),
         ("input_at", "<u8"),  # byte offsets in the arena
         ("output_at", "<u8"),
         ("output_bytes", "<u8"),  # room for outputs
         ("queued_ns", "<u8"),  # CLOCK_MONOTONIC, the same in every process
-        ("deadline_ns", "<u8"),  # 0: none
+        ("deadline_ns", "<u8"),  # no worker begins it after this
         ("dims", "<u4", (MAX_DYNAMIC_DIMS,)),  # the sizes of the dynamic dims, in the signature's order
     ]
 )
+EPOCHS: Final = 256
+"""Tickets tell so many lives of an API server apart; no ticket waits while that many pass."""
 DIMS_STRUCT: Final = struct.Struct(f"<{MAX_DYNAMIC_DIMS}I")
-TICKET_STRUCT: Final = struct.Struct(f"<IIHHIQQQQQ{DIMS_STRUCT.size}s")
+TICKET_STRUCT: Final = struct.Struct(f"<IIHBBIQQQQQ{DIMS_STRUCT.size}s")
 TICKETS_PER_WRITE: Final = PIPE_BUF // TICKET.itemsize
 
 DONE: Final = np.dtype(

@@ -7,12 +7,19 @@ the arena runs short, the places that are kept are broken up.
 
 from typing import Final
 
+import numpy as np
+
 from service.lifecycle import State
-from service.transport.arena import ATTEMPT_AT, HEADER, QUEUED_STRUCT, MappedArena
+from service.transport.arena import ATTEMPT_AT, HEADER, HELD_AT, QUEUED_STRUCT, MappedArena
 from service.transport.extents import ALIGNMENT, Extents
 
 TEXT_ROOM: Final = 1024
 """Bytes of outputs that every place has at least: the text of an error must fit."""
+
+MOST_KEPT: Final = 64
+"""Different sizes of which places are kept whole. Past it all are broken up: sizes that never come again would
+otherwise hold slots, and touch ever more of the memory."""
+_ATTEMPTS: Final = 1 << 32
 
 _GIVEN_UP: Final = HEADER.fields["given_up"][1]  # type: ignore[index]
 
@@ -31,6 +38,7 @@ class Place:
         "output_at",
         "outputs",
         "slot",
+        "views",
     )
 
     def __init__(self, memory: memoryview, slot: int, key: tuple[int, int], span: tuple[int, int]) -> None:
@@ -38,11 +46,14 @@ class Place:
         offset, size = span
         input_room = -(-input_bytes // ALIGNMENT) * ALIGNMENT
         self.slot = slot
-        self.attempt = 0
+        # It goes on from what the slot had, in an earlier place or an earlier life: no old record can match.
+        self.attempt = QUEUED_STRUCT.unpack_from(memory, slot * HEADER.itemsize + ATTEMPT_AT)[0]
         self.input_at = offset
         self.inputs = memory[offset : offset + input_bytes]
         self.output_at = offset + input_room
         self.outputs = memory[offset + input_room : offset + size]
+        self.views: tuple[object, int, dict[str, np.ndarray]] | None = None
+        """The outputs as arrays, with the layout and the rows that they were made for."""
         self._memory = memory
         self._header = slot * HEADER.itemsize
         self._key = key
@@ -54,9 +65,15 @@ class Place:
 
     def begin_attempt(self, model: int, rows: int) -> None:
         """Queue the slot under a new attempt: tickets of earlier ones are void."""
-        self.attempt += 1
+        self.attempt = (self.attempt + 1) % _ATTEMPTS
         QUEUED_STRUCT.pack_into(self._memory, self._header + ATTEMPT_AT, self.attempt, model, rows)
         self._memory[self._header] = State.QUEUED
+
+    def take_held(self) -> bool:
+        """Whether a worker that died had not begun to run it; forgets it."""
+        held = bool(self._memory[self._header + HELD_AT])
+        self._memory[self._header + HELD_AT] = 0
+        return held
 
     def set_given_up(self, given_up: bool) -> None:
         """Tell workers whether anybody waits for the answer."""
@@ -72,7 +89,9 @@ class SlotPool:
         self._slots = list(range(slots - 1, -1, -1))
         self._extents = Extents(slots * HEADER.itemsize, arena.data_bytes)
         self._kept: dict[tuple[int, int], list[Place]] = {}
+        self._kept_bytes = 0
         arena.state[:] = State.FREE
+        arena.given_up[:] = arena.held[:] = 0
 
     def take(self, input_bytes: int, output_bytes: int) -> Place | None:
         """A place with at least this room, FILLING; None when slots or bytes have run out."""
@@ -80,6 +99,7 @@ class SlotPool:
         kept = self._kept.get(key)
         if kept:
             place = kept.pop()
+            self._kept_bytes -= place._spans[0][1]
         else:
             made = self._make(key)
             if made is None:
@@ -97,8 +117,11 @@ class SlotPool:
         if len(place._spans) == 1:
             kept = self._kept.get(place._key)
             if kept is None:
+                if len(self._kept) == MOST_KEPT:
+                    self._break_up()
                 kept = self._kept[place._key] = []
             kept.append(place)
+            self._kept_bytes += place._spans[0][1]
         else:
             self._free(place)
 
@@ -110,10 +133,17 @@ class SlotPool:
             span = self._extents.take(max(output_bytes, TEXT_ROOM))
         if span is None:
             return False
-        place._spans.append(span)
+        for outgrown in place._spans[1:]:
+            self._extents.give(*outgrown)
+        place._spans[1:] = [span]
         place.output_at = span[0]
         place.outputs = self._memory[span[0] : span[0] + span[1]]
         return True
+
+    @property
+    def lent_bytes(self) -> int:
+        """Bytes of the places that somebody has."""
+        return self._extents.used_bytes - self._kept_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -139,3 +169,4 @@ class SlotPool:
             for place in kept:
                 self._free(place)
         self._kept.clear()
+        self._kept_bytes = 0

@@ -22,6 +22,11 @@ class Averages:
         self._rows = board.batch_rows
         self._place = (worker, model)
 
+    @property
+    def batch_ns(self) -> int:
+        """What a batch takes."""
+        return self._ns[self._place]
+
     def add(self, batch_s: float, rows: int) -> None:
         """Count one batch, with a weight of an eighth."""
         place = self._place
@@ -60,7 +65,7 @@ class InstanceLoop:
             self.turn()
 
     def turn(self) -> None:
-        """Take what waits, and run all of it."""
+        """Take what waits, and run all of it that is still wanted when its batch begins."""
         most = self._runner.max_batch_size
         taken = self._taker.take(most)
         if not taken:
@@ -69,34 +74,55 @@ class InstanceLoop:
         reason: BatchReason = "drained"
         if self._window_ns:
             reason = "waited"
-            until_ns = min(ticket.queued_ns for ticket in taken) + self._window_ns
             while (rows := sum(ticket.rows for ticket in taken)) < most:
+                # A deadline closes the window early enough for a run: nobody is made late by waiting for others.
+                until_ns = min(
+                    min(ticket.queued_ns for ticket in taken) + self._window_ns,
+                    min(ticket.deadline_ns for ticket in taken) - 2 * self._averages.batch_ns,
+                )
                 left_ns = until_ns - time.monotonic_ns()
                 if left_ns <= 0:
                     break
                 if self._taker.reader.wait(left_ns / 1e9):
                     taken += self._taker.take(most - rows, holding=True)
-        for batch in batches(taken, most):
-            began = time.monotonic()
-            self._runner.run(batch, taken_ns)
-            rows = sum(ticket.rows for ticket in batch)
-            self._averages.add(time.monotonic() - began, rows)
-            padding = self._runner.bucket(rows) - rows
-            self._metrics.batch_finished(*self._model, rows, padding, "full" if rows >= most else reason)
+            taken = list(self._taker.still_wanted(taken))
+        pending = list(batches(taken, most)) if taken else []
+        for batch in pending[1:]:
+            self._taker.hold(batch, True)
+        for i, batch in enumerate(pending):
+            if i:
+                self._taker.hold(batch, False)
+                batch = self._taker.still_wanted(batch)
+            if batch:
+                self._run(batch, taken_ns, reason)
         self._taker.idle()
+
+    def _run(self, batch: Sequence[Ticket], taken_ns: int, reason: BatchReason) -> None:
+        began = time.monotonic()
+        self._runner.run(batch, taken_ns)
+        most = self._runner.max_batch_size
+        rows = sum(ticket.rows for ticket in batch)
+        self._averages.add(time.monotonic() - began, rows)
+        padding = self._runner.bucket(rows) - rows
+        self._metrics.batch_finished(*self._model, rows, padding, "full" if rows >= most else reason)
 
 
 def batches(tickets: Sequence[Ticket], max_rows: int) -> Iterator[Sequence[Ticket]]:
     """Cut tickets, in order, into batches of at most max_rows rows that share their dynamic dims.
 
-    A ticket of more than max_rows rows makes a batch alone.
+    A ticket of more than max_rows rows makes a batch alone, and so does one that is suspected of killing workers;
+    these come last.
     """
-    if sum(ticket.rows for ticket in tickets) <= max_rows and all(t.dims == tickets[0].dims for t in tickets):
+    dims = tickets[0].dims
+    if sum(ticket.rows for ticket in tickets) <= max_rows and (
+        len(tickets) == 1 or all(t.dims == dims and not t.suspect for t in tickets)
+    ):
         yield tickets
         return
     groups: dict[bytes, list[Ticket]] = {}
     for ticket in tickets:
-        groups.setdefault(ticket.dims, []).append(ticket)
+        if not ticket.suspect:
+            groups.setdefault(ticket.dims, []).append(ticket)
     for group in groups.values():
         begin = filled = 0
         for i, ticket in enumerate(group):
@@ -105,3 +131,4 @@ def batches(tickets: Sequence[Ticket], max_rows: int) -> Iterator[Sequence[Ticke
                 begin, filled = i, 0
             filled += ticket.rows
         yield group[begin:]
+    yield from ((ticket,) for ticket in tickets if ticket.suspect)

@@ -15,9 +15,10 @@ import numpy as np
 from service.backends import Session
 from service.buckets import bucket_for, padded
 from service.lifecycle import State
+from service.signature import ANY, TensorSpec
 from service.transport.layout import Layout
 from service.transport.records import Reason
-from service.worker.take import Shared, Ticket, Timing, settle
+from service.worker.take import Shared, Ticket, Timing, hold, settle
 
 _log = logging.getLogger("foldserve.worker")
 
@@ -40,6 +41,7 @@ class BatchRunner:
         session: Session,
         layout: Layout,
         shared: Shared,
+        instance: int,
         max_batch_size: int,
         buckets: Sequence[int],
         retried: Callable[[int], None],
@@ -49,6 +51,8 @@ class BatchRunner:
         self._session = session
         self._layout = layout
         self._shared = shared
+        self._run_since = shared.board.run_since_ns
+        self._place = (shared.worker, instance)
         self._buckets = tuple(buckets)
         self._memory = shared.arenas
         self._retried = retried
@@ -89,7 +93,7 @@ class BatchRunner:
         dims = self._layout.unpacked(tickets[0].dims)
         bucket = self.bucket(rows)
         if len(tickets) == 1 and bucket == rows:
-            _, _, api, _, _, at, *_ = tickets[0]
+            api, at = tickets[0].api, tickets[0].input_at
             return {
                 spec.name: np.frombuffer(self._memory[api], spec.dtype, prod(shape), at + offset).reshape(
                     shape
@@ -136,12 +140,18 @@ class BatchRunner:
 
     def _run_piece(self, inputs: Arrays, rows: int) -> list[np.ndarray]:
         size = len(next(iter(inputs.values())))
-        named = self._session.run(inputs)
+        self._run_since[self._place] = time.monotonic_ns()
+        try:
+            named = self._session.run(inputs)
+        finally:
+            self._run_since[self._place] = 0
         outputs = []
         for spec in self._layout.signature.outputs:
             output = named[spec.name]
-            if output.ndim == 0 or len(output) != size:
-                raise ValueError(f"output {spec.name!r} has shape {list(output.shape)} for {size} rows")
+            # What a file declares is not what its run must give, and outputs of another size would end in another
+            # request's slot.
+            if output.shape != (size, *spec.row_shape) or output.dtype != spec.dtype:
+                check_output(spec, output, size)
             outputs.append(output[:rows])
         return outputs
 
@@ -150,7 +160,9 @@ class BatchRunner:
         if len(tickets) > 1:
             self._retried(len(tickets))
             half = len(tickets) // 2
+            hold(self._shared, tickets[half:], True)
             self.run(tickets[:half], taken_ns)
+            hold(self._shared, tickets[half:], False)
             self.run(tickets[half:], taken_ns)
             return
         _log.warning("model %s failed on one request: %s", self._model, error, exc_info=error)
@@ -191,3 +203,18 @@ class BatchRunner:
                 at = ticket.output_at
                 layout.write_outputs(self._memory[ticket.api][at : at + ticket.output_bytes], mine)
         return outgrown
+
+
+def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:
+    """Raise ValueError unless an output is what the signature says, for a batch of `rows` rows."""
+    fits = (
+        output.dtype == spec.dtype
+        and output.ndim == len(spec.shape)
+        and len(output) == rows
+        and all(want in (ANY, got) for want, got in zip(spec.row_shape, output.shape[1:], strict=True))
+    )
+    if not fits:
+        raise ValueError(
+            f"output {spec.name!r} came as {output.dtype} {list(output.shape)} from a batch of {rows} rows; the "
+            f"signature says {spec.datatype} {list(spec.shape)}"
+        )

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from service.lifecycle import State
-from service.transport.arena import HEADER, HEADER_STRUCT, WORKER_AT, WORKER_STRUCT
+from service.transport.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
 from service.transport.board import MappedBoard
 from service.transport.queues import TicketReader
-from service.transport.records import DONE_STRUCT, DONES_PER_WRITE, TICKET_STRUCT, Reason
+from service.transport.records import DONE_STRUCT, DONES_PER_WRITE, EPOCHS, TICKET_STRUCT, Reason
 
 _HEADER_BYTES: Final = HEADER.itemsize
 
@@ -29,6 +29,7 @@ class Ticket(NamedTuple):
     attempt: int
     api: int
     epoch: int
+    suspect: int
     rows: int
     input_at: int
     output_at: int
@@ -102,12 +103,30 @@ class Taker:
                 if len(data) < wanted * TICKET_STRUCT.size:
                     break
         for ticket, reason in dropped:
-            settle(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
+            tell(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
         if taken:
             self._rows_per_ticket += ((rows - missing) / len(taken) - self._rows_per_ticket) / 8
         elif not holding:
             self.idle()
         return taken
+
+    def still_wanted(self, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
+        """Those taken a while ago whose deadline has not passed and for whose answer somebody still waits; the others
+        are dropped."""
+        now_ns = time.monotonic_ns()
+        wanted = []
+        for ticket in tickets:
+            if self._shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + 1]:
+                settle(self._shared, (ticket,), State.FAILED, NO_TIMING, Reason.GIVEN_UP)
+            elif ticket.deadline_ns < now_ns:
+                settle(self._shared, (ticket,), State.FAILED, NO_TIMING, Reason.LATE)
+            else:
+                wanted.append(ticket)
+        return wanted
+
+    def hold(self, tickets: Iterable[Ticket], held: bool) -> None:
+        """Say whether these wait for their batch to begin: if the worker dies until then, they had no part in it."""
+        hold(self._shared, tickets, held)
 
     def idle(self) -> None:
         """This instance holds no ticket any more."""
@@ -121,19 +140,41 @@ class Taker:
         if (
             state != State.QUEUED
             or attempt != ticket.attempt
-            or ticket.epoch != self._shared.board.epoch[ticket.api]
+            or ticket.epoch != self._shared.board.epoch[ticket.api] % EPOCHS
         ):
             return False
+        # The name before the state: a slot that says TAKEN or FAILED always says by whom.
+        memory[header + WORKER_AT : header + WORKER_AT + 4] = self._serial
         if given_up or ticket.deadline_ns < now_ns:
+            # Under the lock too: a slot that says QUEUED outside the lock and has no ticket would be queued again.
+            memory[header] = State.FAILED
             dropped.append((ticket, Reason.GIVEN_UP if given_up else Reason.LATE))
             return False
-        # The name before the state: a slot that says TAKEN always says by whom.
-        memory[header + WORKER_AT : header + WORKER_AT + 4] = self._serial
         memory[header] = State.TAKEN
         return True
 
 
+def hold(shared: Shared, tickets: Iterable[Ticket], held: bool) -> None:
+    """See Taker.hold."""
+    for ticket in tickets:
+        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + HELD_AT] = held
+
+
 def settle(
+    shared: Shared,
+    tickets: Sequence[Ticket],
+    state: State,
+    timing: Timing,
+    reason: Reason = Reason.NONE,
+    needed_bytes: int = 0,
+) -> None:
+    """Mark the tickets' slots, then tell their API servers; a death between the two is seen from the slots."""
+    for ticket in tickets:
+        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES] = state
+    tell(shared, tickets, state, timing, reason, needed_bytes)
+
+
+def tell(
     shared: Shared,
     tickets: Iterable[Ticket],
     state: State,
@@ -141,14 +182,13 @@ def settle(
     reason: Reason = Reason.NONE,
     needed_bytes: int = 0,
 ) -> None:
-    """Mark the tickets' slots, then tell their API servers; a death between the two is seen from the slots."""
+    """Send the done records of tickets whose slots are marked."""
     records: defaultdict[int, list[bytes]] = defaultdict(list)
     for ticket in tickets:
-        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES] = state
         records[ticket.api].append(
             DONE_STRUCT.pack(ticket.slot, ticket.attempt, state, reason, 0, *timing, 0, needed_bytes)
         )
     for api, theirs in records.items():
         for at in range(0, len(theirs), DONES_PER_WRITE):
-            # Never waits: the pipe holds a record for every slot of the arena.
+            # Hardly ever waits: the pipe has room for a record of every slot of the arena.
             os.write(shared.done_fds[api], b"".join(theirs[at : at + DONES_PER_WRITE]))
