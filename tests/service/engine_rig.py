@@ -1,0 +1,229 @@
+"""The engine's real parts in one process: an API server's dispatcher and workers' loops over real shared memory.
+
+Workers are turned by hand, so that each can be stopped at any point, as by a death: what it did until then stays in
+the shared memory, and nothing of it comes afterwards.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from service.admission import Bounds
+from service.dispatch import Dispatcher, Lane, Ticketed
+from service.errors import ServiceError
+from service.signature import Signature, TensorSpec
+from service.transport.board import Dimensions
+from service.transport.layout import Layout
+from service.transport.queues import QueueLock, TicketReader, TicketWriter
+from service.transport.transport import Sizes, Transport
+from service.worker.loop import Averages, InstanceLoop
+from service.worker.run import BatchRunner
+from service.worker.take import Shared, Taker
+
+FIXED = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))
+"""y = x + 1."""
+DYNAMIC = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),))
+"""The same, for rows of any length."""
+
+MINUTE_NS = 60 * 10**9
+
+
+class Dead(BaseException):
+    """Raised where a worker is to die: nothing in the engine catches it."""
+
+
+class Asked(Ticketed):
+    """A request whose end is noted."""
+
+    def __init__(self, lane: Lane, x: np.ndarray) -> None:
+        super().__init__(lane)
+        self.x = x
+        self.ends: list[ServiceError | None] = []
+        self.y: np.ndarray | None = None
+        self.dispatcher: Dispatcher | None = None
+
+    @property
+    def request_id(self) -> str:
+        return "asked"
+
+    def settled(self, error: ServiceError | None) -> None:
+        self.ends.append(error)
+        if error is None:
+            assert self.dispatcher is not None
+            self.y = self.dispatcher.outputs(self)["y"].copy()
+            self.dispatcher.release(self)
+
+    @property
+    def right(self) -> bool:
+        """Whether it was answered once, with its own numbers."""
+        return self.ends == [None] and self.y is not None and np.array_equal(self.y, self.x + 1)
+
+
+@dataclass
+class FakeSession:
+    """y = x + 1, unless `on_run` does something else first."""
+
+    on_run: Callable[[np.ndarray], Any] = lambda x: None
+    batches: list[np.ndarray] = field(default_factory=list)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        x = inputs["x"]
+        self.batches.append(x.copy())
+        y = self.on_run(x)
+        return {"y": x + 1 if y is None else y}
+
+
+class NoMetrics:
+    """What an instance's loop counts, kept."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int, str]] = []
+
+    def batch_finished(self, model: str, version: str, rows: int, padding: int, reason: str) -> None:
+        self.batches.append((rows, padding, reason))
+
+
+@dataclass
+class RigWorker:
+    """One worker with one instance of each model."""
+
+    index: int
+    serial: int
+    shared: Shared
+    sessions: list[FakeSession]
+    takers: list[Taker]
+    loops: list[InstanceLoop]
+    metrics: NoMetrics
+    retried: list[int]
+
+
+class Rig:
+    """Make it on a running event loop."""
+
+    def __init__(
+        self,
+        *signatures: Signature,
+        api_servers: int = 1,
+        workers: int = 2,
+        slots: int = 256,
+        data_bytes: int = 1 << 20,
+        max_rows: int = 1024,
+        max_bytes: int = 1 << 20,
+        max_batch_size: int = 8,
+        timeout_s: float = 60.0,
+    ) -> None:
+        signatures = signatures or (FIXED,)
+        models = len(signatures)
+        self.transport = Transport(
+            Dimensions(api_servers, workers, models, instances=models), Sizes(slots, data_bytes)
+        )
+        self.board = self.transport.board.map()
+        self.lanes = [
+            Lane(
+                index=index,
+                model=f"m{index}",
+                version="1",
+                layout=Layout(signature),
+                bounds=Bounds(max_rows, max_bytes),
+                timeout_s=timeout_s,
+                instances=workers,
+                max_batch_size=max_batch_size,
+            )
+            for index, signature in enumerate(signatures)
+        ]
+        self.serials = 0
+        self.hangs: list[int] = []
+        self.run_limit_s = 60.0
+        self.dispatchers = [self.new_dispatcher(index) for index in range(api_servers)]
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return self.dispatchers[0]
+
+    @property
+    def arena(self) -> Any:
+        return self.dispatcher.arena
+
+    def new_dispatcher(self, index: int) -> Dispatcher:
+        """An API server's first or next life."""
+        return Dispatcher(
+            index,
+            self.lanes,
+            self.transport.arenas[index].map(),
+            self.board,
+            [TicketWriter(queue, QueueLock(queue)) for queue in self.transport.queues],
+            self.transport.done[index].reader.fd,
+            self.run_limit_s,
+            self.hangs.append,
+        )
+
+    def new_worker(
+        self,
+        index: int = 0,
+        *,
+        on_run: Callable[[np.ndarray], Any] = lambda x: None,
+        buckets: Sequence[int] = (),
+        window_s: float = 0.0,
+    ) -> RigWorker:
+        """A worker process as it is after loading."""
+        self.serials += 1
+        shared = Shared(
+            self.serials,
+            index,
+            [arena.map().bytes for arena in self.transport.arenas],
+            self.board,
+            [pipe.writer.fd for pipe in self.transport.done],
+        )
+        metrics, retried = NoMetrics(), []
+        sessions, takers, loops = [], [], []
+        for lane in self.lanes:
+            session = FakeSession(on_run)
+            queue = self.transport.queues[lane.index]
+            taker = Taker(TicketReader(queue, QueueLock(queue)), shared, lane.index)
+            runner = BatchRunner(
+                lane.model,
+                session,
+                lane.layout,
+                shared,
+                lane.index,
+                lane.max_batch_size,
+                buckets,
+                retried.append,
+            )
+            averages = Averages(self.board, index, lane.index)
+            sessions.append(session)
+            takers.append(taker)
+            loops.append(
+                InstanceLoop((lane.model, "1"), taker, runner, window_s, averages, metrics)  # type: ignore[arg-type]
+            )
+            self.board.ready[index, lane.index] = 1
+        return RigWorker(index, self.serials, shared, sessions, takers, loops, metrics, retried)
+
+    def ask(
+        self,
+        *values: float,
+        lane: int = 0,
+        api: int = 0,
+        length: int = 2,
+        deadline_ns: int | None = None,
+        flush: bool = True,
+    ) -> Asked:
+        """Queue a request of one row per value."""
+        import time
+
+        dispatcher = self.dispatchers[api]
+        x = np.repeat(np.float32(values)[:, None], length, axis=1)
+        request = Asked(self.lanes[lane], x)
+        request.dispatcher = dispatcher
+        dispatcher.put(request, {"x": x}, len(x))
+        dispatcher.submit(request, time.monotonic_ns() + MINUTE_NS if deadline_ns is None else deadline_ns)
+        if flush:
+            dispatcher.flush()
+        return request
+
+    def all_free(self, api: int = 0) -> bool:
+        """Whether nothing is in flight and every slot is nobody's."""
+        dispatcher = self.dispatchers[api]
+        return not dispatcher.in_flight and not dispatcher.arena.state.any() and not dispatcher._pool.lent_bytes
