@@ -5,6 +5,8 @@ that read its output), then beside (into a convolution that is added to it). One
 each success, because a fold can open the way for a neighbour: conv, norm, pool, norm.
 """
 
+import operator
+
 import torch
 from torch import fx
 
@@ -20,6 +22,7 @@ from models.export.fold.norms import batch_norms
 from models.export.fold.pads import PAD_DOWN, PAD_UP
 from models.export.fold.parallel import beside, is_summed
 from models.export.fold.plan import Plan, Refused
+from models.export.fold.recurrent import RECURRENT_DOWN
 from models.export.fold.report import FoldReport, Left
 from models.export.fold.rules import table
 from models.export.fold.search import Search
@@ -28,7 +31,12 @@ from models.export.fold.up import UP_RULES
 _COMMUTING = COMMUTING + INDEX_MAPS
 _UP = table(UP_RULES + ELEMENTWISE_UP + JOIN_UP + PAD_UP + tuple(rule.up() for rule in _COMMUTING))
 _DOWN = table(
-    DOWN_RULES + ELEMENTWISE_DOWN + JOIN_DOWN + PAD_DOWN + tuple(rule.down() for rule in _COMMUTING)
+    DOWN_RULES
+    + RECURRENT_DOWN
+    + ELEMENTWISE_DOWN
+    + JOIN_DOWN
+    + PAD_DOWN
+    + tuple(rule.down() for rule in _COMMUTING)
 )
 
 # x op NEUTRAL = x. MobileOne adds the 0 it starts its sums with.
@@ -130,8 +138,18 @@ def _plan(candidate: Candidate, constants: Constants) -> Plan:
 
 
 def _drop_no_ops(gm: fx.GraphModule) -> None:
-    """Remove slices that take everything (x[:, 1:] makes one for its first axis), x + 0 and x * 1."""
+    """Remove slices that take everything (x[:, 1:] makes one for its first axis), x + 0, x * 1, and second readings.
+
+    Rules take it that an output of a call has one getitem node: who reads that node reads the output.
+    """
+    readings: dict[tuple[object, object], fx.Node] = {}
     for node in list(gm.graph.nodes):
+        if is_call(node, operator.getitem):
+            same = readings.setdefault((node.args[0], node.args[1]), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+                gm.graph.erase_node(node)
+            continue
         if not is_call(node, aten.slice.Tensor, *ELEMENTWISE):
             continue
         values = arguments(node)
@@ -140,7 +158,13 @@ def _drop_no_ops(gm: fx.GraphModule) -> None:
             idle = values["step"] == 1
         else:
             other = values.get("other")
-            idle = isinstance(other, (int, float)) and other == _NEUTRAL.get(node.target)
+            idle = (
+                isinstance(source, fx.Node)
+                and isinstance(other, (int, float))
+                and other == _NEUTRAL.get(node.target)
+            )
+        # An output that is nothing but an input is an odd graph: leave the call in between.
+        idle = idle and not (source.op == "placeholder" and any(user.op == "output" for user in node.users))
         if idle and is_tensor(source) and same_shape(source, node) and dtype_of(source) == dtype_of(node):
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from tests.models.export.fold.support import (
+    TOLERANCE,
     Net,
     assert_folds,
     assert_stays,
     chain,
     conv,
+    fold,
     images,
     sequences,
     vectors,
@@ -134,6 +136,49 @@ def test_norm_stays_before_a_convolution_that_takes_it_as_its_kernel():
         image=nn.Parameter(torch.randn(1, 4, 8, 8)),
     )
     assert_stays(net, images(), "takes it as something else than its input")
+
+
+RECURRENT = {
+    "lstm": nn.LSTM(4, 3, batch_first=True),
+    "lstm, two layers, both directions": nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True),
+    "lstm with a projection": nn.LSTM(4, 5, proj_size=2, batch_first=True, bidirectional=True),
+    "gru": nn.GRU(4, 3, batch_first=True),
+    "rnn": nn.RNN(4, 3, batch_first=True),
+    "rnn of relus": nn.RNN(4, 3, nonlinearity="relu", batch_first=True),
+}
+
+
+@pytest.mark.parametrize("case", RECURRENT)
+def test_norm_folds_into_the_recurrent_layer_behind_it(case):
+    net = Net(
+        lambda net, x: net.layer(net.norm(x.sigmoid().flatten(0, 1)).reshape(x.shape))[0],
+        norm=nn.BatchNorm1d(4),
+        layer=RECURRENT[case],
+    )
+    assert_folds(net, torch.zeros(2, 5, 4))
+
+
+def test_only_a_scale_folds_into_a_recurrent_layer_without_biases():
+    def net(norm):
+        return Net(
+            lambda net, x: net.layer(net.norm(x.sigmoid()).transpose(1, 2))[0],
+            norm=norm,
+            layer=nn.GRU(4, 3, bias=False, batch_first=True),
+        )
+
+    assert_stays(net(nn.BatchNorm1d(4)), sequences(), "has no bias to take the norm's shift")
+    assert_folds(net(without_shift(randomise_norms(nn.BatchNorm1d(4)))), sequences(), randomise=False)
+
+
+def test_norm_stays_before_a_recurrent_layer_that_takes_it_as_its_state():
+    net = Net(
+        lambda net, x: net.layer(x, net.norm(x.sum(1)).sigmoid()[None] * 0 + net.norm(x.sum(1))[None])[0],
+        norm=nn.BatchNorm1d(4),
+        layer=nn.GRU(4, 4, batch_first=True),
+    )
+    folded = fold(net, torch.zeros(2, 5, 4))
+    assert folded.error <= TOLERANCE
+    assert folded.report.folded == 0
 
 
 def test_layers_behind_a_norm_keep_their_weights_for_their_other_callers():
