@@ -144,7 +144,7 @@ class Theatre:
     def _start(self, role: Role, index: int, serial: int, lifeline: Handle) -> BaseProcess:
         acts = self.acts[role]
         act = acts.pop(0) if len(acts) > 1 else acts[0]
-        self.starts.append(Start(role, index, serial, time.monotonic()))
+        self.starts.append(Start(role, index, serial, self.supervisor._children[-serial].started_s))
         process = multiprocessing.get_context("fork").Process(target=self._play, args=(act, index, lifeline))
         process.start()
         self.processes.append(process)
@@ -369,16 +369,18 @@ def test_first_signal_turns_readiness_off_and_everything_goes_on_until_the_grace
     }
 
 
-def test_closing_ends_api_servers_first_and_then_workers_all_with_exit_0(open_theatre: Open) -> None:
-    theatre = open_theatre(grace_s=0.0).opened(workers=2)
-    workers, servers = theatre.processes[:2], theatre.processes[2:]
+def test_closing_ends_api_servers_first_and_then_workers_with_exit_0(open_theatre: Open) -> None:
+    theatre = open_theatre(grace_s=0.0)
+    theatre.acts[Role.API_SERVER] = [theatre.listens, theatre.does_not_end]
+    theatre.opened(workers=2)
+    workers, (quick, slow) = theatre.processes[:2], theatre.processes[2:]
     stop_signal()
-    theatre.until(lambda: theatre.supervisor.phase is Phase.CLOSING)
-    theatre.until(lambda: len(theatre.supervisor._of(Role.API_SERVER)) < 2)
+    theatre.until(lambda: theatre.supervisor._of(Role.API_SERVER)[0].process is slow)
     assert [process.is_alive() for process in workers] == [True, True]
+    theatre.kill(Role.API_SERVER, 1)
     theatre.supervisor.wait()
-    assert [process.exitcode for process in workers + servers] == [0, 0, 0, 0]
-    assert theatre.died == []
+    assert [process.exitcode for process in (*workers, quick)] == [0, 0, 0]
+    assert [child.process for child in theatre.died] == [slow]
     assert len(theatre.starts) == 4
 
 
@@ -476,7 +478,8 @@ def test_second_signal_in_the_same_turn_as_a_death_ends_everything_all_the_same(
     assert len(theatre.starts) == 3
 
 
-def test_nothing_is_started_after_the_end(open_theatre: Open) -> None:
+def test_nothing_is_started_after_the_end(open_theatre: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RESTART_PAUSE_S", NEVER_S)
     theatre = open_theatre().opened()
     theatre.kill(Role.WORKER)
     theatre.until(lambda: bool(theatre.died))
