@@ -25,6 +25,11 @@ from torch.export import Dim, export
 from models.export.fold import FoldReport, fold_batch_norms
 
 Build = Callable[[], nn.Module]
+_PICTURE_TO_LABEL = (
+    3,
+    65,
+    65,
+)  # the size of a row for segmentation networks: small, but larger than their dilations
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ def _torchvision(name: str, row: tuple[int, ...] = (3, 224, 224)) -> Network:
         import torchvision.models
 
         extra = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
+        if row == _PICTURE_TO_LABEL:  # a segmentation network, whose backbone would be downloaded
+            extra = {"weights_backbone": None}
         return torchvision.models.get_model(name, weights=None, **extra)
 
     return Network("torchvision", name, build, row)
@@ -81,9 +88,9 @@ NETWORKS = (
     _torchvision("efficientnet_b0"),
     _torchvision("efficientnet_v2_s"),
     _torchvision("regnet_y_400mf"),
-    _torchvision("deeplabv3_resnet50", (3, 65, 65)),
-    _torchvision("fcn_resnet50", (3, 65, 65)),
-    _torchvision("lraspp_mobilenet_v3_large", (3, 65, 65)),
+    _torchvision("deeplabv3_resnet50", _PICTURE_TO_LABEL),
+    _torchvision("fcn_resnet50", _PICTURE_TO_LABEL),
+    _torchvision("lraspp_mobilenet_v3_large", _PICTURE_TO_LABEL),
     _timm("repvgg_a0"),
     _timm("mobileone_s0"),
     _timm("fastvit_t8", (3, 256, 256)),

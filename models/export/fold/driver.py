@@ -158,16 +158,17 @@ def _drop_no_ops(gm: fx.GraphModule) -> None:
             idle = values["step"] == 1
         else:
             other = values.get("other")
-            idle = (
-                isinstance(source, fx.Node)
-                and isinstance(other, (int, float))
-                and other == _NEUTRAL.get(node.target)
-            )
+            idle = isinstance(other, (int, float)) and other == _NEUTRAL.get(node.target)
         # An output that is nothing but an input is an odd graph: leave the call in between.
-        idle = idle and not (source.op == "placeholder" and any(user.op == "output" for user in node.users))
-        if idle and is_tensor(source) and same_shape(source, node) and dtype_of(source) == dtype_of(node):
+        if not idle or not is_tensor(source) or (source.op == "placeholder" and _is_output(node)):
+            continue
+        if same_shape(source, node) and dtype_of(source) == dtype_of(node):
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
+
+
+def _is_output(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
 
 
 def _remove_unread_tensors(gm: fx.GraphModule) -> None:

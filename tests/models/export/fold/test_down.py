@@ -138,6 +138,10 @@ def test_norm_stays_before_a_convolution_that_takes_it_as_its_kernel():
     assert_stays(net, images(), "takes it as something else than its input")
 
 
+# torch.export notes that a recurrent layer assigns its list of weights when it is called.
+_FLAT_WEIGHTS = pytest.mark.filterwarnings(
+    "ignore:The tensor attributes self.layer._flat_weights:UserWarning"
+)
 RECURRENT = {
     "lstm": nn.LSTM(4, 3, batch_first=True),
     "lstm, two layers, both directions": nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True),
@@ -148,6 +152,7 @@ RECURRENT = {
 }
 
 
+@_FLAT_WEIGHTS
 @pytest.mark.parametrize("case", RECURRENT)
 def test_norm_folds_into_the_recurrent_layer_behind_it(case):
     net = Net(
@@ -158,6 +163,7 @@ def test_norm_folds_into_the_recurrent_layer_behind_it(case):
     assert_folds(net, torch.zeros(2, 5, 4))
 
 
+@_FLAT_WEIGHTS
 def test_only_a_scale_folds_into_a_recurrent_layer_without_biases():
     def net(norm):
         return Net(
@@ -170,6 +176,7 @@ def test_only_a_scale_folds_into_a_recurrent_layer_without_biases():
     assert_folds(net(without_shift(randomise_norms(nn.BatchNorm1d(4)))), sequences(), randomise=False)
 
 
+@_FLAT_WEIGHTS
 def test_norm_stays_before_a_recurrent_layer_that_takes_it_as_its_state():
     net = Net(
         lambda net, x: net.layer(x, net.norm(x.sum(1)).sigmoid()[None] * 0 + net.norm(x.sum(1))[None])[0],
