@@ -226,4 +226,6 @@ class Rig:
     def all_free(self, api: int = 0) -> bool:
         """Whether nothing is in flight and every slot is nobody's."""
         dispatcher = self.dispatchers[api]
-        return not dispatcher.in_flight and not dispatcher.arena.state.any() and not dispatcher._pool.lent_bytes
+        return (
+            not dispatcher.in_flight and not dispatcher.arena.state.any() and not dispatcher._pool.lent_bytes
+        )

@@ -76,7 +76,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
     monkeypatch.setattr(Taker, "_mark", noted_mark)
     for module in ("service.worker.take.settle", "service.worker.run.settle"):
         monkeypatch.setattr(module, noted_settle)
-    yield made
+    return made
 
 
 class RandomLife:

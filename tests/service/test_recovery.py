@@ -226,7 +226,9 @@ async def test_outgrown_answer_whose_record_died_is_run_again() -> None:
 
 
 @on_loop
-async def test_tickets_that_died_with_an_api_server_reading_them_all_are_queued_again_by_their_owners() -> None:
+async def test_tickets_that_died_with_an_api_server_reading_them_all_are_queued_again_by_their_owners() -> (
+    None
+):
     rig = Rig(api_servers=2)
     mine, theirs = rig.ask(1.0, api=0), rig.ask(2.0, api=1)
     os.read(rig.transport.queues[0].reader.fd, 1 << 18)  # API server 1 dies with the pipe's contents in hand

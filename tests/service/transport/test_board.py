@@ -1,0 +1,42 @@
+"""The numbers that every process reads."""
+
+from service.transport.board import NOTE_BYTES, Board, Dimensions
+
+DIMENSIONS = Dimensions(api_servers=2, workers=3, models=2, instances=4)
+
+
+def test_cells_of_two_views_are_the_same_and_of_two_names_are_not() -> None:
+    shared = Board(DIMENSIONS)
+    one, two = shared.map(), shared.map()
+    one.queued_rows[1, 1] = 5
+    one.batch_ns[2, 1] = 2**40
+    assert (two.queued_rows[1, 1], two.batch_ns[2, 1]) == (5, 2**40)
+    assert two.queued_bytes[1, 1] == two.batch_rows[2, 1] == two.run_since_ns[2, 3] == 0
+
+
+def test_notes_are_cut_to_their_room_and_taken_back() -> None:
+    board = Board(DIMENSIONS).map()
+    board.write_note(2, 1, "x" * 5000)
+    assert board.note(2, 1) == "x" * (NOTE_BYTES - 1)
+    assert board.note(2, 0) == ""
+    board.write_note(2, 1, "")
+    assert board.note(2, 1) == ""
+
+
+def test_a_worker_hangs_when_one_of_its_runs_began_before_the_time() -> None:
+    board = Board(DIMENSIONS).map()
+    board.run_since_ns[1, 3] = 100
+    board.run_since_ns[2, 0] = 300
+    assert board.hanging(since_ns=200) == [1]
+    assert board.hanging(since_ns=100) == []
+
+
+def test_dead_worker_is_neither_ready_nor_busy() -> None:
+    board = Board(DIMENSIONS).map()
+    for cells, place in ((board.ready, (1, 0)), (board.busy_since_ns, (1, 2)), (board.run_since_ns, (1, 2))):
+        cells[place] = 7
+    board.busy_since_ns[0, 2] = 7
+    board.worker_died(1)
+    assert [board.ready[1, 0], board.busy_since_ns[1, 2], board.run_since_ns[1, 2]] == [0, 0, 0]
+    assert board.busy_since_ns[0, 2] == 7
+    assert sum(board.all_busy_since_ns()) == 7

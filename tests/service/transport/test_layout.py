@@ -1,0 +1,74 @@
+"""Tensors in a slot: both sides find them at the same places, aligned and apart."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.signature import Signature, TensorSpec
+from service.transport.extents import ALIGNMENT
+from service.transport.layout import MAX_OUTPUT_RANK, Layout
+from service.transport.records import MAX_DYNAMIC_DIMS, pack_dims
+
+TYPES = st.sampled_from(["FP32", "FP64", "INT64", "UINT8", "FP16", "BOOL"])
+SHAPES = st.lists(st.one_of(st.integers(1, 4), st.just(-1)), max_size=3)
+
+
+@st.composite
+def signatures(draw: st.DrawFn) -> Signature:
+    def specs(letter: str) -> tuple[TensorSpec, ...]:
+        shapes = draw(st.lists(st.tuples(TYPES, SHAPES), min_size=1, max_size=3))
+        return tuple(TensorSpec(f"{letter}{i}", word, (-1, *shape)) for i, (word, shape) in enumerate(shapes))
+
+    return Signature(specs("x"), specs("y"))
+
+
+def arrays(specs: tuple[TensorSpec, ...], rows: int, seed: int) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    shapes = [(rows, *(int(random.integers(1, 6)) if d == -1 else d for d in s.row_shape)) for s in specs]
+    return [
+        random.integers(0, 2, shape).astype(spec.dtype) for spec, shape in zip(specs, shapes, strict=True)
+    ]
+
+
+@given(signatures(), st.integers(1, 5), st.integers(0, 1000))
+def test_inputs_lie_apart_aligned_and_in_their_shapes(signature: Signature, rows: int, seed: int) -> None:
+    layout = Layout(signature)
+    inputs = arrays(signature.inputs, rows, seed)
+    dims = layout.dims_of([array.shape for array in inputs])
+    assert layout.unpacked(pack_dims(dims)) == dims
+    end = 0
+    for array, (offset, shape) in zip(inputs, layout.input_places(rows, dims), strict=True):
+        assert offset >= end
+        assert offset % ALIGNMENT == 0
+        assert shape == array.shape
+        end = offset + array.nbytes
+    assert layout.input_bytes(rows, dims) == end
+
+
+@given(signatures(), st.integers(1, 5), st.integers(0, 1000))
+def test_outputs_come_back_as_they_were_written_within_the_room_they_need(
+    signature: Signature, rows: int, seed: int
+) -> None:
+    layout = Layout(signature)
+    outputs = arrays(signature.outputs, rows, seed)
+    room = layout.needed_room(outputs)
+    exact = layout.output_room(rows)
+    assert exact is None or exact == room
+    memory = memoryview(bytearray(room))
+    layout.write_outputs(memory, outputs)
+    read = layout.read_outputs(memory, rows)
+    for spec, output in zip(signature.outputs, outputs, strict=True):
+        np.testing.assert_array_equal(read[spec.name], output)
+
+
+def test_more_dynamic_dims_than_a_ticket_carries_are_refused() -> None:
+    many = TensorSpec("x", "FP32", (-1,) * (MAX_DYNAMIC_DIMS + 2))
+    with pytest.raises(ValueError, match="11 dims of any size"):
+        Layout(Signature((many,), (TensorSpec("y", "FP32", (-1, 1)),)))
+
+
+def test_output_with_more_dims_than_its_prefix_holds_is_refused() -> None:
+    deep = TensorSpec("y", "FP32", (-1,) * (MAX_OUTPUT_RANK + 2))
+    with pytest.raises(ValueError, match="more than 16 dims"):
+        Layout(Signature((TensorSpec("x", "FP32", (-1, 1)),), (deep,)))
