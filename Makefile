@@ -14,6 +14,8 @@ PY := .venv/bin/python
 JOBS ?= 2
 # More arguments for pytest or for the benchmark: make test ARGS='-k fold -x'
 ARGS ?=
+# Which benchmark.
+WHAT ?= fold
 
 # The stamp is named after what it stands for: this folder, the requirements, their pins and the way they are
 # installed. A changed file or a moved checkout installs again; a new mtime alone does not.
@@ -43,8 +45,8 @@ lint: install ## ruff: rules and format
 types: install ## mypy, strict, on models/ and service/
 	$(PY) -m mypy
 
-bench: install ## folded against unfolded, per network; prints the table of benchmarks/README.md
-	@exec $(PY) -m benchmarks.fold $(ARGS)
+bench: install ## tables of benchmarks/README.md: WHAT=fold (default), serve or peers; ARGS='--help' for options
+	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)
 
 clean: ## remove what demo, tests and tools left behind; .venv stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,136 @@
+"""foldserve where a closed loop does not show it: steady load, three times too much, and nothing at all."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.serving import open_loop, process_tree, wrk
+from benchmarks.serving.contenders import (
+    Contender,
+    Request,
+    foldserve_command,
+    free_port,
+    plain,
+    post,
+    running,
+    serving,
+)
+from benchmarks.serving.figures import Check, medians
+from benchmarks.serving.runs import measure, tell
+from benchmarks.serving.workloads import BENCH, REPOSITORY, WORKS, Work, repository_of
+
+STEADY: Final = 0.7
+OVERLOAD: Final = 3.0
+QUEUE_ROWS: Final = 64
+"""The bound of the queue under overload."""
+IDLE_S: Final = 30.0
+OVERLOAD_CONNECTIONS: Final = 512
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The rows of the table, and what the open loops saw, as lines of Markdown."""
+
+    checks: list[Check]
+    notes: list[str]
+
+
+def measure_limits(contender: Contender, seconds: int, rounds: int) -> Limits:
+    """All of them; `contender` is the foldserve that serves small JSON best."""
+    limits = Limits([], [])
+    program = open_loop.build()
+    mlp, resnet, _ = WORKS
+    _steady(limits, program, contender, mlp, seconds, rounds)
+    for work in (resnet, mlp):
+        _overload(limits, program, work, seconds, rounds)
+    _idle(limits)
+    return limits
+
+
+def _steady(
+    limits: Limits, program: Path, contender: Contender, work: Work, seconds: int, rounds: int
+) -> None:
+    with running(contender, work) as server:
+        wrk.run(server.port, server.request, 64, 1)
+        peak = medians([measure(server, 64, seconds) for _ in range(rounds)])
+        rate = STEADY * peak.req_s
+        seen = [
+            open_loop.run(program, server.port, server.request, rate, seconds, 128) for _ in range(rounds)
+        ]
+    middle = sorted(seen, key=lambda load: load.p99_ms / load.p50_ms)[len(seen) // 2]
+    _note(limits, f"{contender.key}, {work.key}, {STEADY:.0%} of {peak.req_s:,.0f}/s", middle)
+    what = f"{work.key} at {STEADY:.0%} of its peak, open loop: p99 / p50"
+    limits.checks.append(Check(what, middle.p99_ms / middle.p50_ms, 10, least=False))
+
+
+def _overload(limits: Limits, program: Path, work: Work, seconds: int, rounds: int) -> None:
+    repository = repository_of([work], BENCH / "bounded" / work.key, max_rows=QUEUE_ROWS)
+    contender = Contender(
+        "foldserve-bounded",
+        "foldserve",
+        "foldserve",
+        lambda _, port: foldserve_command(repository, 1, port),
+        plain("/predict"),
+    )
+    with running(contender, work) as server:
+        wrk.run(server.port, server.request, 64, 1)
+        peak = medians([measure(server, QUEUE_ROWS, seconds) for _ in range(rounds)])
+        rate = OVERLOAD * peak.req_s
+        seen = [
+            open_loop.run(program, server.port, server.request, rate, seconds, OVERLOAD_CONNECTIONS)
+            for _ in range(rounds)
+        ]
+    middle = sorted(seen, key=lambda load: load.ok)[len(seen) // 2]
+    _note(limits, f"{work.key}, {OVERLOAD:g} x {peak.req_s:,.0f}/s, queue of {QUEUE_ROWS} rows", middle)
+    goodput = middle.ok / middle.seconds / peak.req_s
+    limits.checks.append(
+        Check(f"{work.key}, {OVERLOAD:g} x its peak: goodput / peak", goodput, 0.9, least=True)
+    )
+    limits.checks.append(
+        Check(
+            f"{work.key}, {OVERLOAD:g} x its peak: neither 200 nor 429",
+            middle.failed + middle.unanswered,
+            0,
+            False,
+        )
+    )
+
+
+def _idle(limits: Limits) -> None:
+    """Three models loaded and asked once, then nobody comes."""
+    port = free_port()
+    with serving(foldserve_command(REPOSITORY, 1, port), {}, "foldserve-idle"):
+        for work in WORKS:
+            request, _ = plain(f"/predict/{work.model}")(work)
+            _until_answered(port, request)
+        before = process_tree.sample(process_tree.descendants(os.getpid()))
+        time.sleep(IDLE_S)  # the measurement itself
+        after = process_tree.sample(process_tree.descendants(os.getpid()))
+    percent = process_tree.used_ns(before, after) / 1e9 / IDLE_S * 100
+    limits.checks.append(Check(f"idle, three models, {IDLE_S:g} s: % of a core", percent, 1, least=False))
+
+
+def _until_answered(port: int, request: Request) -> None:
+    until_s = time.monotonic() + 60.0
+    while True:
+        try:
+            post(port, request)
+            return
+        except OSError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(0.1)  # between two questions
+
+
+def _note(limits: Limits, what: str, load: open_loop.OpenLoad) -> None:
+    offered = load.arrived / load.seconds
+    line = (
+        f"{what}: offered {offered:,.0f}/s, answered 200 {load.ok / load.seconds:,.0f}/s with p50 {load.p50_ms:.2f} ms "
+        f"and p99 {load.p99_ms:.2f} ms, 429 {load.refused / load.seconds:,.0f}/s with p99 "
+        f"{load.refused_p99_ms:.2f} ms, failed {load.failed + load.unanswered}; the generator was at most "
+        f"{load.late_ms:.1f} ms behind."
+    )
+    limits.notes.append(line)
+    tell(line)
