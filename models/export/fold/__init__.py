@@ -2,8 +2,11 @@
 
     driver      the order of work and the report          candidates, norms   what there is to fold
     search      up, down: which path carries the map      rules               the form of a rule
-    up, down    calls with weights                        plan                edits, whole or not at all
-    affine      y = scale * x + shift                     constants           what is constant; rounding once
+    affine      y = scale * x + shift                     plan                edits, whole or not at all
+    constants   what is constant; rounding once           graph               questions about a captured graph
+
+The rules: up, down (calls with weights), recurrent, parallel (beside), commuting, pads, index_maps with views,
+joins, elementwise. Each says in its header what holds when, and why.
 
 A batch norm that evaluates is y = a * x + c per channel. The one idea: carry that map along the edges of the
 graph, past every operation that commutes with it, until something with weights can take it. docs/folding.md

@@ -18,7 +18,7 @@ from torch import fx
 
 from models.export.fold.candidates import Candidate
 from models.export.fold.constants import Constants, rounded, rounded_weight
-from models.export.fold.elementwise import SUMS, summands
+from models.export.fold.elementwise import ELEMENTWISE, SUMS, own_map, summands
 from models.export.fold.graph import aten, describe, dtype_of, is_call, rank_of, readers, same_shape, uses
 from models.export.fold.plan import Bypass, Edit, Plan, Refused, Rewrite
 from models.export.fold.rules import Site
@@ -35,6 +35,7 @@ class _Term:
 
 def beside(candidate: Candidate, constants: Constants) -> Plan:
     """A plan that puts candidate into a convolution it is added to. Raises Refused with the reason."""
+    candidate = _with_those_behind(candidate, constants)
     value = candidate.value
     taken_by = _only_reader(value)
     if taken_by is None or summands(taken_by) is None:
@@ -46,6 +47,17 @@ def beside(candidate: Candidate, constants: Constants) -> Plan:
         except Refused as refused:
             reason = reason or refused
     raise reason or Refused("no other term of the sum is a convolution of its input")
+
+
+def _with_those_behind(candidate: Candidate, constants: Constants) -> Candidate:
+    """candidate and the constant maps that alone read it: 2 * norm(x) is a term like norm(x)."""
+    whole = candidate
+    while (reader := _only_reader(whole.value)) is not None and is_call(reader, *ELEMENTWISE):
+        own = own_map(reader, constants)
+        if own is None:
+            break
+        whole = Candidate(whole.call, reader, whole.source, own[1].after(whole.affine))
+    return whole
 
 
 def is_summed(candidate: Candidate) -> bool:

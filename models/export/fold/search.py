@@ -45,7 +45,7 @@ class Search:
         if self._steps > _MOST_STEPS or depth > _DEEPEST:
             raise Refused(f"the search for a place was given up after {self._steps} steps")
         held = self._constants.value(value)
-        if held is not None and demand.reader is not None:
+        if held is not None and held.is_floating_point() and demand.reader is not None:
             if uses(demand.reader, value) != 1:
                 raise Refused(f"{describe(demand.reader)} takes {describe(value)} twice")
             new = rounded(affine.scale * held.double() + affine.shift, held.dtype, value.name)

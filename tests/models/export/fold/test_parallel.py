@@ -31,6 +31,7 @@ SUMS = {
     "subtracted": lambda net, x: net.a(x) - net.norm(x),
     "subtracted from": lambda net, x: net.norm(x) - net.a(x),
     "with a factor": lambda net, x: torch.add(net.a(x), net.norm(x), alpha=3),
+    "scaled and shifted": lambda net, x: net.a(x) - (net.norm(x) * 2 - 1) / 3,
     "a sum that starts at 0": lambda net, x: 0 + net.norm(x) + net.a(x),
 }
 
