@@ -44,6 +44,7 @@ def test_three_loaded_models_idle_below_a_hundredth_of_a_core_and_nothing_polls(
                 before, (cpu_s, sleeps) = sleeps, used(running)
                 if sleeps == before:
                     break
+            assert (cpu_s > 0.1, sleeps > 10) == (True, True)  # it was counted: loading alone took more
             time.sleep(IDLE_S)
             later_s, later_sleeps = used(running)
         assert later_s - cpu_s < 0.01 * IDLE_S
