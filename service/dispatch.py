@@ -21,7 +21,7 @@ from service.admission import Bounds, Load, admit
 from service.errors import DeadlinePassed, Internal, ModelFailed, QueueFull, ServiceError
 from service.lifecycle import State
 from service.transport.arena import MappedArena
-from service.transport.board import ROW_FRACTION, MappedBoard
+from service.transport.board import READY, ROW_FRACTION, MappedBoard
 from service.transport.layout import Layout
 from service.transport.queues import TicketWriter
 from service.transport.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
@@ -156,8 +156,13 @@ class Dispatcher:
 
     # -- before the queue
 
+    def loaded(self, lane: Lane) -> bool:
+        """Whether some worker serves the lane's model at this moment."""
+        ready, m = self.board.ready, lane.index
+        return any(ready[worker, m] == READY for worker in self._workers)
+
     def ready(self, lane: Lane) -> bool:
-        """Whether some worker serves the lane's model."""
+        """Whether requests are taken: some worker serves the lane's model, or died and is being started again."""
         ready, m = self.board.ready, lane.index
         view = self._views[m]
         if view is not None:

@@ -25,7 +25,7 @@ class DispatchEngine:
         self._dispatcher = dispatcher
         self._models = {model.name: model for model in models}
         self._lanes = {(lane.model, lane.version): lane for lane in dispatcher.lanes}
-        self._seen: tuple[bool, ...] = ()
+        self._seen: tuple[tuple[bool, bool], ...] = ()
         self._view: dict[str, ServedModel] = {}
 
     async def infer(
@@ -64,20 +64,24 @@ class DispatchEngine:
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model, with what is ready now."""
-        ready = self.ready_lanes()
-        if ready != self._seen or not self._view:
-            self._seen = ready
-            now = dict(zip(self._lanes, ready, strict=True))
+        lanes = self._dispatcher.lanes
+        seen = tuple((self._dispatcher.loaded(lane), self._dispatcher.ready(lane)) for lane in lanes)
+        if seen != self._seen or not self._view:
+            self._seen = seen
+            now = dict(zip(self._lanes, seen, strict=True))
             self._view = {model.name: self._as_of(model, now) for model in self._models.values()}
         return self._view
 
-    def _as_of(self, model: ServedModel, ready: Mapping[tuple[str, str], bool]) -> ServedModel:
+    def _as_of(
+        self, model: ServedModel, now: Mapping[tuple[str, str], tuple[bool, bool]]
+    ) -> ServedModel:
         versions = {
             name: replace(version, ready=True)
-            if ready[model.name, name]
+            if now[model.name, name][0]
             else replace(
                 version,
                 ready=False,
+                returning=now[model.name, name][1],
                 manifest={**version.manifest, "problem": self._problem(model.name, name)},
             )
             for name, version in model.versions.items()
@@ -91,8 +95,8 @@ class DispatchEngine:
         return next((note for note in notes if note), "loading")
 
     def ready_lanes(self) -> tuple[bool, ...]:
-        """Whether some worker serves each lane."""
-        return tuple(self._dispatcher.ready(lane) for lane in self._dispatcher.lanes)
+        """Whether some worker serves each lane at this moment."""
+        return tuple(self._dispatcher.loaded(lane) for lane in self._dispatcher.lanes)
 
 
 class _Awaited(Ticketed):

@@ -21,6 +21,7 @@ class ServedVersion:
     backend: "onnxruntime" or "torchscript".
     max_batch_size: rows that one run takes at most (a bigger request is split behind the engine).
     ready: loaded, warmed and in agreement with its reference.
+    returning: it was ready, its worker died and is being started again; requests are taken and wait.
     manifest: what /info tells of the artifact (JSON values only); empty when foldserve did not export it.
     """
 
@@ -30,6 +31,7 @@ class ServedVersion:
     max_batch_size: int
     ready: bool
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    returning: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ async def predict(
     check_kind(own, chosen.signature)
     names = pick_outputs(chosen.signature, query.get("output"))
     kind = answer_type(call.headers.get("accept"), own, names)
-    if not chosen.ready:
+    if not (chosen.ready or chosen.returning):
         raise NotReady(
             f"model {served.name!r} version {chosen.version} is not ready; try again when /v2/health/ready "
             "answers 200"

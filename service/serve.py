@@ -100,10 +100,7 @@ def _serve(
                 board.queued_rows[child.index, model] = board.queued_bytes[child.index, model] = 0
 
     def cannot_load(child: Child) -> None:
-        for model in range(len(versions)):
-            board.write_note(
-                child.index, model, f"its process died {LOAD_ATTEMPTS} times or more while loading"
-            )
+        board.worker_cannot_load(child.index, f"its process died {LOAD_ATTEMPTS} times or more while loading")
 
     server = FoldServer(plan, worker_devices, transport, make, API_SERVER_DRAIN_S)
     with StopSignals() as stop:

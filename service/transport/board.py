@@ -40,6 +40,10 @@ class Board:
 NOTE_BYTES: Final = 1024
 """Room for the text that says why a worker does not serve a model, UTF-8."""
 
+READY: Final = 1
+RETURNING: Final = 2
+"""In the table `ready`: the worker had the model and died; it is being started again, and requests wait for it."""
+
 ROW_FRACTION: Final = 256
 """batch_rows counts in this part of a row."""
 
@@ -67,7 +71,8 @@ class MappedBoard:
     draining: [0] is 1 once shutdown has begun (supervisor).
     epoch: which life of an API server; tickets of its earlier lives are void (supervisor).
     queued_rows, queued_bytes: [api server, model] what it has queued or in a batch (that API server).
-    ready: [worker, model] 1 when it has the model loaded, warmed and agreeing with its reference (that worker).
+    ready: [worker, model] READY when it has the model loaded, warmed and agreeing with its reference (that worker);
+        RETURNING when it had (the supervisor, once the worker is dead); else 0.
     busy_since_ns: [worker, instance] CLOCK_MONOTONIC when it took the tickets it holds, 0 when none (it).
     run_since_ns: [worker, instance] CLOCK_MONOTONIC when the present run of its model began, 0 when none (it).
         Both are cleared by the supervisor when the worker has died.
@@ -117,11 +122,18 @@ class MappedBoard:
         ]
 
     def worker_died(self, worker: int) -> None:
-        """It serves nothing and runs nothing any more."""
+        """It runs nothing any more, and what it served is to return."""
         for model in range(self._models):
-            self.ready[worker, model] = 0
+            if self.ready[worker, model]:
+                self.ready[worker, model] = RETURNING
         for instance in range(self.dimensions.instances):
             self.busy_since_ns[worker, instance] = self.run_since_ns[worker, instance] = 0
+
+    def worker_cannot_load(self, worker: int, why: str) -> None:
+        """It dies again and again while it loads: requests are not to wait for it."""
+        for model in range(self._models):
+            self.ready[worker, model] = 0
+            self.write_note(worker, model, why)
 
     def all_busy_since_ns(self) -> list[int]:
         """busy_since_ns of every instance of every worker."""

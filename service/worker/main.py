@@ -17,6 +17,7 @@ from service.loading import load_model
 from service.metrics import Metrics, Plan
 from service.repository import ModelEntry
 from service.supervisor import MESSAGE, Word
+from service.transport.board import READY
 from service.transport.handles import Handle, SharedMemory
 from service.transport.layout import Layout
 from service.transport.queues import QueueLock, TicketReader
@@ -75,6 +76,7 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
         except LoadError as error:
             _log.error("model %s version %s is not served: %s", *model, error)
             board.write_note(seat.index, lane, str(error))
+            board.ready[seat.index, lane] = 0
             continue
         except Exception as error:
             _log.exception("loading model %s version %s failed unexpectedly", *model)
@@ -105,7 +107,7 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
                 )
             )
         board.write_note(seat.index, lane, "")
-        board.ready[seat.index, lane] = 1
+        board.ready[seat.index, lane] = READY
         metrics.model_loaded(*model, time.monotonic() - started_s)
     for loop in loops:
         threading.Thread(target=_run, args=(loop,), daemon=True).start()

@@ -1,6 +1,6 @@
 """The numbers that every process reads."""
 
-from service.transport.board import NOTE_BYTES, Board, Dimensions
+from service.transport.board import NOTE_BYTES, RETURNING, Board, Dimensions
 
 DIMENSIONS = Dimensions(api_servers=2, workers=3, models=2, instances=4)
 
@@ -31,12 +31,15 @@ def test_a_worker_hangs_when_one_of_its_runs_began_before_the_time() -> None:
     assert board.hanging(since_ns=100) == []
 
 
-def test_dead_worker_is_neither_ready_nor_busy() -> None:
+def test_dead_worker_is_not_busy_and_what_it_served_is_to_return() -> None:
     board = Board(DIMENSIONS).map()
     for cells, place in ((board.ready, (1, 0)), (board.busy_since_ns, (1, 2)), (board.run_since_ns, (1, 2))):
         cells[place] = 7
     board.busy_since_ns[0, 2] = 7
     board.worker_died(1)
-    assert [board.ready[1, 0], board.busy_since_ns[1, 2], board.run_since_ns[1, 2]] == [0, 0, 0]
+    assert [board.ready[1, 0], board.busy_since_ns[1, 2], board.run_since_ns[1, 2]] == [RETURNING, 0, 0]
+    assert board.ready[1, 1] == 0
     assert board.busy_since_ns[0, 2] == 7
+    board.worker_cannot_load(1, "it died")
+    assert (board.ready[1, 0], board.note(1, 0)) == (0, "it died")
     assert sum(board.all_busy_since_ns()) == 7

@@ -1,0 +1,204 @@
+"""Load on a real server, every answer checked against its own input; and models that crash, hang or take their time.
+
+The models are ordinary ONNX files. What they do for a magic value is done by a backend of the tests, which the server
+finds through PYTHONPATH: a signal raised in the run is what a fault in native code looks like from outside.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+
+from tests.e2e.server_process import ServerProcess
+from tests.service.repositories import WEIGHT, save_linear
+
+CRASH, HANG, SLOW = 666.0, 777.0, 555.0
+SLOW_S = 1.0
+LIMIT_S = 40.0
+"""For anything that must happen in the end: a worker's start on a busy machine is seconds."""
+
+_BACKEND = f"""
+import signal, time
+from service.backends import onnxruntime_backend
+
+class Session:
+    def __init__(self, session):
+        self.session = session
+
+    def run(self, inputs):
+        x = inputs["x"]
+        if (x == {CRASH}).any():
+            signal.raise_signal(signal.SIGSEGV)  # in this thread, at once
+        if (x == {HANG}).any():
+            time.sleep(3600)
+        if (x == {SLOW}).any():
+            time.sleep({SLOW_S})
+        return self.session.run(inputs)
+
+def load_session(*args):
+    return Session(onnxruntime_backend.load_session(*args))
+"""
+_SITE = """
+import sys
+if any("spawn_main" in word for word in sys.orig_argv):
+    from dataclasses import replace
+    from service.backends import BACKENDS
+    BACKENDS["onnxruntime"] = replace(BACKENDS["onnxruntime"], module="faulty_backend")
+"""
+
+
+def make_repository(folder: Path, config: str = "") -> Path:
+    """One model, linear."""
+    save_linear(folder / "linear" / "1" / "model.onnx")
+    if config:
+        (folder / "linear" / "config.yaml").write_text(config)
+    return folder
+
+
+def make_faulty_backend(folder: Path) -> str:
+    """The folder that PYTHONPATH must name for the magic values to do something."""
+    folder.mkdir()
+    (folder / "faulty_backend.py").write_text(_BACKEND)
+    (folder / "sitecustomize.py").write_text(_SITE)
+    return str(folder)
+
+
+def expected(row: list[float]) -> list[float]:
+    """What linear answers; exact, because the weights are eighths and the rows whole numbers."""
+    answer: list[float] = (np.float32(row) @ WEIGHT).tolist()
+    return answer
+
+
+def api_server_pids(server: ServerProcess) -> list[int]:
+    """Forked, so their command line is the parent's."""
+    parent = server.process.pid
+    line = Path(f"/proc/{parent}/cmdline").read_bytes()
+    return [
+        pid
+        for pid in server.processes()
+        if pid != parent and Path(f"/proc/{pid}/cmdline").read_bytes() == line
+    ]
+
+
+def client_ports(pid: int) -> set[int]:
+    """The far ends of the TCP connections that a process holds."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = os.readlink(link)
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {int(words[2].rpartition(":")[2], 16) for words in lines if words[9] in inodes} - {0}
+
+
+async def until(condition: object, what: str) -> None:
+    """Wait until condition() holds."""
+    until_s = time.monotonic() + LIMIT_S
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until_s, f"not in {LIMIT_S} s: {what}"
+        await asyncio.sleep(0.02)  # between two looks
+
+
+async def until_restarted(server: ServerProcess, count: int, deaths: int) -> None:
+    """Wait until so many workers have died, and as many as before serve again."""
+    async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+        until_s = time.monotonic() + LIMIT_S
+        while True:
+            text = (await client.get(f"{server.url}/metrics")).text
+            lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")
+            restarts = float(lines.get('foldserve_worker_restarts_total{device="cpu"}', 0))
+            ready = (await client.get(f"{server.url}/v2/health/ready")).status_code == 200
+            if restarts >= deaths and ready and len(server.workers()) == count:
+                return
+            assert time.monotonic() < until_s, server.output
+            await asyncio.sleep(0.05)  # between two looks
+
+
+class Caller:
+    """One connection that asks again and again, one request at a time."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname, parts.port
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    async def open(self) -> None:
+        self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+        self.own_port: int = self.writer.get_extra_info("sockname")[1]
+
+    def send(self, row: list[float], *headers: str) -> None:
+        body = json.dumps({"inputs": [row]}).encode()
+        lines = ["POST /predict/linear HTTP/1.1", "host: x", "content-type: application/json", *headers]
+        self.writer.write("\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body)
+
+    async def receive(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers, body. Raises: EOFError or OSError when the connection breaks."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        pairs = (line.partition(":") for line in head[1:] if line)
+        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        body = await self.reader.readexactly(int(headers["content-length"]))
+        return int(head[0].split()[1]), headers, body
+
+    async def ask(self, row: list[float], *headers: str) -> tuple[int, dict[str, str], dict[str, object]]:
+        """Send one request and wait for its answer."""
+        self.send(row, *headers)
+        status, got, body = await asyncio.wait_for(self.receive(), LIMIT_S)
+        return status, got, json.loads(body)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class SteadyLoad:
+    """Connections that ask without a pause; `async with`. Rows count up, so that no two requests are the same."""
+
+    def __init__(self, url: str, connections: int) -> None:
+        self.callers = [Caller(url) for _ in range(connections)]
+        self.right = 0
+        self.wrong: list[str] = []
+        self.broken: list[int] = []
+        """Own ports of the connections that broke."""
+        self.stopping = False
+        self._numbers = itertools.count(1000)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "SteadyLoad":
+        for caller in self.callers:
+            await caller.open()
+        self._tasks = [asyncio.create_task(self._ask_on(caller)) for caller in self.callers]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Send nothing more, and wait for the answers that are due."""
+        self.stopping = True
+        await asyncio.gather(*self._tasks)
+        for caller in self.callers:
+            caller.close()
+
+    async def _ask_on(self, caller: Caller) -> None:
+        while not self.stopping:
+            number = next(self._numbers)
+            row = [float(number % 50_000), float(number % 7), 1.0, float(number % 11)]
+            if CRASH in row or HANG in row or SLOW in row:
+                continue
+            try:
+                status, _, answer = await caller.ask(row)
+            except (OSError, EOFError):
+                self.broken.append(caller.own_port)
+                return
+            if status == 200 and answer["outputs"]["y"] == [expected(row)]:  # type: ignore[index]
+                self.right += 1
+            else:
+                self.wrong.append(f"{status} {answer} for {row}")
