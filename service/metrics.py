@@ -95,7 +95,10 @@ REJECTED: Final = Metric(
     "foldserve_rejected_total", "counter", "Requests refused or given up, by error code.", (*_MODEL, "reason")
 )
 RETRIED: Final = Metric(
-    "foldserve_retried_total", "counter", "Requests run again: the batch they were in failed, or their worker died.", _MODEL
+    "foldserve_retried_total",
+    "counter",
+    "Requests run again: the batch they were in failed, or their worker died.",
+    _MODEL,
 )
 WORKER_RESTARTS: Final = Metric(
     "foldserve_worker_restarts_total", "counter", "Workers that died and are started again.", ("device",)
