@@ -7,8 +7,9 @@
 Seams of LitServe 0.2.19 and uvicorn 0.54 that are used, and held by tests/service/test_litserve_shell.py:
 LitServer.{app, devices, lifespan, launch_single_inference_worker, _get_request_queue, _transport,
 workers_setup_status}; litserve.server._Server.run; LitLoop.__call__ in the worker; uvicorn's Config(http=class),
-Server.{main_loop, capture_signals, should_exit} and what fastpath/protocol.py overrides of HttpToolsProtocol. Not
-used: LitServe's routes, queues, manager process, GZip, timeouts, worker monitor, signal handling and log output.
+Server.{main_loop, capture_signals} and what fastpath/protocol.py and flow.py override of HttpToolsProtocol and
+FlowControl. Not used: LitServe's routes, queues, manager process, GZip, timeouts, worker monitor, signal handling and
+log output.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from service.body import Receive
 from service.fastpath.protocol import FastProtocol
 from service.http import Scope, Send
 from service.logs import configure_logging
-from service.processes import stop_signals_blocked
+from service.processes import die_with_parent, stop_signals_blocked
 from service.supervisor import Role, Supervisor
 from service.transport.handles import Handle
 from service.transport.transport import Transport
@@ -71,6 +72,7 @@ class WorkerLoop(LitLoop):  # type: ignore[misc]
         *_: Any,
     ) -> None:
         """Serve until the lifeline ends. `request_queue` is where LitServe passes what _get_request_queue gave."""
+        die_with_parent()  # loading may take minutes, in which nobody looks at the lifeline
         configure_logging(lit_api.plan.log_level)
         serve(request_queue, device, transport, lit_api.plan)
 

@@ -24,6 +24,7 @@ from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service import litserve_shell as shell
 from service.fastpath.flow import Flow
 from service.fastpath.protocol import FastProtocol
 from service.litserve_shell import FoldServer, FrontMiddleware, UvicornServer, WorkerApi, WorkerLoop
@@ -160,6 +161,20 @@ def test_worker_is_launched_with_its_own_device_seat_and_our_transport(
     assert (device, worker_id, transport) == ("cuda:1", 1, server._transport)
     assert (seat.index, seat.serial, seat.lifeline) == (1, 42, lifeline)
     assert isinstance(api.loop, WorkerLoop)
+
+
+def test_worker_dies_with_its_parent_from_the_first_moment_of_loading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(shell, "die_with_parent", lambda: done.append("die_with_parent"))
+    monkeypatch.setattr(shell, "configure_logging", lambda level: None)
+    monkeypatch.setattr(shell, "serve", lambda *args: done.append("serve"))
+    metrics = metrics_of()
+    plan = WorkerPlan((), {}, metrics.store.memory, metrics.plan, ("one",), "info")
+    nothing: Any = None
+    WorkerLoop()(WorkerApi(plan), "cpu", 0, nothing, nothing)
+    assert done == ["die_with_parent", "serve"]
 
 
 def test_main_loop_sleeps_until_it_is_told_to_stop_and_wakes_for_nothing_else() -> None:
