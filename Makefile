@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench clean
+.PHONY: help install demo test lint types bench soak clean
 
 # Settings of the caller's shell that would send an install or an import somewhere else.
 unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
@@ -47,6 +47,9 @@ types: install ## mypy, strict, on models/ and service/
 
 bench: install ## tables of benchmarks/README.md: WHAT=fold (default), serve or peers; ARGS='--help' for options
 	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)
+
+soak: install ## a million requests of mixed sizes, memory must stay flat; ARGS='--requests 20000' to try it
+	@exec $(PY) -m benchmarks.soak $(ARGS)
 
 clean: ## remove what demo, tests and tools left behind; .venv stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,11 +21,13 @@ from tests.service.repositories import WEIGHT, save_linear
 
 CRASH, HANG, SLOW = 666.0, 777.0, 555.0
 SLOW_S = 1.0
+RUN_S = "TEST_RUN_S"
+"""Environment: seconds that every run takes at least, so that a kill finds the worker in a run."""
 LIMIT_S = 40.0
 """For anything that must happen in the end: a worker's start on a busy machine is seconds."""
 
 _BACKEND = f"""
-import signal, time
+import os, signal, time
 from service.backends import onnxruntime_backend
 
 class Session:
@@ -34,6 +36,7 @@ class Session:
 
     def run(self, inputs):
         x = inputs["x"]
+        time.sleep(float(os.environ.get("TEST_RUN_S", "0")))
         if (x == {CRASH}).any():
             signal.raise_signal(signal.SIGSEGV)  # in this thread, at once
         if (x == {HANG}).any():

@@ -16,6 +16,7 @@ from tests.faults.support import (
     CRASH,
     HANG,
     LIMIT_S,
+    RUN_S,
     SLOW,
     Caller,
     SteadyLoad,
@@ -46,17 +47,16 @@ async def ask_together(
     for caller in callers:
         await caller.open()
     answers = await asyncio.gather(
-        *(
-            caller.ask(row, f"x-request-id: row-{row[0]:g}")
-            for caller, row in zip(callers, rows, strict=True)
-        )
+        *(caller.ask(row, f"x-request-id: row-{row[0]:g}") for caller, row in zip(callers, rows, strict=True))
     )
     for caller in callers:
         caller.close()
     return answers
 
 
-def test_worker_killed_five_times_under_load_costs_no_request(tmp_path: Path) -> None:
+def test_worker_killed_five_times_under_load_costs_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def run(server: ServerProcess) -> None:
         async with SteadyLoad(server.url, 32) as load:
             for death in range(1, 6):
@@ -67,18 +67,18 @@ def test_worker_killed_five_times_under_load_costs_no_request(tmp_path: Path) ->
                 await until_restarted(server, count=1, deaths=death)
         assert load.wrong == []
         assert load.broken == []
-        assert load.right > 1500
+        assert load.right >= 1500
         retried = server.metric("foldserve_retried_total", model="linear", version="1")
         assert retried > 0
 
-    with serving(make_repository(tmp_path / "repository"), tmp_path / "output") as server:
-        server.wait_until("/v2/health/ready", 200)
+    monkeypatch.setenv(RUN_S, "0.005")
+    with faulty(tmp_path, monkeypatch, "") as server:
         asyncio.run(run(server))
         assert server.end(signal.SIGTERM) == 0
 
 
 def test_killing_one_of_two_workers_at_random_moments_is_not_noticed_behind_two_api_servers(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = random.Random(7)
 
@@ -96,8 +96,8 @@ def test_killing_one_of_two_workers_at_random_moments_is_not_noticed_behind_two_
         assert load.broken == []
 
     options = ("--workers-per-device", "2", "--api-servers", "2")
-    with serving(make_repository(tmp_path / "repository"), tmp_path / "output", *options) as server:
-        server.wait_until("/v2/health/ready", 200)
+    monkeypatch.setenv(RUN_S, "0.005")
+    with faulty(tmp_path, monkeypatch, "", *options) as server:
         asyncio.run(until_restarted(server, count=2, deaths=0))
         asyncio.run(run(server))
 

@@ -1,0 +1,163 @@
+"""Signals to the server, and deaths of API servers, under load."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.server_process import left_behind, serving, wait_gone
+from tests.faults.support import (
+    LIMIT_S,
+    SLOW,
+    Caller,
+    SteadyLoad,
+    api_server_pids,
+    client_ports,
+    expected,
+    make_faulty_backend,
+    make_repository,
+    until,
+)
+
+pytestmark = pytest.mark.e2e
+
+
+def test_sigterm_under_load_fails_no_accepted_request_and_ends_with_exit_0(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with SteadyLoad(server.url, 32) as load, httpx.AsyncClient(timeout=LIMIT_S) as client:
+            await until(lambda: load.right > 300, "load goes on")
+            server.process.send_signal(signal.SIGTERM)
+            # What a load balancer does: it turns away when the server says that it is not ready any more.
+            until_s = time.monotonic() + LIMIT_S
+            while (await client.get(f"{server.url}/v2/health/ready")).status_code == 200:
+                assert time.monotonic() < until_s
+            before = load.right
+            await until(lambda: load.right > before + 100, "still served in the grace time")
+            await load.stop()
+        assert load.wrong == []
+        assert load.broken == []
+
+    options = ("--drain-grace", "2", "--api-servers", "2")
+    with serving(make_repository(tmp_path / "repository"), tmp_path / "output", *options) as server:
+        server.wait_until("/v2/health/ready", 200)
+        pids = server.processes()
+        asyncio.run(run())
+        assert server.process.wait(LIMIT_S) == 0
+        wait_gone(pids)
+        assert left_behind() == []
+        assert "Traceback" not in server.output
+
+
+def test_slow_run_is_answered_after_sigterm_and_a_second_signal_waits_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"))
+    repository = make_repository(tmp_path / "repository")
+
+    async def start_slow_run(caller: Caller) -> None:
+        await caller.open()
+        caller.send([SLOW, 1.0, 2.0, 3.0])
+        labels = {"model": "linear", "version": "1"}
+        await until(lambda: server.metric("foldserve_inflight_requests", **labels) == 1, "it runs")
+        server.process.send_signal(signal.SIGTERM)
+
+    async def answered() -> None:
+        caller = Caller(server.url)
+        await start_slow_run(caller)
+        status, _, body = await asyncio.wait_for(caller.receive(), LIMIT_S)
+        assert status == 200
+        assert str(expected([SLOW, 1.0, 2.0, 3.0])[0]).encode() in body
+        caller.close()
+
+    async def broken_off() -> None:
+        caller = Caller(server.url)
+        await start_slow_run(caller)
+        await until(lambda: "stopping" in server.output, "the first signal is taken")
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises((OSError, EOFError)):
+            await asyncio.wait_for(caller.receive(), LIMIT_S)
+        caller.close()
+
+    with serving(repository, tmp_path / "first") as server:
+        server.wait_until("/v2/health/ready", 200)
+        asyncio.run(answered())
+        assert server.process.wait(LIMIT_S) == 0
+    with serving(repository, tmp_path / "second", "--drain-grace", "60") as server:
+        server.wait_until("/v2/health/ready", 200)
+        pids = server.processes()
+        asyncio.run(broken_off())
+        server.process.wait(LIMIT_S)
+        wait_gone(pids)
+
+
+def test_killed_api_server_breaks_its_own_connections_alone_and_a_new_one_serves(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with SteadyLoad(server.url, 32) as load:
+            await until(lambda: load.right > 300, "load goes on")
+            servers = api_server_pids(server)
+            assert len(servers) == 2
+            own = {caller.own_port for caller in load.callers}
+            victim = max(servers, key=lambda pid: len(client_ports(pid) & own))
+            held = client_ports(victim) & own
+            await asyncio.to_thread(os.kill, victim, signal.SIGKILL)
+            await until(lambda: len(load.broken) == len(held), "its connections break")
+            await until(lambda: len(api_server_pids(server)) == 2, "a new one is there")
+            assert victim not in api_server_pids(server)
+            async with SteadyLoad(server.url, 32) as more:
+                await until(lambda: more.right > 300, "new connections are served")
+            assert (more.wrong, more.broken) == ([], [])
+        assert load.wrong == []
+        assert set(load.broken) == held
+
+    with serving(
+        make_repository(tmp_path / "repository"), tmp_path / "output", "--api-servers", "2"
+    ) as server:
+        server.wait_until("/v2/health/ready", 200)
+        asyncio.run(run())
+        assert server.end(signal.SIGTERM) == 0
+
+
+def test_worker_and_api_server_killed_in_the_same_moment_both_come_back(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with SteadyLoad(server.url, 16) as load:
+            await until(lambda: load.right > 200, "load goes on")
+            (worker,), victim = server.workers(), api_server_pids(server)[0]
+
+            def kill_both() -> None:
+                os.kill(worker, signal.SIGKILL)
+                os.kill(victim, signal.SIGKILL)
+
+            await asyncio.to_thread(kill_both)
+            await until(lambda: len(api_server_pids(server)) == 2, "a new API server is there")
+            async with SteadyLoad(server.url, 16) as more:
+                await until(lambda: more.right > 300, "new connections are served")
+            assert (more.wrong, more.broken) == ([], [])
+        assert load.wrong == []
+
+    with serving(
+        make_repository(tmp_path / "repository"), tmp_path / "output", "--api-servers", "2"
+    ) as server:
+        server.wait_until("/v2/health/ready", 200)
+        asyncio.run(run())
+        assert server.end(signal.SIGTERM) == 0
+
+
+def test_killed_parent_under_load_takes_every_process_with_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with SteadyLoad(server.url, 16) as load:
+            await until(lambda: load.right > 100, "load goes on")
+            server.process.kill()
+            await until(lambda: len(load.broken) == 16, "all connections break")
+        assert load.wrong == []
+
+    with serving(make_repository(tmp_path / "repository"), tmp_path / "output") as server:
+        server.wait_until("/v2/health/ready", 200)
+        pids = server.processes()
+        asyncio.run(run())
+        server.process.wait(LIMIT_S)
+        wait_gone(pids)
+        assert left_behind() == []
