@@ -84,7 +84,9 @@ def _overload(limits: Limits, program: Path, work: Work, seconds: int, rounds: i
         ]
     middle = sorted(seen, key=lambda load: load.ok)[len(seen) // 2]
     _note(limits, f"{work.key}, {OVERLOAD:g} x {peak.req_s:,.0f}/s, queue of {QUEUE_ROWS} rows", middle)
-    goodput = middle.ok / middle.seconds / peak.req_s
+    rate_s = middle.ok / middle.seconds
+    limits.notes[-1] += f" At that rate {QUEUE_ROWS} rows take {QUEUE_ROWS / max(rate_s, 1.0) * 1e3:.1f} ms."
+    goodput = rate_s / peak.req_s
     limits.checks.append(
         Check(f"{work.key}, {OVERLOAD:g} x its peak: goodput / peak", goodput, 0.9, least=True)
     )
