@@ -20,7 +20,7 @@ from service.metrics import Metrics, Plan, build_info
 from service.processes import StopSignals
 from service.repository import ModelEntry, read_repository
 from service.supervisor import LOAD_ATTEMPTS, Child, Role, Supervisor
-from service.transport.board import Dimensions, MappedBoard
+from service.transport.board import READY, Dimensions, MappedBoard
 from service.transport.fence import Fence
 from service.transport.layout import Layout
 from service.transport.queues import QueueLock
@@ -187,7 +187,7 @@ def tell_what_is_served(
     """Print the one block that says what runs where; False when no model can be served."""
     workers = range(board.dimensions.workers)
     artifacts = [artifact for entry in entries for artifact in entry.artifacts]
-    ready = [any(board.ready[worker, lane] for worker in workers) for lane in range(len(artifacts))]
+    ready = [any(board.ready[worker, lane] == READY for worker in workers) for lane in range(len(artifacts))]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     if not any(ready):
         log.error("no model of %s can be served, for the reasons above; the server ends", settings.repository)
