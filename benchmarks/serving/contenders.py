@@ -177,7 +177,11 @@ def running(contender: Contender, work: Work) -> Iterator[Running]:
             problem, final = _why_not(port, request, read, work)
             if problem is None:
                 break
-            if final or time.monotonic() > until_s or not process_tree.descendants(os.getpid()):
+            if (
+                final
+                or time.monotonic() > until_s
+                or not process_tree.any_lives(process_tree.descendants(os.getpid()))
+            ):
                 raise RuntimeError(
                     f"{contender.key} does not serve {work.key}: {problem}\n{log.read_text()[-2000:]}"
                 )

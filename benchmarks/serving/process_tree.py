@@ -44,6 +44,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def any_lives(pids: list[int]) -> bool:
+    """Whether any of these processes is there and has not ended: those that nobody has waited for have."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                return True
+    return False
+
+
 def sample(pids: list[int]) -> Sample:
     """What each thread of these processes has used so far."""
     used: Sample = {}

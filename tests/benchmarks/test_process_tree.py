@@ -64,9 +64,21 @@ def test_processes_that_ignore_sigterm_are_killed_and_reaped() -> None:
     child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
+    assert process_tree.any_lives([child.pid])
     process_tree.end([child.pid], patience_s=0.2)
+    assert not process_tree.any_lives([child.pid])
     assert not os.path.exists(f"/proc/{child.pid}")
     child.returncode = -9  # reaped above
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
         pipe.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks in /proc")
+def test_a_process_that_ended_and_was_not_waited_for_does_not_live() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.read() == b""  # it has closed its end
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not process_tree.any_lives([child.pid])
+    child.communicate()
