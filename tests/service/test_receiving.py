@@ -2,36 +2,27 @@
 
 import pytest
 
+from service.body import BodyMemory
 from service.errors import QueueFull
 from service.receiving import Receiving
 
 
-def test_bodies_hold_up_to_the_bound_together_and_give_back_once() -> None:
-    receiving = Receiving(limit_bytes=100, limit=10)
-    one, two = receiving.begin(), receiving.begin()
-    one.hold(60)
-    two.hold(40)
-    with pytest.raises(QueueFull, match="hold 100 of 100 bytes; these 1 do not fit"):
-        two.hold(1)
+def test_bodies_hold_up_to_the_bound_together_with_the_long_ways() -> None:
+    memory = BodyMemory(100)
+    receiving = Receiving(memory, limit=10)
+    memory.take(30)
+    one = receiving.begin(60)
+    with pytest.raises(QueueFull, match="hold 90 of 100 bytes, and 11 more do not fit"):
+        receiving.begin(11)
     one.end()
-    one.end()
-    assert (receiving.held_bytes, receiving.bodies) == (40, 1)
-    two.hold(60)
+    assert (memory.used_bytes, receiving.bodies) == (30, 0)
+    receiving.begin(70)
 
 
 def test_number_of_bodies_is_bounded() -> None:
-    receiving = Receiving(limit_bytes=100, limit=2)
-    bodies = [receiving.begin() for _ in range(2)]
+    receiving = Receiving(BodyMemory(100), limit=2)
+    bodies = [receiving.begin(1) for _ in range(2)]
     with pytest.raises(QueueFull, match="2 request bodies are being received"):
-        receiving.begin()
+        receiving.begin(1)
     bodies[0].end()
-    receiving.begin()
-
-
-def test_the_only_body_may_be_larger_than_the_bound() -> None:
-    receiving = Receiving(limit_bytes=100, limit=2)
-    only = receiving.begin()
-    only.hold(90)
-    only.hold(90)
-    with pytest.raises(QueueFull):
-        receiving.begin().hold(1)
+    receiving.begin(1)
