@@ -47,6 +47,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         target = resolve(MODEL)
         export_model(target.module, target.example_inputs, Path(folder), name=MODEL)
+        # All connections may send their largest request at once: none is to be refused.
+        (Path(folder) / MODEL / "config.yaml").write_text("queue: {max_rows: 100000}\n")
         with serving(Path(folder), args.api_servers) as (pid, port):
             return asyncio.run(soak(pid, port, args.requests, args.connections))
 

@@ -22,9 +22,10 @@ from service.dispatch import Dispatcher, Lane
 from service.dispatch_engine import DispatchEngine, served_models
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.heads import KnownHeads, Route
-from service.http import Front
+from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
 from service.metrics_exposition import Exposition, Seen
+from service.receiving import Receiving
 from service.repository import ModelEntry
 from service.supervisor import MESSAGE, Word
 from service.transport.census import take_census
@@ -95,22 +96,18 @@ def make_api_server(
             census.queued_rows.tolist(), census.requests.tolist(), [float(r) for r in engine.ready_lanes()]
         )
 
-    routes = make_routes(lanes, entries, settings.default_model)
+    routes = make_routes(lanes, entries, settings.default_model, metrics)
+    front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid()))
     shop = Shop(
         routes={route.path.encode(): route for route in routes},
         dispatcher=dispatcher,
         metrics=metrics,
-        counters={
-            (route, kind): metrics.answered_counter(PROTOCOLS[kind], route.lane.model, route.lane.version)
-            for route in routes
-            for kind in BodyType
-        },
         limit_bytes=settings.max_body_bytes,
+        receiving=Receiving(front.bodies, limit=settings.max_in_flight // 2),
         log_access=log_access if settings.access_log else None,
         heads=KnownHeads(),
         ids=RequestIds(),
     )
-    front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid()))
     return ApiServer(dispatcher, front, shop, metrics)
 
 
@@ -136,7 +133,7 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
 
 
 def make_routes(
-    lanes: Sequence[Lane], entries: Sequence[ModelEntry], default_model: str | None
+    lanes: Sequence[Lane], entries: Sequence[ModelEntry], default_model: str | None, metrics: Metrics
 ) -> list[Route]:
     """The exact paths of the short way: each version, each model's default version, and the default model."""
     by_version = {(lane.model, lane.version): lane for lane in lanes}
@@ -145,12 +142,15 @@ def make_routes(
     routes = []
     for entry in entries:
         default = by_version[entry.name, entry.default_version]
-        paths = {f"/predict/{entry.name}": default}
+        paths = [(f"/predict/{entry.name}", PREDICT_PATHS[1], default)]
         if entry.name == default_model:
-            paths["/predict"] = default
+            paths.append(("/predict", PREDICT_PATHS[0], default))
         for artifact in entry.artifacts:
-            paths[f"/predict/{entry.name}/versions/{artifact.version}"] = by_version[
-                entry.name, artifact.version
-            ]
-        routes += [Route(path, lane, lane.layout.signature) for path, lane in paths.items()]
+            path = f"/predict/{entry.name}/versions/{artifact.version}"
+            paths.append((path, PREDICT_PATHS[2], by_version[entry.name, artifact.version]))
+        for path, pattern, lane in paths:
+            counters = {
+                kind: metrics.answered_counter(PROTOCOLS[kind], lane.model, lane.version) for kind in BodyType
+            }
+            routes.append(Route(path, pattern, lane, lane.layout.signature, counters))
     return routes

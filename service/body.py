@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from service.errors import BadRequest, TooLarge
+from service.errors import BadRequest, QueueFull, TooLarge
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _LENGTH: Final = re.compile(r"\d{1,18}", re.ASCII)
@@ -18,7 +18,30 @@ class BodyTooLarge(TooLarge):
     """TooLarge, found before the whole body was read: the connection holds the rest of it."""
 
 
-async def read_body(receive: Receive, content_length: str | None, limit_bytes: int) -> bytes:
+class BodyMemory:
+    """Bounds what all the bodies that are being read may hold together. Owned by the event loop thread."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def take(self, nbytes: int) -> None:
+        """Count bytes that came. Raises QueueFull when they are too many, and counts nothing then."""
+        if self.used_bytes + nbytes > self.limit_bytes:
+            raise QueueFull(
+                f"the bodies that are being received hold {self.used_bytes} of {self.limit_bytes} bytes, and "
+                f"{nbytes} more do not fit; try again later"
+            )
+        self.used_bytes += nbytes
+
+    def give(self, nbytes: int) -> None:
+        """These are held no longer."""
+        self.used_bytes -= nbytes
+
+
+async def read_body(
+    receive: Receive, content_length: str | None, limit_bytes: int, memory: BodyMemory
+) -> bytes:
     """Return the whole body.
 
     Args:
@@ -26,29 +49,35 @@ async def read_body(receive: Receive, content_length: str | None, limit_bytes: i
         content_length: the header; None for a chunked body.
         limit_bytes: the most that is taken. A longer Content-Length is refused before anything is read, a
             longer chunked body as soon as it is longer.
-    Raises: BodyTooLarge; BadRequest for a Content-Length that is no number; ClientGone.
+        memory: what the body counts in while it is read.
+    Raises: BodyTooLarge; QueueFull; BadRequest for a Content-Length that is no number; ClientGone.
     """
     if content_length is not None:
+        content_length = content_length.strip(" \t")
         if not _LENGTH.fullmatch(content_length):
             raise BadRequest(f"Content-Length is {content_length[:50]!r}; expected a number of bytes")
         if int(content_length) > limit_bytes:
             raise _too_large(f"the body has {int(content_length)} bytes", limit_bytes)
     chunks: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunk: bytes = message.get("body", b"")
-        size += len(chunk)
-        if size > limit_bytes:
-            raise _too_large("the body is larger", limit_bytes)
-        more: bool = message.get("more_body", False)
-        if not more and not chunks:
-            return chunk
-        chunks.append(chunk)
-        if not more:
-            return b"".join(chunks)
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk: bytes = message.get("body", b"")
+            if size + len(chunk) > limit_bytes:
+                raise _too_large("the body is larger", limit_bytes)
+            more: bool = message.get("more_body", False)
+            if not more and not chunks:
+                return chunk
+            memory.take(len(chunk))
+            size += len(chunk)
+            chunks.append(chunk)
+            if not more:
+                return b"".join(chunks)
+    finally:
+        memory.give(size)
 
 
 def _too_large(found: str, limit_bytes: int) -> BodyTooLarge:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from service import pages
 from service.access_log import log_access, open_access_log
 from service.answers import Answer, error_answer, json_answer
-from service.body import BodyTooLarge, ClientGone, Receive, read_body
+from service.body import BodyMemory, BodyTooLarge, ClientGone, Receive, read_body
 from service.call import Call
 from service.config import ServeSettings
 from service.docs_page import docs_page
@@ -28,6 +28,7 @@ __all__ = ["Front", "FrontMetrics", "Receive", "Scope", "Send"]
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Any]
 
+PREDICT_PATHS: Final = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
 CLIENT_GONE_STATUS: Final = 499
 # After a 413, what the client still sends is read and dropped for so long: if the connection were closed
 # under a client that is still sending, its system would throw the answer away unread.
@@ -75,16 +76,16 @@ class Front:
         self.metrics = metrics
         self.exposition = exposition
         self.routes = RouteTable(self._routes())
+        self.bodies = BodyMemory(settings.receive_bytes)
         if settings.access_log:
             open_access_log()
 
     def _routes(self) -> tuple[Route, ...]:
-        predict_at = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
         return (
             *(
                 Route("POST", path, self._predict, summary, inference=True)
                 for path, summary in zip(
-                    predict_at,
+                    PREDICT_PATHS,
                     ("Run the default model", "Run a model's default version", "Run one version of a model"),
                     strict=True,
                 )
@@ -145,9 +146,15 @@ class Front:
 
     async def _predict(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
         timeout_s = call.timeout_s(self.settings.request_timeout_s)
+        asking = _this_task()
+        gone: asyncio.Task[None] | None = None
 
         async def read() -> bytes:
-            return await read_body(receive, call.headers.get("content-length"), self.settings.max_body_bytes)
+            nonlocal gone
+            length, limit_bytes = call.headers.get("content-length"), self.settings.max_body_bytes
+            body = await read_body(receive, length, limit_bytes, self.bodies)
+            gone = asyncio.create_task(_until_gone(receive, asking))
+            return body
 
         left_s = None if timeout_s is None else max(0.0, timeout_s - call.elapsed_s())
         # The bound holds for a body that comes slowly and for an engine that does not keep its own.
@@ -161,6 +168,14 @@ class Front:
             if clock.expired():
                 raise deadline_passed(timeout_s) from None
             raise
+        except asyncio.CancelledError:
+            if gone is not None and gone.done() and not gone.cancelled():
+                asking.uncancel()
+                raise ClientGone from None
+            raise
+        finally:
+            if gone is not None:
+                gone.cancel()
 
     async def _ready(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
         if self.engine.ready():
@@ -193,6 +208,12 @@ class Front:
         return json_answer(pages.openapi(self.routes.routes))
 
 
+def _this_task() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None  # uvicorn runs the application in a task of its own
+    return task
+
+
 def _call_of(scope: Scope) -> Call:
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -209,6 +230,13 @@ def _call_of(scope: Scope) -> Call:
     )
 
 
+def _unread(call: Call) -> bool:
+    """Whether a body is left in a connection that the client wants closed after this answer."""
+    sent = call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
+    closing = "close" in call.headers.get("connection", "").lower()
+    return sent and closing and not call.body_bytes
+
+
 async def _send(answer: Answer, call: Call, receive: Receive, send: Send) -> None:
     headers = [
         (b"content-type", answer.content_type.encode("latin-1")),
@@ -221,11 +249,18 @@ async def _send(answer: Answer, call: Call, receive: Receive, send: Send) -> Non
     if answer.close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    linger = answer.close and "expect" not in call.headers
+    linger = (answer.close or _unread(call)) and "expect" not in call.headers
     await send({"type": "http.response.body", "body": answer.body, "more_body": linger})
     if linger:
         await _drop_rest(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(receive: Receive, asking: "asyncio.Task[Any]") -> None:
+    """Cancel the task whose answer nobody waits for any more: its request then frees its place in the queue."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    asking.cancel()
 
 
 async def _drop_rest(receive: Receive) -> None:

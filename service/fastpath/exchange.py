@@ -6,34 +6,46 @@ which that code reads. It may be given up at any time.
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from time import monotonic_ns, perf_counter
 from typing import Final, Protocol
-
-import numpy as np
 
 from service.answers import error_answer
 from service.call import Call, request_id
 from service.codecs import BodyType, decode, encode
 from service.dispatch import Dispatcher, Ticketed
-from service.errors import NotReady, ServiceError
+from service.errors import Internal, NotReady, ServiceError
 from service.fastpath.heads import Head, KnownHeads, Route
-from service.metrics import Metrics
+from service.metrics import STAGES, Metrics
+from service.predict import deadline_passed
+from service.receiving import HalfBody, Receiving
+from service.transport.extents import rounded
 
 CLIENT_GONE: Final = 499
 
 _OK: Final = (
     b"HTTP/1.1 200 OK\r\n%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b"
-    b"server-timing: decode;dur=%.3f, queue;dur=%.3f, gather;dur=%.3f, run;dur=%.3f, scatter;dur=%.3f, "
-    b'encode;dur=%.3f, batch;desc="%d"\r\n%b\r\n%b'
+    b'server-timing: decode;dur=%.3f, queue;dur=%.3f, %bencode;dur=%.3f, batch;desc="%d"\r\n%b\r\n%b'
 )
 _CLOSE: Final = b"connection: close\r\n"
 PROTOCOLS: Final = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
-_MEDIA_TYPES: Final = {kind: kind.value.encode() for kind in BodyType}
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
+
+_log = logging.getLogger("foldserve.http")
+
+
+@lru_cache(maxsize=64)
+def _batch_timing(gather_s: float, run_s: float, scatter_s: float) -> bytes:
+    """The stages that all requests of a batch share; they are answered one after the other."""
+    return b"gather;dur=%.3f, run;dur=%.3f, scatter;dur=%.3f, " % (
+        *(gather_s * 1e3, run_s * 1e3),
+        scatter_s * 1e3,
+    )
 
 
 class Connection(Protocol):
@@ -47,20 +59,32 @@ class Connection(Protocol):
         """Send the whole answer to the call under way."""
         ...
 
+    def call_later(self, seconds: float, then: Callable[[], None]) -> "Timer":
+        """Call `then` on the event loop after so many seconds."""
+        ...
+
+
+class Timer(Protocol):
+    """What call_later gives."""
+
+    def cancel(self) -> None:
+        """Never call."""
+        ...
+
 
 @dataclass(frozen=True)
 class Shop:
     """What every exchange of an API server shares.
 
-    routes: by the exact bytes of the request target. counters: Metrics.answered_counter of each.
-    log_access: given every finished call with its status and seconds; None when nobody wants to know.
+    routes: by the exact bytes of the request target. log_access: given
+    every finished call with its status and seconds; None when nobody wants to know.
     """
 
     routes: Mapping[bytes, Route]
     dispatcher: Dispatcher
     metrics: Metrics
-    counters: Mapping[tuple[Route, BodyType], Callable[..., None]]
     limit_bytes: int
+    receiving: Receiving
     log_access: Callable[[Call, int, float], None] | None
     heads: KnownHeads
     ids: "RequestIds"
@@ -91,60 +115,53 @@ _NO_EVENT: Final = _NoEvent()
 class Exchange(Ticketed):
     """One call; made when its head is there."""
 
-    __slots__ = (
-        "_body",
-        "_connection",
-        "_decode_s",
-        "_head",
-        "_id",
-        "_shop",
-        "_started_s",
-        "disconnected",
-        "keep_alive",
-        "message_event",
-        "missing",
-        "response_complete",
-    )
+    # Values until they are set, as in Ticketed.
+    response_complete = False
+    disconnected = False
+    message_event: Final = _NO_EVENT
+    _body: bytes = b""
+    _id = b""
+    _decode_s = -1.0
+    """Negative until the body is decoded."""
+    _settled = False
+    _timer: Timer | None = None
+    _half: HalfBody | None = None
 
     def __init__(self, shop: Shop, head: Head, connection: Connection, keep_alive: bool) -> None:
-        super().__init__(head.route.lane)
+        self._started_s = perf_counter()
+        self.lane = lane = head.lane
         self.keep_alive = keep_alive
-        self.response_complete = False
-        self.disconnected = False
-        self.message_event = _NO_EVENT
         self.missing = head.length
         """Bytes of the body that have not come yet."""
-        self._started_s = perf_counter()
-        self._decode_s = 0.0
         self._shop = shop
         self._head = head
         self._connection = connection
-        self._body: bytes | bytearray = b""
-        given = head.own.get("x-request-id") if head.own else None
-        self._id = shop.ids.make() if given is None else request_id(given).encode()
+        self._timeout_s = lane.timeout_s
 
     @property
     def request_id(self) -> str:
         """The id that the answer carries."""
-        return self._id.decode()
+        return self._made_id().decode()
 
     def begin(self) -> None:
         """Refuse at once what cannot be served now; set the place of a raw body aside before the body comes."""
         head, dispatcher = self._head, self._shop.dispatcher
-        route = head.route
+        lane = head.lane
         try:
-            if not dispatcher.ready(route.lane):
+            if head.own:
+                self._timeout_s = self._call().timeout_s(lane.timeout_s) or lane.timeout_s
+            if not dispatcher.ready(lane):
                 raise NotReady(
-                    f"model {route.lane.model!r} version {route.lane.version} is not ready; try again when "
+                    f"model {lane.model!r} version {lane.version} is not ready; try again when "
                     "/v2/health/ready answers 200"
                 )
             if head.kind is BodyType.RAW:
-                self.rows = head.length // route.raw_row_bytes
+                self.rows = head.length // head.route.raw_row_bytes
                 dispatcher.reserve(
-                    self, head.length, dispatcher.output_room(route.lane, self.rows, (), head.length)
+                    self, head.length, dispatcher.output_room(lane, self.rows, (), head.length)
                 )
         except ServiceError as error:
-            self._fail(error)
+            self._refuse(error)
 
     def feed(self, chunk: bytes) -> None:
         """The next part of the body, at most what is missing. The last part sends the request on its way."""
@@ -152,105 +169,160 @@ class Exchange(Ticketed):
         self.missing -= len(chunk)
         if self.response_complete:
             return  # refused already: what still comes is dropped
-        if self.place is not None:
-            self.place.inputs[at : at + len(chunk)] = chunk
-        elif not at:
-            self._body = chunk
-        else:
-            if not isinstance(self._body, bytearray):
-                self._body = bytearray(self._body)
-            self._body += chunk
-        if not self.missing:
-            try:
+        try:
+            if self.place is not None:
+                self.place.inputs[at : at + len(chunk)] = chunk
+            elif not chunk:
+                return
+            elif self.missing:
+                # A body that comes in parts waits in the arena, whose size bounds what half-sent bodies can hold.
+                # Rounded, because the arena keeps places by their sizes.
+                self._shop.dispatcher.reserve(self, rounded(self._head.length), 0)[: len(chunk)] = chunk
+            else:
+                self._body = chunk
+            if not self.missing:
+                self._end_waiting()
                 self._submit()
+        except ServiceError as error:
+            self._refuse(error)
+        except Exception:
+            self._refuse(self._internal())
+
+    def await_body(self) -> None:
+        """What was sent so far is not all: its time is bounded too."""
+        if self._timer is None and not self.response_complete:
+            try:
+                self._half = self._shop.receiving.begin(self._head.length)
             except ServiceError as error:
-                self._shop.dispatcher.release(self)
-                self._fail(error)
+                self._refuse(error)
+                return
+            left_s = self._timeout_s - (perf_counter() - self._started_s)
+            self._timer = self._connection.call_later(max(0.0, left_s), self._late)
+
+    def _end_waiting(self) -> None:
+        """The body is whole, or nobody waits for the rest of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._half is not None:
+            self._half.end()
+            self._half = None
 
     def give_up(self) -> None:
         """The client is gone."""
         if not self.response_complete:
             self.response_complete = True
+            self._end_waiting()
             self._shop.dispatcher.cancel(self)
             self._finish(CLIENT_GONE, None)
 
     def settled(self, error: ServiceError | None) -> None:
         """See Ticketed."""
+        self._settled = True
         if error is not None:
             self._fail(error)
             return
         started_s = perf_counter()
-        head = self._head
-        route = head.route
-        headers = body = None
+        head, dispatcher = self._head, self._shop.dispatcher
+        headers = b""
+        body = None
         try:
-            outputs = self._shop.dispatcher.outputs(self)
-            if head.kind is BodyType.JSON and route.quick is not None:
-                body = route.quick.encode(next(iter(outputs.values())))
+            outputs = dispatcher.outputs(self)
+            if head.quick is not None:
+                (output,) = outputs.values()
+                body = head.quick.encode(output)
             if body is None:
-                encoded = encode(head.kind, route.lane.model, route.lane.version, outputs, route.signature)
+                lane = self.lane
+                encoded = encode(head.kind, lane.model, lane.version, outputs, head.route.signature)
                 body = encoded.body
                 headers = b"".join(
                     [f"{name.lower()}: {value}\r\n".encode() for name, value in encoded.headers]
                 )
         except ServiceError as unencodable:
-            self._shop.dispatcher.release(self)
-            self._fail(unencodable)
+            self._refuse(unencodable)
             return
-        self._shop.dispatcher.release(self)
+        except Exception:
+            self._refuse(self._internal())
+            return
+        dispatcher.release(self)
         queue_s, gather_s, run_s, scatter_s = self.stages_s
+        connection = self._connection
         encode_s = perf_counter() - started_s
         message = _OK % (
-            self._connection.date_line(),
-            _MEDIA_TYPES[head.kind],
+            connection.date_line(),
+            head.media_type,
             len(body),
-            self._id,
-            headers or b"",
+            self._made_id(),
+            headers,
             self._decode_s * 1e3,
             queue_s * 1e3,
-            gather_s * 1e3,
-            run_s * 1e3,
-            scatter_s * 1e3,
+            _batch_timing(gather_s, run_s, scatter_s),
             encode_s * 1e3,
             self.batch_rows,
             b"" if self.keep_alive else _CLOSE,
             body,
         )
         self.response_complete = True
-        self._connection.answer(message)
-        self._finish(200, None, encode_s)
+        connection.answer(message)
+        shop = self._shop
+        duration_s = perf_counter() - self._started_s
+        head.counter(duration_s, self.rows, self._decode_s, queue_s, gather_s, run_s, scatter_s, encode_s)
+        if shop.log_access is not None:
+            shop.log_access(self._call(), 200, duration_s)
 
     def _submit(self) -> None:
         """Have the inputs in a place and queue the request. Raises ServiceError."""
-        head, shop = self._head, self._shop
-        route = head.route
-        if self.place is None:
-            body, self._body = self._body, b""
-            array = None
-            if head.kind is BodyType.JSON and route.quick is not None:
-                array = route.quick.decode(bytes(body))
-            if array is not None:
-                self.rows = len(array)
-                room = route.lane.layout.output_room(self.rows)
+        started_s = perf_counter()
+        head, dispatcher = self._head, self._shop.dispatcher
+        if head.kind is not BodyType.RAW:
+            body = self._body
+            if self.place is not None:
+                body = bytes(self.place.inputs[: head.length])
+                dispatcher.release(self)
+            taken = None if head.quick is None else head.quick.decode(body)
+            if taken is not None:
+                self.rows, data = taken
+                self._decode_s = perf_counter() - started_s
+                room = self.lane.layout.output_room(self.rows)
                 assert room is not None
-                shop.dispatcher.reserve(self, array.nbytes, room)[:] = array.reshape(-1).view(np.uint8).data
+                dispatcher.reserve(self, len(data), room)[:] = data
             else:
-                inputs = decode(head.kind, body, route.signature)
-                shop.dispatcher.put(self, inputs, route.signature.check_inputs(inputs))
-        timeout_s = route.lane.timeout_s
-        if head.own:
-            timeout_s = self._call().timeout_s(timeout_s) or timeout_s
-        self._decode_s = decode_s = perf_counter() - self._started_s
-        shop.dispatcher.submit(self, monotonic_ns() + int((timeout_s - decode_s) * 1e9))
+                signature = head.route.signature
+                inputs = decode(head.kind, body, signature)
+                self.rows = signature.check_inputs(inputs)
+                self._decode_s = perf_counter() - started_s
+                dispatcher.put(self, inputs, self.rows)
+            self._body = b""
+        else:
+            self._decode_s = perf_counter() - started_s
+        left_s = self._timeout_s - (perf_counter() - self._started_s)
+        dispatcher.submit(self, monotonic_ns() + int(left_s * 1e9))
+
+    def _late(self) -> None:
+        """The time is over, and the body is not there."""
+        self._refuse(deadline_passed(self._timeout_s))
+
+    def _internal(self) -> Internal:
+        """The error for a fault of ours; logs it."""
+        head = self._head
+        _log.exception("request %s failed: POST %s", self.request_id, head.route.path[:200])
+        return Internal(f"the server failed on this request; its log tells why, under id {self.request_id}")
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Fail while the place is still ours."""
+        self._shop.dispatcher.release(self)
+        self._fail(error)
 
     def _fail(self, error: ServiceError) -> None:
+        self._end_waiting()
         answer = error_answer(error)
+        call = self._call()
         lines = [
             b"HTTP/1.1 " + _STATUS_LINES[answer.status],
             b"\r\n" + self._connection.date_line(),
             f"content-type: {answer.content_type}\r\ncontent-length: {len(answer.body)}\r\n".encode(),
-            b"x-request-id: " + self._id + b"\r\n",
+            b"x-request-id: " + self._made_id() + b"\r\n",
             *(f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in answer.headers),
+            f"server-timing: {call.server_timing()}\r\n".encode() if call.stages_s else b"",
             b"" if self.keep_alive else _CLOSE,
             b"\r\n",
             answer.body,
@@ -259,33 +331,43 @@ class Exchange(Ticketed):
         self._connection.answer(b"".join(lines))
         self._finish(answer.status, error.code)
 
-    def _finish(self, status: int, error_code: str | None, encode_s: float = 0.0) -> None:
-        shop, head = self._shop, self._head
+    def _finish(self, status: int, error_code: str | None) -> None:
+        """Count and log a call that was not answered with 200."""
+        shop, lane = self._shop, self.lane
         duration_s = perf_counter() - self._started_s
-        if error_code is None and status == 200:
-            shop.counters[head.route, head.kind](
-                duration_s, self.rows, self._decode_s, *self.stages_s, encode_s
-            )
-        else:
-            lane = self.lane
-            shop.metrics.request_finished(
-                PROTOCOLS[head.kind],
-                lane.model,
-                lane.version,
-                status,
-                duration_s,
-                rows=self.rows,
-                error_code=error_code,
-            )
+        call = self._call()
+        call.error_code = error_code
+        shop.metrics.request_finished(
+            call.protocol,
+            lane.model,
+            lane.version,
+            status,
+            duration_s,
+            rows=self.rows,
+            stages_s=call.stages_s,
+            error_code=error_code,
+        )
         if shop.log_access is not None:
-            call = self._call()
-            call.error_code = error_code
             shop.log_access(call, status, duration_s)
+
+    def _made_id(self) -> bytes:
+        """The client's own id where it gave a good one, else one of ours."""
+        if not self._id:
+            own = self._head.own
+            given = own.get("x-request-id") if own else None
+            self._id = self._shop.ids.make() if given is None else request_id(given).encode()
+        return self._id
 
     def _call(self) -> Call:
         """The call as the long way describes it."""
-        head = self._head
-        call = Call("POST", head.route.path, "", head.own, request_id=self.request_id)
-        call.route, call.model, call.version = head.route.path, self.lane.model, self.lane.version
-        call.rows, call.batch_rows, call.body_bytes = self.rows, self.batch_rows, head.length
+        head, path = self._head, self._head.route.path
+        call = Call("POST", path, "", head.own, request_id=self.request_id)
+        call.route, call.model, call.version = head.route.pattern, self.lane.model, self.lane.version
+        call.protocol = PROTOCOLS[head.kind]
+        call.rows, call.batch_rows = self.rows, self.batch_rows
+        call.body_bytes = 0 if self.missing else head.length
+        if self._decode_s >= 0.0:
+            call.stages_s["decode"] = self._decode_s
+        if self._settled:
+            call.stages_s.update(zip(STAGES[1:5], self.stages_s, strict=True))
         return call

@@ -9,7 +9,7 @@ an equal request, and the second one need not be parsed. Only heads that the par
 found ordinary are kept, and none that carries an id or a deadline of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -25,7 +25,7 @@ _LENGTH_DIGITS: Final = 15
 _TYPES: Final = {kind.value.encode(): kind for kind in BodyType}
 _SPECIAL: Final = frozenset(
     (
-        *(b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"connection"),
+        *(b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"connection", b"trailer"),
         *(b"authorization", b"x-api-key", b"x-tensor-name", b"x-tensor-datatype", b"x-tensor-shape"),
     )
 )
@@ -37,8 +37,12 @@ class Route:
     """A path that names one version of one model."""
 
     path: str
+    pattern: str
+    """The long way's route for such paths, for the access log."""
     lane: Lane
     signature: Signature
+    counters: Mapping[BodyType, Callable[..., None]]
+    """Metrics.answered_counter of each type."""
 
     @cached_property
     def one_output(self) -> bool:
@@ -58,12 +62,19 @@ class Route:
 
 
 class Head(NamedTuple):
-    """What the head of an ordinary call says. own: the headers that service/call.py reads."""
+    """What the head of an ordinary call says, with what its route has for that type at hand.
+
+    own: the headers that service/call.py reads. quick: None where the codecs must look.
+    """
 
     route: Route
+    lane: Lane
     kind: BodyType
+    media_type: bytes
     length: int
     own: Mapping[str, str]
+    quick: QuickJson | None
+    counter: Callable[..., None]
 
 
 def plan(route: Route, headers: RawHeaders, limit_bytes: int) -> Head | None:
@@ -76,6 +87,8 @@ def plan(route: Route, headers: RawHeaders, limit_bytes: int) -> Head | None:
         elif name == b"content-type":
             kind = _TYPES.get(value)
         elif name == b"accept":
+            if accept is not None:
+                return None  # several lines make one list
             accept = value
         elif name == b"x-request-id" or name == b"x-timeout-ms":
             own[name.decode()] = value.decode("latin-1")
@@ -92,7 +105,8 @@ def plan(route: Route, headers: RawHeaders, limit_bytes: int) -> Head | None:
         return None
     if kind is BodyType.RAW and (not route.raw_row_bytes or size % route.raw_row_bytes):
         return None
-    return Head(route, kind, size, own)
+    quick = route.quick if kind is BodyType.JSON else None
+    return Head(route, route.lane, kind, kind.value.encode(), size, own, quick, route.counters[kind])
 
 
 class KnownHeads:

@@ -43,6 +43,7 @@ class Layout:
         self.one_fixed_input = self.dynamic_dims == 0 and len(signature.inputs) == 1
         # Few sizes come again and again, and a batch asks once for each of its requests.
         self.input_places = lru_cache(maxsize=1024)(self._input_places)
+        self.output_room = lru_cache(maxsize=1024)(self._output_room)
         self.input_row_bytes = (
             sum(_row_bytes(spec) for spec in signature.inputs) if not self.dynamic_dims else 0
         )
@@ -85,7 +86,7 @@ class Layout:
         offset, shape = self.input_places(rows, dims)[-1]
         return offset + prod(shape) * self.signature.inputs[-1].dtype.itemsize
 
-    def output_room(self, rows: int) -> int | None:
+    def _output_room(self, rows: int) -> int | None:
         """Bytes that the outputs of `rows` rows take; None when it depends on more than the rows."""
         if not self.fixed_outputs:
             return None

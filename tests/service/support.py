@@ -240,7 +240,8 @@ async def call_async(
     messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     if not then_gone:
         messages[-1]["more_body"] = False
-    messages.append({"type": "http.disconnect"})
+    if then_gone:
+        messages.append({"type": "http.disconnect"})
     pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
     if not isinstance(body, list):
         pairs.append(("content-length", str(len(body))))
@@ -256,7 +257,9 @@ async def call_async(
     sent: list[Any] = []
 
     async def receive() -> Any:
-        return messages.pop(0) if len(messages) > 1 else messages[0]
+        if messages:
+            return messages.pop(0)
+        return await asyncio.Event().wait()  # a client that stays says nothing more
 
     async def send(message: Any) -> None:
         sent.append(message)

@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from service.body import BodyTooLarge, ClientGone, read_body
-from service.errors import BadRequest
+from service.body import BodyMemory, BodyTooLarge, ClientGone, read_body
+from service.errors import BadRequest, QueueFull
 
 LIMIT = 10
 
@@ -20,7 +20,7 @@ def read(*chunks, length=None, gone=False):
         return messages.pop(0)
 
     try:
-        return asyncio.run(read_body(receive, length, LIMIT)), len(taken)
+        return asyncio.run(read_body(receive, length, LIMIT, BodyMemory(10 * LIMIT))), len(taken)
     except Exception as error:
         error.taken = len(taken)
         raise
@@ -71,3 +71,15 @@ def test_a_length_that_is_no_number_is_refused(length):
 def test_a_client_that_leaves_in_the_middle_ends_the_reading():
     with pytest.raises(ClientGone):
         read(b"x", gone=True)
+
+
+def test_bodies_that_hold_too_much_together_are_refused_and_what_they_held_is_given_back():
+    memory = BodyMemory(5)
+    memory.take(3)
+
+    async def receive():
+        return {"type": "http.request", "body": b"abc", "more_body": True}
+
+    with pytest.raises(QueueFull, match="hold 3 of 5 bytes, and 3 more do not fit; try again later"):
+        asyncio.run(read_body(receive, None, LIMIT, memory))
+    assert memory.used_bytes == 3

@@ -195,7 +195,7 @@ def test_a_client_that_leaves_before_its_answer_does_no_harm(caplog):
             client.sendall(head(JSON, f"Content-Length: {len(GOOD)}") + GOOD)
             assert read_reply(client)[0] == 200
     assert caplog.text == ""
-    assert [entry["status"] for entry in metrics.finished] == [200, 200]
+    assert [entry["status"] for entry in metrics.finished] == [499, 200]
 
 
 def test_head_has_the_headers_and_no_body(port):

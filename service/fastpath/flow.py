@@ -1,0 +1,33 @@
+"""Flow control of one connection: when its bytes may be read.
+
+uvicorn's FlowControl, with two more reasons not to read, so that what a client sends without reading its answers
+stays in its own machine: answers that it does not take, and requests that wait for their turn.
+"""
+
+import asyncio
+from collections.abc import Sized
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+
+class Flow(FlowControl):
+    """One connection's. waiting: the requests that were read and wait for an earlier one's answer."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Read on, unless there is a reason not to."""
+        if self.read_paused and not self.write_paused and not self._waiting:
+            super().resume_reading()
+
+    def pause_writing(self) -> None:
+        """Called when the client takes no more answers for now."""
+        super().pause_writing()
+        self.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Called when it takes them again."""
+        super().resume_writing()
+        self.resume_reading()
