@@ -72,9 +72,7 @@ class DispatchEngine:
             self._view = {model.name: self._as_of(model, now) for model in self._models.values()}
         return self._view
 
-    def _as_of(
-        self, model: ServedModel, now: Mapping[tuple[str, str], tuple[bool, bool]]
-    ) -> ServedModel:
+    def _as_of(self, model: ServedModel, now: Mapping[tuple[str, str], tuple[bool, bool]]) -> ServedModel:
         versions = {
             name: replace(version, ready=True)
             if now[model.name, name][0]
