@@ -18,7 +18,7 @@ from service.access_log import log_access
 from service.admission import Bounds
 from service.codecs import BodyType
 from service.config import ServeSettings
-from service.dispatch import Dispatcher, Lane
+from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.heads import KnownHeads, Route
@@ -28,6 +28,7 @@ from service.metrics_exposition import Exposition, Seen
 from service.receiving import Receiving
 from service.repository import ModelEntry
 from service.supervisor import MESSAGE, Word
+from service.ticketed import Lane
 from service.transport.census import take_census
 from service.transport.layout import Layout
 from service.transport.queues import QueueLock, TicketWriter

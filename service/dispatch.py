@@ -10,22 +10,20 @@ import contextlib
 import logging
 import os
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from service.admission import Bounds, Load, admit
-from service.errors import DeadlinePassed, Internal, ModelFailed, QueueFull, ServiceError
+from service.admission import Load, admit
+from service.errors import Internal, ModelFailed, QueueFull, ServiceError
 from service.lifecycle import State
+from service.ticketed import Lane, Ticketed, late
 from service.transport.arena import MappedArena
 from service.transport.board import READY, ROW_FRACTION, MappedBoard
-from service.transport.layout import Layout
 from service.transport.queues import TicketWriter
 from service.transport.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
-from service.transport.slots import Place, SlotPool
+from service.transport.slots import SlotPool
 
 _READ_BYTES: Final = DONE.itemsize * 1024
 _FIRST_ROOM_FACTOR: Final = 4
@@ -43,54 +41,6 @@ _NEVER: Final = 1 << 63
 """Later than any clock."""
 
 _log = logging.getLogger("foldserve.dispatch")
-
-
-@dataclass(frozen=True, eq=False)
-class Lane:
-    """One model version, as dispatching needs it; `index` is its place in every shared table.
-
-    timeout_s: the longest that a request may take. instances: how many take from its queue, over all workers.
-    max_batch_size: rows that one run takes at most.
-    """
-
-    index: int
-    model: str
-    version: str
-    layout: Layout
-    bounds: Bounds
-    timeout_s: float
-    instances: int
-    max_batch_size: int
-
-
-class Ticketed:
-    """A request with a place in the arena. Owned by the event loop thread; the fields are the Dispatcher's to set.
-
-    stages_s: seconds of queue, gather, run, scatter.
-    """
-
-    # Values until they are set: an object is made for every request, and each store in __init__ would show.
-    place: Place | None = None
-    rows = 0
-    dims: Sequence[int] = ()
-    queued_ns = deadline_ns = 0
-    deaths = 0
-    given_up = False
-    stages_s = (0.0, 0.0, 0.0, 0.0)
-    batch_rows = 0
-
-    def __init__(self, lane: Lane) -> None:
-        self.lane = lane
-
-    @property
-    @abstractmethod
-    def request_id(self) -> str:
-        """For logs."""
-
-    @abstractmethod
-    def settled(self, error: ServiceError | None) -> None:
-        """The request is over. Without an error its outputs stand in its place until the owner release()s it;
-        with one the place is no longer the owner's."""
 
 
 class _View:
@@ -469,13 +419,6 @@ class Dispatcher:
         for m, rows in enumerate(self._rows):
             board.queued_rows[me, m] = rows
             board.queued_bytes[me, m] = self._bytes[m]
-
-
-def late() -> DeadlinePassed:
-    """The error for a request whose time is over."""
-    return DeadlinePassed(
-        "the request's time was over before its answer was there; allow more (X-Timeout-Ms), or send less at once"
-    )
 
 
 def _failure(request: Ticketed, reason: int) -> ServiceError:

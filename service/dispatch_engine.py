@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.dispatch import Dispatcher, Lane, Ticketed
+from service.dispatch import Dispatcher
 from service.engine import ServedModel, ServedVersion
 from service.errors import NotReady, ServiceError
 from service.outcome import Outcome, StageTimes
 from service.repository import ModelEntry
+from service.ticketed import Lane, Ticketed
 
 
 class DispatchEngine:

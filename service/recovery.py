@@ -7,9 +7,10 @@ died in its hands.
 
 import logging
 
-from service.dispatch import Dispatcher, Ticketed
+from service.dispatch import Dispatcher
 from service.errors import ModelCrashed
 from service.lifecycle import MAX_DEATHS, SETTLED, State
+from service.ticketed import Ticketed
 
 _log = logging.getLogger("foldserve.recovery")
 

@@ -18,12 +18,13 @@ from typing import Final, Protocol
 from service.answers import error_answer
 from service.call import Call, request_id
 from service.codecs import BodyType, decode, encode
-from service.dispatch import Dispatcher, Ticketed
+from service.dispatch import Dispatcher
 from service.errors import Internal, NotReady, ServiceError
 from service.fastpath.heads import Head, KnownHeads, Route
 from service.metrics import STAGES, Metrics
 from service.predict import deadline_passed
 from service.receiving import HalfBody, Receiving
+from service.ticketed import Ticketed
 from service.transport.extents import rounded
 
 CLIENT_GONE: Final = 499

@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 
 from service.codecs import BodyType
 from service.codecs.json_quick import QuickJson
-from service.dispatch import Lane
 from service.signature import Signature
+from service.ticketed import Lane
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 

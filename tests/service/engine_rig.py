@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from service.admission import Bounds
-from service.dispatch import Dispatcher, Lane, Ticketed
+from service.dispatch import Dispatcher
 from service.errors import ServiceError
 from service.signature import Signature, TensorSpec
+from service.ticketed import Lane, Ticketed
 from service.transport.board import Dimensions
 from service.transport.layout import Layout
 from service.transport.queues import QueueLock, TicketReader, TicketWriter

@@ -1,0 +1,68 @@
+"""What is dispatched: a request with a place in the arena, and the lane of one model version that it travels on.
+
+Plain data for dispatch.py, which sets it, and for the two ways that requests come by, which own them.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.admission import Bounds
+from service.errors import DeadlinePassed, ServiceError
+from service.transport.layout import Layout
+from service.transport.slots import Place
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One model version, as dispatching needs it; `index` is its place in every shared table.
+
+    timeout_s: the longest that a request may take. instances: how many take from its queue, over all workers.
+    max_batch_size: rows that one run takes at most.
+    """
+
+    index: int
+    model: str
+    version: str
+    layout: Layout
+    bounds: Bounds
+    timeout_s: float
+    instances: int
+    max_batch_size: int
+
+
+class Ticketed:
+    """A request with a place in the arena. Owned by the event loop thread; the fields are the Dispatcher's to set.
+
+    stages_s: seconds of queue, gather, run, scatter.
+    """
+
+    # Values until they are set: an object is made for every request, and each store in __init__ would show.
+    place: Place | None = None
+    rows = 0
+    dims: Sequence[int] = ()
+    queued_ns = deadline_ns = 0
+    deaths = 0
+    given_up = False
+    stages_s = (0.0, 0.0, 0.0, 0.0)
+    batch_rows = 0
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+
+    @property
+    @abstractmethod
+    def request_id(self) -> str:
+        """For logs."""
+
+    @abstractmethod
+    def settled(self, error: ServiceError | None) -> None:
+        """The request is over. Without an error its outputs stand in its place until the owner release()s it;
+        with one the place is no longer the owner's."""
+
+
+def late() -> DeadlinePassed:
+    """The error for a request whose time is over."""
+    return DeadlinePassed(
+        "the request's time was over before its answer was there; allow more (X-Timeout-Ms), or send less at once"
+    )
