@@ -94,7 +94,14 @@ def test_the_manifest_has_exactly_the_keys_of_the_contract(exported):
     assert datetime.datetime.fromisoformat(report["created"]).tzinfo == datetime.UTC
     assert report["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
     assert report["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, 10]}]
-    assert set(report["tool_versions"]) == {"foldserve", "torch", "onnx", "onnxscript", "onnxruntime", "python"}
+    assert set(report["tool_versions"]) == {
+        "foldserve",
+        "torch",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "python",
+    }
     assert report["tool_versions"]["torch"] == torch.__version__
     assert set(report["parity"]) == {"torchscript", "onnx", "fold_float64"}
     assert set(report["parity"]["onnx"]) == {"max_abs", "max_rel", "rows_tried", "tolerance"}
