@@ -1,0 +1,197 @@
+"""One connection of the fast protocol over a fake socket, a real dispatcher over real shared memory, the real front.
+
+The worker is turned by hand, so that a test decides when answers come.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from service.body import BodyMemory
+from service.call import Call
+from service.codecs import BodyType
+from service.dispatch_engine import DispatchEngine
+from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
+from service.fastpath.heads import KnownHeads, Route
+from service.fastpath.protocol import FastProtocol
+from service.http import Front
+from service.metrics import Metrics, Plan
+from service.receiving import Receiving
+from tests.service.engine_rig import FIXED, Rig
+from tests.service.support import SETTINGS, served
+
+PATH = "/predict/m0"
+JSON = "application/json"
+RAW = "application/octet-stream"
+LONG = "Trailer: none"
+"""A header that only the long way knows, and that changes nothing."""
+LIMIT_BYTES = 100_000
+
+
+def call(body: bytes, kind: str = JSON, *headers: str, path: str = PATH, method: str = "POST") -> bytes:
+    """One request as it goes over the wire."""
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: test",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
+
+
+def rows(*values: float) -> bytes:
+    """A JSON body of one row per value; the model answers with value + 1."""
+    return json.dumps({"inputs": [[value, value] for value in values]}).encode()
+
+
+class Socket(asyncio.Transport):
+    """A transport whose other side is the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.unsent_bytes = 0
+        self.closing = self.aborted = False
+        self.reading = True
+        self.protocol: Any = None
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.close()
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def values(self) -> list[float]:
+        """What the model made of each row."""
+        return [row[0] for row in json.loads(self.body)["outputs"]["y"]]
+
+    @property
+    def code(self) -> str:
+        """An error's word."""
+        return str(json.loads(self.body)["code"])
+
+
+class House:
+    """An API server without sockets. Make it on a running event loop."""
+
+    def __init__(self, **rig: Any) -> None:
+        self.rig = Rig(**rig)
+        self.worker = self.rig.new_worker()
+        self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
+        self.lines: list[tuple[Call, int]] = []
+        lane = self.rig.lanes[0]
+        counters = {kind: self.metrics.answered_counter(PROTOCOLS[kind], "m0", "1") for kind in BodyType}
+        self.shop = Shop(
+            routes={PATH.encode(): Route(PATH, "/predict/{model}", lane, FIXED, counters)},
+            dispatcher=self.rig.dispatcher,
+            metrics=self.metrics,
+            limit_bytes=LIMIT_BYTES,
+            receiving=Receiving(BodyMemory(1 << 20), 8),
+            log_access=lambda call, status, _: self.lines.append((call, status)),
+            heads=KnownHeads(),
+            ids=RequestIds(),
+        )
+        self.engine = DispatchEngine(self.rig.dispatcher, [served("m0", ("1", FIXED))])
+        settings = replace(SETTINGS, max_body_bytes=LIMIT_BYTES, default_model="m0")
+        self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
+        FastProtocol.shop = self.shop
+        self.config = uvicorn.Config(
+            self.front, http=FastProtocol, ws="none", log_config=None, access_log=False
+        )
+        self.config.load()
+        self.state = ServerState()
+
+    def connect(self) -> "Connection":
+        """A new connection."""
+        return Connection(self)
+
+    async def turn(self, until: Callable[[], bool] = lambda: False, most: int = 50) -> None:
+        """Let the loop and the worker run until the condition holds, or all has come to rest."""
+        for _ in range(most):
+            if until():
+                return
+            await asyncio.sleep(0)
+            self.rig.dispatcher.flush()
+            self.worker.loops[0].turn()
+            self.rig.dispatcher.receive()
+
+    async def rest(self) -> None:
+        """Let the loop run; the worker takes nothing."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    @property
+    def free(self) -> bool:
+        """Whether no request holds anything any more."""
+        return (
+            self.rig.all_free()
+            and not self.shop.receiving.bodies
+            and not self.shop.receiving.memory.used_bytes
+        )
+
+
+class Connection:
+    """One client."""
+
+    def __init__(self, house: House) -> None:
+        self.socket = Socket()
+        self.protocol = FastProtocol(house.config, house.state, {}, asyncio.get_running_loop())
+        self.socket.protocol = self.protocol
+        self.protocol.connection_made(self.socket)
+
+    def send(self, data: bytes) -> None:
+        """Bytes that the server reads at once."""
+        if data:
+            self.protocol.data_received(data)
+
+    def leave(self) -> None:
+        """The client goes."""
+        self.socket.closing = True
+        self.protocol.connection_lost(ConnectionResetError())
+
+    def answers(self) -> list[Answer]:
+        """Every whole answer so far; asserts that nothing stands between or behind them."""
+        found, data = [], bytes(self.socket.written)
+        while data:
+            head, end, data = data.partition(b"\r\n\r\n")
+            assert end, f"no whole answer: {head!r}"
+            status, *lines = head.decode("latin-1").split("\r\n")
+            headers = {
+                name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines)
+            }
+            length = int(headers.get("content-length", 0))
+            assert len(data) >= length
+            found.append(Answer(int(status.split()[1]), headers, data[:length]))
+            data = data[length:]
+        return found

@@ -1,0 +1,677 @@
+"""The fast protocol without a network: bytes in, bytes out, and what holds on to what."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service import http as http_front
+from service.fastpath import protocol as protocol_module
+from tests.service.fastpath.connection import (
+    JSON,
+    LIMIT_BYTES,
+    LONG,
+    PATH,
+    RAW,
+    Connection,
+    House,
+    call,
+    rows,
+)
+from tests.service.repositories import sample
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+def run(test: Callable[[House], Awaitable[Any]], **rig: Any) -> Any:
+    """Run a test's body with a house on an event loop of its own."""
+
+    async def main() -> Any:
+        return await test(House(**rig))
+
+    return asyncio.run(main())
+
+
+def statuses(connection: Connection) -> list[int]:
+    return [answer.status for answer in connection.answers()]
+
+
+# Bytes in any pieces -----------------------------------------------------------------------------------
+
+CALLS: dict[str, tuple[bytes, int]] = {
+    "short": (call(rows(1.0)), 200),
+    "short again": (call(rows(1.0)), 200),
+    "three rows": (call(rows(1.0, 2.0, 3.0)), 200),
+    "raw": (call(np.float32([[7, 7]]).tobytes(), RAW), 200),
+    "bad": (call(b'{"inputs": 1}'), 400),
+    "long": (call(rows(5.0), JSON, LONG), 200),
+    "live": (LIVE, 200),
+    "chunked": (
+        b"POST %b HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+        % (PATH.encode(), len(rows(8.0)), rows(8.0)),
+        200,
+    ),
+    "a body like a request": (call(call(rows(1.0))), 400),
+    "get": (call(b"", method="GET"), 405),
+    "blank lines first": (b"\r\n\r\n" + call(rows(9.0)), 200),
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(names=st.lists(st.sampled_from(sorted(CALLS)), min_size=1, max_size=8), data=st.data())
+def test_however_the_bytes_are_cut_each_request_gets_its_own_answer_in_order(
+    names: list[str], data: st.DataObject
+) -> None:
+    stream = b"".join(CALLS[name][0] for name in names)
+    cuts = data.draw(st.lists(st.integers(1, len(stream) - 1), max_size=12, unique=True).map(sorted))
+    waits = data.draw(st.sets(st.integers(0, len(cuts))))
+
+    async def test(house: House) -> None:
+        connection = house.connect()
+        for i, (begin, end) in enumerate(zip([0, *cuts], [*cuts, len(stream)], strict=True)):
+            await house.turn(lambda: connection.socket.reading)
+            connection.send(stream[begin:end])
+            if i in waits:
+                await house.turn()
+        await house.turn(lambda: len(connection.answers()) == len(names), most=500)
+        alone = []
+        for name in names:
+            other = house.connect()
+            other.send(CALLS[name][0])
+            await house.turn(lambda other=other: bool(other.answers()))
+            alone += other.answers()
+        assert statuses(connection) == [CALLS[name][1] for name in names]
+        assert [a.body for a in connection.answers()] == [a.body for a in alone]
+        assert house.free
+
+    run(test)
+
+
+def test_a_known_head_is_not_parsed_again_and_frames_its_own_body() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(rows(1.0)))
+        assert connection.protocol._known(call(rows(1.0))[: -len(rows(1.0))]) is not None
+        connection.protocol.parser.feed_data = None  # type: ignore[method-assign]  # calling it would fail
+        await house.turn()
+        for value in (2.0, 3.0):
+            connection.send(call(rows(value)))
+            await house.turn()
+        assert [answer.values for answer in connection.answers()] == [[2.0], [3.0], [4.0]]
+
+    class Parser:
+        """httptools' parser takes no attributes of its own."""
+
+    async def with_parser(house: House) -> None:
+        original = house.connect
+
+        def connect() -> Connection:
+            connection = original()
+            real = connection.protocol.parser
+            connection.protocol.parser = Parser()
+            for name in (
+                "feed_data",
+                "get_method",
+                "get_http_version",
+                "should_keep_alive",
+                "should_upgrade",
+            ):
+                setattr(connection.protocol.parser, name, getattr(real, name))
+            return connection
+
+        house.connect = connect  # type: ignore[method-assign]
+        await test(house)
+
+    run(with_parser)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        LIVE + call(rows(1.0)),
+        call(rows(1.0), JSON, "X-Request-Id: one"),
+        call(rows(1.0), JSON, "X-Timeout-Ms: 1000"),
+        call(rows(1.0), JSON, "Connection: close"),
+        call(rows(1.0), JSON, "X-Filler: " + "x" * 1024),
+        call(rows(1.0), JSON, LONG),
+    ],
+    ids=["second in its data", "own id", "own deadline", "close", "large", "special"],
+)
+def test_heads_that_must_be_parsed_each_time_are_not_kept(data: bytes) -> None:
+    async def test(house: House) -> None:
+        house.connect().send(data)
+        assert not house.shop.heads._known
+
+    run(test)
+
+
+def test_the_kept_heads_are_bounded() -> None:
+    async def test(house: House) -> None:
+        for number in range(house.shop.heads._MOST + 10):
+            connection = house.connect()
+            connection.send(call(rows(1.0), JSON, f"X-Number: {number}"))
+            connection.leave()
+        assert 0 < len(house.shop.heads._known) <= house.shop.heads._MOST
+        await house.turn(lambda: house.free)
+        assert house.free
+
+    run(test)
+
+
+# What is not an ordinary request -----------------------------------------------------------------------
+
+BROKEN = [
+    b"\x16\x03\x01",
+    b"POST /predict/m0 HTTP/1.1\nContent-Length: 2\n\n{}",
+    b"POST /predict/m0 HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    b"POST /predict/m0 HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /predict/m0 HTTP/1.1\r\nX: a\r\n folded\r\nContent-Length: 2\r\n\r\n{}",
+    b"POST /predict/m0 HTTP/1.1\r\nX : a\r\nContent-Length: 2\r\n\r\n{}",
+    b"POST /predict/m0 HTTP/1.1\r\nContent-Length: +2\r\n\r\n{}",
+    b"POST /predict/m0 HTTP/1.1\r\nX: " + b"x" * 70_000,
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=range(len(BROKEN)))
+@pytest.mark.parametrize(
+    "before", [b"", call(rows(1.0)), call(rows(1.0), JSON, LONG)], ids=["", "short", "long"]
+)
+@pytest.mark.parametrize("wait", [False, True])
+def test_what_is_no_request_ends_the_connection_after_the_answers_that_are_due(
+    broken: bytes, before: bytes, wait: bool
+) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        if wait:
+            connection.send(before)
+            await house.turn(lambda: bool(connection.answers()))
+            connection.send(broken)
+        else:
+            connection.send(before + broken[:1000])
+            connection.send(broken[1000:])
+        connection.send(call(rows(2.0)))  # whatever follows is not a request any more
+        await house.turn(lambda: connection.socket.closing)
+        answers = connection.answers()
+        assert connection.socket.closing
+        assert [answer.status for answer in answers] in ([200, 400], [400]) if wait or not before else [[200]]
+        if not before or wait:
+            assert answers[-1].code == "bad_request"
+        assert answers[-1].headers["connection"] == "close"
+        assert house.free
+
+    run(test)
+
+
+def test_chunks_that_are_no_chunks_end_the_request() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(
+            b"POST /predict/m0 HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+        )
+        await house.turn(lambda: connection.socket.closing)
+        (answer,) = connection.answers()
+        assert (answer.status, answer.code) == (400, "bad_request")
+
+    run(test)
+
+
+def test_a_broken_body_behind_a_request_that_waits_does_not_keep_its_answer_back() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(rows(1.0)))
+        connection.send(b"POST /predict/m0 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        await house.turn(lambda: connection.socket.closing)
+        assert statuses(connection) == [200]
+        assert connection.socket.closing
+
+    run(test)
+
+
+def test_an_upgrade_is_not_made_and_what_follows_is_no_request() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        upgrade = call(b"ab", JSON, "Upgrade: websocket", "Connection: Upgrade")
+        connection.send(upgrade)
+        connection.send(call(rows(1.0)))
+        await house.turn(lambda: connection.socket.closing)
+        assert len(connection.answers()) == 1
+        assert connection.answers()[0].headers["connection"] == "close"
+
+    run(test)
+
+
+def test_only_the_first_request_after_which_the_client_wants_to_close_is_answered() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(rows(1.0), JSON, "Connection: close") + call(rows(2.0)))
+        await house.turn(lambda: connection.socket.closing)
+        assert [answer.values for answer in connection.answers()] == [[2.0]]
+        assert connection.answers()[0].headers["connection"] == "close"
+
+    run(test)
+
+
+# Refusals before the body ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [JSON, RAW])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_model_that_is_not_ready_refuses_before_the_body_and_the_connection_serves_on(
+    kind: str, known: bool
+) -> None:
+    body = rows(1.0) if kind == JSON else np.float32([[1, 1]]).tobytes()
+    message = call(body, kind)
+    head = message[: -len(body)]
+
+    async def test(house: House) -> None:
+        connection = house.connect()
+        if known:
+            connection.send(message)
+            await house.turn()
+        house.rig.board.ready[0, 0] = 0
+        connection.send(head)
+        assert connection.answers()[-1].status == 503
+        assert connection.answers()[-1].code == "not_ready"
+        house.rig.board.ready[0, 0] = 1
+        connection.send(body[:3])
+        connection.send(body[3:] + message)
+        await house.turn()
+        assert statuses(connection)[-2:] == [503, 200]
+        assert house.free
+
+    run(test)
+
+
+def test_a_full_queue_refuses_with_the_time_to_come_back_and_the_connection_serves_on() -> None:
+    async def test(house: House) -> None:
+        first, second = house.connect(), house.connect()
+        first.send(call(rows(1.0, 2.0)))
+        second.send(call(rows(3.0)))
+        (refused,) = second.answers()
+        assert (refused.status, refused.code) == (429, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        await house.turn(lambda: bool(first.answers()))
+        second.send(call(rows(3.0)))
+        await house.turn()
+        assert second.answers()[1].values == [4.0]
+        assert house.free
+
+    run(test, max_rows=2)
+
+
+def test_an_arena_without_room_refuses_before_the_body() -> None:
+    async def test(house: House) -> None:
+        body = bytes(8 * 6000)
+        message = call(body, RAW)
+        first, second = house.connect(), house.connect()
+        first.send(message[:-1])
+        second.send(message[:1000])
+        (refused,) = second.answers()
+        assert (refused.status, refused.code) == (429, "queue_full")
+        second.send(message[1000:])
+        first.send(message[-1:])
+        await house.turn(lambda: bool(first.answers()), most=2000)
+        second.send(message)
+        await house.turn(lambda: len(second.answers()) == 2, most=2000)
+        assert (statuses(first), statuses(second)) == ([200], [429, 200])
+        assert house.free
+
+    run(test, data_bytes=150_000, max_rows=100_000)
+
+
+def test_a_body_over_the_limit_is_refused_from_its_head() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(bytes(LIMIT_BYTES + 1), RAW)[:200])
+        await house.rest()
+        # The answer is there at once; the connection then lingers, so that the client can read it.
+        assert b"HTTP/1.1 413" in connection.socket.written
+        assert house.rig.all_free()
+        connection.leave()
+        await house.rest()
+
+    run(test)
+
+
+# Slow and vanished clients -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [0, 5, -1], ids=["the head only", "a little", "all but a byte"])
+@pytest.mark.parametrize("kind", [JSON, RAW])
+def test_a_body_that_does_not_come_in_time_is_answered_504_and_frees_all(sent: int, kind: str) -> None:
+    body = rows(1.0) if kind == JSON else np.float32([[1, 1]]).tobytes()
+
+    async def test(house: House) -> None:
+        connection = house.connect()
+        message = call(body, kind)
+        at = len(message) - len(body)
+        connection.send(message[: at + sent] if sent >= 0 else message[:sent])
+        for _ in range(500):
+            if connection.answers():
+                break
+            await asyncio.sleep(0.001)  # the time bound under test is 20 ms of the loop's clock
+        (answer,) = connection.answers()
+        assert (answer.status, answer.code) == (504, "deadline_passed")
+        assert house.free
+        # What it owes still is dropped, and the connection serves on.
+        connection.send(body[sent:] + message)
+        await house.turn(lambda: len(connection.answers()) == 2)
+        assert connection.answers()[1].status == 200
+        assert house.free
+
+    run(test, timeout_s=0.02)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("where", ["in the body", "in the queue", "in the batch"])
+def test_a_client_that_leaves_frees_its_place_and_counts_once_as_499(
+    monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...], where: str
+) -> None:
+    message = call(rows(1.0), JSON, *way)
+
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(message[:-1] if where == "in the body" else message)
+        await house.rest()
+        house.rig.dispatcher.flush()
+        taken: list[Any] = []
+        if where == "in the batch":
+            taken = house.worker.takers[0].take(8)
+            assert len(taken) == 1
+        connection.leave()
+        await house.rest()
+        assert not connection.socket.written
+        labels = {"model": "m0", "version": "1", "protocol": "json", "code": "499"}
+        assert sample(house.metrics, "foldserve_requests_total", **labels) == 1
+        if taken:
+            house.worker.loops[0]._runner.run(taken, 1)
+        await house.turn(lambda: house.free)
+        assert house.free
+        if where == "in the queue":
+            assert not house.worker.sessions[0].batches  # it never took a place in a batch
+        assert sample(house.metrics, "foldserve_requests_total", **labels) == 1
+
+    run(test)
+
+
+# Flow --------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_reads_nothing_is_not_read_from_until_it_does() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(rows(1.0)))
+        await house.turn()
+        connection.protocol.pause_writing()
+        assert not connection.socket.reading
+        connection.protocol.resume_writing()
+        assert connection.socket.reading
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_no_more_is_read_while_requests_wait_for_their_turn(way: tuple[str, ...]) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(b"".join(call(rows(float(i)), JSON, *way) for i in range(20)))
+        sent = 20
+        most = 0
+        while len(connection.answers()) < 100:
+            await house.turn(most=2)
+            most = max(most, len(connection.protocol.pipeline))
+            if connection.socket.reading and sent < 100:
+                connection.send(b"".join(call(rows(float(i)), JSON, *way) for i in range(sent, sent + 20)))
+                sent += 20
+        assert [answer.values for answer in connection.answers()] == [[i + 1.0] for i in range(100)]
+        assert most <= 20
+        assert house.free
+
+    run(test)
+
+
+# Keep-alive and shutdown -------------------------------------------------------------------------------
+
+
+class Clock:
+    """The loop's time and timers, moved by hand."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.now_s = 1000.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.protocol = connection.protocol
+        real = connection.protocol.loop
+        clock = self
+
+        class Loop:
+            def time(self) -> float:
+                return clock.now_s
+
+            def call_later(self, seconds: float, then: Callable[[], None]) -> Any:
+                entry = (clock.now_s + seconds, then)
+                clock.timers.append(entry)
+
+                class Timer:
+                    def cancel(self) -> None:
+                        if entry in clock.timers:
+                            clock.timers.remove(entry)
+
+                return Timer()
+
+            def create_task(self, *args: Any, **named: Any) -> Any:
+                return real.create_task(*args, **named)
+
+        connection.protocol._unset_keepalive_if_required()
+        connection.protocol.timeout_keep_alive_task.cancel()
+        connection.protocol.loop = Loop()  # type: ignore[assignment]
+        connection.protocol._idle_since_s = self.now_s
+        connection.protocol._arm_keep_alive(connection.protocol.timeout_keep_alive)
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the clock, and call what is due."""
+        end_s = self.now_s + seconds
+        while due := [entry for entry in self.timers if entry[0] <= end_s]:
+            entry = min(due, key=lambda timer: timer[0])
+            self.timers.remove(entry)
+            self.now_s = max(self.now_s, entry[0])
+            entry[1]()
+        self.now_s = end_s
+
+
+def test_a_connection_is_ended_when_it_was_idle_for_the_whole_time_and_not_before() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        clock = Clock(connection)
+        limit_s = connection.protocol.timeout_keep_alive
+        for _ in range(5):
+            clock.pass_time(0.7 * limit_s)
+            connection.send(call(rows(1.0)))
+            await house.turn()
+            assert len(clock.timers) == 1
+        clock.pass_time(0.99 * limit_s)
+        assert not connection.socket.closing
+        clock.pass_time(0.02 * limit_s)
+        assert connection.socket.closing
+
+    run(test)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /predict/m0 HTTP/1.1\r\nX-Slow: "])
+def test_a_client_that_never_sends_a_whole_head_is_ended(sent: bytes) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        clock = Clock(connection)
+        if sent:
+            connection.send(sent)
+        clock.pass_time(connection.protocol.timeout_keep_alive)
+        assert connection.socket.closing
+
+    run(test)
+
+
+def test_a_connection_that_waits_for_an_answer_is_not_idle() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        clock = Clock(connection)
+        connection.send(call(rows(1.0)))
+        clock.pass_time(10 * connection.protocol.timeout_keep_alive)
+        assert not connection.socket.closing
+        await house.turn()
+        assert statuses(connection) == [200]
+        clock.pass_time(connection.protocol.timeout_keep_alive)
+        assert connection.socket.closing
+
+    run(test)
+
+
+def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_nothing_is_not() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        clock = Clock(connection)
+        limit_s = connection.protocol.timeout_keep_alive
+        for unsent in (3000, 2000, 1000):
+            connection.socket.unsent_bytes = unsent
+            clock.pass_time(limit_s)
+            assert not connection.socket.closing
+        clock.pass_time(limit_s)
+        assert connection.socket.aborted
+
+    run(test)
+
+
+def test_shutdown_waits_for_the_answer_and_ends_an_idle_connection_at_once() -> None:
+    async def test(house: House) -> None:
+        idle, waiting = house.connect(), house.connect()
+        waiting.send(call(rows(1.0)))
+        for connection in (idle, waiting):
+            connection.protocol.shutdown()
+        assert idle.socket.closing
+        assert not waiting.socket.closing
+        await house.turn(lambda: waiting.socket.closing)
+        (answer,) = waiting.answers()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        await house.rest()
+        assert not house.state.connections
+
+    run(test)
+
+
+# The same on both ways ---------------------------------------------------------------------------------
+
+BODIES = {
+    "good": (rows(1.0, 2.0), JSON, 200),
+    "bad JSON": (b"{", JSON, 400),
+    "bad tensor": (b'{"inputs": [[1]]}', JSON, 400),
+    "raw": (np.float32([[1, 2]]).tobytes(), RAW, 200),
+    "infinite": (rows(float(np.finfo(np.float32).max)), JSON, 500),
+    "fails": (rows(13.0), JSON, 500),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_log_metrics_and_answer_are_the_same_on_both_ways(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    body, kind, status = BODIES[name]
+    logged: list[Any] = []
+    monkeypatch.setattr(http_front, "log_access", lambda call, status, _: logged.append((call, status)))
+
+    def on_run(x: np.ndarray) -> np.ndarray | None:
+        if 13.0 in x:
+            raise ValueError("no luck")
+        with np.errstate(over="ignore"):
+            return np.where(x > 1e38, np.float32("inf"), x + 1).astype(np.float32)
+
+    async def test(house: House, *way: str) -> tuple[Any, ...]:
+        object.__setattr__(house.front.settings, "access_log", True)
+        house.worker = house.rig.new_worker(on_run=on_run)
+        connection = house.connect()
+        connection.send(call(body, kind, "X-Request-Id: mine", *way))
+        await house.turn(lambda: bool(connection.answers()))
+        await house.rest()
+        (answer,) = connection.answers()
+        totals = house.metrics.store.totals()
+        counted = {}
+        for metric in house.metrics.store.layout.metrics:
+            for labels, at in house.metrics.store.layout.offsets[metric.name].items():
+                # Of a histogram the count; its buckets and sum hold seconds, which differ from run to run.
+                cells = len(metric.buckets) + 1 if metric.kind == "histogram" else 1
+                counted[metric.name, labels] = totals[at : at + cells].sum()
+        ((line, line_status),) = [*house.lines, *logged]
+        house.lines.clear()
+        logged.clear()
+        fields = ("request_id", "method", "path", "route", "protocol", "model", "version", "rows")
+        noted = [getattr(line, field) for field in (*fields, "batch_rows", "body_bytes", "error_code")]
+        timing = [part.split(";")[0] for part in answer.headers.get("server-timing", "").split(", ")]
+        kept = {key: value for key, value in answer.headers.items() if key not in ("server-timing", "date")}
+        assert "date" in answer.headers
+        return (
+            answer.status,
+            json.dumps(kept, sort_keys=True),
+            answer.body,
+            timing,
+            counted,
+            noted,
+            line_status,
+        )
+
+    short, long = run(test), run(lambda house: test(house, LONG))
+    assert short[0] == status
+    for of_short, of_long in zip(short, long, strict=True):
+        assert of_short == of_long
+
+
+def test_an_error_of_ours_is_answered_500_and_the_others_of_its_batch_are_not_touched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(house: House) -> None:
+        connections = [house.connect() for _ in range(3)]
+        for value, connection in enumerate(connections):
+            connection.send(call(rows(float(value))))
+        real = house.rig.dispatcher.outputs
+        broken = next(iter(house.rig.dispatcher.in_flight.values()))
+
+        def outputs(request: Any) -> Any:
+            if request is broken:
+                raise RuntimeError("a fault of ours")
+            return real(request)
+
+        monkeypatch.setattr(house.rig.dispatcher, "outputs", outputs)
+        await house.turn()
+        assert [statuses(connection) for connection in connections] == [[500], [200], [200]]
+        assert connections[0].answers()[0].code == "internal"
+        assert house.free
+
+    run(test)
+
+
+def test_the_date_is_that_of_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Time:
+        now_s = 1_000_000_000.25
+
+        def time(self) -> float:
+            return self.now_s
+
+    clock = Time()
+    monkeypatch.setattr(protocol_module, "time", clock)
+    monkeypatch.setattr(protocol_module.FastProtocol, "_date_until_s", 0.0)
+
+    async def test(house: House) -> None:
+        connection = house.connect()
+        seen = []
+        for _ in range(3):
+            seen.append(connection.protocol.date_line())
+            clock.now_s += 0.5
+        assert seen == [
+            b"date: Sun, 09 Sep 2001 01:46:40 GMT\r\n",
+            b"date: Sun, 09 Sep 2001 01:46:40 GMT\r\n",
+            b"date: Sun, 09 Sep 2001 01:46:41 GMT\r\n",
+        ]
+
+    try:
+        run(test)
+    finally:
+        protocol_module.FastProtocol._date_until_s = 0.0  # the real clock is behind none of these
