@@ -131,8 +131,8 @@ def _note(limits: Limits, what: str, load: open_loop.OpenLoad) -> None:
     line = (
         f"{what}: offered {offered:,.0f}/s, answered 200 {load.ok / load.seconds:,.0f}/s with p50 {load.p50_ms:.2f} ms "
         f"and p99 {load.p99_ms:.2f} ms, 429 {load.refused / load.seconds:,.0f}/s with p99 "
-        f"{load.refused_p99_ms:.2f} ms, failed {load.failed + load.unanswered}; the generator was at most "
-        f"{load.late_ms:.1f} ms behind."
+        f"{load.refused_p99_ms:.2f} ms, failed {load.failed}, not answered within 10 s "
+        f"{load.unanswered}; the generator was at most {load.late_ms:.1f} ms behind."
     )
     limits.notes.append(line)
     tell(line)
