@@ -9,10 +9,12 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import requests
 
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving
 from tests.service.repositories import WEIGHT, save_exported, save_lookup
@@ -336,6 +338,35 @@ def test_nodes_fetch_gets_the_answer(server: ServerProcess) -> None:
     )
     done = subprocess.run(["node", "-e", script], capture_output=True, check=True)
     assert outputs(done.stdout) == [answered(ROW)]
+
+
+def test_requests_keeps_one_connection_for_many_calls(server: ServerProcess) -> None:
+    # Head and body come in two packets, unlike httpx's.
+    with requests.Session() as session:
+        for number in range(20):
+            answer = session.post(f"{server.url}/predict/linear", json={"inputs": [[number, 0, 0, 0]]})
+            assert answer.json()["outputs"]["y"] == [answered([number, 0, 0, 0])]
+        body = np.float32([ROW] * 2000).tobytes()
+        raw = session.post(f"{server.url}/predict/linear", body, headers={"Content-Type": RAW})
+        expected = np.float32([ROW] * 2000) @ WEIGHT
+        assert raw.content == expected.tobytes()
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_wrk_gets_nothing_but_200(server: ServerProcess, tmp_path: Path) -> None:
+    script = tmp_path / "post.lua"
+    script.write_text(
+        f"wrk.method = 'POST'\nwrk.body = '{GOOD.decode()}'\nwrk.headers['Content-Type'] = '{JSON}'\n"
+        "function done(summary, latency, requests)\n"
+        "  local e = summary.errors\n"
+        "  print('WRONG', e.connect + e.read + e.write + e.status + e.timeout, 'OF', summary.requests)\n"
+        "end\n"
+    )
+    command = ["wrk", "-t1", "-c16", "-d1s", "-s", str(script), f"{server.url}/predict/linear"]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    _, wrong, _, total = next(line for line in done.stdout.splitlines() if line.startswith("WRONG")).split()
+    assert int(wrong) == 0
+    assert int(total) > 0
 
 
 def test_httpx_keeps_one_connection_for_many_calls(server: ServerProcess) -> None:
