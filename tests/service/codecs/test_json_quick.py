@@ -89,7 +89,7 @@ def test_ordinary_bodies_are_taken(datatype: str, dims: tuple[int, ...], count: 
     ("datatype", "value"),
     [
         *(("FP16", 65520), ("FP32", 3.5e38), ("FP64", 1e400)),
-        *(("FP32", value) for value in ("NaN", "1", True, None)),
+        *(("FP32", value) for value in ("NaN", "1", True, False, None)),
     ],
 )
 def test_what_the_datatype_cannot_hold_is_left_to_json_codec(
