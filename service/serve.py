@@ -41,6 +41,12 @@ def run_server(settings: ServeSettings) -> int:
     Raises: ConfigError when the repository, the device, the default model or the address cannot be used.
     """
     configure_logging(settings.log_level)
+    # From the first moment: a signal that comes while models are looked up is one to end by, not to die of.
+    with StopSignals() as stop:
+        return _prepare(settings, stop)
+
+
+def _prepare(settings: ServeSettings, stop: StopSignals) -> int:
     entries = read_repository(settings.repository)
     check_layouts(entries)
     if settings.default_model not in (None, *(entry.name for entry in entries)):
@@ -52,14 +58,18 @@ def run_server(settings: ServeSettings) -> int:
     log.info("device: %s", devices.note)
     sockets = bind(settings.host, settings.port)
     try:
-        return _serve(settings, entries, devices, sockets)
+        return _serve(settings, entries, devices, sockets, stop)
     finally:
         for bound in sockets:
             bound.close()
 
 
 def _serve(
-    settings: ServeSettings, entries: tuple[ModelEntry, ...], devices: Devices, sockets: list[socket.socket]
+    settings: ServeSettings,
+    entries: tuple[ModelEntry, ...],
+    devices: Devices,
+    sockets: list[socket.socket],
+    stop: StopSignals,
 ) -> int:
     worker_devices = list(devices.names) * settings.workers_per_device
     versions = tuple(version_of(artifact) for entry in entries for artifact in entry.artifacts)
@@ -103,25 +113,24 @@ def _serve(
         board.worker_cannot_load(child.index, f"its process died {LOAD_ATTEMPTS} times or more while loading")
 
     server = FoldServer(plan, worker_devices, transport, make, API_SERVER_DRAIN_S)
-    with StopSignals() as stop:
-        supervisor = Supervisor(
-            start=server.start,
-            board=board,
-            reports=transport.reports.reader,
-            stop=stop,
-            fence=lambda index: Fence(board, locks, transport.done[index].reader).passed,
-            died=died,
-            cannot_load=cannot_load,
-            run_limit_s=settings.run_limit_s,
-            grace_s=settings.drain_grace_s,
-            close_s=API_SERVER_DRAIN_S + 5.0,
-        )
-        return server.run(
-            sockets,
-            supervisor,
-            settings.api_servers,
-            lambda: tell_what_is_served(settings, entries, devices, board, metrics),
-        )
+    supervisor = Supervisor(
+        start=server.start,
+        board=board,
+        reports=transport.reports.reader,
+        stop=stop,
+        fence=lambda index: Fence(board, locks, transport.done[index].reader).passed,
+        died=died,
+        cannot_load=cannot_load,
+        run_limit_s=settings.run_limit_s,
+        grace_s=settings.drain_grace_s,
+        close_s=API_SERVER_DRAIN_S + 5.0,
+    )
+    return server.run(
+        sockets,
+        supervisor,
+        settings.api_servers,
+        lambda: tell_what_is_served(settings, entries, devices, board, metrics),
+    )
 
 
 def check_layouts(entries: Sequence[ModelEntry]) -> None:

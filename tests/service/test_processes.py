@@ -1,10 +1,10 @@
 """Signals that only the supervisor acts on, and children that do not outlive it."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
+from multiprocessing import connection
 
 import pytest
 
@@ -18,11 +18,11 @@ def test_signals_are_counted_and_wake_the_waiting_loop() -> None:
     with StopSignals() as stop:
         assert stop.count == 0
         os.kill(os.getpid(), signal.SIGTERM)
-        assert select.select([stop], [], [], 5)[0] == [stop]
+        assert connection.wait([stop], 5) == [stop]
         stop.clear()
-        assert select.select([stop], [], [], 0)[0] == []
+        assert connection.wait([stop], 0) == []
         os.kill(os.getpid(), signal.SIGINT)
-        assert select.select([stop], [], [], 5)[0] == [stop]
+        assert connection.wait([stop], 5) == [stop]
         assert stop.count == 2
 
 
@@ -41,7 +41,7 @@ def test_forked_child_does_not_count_for_its_parent() -> None:
             os._exit(stop.count)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
-        assert (stop.count, select.select([stop], [], [], 0)[0]) == (0, [])
+        assert (stop.count, connection.wait([stop], 0)) == (0, [])
 
 
 def test_process_started_inside_does_not_see_the_stop_signals() -> None:
