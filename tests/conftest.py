@@ -1,6 +1,7 @@
 """Settings every test runs under, and the fixtures several parts use; a part's own live in its folder."""
 
 import os
+import resource
 import shutil
 import sysconfig
 
@@ -9,6 +10,11 @@ import pytest
 # One thread per process: test files run side by side on few cores, and the servers that tests start inherit
 # this. Set here, before anything imports torch or numpy, because their thread pools read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Whole engines are put together in one process by the hundred, each with a dozen descriptors that go only with
+# the process: more than the usual soft limit of 1024.
+_, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _most))
 
 
 @pytest.fixture(scope="session")
