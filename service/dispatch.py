@@ -1,6 +1,6 @@
 """The API server's half of the transport: queue a request's ticket, hand its answer back, free its place.
 
-Owned by the event loop thread of one API server; nothing here blocks. A request passes reserve() or place() ->
+Owned by the event loop thread of one API server; nothing here blocks. A request passes reserve() or put() ->
 submit() -> its settled() -> release(); cancel() may come at any time in between. States and moves are
 lifecycle.py's; what happens when a process dies is recovery.py's.
 """

@@ -47,9 +47,6 @@ class Layout:
         self.input_row_bytes = (
             sum(_row_bytes(spec) for spec in signature.inputs) if not self.dynamic_dims else 0
         )
-        self.output_row_bytes = (
-            sum(_row_bytes(spec) for spec in signature.outputs) if self.fixed_outputs else 0
-        )
 
     def dims_of(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The sizes of the dynamic dims, rows left out, for inputs of these shapes in the signature's order."""
