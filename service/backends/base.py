@@ -5,7 +5,7 @@ batching nor processes nor HTTP. Its session is used by one thread at a time unl
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,14 @@ class LoadError(Exception):
     """
 
 
+class OutOfMemory(Exception):
+    """The device had no room for a batch of this size. The session stays usable, for fewer rows at once."""
+
+
+class DeviceLost(Exception):
+    """The device's context is broken: nothing runs on it any more in this process, and a new process may mend it."""
+
+
 @dataclass(frozen=True)
 class SessionOptions:
     """How a session is made; config.yaml's `session`.
@@ -35,7 +43,20 @@ class SessionOptions:
 
 
 class Session(Protocol):
-    """A loaded model."""
+    """A loaded model.
+
+    notes: what an operator should know of how it runs, such as why CUDA graphs are not used; for the log and /info.
+    """
+
+    notes: Sequence[str]
+
+    def host_buffers(self, rows: int) -> Mapping[str, np.ndarray] | None:
+        """Memory in which a batch of so many rows is best put together; None when any memory will do.
+
+        Returns: input name -> array [rows, ...] that the session owns and the caller fills, and of which it gives
+            the first rows to run(). The same memory at every call.
+        """
+        ...
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch.
@@ -43,7 +64,8 @@ class Session(Protocol):
         Args:
             inputs: input name -> array, C-contiguous and possibly read-only; all with the same first dim.
         Returns: output name -> array, the rows in the order of the inputs' rows.
-        Raises: any exception when the model fails on these rows; the session stays usable.
+        Raises: OutOfMemory, DeviceLost; any other exception when the model fails on these rows, and the session
+            stays usable.
         """
         ...
 

@@ -6,7 +6,7 @@ asked for.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,14 @@ _CUDA_OPTIONS: Mapping[str, Any] = {
 class OnnxSession:
     """A model in ONNX Runtime. run() may be called from several threads (onnxruntime allows it)."""
 
+    notes: Sequence[str] = ()
+
     def __init__(self, session: ort.InferenceSession, outputs: tuple[str, ...]) -> None:
         self._session = session
         self._outputs = list(outputs)
+
+    def host_buffers(self, rows: int) -> None:
+        """See base.Session."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See base.Session."""

@@ -15,11 +15,16 @@ from service.signature import Signature
 class TorchScriptSession:
     """A scripted module. Used by one thread at a time."""
 
+    notes: Sequence[str] = ()
+
     def __init__(self, module: torch.jit.ScriptModule, signature: Signature, device: torch.device) -> None:
         self._module = module
         self._inputs = tuple(signature.inputs_by_name)
         self._outputs = tuple(signature.outputs_by_name)
         self._device = device
+
+    def host_buffers(self, rows: int) -> None:
+        """See base.Session."""
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
