@@ -11,12 +11,24 @@ def bucket_for(rows: int, buckets: Sequence[int]) -> int:
     return buckets[bisect_left(buckets, rows)] if buckets and rows <= buckets[-1] else rows
 
 
+def buckets_for(device: str, configured: Sequence[int], max_batch_size: int) -> tuple[int, ...]:
+    """The buckets that a model is run at on a device, ascending; none = at any size up to max_batch_size.
+
+    Those of config.yaml where it names any. Otherwise powers of two and max_batch_size on a GPU, which prepares
+    (plans convolutions, captures graphs) for each size anew; none on the CPU, which only loses time to padding.
+
+    Args:
+        device: "cpu" or "cuda:N".
+        configured: config.yaml's batch_buckets, ascending; may be empty.
+    """
+    if configured or device == "cpu":
+        return tuple(configured)
+    return _powers_of_two(max_batch_size)
+
+
 def sizes_to_warm(buckets: Sequence[int], max_batch_size: int) -> tuple[int, ...]:
     """The batch sizes to run before a model is ready: every bucket, or powers of two up to the largest."""
-    if buckets:
-        return tuple(buckets)
-    powers = (2**exponent for exponent in range(max_batch_size.bit_length()))
-    return tuple(sorted({*powers, max_batch_size}))
+    return tuple(buckets) or _powers_of_two(max_batch_size)
 
 
 def padded(array: np.ndarray, rows: int) -> np.ndarray:
@@ -30,3 +42,8 @@ def padded(array: np.ndarray, rows: int) -> np.ndarray:
     filled[: len(array)] = array
     filled[len(array) :] = array[-1]
     return filled
+
+
+def _powers_of_two(largest: int) -> tuple[int, ...]:
+    """1, 2, 4, ... below `largest`, then `largest` itself."""
+    return tuple(sorted({*(2**exponent for exponent in range(largest.bit_length())), largest}))

@@ -11,8 +11,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.errors import ConfigError
@@ -34,10 +34,15 @@ class CudaState:
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices to serve on, and one line for the log that says why these."""
+    """The devices to serve on, and one line for the log that says why these.
+
+    uuids: "cuda:0" -> "GPU-..." for each GPU among the names: NVML counts all GPUs of the machine, CUDA those of
+        CUDA_VISIBLE_DEVICES.
+    """
 
     names: tuple[str, ...]
     note: str
+    uuids: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_devices(wanted: str, look: Callable[[], CudaState] | None = None) -> Devices:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.buckets import bucket_for, padded, sizes_to_warm
+from service.buckets import bucket_for, buckets_for, padded, sizes_to_warm
 
 BUCKETS = st.sets(st.integers(1, 200), min_size=1, max_size=8).map(sorted)
 
@@ -34,6 +34,21 @@ def test_without_buckets_rows_are_run_as_they_are(rows: int) -> None:
 )
 def test_powers_of_two_and_the_largest_batch_are_warmed(most: int, sizes: tuple[int, ...]) -> None:
     assert sizes_to_warm((), most) == sizes
+
+
+@pytest.mark.parametrize(
+    ("device", "configured", "buckets"),
+    [
+        ("cpu", (), ()),
+        ("cpu", (3, 12), (3, 12)),
+        ("cuda:0", (), (1, 2, 4, 8, 12)),
+        ("cuda:7", (3, 12), (3, 12)),
+    ],
+)
+def test_gpu_has_buckets_of_its_own_where_none_are_configured(
+    device: str, configured: tuple[int, ...], buckets: tuple[int, ...]
+) -> None:
+    assert buckets_for(device, configured, 12) == buckets
 
 
 def test_every_bucket_is_warmed_and_nothing_else() -> None:
