@@ -26,12 +26,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca_bundle,target=/run/ca-bundle.crt,required=false \
     if [ -f /run/ca-bundle.crt ]; then export PIP_CERT=/run/ca-bundle.crt; fi \
-    && /opt/foldserve/bin/pip install --no-input --disable-pip-version-check -c constraints.txt setuptools
-COPY README.md LICENSE ./
+    && apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
+    && /opt/foldserve/bin/pip install --no-input --disable-pip-version-check -c constraints.txt setuptools mypy types-PyYAML
+COPY setup.py README.md LICENSE ./
 COPY models ./models
 COPY service ./service
 # --prefix gives a tree of foldserve's own files alone; it is laid over the environment below as a layer of its own.
-RUN /opt/foldserve/bin/pip install --no-input --disable-pip-version-check --no-index --no-deps --no-build-isolation \
+# The way of a request is compiled (setup.py); the compiler stays in this stage.
+RUN COMPILE_FOLDSERVE=1 /opt/foldserve/bin/pip install --no-input --disable-pip-version-check --no-index --no-deps --no-build-isolation \
     --prefix /overlay .
 
 

@@ -1,10 +1,10 @@
-# What a person types is what CI calls: .ci/run runs `lint types test`.
+# What a person types is what CI calls: .ci/run runs `lint types test compiled`.
 # Every target that needs Python depends on `install`, so each works on a fresh machine (Python 3.11+, make).
 
 SHELL := /bin/sh
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench soak clean
+.PHONY: help install demo test compiled lint types wheel bench soak clean
 
 # Settings of the caller's shell that would send an install or an import somewhere else.
 unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
@@ -38,6 +38,9 @@ test: install ## all tests; ARGS='-k name -x' for some of them
 	@sh deploy/dev/get-promtool.sh
 	@exec $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+compiled: wheel ## the end-to-end and fault tests again, on servers from the compiled wheel
+	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m pytest -n $(JOBS) --dist loadfile tests/e2e tests/faults $(ARGS)
+
 lint: install ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -45,11 +48,14 @@ lint: install ## ruff: rules and format
 types: install ## mypy, strict, on models/ and service/
 	$(PY) -m mypy
 
+wheel: install ## dist/: foldserve with the way of a request compiled; needs a C compiler
+	@sh deploy/dev/make-wheel.sh
+
 bench: install ## tables of benchmarks/README.md: WHAT=fold (default), serve or peers; ARGS='--help' for options
 	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)
 
-soak: install ## a million requests of mixed sizes, memory must stay flat; ARGS='--requests 20000' to try it
-	@exec $(PY) -m benchmarks.soak $(ARGS)
+soak: wheel ## a million requests of mixed sizes, memory must stay flat; ARGS='--requests 20000' to try it
+	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m benchmarks.soak $(ARGS)
 
 clean: ## remove what demo, tests and tools left behind; .venv stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

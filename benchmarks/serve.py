@@ -21,7 +21,7 @@ import onnxruntime
 import uvicorn
 
 from benchmarks.serving import peers, process_tree, wrk
-from benchmarks.serving.contenders import CONTENDERS, FOLDSERVE, Contender
+from benchmarks.serving.contenders import CONTENDERS, FOLDSERVE, Contender, compile_foldserve
 from benchmarks.serving.figures import checks_table, table
 from benchmarks.serving.limits import Limits, measure_limits
 from benchmarks.serving.promises import checks
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None, contenders: Sequence[Contender]
     process_tree.adopt_orphans()
     for environment in families:
         environment.make()
+    compile_foldserve()
     export_models()
     results = run(Plan(wanted, works, options.connections, options.rounds, options.seconds))
     limits = None

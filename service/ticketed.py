@@ -41,7 +41,8 @@ class Ticketed:
     place: Place | None = None
     rows = 0
     dims: Sequence[int] = ()
-    queued_ns = deadline_ns = 0
+    queued_ns = 0
+    deadline_ns = 0
     deaths = 0
     given_up = False
     stages_s = (0.0, 0.0, 0.0, 0.0)

@@ -124,6 +124,15 @@ def _ask_litserve(work: Work) -> tuple[Request, Read]:
     return Request("/predict", JSON, body), lambda answer: numbers_of(json.loads(answer)["outputs"])
 
 
+COMPILED: Final = {"PYTHONPATH": str(ROOT / "build" / "compiled")}
+"""Makes foldserve_command run the compiled wheel, which is what is deployed; compile_foldserve() makes it."""
+
+
+def compile_foldserve() -> None:
+    """See to it that build/compiled is made from the sources as they are. Raises: CalledProcessError."""
+    subprocess.run(["sh", "deploy/dev/make-wheel.sh"], cwd=ROOT, check=True, stdout=sys.stderr)
+
+
 def foldserve_command(repository: Path, api_servers: int, port: int) -> list[str]:
     """`foldserve serve` on the CPU, its other settings as they come."""
     command = [str(Path(sys.executable).parent / "foldserve"), "serve", str(repository), "--device", "cpu"]
@@ -140,10 +149,17 @@ def _foldserve(api_servers: int) -> Callable[[Work, int], list[str]]:
 BARE: Final = Contender("bare", "(bare ASGI on uvicorn, reads the body, no model)", "bare", _bare, _ask_bare)
 FOLDSERVE: Final = tuple(
     Contender(
-        f"foldserve-{n}", f"**foldserve**, {n} API server{'s' * (n > 1)}", "foldserve", _foldserve(n), ask
+        f"foldserve-{n}",
+        f"**foldserve**, {n} API server{'s' * (n > 1)}",
+        "foldserve",
+        _foldserve(n),
+        plain("/predict"),
+        lambda work, port: COMPILED,
     )
     for n in (1, 2)
-    for ask in (plain("/predict"),)
+)
+SOURCE: Final = Contender(
+    "source-1", "foldserve not compiled, 1 API server", "source", _foldserve(1), plain("/predict")
 )
 LITSERVE: Final = tuple(
     Contender(
@@ -151,7 +167,7 @@ LITSERVE: Final = tuple(
     )
     for ms in (2, 0)
 )
-CONTENDERS: Final = (BARE, *FOLDSERVE, *LITSERVE)
+CONTENDERS: Final = (BARE, *FOLDSERVE, SOURCE, *LITSERVE)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Final
 
 from benchmarks.serving import open_loop, process_tree, wrk
 from benchmarks.serving.contenders import (
+    COMPILED,
     Contender,
     Request,
     foldserve_command,
@@ -73,6 +74,7 @@ def _overload(limits: Limits, program: Path, work: Work, seconds: int, rounds: i
         "foldserve",
         lambda _, port: foldserve_command(repository, 1, port),
         plain("/predict"),
+        lambda work, port: COMPILED,
     )
     with running(contender, work) as server:
         wrk.run(server.port, server.request, 64, 1)
@@ -103,7 +105,7 @@ def _overload(limits: Limits, program: Path, work: Work, seconds: int, rounds: i
 def _idle(limits: Limits) -> None:
     """Three models loaded and asked once, then nobody comes."""
     port = free_port()
-    with serving(foldserve_command(REPOSITORY, 1, port), {}, "foldserve-idle"):
+    with serving(foldserve_command(REPOSITORY, 1, port), COMPILED, "foldserve-idle"):
         for work in WORKS:
             request, _ = plain(f"/predict/{work.model}")(work)
             _until_answered(port, request)

@@ -125,8 +125,6 @@ class Exchange(Ticketed):
     _decode_s = -1.0
     """Negative until the body is decoded."""
     _settled = False
-    _timer: Timer | None = None
-    _half: HalfBody | None = None
 
     def __init__(self, shop: Shop, head: Head, connection: Connection, keep_alive: bool) -> None:
         self._started_s = perf_counter()
@@ -138,6 +136,9 @@ class Exchange(Ticketed):
         self._head = head
         self._connection = connection
         self._timeout_s = lane.timeout_s
+        # Not class values: the compiler leaves those of classes that it does not compile unset.
+        self._timer: Timer | None = None
+        self._half: HalfBody | None = None
 
     @property
     def request_id(self) -> str:

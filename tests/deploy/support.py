@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from service.device_metrics import DEVICE_METRICS
 from service.metrics import EXPOSED
 from service.metrics_store import Metric
 from service.process_metrics import PROCESS_METRICS
@@ -24,6 +25,7 @@ def version_of_foldserve() -> str:
 def series_names() -> dict[str, tuple[str, ...]]:
     """Every series name that /metrics can hold, with the labels it carries."""
     names: dict[str, tuple[str, ...]] = dict.fromkeys(PROCESS_METRICS, ())
+    names |= dict.fromkeys(DEVICE_METRICS, ("device",))
     for metric in EXPOSED:
         names.update(_names_of(metric))
     return names

@@ -28,13 +28,13 @@ def test_make_works_from_another_folder() -> None:
     assert "make test" in make("-s", "-C", str(ROOT), cwd=Path("/"))
 
 
-def test_ci_runs_lint_types_and_tests_and_waits_for_nobody() -> None:
+def test_ci_runs_lint_types_and_both_kinds_of_tests_and_waits_for_nobody() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
     assert "set -euo pipefail" in lines
-    assert lines[-1] == "exec make lint types test </dev/null"
+    assert lines[-1] == "exec make lint types test compiled </dev/null"
 
 
 def test_an_interpreter_that_is_too_old_is_refused_with_the_mend(tmp_path: Path) -> None:

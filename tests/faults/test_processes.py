@@ -55,7 +55,7 @@ def test_sigterm_under_load_fails_no_accepted_request_and_ends_with_exit_0(tmp_p
 def test_slow_run_is_answered_after_sigterm_and_a_second_signal_waits_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"))
+    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"), prepend=os.pathsep)
     repository = make_repository(tmp_path / "repository")
 
     async def start_slow_run(caller: Caller) -> None:

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.e2e
 def faulty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, *options: str
 ) -> Iterator[ServerProcess]:
-    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"))
+    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"), prepend=os.pathsep)
     with serving(make_repository(tmp_path / "repository", config), tmp_path / "output", *options) as server:
         server.wait_until("/v2/health/ready", 200)
         yield server

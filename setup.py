@@ -1,0 +1,38 @@
+"""Compiles the way of a request with mypyc when COMPILE_FOLDSERVE=1; everything else is in pyproject.toml.
+
+The modules below are ordinary Python and run as they are; compiled, a request costs about a third less CPU
+(benchmarks/README.md). `make wheel` and the Dockerfile compile. An editable install does not: a compiled module would
+hide what is edited. mypyc checks types at run time, so `make compiled` tests whole servers against the compiled wheel.
+"""
+
+import os
+
+from setuptools import setup
+
+COMPILED = (
+    "service/admission.py",
+    "service/buckets.py",
+    "service/codecs/json_quick.py",
+    "service/dispatch.py",
+    "service/dispatch_engine.py",
+    "service/fastpath/exchange.py",
+    "service/fastpath/heads.py",
+    "service/request_ring.py",
+    "service/ticketed.py",
+    "service/transport/extents.py",
+    "service/transport/records.py",
+    "service/transport/slots.py",
+    "service/worker/loop.py",
+    "service/worker/run.py",
+    "service/worker/take.py",
+)
+"""What runs for every request. Not here: classes that travel to a spawned process (compiled ones cannot be pickled),
+and subclasses of other packages' classes."""
+
+extensions = []
+if os.environ.get("COMPILE_FOLDSERVE") == "1":
+    from mypyc.build import mypycify
+
+    extensions = mypycify(list(COMPILED), opt_level="3")
+
+setup(ext_modules=extensions)

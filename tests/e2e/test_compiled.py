@@ -1,0 +1,26 @@
+"""Whether `make compiled` tests what it says: the other tests here cannot tell compiled servers from ordinary ones."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server_process import serving
+from tests.service.repositories import save_linear
+
+COMPILED = Path(__file__).parents[2] / "build" / "compiled"
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(
+    str(COMPILED) not in os.environ.get("PYTHONPATH", "").split(os.pathsep),
+    reason="these servers run the sources; `make compiled` tests the compiled wheel",
+)
+def test_api_server_and_worker_run_the_compiled_modules(tmp_path: Path) -> None:
+    save_linear(tmp_path / "repository" / "linear" / "1" / "model.onnx")
+    with serving(tmp_path / "repository", tmp_path / "output") as running:
+        running.wait_until("/v2/health/ready", 200)
+        (worker,) = running.workers()
+        mapped = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in running.processes()}
+        assert f"{COMPILED}/service/worker/take." in mapped[worker]
+        assert any(f"{COMPILED}/service/dispatch." in maps for maps in mapped.values())
