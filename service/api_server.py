@@ -10,7 +10,7 @@ Also listens to the parent: what died, when to stop.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service import recovery
@@ -18,6 +18,7 @@ from service.access_log import log_access
 from service.admission import Bounds
 from service.codecs import BodyType
 from service.config import ServeSettings
+from service.device_metrics import DeviceMetrics
 from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
@@ -35,6 +36,14 @@ from service.transport.queues import QueueLock, TicketWriter
 from service.transport.transport import Transport
 
 _log = logging.getLogger("foldserve.api_server")
+
+
+@dataclass(frozen=True)
+class ServedDevices:
+    """of_workers: each worker's device. uuids: those of the GPUs among them, as the driver names them."""
+
+    of_workers: Sequence[str]
+    uuids: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,12 @@ class ApiServer:
 
 
 def make_api_server(
-    index: int, transport: Transport, entries: Sequence[ModelEntry], settings: ServeSettings, metrics: Metrics
+    index: int,
+    transport: Transport,
+    entries: Sequence[ModelEntry],
+    settings: ServeSettings,
+    metrics: Metrics,
+    devices: ServedDevices,
 ) -> ApiServer:
     """Put an API server together; called in its process, on its event loop."""
     arenas = [arena.map() for arena in transport.arenas]
@@ -89,16 +103,21 @@ def make_api_server(
         settings.run_limit_s,
         report_hang,
     )
-    engine = DispatchEngine(dispatcher, served_models(entries))
+    buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
+    engine = DispatchEngine(dispatcher, served_models(entries), devices.of_workers, buckets)
 
     def look() -> Seen:
         census = take_census(arenas, len(lanes))
         return Seen(
-            census.queued_rows.tolist(), census.requests.tolist(), [float(r) for r in engine.ready_lanes()]
+            census.queued_rows.tolist(),
+            census.requests.tolist(),
+            [float(ready) for ready in engine.ready_lanes()],
+            [float(board.lowest_ceiling_rows(lane.index) or lane.max_batch_size) for lane in lanes],
         )
 
     routes = make_routes(lanes, entries, settings.default_model, metrics)
-    front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid()))
+    gpus = DeviceMetrics(devices.uuids)
+    front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid(), gpus.families))
     shop = Shop(
         routes={route.path.encode(): route for route in routes},
         dispatcher=dispatcher,

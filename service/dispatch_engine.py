@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from service.buckets import buckets_for
 from service.dispatch import Dispatcher
-from service.engine import ServedModel, ServedVersion
+from service.engine import ServedBy, ServedModel, ServedVersion
 from service.errors import NotReady, ServiceError
 from service.outcome import Outcome, StageTimes
 from service.repository import ModelEntry
 from service.ticketed import Lane, Ticketed
+from service.transport.board import READY
 
 
 class DispatchEngine:
@@ -20,11 +22,21 @@ class DispatchEngine:
 
     Args:
         models: every model as it would be if it were ready; what is ready now stands on the board.
+        devices: each worker's.
+        buckets: each lane's batch_buckets as configured.
     """
 
-    def __init__(self, dispatcher: Dispatcher, models: Sequence[ServedModel]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        models: Sequence[ServedModel],
+        devices: Sequence[str],
+        buckets: Sequence[Sequence[int]],
+    ) -> None:
         self._dispatcher = dispatcher
         self._models = {model.name: model for model in models}
+        self._devices = tuple(devices)
+        self._buckets = tuple(buckets)
         self._lanes = {(lane.model, lane.version): lane for lane in dispatcher.lanes}
         self._seen: tuple[tuple[bool, bool], ...] = ()
         self._view: dict[str, ServedModel] = {}
@@ -92,6 +104,20 @@ class DispatchEngine:
         board, lane = self._dispatcher.board, self._lanes[model, version]
         notes = [board.note(worker, lane.index) for worker in range(board.dimensions.workers)]
         return next((note for note in notes if note), "loading")
+
+    def served_by(self, model: str, version: str) -> list[ServedBy]:
+        """See engine.Engine."""
+        board, lane = self._dispatcher.board, self._lanes[model, version]
+        return [
+            ServedBy(
+                device=device,
+                ready=board.ready[worker, lane.index] == READY,
+                batch_buckets=buckets_for(device, self._buckets[lane.index], lane.max_batch_size),
+                batch_ceiling_rows=board.ceiling_rows[worker, lane.index] or lane.max_batch_size,
+                notes=tuple(board.remarks(worker, lane.index)),
+            )
+            for worker, device in enumerate(self._devices)
+        ]
 
     def ready_lanes(self) -> tuple[bool, ...]:
         """Whether some worker serves each lane at this moment."""

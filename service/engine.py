@@ -4,7 +4,7 @@ The front knows nothing of what is behind it: it checks a request, awaits infer(
 nothing of HTTP. Tests of the front put a small engine of numpy functions here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,24 @@ class ServedVersion:
     ready: bool
     manifest: Mapping[str, Any] = field(default_factory=dict)
     returning: bool = False
+
+
+@dataclass(frozen=True)
+class ServedBy:
+    """One worker's side of a model version; for /info.
+
+    device: "cpu", "cuda:0".
+    ready: it has the version loaded, warmed and in agreement with its reference.
+    batch_buckets: the batch sizes that it runs, ascending; empty = any up to the ceiling.
+    batch_ceiling_rows: rows that a batch may have: max_batch_size, or less where the device had no room for more.
+    notes: what an operator should know of how it runs.
+    """
+
+    device: str
+    ready: bool
+    batch_buckets: tuple[int, ...]
+    batch_ceiling_rows: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,4 +101,8 @@ class Engine(Protocol):
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model, by name. May be a new mapping at each call; must be cheap."""
+        ...
+
+    def served_by(self, model: str, version: str) -> Sequence[ServedBy]:
+        """Every worker's side of a model version."""
         ...

@@ -3,7 +3,7 @@
 The names are a contract (docs/operations.md lists them; a test compares). Base units: seconds, bytes. Who
 calls what: the front calls request_finished (and, on the short way, an answered_counter); a worker
 batch_finished, retried and model_loaded; the supervising process worker_restarted and writer_died. What is
-queued, in flight and ready is not counted but seen at the scrape (transport/census.py).
+queued, in flight, ready and below its ceiling is not counted but seen at the scrape (transport/census.py).
 Label values come from fixed sets, made before the processes start (Plan): a client cannot make a new series.
 
 Must not know HTTP or Prometheus. Where the numbers live: metrics_store.py. How they are read:
@@ -103,6 +103,12 @@ RETRIED: Final = Metric(
 WORKER_RESTARTS: Final = Metric(
     "foldserve_worker_restarts_total", "counter", "Workers that died and are started again.", ("device",)
 )
+BATCH_CEILING: Final = Metric(
+    "foldserve_batch_ceiling_rows",
+    "gauge",
+    "Rows that a batch may have: max_batch_size, or less where a device had no room for more.",
+    _MODEL,
+)
 MODEL_READY: Final = Metric(
     "foldserve_model_ready",
     "gauge",
@@ -127,7 +133,7 @@ BUILD_INFO: Final = Metric(
 EXPOSED: Final[tuple[Metric, ...]] = (
     *(REQUESTS, REQUEST_DURATION, STAGE_DURATION, BATCH_ROWS, REQUEST_ROWS, BATCHES, PADDING_ROWS),
     *(REJECTED, RETRIED, WORKER_RESTARTS, MODEL_LOAD, BUILD_INFO),
-    *(QUEUE_ROWS, INFLIGHT, MODEL_READY),
+    *(QUEUE_ROWS, INFLIGHT, BATCH_CEILING, MODEL_READY),
 )
 
 

@@ -8,7 +8,7 @@ server's time than some hundred requests. The library alone knows how lines look
 what is written here to what it would have written.
 
 Every API server answers a scrape with the numbers of all processes. `process_*` is summed over the supervising
-process and its descendants (process_metrics.py).
+process and its descendants (process_metrics.py); what devices hold and do comes from their driver (device_metrics.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from service.metrics import EXPOSED, INFLIGHT, MODEL_READY, QUEUE_ROWS, Metrics
+from service.metrics import BATCH_CEILING, EXPOSED, INFLIGHT, MODEL_READY, QUEUE_ROWS, Metrics
 from service.metrics_store import Kind, Layout, Metric
 from service.process_metrics import process_families
 
@@ -38,27 +38,37 @@ _PLAIN_BELOW: Final = 1e6
 class Seen(NamedTuple):
     """What is not counted but looked at when Prometheus asks; by model version, in the plan's order.
 
-    queued_rows: rows that wait. requests: in flight. ready: whether some worker serves it.
+    queued_rows: rows that wait. requests: in flight. ready: whether some worker serves it. ceiling_rows: rows that a
+    batch may have in every worker.
     """
 
     queued_rows: Sequence[float]
     requests: Sequence[float]
     ready: Sequence[float]
+    ceiling_rows: Sequence[float]
 
 
 class Exposition:
     """What GET /metrics answers."""
 
-    def __init__(self, metrics: Metrics, look: Callable[[], Seen], supervisor_pid: int) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        look: Callable[[], Seen],
+        supervisor_pid: int,
+        devices: Callable[[], Iterable[Family]] = tuple,
+    ) -> None:
         """
         Args:
             metrics: attached to the server's rows.
-            look: tells what is waiting, in flight and ready now.
+            look: tells what is waiting, in flight, ready and below its ceiling now.
             supervisor_pid: the process whose descendants make up the server.
+            devices: what is known of the devices now (device_metrics.py).
         """
         self._metrics = metrics
         self._look = look
         self._supervisor_pid = supervisor_pid
+        self._devices = devices
         # By format, OpenMetrics or not. Versions and escapings that a scraper may ask for besides make no
         # difference to names like ours. Made now: a first scrape would hold the event loop for 100 ms.
         layout = metrics.store.layout
@@ -71,7 +81,8 @@ class Exposition:
         """The body and its content type for a scraper's Accept header ("" = none)."""
         encoder, content_type = choose_encoder(accept)
         ours = self._lines[content_type.startswith(_OPENMETRICS)].fill(self.totals())
-        return ours.encode() + encoder(_Families(process_families(self._supervisor_pid))), content_type
+        others = chain(self._devices(), process_families(self._supervisor_pid))
+        return ours.encode() + encoder(_Families(others)), content_type
 
     def totals(self) -> np.ndarray:
         """Every cell as it is now, the gauges that are looked at among them."""
@@ -82,6 +93,7 @@ class Exposition:
             totals[offsets[QUEUE_ROWS.name][version]] = seen.queued_rows[lane]
             totals[offsets[INFLIGHT.name][version]] = seen.requests[lane]
             totals[offsets[MODEL_READY.name][version]] = seen.ready[lane]
+            totals[offsets[BATCH_CEILING.name][version]] = seen.ceiling_rows[lane]
         return totals
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from service.codecs import BodyType
 from service.config import ServeSettings
-from service.engine import Engine, ServedModel
+from service.engine import Engine, ServedBy, ServedModel
 from service.routes import Route
 from service.signature import TensorSpec
 
@@ -27,7 +27,7 @@ def info(engine: Engine, settings: ServeSettings) -> dict[str, Any]:
             "max_body_bytes": settings.max_body_bytes,
             "request_timeout_ms": settings.request_timeout_ms,
         },
-        "models": [_model_info(model) for _, model in sorted(engine.models().items())],
+        "models": [_model_info(engine, model) for _, model in sorted(engine.models().items())],
     }
 
 
@@ -36,7 +36,7 @@ def _default_model(engine: Engine, settings: ServeSettings) -> str | None:
     return settings.default_model or (next(iter(models)) if len(models) == 1 else None)
 
 
-def _model_info(model: ServedModel) -> dict[str, Any]:
+def _model_info(engine: Engine, model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "ready": model.ready,
@@ -49,10 +49,21 @@ def _model_info(model: ServedModel) -> dict[str, Any]:
                 "max_batch_size": version.max_batch_size,
                 "inputs": [_spec_info(spec) for spec in version.signature.inputs],
                 "outputs": [_spec_info(spec) for spec in version.signature.outputs],
+                "workers": [_worker_info(by) for by in engine.served_by(model.name, version.version)],
                 "manifest": dict(version.manifest),
             }
             for version in model.versions.values()
         ],
+    }
+
+
+def _worker_info(by: ServedBy) -> dict[str, Any]:
+    return {
+        "device": by.device,
+        "ready": by.ready,
+        "batch_buckets": list(by.batch_buckets),
+        "batch_ceiling_rows": by.batch_ceiling_rows,
+        "notes": list(by.notes),
     }
 
 

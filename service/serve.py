@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.api_server import ApiServer, make_api_server
+from service.api_server import ApiServer, ServedDevices, make_api_server
 from service.artifact import Artifact
 from service.backends.base import SessionOptions, usable_cores
 from service.backends.devices import Devices, choose_devices
@@ -56,6 +56,8 @@ def _prepare(settings: ServeSettings, stop: StopSignals) -> int:
         )
     devices = choose_devices(settings.device)
     log.info("device: %s", devices.note)
+    # Devices of a server are all of one kind.
+    entries = tuple(replace(entry, config=entry.config.on(devices.names[0])) for entry in entries)
     sockets = bind(settings.host, settings.port)
     try:
         return _serve(settings, entries, devices, sockets, stop)
@@ -98,7 +100,8 @@ def _serve(
 
     def make(index: int) -> ApiServer:
         metrics.write_as(api_servers[index])
-        return make_api_server(index, transport, entries, settings, metrics)
+        served = ServedDevices(worker_devices, devices.uuids)
+        return make_api_server(index, transport, entries, settings, metrics, served)
 
     def died(child: Child) -> None:
         if child.role is Role.WORKER:

@@ -4,6 +4,7 @@ Each cell has one writer (named below), is 8 bytes, aligned, and is read whole; 
 here. Sums over writers may be a request or so old, which is what admission needs and all it needs.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Final, TypeAlias
@@ -28,9 +29,9 @@ class Board:
     def __init__(self, dimensions: Dimensions) -> None:
         self.dimensions = dimensions
         cells = sum(prod(shape) for shape in _shapes(dimensions).values())
-        self.notes_at = cells * 8
-        notes_bytes = dimensions.workers * dimensions.models * NOTE_BYTES
-        self.memory = SharedMemory("board", self.notes_at + notes_bytes)
+        self.texts_at = cells * 8
+        texts = len(_TEXTS) * dimensions.workers * dimensions.models
+        self.memory = SharedMemory("board", self.texts_at + texts * NOTE_BYTES)
 
     def map(self) -> "MappedBoard":
         """This process's view of the board."""
@@ -38,7 +39,11 @@ class Board:
 
 
 NOTE_BYTES: Final = 1024
-"""Room for the text that says why a worker does not serve a model, UTF-8."""
+"""Room for a text about a model in a worker, UTF-8."""
+_PROBLEM: Final = 0
+_REMARKS: Final = 1
+_TEXTS: Final = (_PROBLEM, _REMARKS)
+"""The texts that there are of each model in each worker."""
 
 READY: Final = 1
 RETURNING: Final = 2
@@ -62,6 +67,7 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "run_since_ns": (of.workers, of.instances),
         "batch_ns": (of.workers, of.models),
         "batch_rows": (of.workers, of.models),
+        "ceiling_rows": (of.workers, of.models),
     }
 
 
@@ -77,6 +83,9 @@ class MappedBoard:
     run_since_ns: [worker, instance] CLOCK_MONOTONIC when the present run of its model began, 0 when none (it).
         Both are cleared by the supervisor when the worker has died.
     batch_ns, batch_rows: [worker, model] moving averages of a batch's time, and of its rows in 256ths (that worker).
+    ceiling_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
+        instances' (that worker); 0 while no more than max_batch_size bounds them (that worker, and the supervisor,
+        once the worker is dead).
     """
 
     def __init__(self, board: Board) -> None:
@@ -89,7 +98,7 @@ class MappedBoard:
             cells[name] = whole[at : at + nbytes].cast("q", shape)
             at += nbytes
         self.dimensions = board.dimensions
-        self._notes = whole[board.notes_at :]
+        self._texts = whole[board.texts_at :]
         self._models = board.dimensions.models
         self.draining = cells["draining"]
         self.epoch = cells["epoch"]
@@ -100,17 +109,40 @@ class MappedBoard:
         self.run_since_ns = cells["run_since_ns"]
         self.batch_ns = cells["batch_ns"]
         self.batch_rows = cells["batch_rows"]
+        self.ceiling_rows = cells["ceiling_rows"]
 
     def write_note(self, worker: int, model: int, text: str) -> None:
         """Say why a worker does not serve a model; "" when it does."""
-        data = text.encode()[: NOTE_BYTES - 1]
-        at = (worker * self._models + model) * NOTE_BYTES
-        self._notes[at : at + NOTE_BYTES] = data.ljust(NOTE_BYTES, b"\0")
+        self._write(_PROBLEM, worker, model, text)
 
     def note(self, worker: int, model: int) -> str:
         """Why a worker does not serve a model."""
-        at = (worker * self._models + model) * NOTE_BYTES
-        return bytes(self._notes[at : at + NOTE_BYTES]).rstrip(b"\0").decode(errors="replace")
+        return self._read(_PROBLEM, worker, model)
+
+    def write_remarks(self, worker: int, model: int, remarks: Iterable[str]) -> None:
+        """Say how a worker runs a model, as its sessions' notes tell; cut where they are longer than their room."""
+        self._write(_REMARKS, worker, model, "\n".join(" ".join(remark.split()) for remark in remarks))
+
+    def remarks(self, worker: int, model: int) -> list[str]:
+        """How a worker runs a model: what is worth knowing of it."""
+        return self._read(_REMARKS, worker, model).splitlines()
+
+    def _write(self, kind: int, worker: int, model: int, text: str) -> None:
+        data = text.encode()[: NOTE_BYTES - 1]
+        at = self._text_at(kind, worker, model)
+        self._texts[at : at + NOTE_BYTES] = data.ljust(NOTE_BYTES, b"\0")
+
+    def _read(self, kind: int, worker: int, model: int) -> str:
+        at = self._text_at(kind, worker, model)
+        return bytes(self._texts[at : at + NOTE_BYTES]).rstrip(b"\0").decode(errors="replace")
+
+    def _text_at(self, kind: int, worker: int, model: int) -> int:
+        return ((worker * self._models + model) * len(_TEXTS) + kind) * NOTE_BYTES
+
+    def lowest_ceiling_rows(self, model: int) -> int:
+        """Rows that a run of the model may have in every worker; 0 when no device lacked room."""
+        rows = [self.ceiling_rows[worker, model] for worker in range(self.dimensions.workers)]
+        return min(filter(None, rows), default=0)
 
     def hanging(self, since_ns: int) -> list[int]:
         """The workers with an instance whose present run began before since_ns."""
@@ -122,10 +154,12 @@ class MappedBoard:
         ]
 
     def worker_died(self, worker: int) -> None:
-        """It runs nothing any more, and what it served is to return."""
+        """It runs nothing any more, and what it served is to return; the next one finds its own ceilings."""
         for model in range(self._models):
             if self.ready[worker, model]:
                 self.ready[worker, model] = RETURNING
+            self.ceiling_rows[worker, model] = 0
+            self.write_remarks(worker, model, ())
         for instance in range(self.dimensions.instances):
             self.busy_since_ns[worker, instance] = self.run_since_ns[worker, instance] = 0
 

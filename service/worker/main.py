@@ -1,34 +1,37 @@
 """A worker process: load every model on its device, then serve until its lifeline ends.
 
-The instances run in threads: ONNX Runtime and libtorch let go of the interpreter while they compute, so many
-models share one process and one CUDA context. The main thread waits for the lifeline.
+The instances run in threads (instance.py): ONNX Runtime and libtorch let go of the interpreter while they compute, so
+many models share one process and one CUDA context. The main thread has them load one after the other, and then waits
+for the lifeline.
 """
 
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from service.artifact import Artifact
 from service.backends import LoadError, SessionOptions
+from service.backends.base import DeviceLost
+from service.buckets import buckets_for
 from service.loading import load_model
 from service.metrics import Metrics, Plan
 from service.repository import ModelEntry
 from service.supervisor import MESSAGE, Word
-from service.transport.board import READY
+from service.transport.board import READY, MappedBoard
 from service.transport.handles import Handle, SharedMemory
 from service.transport.layout import Layout
 from service.transport.queues import QueueLock, TicketReader
 from service.transport.transport import Transport
+from service.worker.instance import Instance, end_without_device
 from service.worker.loop import Averages, InstanceLoop
 from service.worker.run import BatchRunner
 from service.worker.take import Shared, Taker
 
 _log = logging.getLogger("foldserve.worker")
-_BROKEN = 70
-"""Exit code after a fault in an instance's loop (EX_SOFTWARE): the supervisor starts a new worker."""
 
 
 @dataclass(frozen=True)
@@ -52,75 +55,126 @@ class WorkerPlan:
     log_level: str
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """What loading a model needs of the worker it is loaded in."""
+
+    seat: Seat
+    device: str
+    transport: Transport
+    plan: WorkerPlan
+    metrics: Metrics
+    shared: Shared
+
+
 def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> None:
     """Load, tell the parent, serve; does not return."""
     metrics = Metrics.attach(plan.metrics_memory, plan.metrics_plan, plan.writers[seat.index])
-    board = transport.board.map()
     shared = Shared(
         seat.serial,
         seat.index,
         [arena.map().bytes for arena in transport.arenas],
-        board,
+        transport.board.map(),
         [pipe.writer.fd for pipe in transport.done],
     )
-    loops: list[InstanceLoop] = []
+    worker = _Worker(seat, device, transport, plan, metrics, shared)
+    instances: list[Instance] = []
     lanes = [(entry, artifact) for entry in plan.entries for artifact in entry.artifacts]
     for lane, (entry, artifact) in enumerate(lanes):
-        started_s = time.monotonic()
-        model = (entry.name, artifact.version)
-        try:
-            sessions = [
-                load_model(artifact, entry.config, device, plan.options[entry.name])
-                for _ in range(entry.config.instances)
-            ]
-        except LoadError as error:
-            _log.error("model %s version %s is not served: %s", *model, error)
-            board.write_note(seat.index, lane, str(error))
-            board.ready[seat.index, lane] = 0
-            continue
-        except Exception as error:
-            _log.exception("loading model %s version %s failed unexpectedly", *model)
-            board.write_note(seat.index, lane, f"loading failed unexpectedly: {error!r}; the log tells more")
-            continue
-        lock = QueueLock(transport.queues[lane])
-        layout = Layout(artifact.signature)
-        for session in sessions:
-            taker = Taker(TicketReader(transport.queues[lane], lock), shared, len(loops))
-            runner = BatchRunner(
-                entry.name,
-                session,
-                layout,
-                shared,
-                len(loops),
-                artifact.max_batch_size,
-                entry.config.batch_buckets,
-                partial(metrics.retried, *model),
-            )
-            loops.append(
-                InstanceLoop(
-                    model,
-                    taker,
-                    runner,
-                    entry.config.max_queue_delay_s,
-                    Averages(board, seat.index, lane),
-                    metrics,
-                )
-            )
-        board.write_note(seat.index, lane, "")
-        board.ready[seat.index, lane] = READY
-        metrics.model_loaded(*model, time.monotonic() - started_s)
-    for loop in loops:
-        threading.Thread(target=_run, args=(loop,), daemon=True).start()
+        instances += _Version(worker, lane, entry, artifact).load(first_instance=len(instances))
+    for instance in instances:
+        instance.serve()
     os.write(transport.reports.writer.fd, MESSAGE.pack(Word.WORKER_READY, seat.index))
     while os.read(seat.lifeline.fd, 1):
         pass
     os._exit(0)
 
 
-def _run(loop: InstanceLoop) -> None:
-    try:
-        loop.run_forever()
-    except BaseException:
-        # What the loop held must not stay held for ever: a death is what the API servers recover from.
-        _log.critical("an instance's loop broke; the worker ends", exc_info=True)
-        os._exit(_BROKEN)
+class _Version:
+    """One model version in this worker. Its lane is its place on the board and among the queues."""
+
+    def __init__(self, worker: _Worker, lane: int, entry: ModelEntry, artifact: Artifact) -> None:
+        self._worker = worker
+        self._lane = lane
+        self._entry = entry
+        self._artifact = artifact
+        self._name = (entry.name, artifact.version)
+        board, index = worker.shared.board, worker.seat.index
+        self._lock = QueueLock(worker.transport.queues[lane])
+        self._layout = Layout(artifact.signature)
+        self._ceiling = ModelCeiling(board, index, lane, artifact.max_batch_size)
+        self._averages = Averages(board, index, lane)
+
+    def load(self, first_instance: int) -> list[Instance]:
+        """Load every instance, one after the other, and tell the board; none, with the reason, when one fails."""
+        worker, lane, index = self._worker, self._lane, self._worker.seat.index
+        board = worker.shared.board
+        started_s = time.monotonic()
+        instances: list[Instance] = []
+        remarks: list[str] = []
+        problem = ""
+        try:
+            for number in range(first_instance, first_instance + self._entry.config.instances):
+                instances.append(Instance(worker.device, partial(self._make, number)))
+                remarks += instances[-1].wait_loaded()
+        except DeviceLost as error:
+            end_without_device(worker.device, error)
+        except LoadError as error:
+            _log.error("model %s version %s is not served: %s", *self._name, error)
+            problem = str(error)
+        except Exception as error:
+            _log.exception("loading model %s version %s failed unexpectedly", *self._name)
+            problem = f"loading failed unexpectedly: {error!r}; the log tells more"
+        board.write_note(index, lane, problem)
+        if problem:
+            board.ready[index, lane] = 0
+            for instance in instances:
+                instance.drop()
+            return []
+        remarks = list(dict.fromkeys(remarks))  # of instances that run alike, one line
+        for remark in remarks:
+            _log.info("model %s version %s on %s: %s", *self._name, worker.device, remark)
+        board.write_remarks(index, lane, remarks)
+        board.ready[index, lane] = READY
+        worker.metrics.model_loaded(*self._name, time.monotonic() - started_s)
+        return instances
+
+    def _make(self, instance: int) -> tuple[InstanceLoop, Sequence[str]]:
+        """Load a session, and make the loop that it serves in. Returns: the loop, the session's notes."""
+        worker, entry, artifact = self._worker, self._entry, self._artifact
+        session = load_model(artifact, entry.config, worker.device, worker.plan.options[entry.name])
+        taker = Taker(TicketReader(worker.transport.queues[self._lane], self._lock), worker.shared, instance)
+        runner = BatchRunner(
+            entry.name,
+            worker.device,
+            session,
+            self._layout,
+            worker.shared,
+            instance,
+            artifact.max_batch_size,
+            buckets_for(worker.device, entry.config.batch_buckets, artifact.max_batch_size),
+            partial(worker.metrics.retried, *self._name),
+            partial(self._ceiling.moved, instance),
+        )
+        window_s = entry.config.max_queue_delay_s
+        return InstanceLoop(
+            self._name, taker, runner, window_s, self._averages, worker.metrics
+        ), session.notes
+
+
+class ModelCeiling:
+    """Shows on the board the lowest of the ceilings that a model's instances in this worker have. Thread-safe."""
+
+    def __init__(self, board: MappedBoard, worker: int, lane: int, max_batch_size: int) -> None:
+        self._cells = board.ceiling_rows
+        self._place = (worker, lane)
+        self._max_batch_size = max_batch_size
+        self._of: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def moved(self, instance: int, rows: int) -> None:
+        """An instance's ceiling fell or rose to `rows`."""
+        with self._lock:
+            self._of[instance] = rows
+            lowest = min(self._of.values())
+            self._cells[self._place] = lowest if lowest < self._max_batch_size else 0

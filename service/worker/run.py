@@ -1,7 +1,9 @@
 """One batch: gather the requests' rows, run the model, scatter the outputs back into the requests' slots.
 
-Numbers only move here; which requests make a batch is loop.py's. When a run raises, the batch is halved and
-its halves are run, until only the request that the model cannot take fails.
+Numbers only move here; which requests make a batch is loop.py's. A batch for which the device has no room is run in
+smaller pieces, and later ones are no larger (ceilings.py). When a run raises anything else, the batch is halved and
+its halves are run, until only the request that the model cannot take fails. A lost device fails nobody: DeviceLost
+goes through to main.py, which ends the worker.
 """
 
 import logging
@@ -13,11 +15,14 @@ from typing import Final
 import numpy as np
 
 from service.backends import Session
-from service.buckets import bucket_for, padded
+from service.backends.base import DeviceLost, OutOfMemory
+from service.buckets import bucket_for
 from service.lifecycle import State
 from service.signature import ANY, TensorSpec
 from service.transport.layout import Layout
 from service.transport.records import Reason
+from service.worker.ceilings import Ceilings
+from service.worker.gather import Arrays, Gatherer
 from service.worker.take import Shared, Ticket, Timing, hold, settle
 
 _log = logging.getLogger("foldserve.worker")
@@ -25,19 +30,23 @@ _log = logging.getLogger("foldserve.worker")
 _TEXT_BYTES: Final = 1000
 """Of an error's text, UTF-8; every slot's output bytes have room for it."""
 
-Arrays = dict[str, np.ndarray]
-
 
 class BatchRunner:
     """Runs the batches of one instance. Used by its thread alone.
 
-    buckets: allowed batch sizes, ascending, the last at least max_batch_size; empty = any size up to it.
-    retried: called with how many requests are run again because a run raised.
+    max_batch_size: rows that the next batch may have; lower than at first while the device has no room for more.
+
+    Args:
+        model, device: as the log and errors name them.
+        buckets: allowed batch sizes, ascending, the last is max_batch_size; empty = any size up to it.
+        retried: called with how many requests are run again because a run raised.
+        ceiling_moved: called with the rows of the lowest ceiling, when it fell or rose.
     """
 
     def __init__(
         self,
         model: str,
+        device: str,
         session: Session,
         layout: Layout,
         shared: Shared,
@@ -45,9 +54,11 @@ class BatchRunner:
         max_batch_size: int,
         buckets: Sequence[int],
         retried: Callable[[int], None],
+        ceiling_moved: Callable[[int], None],
     ) -> None:
         self.max_batch_size = max_batch_size
         self._model = model
+        self._device = device
         self._session = session
         self._layout = layout
         self._shared = shared
@@ -56,23 +67,28 @@ class BatchRunner:
         self._buckets = tuple(buckets)
         self._memory = shared.arenas
         self._retried = retried
-        # Reused from batch to batch: fresh memory of this size would be faulted in page by page at every run.
-        self._buffers = (
-            [] if layout.dynamic_dims else self._empty(max(self._buckets, default=max_batch_size), ())
-        )
+        self._ceiling_moved = ceiling_moved
+        self._ceilings = Ceilings(max_batch_size, buckets)
+        self._lowest = max_batch_size
+        self._gatherer = Gatherer(session, layout, shared.arenas, max_batch_size)
 
     def bucket(self, rows: int) -> int:
         """The batch size that `rows` rows are run at."""
         return bucket_for(rows, self._buckets)
 
     def run(self, tickets: Sequence[Ticket], taken_ns: int) -> None:
-        """Run tickets that share their dynamic dims and fit into one batch, or one that is larger; settle each."""
+        """Run tickets that share their dynamic dims and fit into one batch, or one that is larger; settle each.
+
+        Raises: DeviceLost, with the tickets not settled.
+        """
         started = time.monotonic()
         rows = sum(ticket.rows for ticket in tickets)
         try:
-            inputs = self._gather(tickets, rows)
+            inputs = self._gatherer.gather(tickets, rows, self.bucket(rows))
             gathered = time.monotonic()
-            outputs = self._run(inputs, rows)
+            outputs = self._run(tickets, inputs, rows)
+        except DeviceLost:
+            raise
         except Exception as error:
             self._halve(tickets, taken_ns, error)
             return
@@ -85,58 +101,34 @@ class BatchRunner:
             tickets = [ticket for i, ticket in enumerate(tickets) if i not in needed]
         settle(self._shared, tickets, State.DONE, timing)
 
-    # -- gather
-
-    def _gather(self, tickets: Sequence[Ticket], rows: int) -> Arrays:
-        """The batch's inputs: in place for a request that fills its batch alone, else copied together and padded."""
-        specs = self._layout.signature.inputs
-        dims = self._layout.unpacked(tickets[0].dims)
-        bucket = self.bucket(rows)
-        if len(tickets) == 1 and bucket == rows:
-            api, at = tickets[0].api, tickets[0].input_at
-            return {
-                spec.name: np.frombuffer(self._memory[api], spec.dtype, prod(shape), at + offset).reshape(
-                    shape
-                )
-                for spec, (offset, shape) in zip(specs, self._layout.input_places(rows, dims), strict=True)
-            }
-        buffers = self._buffers or self._empty(bucket, dims)
-        for i, (spec, buffer) in enumerate(zip(specs, buffers, strict=True)):
-            row_bytes = prod(buffer.shape[1:]) * spec.dtype.itemsize
-            target = buffer.reshape(-1).view(np.uint8).data
-            filled = 0
-            for ticket in tickets:
-                # The first input lies at the start; the others' places depend on the request's rows.
-                start = ticket.input_at + (self._layout.input_places(ticket.rows, dims)[i][0] if i else 0)
-                size = ticket.rows * row_bytes
-                target[filled : filled + size] = self._memory[ticket.api][start : start + size]
-                filled += size
-            if bucket > rows:  # padding repeats a row that the model surely takes, which zeros need not be
-                buffer[rows:bucket] = buffer[rows - 1]
-        return {spec.name: buffer[:bucket] for spec, buffer in zip(specs, buffers, strict=True)}
-
-    def _empty(self, rows: int, dims: Sequence[int]) -> list[np.ndarray]:
-        shapes = self._layout.input_shapes(rows, dims)
-        return [
-            np.empty(shape, spec.dtype)
-            for spec, shape in zip(self._layout.signature.inputs, shapes, strict=True)
-        ]
-
     # -- run
 
-    def _run(self, inputs: Arrays, rows: int) -> list[np.ndarray]:
-        """The outputs of the batch, padding cut off; a request above max_batch_size is run in pieces and rejoined."""
-        if rows <= self.max_batch_size:
-            return self._run_piece(inputs, rows)
-        pieces = []
-        for at in range(0, rows, self.max_batch_size):
-            count = min(self.max_batch_size, rows - at)
-            piece = {name: array[at : at + count] for name, array in inputs.items()}
-            bucket = self.bucket(count)
-            pieces.append(
-                self._run_piece({name: padded(array, bucket) for name, array in piece.items()}, count)
-            )
-        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+    def _run(self, tickets: Sequence[Ticket], inputs: Arrays, rows: int) -> list[np.ndarray]:
+        """The outputs of the batch, padding cut off; above the ceiling it is run in pieces and rejoined.
+
+        Raises: OutOfMemory when the smallest piece has no room; whatever the model raises.
+        """
+        limit = self._limit(tickets[0].dims) if self._ceilings.lowered else self.max_batch_size
+        if rows <= limit:
+            try:
+                return self._run_piece(inputs, rows)
+            except OutOfMemory as error:
+                limit = self._lower(tickets, 0, rows, error)
+        whole: list[np.ndarray] = []
+        at = 0
+        while at < rows:
+            count = min(limit, rows - at)
+            try:
+                piece = self._gatherer.piece(inputs, at, count, self.bucket(count))
+                outputs = self._run_piece(piece, count)
+            except OutOfMemory as error:
+                limit = self._lower(tickets, at, count, error)
+                continue
+            if not whole:
+                whole = [np.empty((rows, *output.shape[1:]), output.dtype) for output in outputs]
+            _put(outputs, whole, at, self._layout.signature.outputs)
+            at += count
+        return whole
 
     def _run_piece(self, inputs: Arrays, rows: int) -> list[np.ndarray]:
         size = len(next(iter(inputs.values())))
@@ -166,11 +158,53 @@ class BatchRunner:
             self.run(tickets[half:], taken_ns)
             return
         _log.warning("model %s failed on one request: %s", self._model, error, exc_info=error)
-        text = f"the model failed on this request: {type(error).__name__}: {error}".encode()[:_TEXT_BYTES]
+        told = f"the model failed on this request: {type(error).__name__}: {error}"
+        if isinstance(error, OutOfMemory):
+            told = (
+                f"{self._device} is out of memory: it has no room for this request, not even in pieces of "
+                f"{self.bucket(1)} row(s); send it again later, or smaller rows where they may be of any size"
+            )
+        text = told.encode()[:_TEXT_BYTES]
         ticket = tickets[0]
         memory, at = self._memory[ticket.api], ticket.output_at
         memory[at : at + 4 + len(text)] = len(text).to_bytes(4, "little") + text
         settle(self._shared, tickets, State.FAILED, Timing(ticket.rows, taken_ns), Reason.MODEL_FAILED)
+
+    # -- no room
+
+    def _limit(self, dims: bytes) -> int:
+        """The rows of such dims that a run may have, now that some ceiling fell."""
+        limit = self._ceilings.limit(dims)
+        self._tell_ceiling()
+        return limit
+
+    def _lower(self, tickets: Sequence[Ticket], at: int, rows: int, error: OutOfMemory) -> int:
+        """The device had no room for `rows` of the batch's rows from `at` on. Returns: how many are tried next.
+
+        Raises: the error, when there is no smaller piece.
+        """
+        size = self.bucket(rows)
+        limit = self._ceilings.lower(tickets[0].dims, size)
+        if limit is None:
+            raise error
+        self._tell_ceiling()
+        self._retried(_overlapping(tickets, at, at + rows))
+        _log.warning(
+            "model %s: %s has no room for a batch of %d rows (%s); they are run again in batches of %d at most, and so "
+            "are others; if it stays so, set a smaller max_batch_size or fewer instances, serve fewer models, or raise "
+            "the session's memory limit",
+            *(self._model, self._device, size, error, limit),
+        )
+        return limit
+
+    def _tell_ceiling(self) -> None:
+        lowest = self._ceilings.lowest
+        if lowest == self._lowest:
+            return
+        self._lowest = lowest
+        self._ceiling_moved(lowest)
+        if not self._layout.dynamic_dims:  # otherwise the next batch's dims decide, which nobody knows yet
+            self.max_batch_size = lowest
 
     # -- scatter
 
@@ -218,3 +252,28 @@ def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:
             f"output {spec.name!r} came as {output.dtype} {list(output.shape)} from a batch of {rows} rows; the "
             f"signature says {spec.datatype} {list(spec.shape)}"
         )
+
+
+def _put(
+    parts: Sequence[np.ndarray], whole: Sequence[np.ndarray], at: int, specs: Sequence[TensorSpec]
+) -> None:
+    """Copy a piece's outputs to their rows; the session may use their memory for the next piece.
+
+    Raises: ValueError when an output has other dims than in the pieces before.
+    """
+    for part, together, spec in zip(parts, whole, specs, strict=True):
+        if part.shape[1:] != together.shape[1:]:
+            raise ValueError(
+                f"output {spec.name!r} has rows of {list(part.shape[1:])} in one piece of the request and of "
+                f"{list(together.shape[1:])} in another: they make no answer together; send fewer rows at once"
+            )
+        together[at : at + len(part)] = part
+
+
+def _overlapping(tickets: Sequence[Ticket], begin: int, end: int) -> int:
+    """How many of a batch's tickets have rows among those from begin to end."""
+    found = at = 0
+    for ticket in tickets:
+        found += at < end and begin < at + ticket.rows
+        at += ticket.rows
+    return found

@@ -23,19 +23,37 @@ CRASH, HANG, SLOW = 666.0, 777.0, 555.0
 SLOW_S = 1.0
 RUN_S = "TEST_RUN_S"
 """Environment: seconds that every run takes at least, so that a kill finds the worker in a run."""
+ROOM = "TEST_ROOM"
+"""Environment: the rows that the device has room for in one run."""
+LOST_AT = "TEST_LOST_AT"
+"""Environment: which run of each worker finds the device lost, counted from the worker's start."""
 LIMIT_S = 40.0
 """For anything that must happen in the end: a worker's start on a busy machine is seconds."""
 
 _BACKEND = f"""
-import os, signal, time
+import itertools, os, signal, time
 from service.backends import onnxruntime_backend
+from service.backends.base import DeviceLost, OutOfMemory
+
+runs = itertools.count(1)
+room = int(os.environ.get("TEST_ROOM", "1000000"))
+lost_at = int(os.environ.get("TEST_LOST_AT", "0"))
 
 class Session:
+    notes = ("a session of the tests",)
+
     def __init__(self, session):
         self.session = session
 
+    def host_buffers(self, rows):
+        return None
+
     def run(self, inputs):
         x = inputs["x"]
+        if next(runs) == lost_at:
+            raise DeviceLost("CUDA error 719: unspecified launch failure")
+        if len(x) > room:
+            raise OutOfMemory(f"cannot allocate {{len(x)}} rows")
         time.sleep(float(os.environ.get("TEST_RUN_S", "0")))
         if (x == {CRASH}).any():
             signal.raise_signal(signal.SIGSEGV)  # in this thread, at once

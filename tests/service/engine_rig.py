@@ -68,6 +68,15 @@ class FakeSession:
 
     on_run: Callable[[np.ndarray], Any] = lambda x: None
     batches: list[np.ndarray] = field(default_factory=list)
+    notes: Sequence[str] = ()
+    pinned: bool = False
+    """Whether it has memory of its own, `host`, in which batches are put together."""
+    host: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def host_buffers(self, rows: int) -> Mapping[str, np.ndarray] | None:
+        if self.pinned and not self.host:
+            self.host = {"x": np.zeros((rows, 2), np.float32)}
+        return self.host or None
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         x = inputs["x"]
@@ -98,6 +107,8 @@ class RigWorker:
     loops: list[InstanceLoop]
     metrics: NoMetrics
     retried: list[int]
+    ceilings: list[int]
+    """Every move of an instance's ceiling."""
 
 
 class Rig:
@@ -167,6 +178,7 @@ class Rig:
         on_run: Callable[[np.ndarray], Any] = lambda x: None,
         buckets: Sequence[int] = (),
         window_s: float = 0.0,
+        pinned: bool = False,
     ) -> RigWorker:
         """A worker process as it is after loading."""
         self.serials += 1
@@ -177,14 +189,15 @@ class Rig:
             self.board,
             [pipe.writer.fd for pipe in self.transport.done],
         )
-        metrics, retried = NoMetrics(), []
+        metrics, retried, ceilings = NoMetrics(), [], []
         sessions, takers, loops = [], [], []
         for lane in self.lanes:
-            session = FakeSession(on_run)
+            session = FakeSession(on_run, pinned=pinned)
             queue = self.transport.queues[lane.index]
             taker = Taker(TicketReader(queue, QueueLock(queue)), shared, lane.index)
             runner = BatchRunner(
                 lane.model,
+                "cuda:0",
                 session,
                 lane.layout,
                 shared,
@@ -192,6 +205,7 @@ class Rig:
                 lane.max_batch_size,
                 buckets,
                 retried.append,
+                ceilings.append,
             )
             averages = Averages(self.board, index, lane.index)
             sessions.append(session)
@@ -200,7 +214,7 @@ class Rig:
                 InstanceLoop((lane.model, "1"), taker, runner, window_s, averages, metrics)  # type: ignore[arg-type]
             )
             self.board.ready[index, lane.index] = 1
-        return RigWorker(index, self.serials, shared, sessions, takers, loops, metrics, retried)
+        return RigWorker(index, self.serials, shared, sessions, takers, loops, metrics, retried, ceilings)
 
     def ask(
         self,

@@ -134,9 +134,9 @@ def attached(metrics: Metrics, writer: str) -> Metrics:
 
 
 def nothing_seen(metrics: Metrics) -> Seen:
-    """Nothing waits, nothing is in flight, and no model is ready."""
+    """Nothing waits, nothing is in flight, no model is ready, and none may run a row."""
     zeros = [0.0] * len(metrics.plan.versions)
-    return Seen(zeros, zeros, zeros)
+    return Seen(zeros, zeros, zeros, zeros)
 
 
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:

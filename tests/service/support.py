@@ -14,7 +14,7 @@ import numpy as np
 import uvicorn
 
 from service.config import ServeSettings
-from service.engine import ServedModel, ServedVersion
+from service.engine import ServedBy, ServedModel, ServedVersion
 from service.errors import ServiceError
 from service.http import Front
 from service.outcome import Outcome, StageTimes
@@ -108,6 +108,13 @@ class NumpyEngine:
 
     def models(self) -> dict[str, ServedModel]:
         return self.served
+
+    def served_by(self, model: str, version: str) -> list[ServedBy]:
+        rows = self.served[model].versions[version].max_batch_size
+        return [
+            ServedBy("cuda:0", True, (8, rows), 8, ("plain runs: no graph can be captured",)),
+            ServedBy("cuda:1", False, (8, rows), rows),
+        ]
 
 
 def engine() -> NumpyEngine:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,17 +10,19 @@ from typing import Any
 import pytest
 
 from service import api_server as module
-from service.api_server import ApiServer, make_api_server, make_lanes, make_routes
+from service.api_server import ApiServer, ServedDevices, make_api_server, make_lanes, make_routes
 from service.codecs import BodyType
 from service.config import ServeSettings, load_settings
+from service.engine import ServedBy
 from service.lifecycle import State
 from service.repository import ModelEntry, read_repository
 from service.supervisor import MESSAGE, Word
-from service.transport.board import Dimensions
+from service.transport.board import RETURNING, Dimensions
 from service.transport.transport import Sizes, Transport
 from tests.service.repositories import metrics_of, sample, save_linear, save_lookup
 
 VERSIONS = (("linear", "1"), ("linear", "2"), ("lookup", "1"))
+DEVICES = ServedDevices(("cuda:1", "cpu"), {})
 
 
 @pytest.fixture
@@ -171,12 +174,14 @@ def test_api_server_ends_when_its_parent_is_gone(parent: Parent, monkeypatch: py
 def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is_ready(
     settings: ServeSettings, entries: tuple[ModelEntry, ...]
 ) -> None:
-    transport = Transport(Dimensions(api_servers=2, workers=1, models=3, instances=5), Sizes(16, 2**20))
+    transport = Transport(Dimensions(api_servers=2, workers=2, models=3, instances=5), Sizes(16, 2**20))
     metrics = metrics_of(*VERSIONS)
-    transport.board.map().ready[0, 2] = 1
+    board = transport.board.map()
+    board.ready[0, 2] = 1
+    board.ceiling_rows[0, 2], board.ceiling_rows[1, 2], board.ceiling_rows[1, 1] = 8, 4, 2
 
     async def scrape() -> str:
-        server = make_api_server(1, transport, entries, settings, metrics)
+        server = make_api_server(1, transport, entries, settings, metrics, DEVICES)
         other = transport.arenas[0].map()  # of an API server in another process
         for slot, (state, rows) in enumerate([(State.QUEUED, 5), (State.TAKEN, 7)]):
             other.state[slot], other.model[slot], other.rows[slot] = state, 2, rows
@@ -186,3 +191,24 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
     for name, value in (("queue_rows", 5), ("inflight_requests", 2), ("model_ready", 1)):
         assert f'foldserve_{name}{{model="lookup",version="1"}} {value}.0' in lines
         assert f'foldserve_{name}{{model="linear",version="2"}} 0.0' in lines
+    for (model, version), rows in zip(VERSIONS, (16, 2, 4), strict=True):
+        assert f'foldserve_batch_ceiling_rows{{model="{model}",version="{version}"}} {rows}.0' in lines
+
+
+def test_each_workers_side_of_a_version_is_told(
+    settings: ServeSettings, entries: tuple[ModelEntry, ...]
+) -> None:
+    transport = Transport(Dimensions(api_servers=1, workers=2, models=3, instances=5), Sizes(16, 2**20))
+    board = transport.board.map()
+    board.ready[0, 1], board.ready[1, 1] = 1, RETURNING
+    board.ceiling_rows[0, 1] = 4
+    board.write_remarks(0, 1, ["TF32 is on"])
+
+    async def ask() -> Sequence[ServedBy]:
+        server = make_api_server(0, transport, entries, settings, metrics_of(*VERSIONS), DEVICES)
+        return server.front.engine.served_by("linear", "2")
+
+    assert asyncio.run(ask()) == [
+        ServedBy("cuda:1", True, (1, 2, 4, 8, 16), 4, ("TF32 is on",)),
+        ServedBy("cpu", False, (), 16),
+    ]

@@ -90,6 +90,22 @@ def test_info_tells_models_signatures_and_limits():
     assert [version["version"] for version in double["versions"]] == ["1", "2"]
     assert double["versions"][0]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
     assert double["versions"][0]["manifest"] == {"opset": 20}
+    assert double["versions"][0]["workers"] == [
+        {
+            "device": "cuda:0",
+            "ready": True,
+            "batch_buckets": [8, 32],
+            "batch_ceiling_rows": 8,
+            "notes": ["plain runs: no graph can be captured"],
+        },
+        {
+            "device": "cuda:1",
+            "ready": False,
+            "batch_buckets": [8, 32],
+            "batch_ceiling_rows": 32,
+            "notes": [],
+        },
+    ]
 
 
 def test_info_names_the_only_model_as_the_default():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.device_metrics import DEVICE_METRICS
 from service.metrics import EXPOSED, REJECTIONS, STAGES, Metrics, Plan
 from service.process_metrics import PROCESS_METRICS
 from tests.service.repositories import attached, metrics_of, sample
@@ -133,7 +134,7 @@ def test_counting_an_answer_costs_less_than_a_twentieth_of_a_small_request(metri
 def test_documentation_lists_every_metric_and_no_other() -> None:
     text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     listed = set(re.findall(r"^\| `((?:foldserve|process)_\w+)", text, re.MULTILINE))
-    assert listed == {metric.name for metric in EXPOSED} | set(PROCESS_METRICS)
+    assert listed == {metric.name for metric in EXPOSED} | set(PROCESS_METRICS) | set(DEVICE_METRICS)
 
 
 def test_plans_made_alike_lay_out_alike(metrics: Metrics) -> None:

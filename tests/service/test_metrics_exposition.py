@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterable, Iterator
 
 import pytest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from service.device_metrics import DEVICE_METRICS
 from service.metrics import EXPOSED, STAGES, Metrics
 from service.metrics_exposition import Exposition, Seen, family
 from service.process_metrics import PROCESS_METRICS
@@ -40,6 +42,14 @@ class Families:
         yield from self._families
 
 
+def devices() -> Iterator[Family]:
+    """One of each family of device_metrics.py."""
+    for name, text in DEVICE_METRICS.items():
+        found = GaugeMetricFamily(name, text, labels=("device",))
+        found.add_metric(("cuda:0",), 0.5)
+        yield found
+
+
 @pytest.fixture
 def metrics() -> Metrics:
     """Every metric counts something; large, small and long numbers among them."""
@@ -62,7 +72,9 @@ def test_every_format_is_byte_for_byte_what_the_library_writes(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.metrics_exposition.process_families", lambda pid: [])
-    exposition = Exposition(metrics, lambda: Seen([3.0, 0.0], [4.0, 0.0], [1.0, 0.0]), os.getpid())
+    exposition = Exposition(
+        metrics, lambda: Seen([3.0, 0.0], [4.0, 0.0], [1.0, 0.0], [16.0, 32.0]), os.getpid()
+    )
     offsets, totals = metrics.store.layout.offsets, exposition.totals()
     for accept in ACCEPTS:
         encoder, content_type = choose_encoder(accept)
@@ -71,21 +83,23 @@ def test_every_format_is_byte_for_byte_what_the_library_writes(
 
 
 def test_every_metric_is_exposed_as_text_and_as_openmetrics(metrics: Metrics) -> None:
-    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
+    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid(), devices)
     text, text_type = exposition("")
     openmetrics, openmetrics_type = exposition("application/openmetrics-text; version=1.0.0")
     assert text_type.startswith("text/plain; version=0.0.4")
     assert openmetrics_type.startswith("application/openmetrics-text")
-    expected = {metric.name for metric in EXPOSED} | set(PROCESS_METRICS)
+    expected = {metric.name for metric in EXPOSED} | set(PROCESS_METRICS) | set(DEVICE_METRICS)
     for families in (parse_text(text.decode()), parse_openmetrics(openmetrics.decode())):
         names = {family.name + "_total" * (family.type == "counter") for family in families}
         assert names == expected
 
 
 def test_what_waits_and_who_is_ready_is_what_is_seen_at_the_scrape(metrics: Metrics) -> None:
-    seen = Seen([3.0, 0.0], [4.0, 0.0], [1.0, 0.0])
+    seen = Seen([3.0, 0.0], [4.0, 0.0], [1.0, 0.0], [16.0, 32.0])
     exposition = Exposition(metrics, lambda: seen, os.getpid())
-    for name, values in zip(("queue_rows", "inflight_requests", "model_ready"), seen, strict=True):
+    for name, values in zip(
+        ("queue_rows", "inflight_requests", "model_ready", "batch_ceiling_rows"), seen, strict=True
+    ):
         for (model, version), value in zip(metrics.plan.versions, values, strict=True):
             line = f'\nfoldserve_{name}{{model="{model}",version="{version}"}} {value}\n'
             assert line in exposition("")[0].decode()
@@ -107,7 +121,7 @@ def test_build_info_says_what_runs(metrics: Metrics) -> None:
 
 
 def test_exposition_passes_promtool(metrics: Metrics, promtool: str) -> None:
-    text, _ = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())("")
+    text, _ = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid(), devices)("")
     check = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
     assert (check.returncode, check.stderr) == (0, b"")
 

@@ -122,7 +122,7 @@ class House:
             heads=KnownHeads(),
             ids=RequestIds(),
         )
-        self.engine = DispatchEngine(self.rig.dispatcher, [served("m0", ("1", FIXED))])
+        self.engine = DispatchEngine(self.rig.dispatcher, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()])
         settings = replace(SETTINGS, max_body_bytes=LIMIT_BYTES, default_model="m0")
         self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
         FastProtocol.shop = self.shop

@@ -1,0 +1,97 @@
+"""What a GPU can do to a worker, done by a backend of the tests: no room for a batch, or the device lost under load."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.server_process import ServerProcess, serving
+from tests.faults.support import (
+    LOST_AT,
+    ROOM,
+    RUN_S,
+    SteadyLoad,
+    make_faulty_backend,
+    make_repository,
+    until,
+)
+
+pytestmark = pytest.mark.e2e
+
+LABELS = {"model": "linear", "version": "1"}
+
+
+@contextlib.contextmanager
+def faulty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *options: str
+) -> Iterator[ServerProcess]:
+    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    repository = make_repository(tmp_path / "repository", "max_batch_size: 32\nwarmup: false\n")
+    with serving(repository, tmp_path / "output", *options) as server:
+        server.wait_until("/v2/health/ready", 200)
+        yield server
+
+
+def test_device_lost_again_and_again_under_load_costs_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restarts() -> float:
+        return server.metric("foldserve_worker_restarts_total", device="cpu")
+
+    async def run() -> None:
+        async with SteadyLoad(server.url, 32) as load:
+            await until(lambda: restarts() >= 3, "three workers lost their device")
+            before = load.right
+            await until(lambda: load.right > before, "the next one serves")
+        assert load.wrong == []
+        assert load.broken == []
+        assert load.right >= 300
+
+    # A request that was being run at a death is run alone the next time: a worker must come further than those.
+    with faulty(tmp_path, monkeypatch, {RUN_S: "0.005", LOST_AT: "100"}) as server:
+        asyncio.run(run())
+        assert "device cpu is lost: CUDA error 719" in server.output
+        assert "ended with code 69" in server.output
+        assert "Traceback" not in server.output
+        assert server.metric("foldserve_retried_total", **LABELS) > 0
+        assert server.end(signal.SIGTERM) == 0
+
+
+def test_device_without_room_for_a_full_batch_costs_no_request_and_the_ceiling_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with SteadyLoad(server.url, 32) as load:
+            await until(lambda: load.right >= 500, "load goes on")
+        assert load.wrong == []
+        assert load.broken == []
+
+    with faulty(tmp_path, monkeypatch, {RUN_S: "0.005", ROOM: "5"}) as server:
+        assert server.metric("foldserve_batch_ceiling_rows", **LABELS) == 32
+        asyncio.run(run())
+        rows = [[float(i), 1.0, 2.0, 3.0] for i in range(100)]
+        answer = httpx.post(f"{server.url}/predict/linear", json={"inputs": rows})
+        assert answer.is_success
+        assert len(answer.json()["outputs"]["y"]) == 100
+        ceiling = server.metric("foldserve_batch_ceiling_rows", **LABELS)
+        assert 1 <= ceiling <= 5
+        (version,) = httpx.get(f"{server.url}/info").json()["models"][0]["versions"]
+        assert version["workers"] == [
+            {
+                "device": "cpu",
+                "ready": True,
+                "batch_buckets": [],
+                "batch_ceiling_rows": ceiling,
+                "notes": ["a session of the tests"],
+            }
+        ]
+        assert server.output.count("a session of the tests") == 1
+        # Each lowering halves what failed, so there are few.
+        assert 1 <= server.output.count("has no room for a batch of") <= 5
+        assert server.metric("foldserve_worker_restarts_total", device="cpu") == 0
