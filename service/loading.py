@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from service.artifact import Artifact, check_file
-from service.backends import LoadError, Session, SessionOptions, load_session
-from service.buckets import bucket_for, padded, sizes_to_warm
+from service.backends import LoadError, Session, SessionOptions, Workload, load_session
+from service.backends.base import DeviceLost, OutOfMemory
+from service.buckets import bucket_for, buckets_for, padded, sizes_to_warm
 from service.model_config import ModelConfig
 from service.signature import ANY, TensorSpec
 
@@ -24,18 +25,35 @@ log = logging.getLogger(__name__)
 
 
 def load_model(artifact: Artifact, config: ModelConfig, device: str, options: SessionOptions) -> Session:
-    """Load, check and warm a model on a device. Raises: LoadError."""
+    """Load, check and warm a model on a device. Raises: LoadError, DeviceLost."""
     if artifact.file.name in artifact.manifest.get("files", {}):
         found = check_file(artifact.folder, artifact.manifest, artifact.file.name)
         if found.problem:
             raise LoadError(f"{found.problem}; export the model again, or restore the file")
-    session = load_session(artifact.backend, artifact.file, artifact.signature, device, options)
+    buckets = buckets_for(device, config.batch_buckets, artifact.max_batch_size)
+    session = load_session(
+        artifact.backend, artifact.file, artifact.signature, device, options, workload(artifact, buckets)
+    )
     reference = read_reference(artifact)
     if reference:
-        check_reference(artifact, config, session, reference)
+        check_reference(artifact, buckets, session, reference)
     if config.warmup:
-        warm(artifact, config, session, reference)
+        warm(artifact, buckets, session, reference)
     return session
+
+
+def workload(artifact: Artifact, buckets: tuple[int, ...]) -> Workload:
+    """What the session will be given, as far as the manifest tells. Raises: LoadError for a manifest that is broken."""
+    memory = artifact.manifest.get("memory")
+    if memory is None:
+        return Workload(buckets)
+    try:
+        return Workload(buckets, int(memory["weights_bytes"]), int(memory["row_bytes"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise LoadError(
+            f"the manifest of {artifact.model}/{artifact.version} has memory {memory!r}; expected weights_bytes and "
+            "row_bytes, whole numbers: export the model again"
+        ) from error
 
 
 def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
@@ -58,17 +76,17 @@ def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
 
 
 def check_reference(
-    artifact: Artifact, config: ModelConfig, session: Session, reference: dict[str, np.ndarray]
+    artifact: Artifact, buckets: tuple[int, ...], session: Session, reference: dict[str, np.ndarray]
 ) -> None:
     """Compare the session's answers with the eager network's.
 
-    Raises: LoadError when they differ by more than the tolerance that the manifest states.
+    Raises: DeviceLost; LoadError when they differ by more than the tolerance that the manifest states.
     """
     tolerance = artifact.tolerance
     if tolerance is None:
         return
     inputs = {spec.name: reference[f"input.{spec.name}"] for spec in artifact.signature.inputs}
-    for name, got in _answers(artifact, config, session, inputs).items():
+    for name, got in _answers(artifact, buckets, session, inputs).items():
         found = relative_error(got, reference[f"output.{name}"])
         if not found <= tolerance:
             raise LoadError(
@@ -78,13 +96,18 @@ def check_reference(
             )
 
 
-def warm(artifact: Artifact, config: ModelConfig, session: Session, reference: dict[str, np.ndarray]) -> None:
+def warm(
+    artifact: Artifact, buckets: tuple[int, ...], session: Session, reference: dict[str, np.ndarray]
+) -> None:
     """Run every batch size that may come, so that no client waits for a first run.
 
-    With the reference's rows. Without a reference with zeros, and a failure is then only logged: the size of
-    a dynamic dim is a guess. Raises: LoadError when the model fails, or its outputs do not fit the signature.
+    The largest first: a device's memory is then taken once, and the smaller sizes fit into it. With the reference's
+    rows. Without a reference with zeros, and a failure is then only logged: the size of a dynamic dim is a guess.
+    Raises: DeviceLost; LoadError when the model fails, has no room for the smallest size, or gives outputs that do
+    not fit the signature.
     """
-    for size in sizes_to_warm(config.batch_buckets, artifact.max_batch_size):
+    sizes = sizes_to_warm(buckets, artifact.max_batch_size)
+    for size in reversed(sizes):
         inputs = {
             spec.name: _rows_like(reference[f"input.{spec.name}"], size) if reference else _zeros(spec, size)
             for spec in artifact.signature.inputs
@@ -92,8 +115,16 @@ def warm(artifact: Artifact, config: ModelConfig, session: Session, reference: d
         try:
             for _ in range(2):  # TorchScript's second run compiles for what the first one saw
                 outputs = session.run(inputs)
+        except DeviceLost:
+            raise
         except Exception as error:
-            if reference:
+            if isinstance(error, OutOfMemory) and size > sizes[0]:
+                log.warning(
+                    "%s: the device has no room for a batch of %d rows (%s); so many are run in smaller batches",
+                    *(artifact.file, size, error),
+                )
+                continue
+            if reference or isinstance(error, OutOfMemory):
                 raise LoadError(f"{artifact.file} failed while warming {size} rows: {error}") from error
             log.warning(
                 "%s could not be warmed with zeros, its first requests will be slow: %s", artifact.file, error
@@ -126,20 +157,27 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     return largest / scale if scale > 0 else largest
 
 
-def _answers(artifact: Artifact, config: ModelConfig, session: Session, inputs: Arrays) -> Arrays:
-    """The model's answers for a reference's inputs, in batches that are allowed. Raises: LoadError."""
+def _answers(artifact: Artifact, buckets: tuple[int, ...], session: Session, inputs: Arrays) -> Arrays:
+    """The model's answers for a reference's inputs, in batches that are allowed. Raises: LoadError, DeviceLost."""
     rows = len(next(iter(inputs.values())))
     parts: dict[str, list[np.ndarray]] = {spec.name: [] for spec in artifact.signature.outputs}
-    for at in range(0, rows, artifact.max_batch_size):
-        count = min(artifact.max_batch_size, rows - at)
-        bucket = bucket_for(count, config.batch_buckets)
+    most, at = artifact.max_batch_size, 0
+    while at < rows:
+        count = min(most, rows - at)
+        bucket = bucket_for(count, buckets)
         piece = {name: padded(array[at : at + count], bucket) for name, array in inputs.items()}
         try:
             outputs = session.run(piece)
             for name, of_pieces in parts.items():
-                of_pieces.append(outputs[name][:count])
+                of_pieces.append(outputs[name][:count].copy())  # the session may use its memory again
+        except DeviceLost:
+            raise
         except Exception as error:
+            if isinstance(error, OutOfMemory) and count > 1:
+                most = count // 2
+                continue
             raise LoadError(f"{artifact.file} failed on its reference: {error}") from error
+        at += count
     return {name: np.concatenate(of_pieces) for name, of_pieces in parts.items()}
 
 

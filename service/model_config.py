@@ -6,7 +6,7 @@ same keys, and a test compares. All problems of a file are reported at once.
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,6 +18,8 @@ from service.signature import Signature, TensorSpec
 
 DEFAULT_MAX_BATCH_SIZE: Final = 32
 """For artifacts without a manifest; the same as the export's default."""
+GPU_INSTANCES: Final = 2
+"""Sessions of a model in each worker of a GPU, where config.yaml does not say: one copies while the other computes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ class QueueConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model's settings, checked. backend, max_batch_size, signature: None = from the artifact."""
+    """One model's settings, checked. backend, max_batch_size, signature: None = from the artifact.
+
+    instances: sessions of the model in each worker. instances_given: whether the file says so; see on().
+    """
 
     backend: str | None
     max_batch_size: int | None
@@ -52,10 +57,15 @@ class ModelConfig:
     batch_buckets: tuple[int, ...]
     queue: QueueConfig
     instances: int
+    instances_given: bool
     version_policy: VersionPolicy
     warmup: bool
     session: SessionOptions
     signature: Signature | None
+
+    def on(self, device: str) -> "ModelConfig":
+        """These settings with what defaults to the device, "cpu" or "cuda:N"."""
+        return self if self.instances_given or device == "cpu" else replace(self, instances=GPU_INSTANCES)
 
 
 @dataclass(frozen=True)
@@ -119,10 +129,18 @@ def parse_model_config(given: Any, where: str) -> ModelConfig:
             max_bytes=values["queue.max_bytes"],
             timeout_s=values["queue.timeout_ms"] / 1000,
         ),
-        instances=values["instances"],
+        instances=values["instances"] or 1,
+        instances_given=values["instances"] is not None,
         version_policy=values["version_policy"],
         warmup=values["warmup"],
-        session=SessionOptions(values["session.threads"], values["session.providers"]),
+        session=SessionOptions(
+            threads=values["session.threads"],
+            providers=values["session.providers"],
+            cuda_graphs=values["session.cuda_graphs"],
+            tf32=values["session.tf32"],
+            nhwc=values["session.nhwc"],
+            memory_limit_bytes=values["session.memory_limit_bytes"],
+        ),
         signature=values["signature"],
     )
 
@@ -262,7 +280,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("queue.max_rows", 1024, "a whole number of rows, at least 1", _whole(1)),
     Key("queue.max_bytes", 256 * 2**20, "a whole number of bytes, at least 1", _whole(1)),
     Key("queue.timeout_ms", 30_000.0, "milliseconds, at least 1", _milliseconds(1)),
-    Key("instances", 1, "a whole number, at least 1", _whole(1)),
+    Key("instances", None, "a whole number, at least 1", _whole(1)),
     Key(
         "version_policy",
         VersionPolicy("latest"),
@@ -277,6 +295,10 @@ KEYS: Final[tuple[Key, ...]] = (
         "a list of onnxruntime providers, each a name or {name: {option: value}}",
         _providers,
     ),
+    Key("session.cuda_graphs", True, "true or false", _boolean),
+    Key("session.tf32", False, "true or false", _boolean),
+    Key("session.nhwc", False, "true or false", _boolean),
+    Key("session.memory_limit_bytes", None, "a whole number of bytes, at least 1", _whole(1)),
     Key(
         "signature",
         None,

@@ -7,7 +7,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.backends.base import LoadError, LoadSession, Session, SessionOptions
+from service.backends.base import LoadError, LoadSession, Session, SessionOptions, Workload
 from service.signature import Signature
 
 
@@ -44,9 +44,14 @@ BACKENDS: dict[str, Backend] = {
 
 
 def load_session(
-    backend: str, path: Path, signature: Signature, device: str, options: SessionOptions
+    backend: str,
+    path: Path,
+    signature: Signature,
+    device: str,
+    options: SessionOptions,
+    workload: Workload = Workload(),  # noqa: B008 - frozen
 ) -> Session:
-    """Load a model's file. Raises LoadError, also when the backend's package is not installed."""
+    """Load a model's file. Raises DeviceLost; LoadError, also when the backend's package is not installed."""
     row = BACKENDS[backend]
     try:
         load: LoadSession = importlib.import_module(row.module).load_session
@@ -57,7 +62,7 @@ def load_session(
         raise LoadError(
             f"backend {backend} needs the package {package}, which is not installed: {mend}"
         ) from error
-    return load(path, signature, device, options)
+    return load(path, signature, device, options, workload)
 
 
-__all__ = ["BACKENDS", "Backend", "LoadError", "Session", "SessionOptions", "load_session"]
+__all__ = ["BACKENDS", "Backend", "LoadError", "Session", "SessionOptions", "Workload", "load_session"]

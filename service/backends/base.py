@@ -1,7 +1,7 @@
 """What a backend is: something that loads an artifact's file on a device and runs batches on it.
 
 A backend is one file in this folder plus one row of the table in backends/__init__.py. It knows neither
-batching nor processes nor HTTP. Its session is used by one thread at a time unless it says otherwise.
+batching nor processes nor HTTP.
 """
 
 import os
@@ -36,14 +36,35 @@ class SessionOptions:
 
     threads: intra-op threads of one run; None = the backend's share of the cores, see usable_cores().
     providers: onnxruntime's execution providers with their options, in order; empty = by the device.
+    cuda_graphs: whether a GPU may run the buckets as CUDA graphs.
+    tf32: whether a GPU may round FP32 to 10 bits of mantissa before it multiplies.
+    nhwc: whether onnxruntime is to turn convolutions on a GPU into channels-last ones.
+    memory_limit_bytes: device memory that onnxruntime may take for the session; None = from the workload.
     """
 
     threads: int | None = None
     providers: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
+    cuda_graphs: bool = True
+    tf32: bool = False
+    nhwc: bool = False
+    memory_limit_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a session will be given to run, as far as it is known when it is made.
+
+    buckets: the sizes of its batches in rows, ascending; empty = any size.
+    weights_bytes, row_bytes: what the weights take, and at most at once the activations of one row; None = unknown.
+    """
+
+    buckets: tuple[int, ...] = ()
+    weights_bytes: int | None = None
+    row_bytes: int | None = None
 
 
 class Session(Protocol):
-    """A loaded model.
+    """A loaded model. It is used by the thread that made it: on a GPU, what is prepared belongs to that thread.
 
     notes: what an operator should know of how it runs, such as why CUDA graphs are not used; for the log and /info.
     """
@@ -63,7 +84,8 @@ class Session(Protocol):
 
         Args:
             inputs: input name -> array, C-contiguous and possibly read-only; all with the same first dim.
-        Returns: output name -> array, the rows in the order of the inputs' rows.
+        Returns: output name -> array, the rows in the order of the inputs' rows. It may be the session's own memory:
+            good until the next run().
         Raises: OutOfMemory, DeviceLost; any other exception when the model fails on these rows, and the session
             stays usable.
         """
@@ -73,8 +95,10 @@ class Session(Protocol):
 class LoadSession(Protocol):
     """How each backend makes a session."""
 
-    def __call__(self, path: Path, signature: Signature, device: str, options: SessionOptions) -> Session:
-        """Load `path` on `device` ("cpu", "cuda:0"). Raises LoadError."""
+    def __call__(
+        self, path: Path, signature: Signature, device: str, options: SessionOptions, workload: Workload
+    ) -> Session:
+        """Load `path` on `device` ("cpu", "cuda:0"). Raises LoadError, DeviceLost."""
         ...
 
 

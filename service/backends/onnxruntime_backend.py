@@ -1,8 +1,8 @@
-"""Runs ONNX files with ONNX Runtime, on the CPU or through its CUDA provider.
+"""Runs ONNX files with ONNX Runtime, on the CPU or through its CUDA provider: opens and checks them.
 
 On "cuda:N" the session must really run on CUDA: onnxruntime falls back to the CPU with no more than a log
 line when the provider's libraries do not load, so the providers it ended up with are compared with those
-asked for.
+asked for. How a session runs on a GPU is onnx_cuda.py's.
 """
 
 import os
@@ -13,26 +13,29 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from service.backends.base import LoadError, SessionOptions, usable_cores
+from service.backends.base import (
+    DeviceLost,
+    LoadError,
+    OutOfMemory,
+    Session,
+    SessionOptions,
+    Workload,
+    usable_cores,
+)
+from service.backends.cuda_errors import understood
+from service.backends.cuda_graphs import reason_against, with_graphs
+from service.backends.cuda_options import CPU, Providers, cuda_providers, memory_limit
+from service.backends.cuda_runtime import open_runtime
+from service.backends.onnx_cuda import OnnxCudaSession, Target
 from service.datatypes import word_for_onnx
 from service.errors import ConfigError
 from service.signature import ANY, Signature, TensorSpec
 
-CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
-
 _ERRORS_ONLY = 3  # onnxruntime's log severity: its warnings at load are about its own optimisations
-
-# EXHAUSTIVE (onnxruntime's default) tunes again at every new shape, and dynamic batching makes many shapes;
-# kSameAsRequested keeps the arena from doubling past what the largest bucket needs.
-_CUDA_OPTIONS: Mapping[str, Any] = {
-    "cudnn_conv_algo_search": "HEURISTIC",
-    "arena_extend_strategy": "kSameAsRequested",
-}
 
 
 class OnnxSession:
-    """A model in ONNX Runtime. run() may be called from several threads (onnxruntime allows it)."""
+    """A model in ONNX Runtime on the CPU. run() may be called from several threads (onnxruntime allows it)."""
 
     notes: Sequence[str] = ()
 
@@ -49,9 +52,53 @@ class OnnxSession:
         return dict(zip(self._outputs, arrays, strict=True))
 
 
-def load_session(path: Path, signature: Signature, device: str, options: SessionOptions) -> OnnxSession:
-    """Load an ONNX file on a device. Raises: LoadError."""
-    providers = list(options.providers) or default_providers(device)
+def load_session(
+    path: Path, signature: Signature, device: str, options: SessionOptions, workload: Workload
+) -> Session:
+    """Load an ONNX file on a device. Raises: LoadError, DeviceLost."""
+    if device != "cpu":
+        number = int(device.partition(":")[2] or "0")
+        return _load_on(Target("cuda", number, open_runtime(number)), path, signature, options, workload)
+    session = _open_as_exported(path, signature, list(options.providers) or [(CPU, {})], options)
+    return OnnxSession(session, tuple(signature.outputs_by_name))
+
+
+def _load_on(
+    target: Target, path: Path, signature: Signature, options: SessionOptions, workload: Workload
+) -> OnnxCudaSession:
+    """Load an ONNX file on a GPU, with its buckets as CUDA graphs where that can be."""
+    any_dims = any(ANY in spec.row_shape for spec in (*signature.inputs, *signature.outputs))
+    limit_bytes = memory_limit(options, workload, any_dims)
+    plan = cuda_providers(target.number, 0, True, options, limit_bytes)
+    rows = workload.buckets[-1] if workload.buckets and plan.ours else 0
+
+    def opened(graphs: bool) -> OnnxCudaSession:
+        target.cuda.use()
+        stream = target.cuda.new_stream()
+        providers = cuda_providers(target.number, stream, graphs, options, limit_bytes).providers
+        try:
+            session = _open_as_exported(path, signature, providers, options)
+        except BaseException:
+            target.cuda.end_stream(stream)
+            raise
+        try:
+            return OnnxCudaSession(session, signature, target, stream, rows)
+        except OutOfMemory as error:
+            raise LoadError(
+                f"{path}: there is no room on {target.kind}:{target.number} for a batch of {rows} rows ({error}); "
+                "lower max_batch_size in config.yaml, or serve fewer models on the device"
+            ) from error
+
+    against = reason_against(options, signature, workload.buckets, plan.graphs)
+    session, notes = with_graphs(opened, against, workload.buckets)
+    session.notes = tuple(notes)
+    return session
+
+
+def _open_as_exported(
+    path: Path, signature: Signature, providers: Providers, options: SessionOptions
+) -> ort.InferenceSession:
+    """Open an ONNX file whose inputs and outputs are the signature's. Raises: LoadError, DeviceLost."""
     session = _open(path, providers, options.threads or usable_cores())
     got = session.get_providers()
     missing = [name for name, _ in providers if name not in got]
@@ -62,7 +109,7 @@ def load_session(path: Path, signature: Signature, device: str, options: Session
         )
     _check_names(path, "input", signature.inputs_by_name, [tensor.name for tensor in session.get_inputs()])
     _check_names(path, "output", signature.outputs_by_name, [tensor.name for tensor in session.get_outputs()])
-    return OnnxSession(session, tuple(signature.outputs_by_name))
+    return session
 
 
 def read_signature(path: Path) -> Signature:
@@ -80,14 +127,7 @@ def read_signature(path: Path) -> Signature:
         raise LoadError(f"{path}: {error}") from error
 
 
-def default_providers(device: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The providers of a device, most wanted first, with their options."""
-    if device == "cpu":
-        return [(CPU, {})]
-    return [(CUDA, {**_CUDA_OPTIONS, "device_id": device.partition(":")[2] or "0"}), (CPU, {})]
-
-
-def _open(path: Path, providers: list[tuple[str, Mapping[str, Any]]], threads: int) -> ort.InferenceSession:
+def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSession:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
@@ -103,10 +143,17 @@ def _open(path: Path, providers: list[tuple[str, Mapping[str, Any]]], threads: i
     if not os.access(path, os.R_OK):
         raise LoadError(f"{path} cannot be read: expected an ONNX file that this user may read")
     try:
+        # Without enable_fallback=0 onnxruntime answers a provider's error, here and at every run, by starting over on
+        # the CPU.
         return ort.InferenceSession(
-            str(path), settings, providers=[(name, dict(of_it)) for name, of_it in providers]
+            str(path),
+            settings,
+            providers=[(name, dict(of_it)) for name, of_it in providers],
+            enable_fallback=0,
         )
     except Exception as error:  # onnxruntime's own exceptions share no base but this one
+        if isinstance(found := understood(error), DeviceLost):
+            raise found from error
         raise LoadError(f"{path} is not a model that onnxruntime can load: {error}") from error
 
 

@@ -1,27 +1,30 @@
-"""Runs TorchScript files with libtorch: the only file of the server that imports torch."""
+"""Runs TorchScript files with libtorch: opens them, and runs them on the CPU.
+
+The torchscript_* files of this folder are the only ones of the server that import torch.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from service.backends.base import LoadError, SessionOptions, usable_cores
+from service.backends.base import DeviceLost, LoadError, Session, SessionOptions, Workload, usable_cores
+from service.backends.cuda_errors import understood
+from service.backends.torchscript_outputs import as_sequence
 from service.signature import Signature
 
 
 class TorchScriptSession:
-    """A scripted module. Used by one thread at a time."""
+    """A scripted module on the CPU."""
 
     notes: Sequence[str] = ()
 
-    def __init__(self, module: torch.jit.ScriptModule, signature: Signature, device: torch.device) -> None:
+    def __init__(self, module: torch.jit.ScriptModule, signature: Signature) -> None:
         self._module = module
         self._inputs = tuple(signature.inputs_by_name)
         self._outputs = tuple(signature.outputs_by_name)
-        self._device = device
 
     def host_buffers(self, rows: int) -> None:
         """See base.Session."""
@@ -29,28 +32,30 @@ class TorchScriptSession:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See base.Session."""
-        tensors = [self._tensor(inputs[name]) for name in self._inputs]
-        results = _as_sequence(self._module(*tensors), self._outputs)
-        if len(results) != len(self._outputs):
-            raise ValueError(
-                f"the module returned {len(results)} tensors, the signature has {len(self._outputs)} outputs"
-            )
-        return {name: tensor.cpu().numpy() for name, tensor in zip(self._outputs, results, strict=True)}
+        tensors = [_tensor(inputs[name]) for name in self._inputs]
+        results = as_sequence(self._module(*tensors), self._outputs)
+        return {name: tensor.numpy() for name, tensor in zip(self._outputs, results, strict=True)}
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        # torch warns of read-only memory (a view of a request's body), and could write to it.
-        owned = array if array.flags.writeable else array.copy()
-        return torch.from_numpy(owned).to(self._device)
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    # torch warns of read-only memory (a view of a request's body), and could write to it.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def load_session(
-    path: Path, signature: Signature, device: str, options: SessionOptions
-) -> TorchScriptSession:
-    """Load a TorchScript file on a device. Raises: LoadError."""
-    if options.providers:
-        raise LoadError(
-            "`session: providers` is for the onnxruntime backend; remove it or use `backend: onnxruntime`"
-        )
+    path: Path, signature: Signature, device: str, options: SessionOptions, workload: Workload
+) -> Session:
+    """Load a TorchScript file on a device. Raises: LoadError, DeviceLost."""
+    not_ours = {
+        "providers": options.providers,
+        "nhwc": options.nhwc,
+        "memory_limit_bytes": options.memory_limit_bytes,
+    }
+    for key, given in not_ours.items():
+        if given:
+            raise LoadError(
+                f"`session: {key}` is for the onnxruntime backend; remove it or use `backend: onnxruntime`"
+            )
     if device != "cpu" and not torch.cuda.is_available():
         raise LoadError(
             f"torch {torch.__version__} cannot use {device}: install a torch built for CUDA, serve the ONNX "
@@ -64,14 +69,14 @@ def load_session(
             warnings.simplefilter("ignore", DeprecationWarning)
             module = torch.jit.load(str(path), map_location=target)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(found := understood(error), DeviceLost):
+            raise found from error
         raise LoadError(f"{path} is not a TorchScript file that torch can load: {error}") from error
-    return TorchScriptSession(module.eval(), signature, target)
+    module.eval()
+    if device == "cpu":
+        return TorchScriptSession(module, signature)
+    # Imported here: on the CPU there is no need of it.
+    from service.backends.torchscript_cuda import load_on_cuda
 
-
-def _as_sequence(result: Any, names: tuple[str, ...]) -> Sequence[torch.Tensor]:
-    """The outputs in the signature's order: a module returns a tensor, a tuple or list, or a dict by name."""
-    if isinstance(result, torch.Tensor):
-        return [result]
-    if isinstance(result, Mapping):
-        return [result[name] for name in names]
-    return list(result)
+    rows = workload.buckets[-1] if workload.buckets else 0
+    return load_on_cuda(module, path, signature, target, rows, options.tf32)

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.backends import LoadError, SessionOptions, load_session
-from service.backends.onnxruntime_backend import default_providers, read_signature
+from service.backends.onnxruntime_backend import read_signature
 from tests.service.repositories import WEIGHT, save_linear, save_lookup, save_onnx
 
 ONE_THREAD = SessionOptions(threads=1)
@@ -86,6 +86,17 @@ def test_unknown_provider_is_refused_with_those_there_are(tmp_path: Path) -> Non
         load_session("onnxruntime", path, read_signature(path), "cpu", options)
 
 
+class NoCuda:
+    """A runtime whose library is there, on a machine where the provider's are not."""
+
+    def use(self) -> None: ...
+
+    def new_stream(self) -> int:
+        return 1
+
+    def end_stream(self, stream: int) -> None: ...
+
+
 def test_provider_that_falls_back_to_the_cpu_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,19 +104,31 @@ def test_provider_that_falls_back_to_the_cpu_is_an_error(
     signature = read_signature(path)
     real = ort.InferenceSession
 
-    def falls_back(path: str, options: ort.SessionOptions, providers: object) -> ort.InferenceSession:
+    def falls_back(path: str, options: ort.SessionOptions, **more: object) -> ort.InferenceSession:
         return real(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(ort, "InferenceSession", falls_back)
     monkeypatch.setattr(
         ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
+    monkeypatch.setattr("service.backends.onnxruntime_backend.open_runtime", lambda number: NoCuda())
     with pytest.raises(LoadError, match="could not use CUDAExecutionProvider and fell back to CPU"):
         load_session("onnxruntime", path, signature, "cuda:0", ONE_THREAD)
 
 
-def test_cuda_device_number_goes_to_the_provider() -> None:
-    (cuda, options), (cpu, _) = default_providers("cuda:3")
-    assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert options["device_id"] == "3"
-    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+def test_onnxruntime_is_not_let_start_over_on_the_cpu_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    signature = read_signature(path)
+    given: list[object] = []
+    real = ort.InferenceSession
+
+    def watched(path: str, options: ort.SessionOptions, **more: object) -> ort.InferenceSession:
+        session = real(path, options, **more)
+        given.append(session._enable_fallback)
+        return session
+
+    monkeypatch.setattr(ort, "InferenceSession", watched)
+    load_session("onnxruntime", path, signature, "cpu", ONE_THREAD)
+    assert given == [False]

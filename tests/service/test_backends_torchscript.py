@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from service.backends import LoadError, SessionOptions, load_session
+from service.backends import LoadError, SessionOptions, load_session, torchscript_cuda
+from service.backends.torchscript_cuda import frozen, set_tf32
 from service.signature import Signature, TensorSpec
 from tests.service.repositories import WEIGHT, save_scripted
 
@@ -86,7 +87,73 @@ def test_cuda_without_cuda_is_an_error_and_not_the_cpu(
         load_session("torchscript", save_scripted(tmp_path), LINEAR, "cuda:0", ONE_THREAD)
 
 
-def test_providers_are_refused(tmp_path: Path) -> None:
-    options = SessionOptions(providers=(("CPUExecutionProvider", {}),))
+@pytest.mark.parametrize(
+    "options",
+    [
+        SessionOptions(providers=(("CPUExecutionProvider", {}),)),
+        SessionOptions(nhwc=True),
+        SessionOptions(memory_limit_bytes=1),
+    ],
+)
+def test_what_only_onnxruntime_has_is_refused(tmp_path: Path, options: SessionOptions) -> None:
     with pytest.raises(LoadError, match="is for the onnxruntime backend"):
         load_session("torchscript", save_scripted(tmp_path), LINEAR, "cpu", options)
+
+
+def test_missing_output_is_told_by_name(tmp_path: Path) -> None:
+    x, y, w = (TensorSpec(name, "FP32", (-1,)) for name in "xyw")
+    session = load_session(
+        "torchscript", save(Named(), tmp_path / "m.pt"), Signature((x,), (y, w)), "cpu", ONE_THREAD
+    )
+    with pytest.raises(ValueError, match="the module returned z, y; the signature names w too"):
+        session.run({"x": np.float32([1])})
+
+
+class Normed(torch.nn.Module):
+    """A convolution and its norm, which freezing folds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.norm.running_mean.normal_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def test_frozen_module_answers_alike_and_has_no_parameters_left(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = torch.jit.load(str(save(Normed().eval(), tmp_path / "m.pt"))).eval()
+    optimised, notes = frozen(module)
+    assert notes == []
+    assert list(optimised.parameters()) == []
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(optimised(x), module(x))
+
+
+def test_module_that_cannot_be_frozen_runs_as_it_is_and_says_why(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = torch.jit.load(str(save(Normed(), tmp_path / "m.pt")))  # in training mode
+    same, (note,) = frozen(module)
+    assert same is module
+    assert note.startswith("TorchScript is run as it is, not frozen and optimised: ")
+
+
+def test_tf32_is_off_unless_asked_for_and_one_setting_for_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torchscript_cuda, "_tf32", {})
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
+    set_tf32(False)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    set_tf32(False)
+    with pytest.raises(
+        LoadError, match="`session: tf32` is true here and false for another TorchScript model"
+    ):
+        set_tf32(True)
+    assert not torch.backends.cudnn.allow_tf32

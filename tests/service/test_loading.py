@@ -1,12 +1,15 @@
 """The steps to "ready", and each way to fail one."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.artifact import Artifact, read_artifact
-from service.backends import LoadError, SessionOptions
+from service.backends import LoadError, SessionOptions, Workload
+from service.backends.base import DeviceLost, OutOfMemory
 from service.loading import load_model, relative_error
 from tests.service.repositories import WEIGHT, config, save_exported, save_linear, save_lookup, save_scripted
 
@@ -72,7 +75,7 @@ def test_signature_that_the_model_does_not_keep_is_refused(tmp_path: Path) -> No
     }
     settings = config(signature=signature)
     artifact = read_artifact(tmp_path / "1", "m", "1", settings)
-    with pytest.raises(LoadError, match=r"gives output 'y' as float32 \[1, 3\]; expected FP32 \[-1, 9\]"):
+    with pytest.raises(LoadError, match=r"gives output 'y' as float32 \[32, 3\]; expected FP32 \[-1, 9\]"):
         load_model(artifact, settings, "cpu", ONE_THREAD)
 
 
@@ -88,7 +91,104 @@ def test_every_bucket_is_run_before_a_model_is_ready(folder: Path, monkeypatch: 
     monkeypatch.setattr("service.loading.load_session", lambda *_: Watched())
     settings = config(batch_buckets=[2, 5])
     load_model(read_artifact(folder, "linear", "1", settings), settings, "cpu", ONE_THREAD)
-    assert rows == [5, 2, 2, 2, 5, 5]  # the reference's 7 rows in two batches, then each bucket twice
+    assert rows == [5, 2, 5, 5, 2, 2]  # the reference's 7 rows in two batches, then each bucket twice
+
+
+class Small:
+    """The linear model on a device that has room for `room` rows, and whose outputs are its own memory."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.ran: list[int] = []
+        self._y = np.empty((64, 3), np.float32)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = len(inputs["x"])
+        if rows > self.room:
+            raise OutOfMemory(f"no room for {rows} rows")
+        self.ran.append(rows)
+        self._y[:rows] = inputs["x"] @ WEIGHT
+        return {"y": self._y[:rows]}
+
+
+def test_sizes_without_room_are_left_out_of_the_warming_and_the_model_is_served(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_exported(folder)
+    session = Small(room=3)
+    monkeypatch.setattr("service.loading.load_session", lambda *_: session)
+    load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
+    assert session.ran == [3, 3, 1, 2, 2, 1, 1]  # the reference's 7 rows, then 2 and 1 twice
+    assert "no room for a batch of 8 rows" in caplog.text
+    assert "no room for a batch of 4 rows" in caplog.text
+
+
+def test_model_without_room_for_one_row_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_exported(folder)
+    (folder / "reference.npz").unlink()
+    monkeypatch.setattr("service.loading.load_session", lambda *_: Small(room=0))
+    with pytest.raises(LoadError, match="failed while warming 1 rows: no room for 1 rows"):
+        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_lost_device_ends_the_loading(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, with_reference: bool
+) -> None:
+    save_exported(folder)
+    if not with_reference:
+        (folder / "reference.npz").unlink()
+
+    class Lost:
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            raise DeviceLost("gone")
+
+    monkeypatch.setattr("service.loading.load_session", lambda *_: Lost())
+    with pytest.raises(DeviceLost):
+        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
+
+
+@pytest.mark.parametrize(
+    ("device", "keys", "memory", "expected"),
+    [
+        ("cpu", {}, None, Workload()),
+        ("cuda:0", {}, None, Workload((1, 2, 4, 8))),
+        (
+            "cuda:0",
+            {"batch_buckets": [2, 6]},
+            {"weights_bytes": 48, "row_bytes": 28},
+            Workload((2, 6), 48, 28),
+        ),
+    ],
+)
+def test_session_is_told_its_buckets_and_what_the_manifest_measured(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    keys: dict[str, Any],
+    memory: dict[str, int] | None,
+    expected: Workload,
+) -> None:
+    manifest = save_exported(folder)
+    if memory:
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "memory": memory}))
+    told: list[Workload] = []
+
+    def load(*arguments: Any) -> Small:
+        told.append(arguments[-1])
+        return Small(room=64)
+
+    monkeypatch.setattr("service.loading.load_session", load)
+    settings = config(**keys)
+    load_model(read_artifact(folder, "linear", "1", settings), settings, device, ONE_THREAD)
+    assert told == [expected]
+
+
+def test_manifest_with_broken_memory_is_told(folder: Path) -> None:
+    manifest = save_exported(folder)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "memory": {"weights_bytes": 48}}))
+    with pytest.raises(LoadError, match="expected weights_bytes and row_bytes, whole numbers"):
+        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
 
 
 def test_model_without_reference_that_zeros_break_is_served_unwarmed(

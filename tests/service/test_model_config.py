@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.backends import SessionOptions
 from service.errors import ConfigError
 from service.model_config import KEYS, VersionPolicy, parse_model_config, read_model_config
 
@@ -20,6 +21,10 @@ version_policy: [3, 1]
 warmup: false
 session:
   threads: 3
+  cuda_graphs: false
+  tf32: true
+  nhwc: true
+  memory_limit_bytes: 1000000000
   providers: [CUDAExecutionProvider, {CPUExecutionProvider: {arena: 1}}]
 signature:
   inputs: [{name: x, datatype: FP32, shape: [-1, 4]}]
@@ -38,6 +43,18 @@ def test_no_file_means_the_defaults(tmp_path: Path) -> None:
     )
     assert config.version_policy == VersionPolicy("latest", 1)
     assert config.warmup is True
+    assert config.session == SessionOptions(None, (), cuda_graphs=True, tf32=False, nhwc=False)
+    assert config.session.memory_limit_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "instances"),
+    [({}, "cpu", 1), ({}, "cuda:1", 2), ({"instances": 1}, "cuda:0", 1), ({"instances": 3}, "cuda:0", 3)],
+)
+def test_gpu_has_two_instances_where_the_file_does_not_say(
+    given: dict[str, int], device: str, instances: int
+) -> None:
+    assert parse_model_config(given, "c").on(device).instances == instances
 
 
 def test_every_key_is_read_and_milliseconds_become_seconds(tmp_path: Path) -> None:
@@ -53,6 +70,8 @@ def test_every_key_is_read_and_milliseconds_become_seconds(tmp_path: Path) -> No
     assert config.version_policy == VersionPolicy("specific", versions=("3", "1"))
     assert config.warmup is False
     assert config.session.threads == 3
+    assert (config.session.cuda_graphs, config.session.tf32, config.session.nhwc) == (False, True, True)
+    assert config.session.memory_limit_bytes == 10**9
     assert config.session.providers == (("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {"arena": 1}))
     assert config.signature is not None
     assert str(config.signature.inputs[0]) == "x FP32 [-1, 4]"
@@ -85,6 +104,8 @@ def test_version_policy_has_four_forms(given: Any, policy: VersionPolicy) -> Non
         ({"queue": 7}, "queue is 7; expected a mapping"),
         ({"version_policy": []}, "version_policy is []; expected latest, all"),
         ({"warmup": "yes"}, "warmup is 'yes'; expected true or false"),
+        ({"session": {"tf32": 1}}, "session.tf32 is 1; expected true or false"),
+        ({"session": {"memory_limit_bytes": "2GB"}}, "session.memory_limit_bytes is '2GB'; expected a whole"),
         ({"session": {"providers": "CPU"}}, "session.providers is 'CPU'; expected a list"),
         ({"signature": {"inputs": []}}, "signature: 'outputs' is missing; expected inputs and outputs"),
         (

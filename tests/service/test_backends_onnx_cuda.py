@@ -1,0 +1,376 @@
+"""A session's way over a GPU's memory. onnxruntime is real, on its CPU provider; the CUDA calls are a fake's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from service.backends import LoadError, SessionOptions, Workload, onnx_cuda, onnxruntime_backend
+from service.backends.base import DeviceLost, OutOfMemory
+from service.backends.onnx_cuda import OnnxCudaSession, Target
+from service.backends.onnxruntime_backend import read_signature
+from tests.service.cuda_fakes import FakeCuda, Watched
+from tests.service.repositories import WEIGHT, save_linear, save_lookup, save_onnx
+
+ROWS = 8
+
+
+def opened(path: Path) -> Watched:
+    return Watched(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    return FakeCuda()
+
+
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tensors are on the device, as they are for a model that runs wholly on a GPU."""
+    places = onnx_cuda.tensor_places
+    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: dict.fromkeys(places(session), "Cuda"))
+
+
+def make(session: Any, path: Path, cuda: FakeCuda, rows: int = ROWS) -> OnnxCudaSession:
+    # onnxruntime takes the fake's device memory for the CPU's, which it is.
+    return OnnxCudaSession(session, read_signature(path), Target("cpu", 0, cuda), cuda.new_stream(), rows)
+
+
+@pytest.fixture
+def linear(tmp_path: Path, cuda: FakeCuda, on_device: None) -> OnnxCudaSession:
+    path = save_linear(tmp_path / "model.onnx")
+    return make(opened(path), path, cuda)
+
+
+def rows_of(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 3, ROWS])
+def test_batch_goes_over_the_device_and_is_waited_for_once(
+    linear: OnnxCudaSession, cuda: FakeCuda, rows: int
+) -> None:
+    x = rows_of(rows)
+    np.testing.assert_allclose(linear.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
+    assert cuda.calls == ["use", "to_device", "to_host", "synchronize"]
+    assert [size for _, size in cuda.copied] == [rows * 16]  # FP32 [rows, 4]
+
+
+def test_every_batch_has_its_own_answers_though_the_memory_stays(linear: OnnxCudaSession) -> None:
+    for seed, rows in enumerate([8, 2, 8, 1, 2, 5]):
+        x = rows_of(rows, seed)
+        np.testing.assert_allclose(linear.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
+
+
+def test_rows_gathered_in_the_sessions_own_memory_are_not_copied_on_the_host(
+    linear: OnnxCudaSession, cuda: FakeCuda
+) -> None:
+    buffers = linear.host_buffers(ROWS)
+    assert buffers is not None
+    again = linear.host_buffers(2)
+    assert again is not None
+    assert buffers["x"].ctypes.data == again["x"].ctypes.data in cuda.host
+    assert (buffers["x"].shape, again["x"].shape) == ((ROWS, 4), (2, 4))
+    buffers["x"][:3] = x = rows_of(3)
+    np.testing.assert_allclose(linear.run({"x": buffers["x"][:3]})["y"], x @ WEIGHT, rtol=1e-5)
+    assert cuda.copied == [(buffers["x"].ctypes.data, 3 * 16)]
+
+
+def test_read_only_rows_of_a_request_are_taken(linear: OnnxCudaSession) -> None:
+    x = np.frombuffer(rows_of(2).tobytes(), np.float32).reshape(2, 4)
+    np.testing.assert_allclose(linear.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
+
+
+TYPES = [
+    (TensorProto.FLOAT16, np.float16),
+    (TensorProto.DOUBLE, np.float64),
+    (TensorProto.BOOL, np.bool_),
+    (TensorProto.UINT8, np.uint8),
+    (TensorProto.INT8, np.int8),
+    (TensorProto.UINT16, np.uint16),
+    (TensorProto.INT32, np.int32),
+    (TensorProto.UINT32, np.uint32),
+    (TensorProto.INT64, np.int64),
+    (TensorProto.UINT64, np.uint64),
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), TYPES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("place", ["Cuda", "Cpu"])
+def test_every_datatype_arrives_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, dtype: type[np.generic], place: str
+) -> None:
+    specs = [helper.make_tensor_value_info(name, kind, ["rows", 3]) for name in ("x", "y")]
+    path = save_onnx(
+        tmp_path / "m.onnx", [helper.make_node("Identity", ["x"], ["y"])], specs[:1], specs[1:], {}
+    )
+    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: {"x": place, "y": place})
+    session = make(opened(path), path, FakeCuda())
+    for scale in (1, 2):  # twice: what is bound must not be a copy of the first batch
+        x = (np.arange(6).reshape(2, 3) * scale).astype(dtype)
+        y = session.run({"x": x})["y"]
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, x)
+
+
+def test_what_the_cpu_reads_and_writes_stays_on_the_host_and_no_graph_is_made(
+    tmp_path: Path, cuda: FakeCuda
+) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    session = make(opened(path), path, cuda)  # on the CPU provider, that is everything
+    x = rows_of(2)
+    np.testing.assert_allclose(session.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
+    assert not cuda.device
+    assert cuda.calls == ["use", "synchronize"]
+    assert "the CPU reads or writes x, y" in session.no_graphs
+
+
+def test_memory_of_an_unknown_kind_is_not_bound(
+    tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: {"x": "Cuda", "y": "Moon"})
+    session = make(opened(path), path, cuda)
+    assert session.host_buffers(1) is None
+    assert "Moon" in session.no_graphs
+    np.testing.assert_allclose(session.run({"x": rows_of(2)})["y"], rows_of(2) @ WEIGHT, rtol=1e-5)
+
+
+def test_larger_batch_than_there_is_memory_for_is_run_plainly(linear: OnnxCudaSession) -> None:
+    assert linear.host_buffers(ROWS + 1) is None
+    x = rows_of(ROWS + 1)
+    np.testing.assert_allclose(linear.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
+
+
+def test_model_of_any_dims_is_run_plainly(tmp_path: Path, cuda: FakeCuda, on_device: None) -> None:
+    path = save_lookup(tmp_path / "model.onnx")
+    session = make(opened(path), path, cuda)
+    assert session.host_buffers(1) is None
+    assert session.run({"index": np.array([[1, 2]])})["y"].tolist() == [[[2, 3], [4, 5]]]
+    assert not cuda.host
+    assert not cuda.device
+
+
+def test_output_of_other_dims_than_declared_fails_the_run(
+    tmp_path: Path, cuda: FakeCuda, on_device: None
+) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 2])
+    path = save_onnx(
+        tmp_path / "m.onnx",
+        [helper.make_node("Concat", ["x", "x"], ["y"], axis=0)],
+        [x],
+        [y],
+        {},
+    )
+    session = make(opened(path), path, cuda)
+    with pytest.raises(Exception, match="shape"):
+        session.run({"x": np.zeros((2, 2), np.float32)})
+
+
+def test_two_sessions_share_neither_stream_nor_memory(
+    tmp_path: Path, cuda: FakeCuda, on_device: None
+) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    first, second = make(opened(path), path, cuda), make(opened(path), path, cuda)
+    assert (len(cuda.streams), len(cuda.host), len(cuda.device)) == (2, 4, 4)
+    answers = first.run({"x": rows_of(2)})["y"]
+    second.run({"x": rows_of(2, seed=1)})
+    np.testing.assert_allclose(answers, rows_of(2) @ WEIGHT, rtol=1e-5)
+
+
+def test_no_room_in_a_run_is_told_and_the_session_stays_usable(tmp_path: Path, on_device: None) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    watched = opened(path)
+    session = make(watched, path, FakeCuda())
+    watched.error = RuntimeError("Available memory of 512 is smaller than requested bytes of 1024")
+    with pytest.raises(OutOfMemory, match="smaller than requested"):
+        session.run({"x": rows_of(4)})
+    watched.error = None
+    np.testing.assert_allclose(session.run({"x": rows_of(2)})["y"], rows_of(2) @ WEIGHT, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED", "anything"])
+def test_device_that_is_lost_is_told_whatever_the_run_said(
+    tmp_path: Path, cuda: FakeCuda, on_device: None, text: str
+) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    watched = opened(path)
+    session = make(watched, path, cuda)
+    watched.error, cuda.broken = RuntimeError(text), 700
+    with pytest.raises(DeviceLost, match="CUDA status 700: an illegal memory access"):
+        session.run({"x": rows_of(4)})
+
+
+def test_device_lost_while_a_batch_is_waited_for_gives_no_answers(
+    linear: OnnxCudaSession, cuda: FakeCuda
+) -> None:
+    cuda.broken = 719
+    with pytest.raises(DeviceLost):
+        linear.run({"x": rows_of(1)})
+
+
+def test_closed_session_has_given_everything_back(linear: OnnxCudaSession, cuda: FakeCuda) -> None:
+    linear.run({"x": rows_of(1)})
+    linear.close()
+    linear.close()
+    assert not cuda.host
+    assert not cuda.device
+    assert not cuda.streams
+
+
+def test_session_that_finds_no_memory_keeps_none(tmp_path: Path, on_device: None) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    cuda = FakeCuda(room=ROWS * 16)  # for the input only
+    with pytest.raises(OutOfMemory):
+        make(opened(path), path, cuda)
+    assert not cuda.host
+    assert not cuda.device
+
+
+def test_captured_sizes_are_replayed_by_their_ids_and_others_are_not(
+    tmp_path: Path, cuda: FakeCuda, on_device: None
+) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    watched = opened(path)
+    session = make(watched, path, cuda)
+    for rows in (8, 2):
+        session.capture(rows)
+    for rows in (2, 5, 8):
+        x = rows_of(rows, seed=rows)
+        np.testing.assert_allclose(session.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
+    assert watched.graphs == ["8", "2", "2", "-1", "8"]
+    assert not cuda.captures_ended
+
+
+def test_capture_that_fails_is_ended_for_the_sake_of_other_models(
+    tmp_path: Path, cuda: FakeCuda, on_device: None
+) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    watched = opened(path)
+    session = make(watched, path, cuda)
+    watched.error = RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
+    with pytest.raises(RuntimeError, match="900"):
+        session.capture(8)
+    assert cuda.captures_ended == 1
+
+
+# Opening, with and without graphs ------------------------------------------------------------------------
+
+Open = Callable[[bool], Any]
+
+
+@pytest.fixture
+def providers_seen(monkeypatch: pytest.MonkeyPatch, on_device: None) -> list[dict[str, Any]]:
+    """The options that the CUDA provider would have had, by opening; the CPU's provider runs in its place."""
+    seen: list[dict[str, Any]] = []
+    real = onnxruntime_backend._open
+
+    def on_cpu(path: Path, providers: Any, threads: int) -> Any:
+        seen.append(dict(providers[0][1]))
+        return Watched(real(path, [("CPUExecutionProvider", {})], threads))
+
+    monkeypatch.setattr(onnxruntime_backend, "_open", on_cpu)
+    monkeypatch.setattr(
+        Watched, "get_providers", lambda _: ["CUDAExecutionProvider", "CPUExecutionProvider"], raising=False
+    )
+    return seen
+
+
+def load(
+    path: Path, cuda: FakeCuda, options: SessionOptions | None = None, workload: Workload | None = None
+) -> OnnxCudaSession:
+    return onnxruntime_backend._load_on(
+        Target("cpu", 0, cuda),
+        path,
+        read_signature(path),
+        options or SessionOptions(threads=1),
+        workload or Workload((1, 4, 8)),
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return save_linear(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def signature_of_files(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """read_signature before anything of the opening is replaced."""
+    signature = read_signature(path)
+    monkeypatch.setattr("tests.service.test_backends_onnx_cuda.read_signature", lambda _: signature)
+
+
+@pytest.mark.usefixtures("signature_of_files")
+class TestOpening:
+    def test_every_bucket_is_captured_before_the_model_is_ready(
+        self, path: Path, cuda: FakeCuda, providers_seen: list[dict[str, Any]]
+    ) -> None:
+        session = load(path, cuda)
+        assert session.notes == ("CUDA graphs for batches of 1, 4, 8 rows",)
+        (options,) = providers_seen
+        assert options["enable_cuda_graph"] == "1"
+        assert int(options["user_compute_stream"]) in cuda.streams
+        assert session._session.graphs == ["8", "4", "1"]
+        np.testing.assert_allclose(session.run({"x": rows_of(4)})["y"], rows_of(4) @ WEIGHT, rtol=1e-5)
+
+    def test_model_that_cannot_be_captured_is_opened_anew_without_graphs_and_says_why(
+        self,
+        path: Path,
+        cuda: FakeCuda,
+        providers_seen: list[dict[str, Any]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def cannot(self: OnnxCudaSession, rows: int) -> None:
+            raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
+
+        monkeypatch.setattr(OnnxCudaSession, "capture", cannot)
+        session = load(path, cuda)
+        assert [options["enable_cuda_graph"] for options in providers_seen] == ["1", "0"]
+        assert session.notes == (
+            "CUDA graphs are not used: CUDA failure 900: operation not permitted when stream is capturing",
+        )
+        assert len(cuda.streams) == 1  # the stream of the failed capture is gone
+        assert session.host_buffers(8) is not None
+        np.testing.assert_allclose(session.run({"x": rows_of(4)})["y"], rows_of(4) @ WEIGHT, rtol=1e-5)
+        assert session._session.graphs == ["-1"]
+
+    def test_no_room_for_the_batches_is_a_load_error_that_names_the_mend(
+        self, path: Path, providers_seen: list[dict[str, Any]]
+    ) -> None:
+        cuda = FakeCuda(room=8)
+        with pytest.raises(
+            LoadError, match=r"no room on cpu:0 for a batch of 8 rows .*; lower max_batch_size"
+        ):
+            load(path, cuda)
+        assert not cuda.streams
+        assert not cuda.host
+
+    def test_file_that_does_not_open_leaves_no_stream_behind(
+        self, path: Path, cuda: FakeCuda, providers_seen: list[dict[str, Any]]
+    ) -> None:
+        path.write_bytes(b"not a model")
+        with pytest.raises(LoadError, match="is not a model that onnxruntime can load"):
+            load(path, cuda)
+        assert not cuda.streams
+
+    def test_providers_of_the_operators_own_run_as_they_say_without_bound_memory(
+        self, path: Path, cuda: FakeCuda, providers_seen: list[dict[str, Any]]
+    ) -> None:
+        options = SessionOptions(
+            threads=1,
+            providers=(("TensorrtExecutionProvider", {"trt_fp16_enable": 1}), ("CUDAExecutionProvider", {})),
+        )
+        with pytest.raises(LoadError, match="could not use TensorrtExecutionProvider"):
+            load(path, cuda, options)
+        session = load(
+            path, cuda, SessionOptions(1, (("CUDAExecutionProvider", {"user_compute_stream": "7"}),))
+        )
+        assert session.host_buffers(1) is None
+        assert session.notes == (
+            "CUDA graphs are not used: `session: providers` in config.yaml decides how the model runs",
+        )
