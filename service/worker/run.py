@@ -191,8 +191,8 @@ class BatchRunner:
         self._retried(_overlapping(tickets, at, at + rows))
         _log.warning(
             "model %s: %s has no room for a batch of %d rows (%s); they are run again in batches of %d at most, and so "
-            "are others; if it stays so, set a smaller max_batch_size or fewer instances, serve fewer models, or raise "
-            "the session's memory limit",
+            "are others; if it stays so, set a smaller max_batch_size, fewer instances or a larger "
+            "session.memory_limit_bytes in config.yaml, or serve fewer models on the device",
             *(self._model, self._device, size, error, limit),
         )
         return limit

@@ -145,7 +145,7 @@ async def test_each_lowering_is_one_warning_that_names_model_device_rows_and_men
     assert "batches of 4 at most" in text
     assert "max_batch_size" in text
     assert "fewer instances" in text
-    assert "memory limit" in text
+    assert "session.memory_limit_bytes" in text
 
 
 @on_loop
