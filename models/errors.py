@@ -46,6 +46,10 @@ class NotCapturable(ExportError):
     """torch.export cannot capture the network (for example, control flow that depends on values)."""
 
 
+class PrecisionNotUsable(ExportError):
+    """The precision asked for is none that we write, or does not go with another setting."""
+
+
 class NameNotUsable(ExportError):
     """A model name or version cannot be the name of a folder in a repository (a slash, for example)."""
 

@@ -74,8 +74,9 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
     if manifest:
         yield (
             f"  from     {manifest.get('source', '?')}, exported {manifest.get('created', '?')}, "
-            f"opset {manifest.get('opset', '?')}, {_parameters(manifest.get('parameter_count'))}"
+            f"{_opset(manifest)}, {_parameters(manifest.get('parameter_count'))}"
         )
+        yield from _precision_lines(manifest)
     else:
         yield f"  from     {artifact.file.name}, not exported by foldserve: no fold, parity or hashes to show"
     for spec in artifact.signature.inputs:
@@ -91,6 +92,23 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
     tools = manifest.get("tool_versions")
     if tools:
         yield "  tools    " + ", ".join(f"{name} {version}" for name, version in tools.items())
+
+
+def _opset(manifest: Mapping[str, Any]) -> str:
+    opset = manifest.get("opset", "?")
+    return "no ONNX file" if opset is None else f"opset {opset}"
+
+
+def _precision_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    if "precision" not in manifest:
+        return
+    memory = manifest["memory"]
+    yield (
+        f"  computes {manifest['precision']}, weights {_size(memory['weights_bytes'])}, "
+        f"at most {_size(memory['row_bytes'])} for each row"
+    )
+    for kept in manifest["kept_fp32"]:
+        yield f"           in fp32 {kept['where']}: {kept['reason']}"
 
 
 def _fold_lines(fold: Mapping[str, Any] | None) -> Iterator[str]:

@@ -5,10 +5,13 @@
  2. capture.py, cleaning.py       one graph of ATen operators with symbolic rows, or a refusal with the mend
  3. reference.py, sampling.py     the eager network's answers in float64, on the example and on fresh inputs
  4. fold/                         batch norms into the weights around them, proved in float64
- 5. to_torchscript.py, to_onnx.py both files from the folded graph
- 6. verify.py, difference.py      both files against the eager answers; first_difference.py names the guilty
+ 5. precision.py, mixed.py,       fp16 or bf16 where asked for: which operators, and the casts between them
+    convert.py
+ 6. to_torchscript.py, to_onnx.py both files from that graph
+ 7. verify.py, difference.py      both files against the eager answers; first_difference.py names the guilty
     layer
- 7. manifest.py, artifact.py      manifest.json and reference.npz; renamed into place in one step
+ 8. memory.py, manifest.py,       bytes of weights and of a row; manifest.json and reference.npz; renamed into
+    artifact.py                   place in one step
 
 The order is a table in pipeline.py. The command line is cli.py.
 """

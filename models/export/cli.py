@@ -79,6 +79,13 @@ class ExportCommand:
             help="rows of the largest batch that is served and verified (default: 32)",
         )
         parser.add_argument("--opset", metavar="N", type=int, help="the ONNX operator set (default: 18)")
+        parser.add_argument(
+            "--precision",
+            metavar="fp32|fp16|bf16",
+            default="fp32",
+            help="of the weights and of most computing; inputs and outputs keep their types; bf16 writes the "
+            "TorchScript file alone (default: fp32)",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Export, and print the table. Returns the exit code; every ExportError is told on stderr, in
@@ -160,6 +167,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
         input_names=input_names,
         max_batch_size=DEFAULT_MAX_BATCH_SIZE if args.max_batch_size is None else args.max_batch_size,
         opset=args.opset,
+        precision=args.precision,
         source=target.source,
         progress=progress,
     )
@@ -177,13 +185,26 @@ def table(result: "ExportResult") -> str:
         ("batch norms", f"{fold['found']} found, {fold['folded']} folded, {len(fold['left'])} left"),
         *(("", f"left: {left['where']}: {left['reason']}") for left in fold["left"]),
         ("fold, float64", _parity(report["parity"]["fold_float64"])),
+        ("precision", report["precision"]),
+        *(("", f"in fp32: {kept['where']}: {kept['reason']}") for kept in report["kept_fp32"]),
         ("TorchScript", _parity(report["parity"]["torchscript"])),
-        ("ONNX", f"{_parity(report['parity']['onnx'])}, opset {report['opset']}"),
+        ("ONNX", _onnx(report)),
+        ("memory", _memory(report["memory"])),
         ("sizes", ", ".join(f"{name} {_size(entry['size'])}" for name, entry in report["files"].items())),
         ("time", f"{sum(result.seconds.values()):.1f} s, {_slowest(result.seconds)}"),
     ]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def _onnx(report: Mapping[str, Any]) -> str:
+    if "onnx" in report["parity"]:
+        return f"{_parity(report['parity']['onnx'])}, opset {report['opset']}"
+    return f"no file: ONNX Runtime's CPU provider has no {report['precision']} kernels, so it could not be compared"
+
+
+def _memory(memory: Mapping[str, int]) -> str:
+    return f"weights {_size(memory['weights_bytes'])}, and {_size(memory['row_bytes'])} at most for each row of a batch"
 
 
 def _signature(specs: Sequence[Mapping[str, Any]]) -> str:

@@ -4,8 +4,8 @@
     GPU after   eval_copy   the same computation, eval mode, CPU, every floating parameter and buffer in
     float32
 
-The module given is only read. Networks in half, bfloat16 or float64 are exported in float32: float32 is what
-the parity gate compares and what every runtime serves; half-precision artifacts are not written here.
+The module given is only read. Networks in half, bfloat16 or float64 are captured and folded in float32 too;
+the precision of the files is a setting of its own (convert.py), measured against this copy.
 """
 
 import copy

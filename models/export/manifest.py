@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from models.export.artifact import sha256_and_size
 from models.export.capture import CapturedGraph
+from models.export.convert import KeptWide
 from models.export.datatypes import OIP_WORDS
 from models.export.fold import FoldReport
+from models.export.memory import Memory
+from models.export.precision import Precision
 from models.export.verify import Parity
 
 FORMAT_VERSION = 1
@@ -30,7 +33,10 @@ def manifest(
     version: int,
     source: str,
     captured: CapturedGraph,
-    opset: int,
+    opset: int | None,
+    precision: Precision,
+    kept: Sequence[KeptWide],
+    memory: Memory,
     max_batch_size: int,
     parameters: int,
     fold: FoldReport,
@@ -39,8 +45,11 @@ def manifest(
 ) -> dict[str, Any]:
     """The content of manifest.json. files are hashed now, so they must be complete.
 
-    parity: "torchscript", "onnx" and "fold_float64"; the last is relative only, its scale is float64's.
+    opset: None where there is no ONNX file. kept: what stays in float32 in a lower precision, for reasons of this
+    network. parity: "torchscript" and "onnx" for each file that is there, and "fold_float64", which is relative only:
+    its scale is float64's.
     """
+    of_files = {form: parity[form].to_manifest() for form in ("torchscript", "onnx") if form in parity}
     of_fold = parity["fold_float64"].to_manifest()
     del of_fold["max_abs"]
     return {
@@ -52,8 +61,11 @@ def manifest(
         "inputs": _specs(captured, "placeholder", captured.input_names),
         "outputs": _specs(captured, "output", captured.output_names),
         "opset": opset,
+        "precision": precision.word,
+        "kept_fp32": [{"where": one.where, "reason": one.reason} for one in kept],
         "tool_versions": tool_versions(),
         "max_batch_size": max_batch_size,
+        "memory": memory.to_manifest(),
         "files": {path.name: _file_entry(path) for path in files},
         "parameter_count": parameters,
         "fold": {
@@ -61,11 +73,7 @@ def manifest(
             "folded": fold.folded,
             "left": [{"where": left.where, "reason": left.reason} for left in fold.left],
         },
-        "parity": {
-            "torchscript": parity["torchscript"].to_manifest(),
-            "onnx": parity["onnx"].to_manifest(),
-            "fold_float64": of_fold,
-        },
+        "parity": {**of_files, "fold_float64": of_fold},
     }
 
 

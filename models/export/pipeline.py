@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from torch import Tensor, fx, nn
 
 from models.errors import BadExample
 from models.export.artifact import check_free, check_name, check_version, new_version
 from models.export.capture import CapturedGraph, capture
+from models.export.convert import Converted, convert, without_unused
 from models.export.copying import double_graph, eval_copy
 from models.export.example import Example, read_example
 from models.export.first_difference import with_every_value
 from models.export.fold import FoldReport, fold_batch_norms
 from models.export.manifest import count_parameters, manifest, write_manifest, write_reference
+from models.export.memory import measure_memory
+from models.export.precision import FP32, Precision, check_precision
 from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
@@ -44,10 +46,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A finished version in a repository. report: the manifest's content. seconds: per step, in order."""
+    """A finished version in a repository. report: the manifest's content. seconds: per step, in order.
+
+    onnx_path: None where the precision has no ONNX file (bf16).
+    """
 
     folder: Path
-    onnx_path: Path
+    onnx_path: Path | None
     torchscript_path: Path
     reference_path: Path
     manifest: Path
@@ -69,6 +74,7 @@ class Job:
     output_names: Sequence[str] | None
     max_batch_size: int
     opset: int | None
+    precision: Precision
     folder: Path
     example: Example = field(init=False)
     copy: nn.Module = field(init=False)
@@ -79,7 +85,8 @@ class Job:
     folded: CapturedGraph = field(init=False)
     folded_double: fx.GraphModule = field(init=False)
     fold: FoldReport = field(init=False)
-    onnx_model: onnx.ModelProto = field(init=False)
+    converted: Converted = field(init=False)
+    onnx_model: onnx.ModelProto | None = None
     parity: dict[str, Parity] = field(default_factory=dict)
     report: dict[str, Any] = field(init=False)
 
@@ -105,19 +112,27 @@ def _run_eager(job: Job) -> None:
 def _fold(job: Job) -> None:
     graph_module = copy.deepcopy(job.captured.graph_module)
     job.fold = fold_batch_norms(graph_module)
-    job.folded = job.captured.with_graph(_without_unused(graph_module))
+    job.folded = job.captured.with_graph(without_unused(graph_module))
     folded_double = copy.deepcopy(job.double)
     fold_batch_norms(folded_double)
-    job.folded_double = _without_unused(folded_double)
+    job.folded_double = without_unused(folded_double)
     job.parity["fold_float64"] = check_fold(job.double, job.folded_double, job.cases)
 
 
+def _convert(job: Job) -> None:
+    # The large case holds the rows of the others again: it would show no other numbers.
+    batches = [case.inputs for case in job.cases if case.rows <= max(ROW_COUNTS) or not case.fresh]
+    job.converted = convert(job.folded, job.precision, batches)
+
+
 def _write_torchscript(job: Job) -> None:
-    save_torchscript(to_torchscript(job.folded.graph_module), job.folder / "model.pt")
+    save_torchscript(to_torchscript(job.converted.captured.graph_module), job.folder / "model.pt")
 
 
 def _write_onnx(job: Job) -> None:
-    job.onnx_model = to_onnx(job.folded, job.opset)
+    if not job.precision.onnx:  # precision.py says why
+        return
+    job.onnx_model = to_onnx(job.converted.captured, job.opset)
     save_onnx(job.onnx_model, job.folder / "model.onnx")
 
 
@@ -125,12 +140,13 @@ def _verify_torchscript(job: Job) -> None:
     scripted = load_torchscript(job.folder / "model.pt")
     for _ in range(2):  # TorchScript optimises after its first runs; what serves is the optimised form
         run_torchscript(scripted, job.cases[0].inputs)
-    every, names = with_every_value(job.folded.graph_module)
+    every, names = with_every_value(job.converted.captured.graph_module)
     job.parity["torchscript"] = check_file(
         "TorchScript",
         lambda inputs: run_torchscript(scripted, inputs),
         job.cases,
         job.captured.output_names,
+        job.precision,
         locate_in_graph(
             job.folded_double, names, lambda inputs: run_torchscript(to_torchscript(every), inputs)
         ),
@@ -138,11 +154,13 @@ def _verify_torchscript(job: Job) -> None:
 
 
 def _verify_onnx(job: Job) -> None:
+    if job.onnx_model is None:
+        return
     session = load_onnx(job.folder / "model.onnx")
-    every, names = with_every_value(job.folded.graph_module)
+    every, names = with_every_value(job.converted.captured.graph_module)
 
     def run_every(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        captured = job.folded.with_graph(every, output_names=names)
+        captured = job.converted.captured.with_graph(every, output_names=names)
         return run_onnx(onnx_session(to_onnx(captured, job.opset)), inputs)
 
     job.parity["onnx"] = check_file(
@@ -150,6 +168,7 @@ def _verify_onnx(job: Job) -> None:
         lambda inputs: run_onnx(session, inputs),
         job.cases,
         job.captured.output_names,
+        job.precision,
         locate_in_graph(job.folded_double, names, run_every),
     )
 
@@ -162,21 +181,27 @@ def _describe(job: Job) -> None:
         version=job.version,
         source=job.source,
         captured=job.captured,
-        opset=opset_of(job.onnx_model),
+        opset=None if job.onnx_model is None else opset_of(job.onnx_model),
+        precision=job.precision,
+        kept=job.converted.kept,
+        memory=measure_memory(job.converted.captured),
         max_batch_size=job.max_batch_size,
         parameters=count_parameters(job.module),
         fold=job.fold,
         parity=job.parity,
-        files=[job.folder / name for name in ("model.onnx", "model.pt", "reference.npz")],
+        files=[path for name in _FILES if (path := job.folder / name).exists()],
     )
     write_manifest(job.report, job.folder / "manifest.json")
 
+
+_FILES = ("model.onnx", "model.pt", "reference.npz")
 
 STEPS: tuple[tuple[str, Callable[[Job], None]], ...] = (
     ("copy", _copy),  # first: from here on the user's module is only counted
     ("capture", _capture),
     ("run eager", _run_eager),  # before the fold: a network that cannot be served at all is told so at once
     ("fold", _fold),  # in float64 and float32; the float64 gate ends here, before any file is written
+    ("set precision", _convert),  # behind the gate: the errors of a fold and of rounding are told apart
     ("write TorchScript", _write_torchscript),
     ("write ONNX", _write_onnx),
     ("verify TorchScript", _verify_torchscript),  # the files as a server loads them, not what they came from
@@ -197,13 +222,14 @@ def export_model(
     output_names: Sequence[str] | None = None,
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
     opset: int | None = None,
+    precision: str = FP32.word,
     source: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExportResult:
     """Fold, write and verify module as <destination>/<name>/<version>/; module itself is unchanged.
 
     Args:
-        module: any nn.Module, in any mode; exported in eval mode, on the CPU, in float32.
+        module: any nn.Module, in any mode; exported in eval mode, on the CPU.
         example_inputs: a tuple, one entry per argument of forward; tensors, or dicts, lists, tuples of
         tensors. Dim 0
             of every tensor is the rows. Integers show the range of valid values.
@@ -215,12 +241,14 @@ def export_model(
             or y0, y1, ...).
         max_batch_size: rows of the largest batch that a server will run; verified as such.
         opset: the ONNX operator set, default 18.
+        precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
         source: what the manifest says the network came from; default the class of module.
         progress: called when a step begins and when it has ended.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
     """
     repository, number = Path(destination), check_version(version)
     _check_settings(module, check_name(name), max_batch_size)
+    chosen = check_precision(precision, opset)
     check_free(repository, name, number)
     seconds: dict[str, float] = {}
     with new_version(repository, name, number) as folder:
@@ -235,6 +263,7 @@ def export_model(
             output_names,
             max_batch_size,
             opset,
+            chosen,
             folder,
         )
         for index, (step, run) in enumerate(STEPS, start=1):
@@ -258,7 +287,7 @@ def _check_settings(module: object, name: str, max_batch_size: object) -> None:
 def _result(folder: Path, report: dict[str, Any], seconds: dict[str, float]) -> ExportResult:
     return ExportResult(
         folder=folder,
-        onnx_path=folder / "model.onnx",
+        onnx_path=folder / "model.onnx" if "model.onnx" in report["files"] else None,
         torchscript_path=folder / "model.pt",
         reference_path=folder / "reference.npz",
         manifest=folder / "manifest.json",
@@ -270,15 +299,3 @@ def _result(folder: Path, report: dict[str, Any], seconds: dict[str, float]) -> 
 def _tell(progress: Callable[[Progress], None] | None, event: Progress) -> None:
     if progress is not None:
         progress(event)
-
-
-def _without_unused(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph around only the weights that it reads: the folded ones have replaced others."""
-    graph_module.graph.eliminate_dead_code()
-    for node in list(graph_module.graph.nodes):
-        if node.op == "get_attr" and not node.users:
-            graph_module.graph.erase_node(node)
-    with torch.no_grad():
-        slim = fx.GraphModule(graph_module, graph_module.graph, class_name="FoldedNetwork")
-    slim.eval()
-    return slim

@@ -25,6 +25,9 @@ def exported(folder, **changes):
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
         "opset": 20,
+        "precision": "fp16",
+        "kept_fp32": [{"where": "head", "reason": "its results go up to 1e+05"}],
+        "memory": {"weights_bytes": 3 * 2**20, "row_bytes": 1536},
         "tool_versions": {"torch": "2.13.0", "onnx": "1.23.2"},
         "max_batch_size": 32,
         "files": {"model.onnx": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}},
@@ -54,6 +57,11 @@ def shown(target):
     return code, out.getvalue()
 
 
+def test_a_version_without_an_onnx_file_says_so(tmp_path):
+    exported(tmp_path / "linear" / "1", opset=None)
+    assert "exported 2026-01-02T03:04:05Z, no ONNX file, " in shown(tmp_path)[1]
+
+
 def test_a_version_is_described(repository):
     code, text = shown(repository / "linear" / "2")
     assert code == 0
@@ -62,6 +70,8 @@ def test_a_version_is_described(repository):
         "from     linear, exported 2026-01-02T03:04:05Z, opset 20, 12,345 parameters",
         "input    x FP32 [-1, 4]",
         "output   y FP32 [-1, 3]",
+        "computes fp16, weights 3.0 MiB, at most 1.5 KiB for each row",
+        "in fp32 head: its results go up to 1e+05",
         "fold     3 batch norms found, 2 folded, 1 left",
         "left layer1.bn: it feeds two places",
         "parity   onnx: max absolute 1.5e-07, max relative 2.5e-07, tolerance 0.0001, rows tried 1, 2, 7, 32",

@@ -31,8 +31,8 @@ def test_export_prints_the_table_and_plain_progress_lines(tmp_path, capsys):
     assert "0 found, 0 folded, 0 left" in out
     assert "inputs         x FP32 -1x10" in out
     assert "tolerance 1e-04, rows 1, 2, 7, 32, opset 18" in out
-    assert err.splitlines()[0].startswith("[1/9] copy: ")
-    assert len(err.splitlines()) == 9
+    assert err.splitlines()[0].startswith("[1/10] copy: ")
+    assert len(err.splitlines()) == 10
     assert "\x1b" not in err
     assert json.loads((tmp_path / "mlp" / "1" / "manifest.json").read_text())["source"] == "mlp"
 
