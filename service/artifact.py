@@ -21,7 +21,8 @@ REFERENCE: Final = "reference.npz"
 FORMAT_VERSION: Final = 1
 _CHUNK_BYTES = 2**20
 _SHOWN: Final = (
-    "created", "source", "opset", "precision", "kept_fp32", "parameter_count", "memory", "fold", "parity", "tool_versions",
+    "created", "source", "opset", "precision", "kept_fp32", "parameter_count", "memory", "fold", "parity",
+    "tool_versions",
 )  # fmt: skip
 """What of the manifest GET /info shows."""
 
