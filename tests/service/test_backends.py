@@ -1,14 +1,17 @@
 """The table of backends, the choice of devices, the count of cores."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from service.backends import BACKENDS, LoadError, SessionOptions, load_session
 from service.backends.base import usable_cores
-from service.backends.devices import CudaState, choose_devices, cuda_state
+from service.backends.cuda_probe import CudaState
+from service.backends.devices import choose_devices, cuda_state
 from service.errors import ConfigError
 from service.signature import Signature, TensorSpec
 
@@ -69,6 +72,66 @@ def test_gpus_are_taken_as_named(wanted: str, names: tuple[str, ...]) -> None:
 def test_gpu_that_is_not_there_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="there is no GPU 3, 7; expected numbers from 0 to 1"):
         choose_devices("cuda:0,3,7", lambda: CudaState(2))
+
+
+def test_only_gpu_is_named_when_another_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="there is no GPU 1; expected only cuda:0"):
+        choose_devices("cuda:1", lambda: CudaState(1))
+
+
+PARTLY = CudaState(3, uuids=("GPU-a", "GPU-b", "GPU-c"), broken={1: "a first run on the GPU failed: so"})
+
+
+def test_devices_carry_the_uuids_by_which_nvml_knows_them() -> None:
+    assert choose_devices("cuda:2,0", lambda: PARTLY).uuids == {"cuda:2": "GPU-c", "cuda:0": "GPU-a"}
+    assert choose_devices("cpu").uuids == {}
+
+
+def test_auto_leaves_out_a_gpu_that_does_not_work_and_says_so() -> None:
+    devices = choose_devices("auto", lambda: PARTLY)
+    assert devices.names == ("cuda:0", "cuda:2")
+    assert devices.uuids == {"cuda:0": "GPU-a", "cuda:2": "GPU-c"}
+    assert devices.note == "cuda, 2 GPU(s) found; left out: cuda:1: a first run on the GPU failed: so"
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:0,1"])
+def test_gpu_that_is_asked_for_and_does_not_work_is_an_error(wanted: str) -> None:
+    with pytest.raises(ConfigError, match="cuda:1: a first run on the GPU failed: so; mend that, name other"):
+        choose_devices(wanted, lambda: PARTLY)
+
+
+def test_gpu_that_works_is_served_on_beside_one_that_does_not() -> None:
+    assert choose_devices("cuda:0", lambda: PARTLY).names == ("cuda:0",)
+
+
+def test_auto_goes_to_the_cpu_when_no_gpu_works() -> None:
+    devices = choose_devices("auto", lambda: CudaState(1, broken={0: "a first run on the GPU failed: so"}))
+    assert devices.names == ("cpu",)
+    assert devices.note.endswith("cuda:0: a first run on the GPU failed: so")
+
+
+def test_answer_of_the_trying_process_is_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        answer = json.dumps(asdict(PARTLY))
+        return subprocess.CompletedProcess([], 0, f"Failed to load libx.so\n{answer}\n", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert cuda_state() == PARTLY
+
+
+def test_trying_process_that_crashes_is_told_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -11, "", "Segmentation fault")
+    )
+    assert cuda_state() == CudaState(0, "trying CUDA ended with exit code -11: Segmentation fault")
+
+
+def test_trying_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("python", 120)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    assert cuda_state() == CudaState(0, "trying CUDA took longer than 120 s")
 
 
 @pytest.mark.parametrize("wanted", ["gpu", "cuda:", "cuda:a", "cpu:0", ""])
