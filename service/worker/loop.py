@@ -103,7 +103,7 @@ class InstanceLoop:
         most = self._runner.max_batch_size
         rows = sum(ticket.rows for ticket in batch)
         self._averages.add(time.monotonic() - began, rows)
-        padding = self._runner.bucket(rows) - rows
+        padding = self._runner.padding(rows)
         self._metrics.batch_finished(*self._model, rows, padding, "full" if rows >= most else reason)
 
 

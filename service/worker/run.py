@@ -76,6 +76,11 @@ class BatchRunner:
         """The batch size that `rows` rows are run at."""
         return bucket_for(rows, self._buckets)
 
+    def padding(self, rows: int) -> int:
+        """Rows that are added to a batch of `rows`, whose full pieces need none."""
+        rest = rows if rows <= self.max_batch_size else rows % self.max_batch_size
+        return self.bucket(rest) - rest if rest else 0
+
     def run(self, tickets: Sequence[Ticket], taken_ns: int) -> None:
         """Run tickets that share their dynamic dims and fit into one batch, or one that is larger; settle each.
 

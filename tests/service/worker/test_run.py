@@ -29,6 +29,7 @@ async def test_request_above_the_batch_size_is_split_and_rejoined() -> None:
     rig.dispatcher.receive()
     assert request.right
     assert [len(batch) for batch in worker.sessions[0].batches] == [8, 8, 4]
+    assert worker.metrics.batches == [(19, 1, "full")]
 
 
 @on_loop
