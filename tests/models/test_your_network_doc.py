@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.export.cli import main
 from models.export.to_torchscript import load_torchscript
 from models.image_input import ImageInput
 from models.registry import resolve
@@ -40,6 +41,18 @@ def test_export_of_the_page_keeps_rows_and_steps_dynamic_and_leaves_no_norm(code
     x = torch.randn(5, 17, 40)
     assert scripted(x).shape == (5, 3)
     assert "batch_norm" not in str(scripted.inlined_graph)
+
+
+def test_table_of_an_fp16_export_is_the_one_that_the_page_shows(tmp_path, monkeypatch, capsys):
+    # What rounds or takes time differs from machine to machine; labels, sizes in memory and signature do not.
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```\n\$ foldserve (export digits .*?)```", PAGE.read_text(), re.DOTALL)
+    command, *shown = block.splitlines()
+    assert main(command.split()[1:]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in printed] == [line.split("  ")[0] for line in shown]
+    exact = ("network", "written", "inputs", "outputs", "batch norms", "precision", "memory")
+    assert [x for x in printed if x.startswith(exact)] == [x for x in shown if x.startswith(exact)]
 
 
 def test_pictures_of_the_page_are_bytes(code):
