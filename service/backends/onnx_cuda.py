@@ -13,7 +13,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -23,9 +23,11 @@ from service.backends.cuda_runtime import Cuda
 from service.signature import ANY, Signature, TensorSpec
 
 _NO_GRAPH = -1  # onnxruntime's id for a run that neither records nor replays
-# onnxruntime's names for kinds of memory
-_ON_DEVICE = ("Cuda",)
-_ON_HOST = ("Cpu", "CudaPinned")
+# Of onnxruntime's OrtMemoryInfo: the names of host memory, CudaPinned being page-locked; and of a GPU's own memory.
+_HOST_NAMES = ("Cpu", "CudaPinned")
+_DEVICE_NAME, _NVIDIA = "Cuda", 0x10DE
+
+Place = Literal["device", "host", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,12 @@ class OnnxCudaSession:
     def _prepare(self, signature: Signature) -> None:
         """Take the memory of all inputs and outputs, for the largest batch."""
         places = tensor_places(self._session)
-        unknown = {name: place for name, place in places.items() if place not in _ON_HOST + _ON_DEVICE}
-        if unknown:
+        if unknown := [name for name, place in places.items() if place == "unknown"]:
+            # Bound in the wrong place, an input would be copied once, when it is bound, and never again.
             self._rows = 0
-            self.no_graphs = f"onnxruntime keeps tensors in memory of unknown kinds: {unknown}"
+            self.no_graphs = f"onnxruntime does not tell where it keeps {', '.join(unknown)}"
             return
-        on_host = [name for name, place in places.items() if place in _ON_HOST]
+        on_host = [name for name, place in places.items() if place == "host"]
         if on_host:
             self.no_graphs = (
                 f"the CPU reads or writes {', '.join(on_host)}, and what it does no graph repeats"
@@ -214,16 +216,20 @@ class OnnxCudaSession:
         return _Tensor(spec, host, on_device)
 
 
-def tensor_places(session: ort.InferenceSession) -> dict[str, str]:
-    """The kind of memory, in onnxruntime's words, in which the model wants each input and leaves each output."""
-    return {
-        tensor.name: str(info.name)
-        for tensors, infos in (
-            (session.get_inputs(), session.get_input_memory_infos()),
-            (session.get_outputs(), session.get_output_memory_infos()),
-        )
-        for tensor, info in zip(tensors, infos, strict=True)
-    }
+def tensor_places(session: ort.InferenceSession) -> dict[str, Place]:
+    """Where the model wants each input, and leaves each output."""
+    tensors = [*session.get_inputs(), *session.get_outputs()]
+    try:
+        infos = [*session.get_input_memory_infos(), *session.get_output_memory_infos()]
+    except Exception:  # onnxruntime has no answer for some inputs, such as one that no node reads
+        return {tensor.name: "unknown" for tensor in tensors}
+    return {tensor.name: _place_of(info) for tensor, info in zip(tensors, infos, strict=True)}
+
+
+def _place_of(info: Any) -> Place:
+    if info.name in _HOST_NAMES or info.device_mem_type == ort.OrtDeviceMemoryType.HOST_ACCESSIBLE:
+        return "host"
+    return "device" if info.name == _DEVICE_NAME or info.device_vendor_id == _NVIDIA else "unknown"
 
 
 def _run_options(graph: int) -> Any:

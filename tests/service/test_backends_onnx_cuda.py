@@ -1,6 +1,6 @@
 """A session's way over a GPU's memory. onnxruntime is real, on its CPU provider; the CUDA calls are a fake's."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def cuda() -> FakeCuda:
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """All tensors are on the device, as they are for a model that runs wholly on a GPU."""
     places = onnx_cuda.tensor_places
-    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: dict.fromkeys(places(session), "Cuda"))
+    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: dict.fromkeys(places(session), "device"))
 
 
 def make(session: Any, path: Path, cuda: FakeCuda, rows: int = ROWS) -> OnnxCudaSession:
@@ -100,7 +100,7 @@ TYPES = [
 
 
 @pytest.mark.parametrize(("kind", "dtype"), TYPES, ids=lambda value: getattr(value, "__name__", ""))
-@pytest.mark.parametrize("place", ["Cuda", "Cpu"])
+@pytest.mark.parametrize("place", ["device", "host"])
 def test_every_datatype_arrives_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, dtype: type[np.generic], place: str
 ) -> None:
@@ -129,15 +129,65 @@ def test_what_the_cpu_reads_and_writes_stays_on_the_host_and_no_graph_is_made(
     assert "the CPU reads or writes x, y" in session.no_graphs
 
 
-def test_memory_of_an_unknown_kind_is_not_bound(
+def test_tensors_whose_place_is_unknown_are_not_bound(
     tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save_linear(tmp_path / "model.onnx")
-    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: {"x": "Cuda", "y": "Moon"})
+    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: {"x": "device", "y": "unknown"})
     session = make(opened(path), path, cuda)
     assert session.host_buffers(1) is None
-    assert "Moon" in session.no_graphs
+    assert session.no_graphs == "onnxruntime does not tell where it keeps y"
     np.testing.assert_allclose(session.run({"x": rows_of(2)})["y"], rows_of(2) @ WEIGHT, rtol=1e-5)
+
+
+@dataclass
+class Info:
+    """Of onnxruntime's OrtMemoryInfo, what is looked at."""
+
+    name: str
+    device_mem_type: Any = ort.OrtDeviceMemoryType.DEFAULT
+    device_vendor_id: int = 0
+
+
+@pytest.mark.parametrize(
+    ("info", "place"),
+    [
+        (Info("Cuda"), "device"),
+        (Info("Cuda", device_vendor_id=0x10DE), "device"),
+        (Info("CudaArena", device_vendor_id=0x10DE), "device"),
+        (Info("Cpu"), "host"),
+        (Info("CudaPinned", device_vendor_id=0x10DE), "host"),
+        (Info("x", ort.OrtDeviceMemoryType.HOST_ACCESSIBLE, 0x10DE), "host"),
+        (Info("Moon"), "unknown"),
+    ],
+)
+def test_places_are_read_from_what_onnxruntime_says_of_its_memory(info: Info, place: str) -> None:
+    class Session:
+        def get_inputs(self) -> list[Any]:
+            return [type("Tensor", (), {"name": "x"})]
+
+        def get_input_memory_infos(self) -> list[Info]:
+            return [info]
+
+        def get_outputs(self) -> list[Any]:
+            return []
+
+        def get_output_memory_infos(self) -> list[Info]:
+            return []
+
+    assert onnx_cuda.tensor_places(Session()) == {"x": place}
+
+
+def test_places_of_a_session_that_does_not_tell_are_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("no")
+
+    session = opened(save_linear(tmp_path / "model.onnx"))
+    assert onnx_cuda.tensor_places(session) == {"x": "host", "y": "host"}
+    monkeypatch.setattr(session, "get_input_memory_infos", fails, raising=False)
+    assert onnx_cuda.tensor_places(session) == {"x": "unknown", "y": "unknown"}
 
 
 def test_larger_batch_than_there_is_memory_for_is_run_plainly(linear: OnnxCudaSession) -> None:
@@ -260,8 +310,6 @@ def test_capture_that_fails_is_ended_for_the_sake_of_other_models(
 
 
 # Opening, with and without graphs ------------------------------------------------------------------------
-
-Open = Callable[[bool], Any]
 
 
 @pytest.fixture
