@@ -7,6 +7,7 @@ is looked at here. Graphs are recorded while the model is loaded: meanwhile no o
 allocate on any GPU.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from service.backends.base import DeviceLost, LoadError, OutOfMemory, SessionOpt
 from service.signature import ANY, Signature
 
 _REASON_LENGTH = 300
+_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 class Capturing(Protocol):
@@ -57,7 +59,7 @@ def with_graphs(
         try:
             session = open_session(True)
         except LoadError as error:  # control flow, nodes on the CPU: onnxruntime looks when it opens the file
-            reason = str(error)
+            reason = str(error.__cause__ or error)
             break
         failure = _first_failure(session, wanted)
         if failure is None:
@@ -113,5 +115,5 @@ def _notes(captured: Sequence[int], too_large: Sequence[int]) -> list[str]:
 
 
 def _short(reason: str) -> str:
-    line = " ".join(reason.split())
+    line = " ".join(_PREFIX.sub("", reason).split())
     return line if len(line) <= _REASON_LENGTH else line[:_REASON_LENGTH] + " ..."

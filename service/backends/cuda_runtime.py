@@ -5,6 +5,7 @@ ctypes lets go of the interpreter during each call.
 """
 
 import ctypes
+import functools
 from typing import Final, Protocol
 
 from service.backends.base import LoadError
@@ -124,7 +125,9 @@ class CudaRuntime:
 
     def status(self, stream: int) -> int:
         """See Cuda."""
-        return int(self._library.cudaStreamSynchronize(ctypes.c_void_p(stream)))
+        code = int(self._library.cudaStreamSynchronize(ctypes.c_void_p(stream)))
+        self._library.cudaGetLastError()  # what is not sticky must not be taken for the next kernel's error
+        return code
 
     def end_capture(self, stream: int) -> None:
         """See Cuda."""
@@ -168,6 +171,7 @@ class CudaRuntime:
             raise understood(error, code) from error
 
 
+@functools.cache
 def open_runtime(number: int) -> CudaRuntime:
     """The CUDA runtime for a device, after the libraries of the wheels were found. Raises: LoadError."""
     import onnxruntime as ort

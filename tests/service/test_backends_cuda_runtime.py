@@ -69,9 +69,10 @@ def test_statuses_become_what_a_caller_can_act_on(status: int, kind: type[Except
         cuda.device_memory(8)
 
 
-def test_status_is_asked_for_without_raising() -> None:
-    cuda, _ = runtime(719)
+def test_status_is_asked_for_without_raising_and_leaves_no_error_for_the_next_call() -> None:
+    cuda, library = runtime(719)
     assert cuda.status(1) == 719
+    assert [call[0] for call in library.calls] == ["cudaStreamSynchronize", "cudaGetLastError"]
 
 
 def test_open_capture_is_ended_and_its_graph_destroyed() -> None:
