@@ -8,7 +8,6 @@ and hang where the hardware does. A scrape waits for it WAIT_S and then goes wit
 metrics and one line in the log; on a server without GPUs nothing is even tried.
 """
 
-import importlib
 import logging
 import threading
 from collections.abc import Iterable, Mapping
@@ -58,9 +57,8 @@ class DeviceMetrics:
         self._reading: Future[dict[str, DeviceUse]] | None = None
         if self._uuids:
             self._thread = ThreadPoolExecutor(1, "nvml")
-            self._reading = self._thread.submit(
-                self._read
-            )  # now, for the first scrape not to wait for the driver
+            # Now: the driver may take its time to load, and the first scrape need not wait for that.
+            self._reading = self._thread.submit(self._read)
 
     def families(self) -> Iterable[Family]:
         """The families of those devices that the driver tells of now. Raises nothing; returns within WAIT_S or so."""
@@ -90,39 +88,41 @@ class DeviceMetrics:
             )
         return {}
 
-    # -- in the thread
+    # -- in the thread; whatever the driver and its binding raise there, no scrape fails for it
 
     def _read(self) -> dict[str, DeviceUse]:
         if not self._opened:
             self._opened = True
             try:
                 self._open()
-            except Exception as error:  # whatever a driver and its binding raise: a scrape must not fail for it
+            except Exception as error:
                 self._tell("there are no device metrics: NVML cannot be used", error)
         found = ((device, self._use(device, handle)) for device, handle in self._handles.items())
         return {device: use for device, use in found if use is not None}
 
     def _open(self) -> None:
         """Once per process; when it fails there are no handles, and so nothing is read."""
-        nvml = self._nvml = importlib.import_module("pynvml")
+        import pynvml as nvml  # here: a server without GPUs does not need it
+
+        self._nvml = nvml
         nvml.nvmlInit()
         for device, uuid in self._uuids.items():
             try:
                 self._handles[device] = nvml.nvmlDeviceGetHandleByUUID(uuid)
-            except nvml.NVMLError as error:
+            except Exception as error:
                 self._tell(f"there are no metrics of {device}: NVML does not find {uuid}", error)
 
     def _use(self, device: str, handle: Any) -> DeviceUse | None:
         nvml = self._nvml
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        except nvml.NVMLError as error:
+        except Exception as error:
             self._tell(f"NVML does not tell the memory of {device}", error)
             return None
         utilization = None
         try:
             utilization = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-        except nvml.NVMLError as error:
+        except Exception as error:
             self._tell(f"NVML does not tell the utilisation of {device}", error)
         return DeviceUse(memory.used, memory.total, utilization)
 

@@ -153,6 +153,18 @@ def test_device_that_fails_later_is_left_out_while_it_does(
     assert len(values(metrics)) == 3
 
 
+def test_fault_that_is_none_of_nvmls_own_fails_no_scrape_either(
+    driver: Driver, warnings: Callable[[], list[str]]
+) -> None:
+    def odd() -> None:
+        raise AttributeError("nvmlDeviceGetMemoryInfo")
+
+    driver.before_answer = odd
+    metrics = DeviceMetrics({"cuda:0": "GPU-bbbb"})
+    assert [values(metrics) for _ in range(2)] == [{}] * 2
+    assert "AttributeError" in warnings()[0]
+
+
 def test_driver_that_hangs_holds_no_scrape_and_is_asked_again_when_it_answers(
     driver: Driver, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
