@@ -106,6 +106,9 @@ def load_on_cuda(
     set_tf32(tf32)
     try:
         optimised, notes = frozen(module)
+        torch.cuda.synchronize(
+            device
+        )  # weights are laid out on another stream than the one that will read them
         return TorchScriptCudaSession(optimised, signature, device, rows, notes)
     except RuntimeError as error:
         if isinstance(found := understood(error), DeviceLost):
