@@ -171,6 +171,10 @@ class OnnxCudaSession:
                 np.copyto(staging, given, casting="no")
             if tensor.device:
                 self._cuda.to_device(tensor.device, address, rows * tensor.row_bytes, self._stream)
+            else:
+                # Anew for every batch: where onnxruntime wants host memory of another kind, it copies an input when
+                # it is bound, and at no other time.
+                bound.binding.bind_input(tensor.spec.name, **self._place(tensor, rows))
         self._session.run_with_iobinding(bound.binding, bound.options)
         for tensor in self._outputs:
             if tensor.device:
@@ -192,8 +196,6 @@ class OnnxCudaSession:
         return bound
 
     def _place(self, tensor: _Tensor, rows: int) -> dict[str, Any]:
-        # Host memory is bound where the model wants it there: onnxruntime would otherwise copy an input while it is
-        # bound, once, and every later run would read that copy.
         return {
             "device_type": self._target.kind if tensor.device else "cpu",
             "device_id": self._target.number if tensor.device else 0,

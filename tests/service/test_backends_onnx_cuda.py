@@ -1,5 +1,7 @@
 """A session's way over a GPU's memory. onnxruntime is real, on its CPU provider; the CUDA calls are a fake's."""
 
+import ctypes
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,26 @@ def test_what_the_cpu_reads_and_writes_stays_on_the_host_and_no_graph_is_made(
     assert not cuda.device
     assert cuda.calls == ["use", "synchronize"]
     assert "the CPU reads or writes x, y" in session.no_graphs
+
+
+def test_input_on_the_host_is_bound_anew_for_every_batch_for_it_may_be_copied_then(
+    tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_linear(tmp_path / "model.onnx")
+    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: {"x": "host", "y": "device"})
+    session = make(opened(path), path, cuda)
+    bind = ort.IOBinding.bind_input
+    copies: list[np.ndarray] = []
+
+    def copies_first(self: Any, name: str, *, shape: list[int], buffer_ptr: int, **more: Any) -> None:
+        given = (ctypes.c_float * math.prod(shape)).from_address(buffer_ptr)
+        copies.append(np.ctypeslib.as_array(given).copy())
+        bind(self, name, shape=shape, buffer_ptr=copies[-1].ctypes.data, **more)
+
+    monkeypatch.setattr(ort.IOBinding, "bind_input", copies_first)
+    for seed in range(3):
+        x = rows_of(2, seed)
+        np.testing.assert_allclose(session.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
 
 
 def test_tensors_whose_place_is_unknown_are_not_bound(
