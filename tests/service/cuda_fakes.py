@@ -110,6 +110,11 @@ class Watched:
         self._session.run_with_iobinding(binding, options)
 
 
+def rows_of(count: int, seed: int = 0) -> np.ndarray:
+    """Rows of the linear model of repositories.py: FP32 [count, 4], others for another seed."""
+    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
+
+
 def _new(memory: dict[int, np.ndarray], size: int) -> int:
     array = np.full(size, 0xA5, np.uint8)  # what was there before must not pass for an answer
     memory[array.ctypes.data] = array

@@ -15,6 +15,7 @@ from service.backends.devices import choose_devices
 from service.backends.onnxruntime_backend import read_signature
 from service.errors import ConfigError
 from service.signature import Signature, TensorSpec
+from tests.service.cuda_fakes import rows_of
 from tests.service.repositories import WEIGHT, save_linear, save_lookup, save_onnx, save_scripted
 
 pytestmark = pytest.mark.gpu
@@ -43,10 +44,6 @@ def load(
         options or SessionOptions(threads=1),
         workload or Workload(BUCKETS),
     )
-
-
-def rows_of(count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
 
 
 def check_linear(session: Session, sizes: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from service.backends import torchscript_cuda
 from service.backends.base import DeviceLost, OutOfMemory
 from service.backends.torchscript_cuda import TorchScriptCudaSession
 from service.signature import Signature, TensorSpec
+from tests.service.cuda_fakes import rows_of
 from tests.service.repositories import WEIGHT, save_scripted
 
 LINEAR = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 3)),))
@@ -50,10 +51,6 @@ def linear(tmp_path: Path) -> TorchScriptCudaSession:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return session_of(torch.jit.load(str(save_scripted(tmp_path))).eval())
-
-
-def rows_of(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9])

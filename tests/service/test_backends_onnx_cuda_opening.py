@@ -1,0 +1,126 @@
+"""Opening an ONNX file for a GPU: its options, its graphs, and what is left behind when it fails.
+
+onnxruntime is real, on its CPU provider; the CUDA calls are a fake's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.backends import LoadError, SessionOptions, Workload, onnx_cuda, onnxruntime_backend
+from service.backends.onnx_cuda import OnnxCudaSession, Target
+from service.signature import Signature, TensorSpec
+from tests.service.cuda_fakes import FakeCuda, Watched, rows_of
+from tests.service.repositories import WEIGHT, save_linear
+
+LINEAR = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 3)),))
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    return FakeCuda()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return save_linear(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def providers_seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options that the CUDA provider would have had, by opening; the CPU's provider runs in its place."""
+    seen: list[dict[str, Any]] = []
+    real = onnxruntime_backend._open
+
+    def on_cpu(path: Path, providers: Any, threads: int) -> Any:
+        seen.append(dict(providers[0][1]))
+        return Watched(real(path, [("CPUExecutionProvider", {})], threads))
+
+    monkeypatch.setattr(onnxruntime_backend, "_open", on_cpu)
+    monkeypatch.setattr(onnx_cuda, "tensor_places", lambda session: {"x": "device", "y": "device"})
+    monkeypatch.setattr(
+        Watched, "get_providers", lambda _: ["CUDAExecutionProvider", "CPUExecutionProvider"], raising=False
+    )
+    return seen
+
+
+def load(
+    path: Path, cuda: FakeCuda, options: SessionOptions | None = None, workload: Workload | None = None
+) -> OnnxCudaSession:
+    return onnxruntime_backend._load_on(
+        Target("cpu", 0, cuda),
+        path,
+        LINEAR,
+        options or SessionOptions(threads=1),
+        workload or Workload((1, 4, 8)),
+    )
+
+
+def test_every_bucket_is_captured_before_the_model_is_ready(
+    path: Path, cuda: FakeCuda, providers_seen: list[dict[str, Any]]
+) -> None:
+    session = load(path, cuda)
+    assert session.notes == ("CUDA graphs for batches of 1, 4, 8 rows",)
+    (options,) = providers_seen
+    assert options["enable_cuda_graph"] == "1"
+    assert int(options["user_compute_stream"]) in cuda.streams
+    assert session._session.graphs == ["8", "4", "1"]
+    np.testing.assert_allclose(session.run({"x": rows_of(4)})["y"], rows_of(4) @ WEIGHT, rtol=1e-5)
+
+
+def test_model_that_cannot_be_captured_is_opened_anew_without_graphs_and_says_why(
+    path: Path,
+    cuda: FakeCuda,
+    providers_seen: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cannot(self: OnnxCudaSession, rows: int) -> None:
+        raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(OnnxCudaSession, "capture", cannot)
+    session = load(path, cuda)
+    assert [options["enable_cuda_graph"] for options in providers_seen] == ["1", "0"]
+    assert session.notes == (
+        "CUDA graphs are not used: CUDA failure 900: operation not permitted when stream is capturing",
+    )
+    assert len(cuda.streams) == 1  # the stream of the failed capture is gone
+    assert session.host_buffers(8) is not None
+    np.testing.assert_allclose(session.run({"x": rows_of(4)})["y"], rows_of(4) @ WEIGHT, rtol=1e-5)
+    assert session._session.graphs == ["-1"]
+
+
+def test_no_room_for_the_batches_is_a_load_error_that_names_the_mend(
+    path: Path, providers_seen: list[dict[str, Any]]
+) -> None:
+    cuda = FakeCuda(room=8)
+    with pytest.raises(LoadError, match=r"no room on cpu:0 for a batch of 8 rows .*; lower max_batch_size"):
+        load(path, cuda)
+    assert not cuda.streams
+    assert not cuda.host
+
+
+def test_file_that_does_not_open_leaves_no_stream_behind(
+    path: Path, cuda: FakeCuda, providers_seen: list[dict[str, Any]]
+) -> None:
+    path.write_bytes(b"not a model")
+    with pytest.raises(LoadError, match="is not a model that onnxruntime can load"):
+        load(path, cuda)
+    assert not cuda.streams
+
+
+def test_providers_of_the_operators_own_run_as_they_say_without_bound_memory(
+    path: Path, cuda: FakeCuda, providers_seen: list[dict[str, Any]]
+) -> None:
+    options = SessionOptions(
+        threads=1,
+        providers=(("TensorrtExecutionProvider", {"trt_fp16_enable": 1}), ("CUDAExecutionProvider", {})),
+    )
+    with pytest.raises(LoadError, match="could not use TensorrtExecutionProvider"):
+        load(path, cuda, options)
+    session = load(path, cuda, SessionOptions(1, (("CUDAExecutionProvider", {"user_compute_stream": "7"}),)))
+    assert session.host_buffers(1) is None
+    assert session.notes == (
+        "CUDA graphs are not used: `session: providers` in config.yaml decides how the model runs",
+    )
