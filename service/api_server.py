@@ -23,6 +23,7 @@ from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.heads import KnownHeads, Route
+from service.fastpath.pace import Pace
 from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
 from service.metrics_exposition import Exposition, Seen
@@ -127,6 +128,7 @@ def make_api_server(
         log_access=log_access if settings.access_log else None,
         heads=KnownHeads(),
         ids=RequestIds(),
+        pace=Pace(),
     )
     return ApiServer(dispatcher, front, shop, metrics)
 

@@ -189,16 +189,16 @@ class Dispatcher:
 
     # -- into the queue
 
-    def submit(self, request: Ticketed, deadline_ns: int) -> None:
+    def submit(self, request: Ticketed, now_ns: int, deadline_ns: int) -> None:
         """Queue a request whose inputs, rows and dims are in place; its settled() will be called, once.
 
         Args:
-            deadline_ns: CLOCK_MONOTONIC after which no worker begins it and nobody waits for it.
+            now_ns: CLOCK_MONOTONIC, from when on it counts as queued.
+            deadline_ns: the time after which no worker begins it and nobody waits for it.
         Raises: QueueFull, DeadlinePassed: it was not queued; the caller releases it.
         """
         place, lane = request.place, request.lane
         assert place is not None
-        now_ns = time.monotonic_ns()
         m, rows, nbytes, bounds = lane.index, request.rows, len(place.inputs), lane.bounds
         view = self._views[m] or self._view(lane)
         budget_s = (deadline_ns - now_ns) / 1e9

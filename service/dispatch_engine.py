@@ -52,7 +52,8 @@ class DispatchEngine:
         dispatcher.put(request, inputs, rows)
         allowed_s = lane.timeout_s if timeout_s is None else min(timeout_s, lane.timeout_s)
         try:
-            dispatcher.submit(request, time.monotonic_ns() + int(allowed_s * 1e9))
+            now_ns = time.monotonic_ns()
+            dispatcher.submit(request, now_ns, now_ns + int(allowed_s * 1e9))
         except ServiceError:
             dispatcher.release(request)
             raise

@@ -34,7 +34,7 @@ from service.body import Receive
 from service.fastpath.protocol import FastProtocol
 from service.http import Scope, Send
 from service.logs import configure_logging
-from service.processes import die_with_parent, stop_signals_blocked
+from service.processes import die_with_parent, freeze_garbage, stop_signals_blocked
 from service.supervisor import Role, Supervisor
 from service.transport.handles import Handle
 from service.transport.transport import Transport
@@ -208,6 +208,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self.api_server = self._make_api_server(self._launch.index)
         FastProtocol.shop = self.api_server.shop
         self.api_server.listen(self._launch.lifeline.fd, self._stop.set)
+        freeze_garbage()
         yield
 
     # -- in an API server

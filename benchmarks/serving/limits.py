@@ -84,9 +84,9 @@ def _overload(limits: Limits, program: Path, work: Work, seconds: int, rounds: i
             open_loop.run(program, server.port, server.request, rate, seconds, OVERLOAD_CONNECTIONS)
             for _ in range(rounds)
         ]
-    middle = sorted(seen, key=lambda load: load.ok)[len(seen) // 2]
+    middle = sorted(seen, key=lambda load: load.ok_in_time)[len(seen) // 2]
     _note(limits, f"{work.key}, {OVERLOAD:g} x {peak.req_s:,.0f}/s, queue of {QUEUE_ROWS} rows", middle)
-    rate_s = middle.ok / middle.seconds
+    rate_s = middle.ok_in_time / middle.seconds
     limits.notes[-1] += f" At that rate {QUEUE_ROWS} rows take {QUEUE_ROWS / max(rate_s, 1.0) * 1e3:.1f} ms."
     goodput = rate_s / peak.req_s
     limits.checks.append(
@@ -129,11 +129,11 @@ def _until_answered(port: int, request: Request) -> None:
 
 
 def _note(limits: Limits, what: str, load: open_loop.OpenLoad) -> None:
-    offered = load.arrived / load.seconds
+    offered, served = load.arrived / load.seconds, load.ok_in_time / load.seconds
     line = (
-        f"{what}: offered {offered:,.0f}/s, answered 200 {load.ok / load.seconds:,.0f}/s with p50 {load.p50_ms:.2f} ms "
-        f"and p99 {load.p99_ms:.2f} ms, 429 {load.refused / load.seconds:,.0f}/s with p99 "
-        f"{load.refused_p99_ms:.2f} ms, failed {load.failed}, not answered within 10 s "
+        f"{what}: offered {offered:,.0f}/s for {load.seconds:g} s; answered 200 {served:,.0f}/s "
+        f"meanwhile, {load.ok:,} in all, with p50 {load.p50_ms:.2f} ms and p99 {load.p99_ms:.2f} ms; 429 "
+        f"{load.refused:,} with p99 {load.refused_p99_ms:.2f} ms, failed {load.failed}, not answered within 10 s "
         f"{load.unanswered}; the generator was at most {load.late_ms:.1f} ms behind."
     )
     limits.notes.append(line)

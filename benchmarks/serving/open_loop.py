@@ -16,12 +16,16 @@ SOURCE: Final = Path(__file__).with_name("open_loop.c")
 
 @dataclass(frozen=True)
 class OpenLoad:
-    """What came of the arrivals. ok: answered 200; refused: 429; failed: anything else; unanswered: still open 10 s
-    after the last arrival. p50, p99: of those answered 200, from their arrival. late_ms: how far the generator
-    itself was behind at worst."""
+    """What came of the arrivals.
+
+    ok: answered 200; ok_in_time: of these, before the arrivals ended; refused: 429; failed: anything else;
+    unanswered: still open 10 s after the last arrival. p50, p99: of those answered 200, from their arrival.
+    late_ms: how far the generator itself was behind at worst.
+    """
 
     arrived: int
     ok: int
+    ok_in_time: int
     refused: int
     failed: int
     unanswered: int
@@ -71,5 +75,5 @@ def parse(output: str) -> OpenLoad:
     if line is None:
         raise ValueError(f"the generator printed no figures:\n{output}")
     given = dict(re.findall(r"(\w+)=([\d.]+)", line[1]))
-    counts = ("arrived", "ok", "refused", "failed", "unanswered")
+    counts = ("arrived", "ok", "ok_in_time", "refused", "failed", "unanswered")
     return OpenLoad(**{name: int(value) if name in counts else float(value) for name, value in given.items()})

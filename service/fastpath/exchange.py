@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from time import monotonic_ns, perf_counter
+from time import monotonic_ns
 from typing import Final, Protocol
 
 from service.answers import error_answer
 from service.call import Call, request_id
 from service.codecs import BodyType, decode, encode
 from service.dispatch import Dispatcher
-from service.errors import Internal, NotReady, ServiceError
+from service.errors import Internal, NotReady, QueueFull, ServiceError
 from service.fastpath.heads import Head, KnownHeads, Route
+from service.fastpath.pace import Pace
 from service.metrics import STAGES, Metrics
 from service.predict import deadline_passed
 from service.receiving import HalfBody, Receiving
@@ -60,6 +61,10 @@ class Connection(Protocol):
         """Send the whole answer to the call under way."""
         ...
 
+    def hold(self, seconds: float) -> None:
+        """Read nothing more for so many seconds."""
+        ...
+
     def call_later(self, seconds: float, then: Callable[[], None]) -> "Timer":
         """Call `then` on the event loop after so many seconds."""
         ...
@@ -89,6 +94,7 @@ class Shop:
     log_access: Callable[[Call, int, float], None] | None
     heads: KnownHeads
     ids: "RequestIds"
+    pace: Pace
 
 
 class RequestIds:
@@ -127,7 +133,7 @@ class Exchange(Ticketed):
     _settled = False
 
     def __init__(self, shop: Shop, head: Head, connection: Connection, keep_alive: bool) -> None:
-        self._started_s = perf_counter()
+        self._began_ns = monotonic_ns()
         self.lane = lane = head.lane
         self.keep_alive = keep_alive
         self.missing = head.length
@@ -198,7 +204,7 @@ class Exchange(Ticketed):
             except ServiceError as error:
                 self._refuse(error)
                 return
-            left_s = self._timeout_s - (perf_counter() - self._started_s)
+            left_s = (self._deadline_ns() - monotonic_ns()) / 1e9
             self._timer = self._connection.call_later(max(0.0, left_s), self._late)
 
     def _end_waiting(self) -> None:
@@ -223,7 +229,7 @@ class Exchange(Ticketed):
         if error is not None:
             self._fail(error)
             return
-        started_s = perf_counter()
+        started_ns = monotonic_ns()
         head, dispatcher = self._head, self._shop.dispatcher
         headers = b""
         body = None
@@ -248,7 +254,7 @@ class Exchange(Ticketed):
         dispatcher.release(self)
         queue_s, gather_s, run_s, scatter_s = self.stages_s
         connection = self._connection
-        encode_s = perf_counter() - started_s
+        encode_s = (monotonic_ns() - started_ns) / 1e9
         message = _OK % (
             connection.date_line(),
             head.media_type,
@@ -266,14 +272,14 @@ class Exchange(Ticketed):
         self.response_complete = True
         connection.answer(message)
         shop = self._shop
-        duration_s = perf_counter() - self._started_s
+        duration_s = (monotonic_ns() - self._began_ns) / 1e9
         head.counter(duration_s, self.rows, self._decode_s, queue_s, gather_s, run_s, scatter_s, encode_s)
         if shop.log_access is not None:
             shop.log_access(self._call(), 200, duration_s)
 
     def _submit(self) -> None:
         """Have the inputs in a place and queue the request. Raises ServiceError."""
-        started_s = perf_counter()
+        started_ns = now_ns = monotonic_ns()
         head, dispatcher = self._head, self._shop.dispatcher
         if head.kind is not BodyType.RAW:
             body = self._body
@@ -283,7 +289,7 @@ class Exchange(Ticketed):
             taken = None if head.quick is None else head.quick.decode(body)
             if taken is not None:
                 self.rows, data = taken
-                self._decode_s = perf_counter() - started_s
+                now_ns = self._decoded(started_ns)
                 room = self.lane.layout.output_room(self.rows)
                 assert room is not None
                 dispatcher.reserve(self, len(data), room)[:] = data
@@ -291,13 +297,22 @@ class Exchange(Ticketed):
                 signature = head.route.signature
                 inputs = decode(head.kind, body, signature)
                 self.rows = signature.check_inputs(inputs)
-                self._decode_s = perf_counter() - started_s
+                now_ns = self._decoded(started_ns)
                 dispatcher.put(self, inputs, self.rows)
             self._body = b""
         else:
-            self._decode_s = perf_counter() - started_s
-        left_s = self._timeout_s - (perf_counter() - self._started_s)
-        dispatcher.submit(self, monotonic_ns() + int(left_s * 1e9))
+            self._decode_s = 0.0
+        dispatcher.submit(self, now_ns, self._deadline_ns())
+
+    def _decoded(self, started_ns: int) -> int:
+        """The time, CLOCK_MONOTONIC, at which decoding has ended."""
+        now_ns = monotonic_ns()
+        self._decode_s = (now_ns - started_ns) / 1e9
+        return now_ns
+
+    def _deadline_ns(self) -> int:
+        """CLOCK_MONOTONIC at which its time is over."""
+        return self._began_ns + int(self._timeout_s * 1e9)
 
     def _late(self) -> None:
         """The time is over, and the body is not there."""
@@ -332,11 +347,15 @@ class Exchange(Ticketed):
         self.response_complete = True
         self._connection.answer(b"".join(lines))
         self._finish(answer.status, error.code)
+        if isinstance(error, QueueFull) and not self.missing:
+            pause_s = self._shop.pace.pause_s(monotonic_ns() / 1e9)
+            if pause_s:
+                self._connection.hold(pause_s)
 
     def _finish(self, status: int, error_code: str | None) -> None:
         """Count and log a call that was not answered with 200."""
         shop, lane = self._shop, self.lane
-        duration_s = perf_counter() - self._started_s
+        duration_s = (monotonic_ns() - self._began_ns) / 1e9
         call = self._call()
         call.error_code = error_code
         shop.metrics.request_finished(

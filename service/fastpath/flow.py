@@ -1,7 +1,7 @@
 """Flow control of one connection: when its bytes may be read.
 
-uvicorn's FlowControl, with two more reasons not to read, so that what a client sends without reading its answers
-stays in its own machine: answers that it does not take, and requests that wait for their turn.
+uvicorn's FlowControl, with three more reasons not to read, so that what a client sends too early stays in its own
+machine: answers that it does not take, requests that wait for their turn, and a pause after a refusal (pace.py).
 """
 
 import asyncio
@@ -16,10 +16,11 @@ class Flow(FlowControl):
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
         super().__init__(transport)
         self._waiting = waiting
+        self._held = False
 
     def resume_reading(self) -> None:
         """Read on, unless there is a reason not to."""
-        if self.read_paused and not self.write_paused and not self._waiting:
+        if self.read_paused and not self.write_paused and not self._waiting and not self._held:
             super().resume_reading()
 
     def pause_writing(self) -> None:
@@ -31,3 +32,14 @@ class Flow(FlowControl):
         """Called when it takes them again."""
         super().resume_writing()
         self.resume_reading()
+
+    def hold(self) -> None:
+        """Read nothing until release()."""
+        self._held = True
+        self.pause_reading()
+
+    def release(self) -> None:
+        """Read on after hold()."""
+        self._held = False
+        if not self._transport.is_closing():
+            self.resume_reading()

@@ -65,7 +65,7 @@ class FastProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        self.flow = Flow(transport, self.pipeline)
+        self.flow = self._flow = Flow(transport, self.pipeline)
         # Also for the first head: who never sends it is gone after as long as one who was answered.
         self._idle_since_s = self.loop.time()
         self._arm_keep_alive(self.timeout_keep_alive)
@@ -268,6 +268,12 @@ class FastProtocol(HttpToolsProtocol):
         if not own.keep_alive:
             transport.close()
         self.on_response_complete()
+
+    def hold(self, seconds: float) -> None:
+        """Read nothing more for so many seconds."""
+        if not self.transport.is_closing():
+            self._flow.hold()
+            self.loop.call_later(seconds, self._flow.release)
 
     def call_later(self, seconds: float, then: Callable[[], None]) -> asyncio.TimerHandle:
         """Call `then` on the event loop after so many seconds."""

@@ -49,24 +49,28 @@ class ModelQueue:
 class QueueLock:
     """The queue's lock in one process: a POSIX record lock between processes, a thread lock within.
 
-    POSIX locks do not exclude threads of one process, hence both. They vanish when the holder dies; they also
-    vanish when the process closes any descriptor of the file, so nothing here ever closes one.
+    `with lock:` waits while another thread or process has it, which is microseconds. POSIX locks do not exclude
+    threads of one process, hence both. They vanish when the holder dies; they also vanish when the process closes
+    any descriptor of the file, so nothing here ever closes one.
     """
 
     def __init__(self, queue: ModelQueue) -> None:
         self._queue = queue
         self._threads = threading.Lock()
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock; waits while another thread or process has it, which is microseconds."""
-        with self._threads:
-            fd, index = self._queue.locks.handle.fd, self._queue.index
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, index)
-            try:
-                yield
-            finally:
-                fcntl.lockf(fd, fcntl.LOCK_UN, 1, index)
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        try:
+            fcntl.lockf(self._queue.locks.handle.fd, fcntl.LOCK_EX, 1, self._queue.index)
+        except BaseException:
+            self._threads.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            fcntl.lockf(self._queue.locks.handle.fd, fcntl.LOCK_UN, 1, self._queue.index)
+        finally:
+            self._threads.release()
 
     def passes(self) -> bool:
         """Whether nobody holds it at this moment; does not wait."""
@@ -155,7 +159,7 @@ class TicketWriter:
 
         While the caller looks at them no worker can take any, so the state of every slot is exact.
         """
-        with self._lock.held():
+        with self._lock:
             parts = []
             while True:
                 try:

@@ -19,6 +19,7 @@ from service.backends.base import DeviceLost
 from service.buckets import buckets_for
 from service.loading import load_model
 from service.metrics import Metrics, Plan
+from service.processes import freeze_garbage
 from service.repository import ModelEntry
 from service.supervisor import MESSAGE, Word
 from service.transport.board import READY, MappedBoard
@@ -84,6 +85,7 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
         instances += _Version(worker, lane, entry, artifact).load(first_instance=len(instances))
     for instance in instances:
         instance.serve()
+    freeze_garbage()
     os.write(transport.reports.writer.fd, MESSAGE.pack(Word.WORKER_READY, seat.index))
     while os.read(seat.lifeline.fd, 1):
         pass

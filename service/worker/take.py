@@ -87,7 +87,7 @@ class Taker:
         taken: list[Ticket] = []
         dropped: list[tuple[Ticket, Reason]] = []
         missing = rows
-        with self.reader.lock.held():
+        with self.reader.lock:
             # Set under the lock: whoever sees this instance idle, or busy since later than some event, knows that
             # it holds no ticket read before that event.
             now_ns = time.monotonic_ns()

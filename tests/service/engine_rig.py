@@ -233,7 +233,8 @@ class Rig:
         request = Asked(self.lanes[lane], x)
         request.dispatcher = dispatcher
         dispatcher.put(request, {"x": x}, len(x))
-        dispatcher.submit(request, time.monotonic_ns() + MINUTE_NS if deadline_ns is None else deadline_ns)
+        now_ns = time.monotonic_ns()
+        dispatcher.submit(request, now_ns, now_ns + MINUTE_NS if deadline_ns is None else deadline_ns)
         if flush:
             dispatcher.flush()
         return request

@@ -18,6 +18,7 @@ from service.codecs import BodyType
 from service.dispatch_engine import DispatchEngine
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.heads import KnownHeads, Route
+from service.fastpath.pace import Pace
 from service.fastpath.protocol import FastProtocol
 from service.http import Front
 from service.metrics import Metrics, Plan
@@ -121,6 +122,7 @@ class House:
             log_access=lambda call, status, _: self.lines.append((call, status)),
             heads=KnownHeads(),
             ids=RequestIds(),
+            pace=Pace(),
         )
         self.engine = DispatchEngine(self.rig.dispatcher, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()])
         settings = replace(SETTINGS, max_body_bytes=LIMIT_BYTES, default_model="m0")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from service import http as http_front
 from service.fastpath import protocol as protocol_module
+from service.fastpath.pace import FREE
 from tests.service.fastpath.connection import (
     JSON,
     LIMIT_BYTES,
@@ -302,6 +303,42 @@ def test_a_full_queue_refuses_with_the_time_to_come_back_and_the_connection_serv
         assert house.free
 
     run(test, max_rows=2)
+
+
+def test_after_a_flood_of_refusals_the_refused_connection_is_not_read_from_for_a_while() -> None:
+    async def test(house: House) -> None:
+        first, second = house.connect(), house.connect()
+        first.send(call(rows(1.0, 2.0)))
+        refused = 0
+        while second.socket.reading and refused <= 2 * FREE:
+            second.send(call(rows(3.0)))
+            refused += 1
+        assert FREE < refused <= 2 * FREE
+        assert {answer.status for answer in second.answers()} == {429}
+        assert first.socket.reading
+        await house.turn(lambda: bool(first.answers()))
+        async with asyncio.timeout(10.0):
+            while not second.socket.reading:
+                await asyncio.sleep(0.001)  # between two looks
+        second.send(call(rows(3.0)))
+        await house.turn()
+        assert second.answers()[-1].values == [4.0]
+
+    run(test, max_rows=2)
+
+
+def test_a_pause_that_ends_after_the_connection_touches_nothing() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.protocol.hold(0.001)
+        assert not connection.socket.reading
+        connection.socket.close()
+        done = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.002, done.set_result, None)
+        await done
+        assert not connection.socket.reading
+
+    run(test)
 
 
 def test_an_arena_without_room_refuses_before_the_body() -> None:

@@ -90,7 +90,7 @@ def test_lock_excludes_threads_of_one_process() -> None:
     inside, go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lock.held():
+        with lock:
             inside.set()
             go.wait()
 
@@ -104,7 +104,7 @@ def test_lock_excludes_threads_of_one_process() -> None:
 
 
 def hold_until_told(queue: ModelQueue, pipe: "multiprocessing.connection.Connection") -> None:
-    with QueueLock(queue).held():
+    with QueueLock(queue):
         pipe.send("held")
         pipe.recv()
 
@@ -119,7 +119,7 @@ def test_lock_excludes_processes_and_is_dropped_when_its_holder_is_killed() -> N
     assert not lock.passes()
     child.kill()
     child.join()
-    with lock.held():
+    with lock:
         pass
     ours.close()
     theirs.close()
@@ -128,5 +128,5 @@ def test_lock_excludes_processes_and_is_dropped_when_its_holder_is_killed() -> N
 def test_locks_of_two_models_do_not_touch_each_other() -> None:
     locks = SharedMemory("locks", 2)
     first, second = QueueLock(ModelQueue(0, locks)), QueueLock(ModelQueue(1, locks))
-    with first.held():
+    with first:
         assert second.passes()
