@@ -26,6 +26,11 @@ from models.recurrent import symbolic_length
 DEFAULT_OPSET = 18
 _OLDEST_OPSET = 18
 
+# ONNX Runtime 1.31 crashes (SIGSEGV) while it opens an fp16 file on the CPU that has a Transpose of the first two
+# dims in front of a product with a weight, as in nn.MultiheadAttention: this fusion and its NchwcTransformer do not
+# go together. Without the fusion transformers are no slower there.
+_CRASHING_FUSION = "MatmulTransposeFusion"
+
 # A protobuf message ends at 2 GiB; a little is left for the graph around the weights.
 _MOST_WEIGHT_BYTES = 2**31 - 2**24
 
@@ -91,6 +96,7 @@ def _session(source: str | bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("optimization.disable_specified_optimizers", _CRASHING_FUSION)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
