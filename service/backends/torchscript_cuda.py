@@ -17,6 +17,8 @@ from service.backends.cuda_errors import understood
 from service.backends.torchscript_outputs import as_sequence
 from service.signature import ANY, Signature
 
+_MOST_OFF = 1e-3
+"""How far optimising may move answers; the comparison with the reference comes on top, with the export's tolerance."""
 _tf32: dict[str, bool] = {}
 """What this process's torch is set to, under "tf32", once a session has set it."""
 
@@ -105,12 +107,12 @@ def load_on_cuda(
     """Prepare a loaded module for a GPU. Raises: LoadError, DeviceLost."""
     set_tf32(tf32)
     try:
-        optimised, notes = frozen(module)
+        optimised, notes = frozen(module, _example(signature, device))
         torch.cuda.synchronize(
             device
         )  # weights are laid out on another stream than the one that will read them
         return TorchScriptCudaSession(optimised, signature, device, rows, notes)
-    except RuntimeError as error:
+    except (RuntimeError, OutOfMemory) as error:
         if isinstance(found := understood(error), DeviceLost):
             raise found from error
         raise LoadError(f"{path} cannot be prepared for {device}: {error}") from error
@@ -127,18 +129,61 @@ def set_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def frozen(module: torch.jit.ScriptModule) -> tuple[Any, list[str]]:
-    """The module with its weights as constants, optimised for inference; or as it is, with the reason as a note."""
+def frozen(module: torch.jit.ScriptModule, example: Sequence[torch.Tensor]) -> tuple[Any, list[str]]:
+    """The module with its weights as constants, optimised for inference where that keeps its answers.
+
+    Args:
+        example: inputs to compare the answers on; none = leave it at freezing.
+    Returns: what to run, and notes that say why it is not all of that.
+    """
     with warnings.catch_warnings():
         # torch 2.13 calls TorchScript deprecated at each call; it is what this backend is for.
         warnings.simplefilter("ignore", DeprecationWarning)
+        best: Any = module
         try:
-            return torch.jit.optimize_for_inference(torch.jit.freeze(module)), []
+            best = torch.jit.freeze(module)
+            if not example:
+                return best, []
+            optimised = torch.jit.optimize_for_inference(torch.jit.freeze(module))
+            off = _difference(optimised, module, example)
         except RuntimeError as error:
-            if isinstance(found := understood(error), DeviceLost):
+            if isinstance(found := understood(error), DeviceLost | OutOfMemory):
                 raise found from error
-            line = " ".join(str(error).split())[:300]
-            return module, [f"TorchScript is run as it is, not frozen and optimised: {line}"]
+            done = "as it is, not frozen" if best is module else "frozen and not optimised"
+            return best, [f"TorchScript is run {done}: {' '.join(str(error).split())[:300]}"]
+        if not off <= _MOST_OFF:
+            return best, [f"TorchScript is run frozen and not optimised, which moved answers by {off:.3g}"]
+        return optimised, []
+
+
+@torch.inference_mode()
+def _difference(optimised: Any, module: Any, example: Sequence[torch.Tensor]) -> float:
+    """The largest difference of the two's answers, relative to the largest value of that output."""
+    off = [0.0]
+    for _ in range(3):  # the first runs are watched, and the code compiled for what they saw
+        found, wanted = (_tensors(either(*example)) for either in (optimised, module))
+        for got, want in zip(found, wanted, strict=True):
+            largest = want.double().abs().max().item() or 1.0
+            off.append((got.double() - want.double()).abs().max().item() / largest)
+    return float(np.max(off))  # of which one may be nan: Python's max would pass over it
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return list(result.values() if isinstance(result, Mapping) else result)
+
+
+def _example(signature: Signature, device: torch.device) -> list[torch.Tensor]:
+    """Two rows for each input, random where they are floats and zero where not; none where dims may be of any size."""
+    if any(ANY in spec.row_shape for spec in signature.inputs):
+        return []
+    rng = np.random.default_rng(0)
+    arrays = (
+        (rng.standard_normal if spec.dtype.kind == "f" else np.zeros)((2, *spec.row_shape)).astype(spec.dtype)
+        for spec in signature.inputs
+    )
+    return [torch.from_numpy(array).to(device) for array in arrays]
 
 
 def _pinned_like(tensor: torch.Tensor) -> torch.Tensor:

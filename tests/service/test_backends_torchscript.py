@@ -123,24 +123,64 @@ class Normed(torch.nn.Module):
         return torch.relu(self.norm(self.conv(x)))
 
 
-def test_frozen_module_answers_alike_and_has_no_parameters_left(tmp_path: Path) -> None:
+@pytest.fixture
+def normed(tmp_path: Path) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        module = torch.jit.load(str(save(Normed().eval(), tmp_path / "m.pt"))).eval()
-    optimised, notes = frozen(module)
+        return torch.jit.load(str(save(Normed().eval(), tmp_path / "m.pt"))).eval()
+
+
+IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("example", [[IMAGE], []])
+def test_frozen_module_answers_alike_and_has_no_parameters_left(
+    normed: torch.jit.ScriptModule, example: list[torch.Tensor]
+) -> None:
+    fast, notes = frozen(normed, example)
     assert notes == []
-    assert list(optimised.parameters()) == []
-    x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(optimised(x), module(x))
+    assert list(fast.parameters()) == []
+    torch.testing.assert_close(fast(IMAGE), normed(IMAGE))
 
 
 def test_module_that_cannot_be_frozen_runs_as_it_is_and_says_why(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         module = torch.jit.load(str(save(Normed(), tmp_path / "m.pt")))  # in training mode
-    same, (note,) = frozen(module)
+    same, (note,) = frozen(module, [IMAGE])
     assert same is module
-    assert note.startswith("TorchScript is run as it is, not frozen and optimised: ")
+    assert note.startswith("TorchScript is run as it is, not frozen: ")
+
+
+def test_optimising_that_moves_the_answers_is_left_out(
+    normed: torch.jit.ScriptModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.jit, "optimize_for_inference", lambda module: lambda x: 1.1 * module(x))
+    fast, (note,) = frozen(normed, [IMAGE])
+    assert note == "TorchScript is run frozen and not optimised, which moved answers by 0.1"
+    torch.testing.assert_close(fast(IMAGE), normed(IMAGE))
+
+
+def test_optimising_that_makes_answers_nan_is_left_out(
+    normed: torch.jit.ScriptModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.jit, "optimize_for_inference", lambda module: lambda x: module(x) * float("nan")
+    )
+    _, (note,) = frozen(normed, [IMAGE])
+    assert note == "TorchScript is run frozen and not optimised, which moved answers by nan"
+
+
+def test_optimising_that_fails_leaves_the_frozen_module(
+    normed: torch.jit.ScriptModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(module: torch.jit.ScriptModule) -> None:
+        raise RuntimeError("cannot\nfuse")
+
+    monkeypatch.setattr(torch.jit, "optimize_for_inference", fails)
+    fast, notes = frozen(normed, [IMAGE])
+    assert notes == ["TorchScript is run frozen and not optimised: cannot fuse"]
+    assert list(fast.parameters()) == []
 
 
 def test_tf32_is_off_unless_asked_for_and_one_setting_for_the_process(
