@@ -53,9 +53,17 @@ class Artifact:
     @property
     def tolerance(self) -> float | None:
         """How far answers may be from the reference, relative to its largest; None without a manifest."""
+        return self._parity("tolerance")
+
+    @property
+    def measured_error(self) -> float | None:
+        """How far they were at the export, on its CPU, likewise; None without a manifest."""
+        return self._parity("max_rel")
+
+    def _parity(self, key: str) -> float | None:
         if not self.manifest:
             return None
-        return float(self.manifest["parity"][BACKENDS[self.backend].parity]["tolerance"])
+        return float(self.manifest["parity"][BACKENDS[self.backend].parity][key])
 
     def summary(self) -> dict[str, Any]:
         """The part of the manifest that GET /info shows."""

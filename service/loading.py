@@ -23,6 +23,9 @@ Arrays = Mapping[str, np.ndarray]
 
 log = logging.getLogger(__name__)
 
+_TF32_ROUNDOFF = 2.0**-11
+_FP32_ROUNDOFF = 2.0**-24
+
 
 def load_model(artifact: Artifact, config: ModelConfig, device: str, options: SessionOptions) -> Session:
     """Load, check and warm a model on a device. Raises: LoadError, DeviceLost."""
@@ -36,7 +39,7 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
     )
     reference = read_reference(artifact)
     if reference:
-        check_reference(artifact, buckets, session, reference)
+        check_reference(artifact, buckets, session, reference, tolerance(artifact, device, options))
     if config.warmup:
         warm(artifact, buckets, session, reference)
     return session
@@ -54,6 +57,20 @@ def workload(artifact: Artifact, buckets: tuple[int, ...]) -> Workload:
             f"the manifest of {artifact.model}/{artifact.version} has memory {memory!r}; expected weights_bytes and "
             "row_bytes, whole numbers: export the model again"
         ) from error
+
+
+def tolerance(artifact: Artifact, device: str, options: SessionOptions) -> float | None:
+    """How far answers may be from the reference, relative to its largest; None when the artifact does not tell.
+
+    What the manifest states. Where a GPU may use TF32, at least what rounding to its 11 significant bits should cost
+    this network, reckoned as the export does for fp16, which has as many: 4 times what the export measured in float32
+    (24 bits), for 2**13 times the rounding; at least 8 roundings, at most a tenth. Keep in step with
+    models/export/verify.py.
+    """
+    stated, measured = artifact.tolerance, artifact.measured_error
+    if stated is None or measured is None or device == "cpu" or not options.tf32:
+        return stated
+    return max(stated, min(0.1, max(8 * _TF32_ROUNDOFF, 4 * measured * _TF32_ROUNDOFF / _FP32_ROUNDOFF)))
 
 
 def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
@@ -76,22 +93,27 @@ def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
 
 
 def check_reference(
-    artifact: Artifact, buckets: tuple[int, ...], session: Session, reference: dict[str, np.ndarray]
+    artifact: Artifact,
+    buckets: tuple[int, ...],
+    session: Session,
+    reference: dict[str, np.ndarray],
+    allowed: float | None,
 ) -> None:
     """Compare the session's answers with the eager network's.
 
-    Raises: DeviceLost; LoadError when they differ by more than the tolerance that the manifest states.
+    Args:
+        allowed: relative to the largest value, see tolerance(); None = nothing to compare with.
+    Raises: DeviceLost; LoadError when they differ by more.
     """
-    tolerance = artifact.tolerance
-    if tolerance is None:
+    if allowed is None:
         return
     inputs = {spec.name: reference[f"input.{spec.name}"] for spec in artifact.signature.inputs}
     for name, got in _answers(artifact, buckets, session, inputs).items():
         found = relative_error(got, reference[f"output.{name}"])
-        if not found <= tolerance:
+        if not found <= allowed:
             raise LoadError(
                 f"{artifact.file} does not agree with its reference: output {name!r} is off by {found:.3g} "
-                f"of the largest value, the manifest allows {tolerance:.3g}; it is not served: export it "
+                f"of the largest value, {allowed:.3g} is allowed by the manifest; it is not served: export it "
                 "again, or look for a change of device or runtime"
             )
 

@@ -10,7 +10,7 @@ import pytest
 from service.artifact import Artifact, read_artifact
 from service.backends import LoadError, SessionOptions, Workload
 from service.backends.base import DeviceLost, OutOfMemory
-from service.loading import load_model, relative_error
+from service.loading import load_model, relative_error, tolerance
 from tests.service.repositories import WEIGHT, config, save_exported, save_linear, save_lookup, save_scripted
 
 ONE_THREAD = SessionOptions(threads=1)
@@ -37,7 +37,7 @@ def test_exported_model_loads_agrees_and_runs(folder: Path) -> None:
 def test_model_that_disagrees_with_its_reference_is_refused(folder: Path, error: float) -> None:
     save_exported(folder, error=error)
     with pytest.raises(
-        LoadError, match=r"does not agree with its reference: output 'y' is off by .* allows 0.0001"
+        LoadError, match=r"does not agree with its reference: output 'y' is off by .* 0.0001 is allowed"
     ):
         load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
 
@@ -182,6 +182,41 @@ def test_session_is_told_its_buckets_and_what_the_manifest_measured(
     settings = config(**keys)
     load_model(read_artifact(folder, "linear", "1", settings), settings, device, ONE_THREAD)
     assert told == [expected]
+
+
+@pytest.mark.parametrize(
+    ("device", "tf32", "measured", "allowed"),
+    [
+        ("cuda:0", False, 1e-7, 1e-4),
+        ("cpu", True, 1e-7, 1e-4),
+        ("cuda:0", True, 1e-8, 8 * 2**-11),  # at least eight roundings
+        ("cuda:0", True, 3e-7, 4 * 3e-7 * 2**13),
+        ("cuda:0", True, 1e-4, 0.1),  # at most a tenth
+    ],
+)
+def test_tf32_may_be_off_by_what_its_rounding_should_cost(
+    folder: Path, device: str, tf32: bool, measured: float, allowed: float
+) -> None:
+    manifest = save_exported(folder)
+    manifest["parity"]["onnx"]["max_rel"] = measured
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = tolerance(artifact_in(folder), device, SessionOptions(tf32=tf32))
+    assert found == pytest.approx(allowed)
+
+
+def test_file_without_a_manifest_has_no_tolerance(folder: Path) -> None:
+    save_linear(folder / "model.onnx")
+    assert tolerance(artifact_in(folder), "cuda:0", SessionOptions(tf32=True)) is None
+
+
+def test_tf32_is_reckoned_as_the_export_reckons_fp16() -> None:
+    from models.export.precision import PRECISIONS
+    from models.export.verify import file_tolerance
+
+    assert PRECISIONS["fp16"].roundoff == 2.0**-11
+    assert file_tolerance(PRECISIONS["fp16"], 3e-7) == pytest.approx(4 * 3e-7 * 2**13)
+    assert file_tolerance(PRECISIONS["fp16"], 0.0) == 8 * 2.0**-11
+    assert file_tolerance(PRECISIONS["fp16"], 1.0) == 0.1
 
 
 def test_manifest_with_broken_memory_is_told(folder: Path) -> None:
