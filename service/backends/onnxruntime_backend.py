@@ -26,6 +26,7 @@ from service.backends.cuda_errors import understood
 from service.backends.cuda_graphs import reason_against, with_graphs
 from service.backends.cuda_options import CPU, Providers, cuda_providers, memory_limit
 from service.backends.cuda_runtime import open_runtime
+from service.backends.onnx_assignment import RECORD, on_the_cpu
 from service.backends.onnx_cuda import OnnxCudaSession, Target
 from service.datatypes import word_for_onnx
 from service.errors import ConfigError
@@ -82,16 +83,18 @@ def _load_on(
             target.cuda.end_stream(stream)
             raise
         try:
-            return OnnxCudaSession(session, signature, target, stream, rows)
+            made = OnnxCudaSession(session, signature, target, stream, rows)
         except OutOfMemory as error:
             raise LoadError(
                 f"{path}: there is no room on {target.kind}:{target.number} for a batch of {rows} rows ({error}); "
                 "lower max_batch_size in config.yaml, or serve fewer models on the device"
             ) from error
+        made.notes = tuple(filter(None, [on_the_cpu(session)]))
+        return made
 
     against = reason_against(options, signature, workload.buckets, plan.graphs)
     session, notes = with_graphs(opened, against, workload.buckets)
-    session.notes = tuple(notes)
+    session.notes = (*notes, *session.notes)
     return session
 
 
@@ -134,6 +137,7 @@ def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSessio
     settings.log_severity_level = _ERRORS_ONLY
     # A pool that spins between runs burns the cores it was given while the server is idle.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry(RECORD, "1")
     unknown = [name for name, _ in providers if name not in ort.get_available_providers()]
     if unknown:
         raise LoadError(

@@ -62,7 +62,10 @@ def test_every_bucket_is_captured_before_the_model_is_ready(
     path: Path, cuda: FakeCuda, providers_seen: list[dict[str, Any]]
 ) -> None:
     session = load(path, cuda)
-    assert session.notes == ("CUDA graphs for batches of 1, 4, 8 rows",)
+    assert session.notes == (
+        "CUDA graphs for batches of 1, 4, 8 rows",
+        "1 of 1 operators run on the CPU: 1 MatMul",  # the stand-in for the GPU
+    )
     (options,) = providers_seen
     assert options["enable_cuda_graph"] == "1"
     assert int(options["user_compute_stream"]) in cuda.streams
@@ -82,8 +85,9 @@ def test_model_that_cannot_be_captured_is_opened_anew_without_graphs_and_says_wh
     monkeypatch.setattr(OnnxCudaSession, "capture", cannot)
     session = load(path, cuda)
     assert [options["enable_cuda_graph"] for options in providers_seen] == ["1", "0"]
-    assert session.notes == (
-        "CUDA graphs are not used: CUDA failure 900: operation not permitted when stream is capturing",
+    assert (
+        session.notes[0]
+        == "CUDA graphs are not used: CUDA failure 900: operation not permitted when stream is capturing"
     )
     assert len(cuda.streams) == 1  # the stream of the failed capture is gone
     assert session.host_buffers(8) is not None
@@ -121,6 +125,7 @@ def test_providers_of_the_operators_own_run_as_they_say_without_bound_memory(
         load(path, cuda, options)
     session = load(path, cuda, SessionOptions(1, (("CUDAExecutionProvider", {"user_compute_stream": "7"}),)))
     assert session.host_buffers(1) is None
-    assert session.notes == (
-        "CUDA graphs are not used: `session: providers` in config.yaml decides how the model runs",
+    assert (
+        session.notes[0]
+        == "CUDA graphs are not used: `session: providers` in config.yaml decides how the model runs"
     )
