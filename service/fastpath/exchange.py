@@ -221,7 +221,7 @@ class Exchange(Ticketed):
             self.response_complete = True
             self._end_waiting()
             self._shop.dispatcher.cancel(self)
-            self._finish(CLIENT_GONE, None)
+            self._finish(self._call(), CLIENT_GONE, None)
 
     def settled(self, error: ServiceError | None) -> None:
         """See Ticketed."""
@@ -346,17 +346,16 @@ class Exchange(Ticketed):
         ]
         self.response_complete = True
         self._connection.answer(b"".join(lines))
-        self._finish(answer.status, error.code)
+        self._finish(call, answer.status, error.code)
         if isinstance(error, QueueFull) and not self.missing:
             pause_s = self._shop.pace.pause_s(monotonic_ns() / 1e9)
             if pause_s:
                 self._connection.hold(pause_s)
 
-    def _finish(self, status: int, error_code: str | None) -> None:
+    def _finish(self, call: Call, status: int, error_code: str | None) -> None:
         """Count and log a call that was not answered with 200."""
         shop, lane = self._shop, self.lane
         duration_s = (monotonic_ns() - self._began_ns) / 1e9
-        call = self._call()
         call.error_code = error_code
         shop.metrics.request_finished(
             call.protocol,

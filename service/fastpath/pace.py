@@ -1,25 +1,49 @@
 """How quickly refused clients may come again: so that refusing does not eat what answering needs.
 
 Where a model costs next to nothing, a refusal costs as much as an answer, and a flood of requests past the queue's
-bound would leave no time for those within it. Each is refused at once all the same; but past RATE of them a second,
-the connection that was refused is not read from for a while, and what its client sends meanwhile waits in the socket.
+bound would leave no time for those within it. Each is refused at once all the same. But when there are more than RATE
+of them a second and this thread has hardly any time left, the connection that was refused is not read from for a
+while, and what its client sends meanwhile waits in the socket.
 """
 
+import time
+from collections.abc import Callable
 from typing import Final
 
-RATE: Final = 5_000
-"""Refusals per second and API server: about a tenth of a core."""
-FREE: Final = 500
+RATE: Final = 1_000
+"""Refusals per second that an API server without time to spare goes on giving: a few hundredths of a core."""
+FREE: Final = 100
 """Refusals in a burst that are followed by no pause."""
+BUSY: Final = 0.7
+"""The part of a core from which on the event loop's thread has no time to spare."""
+LOOK_S: Final = 0.05
+"""Its use is looked at no more often."""
 
 
 class Pace:
-    """The pauses after refusals: a virtual clock that each refusal moves on by 1 / RATE (GCRA, ITU-T I.371)."""
+    """The pauses after refusals: a virtual clock that each refusal moves on by 1 / RATE (GCRA, ITU-T I.371).
 
-    def __init__(self) -> None:
+    cpu_s: CPU seconds of the event loop's thread.
+    """
+
+    def __init__(self, cpu_s: Callable[[], float] = time.thread_time) -> None:
+        self._cpu_s = cpu_s
         self._due_s = 0.0
+        self._looked_s = 0.0
+        self._used_s = 0.0
+        self._busy = False
 
     def pause_s(self, now_s: float) -> float:
-        """Count a refusal; seconds for which its connection is not to be read from."""
+        """Count a refusal; seconds for which its connection is not to be read from. now_s: CLOCK_MONOTONIC."""
         self._due_s = max(self._due_s, now_s) + 1 / RATE
-        return max(0.0, self._due_s - now_s - FREE / RATE)
+        pause_s = self._due_s - now_s - FREE / RATE
+        if pause_s <= 0.0:
+            return 0.0
+        if now_s - self._looked_s >= LOOK_S:
+            used_s = self._cpu_s()
+            self._busy = used_s - self._used_s >= BUSY * (now_s - self._looked_s)
+            self._looked_s, self._used_s = now_s, used_s
+        if not self._busy:
+            self._due_s = now_s
+            return 0.0
+        return pause_s

@@ -5,6 +5,7 @@ The worker is turned by hand, so that a test decides when answers come.
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,7 +123,7 @@ class House:
             log_access=lambda call, status, _: self.lines.append((call, status)),
             heads=KnownHeads(),
             ids=RequestIds(),
-            pace=Pace(),
+            pace=Pace(time.monotonic),  # a thread that never has time to spare
         )
         self.engine = DispatchEngine(self.rig.dispatcher, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()])
         settings = replace(SETTINGS, max_body_bytes=LIMIT_BYTES, default_model="m0")

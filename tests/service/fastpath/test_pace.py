@@ -2,38 +2,63 @@
 
 import pytest
 
-from service.fastpath.pace import FREE, RATE, Pace
+from service.fastpath.pace import BUSY, FREE, LOOK_S, RATE, Pace
+
+
+class Thread:
+    """An event loop's thread that uses this part of a core."""
+
+    def __init__(self, part: float) -> None:
+        self.part = part
+        self.now_s = 0.0
+        self.cpu_s = 0.0
+        self.pace = Pace(lambda: self.cpu_s)
+
+    def refuse(self, at_s: float) -> float:
+        """The pause after a refusal at that time."""
+        self.cpu_s += self.part * (at_s - self.now_s)
+        self.now_s = at_s
+        return self.pace.pause_s(at_s)
+
+    def flood(self, seconds: float, clients: int = 512) -> int:
+        """Refusals while each client is back the moment that its pause ends, or after a millisecond."""
+        back_s = [self.now_s] * clients
+        until_s, refused = self.now_s + seconds, 0
+        while (now_s := min(back_s)) < until_s:
+            back_s[back_s.index(now_s)] = now_s + max(self.refuse(now_s), 1e-3)
+            refused += 1
+        return refused
 
 
 def test_a_burst_of_refusals_is_followed_by_no_pause() -> None:
-    pace = Pace()
-    pauses = [pace.pause_s(5.0) for _ in range(FREE + 1)]
+    thread = Thread(1.0)
+    thread.flood(1.0)
+    after_s = thread.now_s + 10.0
+    pauses = [thread.refuse(after_s) for _ in range(FREE + 1)]
     assert pauses == pytest.approx(
         [0.0] * FREE + [1 / RATE], abs=1e-9
-    )  # rounding of sums of 5.0 and 1 / RATE
+    )  # rounding of sums of seconds and 1 / RATE
 
 
 def test_refusals_below_the_rate_are_never_followed_by_a_pause() -> None:
-    pace = Pace()
-    assert all(pace.pause_s(i / (RATE * 0.9)) == 0.0 for i in range(10 * RATE))
+    thread = Thread(1.0)
+    assert all(thread.refuse(i / (RATE * 0.9)) == 0.0 for i in range(10 * RATE))
 
 
-def test_clients_that_come_again_at_once_are_slowed_down_to_the_rate() -> None:
-    pace = Pace()
-    # Each client is refused, paused, and back the moment that its pause ends.
-    clients = [0.0] * 512
-    refused = 0
-    while (now_s := min(clients)) < 3.0:
-        clients[clients.index(now_s)] = now_s + max(pace.pause_s(now_s), 1e-6)
-        refused += 1
-    assert refused == pytest.approx(
-        3.0 * RATE + FREE, rel=0.05
-    )  # the clients that wait at the end: 512 of 15,500
+def test_clients_that_come_again_at_once_are_slowed_down_to_the_rate_while_the_thread_has_no_time() -> None:
+    thread = Thread(1.0)
+    thread.flood(3.0)
+    # All 512 wait at the end, and until the first look LOOK_S passed without pauses.
+    assert thread.flood(10.0) == pytest.approx(10.0 * RATE, rel=0.06)
 
 
-def test_after_a_calm_time_a_burst_is_free_again() -> None:
-    pace = Pace()
-    for _ in range(3 * FREE):
-        pace.pause_s(0.0)
-    assert pace.pause_s(0.0) > 0.0
-    assert pace.pause_s(4 * FREE / RATE) == 0.0
+def test_a_thread_with_time_to_spare_lets_clients_come_again_as_they_like() -> None:
+    assert Thread(BUSY * 0.9).flood(1.0, clients=16) >= 15_000  # each a thousand times a second
+
+
+def test_pauses_end_when_the_thread_has_time_again() -> None:
+    thread = Thread(1.0)
+    thread.flood(1.0)
+    thread.part = 0.1
+    thread.flood(1.0 + LOOK_S)
+    assert thread.flood(1.0, clients=16) >= 15_000

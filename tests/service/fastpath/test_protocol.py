@@ -309,12 +309,10 @@ def test_after_a_flood_of_refusals_the_refused_connection_is_not_read_from_for_a
     async def test(house: House) -> None:
         first, second = house.connect(), house.connect()
         first.send(call(rows(1.0, 2.0)))
-        refused = 0
-        while second.socket.reading and refused <= 2 * FREE:
+        while second.socket.reading:
             second.send(call(rows(3.0)))
-            refused += 1
-        assert FREE < refused <= 2 * FREE
         assert {answer.status for answer in second.answers()} == {429}
+        assert len(second.answers()) > FREE
         assert first.socket.reading
         await house.turn(lambda: bool(first.answers()))
         async with asyncio.timeout(10.0):
