@@ -35,6 +35,11 @@ from service.signature import ANY, Signature, TensorSpec
 _ERRORS_ONLY = 3  # onnxruntime's log severity: its warnings at load are about its own optimisations
 
 
+# onnxruntime 1.31 crashes (SIGSEGV) while it opens an fp16 file on the CPU that has a Transpose of the first two dims in
+# front of a product with a weight, as in nn.MultiheadAttention: this fusion and its NchwcTransformer do not go together.
+_CRASHING_FUSION = "MatmulTransposeFusion"
+
+
 class OnnxSession:
     """A model in ONNX Runtime on the CPU. run() may be called from several threads (onnxruntime allows it)."""
 
@@ -138,6 +143,8 @@ def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSessio
     # A pool that spins between runs burns the cores it was given while the server is idle.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry(RECORD, "1")
+    if all(name == CPU for name, _ in providers):
+        settings.add_session_config_entry("optimization.disable_specified_optimizers", _CRASHING_FUSION)
     unknown = [name for name, _ in providers if name not in ort.get_available_providers()]
     if unknown:
         raise LoadError(
