@@ -22,6 +22,7 @@ COMPILED = (
     "service/transport/extents.py",
     "service/transport/records.py",
     "service/transport/slots.py",
+    "service/watch.py",
     "service/worker/gather.py",
     "service/worker/loop.py",
     "service/worker/run.py",

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -24,21 +23,15 @@ from service.transport.board import READY, ROW_FRACTION, MappedBoard
 from service.transport.queues import TicketWriter
 from service.transport.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
 from service.transport.slots import SlotPool
+from service.watch import Watch
 
 _READ_BYTES: Final = DONE.itemsize * 1024
 _FIRST_ROOM_FACTOR: Final = 4
 """Room for outputs of unknown shape at first, as a multiple of the inputs' bytes; grown when it is too little."""
-_WATCH_S: Final = 0.25
-"""How often deadlines and hanging runs are looked at while requests are in flight, if no deadline is nearer."""
-_STEP_S: Final = 0.005
-"""Deadlines that are nearer to each other than this are looked at together: each look goes over all requests."""
 _MOST_ROOMS: Final = 4096
 """Shapes of inputs for which the room of their outputs is remembered."""
 _SCARCE: Final = 7 / 8
 """From this share of an arena's use on, each model is held to its own share of it."""
-
-_NEVER: Final = 1 << 63
-"""Later than any clock."""
 
 _log = logging.getLogger("foldserve.dispatch")
 
@@ -90,10 +83,6 @@ class Dispatcher:
         self._outbox = [bytearray() for _ in lanes]
         self._flush_planned = False
         self._views: list[_View | None] = [None] * len(lanes)
-        self._run_limit_ns = int(run_limit_s * 1e9)
-        self._hangs = hangs
-        self._look_ns = _NEVER
-        self._look: asyncio.TimerHandle | None = None
         self._awaiting_room: set[int] = set()
         self._room: dict[tuple[int, tuple[int, ...]], int] = {}
         self._requests = [0] * len(lanes)
@@ -103,6 +92,7 @@ class Dispatcher:
         self._workers = range(board.dimensions.workers)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(done_fd, self.receive)
+        self.watch = Watch(self._loop, self.in_flight, board, run_limit_s, hangs, self._expire)
 
     # -- before the queue
 
@@ -217,8 +207,8 @@ class Dispatcher:
         self._rows[m] += rows
         self._bytes[m] += nbytes
         self.enqueue(request)
-        if deadline_ns < self._look_ns:
-            self._look_at(min(deadline_ns, now_ns + int(_WATCH_S * 1e9)), now_ns)
+        if deadline_ns < self.watch.next_ns:
+            self.watch.by(deadline_ns, now_ns)
 
     def _view(self, lane: Lane) -> _View:
         """The lane's view; kept when the end of this turn, which forgets it, is planned."""
@@ -332,15 +322,13 @@ class Dispatcher:
             self._count(request.lane.index, -request.rows, -len(place.inputs))
             self._plan_flush()  # the board tells others of the room
 
-    def expire(self) -> None:
-        """Answer the requests whose deadline has passed."""
-        now_ns = time.monotonic_ns()
-        for request in [r for r in self.in_flight.values() if r.deadline_ns <= now_ns and not r.given_up]:
-            self.cancel(request)
-            try:
-                request.settled(late())
-            except Exception:
-                _log.exception("request %s could not be answered", request.request_id)
+    def _expire(self, request: Ticketed) -> None:
+        """Answer a request whose deadline has passed."""
+        self.cancel(request)
+        try:
+            request.settled(late())
+        except Exception:
+            _log.exception("request %s could not be answered", request.request_id)
 
     def release(self, request: Ticketed) -> None:
         """Free the request's place: it never was queued, or is settled, so that no worker can touch it."""
@@ -390,25 +378,6 @@ class Dispatcher:
             self.settle(
                 request, QueueFull(f"the answer needs {needed} bytes and there is no such room; try again")
             )
-
-    def _watch(self) -> None:
-        """Look at deadlines and at hanging runs while there is something in flight; an idle server has no timer."""
-        self.expire()
-        self._look, self._look_ns = None, _NEVER
-        if not self.in_flight:
-            return
-        now_ns = time.monotonic_ns()
-        for worker in self.board.hanging(now_ns - self._run_limit_ns):
-            self._hangs(worker)
-        nearest_ns = min((r.deadline_ns for r in self.in_flight.values() if not r.given_up), default=_NEVER)
-        self._look_at(min(nearest_ns, now_ns + int(_WATCH_S * 1e9)), now_ns)
-
-    def _look_at(self, when_ns: int, now_ns: int) -> None:
-        if self._look is not None:
-            self._look.cancel()
-        wait_s = max((when_ns - now_ns) / 1e9, 0.0) + _STEP_S
-        self._look_ns = now_ns + int(wait_s * 1e9)
-        self._look = self._loop.call_later(wait_s, self._watch)
 
     def _count(self, lane: int, rows: int, nbytes: int) -> None:
         self._rows[lane] += rows

@@ -35,8 +35,9 @@ from service.signature import ANY, Signature, TensorSpec
 _ERRORS_ONLY = 3  # onnxruntime's log severity: its warnings at load are about its own optimisations
 
 
-# onnxruntime 1.31 crashes (SIGSEGV) while it opens an fp16 file on the CPU that has a Transpose of the first two dims in
-# front of a product with a weight, as in nn.MultiheadAttention: this fusion and its NchwcTransformer do not go together.
+# onnxruntime 1.31 crashes (SIGSEGV) while it opens an fp16 file on the CPU that has a Transpose of the first two dims
+# in front of a product with a weight, as in nn.MultiheadAttention: this fusion and its NchwcTransformer do not go
+# together.
 _CRASHING_FUSION = "MatmulTransposeFusion"
 
 

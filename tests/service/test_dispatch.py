@@ -44,7 +44,7 @@ async def test_cancel_and_expiry_make_room_on_the_board_at_once() -> None:
     await asyncio.sleep(0)
     assert rig.board.queued_rows[0, 0] == 2
     second.deadline_ns = 1
-    rig.dispatchers[0].expire()
+    rig.dispatchers[0].watch.expire()
     await asyncio.sleep(0)
     assert (rig.board.queued_rows[0, 0], rig.board.queued_bytes[0, 0]) == (0, 0)
     rig.ask(1.0, 2.0, 3.0, 4.0, api=1)
@@ -76,8 +76,8 @@ async def test_idle_dispatcher_has_no_timer() -> None:
     rig.ask(1.0)
     rig.new_worker().loops[0].turn()
     rig.dispatcher.receive()
-    rig.dispatcher._watch()
-    assert rig.dispatcher._look is None
+    rig.dispatcher.watch.look()
+    assert rig.dispatcher.watch._timer is None
 
 
 @on_loop
@@ -209,10 +209,10 @@ async def test_hanging_run_is_reported_while_requests_are_in_flight_alone() -> N
     rig.run_limit_s = 0.01
     dispatcher = rig.dispatchers[0] = rig.new_dispatcher(0)
     rig.board.run_since_ns[1, 0] = time.monotonic_ns() - 20_000_000
-    dispatcher._watch()
+    dispatcher.watch.look()
     assert rig.hangs == []
     rig.ask(1.0)
-    dispatcher._watch()
+    dispatcher.watch.look()
     assert rig.hangs == [1]
 
 

@@ -148,7 +148,7 @@ class RandomLife:
             self.random.choice([self.ask, self.ask, self.turn, self.settle, self.cancel])()
             if self.random.random() < 0.1:
                 for dispatcher in self.rig.dispatchers:
-                    dispatcher.expire()
+                    dispatcher.watch.expire()
         for _ in range(300):
             if not any(dispatcher.in_flight for dispatcher in self.rig.dispatchers):
                 break

@@ -1,0 +1,77 @@
+"""Looks after the requests in flight of one API server: whose time is over, and which worker hangs in a run.
+
+One timer, and none while nothing is in flight: an idle server sleeps.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from service.ticketed import Ticketed
+from service.transport.board import MappedBoard
+
+_EVERY_S: Final = 0.25
+"""How often it looks while requests are in flight, if no deadline is nearer."""
+_STEP_S: Final = 0.005
+"""Deadlines that are nearer to each other than this are looked at together: each look goes over all requests."""
+_NEVER: Final = 1 << 63
+"""Later than any clock."""
+
+
+class Watch:
+    """Owned by the event loop thread.
+
+    Args:
+        in_flight: the requests to look after, by slot.
+        run_limit_s: how long one run of a model may take.
+        hangs: called with the index of a worker whose run takes longer; again and again until it ends.
+        expired: called with each request whose deadline has passed, once.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        in_flight: Mapping[int, Ticketed],
+        board: MappedBoard,
+        run_limit_s: float,
+        hangs: Callable[[int], None],
+        expired: Callable[[Ticketed], None],
+    ) -> None:
+        self.next_ns = _NEVER
+        """CLOCK_MONOTONIC of the next look."""
+        self._loop = loop
+        self._in_flight = in_flight
+        self._board = board
+        self._run_limit_ns = int(run_limit_s * 1e9)
+        self._hangs = hangs
+        self._expired = expired
+        self._timer: asyncio.TimerHandle | None = None
+
+    def by(self, deadline_ns: int, now_ns: int) -> None:
+        """Look no later than this deadline; to be called when it is before next_ns."""
+        if self._timer is not None:
+            self._timer.cancel()
+        when_ns = min(deadline_ns, now_ns + int(_EVERY_S * 1e9))
+        wait_s = max((when_ns - now_ns) / 1e9, 0.0) + _STEP_S
+        self.next_ns = now_ns + int(wait_s * 1e9)
+        self._timer = self._loop.call_later(wait_s, self.look)
+
+    def look(self) -> None:
+        """Tell of deadlines that have passed and of runs that hang; look again later if anything is in flight."""
+        self.expire()
+        self._timer, self.next_ns = None, _NEVER
+        if not self._in_flight:
+            return
+        now_ns = time.monotonic_ns()
+        for worker in self._board.hanging(now_ns - self._run_limit_ns):
+            self._hangs(worker)
+        waited_for = (r.deadline_ns for r in self._in_flight.values() if not r.given_up)
+        self.by(min(waited_for, default=_NEVER), now_ns)
+
+    def expire(self) -> None:
+        """Tell of the requests whose deadline has passed."""
+        now_ns = time.monotonic_ns()
+        late = [r for r in self._in_flight.values() if r.deadline_ns <= now_ns and not r.given_up]
+        for request in late:
+            self._expired(request)
