@@ -7,37 +7,13 @@
    thread, epoll, a timer of nanoseconds. Prints one line of name=value.
    Python cannot do this: at ten thousand requests a second its own pauses would be what is measured. */
 
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
+#include "load.h"
 #include <math.h>
-#include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
 #include <sys/timerfd.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { HEAD_MAX = 16384, PATIENCE_S = 10 };
+enum { PATIENCE_S = 10 };
 
-typedef struct {
-    int fd;
-    double arrived;           /* of the request under way */
-    size_t sent;              /* bytes of it */
-    char head[HEAD_MAX + 1];  /* the answer's, as far as it has come */
-    size_t have;
-    long body_left;           /* -1: the head is not whole yet */
-    int status;
-} Connection;
-
-static const char *request;
-static size_t request_size;
 static int epoll;
-static struct sockaddr_in address;
 static Connection *connections;
 static int *free_list, free_count;
 static double *waiting; /* arrivals without a connection, first in first out */
@@ -46,115 +22,28 @@ static double *ok, *refused;
 static size_t ok_count, ok_in_time, refused_count, failed, in_flight;
 static double end; /* of the arrivals */
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec * 1e-9;
-}
-
-static void die(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static void watch(int index, uint32_t events, int how) {
-    struct epoll_event event = {.events = events, .data.u32 = (uint32_t)index};
-    if (epoll_ctl(epoll, how, connections[index].fd, &event)) die("epoll_ctl");
-}
-
-static void open_connection(int index) {
-    Connection *c = &connections[index];
-    int one = 1;
-    c->fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&address, sizeof address)) die("connect");
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    fcntl(c->fd, F_SETFL, O_NONBLOCK);
-    watch(index, EPOLLIN, EPOLL_CTL_ADD);
-    free_list[free_count++] = index;
-}
-
 /* The answer, or the connection, is over: the connection is free, or another takes its place. */
-static void finish(int index, int broken) {
+static void finish(int index, Progress how) {
     Connection *c = &connections[index];
-    double t = now(), took = t - c->arrived;
+    double t = now(), took = t - c->began;
     in_flight--;
-    if (broken || (c->status != 200 && c->status != 429)) failed++;
+    if (how == BROKEN || (c->status != 200 && c->status != 429)) failed++;
     else if (c->status == 200) {
         ok[ok_count++] = took;
         ok_in_time += t <= end;
     }
     else refused[refused_count++] = took;
-    if (broken || strcasestr(c->head, "\r\nconnection: close")) {
+    if (is_over(c, how)) {
         close(c->fd);
-        open_connection(index);
-    } else {
-        free_list[free_count++] = index;
+        open_connection(epoll, c, index);
     }
-}
-
-static int send_rest(int index) {
-    Connection *c = &connections[index];
-    while (c->sent < request_size) {
-        ssize_t n = send(c->fd, request + c->sent, request_size - c->sent, MSG_NOSIGNAL);
-        if (n < 0 && errno == EAGAIN) {
-            watch(index, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
-            return 0;
-        }
-        if (n < 0) return -1;
-        c->sent += (size_t)n;
-    }
-    return 0;
+    free_list[free_count++] = index;
 }
 
 static void begin(double arrived) {
     int index = free_list[--free_count];
-    Connection *c = &connections[index];
-    c->arrived = arrived;
-    c->sent = c->have = 0;
-    c->body_left = -1;
-    c->status = 0;
-    c->head[0] = 0;
     in_flight++;
-    if (send_rest(index)) finish(index, 1);
-}
-
-static void receive(int index) {
-    static char scratch[1 << 16];
-    Connection *c = &connections[index];
-    if (c->body_left < 0) {
-        ssize_t n = recv(c->fd, c->head + c->have, HEAD_MAX - c->have, 0);
-        if (n < 0 && errno == EAGAIN) return;
-        if (n <= 0 || c->have + (size_t)n >= HEAD_MAX) {
-            finish(index, 1);
-            return;
-        }
-        c->have += (size_t)n;
-        c->head[c->have] = 0;
-        char *end = strstr(c->head, "\r\n\r\n"), *length = strcasestr(c->head, "\r\ncontent-length:");
-        if (!end) return;
-        c->status = atoi(c->head + 9);
-        c->body_left = (length && length < end ? atol(length + 17) : 0) - (long)(c->head + c->have - end - 4);
-        end[2] = 0;
-    } else {
-        ssize_t n = recv(c->fd, scratch, sizeof scratch, 0);
-        if (n < 0 && errno == EAGAIN) return;
-        if (n <= 0) {
-            finish(index, 1);
-            return;
-        }
-        c->body_left -= n;
-    }
-    if (c->body_left <= 0 && c->sent == request_size) finish(index, 0);
-}
-
-static int smaller(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double percentile_ms(double *values, size_t count, double part) {
-    qsort(values, count, sizeof *values, smaller);
-    return count ? values[(size_t)((double)(count - 1) * part)] * 1e3 : 0.0;
+    if (begin_request(epoll, &connections[index], index, arrived) == BROKEN) finish(index, BROKEN);
 }
 
 int main(int argc, char **argv) {
@@ -164,14 +53,7 @@ int main(int argc, char **argv) {
     }
     double rate = atof(argv[2]), seconds = atof(argv[3]);
     int count = atoi(argv[4]);
-    FILE *file = fopen(argv[5], "rb");
-    if (!file) die(argv[5]);
-    fseek(file, 0, SEEK_END);
-    request_size = (size_t)ftell(file);
-    rewind(file);
-    char *bytes = malloc(request_size);
-    if (fread(bytes, 1, request_size, file) != request_size) die("fread");
-    request = bytes;
+    prepare(argv[1], argv[5]);
 
     size_t most = (size_t)(rate * seconds * 2 + 10000);
     ok = malloc(most * sizeof *ok);
@@ -179,10 +61,11 @@ int main(int argc, char **argv) {
     waiting = malloc(most * sizeof *waiting);
     connections = calloc((size_t)count, sizeof *connections);
     free_list = calloc((size_t)count, sizeof *free_list);
-    address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1]))};
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     epoll = epoll_create1(0);
-    for (int i = 0; i < count; i++) open_connection(i);
+    for (int i = 0; i < count; i++) {
+        open_connection(epoll, &connections[i], i);
+        free_list[free_count++] = i;
+    }
     int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
     epoll_ctl(epoll, EPOLL_CTL_ADD, timer, &event);
@@ -214,15 +97,8 @@ int main(int argc, char **argv) {
                 if (read(timer, &ticks, sizeof ticks) < 0 && errno != EAGAIN) die("timer");
                 continue;
             }
-            Connection *c = &connections[index];
-            if (events[i].events & EPOLLOUT) {
-                if (send_rest((int)index)) {
-                    finish((int)index, 1);
-                    continue;
-                }
-                if (c->sent == request_size) watch((int)index, EPOLLIN, EPOLL_CTL_MOD);
-            }
-            if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) receive((int)index);
+            Progress how = progress(epoll, &connections[index], (int)index, events[i].events);
+            if (how != GOING_ON) finish((int)index, how);
         }
     }
     size_t unanswered = in_flight + (waiting_end - waiting_first);

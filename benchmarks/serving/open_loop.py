@@ -1,17 +1,12 @@
 """Open-loop load: compiles open_loop.c at its first use, runs it, reads its figures."""
 
-import re
-import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
+from benchmarks.serving import generators
 from benchmarks.serving.contenders import Request
 from benchmarks.serving.workloads import BENCH
-
-SOURCE: Final = Path(__file__).with_name("open_loop.c")
 
 
 @dataclass(frozen=True)
@@ -38,42 +33,21 @@ class OpenLoad:
 
 def build(folder: Path = BENCH) -> Path:
     """Compile the generator unless the one there is newer than its source."""
-    program = folder / "open_loop"
-    if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
-        return program
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise SystemExit(
-            "no C compiler for the open-loop generator. Debian, Ubuntu: apt-get install gcc libc6-dev"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", program, SOURCE, "-lm"], check=True)
-    return program
+    return generators.build("open_loop", folder, ["-lm"])
 
 
 def run(
     program: Path, port: int, request: Request, rate: float, seconds: float, connections: int
 ) -> OpenLoad:
     """Offer `rate` requests a second to a server on this machine."""
-    lines = [
-        f"POST {request.path} HTTP/1.1",
-        f"Host: 127.0.0.1:{port}",
-        f"Content-Length: {len(request.body)}",
-    ]
-    lines += [f"{name}: {value}" for name, value in request.headers.items()]
-    with tempfile.NamedTemporaryFile() as file:
-        file.write("\r\n".join([*lines, "", ""]).encode() + request.body)
-        file.flush()
-        command = [str(program), str(port), f"{rate:.3f}", f"{seconds:g}", str(connections), file.name]
+    with generators.request_file(port, request) as file:
+        command = [str(program), str(port), f"{rate:.3f}", f"{seconds:g}", str(connections), file]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return parse(output)
 
 
 def parse(output: str) -> OpenLoad:
     """Read the generator's line. Raises: ValueError when there is none."""
-    line = re.search(r"^FIGURES (.*)$", output, re.MULTILINE)
-    if line is None:
-        raise ValueError(f"the generator printed no figures:\n{output}")
-    given = dict(re.findall(r"(\w+)=([\d.]+)", line[1]))
     counts = ("arrived", "ok", "ok_in_time", "refused", "failed", "unanswered")
-    return OpenLoad(**{name: int(value) if name in counts else float(value) for name, value in given.items()})
+    given = generators.figures(output)
+    return OpenLoad(**{name: int(value) if name in counts else value for name, value in given.items()})
