@@ -70,6 +70,15 @@ class ServerProcess:
         """The ids of the worker processes."""
         return [pid for pid in self.processes() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
+    def api_servers(self) -> list[int]:
+        """The ids of the processes that speak HTTP: forked, so their command line is the parent's."""
+        line = Path(f"/proc/{self.process.pid}/cmdline").read_bytes()
+        return [
+            pid
+            for pid in self.processes()
+            if pid != self.process.pid and Path(f"/proc/{pid}/cmdline").read_bytes() == line
+        ]
+
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """All samples of one scrape on a connection of its own: (name, sorted labels) -> value."""
         text = httpx.get(f"{self.url}/metrics").text

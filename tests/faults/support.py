@@ -97,17 +97,6 @@ def expected(row: list[float]) -> list[float]:
     return answer
 
 
-def api_server_pids(server: ServerProcess) -> list[int]:
-    """Forked, so their command line is the parent's."""
-    parent = server.process.pid
-    line = Path(f"/proc/{parent}/cmdline").read_bytes()
-    return [
-        pid
-        for pid in server.processes()
-        if pid != parent and Path(f"/proc/{pid}/cmdline").read_bytes() == line
-    ]
-
-
 def client_ports(pid: int) -> set[int]:
     """The far ends of the TCP connections that a process holds."""
     inodes = set()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server_process import serving
-from tests.faults.support import LIMIT_S, Caller, api_server_pids, expected, make_repository, until
+from tests.faults.support import LIMIT_S, Caller, expected, make_repository, until
 
 pytestmark = pytest.mark.e2e
 
@@ -38,7 +38,7 @@ def test_half_sent_bodies_are_bounded_others_are_served_and_their_room_comes_bac
     tmp_path: Path, kind: str
 ) -> None:
     async def run() -> None:
-        (pid,) = api_server_pids(server)
+        (pid,) = server.api_servers()
         before = resident_bytes(pid)
         flood = [Caller(server.url) for _ in range(40)]
         for caller in flood:

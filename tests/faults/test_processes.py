@@ -15,7 +15,6 @@ from tests.faults.support import (
     SLOW,
     Caller,
     SteadyLoad,
-    api_server_pids,
     client_ports,
     expected,
     make_faulty_backend,
@@ -98,15 +97,15 @@ def test_killed_api_server_breaks_its_own_connections_alone_and_a_new_one_serves
     async def run() -> None:
         async with SteadyLoad(server.url, 32) as load:
             await until(lambda: load.right > 300, "load goes on")
-            servers = api_server_pids(server)
+            servers = server.api_servers()
             assert len(servers) == 2
             own = {caller.own_port for caller in load.callers}
             victim = max(servers, key=lambda pid: len(client_ports(pid) & own))
             held = client_ports(victim) & own
             await asyncio.to_thread(os.kill, victim, signal.SIGKILL)
             await until(lambda: len(load.broken) == len(held), "its connections break")
-            await until(lambda: len(api_server_pids(server)) == 2, "a new one is there")
-            assert victim not in api_server_pids(server)
+            await until(lambda: len(server.api_servers()) == 2, "a new one is there")
+            assert victim not in server.api_servers()
             async with SteadyLoad(server.url, 32) as more:
                 await until(lambda: more.right > 300, "new connections are served")
             assert (more.wrong, more.broken) == ([], [])
@@ -125,14 +124,14 @@ def test_worker_and_api_server_killed_in_the_same_moment_both_come_back(tmp_path
     async def run() -> None:
         async with SteadyLoad(server.url, 16) as load:
             await until(lambda: load.right > 200, "load goes on")
-            (worker,), victim = server.workers(), api_server_pids(server)[0]
+            (worker,), victim = server.workers(), server.api_servers()[0]
 
             def kill_both() -> None:
                 os.kill(worker, signal.SIGKILL)
                 os.kill(victim, signal.SIGKILL)
 
             await asyncio.to_thread(kill_both)
-            await until(lambda: len(api_server_pids(server)) == 2, "a new API server is there")
+            await until(lambda: len(server.api_servers()) == 2, "a new API server is there")
             async with SteadyLoad(server.url, 16) as more:
                 await until(lambda: more.right > 300, "new connections are served")
             assert (more.wrong, more.broken) == ([], [])
