@@ -13,21 +13,25 @@ OUT_OF_MEMORY: Final = 2
 """cudaErrorMemoryAllocation."""
 
 LOST: Final[dict[int, str]] = {
-    # cudaError_t, with the text of cudaGetErrorString. Of these the CUDA runtime's reference says that the process
-    # must be ended and started again to use CUDA any more, ...
-    214: "uncorrectable ECC error encountered",
-    220: "uncorrectable NVLink error detected during the execution",
-    702: "the launch timed out and was terminated",
-    709: "context is destroyed",
-    710: "device-side assert triggered",
+    # cudaError_t, with the text of cudaGetErrorString (CUDA 13.0). Of these driver_types.h says that the process must
+    # be ended and started again to use CUDA any more, ...
+    226: "Invalid access of peer GPU memory over nvlink or a hardware error",
     700: "an illegal memory access was encountered",
+    702: "the launch timed out and was terminated",
+    710: "device-side assert triggered",
     714: "hardware stack error",
     715: "an illegal instruction was encountered",
     716: "misaligned address",
     717: "operation not supported on global/shared address space",
     718: "invalid program counter",
     719: "unspecified launch failure",
-    721: "contained error",
+    721: "tensor memory not completely freed",
+    810: "the MPS client has been terminated by the server",
+    911: "an async error has occured in external entity outside of CUDA",
+    # ... these are of the hardware, or leave no context to work in, ...
+    214: "uncorrectable ECC error encountered",
+    220: "uncorrectable NVLink error detected during the execution",
+    709: "context is destroyed",
     # ... and these are what is left to see when a GPU has fallen off its bus.
     100: "no CUDA-capable device is detected",
     999: "unknown error",

@@ -1,5 +1,7 @@
 """What a GPU's errors mean: the texts are those of the libraries, from the places named."""
 
+import ctypes
+
 import pytest
 
 from service.backends.base import DeviceLost, OutOfMemory
@@ -86,6 +88,15 @@ def test_code_of_an_error_counts_where_its_text_has_none() -> None:
     error.error_code = 719  # type: ignore[attr-defined] # as torch.AcceleratorError has it
     assert isinstance(understood(error), DeviceLost)
     assert isinstance(understood(CudaError("cudaHostAlloc", 2, "out of memory")), OutOfMemory)
+
+
+def test_texts_of_lost_devices_are_the_runtimes_own() -> None:
+    try:
+        runtime = ctypes.CDLL("libcudart.so.13")
+    except OSError as error:
+        pytest.skip(f"there is no CUDA 13 runtime to ask; its texts need no GPU: {error}")
+    runtime.cudaGetErrorString.restype = ctypes.c_char_p
+    assert {code: runtime.cudaGetErrorString(code).decode() for code in LOST} == LOST
 
 
 def test_what_was_understood_once_stays() -> None:
