@@ -7,6 +7,7 @@ is looked at here. Graphs are recorded while the model is loaded: meanwhile no o
 allocate on any GPU.
 """
 
+import gc
 import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -60,17 +61,20 @@ def with_graphs(
             session = open_session(True)
         except LoadError as error:  # control flow, nodes on the CPU: onnxruntime looks when it opens the file
             reason = str(error.__cause__ or error)
-            break
-        failure = _first_failure(session, wanted)
-        if failure is None:
-            return session, _notes(wanted, too_large)
-        session.close()
-        at, error_in_run = failure
-        if isinstance(error_in_run, OutOfMemory):
-            too_large += wanted[: at + 1]
-            wanted = wanted[at + 1 :]
         else:
-            reason = str(error_in_run)
+            failure = _first_failure(session, wanted)
+            if failure is None:
+                return session, _notes(wanted, too_large)
+            at, full, text = failure
+            if full:
+                too_large += wanted[: at + 1]
+                wanted = wanted[at + 1 :]
+            else:
+                reason = text
+            # What the run raised holds its frames, often in a cycle with itself, and in them onnxruntime's session.
+            gc.collect()
+            session.close()
+    gc.collect()  # likewise what opening raised: the next session needs the memory
     reason = reason or "the device has no room to record one"
     return open_session(False), [f"CUDA graphs are not used: {_short(reason)}"]
 
@@ -92,17 +96,20 @@ def reason_against(options: SessionOptions, signature: Signature, buckets: Seque
     return "" if buckets else "there are no batch buckets"
 
 
-def _first_failure(session: Capturing, wanted: Sequence[int]) -> tuple[int, Exception] | None:
-    """Record every bucket. Returns: the place and the error of the first that cannot be; None when all could."""
+def _first_failure(session: Capturing, wanted: Sequence[int]) -> tuple[int, bool, str] | None:
+    """Record every bucket.
+
+    Returns: of the first that cannot be recorded its place, whether it had no room, and why; None when all could.
+    """
     if session.no_graphs:
-        return 0, ValueError(session.no_graphs)
+        return 0, False, session.no_graphs
     for at, rows in enumerate(wanted):
         try:
             session.capture(rows)
         except DeviceLost:
             raise
         except Exception as error:  # what a run raises has no base of its own
-            return at, error
+            return at, isinstance(error, OutOfMemory), str(error)
     return None
 
 

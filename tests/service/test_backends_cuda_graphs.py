@@ -1,5 +1,6 @@
 """Which buckets become CUDA graphs, and why the rest do not."""
 
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -118,6 +119,59 @@ def test_file_that_cannot_be_opened_at_all_is_the_error_it_is() -> None:
 def test_lost_device_is_not_taken_for_a_model_that_cannot_be_captured() -> None:
     with pytest.raises(DeviceLost):
         with_graphs(Opener(fails_at=2, error=DeviceLost("gone")), "", (1, 2))
+
+
+class Memory:
+    """What onnxruntime holds on the device."""
+
+
+class Holding(Fake):
+    """Fails in a frame that holds its memory, as onnxruntime's own frames do, with an error that is its own cause."""
+
+    def __init__(self, graphs: bool, kind: type[Exception]) -> None:
+        super().__init__(graphs)
+        self.kind = kind
+        self.memory: Memory | None = Memory()
+
+    def capture(self, rows: int) -> None:
+        held = self.memory
+        assert held is not None
+        error = self.kind("it failed")
+        raise error from error
+
+    def close(self) -> None:
+        self.memory = None
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OutOfMemory])
+def test_memory_of_a_session_that_failed_is_free_before_the_next_is_opened(kind: type[Exception]) -> None:
+    seen: list[weakref.ref[Memory]] = []
+
+    def open_session(graphs: bool) -> Holding:
+        assert not [memory for memory in seen if memory()]
+        session = Holding(graphs, kind)
+        assert session.memory
+        seen.append(weakref.ref(session.memory))
+        return session
+
+    with_graphs(open_session, "", (1, 2))
+    assert len(seen) > 1
+
+
+def test_memory_of_a_file_that_failed_to_open_is_free_before_it_is_opened_without_graphs() -> None:
+    seen: list[weakref.ref[Memory]] = []
+
+    def open_session(graphs: bool) -> Fake:
+        assert not [memory for memory in seen if memory()]
+        if graphs:
+            memory = Memory()
+            seen.append(weakref.ref(memory))
+            error = LoadError("it has control flow")
+            raise error
+        return Fake(graphs)
+
+    with_graphs(open_session, "", (1, 2))
+    assert seen
 
 
 def test_reason_known_beforehand_opens_the_session_once() -> None:
