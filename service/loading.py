@@ -14,7 +14,7 @@ import numpy as np
 
 from service.artifact import Artifact, check_file
 from service.backends import LoadError, Session, SessionOptions, Workload, load_session
-from service.backends.base import DeviceLost, OutOfMemory
+from service.backends.base import DeviceLost, NoRoom, OutOfMemory
 from service.buckets import bucket_for, buckets_for, padded, sizes_to_warm
 from service.model_config import ModelConfig
 from service.signature import ANY, TensorSpec
@@ -147,7 +147,7 @@ def warm(
                 )
                 continue
             if reference or isinstance(error, OutOfMemory):
-                raise LoadError(f"{artifact.file} failed while warming {size} rows: {error}") from error
+                raise _failed(f"{artifact.file} failed while warming {size} rows", error) from error
             log.warning(
                 "%s could not be warmed with zeros, its first requests will be slow: %s", artifact.file, error
             )
@@ -198,9 +198,13 @@ def _answers(artifact: Artifact, buckets: tuple[int, ...], session: Session, inp
             if isinstance(error, OutOfMemory) and count > 1:
                 most = count // 2
                 continue
-            raise LoadError(f"{artifact.file} failed on its reference: {error}") from error
+            raise _failed(f"{artifact.file} failed on its reference", error) from error
         at += count
     return {name: np.concatenate(of_pieces) for name, of_pieces in parts.items()}
+
+
+def _failed(what: str, error: Exception) -> LoadError:
+    return (NoRoom if isinstance(error, OutOfMemory) else LoadError)(f"{what}: {error}")
 
 
 def _check_outputs(artifact: Artifact, outputs: Arrays) -> None:

@@ -22,6 +22,10 @@ class LoadError(Exception):
     """
 
 
+class NoRoom(LoadError):
+    """The device has no room for the model now; it may have when its other users have let go of theirs."""
+
+
 class OutOfMemory(Exception):
     """The device had no room for a batch of this size. The session stays usable, for fewer rows at once."""
 

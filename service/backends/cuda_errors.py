@@ -7,7 +7,7 @@ comes first, because after a broken kernel every library only says that its last
 import re
 from typing import Final
 
-from service.backends.base import DeviceLost, OutOfMemory
+from service.backends.base import DeviceLost, LoadError, NoRoom, OutOfMemory
 
 OUT_OF_MEMORY: Final = 2
 """cudaErrorMemoryAllocation."""
@@ -72,3 +72,21 @@ def understood(error: Exception, status: int = 0) -> Exception:
     if code == OUT_OF_MEMORY or _NO_ROOM.search(text):
         return OutOfMemory(text)
     return error
+
+
+def load_error(what: str, problem: str, error: Exception) -> Exception:
+    """What to raise for an error while a file is loaded: DeviceLost, NoRoom, or LoadError with the problem.
+
+    Args:
+        what: the file, and the device where that helps.
+        problem: what else the error means.
+    """
+    found = understood(error)
+    if isinstance(found, DeviceLost):
+        return found
+    if isinstance(found, OutOfMemory):
+        return NoRoom(
+            f"{what}: the device has no room for the model ({error}); set fewer instances, a smaller max_batch_size or "
+            "a larger session.memory_limit_bytes in config.yaml, or serve fewer models on the device"
+        )
+    return LoadError(f"{what} {problem}: {error}")

@@ -14,18 +14,18 @@ import numpy as np
 import onnxruntime as ort
 
 from service.backends.base import (
-    DeviceLost,
     LoadError,
+    NoRoom,
     OutOfMemory,
     Session,
     SessionOptions,
     Workload,
     usable_cores,
 )
-from service.backends.cuda_errors import understood
+from service.backends.cuda_errors import load_error
 from service.backends.cuda_graphs import reason_against, with_graphs
 from service.backends.cuda_options import CPU, Providers, cuda_providers, memory_limit
-from service.backends.cuda_runtime import open_runtime
+from service.backends.cuda_runtime import CudaError, open_runtime
 from service.backends.onnx_assignment import RECORD, on_the_cpu
 from service.backends.onnx_cuda import OnnxCudaSession, Target
 from service.datatypes import word_for_onnx
@@ -79,9 +79,16 @@ def _load_on(
     plan = cuda_providers(target.number, 0, True, options, limit_bytes)
     rows = workload.buckets[-1] if workload.buckets and plan.ours else 0
 
+    where = f"{target.kind}:{target.number}"
+
     def opened(graphs: bool) -> OnnxCudaSession:
-        target.cuda.use()
-        stream = target.cuda.new_stream()
+        try:
+            target.cuda.use()
+            stream = target.cuda.new_stream()
+        except (OutOfMemory, CudaError) as error:  # where the process begins to use the device
+            raise load_error(
+                f"{path} on {where}", "cannot be loaded, for CUDA cannot be used", error
+            ) from error
         providers = cuda_providers(target.number, stream, graphs, options, limit_bytes).providers
         try:
             session = _open_as_exported(path, signature, providers, options)
@@ -91,10 +98,12 @@ def _load_on(
         try:
             made = OnnxCudaSession(session, signature, target, stream, rows)
         except OutOfMemory as error:
-            raise LoadError(
-                f"{path}: there is no room on {target.kind}:{target.number} for a batch of {rows} rows ({error}); "
+            raise NoRoom(
+                f"{path}: there is no room on {where} for a batch of {rows} rows ({error}); "
                 "lower max_batch_size in config.yaml, or serve fewer models on the device"
             ) from error
+        except CudaError as error:
+            raise load_error(f"{path} on {where}", "cannot be loaded", error) from error
         made.notes = tuple(filter(None, [on_the_cpu(session)]))
         return made
 
@@ -164,9 +173,7 @@ def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSessio
             enable_fallback=0,
         )
     except Exception as error:  # onnxruntime's own exceptions share no base but this one
-        if isinstance(found := understood(error), DeviceLost):
-            raise found from error
-        raise LoadError(f"{path} is not a model that onnxruntime can load: {error}") from error
+        raise load_error(str(path), "is not a model that onnxruntime can load", error) from error
 
 
 def _check_names(path: Path, what: str, expected: Mapping[str, TensorSpec], got: list[str]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service.backends.base import DeviceLost, LoadError, Session, SessionOptions, Workload, usable_cores
-from service.backends.cuda_errors import understood
+from service.backends.base import LoadError, Session, SessionOptions, Workload, usable_cores
+from service.backends.cuda_errors import load_error
 from service.backends.torchscript_outputs import as_sequence
 from service.signature import Signature
 
@@ -69,9 +69,7 @@ def load_session(
             warnings.simplefilter("ignore", DeprecationWarning)
             module = torch.jit.load(str(path), map_location=target)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
-        if isinstance(found := understood(error), DeviceLost):
-            raise found from error
-        raise LoadError(f"{path} is not a TorchScript file that torch can load: {error}") from error
+        raise load_error(str(path), "is not a TorchScript file that torch can load", error) from error
     module.eval()
     if device == "cpu":
         return TorchScriptSession(module, signature)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from service.backends.base import DeviceLost, LoadError, OutOfMemory
-from service.backends.cuda_errors import understood
+from service.backends.cuda_errors import load_error, understood
 from service.backends.torchscript_outputs import as_sequence
 from service.signature import ANY, Signature
 
@@ -113,9 +113,7 @@ def load_on_cuda(
         )  # weights are laid out on another stream than the one that will read them
         return TorchScriptCudaSession(optimised, signature, device, rows, notes)
     except (RuntimeError, OutOfMemory) as error:
-        if isinstance(found := understood(error), DeviceLost):
-            raise found from error
-        raise LoadError(f"{path} cannot be prepared for {device}: {error}") from error
+        raise load_error(str(path), f"cannot be prepared for {device}", error) from error
 
 
 def set_tf32(allowed: bool) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import NoReturn
 
-from service.backends.base import DeviceLost
+from service.backends.base import DeviceLost, NoRoom
 from service.worker.loop import InstanceLoop
 
 _log = logging.getLogger("foldserve.worker")
@@ -21,6 +21,8 @@ _BROKEN = 70
 """Exit code after a fault in an instance's loop (EX_SOFTWARE): the supervisor starts a new worker."""
 _DEVICE_LOST = 69
 """Exit code when the device is lost (EX_UNAVAILABLE): likewise."""
+_NO_ROOM = 75
+"""Exit code when there is no room for what the worker before had (EX_TEMPFAIL): likewise, after longer and longer."""
 
 
 class Instance:
@@ -35,7 +37,8 @@ class Instance:
         self._device = device
         self._loaded: Future[Sequence[str]] = Future()
         self._go: SimpleQueue[bool] = SimpleQueue()
-        threading.Thread(target=self._live, args=(make,), daemon=True).start()
+        self._thread = threading.Thread(target=self._live, args=(make,), daemon=True)
+        self._thread.start()
 
     def wait_loaded(self) -> Sequence[str]:
         """Wait until it is loaded. Returns: the session's notes. Raises: what loading raised."""
@@ -46,8 +49,9 @@ class Instance:
         self._go.put(True)
 
     def drop(self) -> None:
-        """Let it end without serving."""
+        """Let it end without serving, and wait until it has: what its session held is free then, but for cycles."""
         self._go.put(False)
+        self._thread.join()
 
     def _live(self, make: Callable[[], tuple[InstanceLoop, Sequence[str]]]) -> None:
         try:
@@ -68,6 +72,15 @@ def end_without_device(device: str, error: DeviceLost) -> NoReturn:
         *(device, error),
     )
     os._exit(_DEVICE_LOST)
+
+
+def end_without_room(device: str, model: tuple[str, str], error: NoRoom) -> NoReturn:
+    """End, to be started again: the worker before had this model, so another user of the device may just have it."""
+    _log.error(
+        "model %s version %s was served on %s, which has no room for it now: %s; this worker ends and is started again",
+        *(*model, device, error),
+    )
+    os._exit(_NO_ROOM)
 
 
 def _run(loop: InstanceLoop, device: str) -> None:

@@ -5,6 +5,7 @@ many models share one process and one CUDA context. The main thread has them loa
 for the lifeline.
 """
 
+import gc
 import logging
 import os
 import threading
@@ -15,19 +16,19 @@ from functools import partial
 
 from service.artifact import Artifact
 from service.backends import LoadError, SessionOptions
-from service.backends.base import DeviceLost
+from service.backends.base import DeviceLost, NoRoom
 from service.buckets import buckets_for
 from service.loading import load_model
 from service.metrics import Metrics, Plan
 from service.processes import freeze_garbage
 from service.repository import ModelEntry
 from service.supervisor import MESSAGE, Word
-from service.transport.board import READY, MappedBoard
+from service.transport.board import READY, RETURNING, MappedBoard
 from service.transport.handles import Handle, SharedMemory
 from service.transport.layout import Layout
 from service.transport.queues import QueueLock, TicketReader
 from service.transport.transport import Transport
-from service.worker.instance import Instance, end_without_device
+from service.worker.instance import Instance, end_without_device, end_without_room
 from service.worker.loop import Averages, InstanceLoop
 from service.worker.run import BatchRunner
 from service.worker.take import Shared, Taker
@@ -122,16 +123,19 @@ class _Version:
         except DeviceLost as error:
             end_without_device(worker.device, error)
         except LoadError as error:
-            _log.error("model %s version %s is not served: %s", *self._name, error)
+            if isinstance(error, NoRoom) and board.ready[index, lane] == RETURNING:
+                end_without_room(worker.device, self._name, error)
             problem = str(error)
+            _log.error("model %s version %s is not served: %s", *self._name, problem)
         except Exception as error:
             _log.exception("loading model %s version %s failed unexpectedly", *self._name)
             problem = f"loading failed unexpectedly: {error!r}; the log tells more"
         board.write_note(index, lane, problem)
         if problem:
             board.ready[index, lane] = 0
-            for instance in instances:
-                instance.drop()
+            while instances:
+                instances.pop().drop()
+            gc.collect()  # an error holds its frames, and they a session's memory, which the next model may need
             return []
         remarks = list(dict.fromkeys(remarks))  # of instances that run alike, one line
         for remark in remarks:

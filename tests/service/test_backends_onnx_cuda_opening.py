@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from service.backends import LoadError, SessionOptions, Workload, onnx_cuda, onnxruntime_backend
+from service.backends.base import DeviceLost, NoRoom
+from service.backends.cuda_errors import understood
+from service.backends.cuda_runtime import CudaError
 from service.backends.onnx_cuda import OnnxCudaSession, Target
 from service.signature import Signature, TensorSpec
 from tests.service.cuda_fakes import FakeCuda, Watched, rows_of
@@ -99,10 +102,47 @@ def test_no_room_for_the_batches_is_a_load_error_that_names_the_mend(
     path: Path, providers_seen: list[dict[str, Any]]
 ) -> None:
     cuda = FakeCuda(room=8)
-    with pytest.raises(LoadError, match=r"no room on cpu:0 for a batch of 8 rows .*; lower max_batch_size"):
+    with pytest.raises(NoRoom, match=r"no room on cpu:0 for a batch of 8 rows .*; lower max_batch_size"):
         load(path, cuda)
     assert not cuda.streams
     assert not cuda.host
+
+
+def test_no_room_for_the_weights_is_told_as_that(
+    path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "Exception during initialization: bfc_arena.cc AllocateRawInternal Available memory of 512 is smaller than "
+            "requested bytes of 1024"
+        )
+
+    monkeypatch.setattr(onnxruntime_backend.ort, "InferenceSession", full)
+    with pytest.raises(
+        NoRoom, match=r"the device has no room for the model .*smaller than .*; set fewer instances"
+    ):
+        load(path, cuda)
+    assert not cuda.streams
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "text"),
+    [
+        (2, NoRoom, "m.* on cpu:0: the device has no room for the model"),
+        (46, LoadError, "m.* on cpu:0 cannot be loaded, for CUDA cannot be used: CUDA failure 46: all busy"),
+        (999, DeviceLost, "CUDA failure 999"),
+    ],
+)
+def test_device_that_gives_no_stream_is_told_by_what_it_says(
+    path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception], text: str
+) -> None:
+    def fails() -> None:
+        raise understood(CudaError("cudaStreamCreateWithFlags", code, "all busy"))
+
+    monkeypatch.setattr(cuda, "use", fails)
+    with pytest.raises(kind, match=text) as caught:
+        load(path, cuda)
+    assert type(caught.value) is kind
 
 
 def test_file_that_does_not_open_leaves_no_stream_behind(

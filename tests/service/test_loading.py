@@ -9,7 +9,7 @@ import pytest
 
 from service.artifact import Artifact, read_artifact
 from service.backends import LoadError, SessionOptions, Workload
-from service.backends.base import DeviceLost, OutOfMemory
+from service.backends.base import DeviceLost, NoRoom, OutOfMemory
 from service.loading import load_model, relative_error, tolerance
 from tests.service.repositories import WEIGHT, config, save_exported, save_linear, save_lookup, save_scripted
 
@@ -127,7 +127,7 @@ def test_model_without_room_for_one_row_is_refused(folder: Path, monkeypatch: py
     save_exported(folder)
     (folder / "reference.npz").unlink()
     monkeypatch.setattr("service.loading.load_session", lambda *_: Small(room=0))
-    with pytest.raises(LoadError, match="failed while warming 1 rows: no room for 1 rows"):
+    with pytest.raises(NoRoom, match="failed while warming 1 rows: no room for 1 rows"):
         load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
 
 

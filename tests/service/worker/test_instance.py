@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.backends import LoadError
-from service.backends.base import DeviceLost
-from service.worker.instance import Instance
+from service.backends.base import DeviceLost, NoRoom
+from service.worker.instance import Instance, end_without_room
 
 LIMIT_S = 10.0
 
@@ -91,7 +91,17 @@ def test_dropped_instance_ends_without_serving(exits: list[int]) -> None:
     instance = Instance("cuda:0", made)
     instance.wait_loaded()
     instance.drop()
-    made.thread.join(LIMIT_S)
     assert not made.thread.is_alive()
     assert not made.loop.served.is_set()
     assert exits == []
+
+
+def test_worker_that_ends_for_want_of_room_says_so_and_is_told_from_others(
+    exits: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "foldserve.worker"):
+        end_without_room("cuda:1", ("m", "2"), NoRoom("out of memory"))
+    assert exits == [75]
+    assert (
+        "model m version 2 was served on cuda:1, which has no room for it now: out of memory" in caplog.text
+    )

@@ -1,7 +1,9 @@
 """A worker's loading: what the board and the log learn, and which buckets and memory its instances get."""
 
+import contextlib
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,9 @@ from typing import Any
 import pytest
 
 from service.backends import LoadError
-from service.backends.base import DeviceLost, SessionOptions
+from service.backends.base import DeviceLost, NoRoom, SessionOptions
 from service.repository import ModelEntry, read_repository
-from service.transport.board import READY, Dimensions
+from service.transport.board import READY, RETURNING, Dimensions
 from service.transport.transport import Sizes, Transport
 from service.worker import main as module
 from service.worker.instance import Instance
@@ -124,6 +126,63 @@ def test_reason_of_an_earlier_failure_is_taken_back(rig: Callable[..., Rig]) -> 
     made.load(LoadError("too little memory"))
     made.load(FakeSession())
     assert made.board.note(1, 0) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "error", "ends"),
+    [
+        (RETURNING, NoRoom("CUDA failure 2: out of memory"), True),
+        (RETURNING, LoadError("another file"), False),
+        (
+            0,
+            NoRoom("CUDA failure 2: out of memory"),
+            False,
+        ),  # never had it, or tried too often: others are served
+    ],
+)
+def test_worker_without_room_for_a_model_that_the_one_before_had_ends_to_be_tried_again(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, before: int, error: LoadError, ends: bool
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    ended: list[tuple[object, ...]] = []
+
+    def end(*why: object) -> None:
+        ended.append(why)
+        raise Ended
+
+    monkeypatch.setattr(module, "end_without_room", end)
+    made = rig("")
+    made.board.ready[1, 0] = before
+    with pytest.raises(Ended) if ends else contextlib.nullcontext():
+        made.load(error)
+    assert ended == ([("cuda:0", ("linear", "1"), error)] if ends else [])
+    assert made.board.ready[1, 0] == (RETURNING if ends else 0)
+
+
+def test_memory_of_a_model_that_is_not_served_is_free_for_the_next(rig: Callable[..., Rig]) -> None:
+    class Holding(FakeSession):
+        """Is held by the error that its use raises, which is its own cause."""
+
+        notes = ()
+
+    held: list[weakref.ref[Holding]] = []
+
+    def fails(*_: object) -> None:
+        session = Holding()
+        held.append(weakref.ref(session))
+        error = LoadError("it does not agree with its reference")
+        raise error from error
+
+    made = rig("instances: 2\n")
+    first = FakeSession()
+    held_first = weakref.ref(first)
+    made.monkeypatch.setattr(module, "load_model", lambda *_, left=[first]: left.pop() if left else fails())
+    del first
+    artifact = made.entry.artifacts[0]
+    assert _Version(made.worker, 0, made.entry, artifact).load(first_instance=0) == []
+    assert [memory() for memory in (*held, held_first)] == [None, None]
 
 
 def test_device_lost_while_loading_ends_the_worker(
