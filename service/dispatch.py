@@ -33,6 +33,10 @@ _MOST_ROOMS: Final = 4096
 _SCARCE: Final = 7 / 8
 """From this share of an arena's use on, each model is held to its own share of it."""
 
+# As plain numbers: looking up an enum's member would show in what a small request costs.
+_DONE: Final = int(State.DONE)
+_OUTGROWN: Final = int(State.OUTGROWN)
+
 _log = logging.getLogger("foldserve.dispatch")
 
 
@@ -354,7 +358,7 @@ class Dispatcher:
             self.settle(request, None)
             return
         _, _, state, reason, _, batch_rows, taken_ns, gather_s, run_s, scatter_s, _, needed = record
-        if state == State.OUTGROWN:
+        if state == _OUTGROWN:
             self._run_again_with_room(request, needed)
             return
         request.batch_rows = batch_rows
@@ -364,7 +368,7 @@ class Dispatcher:
             run_s,
             scatter_s,
         )
-        self.settle(request, None if state == State.DONE else _failure(request, reason))
+        self.settle(request, None if state == _DONE else _failure(request, reason))
 
     def _run_again_with_room(self, request: Ticketed, needed: int) -> None:
         """The outputs did not fit: set aside what they need, remember it for such inputs, run once more."""

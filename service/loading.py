@@ -1,6 +1,6 @@
 """From an artifact on disk to a session that may serve: the steps whose end is called "ready".
 
-    file as it was exported? -> session on its device -> answers like the eager network's? -> all buckets run
+    file as it was exported? -> session on its device -> answers like the eager network's? -> so in every bucket?
 
 Each step that fails raises LoadError: the model is then not served, its reason goes to the log and /info, and
 other models are served. Knows neither queues nor processes.
@@ -38,10 +38,11 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
         artifact.backend, artifact.file, artifact.signature, device, options, workload(artifact, buckets)
     )
     reference = read_reference(artifact)
+    allowed = tolerance(artifact, device, options)
     if reference:
-        check_reference(artifact, buckets, session, reference, tolerance(artifact, device, options))
+        check_reference(artifact, buckets, session, reference, allowed)
     if config.warmup:
-        warm(artifact, buckets, session, reference)
+        warm(artifact, buckets, session, reference, allowed)
     return session
 
 
@@ -108,25 +109,26 @@ def check_reference(
     if allowed is None:
         return
     inputs = {spec.name: reference[f"input.{spec.name}"] for spec in artifact.signature.inputs}
-    for name, got in _answers(artifact, buckets, session, inputs).items():
-        found = relative_error(got, reference[f"output.{name}"])
-        if not found <= allowed:
-            raise LoadError(
-                f"{artifact.file} does not agree with its reference: output {name!r} is off by {found:.3g} "
-                f"of the largest value, {allowed:.3g} is allowed by the manifest; it is not served: export it "
-                "again, or look for a change of device or runtime"
-            )
+    _compare(artifact, _answers(artifact, buckets, session, inputs), reference, allowed, "")
 
 
 def warm(
-    artifact: Artifact, buckets: tuple[int, ...], session: Session, reference: dict[str, np.ndarray]
+    artifact: Artifact,
+    buckets: tuple[int, ...],
+    session: Session,
+    reference: dict[str, np.ndarray],
+    allowed: float | None,
 ) -> None:
     """Run every batch size that may come, so that no client waits for a first run.
 
     The largest first: a device's memory is then taken once, and the smaller sizes fit into it. With the reference's
-    rows. Without a reference with zeros, and a failure is then only logged: the size of a dynamic dim is a guess.
+    rows, whose answers are compared again: each size has a CUDA graph, and perhaps kernels, of its own. Without a
+    reference with zeros, and a failure is then only logged: the size of a dynamic dim is a guess.
+
+    Args:
+        allowed: as for check_reference.
     Raises: DeviceLost; LoadError when the model fails, has no room for the smallest size, or gives outputs that do
-    not fit the signature.
+        not fit the signature or differ by more.
     """
     sizes = sizes_to_warm(buckets, artifact.max_batch_size)
     for size in reversed(sizes):
@@ -153,6 +155,10 @@ def warm(
             )
             return
         _check_outputs(artifact, outputs)
+        if reference and allowed is not None:
+            _compare(
+                artifact, _last_rows(outputs, reference), reference, allowed, f" in a batch of {size} rows"
+            )
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
@@ -201,6 +207,37 @@ def _answers(artifact: Artifact, buckets: tuple[int, ...], session: Session, inp
             raise _failed(f"{artifact.file} failed on its reference", error) from error
         at += count
     return {name: np.concatenate(of_pieces) for name, of_pieces in parts.items()}
+
+
+def _compare(
+    artifact: Artifact, answers: Arrays, reference: dict[str, np.ndarray], allowed: float, where: str
+) -> None:
+    """Raise LoadError unless the answers are the reference's."""
+    for name, got in answers.items():
+        found = relative_error(got, reference[f"output.{name}"])
+        if not found <= allowed:
+            raise LoadError(
+                f"{artifact.file} does not agree with its reference{where}: output {name!r} is off by {found:.3g} "
+                f"of the largest value, {allowed:.3g} is allowed by the manifest; it is not served: export it "
+                "again, or look for a change of device or runtime"
+            )
+
+
+def _last_rows(outputs: Arrays, reference: dict[str, np.ndarray]) -> Arrays:
+    """The last outputs of a batch of _rows_like(), in the places of a reference's, whose others they leave.
+
+    The last, for a batch that is not wholly run has its first rows. With the others, for differences are relative to
+    the largest value of all.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, output in outputs.items():
+        whole = found[name] = reference[f"output.{name}"].copy()
+        if output.shape[1:] != whole.shape[1:]:
+            found[name] = output  # never like it
+            continue
+        rows, most = len(output), min(len(output), len(whole))
+        whole[np.arange(rows - most, rows) % len(whole)] = output[rows - most :]
+    return found
 
 
 def _failed(what: str, error: Exception) -> LoadError:

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Builds the image and runs it for real on a Debian machine without a container engine or a registry, as root:
 # buildah, podman and runc from Debian's packages, and a base image made with mmdebstrap that stands in for
-# python:3.11-slim-bookworm. Where there is an engine, `docker build .` and `docker run` show the same.
+# python:3.11-slim-bookworm, which has the C headers of its Python too. Where there is an engine, `docker build .` and
+# `docker run` show the same.
 #
 #   apt-get install -y --no-install-recommends buildah podman runc catatonit mmdebstrap
 #   make demo DEMO_EXIT=1                       # exports what the container serves
@@ -38,7 +39,7 @@ export CONTAINERS_CONF="$work/containers.conf" CONTAINERS_STORAGE_CONF="$work/st
 
 if ! podman image exists "$base"; then
     mirror=$(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/debian.sources)
-    mmdebstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$work/base.tar" "$mirror"
+    mmdebstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-dev bookworm "$work/base.tar" "$mirror"
     podman import -c 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' "$work/base.tar" "$base"
     rm "$work/base.tar"
 fi

@@ -163,7 +163,7 @@ class Exchange(Ticketed):
                     f"model {lane.model!r} version {lane.version} is not ready; try again when "
                     "/v2/health/ready answers 200"
                 )
-            if head.kind is BodyType.RAW:
+            if head.raw:
                 self.rows = head.length // head.route.raw_row_bytes
                 dispatcher.reserve(
                     self, head.length, dispatcher.output_room(lane, self.rows, (), head.length)
@@ -281,7 +281,7 @@ class Exchange(Ticketed):
         """Have the inputs in a place and queue the request. Raises ServiceError."""
         started_ns = now_ns = monotonic_ns()
         head, dispatcher = self._head, self._shop.dispatcher
-        if head.kind is not BodyType.RAW:
+        if not head.raw:
             body = self._body
             if self.place is not None:
                 body = bytes(self.place.inputs[: head.length])

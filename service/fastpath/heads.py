@@ -64,12 +64,14 @@ class Route:
 class Head(NamedTuple):
     """What the head of an ordinary call says, with what its route has for that type at hand.
 
-    own: the headers that service/call.py reads. quick: None where the codecs must look.
+    raw: whether the body is the rows' own bytes. own: the headers that service/call.py reads. quick: None where the
+    codecs must look.
     """
 
     route: Route
     lane: Lane
     kind: BodyType
+    raw: bool
     media_type: bytes
     length: int
     own: Mapping[str, str]
@@ -106,7 +108,8 @@ def plan(route: Route, headers: RawHeaders, limit_bytes: int) -> Head | None:
     if kind is BodyType.RAW and (not route.raw_row_bytes or size % route.raw_row_bytes):
         return None
     quick = route.quick if kind is BodyType.JSON else None
-    return Head(route, route.lane, kind, kind.value.encode(), size, own, quick, route.counters[kind])
+    raw = kind is BodyType.RAW
+    return Head(route, route.lane, kind, raw, kind.value.encode(), size, own, quick, route.counters[kind])
 
 
 class KnownHeads:

@@ -56,6 +56,8 @@ DONE: Final = np.dtype(
     ]
 )
 DONE_STRUCT: Final = struct.Struct("<IIBBHIQfffIQ")
+WHOSE_STRUCT: Final = struct.Struct("<II")
+"""slot and attempt, with which a done record begins."""
 DONES_PER_WRITE: Final = PIPE_BUF // DONE.itemsize
 
 assert TICKET_STRUCT.size == TICKET.itemsize

@@ -42,6 +42,27 @@ def test_model_that_disagrees_with_its_reference_is_refused(folder: Path, error:
         load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
 
 
+@pytest.mark.parametrize(("size", "row"), [(2, 0), (2, 1), (4, 0), (4, 3), (8, 1), (8, 7)])
+def test_model_that_disagrees_in_one_batch_size_only_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, size: int, row: int
+) -> None:
+    """As where one bucket's CUDA graph is wrong. The reference's 7 rows are first run as they are."""
+
+    class Wrong:
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            y = inputs["x"] @ WEIGHT
+            if len(y) == size:
+                y[row] += 1
+            return {"y": y}
+
+    save_exported(folder)
+    monkeypatch.setattr("service.loading.load_session", lambda *_: Wrong())
+    monkeypatch.setattr("service.loading.bucket_for", lambda rows, buckets: rows)
+    settings = config(batch_buckets=[2, 4, 8])
+    with pytest.raises(LoadError, match=rf"reference in a batch of {size} rows: output 'y' is off by"):
+        load_model(read_artifact(folder, "linear", "1", settings), settings, "cpu", ONE_THREAD)
+
+
 def test_difference_within_the_tolerance_is_accepted(folder: Path) -> None:
     save_exported(folder, error=5e-5)
     load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
