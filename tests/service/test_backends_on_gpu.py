@@ -63,6 +63,32 @@ def test_every_batch_has_its_own_answers_with_graphs_and_without(
     check_linear(session, [8, 1, 8, 4, 2, 2, 8, 1, 5, 9])
 
 
+def test_convolutions_answer_as_on_the_cpu_in_every_bucket_when_all_are_recorded(
+    tmp_path: Path, device: str
+) -> None:
+    """cuDNN plans a convolution anew for each size: a graph must outlive the plan that it was recorded with."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((16, 3, 3, 3)).astype(np.float32),
+        "b": rng.standard_normal(16).astype(np.float32),
+        "v": rng.standard_normal((8, 16, 3, 3)).astype(np.float32),
+    }
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3, 24, 24])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 8, 20, 20])
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["y"]),
+    ]
+    path = save_onnx(tmp_path / "m.onnx", nodes, [x], [y], weights)
+    on_gpu, on_cpu = load(path, device), load(path, "cpu")
+    assert on_gpu.notes[0].startswith("CUDA graphs for batches of 1, 2, 4, 8 rows")
+    for rows in [1, 8, 2, 4, 8, 1, 3, 2]:
+        given = {"x": rng.standard_normal((rows, 3, 24, 24)).astype(np.float32)}
+        want = on_cpu.run(given)["y"]
+        assert np.abs(on_gpu.run(given)["y"] - want).max() < 1e-4 * np.abs(want).max()
+
+
 def test_rows_gathered_in_page_locked_memory_are_run(tmp_path: Path, device: str) -> None:
     session = load(save_linear(tmp_path / "m.onnx"), device)
     buffers = session.host_buffers(8)
