@@ -164,8 +164,8 @@ def _failures_told(task: Task) -> Iterator[Record]:
     try:
         for record in task.run():
             yield replace(record, task=task.what) if isinstance(record, Failure) else record
-    except (RuntimeError, OSError) as error:
-        yield Failure(task.what, str(error), task.what)
+    except Exception as error:  # whatever it is
+        yield Failure(task.what, f"{type(error).__name__}: {error}", task.what)
 
 
 def _export(run: Run, subject: Subject, precision: Precision) -> Iterator[Record]:
@@ -204,17 +204,21 @@ def _in_process(part: str, run: Run, subject: Subject, precision: Precision) -> 
 def _served(run: Run, subject: Subject, precision: Precision) -> Iterator[Record]:
     options = run.options
     model = Model(subject.key, precision.key, run.repository(subject, precision))
+    done = _done(run)
     for number, api_servers in enumerate(options.api_servers):
-        # One connection meets one API server, whoever the others are.
-        connections = [count for count in options.connections if count > 1 or number == 0]
-        done = _done(run)
         connections = [
             count
-            for count in connections
-            if ("served", subject.key, precision.key, api_servers, count) not in done
+            for count in options.connections
+            # One connection meets one API server, whoever the others are.
+            if (count > 1 or number == 0)
+            and ("served", subject.key, precision.key, api_servers, count) not in done
         ]
-        if connections:
+        if not connections:
+            continue
+        try:
             yield from measure(model, api_servers, connections, options.seconds, run.place())
+        except (RuntimeError, OSError) as error:
+            yield Failure(f"served: {subject.key}, {precision.key}, {api_servers} API servers", str(error))
 
 
 def _kill(run: Run, subject: Subject, precision: Precision) -> Iterator[Record]:

@@ -4,6 +4,7 @@ NVML tells in which part of its last moments (up to 1 s) anything ran on it: not
 """
 
 import statistics
+import sys
 import threading
 from types import TracebackType
 from typing import Any, Final
@@ -15,8 +16,8 @@ class Utilisation:
     """Asks again and again, in a thread of its own, from entering to leaving.
 
     Args:
-        uuid: of the GPU; "" when there is none: then there is no figure.
-    Raises: whatever the driver's binding raises when it does not know the GPU.
+        uuid: of the GPU; "" when there is none.
+    Raises nothing: where the driver does not tell, there is no figure, and stderr says why.
     """
 
     def __init__(self, uuid: str) -> None:
@@ -25,10 +26,13 @@ class Utilisation:
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._nvml: Any = None
         if uuid:
-            import pynvml  # here: without a GPU it is not needed
+            try:
+                import pynvml  # here: without a GPU it is not needed
 
-            pynvml.nvmlInit()
-            self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                pynvml.nvmlInit()
+                self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            except Exception as error:  # what is measured beside it shall not be lost for this
+                print(f"how busy {uuid} is cannot be told: {error!r}", file=sys.stderr, flush=True)
 
     @property
     def mean(self) -> float | None:

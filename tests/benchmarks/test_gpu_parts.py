@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from benchmarks.gpu_parts.device import PERIOD_S, Utilisation
 from benchmarks.gpu_parts.in_process import WAYS, Job, measure, repeated
 from benchmarks.gpu_parts.loops import Looper, Step, Steps, loop
 from benchmarks.gpu_parts.networks import PRECISIONS, SUBJECTS
-from benchmarks.gpu_parts.records import Cell, Failure
+from benchmarks.gpu_parts.records import Cell, Failure, Record
 from service.repository import read_repository
 
 MLP = SUBJECTS["mlp"]
@@ -155,6 +155,28 @@ def test_the_devices_figure_is_the_mean_of_what_the_driver_told(monkeypatch: pyt
     with Utilisation("") as device:
         pass
     assert device.mean is None
+
+
+def test_a_driver_that_does_not_tell_costs_no_other_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    looper = Looper(sleeping(0.001))
+    seen = loop([looper], 1, 0.01, uuid="GPU-1")
+    assert seen.rows_s > 0
+    assert seen.device is None
+    assert "how busy GPU-1 is cannot be told" in capsys.readouterr().err
+
+
+def test_a_task_that_fails_in_whatever_way_is_told_and_the_next_begins() -> None:
+    def run() -> Iterator[Record]:
+        yield Failure("a part of it", "why")
+        raise KeyError("gone")
+
+    assert list(gpu._failures_told(gpu.Task("all of it", run))) == [
+        Failure("a part of it", "why", "all of it"),
+        Failure("all of it", "KeyError: 'gone'", "all of it"),
+    ]
 
 
 def test_a_program_that_crashes_or_hangs_is_told_with_what_it_said(
