@@ -48,7 +48,8 @@ def _rows(records: Sequence[Record], subject: Subject) -> Iterator[Check]:
     served, alone = _served(records, subject), ceiling(records, subject)
     if served and alone:
         best = max(served, key=lambda one: one.rows_s)
-        what = f"{_named(subject)}: served rows/s ({best.api_servers} API servers) / in-process (batch {alone.batch})"
+        servers = f"{best.api_servers} API server{'s' * (best.api_servers > 1)}"
+        what = f"{_named(subject)}: served rows/s ({servers}) / in-process (batch {alone.batch})"
         yield Check(what, ratio(best.rows_s, alone.rows_s), 0.9, least=True)
 
 

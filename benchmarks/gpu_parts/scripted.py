@@ -44,8 +44,8 @@ def write(subject: Subject, precision: Precision, folder: Path) -> Scripted:
         unfolded=_written(captured, precision, folder / f"{name}-unfolded.pt"),
         signature=_signature(captured),
         rows={
-            name: tensor.numpy()
-            for name, tensor in zip(captured.input_names, captured.example_inputs, strict=True)
+            one: tensor.numpy()
+            for one, tensor in zip(captured.input_names, captured.example_inputs, strict=True)
         },
     )
 
