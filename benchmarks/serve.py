@@ -24,6 +24,7 @@ from benchmarks.serving import peers, process_tree, wrk
 from benchmarks.serving.contenders import CONTENDERS, FOLDSERVE, Contender, compile_foldserve
 from benchmarks.serving.figures import checks_table, table
 from benchmarks.serving.limits import Limits, measure_limits
+from benchmarks.serving.pairs import Pairs, measure_pairs
 from benchmarks.serving.promises import checks
 from benchmarks.serving.runs import Plan, Results, run
 from benchmarks.serving.workloads import WORKS, Work, export_models
@@ -44,15 +45,19 @@ def main(arguments: Sequence[str] | None = None, contenders: Sequence[Contender]
     compile_foldserve()
     export_models()
     results = run(Plan(wanted, works, options.connections, options.rounds, options.seconds))
-    limits = None
-    if options.limits:
-        small = results.cells(WORKS[0])
-        many = max(options.connections)
-        first = max(
-            FOLDSERVE, key=lambda one: small[one.key, many].req_s if (one.key, many) in small else 0.0
+
+    def first(work: Work, connections: int) -> Contender:
+        cells = results.cells(work)
+        return max(
+            FOLDSERVE,
+            key=lambda one: cells[one.key, connections].req_s if (one.key, connections) in cells else 0.0,
         )
-        limits = measure_limits(first, options.seconds, options.rounds)
-    text = report(results, wanted, works, options.connections, options.rounds, options.seconds, limits)
+
+    extra: list[Pairs | Limits] = []
+    if options.limits:
+        extra.append(measure_pairs(first))
+        extra.append(measure_limits(first(WORKS[0], 64), options.seconds, options.rounds))
+    text = report(results, wanted, works, options.connections, options.rounds, options.seconds, extra)
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n")
@@ -90,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
         "--limits",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="steady load, overload and idling of foldserve, a minute more (default: yes)",
+        help="foldserve in turn with what bounds it; steady load, overload, idling: minutes more (default: yes)",
     )
     result.add_argument("--markdown", type=Path, help="a file that gets the tables too")
     return result
@@ -114,7 +119,7 @@ def report(
     connections: Sequence[int],
     rounds: int,
     seconds: int,
-    limits: Limits | None,
+    extra: Sequence[Pairs | Limits],
 ) -> str:
     """All tables as Markdown."""
     blocks = [f"{machine()}; medians of {rounds} rounds of {seconds} s per cell."]
@@ -132,11 +137,11 @@ def report(
             f"Without a server, rows/s (CPU µs per row) at batch {', '.join(map(str, results.loop(work)))}: {loop}.",
         ]
     rows = checks({work.key: results.cells(work) for work in works}, {w.key: results.loop(w) for w in works})
-    rows += limits.checks if limits else []
+    rows += [check for one in extra for check in one.checks]
     if rows:
         blocks += ["### Promised and measured", checks_table(rows)]
-    if limits:
-        blocks += ["\n".join(f"- {note}" for note in limits.notes)]
+    if notes := [note for one in extra for note in one.notes]:
+        blocks += ["\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(blocks)
 
 

@@ -78,7 +78,7 @@ def test_the_report_puts_the_fastest_first_and_tells_the_loop() -> None:
         }
     )
     results.loops["mlp"] = [{8: (4000.0, 2.5)}]
-    text = serve.report(results, CONTENDERS, [MLP], [16], 1, 2, None)
+    text = serve.report(results, CONTENDERS, [MLP], [16], 1, 2, [])
     assert text.index("**foldserve**, 1") < text.index("(bare ASGI")
     assert "at batch 8: 4,000 (2.5 µs)" in text
 
