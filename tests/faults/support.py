@@ -27,13 +27,15 @@ ROOM = "TEST_ROOM"
 """Environment: the rows that the device has room for in one run."""
 LOST_AT = "TEST_LOST_AT"
 """Environment: which run of each worker finds the device lost, counted from the worker's start."""
+FULL_AT = "TEST_FULL_AT"
+"""Environment: which loadings of the model, counted over all workers from 1, find no room on the device: "2,3"."""
 LIMIT_S = 40.0
 """For anything that must happen in the end: a worker's start on a busy machine is seconds."""
 
 _BACKEND = f"""
 import itertools, os, signal, time
 from service.backends import onnxruntime_backend
-from service.backends.base import DeviceLost, OutOfMemory
+from service.backends.base import DeviceLost, NoRoom, OutOfMemory
 
 runs = itertools.count(1)
 room = int(os.environ.get("TEST_ROOM", "1000000"))
@@ -64,6 +66,11 @@ class Session:
         return self.session.run(inputs)
 
 def load_session(*args):
+    with open(os.path.dirname(__file__) + "/loads", "a") as loads:
+        loads.write(".")
+        loads.flush()
+        if str(loads.tell()) in os.environ.get("TEST_FULL_AT", "").split(","):
+            raise NoRoom("CUDA failure 2: out of memory")
     return Session(onnxruntime_backend.load_session(*args))
 """
 _SITE = """

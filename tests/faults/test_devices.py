@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess, serving
 from tests.faults.support import (
+    FULL_AT,
     LOST_AT,
     ROOM,
     RUN_S,
@@ -60,6 +61,29 @@ def test_device_lost_again_and_again_under_load_costs_no_request(
         assert "ended with code 69" in server.output
         assert "Traceback" not in server.output
         assert server.metric("foldserve_retried_total", **LABELS) > 0
+        assert server.end(signal.SIGTERM) == 0
+
+
+def test_device_without_room_for_the_next_worker_is_tried_again_and_costs_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restarts() -> float:
+        return server.metric("foldserve_worker_restarts_total", device="cpu")
+
+    async def run() -> None:
+        async with SteadyLoad(server.url, 32) as load:
+            await until(lambda: restarts() >= 3, "one worker lost its device, two found no room")
+            before = load.right
+            await until(lambda: load.right > before, "the next one serves")
+        assert load.wrong == []
+        assert load.broken == []
+
+    environment = {RUN_S: "0.005", LOST_AT: "100", FULL_AT: "2,3"}
+    with faulty(tmp_path, monkeypatch, environment) as server:
+        asyncio.run(run())
+        assert "model linear version 1 was served on cpu, which has no room for it now" in server.output
+        assert server.output.count("ended with code 75") == 2
+        assert "Traceback" not in server.output
         assert server.end(signal.SIGTERM) == 0
 
 
