@@ -1,6 +1,6 @@
 """Compiles the way of a request with mypyc when COMPILE_FOLDSERVE=1; everything else is in pyproject.toml.
 
-The modules below are ordinary Python and run as they are; compiled, a request costs about a third less CPU
+The modules below are ordinary Python and run as they are; compiled, a request costs about a quarter less CPU
 (benchmarks/README.md). `make wheel` and the Dockerfile compile. An editable install does not: a compiled module would
 hide what is edited. mypyc checks types at run time, so `make compiled` tests whole servers against the compiled wheel.
 """
