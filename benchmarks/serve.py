@@ -22,9 +22,9 @@ import uvicorn
 
 from benchmarks.serving import peers, process_tree, wrk
 from benchmarks.serving.contenders import CONTENDERS, FOLDSERVE, Contender, compile_foldserve
-from benchmarks.serving.figures import checks_table, table
-from benchmarks.serving.limits import Limits, measure_limits
-from benchmarks.serving.pairs import Pairs, measure_pairs
+from benchmarks.serving.figures import Findings, checks_table, table
+from benchmarks.serving.limits import measure_limits
+from benchmarks.serving.pairs import measure_pairs
 from benchmarks.serving.promises import checks
 from benchmarks.serving.runs import Plan, Results, run
 from benchmarks.serving.workloads import WORKS, Work, export_models
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, contenders: Sequence[Contender]
             key=lambda one: cells[one.key, connections].req_s if (one.key, connections) in cells else 0.0,
         )
 
-    extra: list[Pairs | Limits] = []
+    extra: list[Findings] = []
     if options.limits:
         extra.append(measure_pairs(first))
         extra.append(measure_limits(first(WORKS[0], 64), options.seconds, options.rounds))
@@ -119,7 +119,7 @@ def report(
     connections: Sequence[int],
     rounds: int,
     seconds: int,
-    extra: Sequence[Pairs | Limits],
+    extra: Sequence[Findings],
 ) -> str:
     """All tables as Markdown."""
     blocks = [f"{machine()}; medians of {rounds} rounds of {seconds} s per cell."]

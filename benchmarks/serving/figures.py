@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 DISTURBED_CORES: Final = 0.1
@@ -85,6 +85,14 @@ class Check:
     def reached(self) -> bool:
         """Whether it holds; never for a figure that could not be measured."""
         return self.got >= self.wanted if self.least else self.got <= self.wanted
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a part of a run found: rows for the table of promises, and what lies behind them, as lines of Markdown."""
+
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def checks_table(checks: Sequence[Check]) -> str:

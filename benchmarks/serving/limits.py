@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,7 @@ from benchmarks.serving.contenders import (
     running,
     serving,
 )
-from benchmarks.serving.figures import Check, medians
+from benchmarks.serving.figures import Check, Findings, medians
 from benchmarks.serving.runs import measure, tell
 from benchmarks.serving.workloads import BENCH, REPOSITORY, WORKS, Work, repository_of
 
@@ -30,17 +29,9 @@ IDLE_S: Final = 30.0
 OVERLOAD_CONNECTIONS: Final = 512
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The rows of the table, and what the open loops saw, as lines of Markdown."""
-
-    checks: list[Check]
-    notes: list[str]
-
-
-def measure_limits(contender: Contender, seconds: int, rounds: int) -> Limits:
+def measure_limits(contender: Contender, seconds: int, rounds: int) -> Findings:
     """All of them; `contender` is the foldserve that serves small JSON best."""
-    limits = Limits([], [])
+    limits = Findings()
     program = open_loop.build()
     mlp, resnet, _ = WORKS
     _steady(limits, program, contender, mlp, seconds, rounds)
@@ -51,7 +42,7 @@ def measure_limits(contender: Contender, seconds: int, rounds: int) -> Limits:
 
 
 def _steady(
-    limits: Limits, program: Path, contender: Contender, work: Work, seconds: int, rounds: int
+    limits: Findings, program: Path, contender: Contender, work: Work, seconds: int, rounds: int
 ) -> None:
     with running(contender, work) as server:
         wrk.run(server.port, server.request, 64, 1)
@@ -66,7 +57,7 @@ def _steady(
     limits.checks.append(Check(what, middle.p99_ms / middle.p50_ms, 10, least=False))
 
 
-def _overload(limits: Limits, program: Path, work: Work, seconds: int, rounds: int) -> None:
+def _overload(limits: Findings, program: Path, work: Work, seconds: int, rounds: int) -> None:
     repository = repository_of([work], BENCH / "bounded" / work.key, max_rows=QUEUE_ROWS)
     contender = Contender(
         "foldserve-bounded",
@@ -102,7 +93,7 @@ def _overload(limits: Limits, program: Path, work: Work, seconds: int, rounds: i
     )
 
 
-def _idle(limits: Limits) -> None:
+def _idle(limits: Findings) -> None:
     """Three models loaded and asked once, then nobody comes."""
     port = free_port()
     with serving(foldserve_command(REPOSITORY, 1, port), COMPILED, "foldserve-idle"):
@@ -128,7 +119,7 @@ def _until_answered(port: int, request: Request) -> None:
             time.sleep(0.1)  # between two questions
 
 
-def _note(limits: Limits, what: str, load: open_loop.OpenLoad) -> None:
+def _note(limits: Findings, what: str, load: open_loop.OpenLoad) -> None:
     offered, served = load.arrived / load.seconds, load.ok_in_time / load.seconds
     line = (
         f"{what}: offered {offered:,.0f}/s for {load.seconds:g} s; answered 200 {served:,.0f}/s "

@@ -8,13 +8,12 @@ the ratios is what counts.
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from benchmarks.serving import open_loop, wrk
 from benchmarks.serving.contenders import BARE, Contender, Running, running
-from benchmarks.serving.figures import Check, Measured
+from benchmarks.serving.figures import Check, Findings, Measured
 from benchmarks.serving.runs import in_process, measure, tell
 from benchmarks.serving.workloads import WORKS, Work
 
@@ -25,17 +24,9 @@ LOOP_BATCH: Final = 8
 """No other batch size of the loop is quicker by more than rounds differ."""
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The rows of the table, and the medians behind them, as lines of Markdown."""
-
-    checks: list[Check]
-    notes: list[str]
-
-
-def measure_pairs(first: Callable[[Work, int], Contender]) -> Pairs:
+def measure_pairs(first: Callable[[Work, int], Contender]) -> Findings:
     """All of them; `first` is the foldserve that serves a workload best at so many connections."""
-    pairs = Pairs([], [])
+    pairs = Findings()
     mlp, resnet, _ = WORKS
     for connections in (64, 1):
         contender = first(mlp, connections)
@@ -69,7 +60,7 @@ def _loop(work: Work) -> Measured:
     return Measured(rows_s, 0.0, 0.0, cpu_us, 0, 0.0)
 
 
-def _loop_beside_load(pairs: Pairs, program: Path, work: Work) -> None:
+def _loop_beside_load(pairs: Findings, program: Path, work: Work) -> None:
     """What is left of the loop when only the HTTP of as many requests goes on beside it, without a model."""
     both = []
     with running(BARE, work) as server, ThreadPoolExecutor(1) as pool:
@@ -94,7 +85,7 @@ def _ratio(both: Sequence[tuple[Measured, Measured]], column: str) -> float:
     return statistics.median(getattr(ours, column) / getattr(other, column) for ours, other in both)
 
 
-def _note(pairs: Pairs, ours: str, other: str, both: Sequence[tuple[Measured, Measured]]) -> None:
+def _note(pairs: Findings, ours: str, other: str, both: Sequence[tuple[Measured, Measured]]) -> None:
     halves = [
         (statistics.median(one.req_s for one in half), statistics.median(one.cpu_us for one in half))
         for half in zip(*both, strict=True)
