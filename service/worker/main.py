@@ -84,9 +84,9 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
     lanes = [(entry, artifact) for entry in plan.entries for artifact in entry.artifacts]
     for lane, (entry, artifact) in enumerate(lanes):
         instances += _Version(worker, lane, entry, artifact).load(first_instance=len(instances))
+    freeze_garbage()
     for instance in instances:
         instance.serve()
-    freeze_garbage()
     os.write(transport.reports.writer.fd, MESSAGE.pack(Word.WORKER_READY, seat.index))
     while os.read(seat.lifeline.fd, 1):
         pass

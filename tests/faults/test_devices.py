@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ LABELS = {"model": "linear", "version": "1"}
 def faulty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *options: str
 ) -> Iterator[ServerProcess]:
-    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"))
+    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"), prepend=os.pathsep)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     repository = make_repository(tmp_path / "repository", "max_batch_size: 32\nwarmup: false\n")
@@ -39,24 +40,23 @@ def faulty(
         yield server
 
 
+async def serves_through_three_restarts(server: ServerProcess, why: str) -> int:
+    """Load it until three workers have ended and the next one serves. Returns: how many were answered rightly."""
+    async with SteadyLoad(server.url, 32) as load:
+        await until(lambda: server.metric("foldserve_worker_restarts_total", device="cpu") >= 3, why)
+        before = load.right
+        await until(lambda: load.right > before, "the next one serves")
+    assert load.wrong == []
+    assert load.broken == []
+    return load.right
+
+
 def test_device_lost_again_and_again_under_load_costs_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def restarts() -> float:
-        return server.metric("foldserve_worker_restarts_total", device="cpu")
-
-    async def run() -> None:
-        async with SteadyLoad(server.url, 32) as load:
-            await until(lambda: restarts() >= 3, "three workers lost their device")
-            before = load.right
-            await until(lambda: load.right > before, "the next one serves")
-        assert load.wrong == []
-        assert load.broken == []
-        assert load.right >= 300
-
     # A request that was being run at a death is run alone the next time: a worker must come further than those.
     with faulty(tmp_path, monkeypatch, {RUN_S: "0.005", LOST_AT: "100"}) as server:
-        asyncio.run(run())
+        assert asyncio.run(serves_through_three_restarts(server, "three workers lost their device")) >= 300
         assert "device cpu is lost: CUDA error 719" in server.output
         assert "ended with code 69" in server.output
         assert "Traceback" not in server.output
@@ -67,20 +67,9 @@ def test_device_lost_again_and_again_under_load_costs_no_request(
 def test_device_without_room_for_the_next_worker_is_tried_again_and_costs_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def restarts() -> float:
-        return server.metric("foldserve_worker_restarts_total", device="cpu")
-
-    async def run() -> None:
-        async with SteadyLoad(server.url, 32) as load:
-            await until(lambda: restarts() >= 3, "one worker lost its device, two found no room")
-            before = load.right
-            await until(lambda: load.right > before, "the next one serves")
-        assert load.wrong == []
-        assert load.broken == []
-
     environment = {RUN_S: "0.005", LOST_AT: "100", FULL_AT: "2,3"}
     with faulty(tmp_path, monkeypatch, environment) as server:
-        asyncio.run(run())
+        asyncio.run(serves_through_three_restarts(server, "one worker lost its device, two found no room"))
         assert "model linear version 1 was served on cpu, which has no room for it now" in server.output
         assert server.output.count("ended with code 75") == 2
         assert "Traceback" not in server.output
