@@ -170,10 +170,9 @@ class FoldServer(LitServer):  # type: ignore[misc]
         try:
             supervisor.start_workers(len(self.devices))
             supervisor.start_api_servers(api_servers)
-            if supervisor.wait_until_loaded():
-                if not on_loaded():
-                    return 1
-                supervisor.wait()
+            if supervisor.wait_until_loaded() and not on_loaded():
+                return 1
+            supervisor.wait()
         finally:
             supervisor.end()
         return 0

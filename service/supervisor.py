@@ -1,6 +1,6 @@
 """Keeps the server's processes alive, and ends them in order. Runs in the parent process; owns its children.
 
-    STARTING   workers load their models
+    STARTING   workers load their models; the first that has serves
     SERVING    a process that dies is started again, and every API server is told what died
     GRACE      a signal came: readiness is off, everything is still served, so that load balancers can leave
     CLOSING    API servers accept nothing new and finish what they have; workers serve them to the end
@@ -164,7 +164,7 @@ class Supervisor:
             self._launch(Role.WORKER, index)
 
     def wait_until_loaded(self) -> bool:
-        """Wait until every worker is ready, or seems unable to be; False when a signal came first."""
+        """Wait until every worker is ready, or seems unable to be; False when a signal came first: wait() ends then."""
         while self.phase is Phase.STARTING and self._loading():
             self._turn()
         loaded = self.phase is Phase.STARTING
@@ -328,7 +328,9 @@ class Supervisor:
 
     def _on_signal(self) -> None:
         self._stop.clear()
-        if self.phase is Phase.STARTING or self._stop.count > 1:
+        # While workers load, others may serve already, and a worker serves before its report of it is read.
+        nothing_taken = self.phase is Phase.STARTING and not self._board.serves_any()
+        if nothing_taken or self._stop.count > 1:
             self.end()
             return
         _log.info("stopping: not ready any more, serving on for %g s", self._grace_s)

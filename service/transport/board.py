@@ -77,7 +77,7 @@ class MappedBoard:
     draining: [0] is 1 once shutdown has begun (supervisor).
     epoch: which life of an API server; tickets of its earlier lives are void (supervisor).
     queued_rows, queued_bytes: [api server, model] what it has queued or in a batch (that API server).
-    ready: [worker, model] READY when it has the model loaded, warmed and agreeing with its reference (that worker);
+    ready: [worker, model] READY when it serves the model, loaded, warmed and agreeing with its reference (that worker);
         RETURNING when it had (the supervisor, once the worker is dead); else 0.
     busy_since_ns: [worker, instance] CLOCK_MONOTONIC when it took the tickets it holds, 0 when none (it).
     run_since_ns: [worker, instance] CLOCK_MONOTONIC when the present run of its model began, 0 when none (it).
@@ -138,6 +138,11 @@ class MappedBoard:
 
     def _text_at(self, kind: int, worker: int, model: int) -> int:
         return ((worker * self._models + model) * len(_TEXTS) + kind) * NOTE_BYTES
+
+    def serves_any(self) -> bool:
+        """Whether a worker serves a model: requests may have been taken."""
+        workers, models = range(self.dimensions.workers), range(self._models)
+        return any(self.ready[worker, model] == READY for worker in workers for model in models)
 
     def lowest_ceiling_rows(self, model: int) -> int:
         """Rows that a run of the model may have in every worker; 0 when no device lacked room."""

@@ -80,13 +80,14 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
         [pipe.writer.fd for pipe in transport.done],
     )
     worker = _Worker(seat, device, transport, plan, metrics, shared)
-    instances: list[Instance] = []
     lanes = [(entry, artifact) for entry in plan.entries for artifact in entry.artifacts]
-    for lane, (entry, artifact) in enumerate(lanes):
-        instances += _Version(worker, lane, entry, artifact).load(first_instance=len(instances))
+    versions = [_Version(worker, lane, entry, artifact) for lane, (entry, artifact) in enumerate(lanes)]
+    loaded = 0
+    for version in versions:
+        loaded += len(version.load(first_instance=loaded))
     freeze_garbage()
-    for instance in instances:
-        instance.serve()
+    for version in versions:
+        version.serve()
     os.write(transport.reports.writer.fd, MESSAGE.pack(Word.WORKER_READY, seat.index))
     while os.read(seat.lifeline.fd, 1):
         pass
@@ -107,9 +108,10 @@ class _Version:
         self._layout = Layout(artifact.signature)
         self._ceiling = ModelCeiling(board, index, lane, artifact.max_batch_size)
         self._averages = Averages(board, index, lane)
+        self._loaded: list[Instance] = []
 
     def load(self, first_instance: int) -> list[Instance]:
-        """Load every instance, one after the other, and tell the board; none, with the reason, when one fails."""
+        """Load every instance, one after the other; none when one fails, and the board tells the reason."""
         worker, lane, index = self._worker, self._lane, self._worker.seat.index
         board = worker.shared.board
         started_s = time.monotonic()
@@ -141,9 +143,16 @@ class _Version:
         for remark in remarks:
             _log.info("model %s version %s on %s: %s", *self._name, worker.device, remark)
         board.write_remarks(index, lane, remarks)
-        board.ready[index, lane] = READY
         worker.metrics.model_loaded(*self._name, time.monotonic() - started_s)
+        self._loaded = instances
         return instances
+
+    def serve(self) -> None:
+        """Let what is loaded serve until the process ends, and tell the board: ready means that requests are taken."""
+        for instance in self._loaded:
+            instance.serve()
+        if self._loaded:
+            self._worker.shared.board.ready[self._worker.seat.index, self._lane] = READY
 
     def _make(self, instance: int) -> tuple[InstanceLoop, Sequence[str]]:
         """Load a session, and make the loop that it serves in. Returns: the loop, the session's notes."""

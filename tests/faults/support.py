@@ -29,6 +29,8 @@ LOST_AT = "TEST_LOST_AT"
 """Environment: which run of each worker finds the device lost, counted from the worker's start."""
 FULL_AT = "TEST_FULL_AT"
 """Environment: which loadings of the model, counted over all workers from 1, find no room on the device: "2,3"."""
+HELD_AT = "TEST_HELD_AT"
+"""Environment: which loading of the model, counted likewise, never ends."""
 LIMIT_S = 40.0
 """For anything that must happen in the end: a worker's start on a busy machine is seconds."""
 
@@ -71,6 +73,8 @@ def load_session(*args):
         loads.flush()
         if str(loads.tell()) in os.environ.get("TEST_FULL_AT", "").split(","):
             raise NoRoom("CUDA failure 2: out of memory")
+        if str(loads.tell()) == os.environ.get("TEST_HELD_AT"):
+            time.sleep(3600)
     return Session(onnxruntime_backend.load_session(*args))
 """
 _SITE = """

@@ -9,8 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.server_process import left_behind, serving, wait_gone
+from tests.e2e.server_process import ServerProcess, left_behind, serving, wait_gone
 from tests.faults.support import (
+    HELD_AT,
     LIMIT_S,
     SLOW,
     Caller,
@@ -23,6 +24,25 @@ from tests.faults.support import (
 )
 
 pytestmark = pytest.mark.e2e
+
+
+async def signal_in_slow_run(server: ServerProcess) -> Caller:
+    """Send SIGTERM while a run is going on; the caller's answer is still to come."""
+    caller = Caller(server.url)
+    await caller.open()
+    caller.send([SLOW, 1.0, 2.0, 3.0])
+    labels = {"model": "linear", "version": "1"}
+    await until(lambda: server.metric("foldserve_inflight_requests", **labels) == 1, "it runs")
+    server.process.send_signal(signal.SIGTERM)
+    return caller
+
+
+async def slow_run_is_answered_after_sigterm(server: ServerProcess) -> None:
+    caller = await signal_in_slow_run(server)
+    status, _, body = await asyncio.wait_for(caller.receive(), LIMIT_S)
+    assert status == 200
+    assert str(expected([SLOW, 1.0, 2.0, 3.0])[0]).encode() in body
+    caller.close()
 
 
 def test_sigterm_under_load_fails_no_accepted_request_and_ends_with_exit_0(tmp_path: Path) -> None:
@@ -57,24 +77,8 @@ def test_slow_run_is_answered_after_sigterm_and_a_second_signal_waits_for_nothin
     monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"), prepend=os.pathsep)
     repository = make_repository(tmp_path / "repository")
 
-    async def start_slow_run(caller: Caller) -> None:
-        await caller.open()
-        caller.send([SLOW, 1.0, 2.0, 3.0])
-        labels = {"model": "linear", "version": "1"}
-        await until(lambda: server.metric("foldserve_inflight_requests", **labels) == 1, "it runs")
-        server.process.send_signal(signal.SIGTERM)
-
-    async def answered() -> None:
-        caller = Caller(server.url)
-        await start_slow_run(caller)
-        status, _, body = await asyncio.wait_for(caller.receive(), LIMIT_S)
-        assert status == 200
-        assert str(expected([SLOW, 1.0, 2.0, 3.0])[0]).encode() in body
-        caller.close()
-
     async def broken_off() -> None:
-        caller = Caller(server.url)
-        await start_slow_run(caller)
+        caller = await signal_in_slow_run(server)
         await until(lambda: "stopping" in server.output, "the first signal is taken")
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises((OSError, EOFError)):
@@ -83,13 +87,28 @@ def test_slow_run_is_answered_after_sigterm_and_a_second_signal_waits_for_nothin
 
     with serving(repository, tmp_path / "first") as server:
         server.wait_until("/v2/health/ready", 200)
-        asyncio.run(answered())
+        asyncio.run(slow_run_is_answered_after_sigterm(server))
         assert server.process.wait(LIMIT_S) == 0
     with serving(repository, tmp_path / "second", "--drain-grace", "60") as server:
         server.wait_until("/v2/health/ready", 200)
         pids = server.processes()
         asyncio.run(broken_off())
         server.process.wait(LIMIT_S)
+        wait_gone(pids)
+
+
+def test_sigterm_while_another_worker_still_loads_answers_what_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"), prepend=os.pathsep)
+    monkeypatch.setenv(HELD_AT, "2")
+
+    options = ("--workers-per-device", "2")
+    with serving(make_repository(tmp_path / "repository"), tmp_path / "output", *options) as server:
+        server.wait_until("/v2/health/ready", 200)
+        pids = server.processes()
+        asyncio.run(slow_run_is_answered_after_sigterm(server))
+        assert server.process.wait(LIMIT_S) == 0
         wait_gone(pids)
 
 

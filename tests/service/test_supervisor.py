@@ -14,7 +14,7 @@ import pytest
 from service import supervisor as module
 from service.processes import StopSignals
 from service.supervisor import LOAD_ATTEMPTS, MESSAGE, Child, Phase, Role, Supervisor, Word
-from service.transport.board import Board, Dimensions
+from service.transport.board import READY, Board, Dimensions
 from service.transport.handles import Handle
 
 # Python 3.12 and later warn of forks beside threads, which other tests' libraries have started by now.
@@ -340,7 +340,7 @@ def test_report_of_a_hang_that_is_over_ends_nobody(open_theatre: Open) -> None:
 # Signals and the end ----------------------------------------------------------------------------------------
 
 
-def test_signal_while_loading_ends_everything_at_once(open_theatre: Open) -> None:
+def test_signal_before_anything_is_served_ends_everything_at_once(open_theatre: Open) -> None:
     theatre = open_theatre()
     theatre.acts[Role.WORKER] = [theatre.loads_for_ever]
     theatre.supervisor.start_workers(2)
@@ -348,6 +348,23 @@ def test_signal_while_loading_ends_everything_at_once(open_theatre: Open) -> Non
     stop_signal()
     assert not theatre.supervisor.wait_until_loaded()
     assert theatre.supervisor.phase is Phase.CLOSED
+    assert not any(process.is_alive() for process in theatre.processes)
+
+
+def test_signal_while_one_worker_serves_and_another_loads_leaves_time_for_what_was_taken(
+    open_theatre: Open,
+) -> None:
+    theatre = open_theatre(grace_s=3 * PAUSE_S)
+    theatre.acts[Role.WORKER] = [theatre.loads_for_ever, theatre.loads_for_ever]
+    theatre.supervisor.start_workers(2)
+    theatre.supervisor.start_api_servers(2)
+    theatre.board.ready[1, 0] = READY  # its report is on the way
+    stop_signal()
+    assert not theatre.supervisor.wait_until_loaded()
+    assert theatre.supervisor.phase is Phase.GRACE
+    assert all(process.is_alive() for process in theatre.processes)
+    theatre.supervisor.wait()
+    assert theatre.told(2) == {Told(index, Word.STOP, 0) for index in (0, 1)}
     assert not any(process.is_alive() for process in theatre.processes)
 
 

@@ -81,13 +81,34 @@ def test_every_instance_loads_in_a_thread_of_its_own_and_their_notes_are_told_on
         instances, loading = made.load(*sessions)
     assert len(instances) == len(set(loading.threads)) == 2
     assert threading.get_ident() not in loading.threads
-    assert made.board.ready[1, 0] == READY
     assert made.board.remarks(1, 0) == ["TF32 is on", "plain runs"]
     assert [record.getMessage() for record in caplog.records] == [
         "model linear version 1 on cuda:0: TF32 is on",
         "model linear version 1 on cuda:0: plain runs",
     ]
     assert sample(made.metrics, "foldserve_model_load_seconds", model="linear", version="1") > 0
+
+
+def test_model_is_ready_when_its_instances_serve_and_not_when_it_is_loaded(rig: Callable[..., Rig]) -> None:
+    made = rig("")
+    made.monkeypatch.setattr(module, "load_model", Loading(FakeSession()))
+    version = _Version(made.worker, 0, made.entry, made.entry.artifacts[0])
+    (instance,) = version.load(first_instance=0)
+    assert made.board.ready[1, 0] == 0
+    seen: list[int] = []
+    made.monkeypatch.setattr(instance, "serve", lambda: seen.append(made.board.ready[1, 0]))
+    version.serve()
+    assert (seen, made.board.ready[1, 0]) == ([0], READY)
+    instance.drop()
+
+
+def test_model_that_did_not_load_is_not_made_ready(rig: Callable[..., Rig]) -> None:
+    made = rig("")
+    made.monkeypatch.setattr(module, "load_model", Loading(LoadError("too little memory")))
+    version = _Version(made.worker, 0, made.entry, made.entry.artifacts[0])
+    version.load(first_instance=0)
+    version.serve()
+    assert made.board.ready[1, 0] == 0
 
 
 @pytest.mark.parametrize(
