@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 
 from service.admission import Load, admit
-from service.errors import Internal, ModelFailed, QueueFull, ServiceError
+from service.errors import DeadlinePassed, Internal, ModelFailed, QueueFull, ServiceError
 from service.lifecycle import State
-from service.ticketed import Lane, Ticketed, late
+from service.ticketed import Lane, Ticketed
 from service.transport.arena import MappedArena
 from service.transport.board import READY, ROW_FRACTION, MappedBoard
 from service.transport.queues import TicketWriter
@@ -330,7 +330,7 @@ class Dispatcher:
         """Answer a request whose deadline has passed."""
         self.cancel(request)
         try:
-            request.settled(late())
+            request.settled(DeadlinePassed.after(None))
         except Exception:
             _log.exception("request %s could not be answered", request.request_id)
 
@@ -396,7 +396,7 @@ class Dispatcher:
 
 def _failure(request: Ticketed, reason: int) -> ServiceError:
     if reason == Reason.LATE:
-        return late()
+        return DeadlinePassed.after(None)
     assert request.place is not None
     text = request.place.outputs
     length = int.from_bytes(text[:4], "little")

@@ -164,6 +164,15 @@ class DeadlinePassed(ServiceError):
     status = 504
     code = "deadline_passed"
 
+    @classmethod
+    def after(cls, timeout_s: float | None) -> "DeadlinePassed":
+        """For a request that had this many seconds; None where they are not known any more."""
+        shown = "" if timeout_s is None else f" of {timeout_s * 1000:g} ms"
+        return cls(
+            f"the request was not answered within its time{shown}; allow more with X-Timeout-Ms "
+            "(up to the server's --request-timeout-ms), or send less"
+        )
+
 
 class ConfigError(Exception):
     """Bad settings: all problems found, each with its mend. The command that meets it exits with code 2."""

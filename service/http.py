@@ -19,8 +19,8 @@ from service.call import Call
 from service.config import ServeSettings
 from service.docs_page import docs_page
 from service.engine import Engine
-from service.errors import Draining, Internal, NotReady, ServiceError
-from service.predict import deadline_passed, predict
+from service.errors import DeadlinePassed, Draining, Internal, NotReady, ServiceError
+from service.predict import predict
 from service.routes import Route, RouteTable
 
 __all__ = ["Front", "FrontMetrics", "Receive", "Scope", "Send"]
@@ -166,7 +166,7 @@ class Front:
                 )
         except TimeoutError:
             if clock.expired():
-                raise deadline_passed(timeout_s) from None
+                raise DeadlinePassed.after(timeout_s) from None
             raise
         except asyncio.CancelledError:
             if gone is not None and gone.done() and not gone.cancelled():

@@ -71,7 +71,7 @@ async def predict(
 
     left_s = None if timeout_s is None else timeout_s - call.elapsed_s()
     if left_s is not None and left_s <= 0:
-        raise deadline_passed(timeout_s)
+        raise DeadlinePassed.after(timeout_s)
     outcome = await engine.infer(served.name, chosen.version, inputs, call.rows, left_s)
     stages = outcome.stages
     call.stages_s.update(queue=stages.queue, gather=stages.gather, run=stages.run, scatter=stages.scatter)
@@ -115,15 +115,6 @@ def find_version(model: ServedModel, version: str | None) -> ServedVersion:
             f"model {model.name!r} has no version {str(version)[:100]!r}; expected one of: "
             f"{_names(model.versions)}"
         ) from None
-
-
-def deadline_passed(timeout_s: float | None) -> DeadlinePassed:
-    """The error for a request that was not answered in time."""
-    shown = "" if timeout_s is None else f" of {timeout_s * 1000:g} ms"
-    return DeadlinePassed(
-        f"the request was not answered within its time{shown}; allow more with X-Timeout-Ms "
-        "(up to the server's --request-timeout-ms), or send less"
-    )
 
 
 def _one_version(in_path: str | None, in_query: str | None) -> str | None:

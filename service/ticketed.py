@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.admission import Bounds
-from service.errors import DeadlinePassed, ServiceError
+from service.errors import ServiceError
 from service.transport.layout import Layout
 from service.transport.slots import Place
 
@@ -60,10 +60,3 @@ class Ticketed:
     def settled(self, error: ServiceError | None) -> None:
         """The request is over. Without an error its outputs stand in its place until the owner release()s it;
         with one the place is no longer the owner's."""
-
-
-def late() -> DeadlinePassed:
-    """The error for a request whose time is over."""
-    return DeadlinePassed(
-        "the request's time was over before its answer was there; allow more (X-Timeout-Ms), or send less at once"
-    )

@@ -19,11 +19,10 @@ from service.answers import error_answer
 from service.call import Call, request_id
 from service.codecs import BodyType, decode, encode
 from service.dispatch import Dispatcher
-from service.errors import Internal, NotReady, QueueFull, ServiceError
+from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError
 from service.fastpath.heads import Head, KnownHeads, Route
 from service.fastpath.pace import Pace
 from service.metrics import STAGES, Metrics
-from service.predict import deadline_passed
 from service.receiving import HalfBody, Receiving
 from service.ticketed import Ticketed
 from service.transport.extents import rounded
@@ -316,7 +315,7 @@ class Exchange(Ticketed):
 
     def _late(self) -> None:
         """The time is over, and the body is not there."""
-        self._refuse(deadline_passed(self._timeout_s))
+        self._refuse(DeadlinePassed.after(self._timeout_s))
 
     def _internal(self) -> Internal:
         """The error for a fault of ours; logs it."""

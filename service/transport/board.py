@@ -64,7 +64,7 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "queued_bytes": (of.api_servers, of.models),
         "ready": (of.workers, of.models),
         "busy_since_ns": (of.workers, of.instances),
-        "run_since_ns": (of.workers, of.instances),
+        "step_since_ns": (of.workers, of.instances),
         "batch_ns": (of.workers, of.models),
         "batch_rows": (of.workers, of.models),
         "ceiling_rows": (of.workers, of.models),
@@ -80,7 +80,8 @@ class MappedBoard:
     ready: [worker, model] READY when it serves the model, loaded, warmed and agreeing with its reference (that worker);
         RETURNING when it had (the supervisor, once the worker is dead); else 0.
     busy_since_ns: [worker, instance] CLOCK_MONOTONIC when it took the tickets it holds, 0 when none (it).
-    run_since_ns: [worker, instance] CLOCK_MONOTONIC when the present run of its model began, 0 when none (it).
+    step_since_ns: [worker, instance] CLOCK_MONOTONIC when it began what nobody may be long about, a run of its model or
+        the reading of a queue whose lock it holds; 0 when neither (it).
         Both are cleared by the supervisor when the worker has died.
     batch_ns, batch_rows: [worker, model] moving averages of a batch's time, and of its rows in 256ths (that worker).
     ceiling_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
@@ -106,7 +107,7 @@ class MappedBoard:
         self.queued_bytes = cells["queued_bytes"]
         self.ready = cells["ready"]
         self.busy_since_ns = cells["busy_since_ns"]
-        self.run_since_ns = cells["run_since_ns"]
+        self.step_since_ns = cells["step_since_ns"]
         self.batch_ns = cells["batch_ns"]
         self.batch_rows = cells["batch_rows"]
         self.ceiling_rows = cells["ceiling_rows"]
@@ -150,12 +151,12 @@ class MappedBoard:
         return min(filter(None, rows), default=0)
 
     def hanging(self, since_ns: int) -> list[int]:
-        """The workers with an instance whose present run began before since_ns."""
+        """The workers with an instance whose present run, or reading of a queue, began before since_ns."""
         instances = range(self.dimensions.instances)
         return [
             worker
             for worker in range(self.dimensions.workers)
-            if any(0 < self.run_since_ns[worker, instance] < since_ns for instance in instances)
+            if any(0 < self.step_since_ns[worker, instance] < since_ns for instance in instances)
         ]
 
     def worker_died(self, worker: int) -> None:
@@ -166,7 +167,7 @@ class MappedBoard:
             self.ceiling_rows[worker, model] = 0
             self.write_remarks(worker, model, ())
         for instance in range(self.dimensions.instances):
-            self.busy_since_ns[worker, instance] = self.run_since_ns[worker, instance] = 0
+            self.busy_since_ns[worker, instance] = self.step_since_ns[worker, instance] = 0
 
     def worker_cannot_load(self, worker: int, why: str) -> None:
         """It dies again and again while it loads: requests are not to wait for it."""

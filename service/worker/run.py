@@ -62,7 +62,7 @@ class BatchRunner:
         self._session = session
         self._layout = layout
         self._shared = shared
-        self._run_since = shared.board.run_since_ns
+        self._step_since = shared.board.step_since_ns
         self._place = (shared.worker, instance)
         self._buckets = tuple(buckets)
         self._memory = shared.arenas
@@ -137,11 +137,11 @@ class BatchRunner:
 
     def _run_piece(self, inputs: Arrays, rows: int) -> list[np.ndarray]:
         size = len(next(iter(inputs.values())))
-        self._run_since[self._place] = time.monotonic_ns()
+        self._step_since[self._place] = time.monotonic_ns()
         try:
             named = self._session.run(inputs)
         finally:
-            self._run_since[self._place] = 0
+            self._step_since[self._place] = 0
         outputs = []
         for spec in self._layout.signature.outputs:
             output = named[spec.name]

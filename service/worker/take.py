@@ -84,6 +84,7 @@ class Taker:
         self.reader = reader
         self._shared = shared
         self._busy = shared.board.busy_since_ns
+        self._step_since = shared.board.step_since_ns
         self._place = (shared.worker, instance)
         self._serial = WORKER_STRUCT.pack(shared.serial)
         self._rows_per_ticket = 1.0
@@ -103,6 +104,7 @@ class Taker:
             now_ns = time.monotonic_ns()
             if not holding:
                 self._busy[self._place] = now_ns
+            self._step_since[self._place] = now_ns  # stopped here, it would stop every other worker too
             while missing > 0:
                 wanted = max(1, int(missing / self._rows_per_ticket))
                 data = self.reader.read(wanted)
@@ -112,6 +114,7 @@ class Taker:
                         missing -= ticket.rows
                 if len(data) < wanted * TICKET_STRUCT.size:
                     break
+            self._step_since[self._place] = 0
         for ticket, reason in dropped:
             tell(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
         if taken:

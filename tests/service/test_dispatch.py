@@ -208,7 +208,7 @@ async def test_hanging_run_is_reported_while_requests_are_in_flight_alone() -> N
     rig = Rig()
     rig.run_limit_s = 0.01
     dispatcher = rig.dispatchers[0] = rig.new_dispatcher(0)
-    rig.board.run_since_ns[1, 0] = time.monotonic_ns() - 20_000_000
+    rig.board.step_since_ns[1, 0] = time.monotonic_ns() - 20_000_000
     dispatcher.watch.look()
     assert rig.hangs == []
     rig.ask(1.0)

@@ -319,7 +319,7 @@ def test_child_that_cannot_be_started_now_is_started_later(
 
 def test_worker_that_hangs_is_ended_and_another_started(open_theatre: Open) -> None:
     theatre = open_theatre().opened()
-    theatre.board.run_since_ns[0, 0] = time.monotonic_ns() - int(2e9 * RUN_LIMIT_S)
+    theatre.board.step_since_ns[0, 0] = time.monotonic_ns() - int(2e9 * RUN_LIMIT_S)
     theatre.report(Word.WORKER_HANGS, 0)
     theatre.until(lambda: bool(theatre.died))
     assert theatre.processes[0].exitcode == -signal.SIGKILL
@@ -329,7 +329,7 @@ def test_worker_that_hangs_is_ended_and_another_started(open_theatre: Open) -> N
 
 def test_report_of_a_hang_that_is_over_ends_nobody(open_theatre: Open) -> None:
     theatre = open_theatre().opened()
-    theatre.board.run_since_ns[0, 0] = time.monotonic_ns()  # the next run, or the next worker's
+    theatre.board.step_since_ns[0, 0] = time.monotonic_ns()  # the next run, or the next worker's
     theatre.report(Word.WORKER_HANGS, 0)
     theatre.kill(Role.API_SERVER, 0)
     theatre.until(lambda: bool(theatre.died))  # the report has been read by then

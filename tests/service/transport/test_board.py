@@ -11,7 +11,7 @@ def test_cells_of_two_views_are_the_same_and_of_two_names_are_not() -> None:
     one.queued_rows[1, 1] = 5
     one.batch_ns[2, 1] = 2**40
     assert (two.queued_rows[1, 1], two.batch_ns[2, 1]) == (5, 2**40)
-    assert two.queued_bytes[1, 1] == two.batch_rows[2, 1] == two.run_since_ns[2, 3] == 0
+    assert two.queued_bytes[1, 1] == two.batch_rows[2, 1] == two.step_since_ns[2, 3] == 0
 
 
 def test_notes_are_cut_to_their_room_and_taken_back() -> None:
@@ -38,21 +38,21 @@ def test_remarks_are_lines_apart_from_the_note_and_end_with_their_worker() -> No
 
 def test_a_worker_hangs_when_one_of_its_runs_began_before_the_time() -> None:
     board = Board(DIMENSIONS).map()
-    board.run_since_ns[1, 3] = 100
-    board.run_since_ns[2, 0] = 300
+    board.step_since_ns[1, 3] = 100
+    board.step_since_ns[2, 0] = 300
     assert board.hanging(since_ns=200) == [1]
     assert board.hanging(since_ns=100) == []
 
 
 def test_dead_worker_is_not_busy_and_what_it_served_is_to_return() -> None:
     board = Board(DIMENSIONS).map()
-    for cells, place in ((board.ready, (1, 0)), (board.busy_since_ns, (1, 2)), (board.run_since_ns, (1, 2))):
+    for cells, place in ((board.ready, (1, 0)), (board.busy_since_ns, (1, 2)), (board.step_since_ns, (1, 2))):
         cells[place] = 7
     board.busy_since_ns[0, 2] = 7
     board.ceiling_rows[1, 0] = board.ceiling_rows[0, 0] = 4
     board.worker_died(1)
     assert [board.ceiling_rows[1, 0], board.ceiling_rows[0, 0]] == [0, 4]  # the next one finds its own
-    assert [board.ready[1, 0], board.busy_since_ns[1, 2], board.run_since_ns[1, 2]] == [RETURNING, 0, 0]
+    assert [board.ready[1, 0], board.busy_since_ns[1, 2], board.step_since_ns[1, 2]] == [RETURNING, 0, 0]
     assert board.ready[1, 1] == 0
     assert board.busy_since_ns[0, 2] == 7
     board.worker_cannot_load(1, "it died")

@@ -109,8 +109,8 @@ async def test_dynamic_outputs_have_each_requests_own_shape() -> None:
 async def test_a_run_is_marked_on_the_board_while_it_lasts() -> None:
     rig = Rig()
     seen: list[int] = []
-    worker = rig.new_worker(on_run=lambda x: seen.append(rig.board.run_since_ns[0, 0]))
+    worker = rig.new_worker(on_run=lambda x: seen.append(rig.board.step_since_ns[0, 0]))
     rig.ask(1.0)
     worker.loops[0].turn()
     assert seen[0] > 0
-    assert rig.board.run_since_ns[0, 0] == 0
+    assert rig.board.step_since_ns[0, 0] == 0

@@ -1,5 +1,7 @@
 """What an instance takes, and what it drops, under the queue's lock."""
 
+import time
+
 import numpy as np
 
 from service.errors import DeadlinePassed
@@ -29,6 +31,23 @@ async def test_taken_slots_carry_the_workers_serial_and_the_instance_is_busy() -
     assert rig.board.busy_since_ns[0, 0] > 0
     worker.takers[0].idle()
     assert rig.board.busy_since_ns[0, 0] == 0
+
+
+@on_loop
+async def test_a_queue_is_read_in_a_step_that_the_board_shows_so_that_a_worker_stopped_in_it_is_ended() -> None:
+    rig = Rig()
+    rig.ask(1.0)
+    taker = rig.new_worker().takers[0]
+    read, hanging = taker.reader.read, []
+
+    def read_and_look(at_most: int) -> bytes:
+        hanging.append(rig.board.hanging(time.monotonic_ns() + 1))
+        return read(at_most)
+
+    taker.reader.read = read_and_look  # type: ignore[method-assign]
+    taker.take(8)
+    assert hanging == [[0]]
+    assert rig.board.hanging(time.monotonic_ns() + 1) == []
 
 
 @on_loop
