@@ -81,8 +81,8 @@ def send(target: str, arrays: dict[str, np.ndarray], timeout_ms: float) -> Reply
     request = urllib.request.Request(target, body, headers, method="POST")
     started_s = time.perf_counter()
     try:
-        # The server keeps the time; the socket is given a second more, so that its 504 can arrive.
-        with urllib.request.urlopen(request, timeout=timeout_ms / 1000 + 1.0) as response:
+        # The server keeps the time; the socket is given more, so that the 504 of a server that is slow can arrive.
+        with urllib.request.urlopen(request, timeout=timeout_ms / 1000 + 5.0) as response:
             content, answer_headers = response.read(), response.headers
     except urllib.error.HTTPError as error:
         with error:

@@ -8,6 +8,7 @@ Resident memory counts pages that processes share once per process: an upper bou
 Linux only; elsewhere there is no /proc and no process_* is exposed.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,14 +77,19 @@ def descendants(pid: int) -> list[int]:
     waiting = [pid]
     while waiting:
         parent = waiting.pop()
-        for children in _PROC.joinpath(str(parent), "task").glob("*/children"):
-            try:
-                pids = [int(word) for word in children.read_text().split()]
-            except OSError:  # the thread or the process ended while we looked
-                continue
-            found += pids
-            waiting += pids
+        with contextlib.suppress(OSError):  # it ended while we looked
+            for thread in _PROC.joinpath(str(parent), "task").iterdir():
+                pids = _children(thread)
+                found += pids
+                waiting += pids
     return found
+
+
+def _children(thread: Path) -> list[int]:
+    try:
+        return [int(word) for word in (thread / "children").read_text().split()]
+    except OSError:  # likewise
+        return []
 
 
 def read_use(pid: int) -> ProcessUse | None:

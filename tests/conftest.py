@@ -6,6 +6,14 @@ import shutil
 import sysconfig
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that does other things too may stop for longer than an example's 0.2 s. The parent is hypothesis's own
+# choice: in CI another one, whose examples are the same in every run.
+settings.register_profile(
+    "foldserve", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("foldserve")
 
 # One thread per process: test files run side by side on few cores, and the servers that tests start inherit
 # this. Set here, before anything imports torch or numpy, because their thread pools read it once.

@@ -54,12 +54,12 @@ async def test_cancel_and_expiry_make_room_on_the_board_at_once() -> None:
 async def test_deadline_is_answered_in_time_by_one_timer_for_many_requests() -> None:
     rig = Rig()
     began = time.monotonic()
-    soon = [rig.ask(1.0, deadline_ns=time.monotonic_ns() + 50_000_000) for _ in range(50)]
+    soon = [rig.ask(1.0, deadline_ns=time.monotonic_ns() + 500_000_000) for _ in range(50)]
     later = rig.ask(1.0)
     while not all(request.ends for request in soon):
         await asyncio.sleep(0.001)
-        assert time.monotonic() - began < 5.0
-    assert time.monotonic() - began >= 0.05
+        assert time.monotonic() - began < 30.0
+    assert time.monotonic() - began >= 0.5
     assert all(isinstance(request.ends[0], DeadlinePassed) for request in soon)
     assert later.ends == []
     worker = rig.new_worker()

@@ -45,6 +45,7 @@ def test_every_example_runs(tmp_path):
         here = f"127.0.0.1:{port}"
         # curl's -f makes an error answer fail the command; python3 must be one that has numpy.
         script = "\n".join(blocks("sh")).replace("localhost:8000", here)
+        script = script.replace("X-Timeout-Ms: 2000", "X-Timeout-Ms: 60000")
         script = script.replace("curl ", "curl -sSf ").replace("python3 ", f"{sys.executable} ")
         python = "".join(blocks("python")).replace("localhost:8000", here)
         assert script.count("curl") >= 7

@@ -123,7 +123,8 @@ def test_an_endless_chunked_body_is_answered_when_it_passes_the_limit(connection
     assert read_reply(connection)[0] == 413
 
 
-def test_a_client_that_sends_all_of_a_large_body_first_still_reads_the_413(connection):
+def test_a_client_that_sends_all_of_a_large_body_first_still_reads_the_413(connection, monkeypatch):
+    monkeypatch.setattr(http_front, "_LINGER_S", 60.0)
     body = bytes(4 * 2**20)  # more than the buffers of both ends hold
     connection.sendall(head(JSON, f"Content-Length: {len(body)}"))
     connection.sendall(body)
@@ -150,17 +151,23 @@ def test_a_body_that_stops_half_way_ends_with_the_time_of_the_request(connection
     assert (status, json.loads(body)["code"]) == (504, "deadline_passed")
 
 
-@pytest.mark.parametrize("wait_for_head", [True, False])
-def test_a_client_that_leaves_half_way_is_forgotten_without_a_traceback(app, port, caplog, wait_for_head):
+def metrics_that_tell():
+    """Metrics, and the event that comes with the first request they count as finished."""
     metrics = CountingMetrics()
-    gone = threading.Event()
+    finished = threading.Event()
     record = metrics.request_finished
 
-    def finished(*arguments, **named):
+    def record_and_tell(*arguments, **named):
         record(*arguments, **named)
-        gone.set()
+        finished.set()
 
-    metrics.request_finished = finished
+    metrics.request_finished = record_and_tell
+    return metrics, finished
+
+
+@pytest.mark.parametrize("wait_for_head", [True, False])
+def test_a_client_that_leaves_half_way_is_forgotten_without_a_traceback(app, port, caplog, wait_for_head):
+    metrics, gone = metrics_that_tell()
     other = front(metrics=metrics, max_body_bytes=LIMIT)
     with caplog.at_level(logging.WARNING), running(other) as other_port:
         with socket.create_connection(("127.0.0.1", other_port), timeout=10) as client:
@@ -185,11 +192,12 @@ def test_a_client_that_leaves_before_its_answer_does_no_harm(caplog):
             await asyncio.sleep(0.001)
 
     behind.delay = wait
-    metrics = CountingMetrics()
+    metrics, gone = metrics_that_tell()
     with caplog.at_level(logging.WARNING), running(front(behind, metrics)) as port:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             client.sendall(head(JSON, f"Content-Length: {len(GOOD)}") + GOOD)
             assert begun.wait(timeout=10)
+        assert gone.wait(timeout=10)
         release.set()
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             client.sendall(head(JSON, f"Content-Length: {len(GOOD)}") + GOOD)

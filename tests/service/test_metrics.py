@@ -122,10 +122,10 @@ def test_counting_an_answer_costs_less_than_a_twentieth_of_a_small_request(metri
     count = metrics.answered_counter("json", "linear", "1")
     rounds = []
     for _ in range(20):
-        started_s = time.perf_counter()
+        started_s = time.thread_time()
         for _ in range(1024):  # as many as the ring holds: one fold in each round
             count(0.004, 1, 0.001, 0.001, 0.001, 0.001, 0.001, 0.001)
-        rounds.append((time.perf_counter() - started_s) / 1024)
+        rounds.append((time.thread_time() - started_s) / 1024)
     # A small request costs the server 60 us of CPU (benchmarks/README.md); this about 0.7 us. The best round: the
     # machine does other things too.
     assert min(rounds) < 60e-6 / 20

@@ -137,9 +137,9 @@ def test_scrape_of_twenty_models_costs_less_than_20_ms(accept: str) -> None:
     exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
     rounds = []
     for _ in range(10):
-        started_s = time.perf_counter()
+        started_s = time.thread_time()
         exposition(accept)
-        rounds.append(time.perf_counter() - started_s)
+        rounds.append(time.thread_time() - started_s)
     # About 2 ms; prometheus_client's own encoder took 21 ms on the same machine. The best: the machine does other
     # things too.
     assert min(rounds) < 0.020

@@ -132,6 +132,13 @@ class Theatre:
         assert child.process.pid is not None
         os.kill(child.process.pid, signal.SIGKILL)
 
+    def let_deadline_come(self, after_s: float) -> None:
+        """The end of the phase, for which the supervisor waits after_s, is now: nothing in it was too slow for it."""
+        deadline_s = self.supervisor._deadline_s
+        assert deadline_s is not None
+        assert 0 <= time.monotonic() + after_s - deadline_s < NEVER_S / 2
+        self.supervisor._deadline_s = time.monotonic()
+
     def told(self, count: int) -> set[Told]:
         """The next messages that arrive in API servers."""
         found = set()
@@ -231,7 +238,8 @@ def test_worker_that_dies_while_loading_is_tried_ever_more_rarely_and_holds_up_t
     theatre = open_theatre()
     theatre.acts[Role.WORKER] = [*[theatre.dies] * (LOAD_ATTEMPTS + 1), theatre.loads]
     theatre.opened()
-    assert len(theatre.started(Role.WORKER)) == LOAD_ATTEMPTS
+    # The next may be due in the turn that counted this one, when the machine took long to start it.
+    assert len(theatre.started(Role.WORKER)) in (LOAD_ATTEMPTS, LOAD_ATTEMPTS + 1)
     assert len(theatre.cannot_load) == 1
     theatre.until(lambda: any(child.ready for child in theatre.supervisor._of(Role.WORKER)))
     times_s = [start.at_s for start in theatre.started(Role.WORKER)]
@@ -329,7 +337,8 @@ def test_worker_that_hangs_is_ended_and_another_started(open_theatre: Open) -> N
 
 def test_report_of_a_hang_that_is_over_ends_nobody(open_theatre: Open) -> None:
     theatre = open_theatre().opened()
-    theatre.board.step_since_ns[0, 0] = time.monotonic_ns()  # the next run, or the next worker's
+    # The next run, or the next worker's; no stop of the machine makes this one a long one.
+    theatre.board.step_since_ns[0, 0] = time.monotonic_ns() + int(3600e9)
     theatre.report(Word.WORKER_HANGS, 0)
     theatre.kill(Role.API_SERVER, 0)
     theatre.until(lambda: bool(theatre.died))  # the report has been read by then
@@ -354,7 +363,7 @@ def test_signal_before_anything_is_served_ends_everything_at_once(open_theatre: 
 def test_signal_while_one_worker_serves_and_another_loads_leaves_time_for_what_was_taken(
     open_theatre: Open,
 ) -> None:
-    theatre = open_theatre(grace_s=3 * PAUSE_S)
+    theatre = open_theatre()
     theatre.acts[Role.WORKER] = [theatre.loads_for_ever, theatre.loads_for_ever]
     theatre.supervisor.start_workers(2)
     theatre.supervisor.start_api_servers(2)
@@ -363,6 +372,7 @@ def test_signal_while_one_worker_serves_and_another_loads_leaves_time_for_what_w
     assert not theatre.supervisor.wait_until_loaded()
     assert theatre.supervisor.phase is Phase.GRACE
     assert all(process.is_alive() for process in theatre.processes)
+    theatre.let_deadline_come(NEVER_S)
     theatre.supervisor.wait()
     assert theatre.told(2) == {Told(index, Word.STOP, 0) for index in (0, 1)}
     assert not any(process.is_alive() for process in theatre.processes)
@@ -371,16 +381,15 @@ def test_signal_while_one_worker_serves_and_another_loads_leaves_time_for_what_w
 def test_first_signal_turns_readiness_off_and_everything_goes_on_until_the_grace_is_over(
     open_theatre: Open,
 ) -> None:
-    theatre = open_theatre(grace_s=3 * PAUSE_S).opened()
+    theatre = open_theatre().opened()
     assert theatre.board.draining[0] == 0
     stop_signal()
-    began_s = time.monotonic()
     theatre.until(lambda: theatre.supervisor.phase is Phase.GRACE)
     assert theatre.board.draining[0] == 1
     theatre.kill(Role.WORKER)
     theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)  # it is needed still
+    theatre.let_deadline_come(NEVER_S)
     theatre.until(lambda: theatre.supervisor.phase is not Phase.GRACE)
-    assert time.monotonic() - began_s >= 3 * PAUSE_S
     assert {told for told in theatre.told(4) if told.word is Word.STOP} == {
         Told(index, Word.STOP, 0) for index in (0, 1)
     }
@@ -460,13 +469,13 @@ def test_worker_that_does_not_end_is_ended(open_theatre: Open, monkeypatch: pyte
 
 
 def test_closing_that_takes_too_long_is_cut_off(open_theatre: Open) -> None:
-    theatre = open_theatre(grace_s=0.0, close_s=2 * PAUSE_S)
+    theatre = open_theatre(grace_s=0.0)
     theatre.acts[Role.API_SERVER] = [theatre.does_not_end, theatre.listens]
     theatre.opened()
-    began_s = time.monotonic()
     stop_signal()
+    theatre.until(lambda: len(theatre.supervisor._of(Role.API_SERVER)) == 1)
+    theatre.let_deadline_come(NEVER_S)
     theatre.supervisor.wait()
-    assert time.monotonic() - began_s >= 2 * PAUSE_S
     assert [process.exitcode for process in theatre.processes] == [-signal.SIGKILL, -signal.SIGKILL, 0]
 
 

@@ -34,7 +34,9 @@ async def test_taken_slots_carry_the_workers_serial_and_the_instance_is_busy() -
 
 
 @on_loop
-async def test_a_queue_is_read_in_a_step_that_the_board_shows_so_that_a_worker_stopped_in_it_is_ended() -> None:
+async def test_a_queue_is_read_in_a_step_that_the_board_shows_so_that_a_worker_stopped_in_it_is_ended() -> (
+    None
+):
     rig = Rig()
     rig.ask(1.0)
     taker = rig.new_worker().takers[0]
