@@ -7,9 +7,9 @@
 Seams of LitServe 0.2.19 and uvicorn 0.54 that are used, and held by tests/service/test_litserve_shell.py:
 LitServer.{app, devices, lifespan, launch_single_inference_worker, _get_request_queue, _transport,
 workers_setup_status}; litserve.server._Server.run; LitLoop.__call__ in the worker; uvicorn's Config(http=class),
-Server.{main_loop, capture_signals} and what fastpath/protocol.py and flow.py override of HttpToolsProtocol and
-FlowControl. Not used: LitServe's routes, queues, manager process, GZip, timeouts, worker monitor, signal handling and
-log output.
+Server.{main_loop, shutdown, capture_signals} and what fastpath/protocol.py and flow.py override of HttpToolsProtocol
+and FlowControl. Not used: LitServe's routes, queues, manager process, GZip, timeouts, worker monitor, signal handling
+and log output.
 """
 
 import asyncio
@@ -101,6 +101,14 @@ class UvicornServer(_Server):  # type: ignore[misc]
     async def main_loop(self) -> None:
         """Sleep until it is time to end. The Date header is kept by FastProtocol."""
         await self._stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listeners; let those connections be made that were accepted in the turn of the loop that ended it,
+        or nobody would close them; then as uvicorn does."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(0)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ supervisor may decide when the others end.
 import contextlib
 import ctypes
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -19,12 +20,15 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, however it dies (Linux; elsewhere: nothing)."""
+    """Have the kernel kill this process when its parent dies, however it dies (Linux; elsewhere: nothing).
+
+    For processes that multiprocessing started.
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call
+    if parent is None or os.getppid() != parent.pid:  # it died before the call
         os._exit(1)
 
 

@@ -329,7 +329,7 @@ class Supervisor:
     def _on_signal(self) -> None:
         self._stop.clear()
         # While workers load, others may serve already, and a worker serves before its report of it is read.
-        nothing_taken = self.phase is Phase.STARTING and not self._board.serves_any()
+        nothing_taken = self.phase is Phase.STARTING and not self._board.requests_are_taken()
         if nothing_taken or self._stop.count > 1:
             self.end()
             return

@@ -36,7 +36,13 @@ def records(what: str, module: str, argument: str, log: Path, limit_s: float) ->
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True
         )
-    timer = threading.Timer(limit_s, process.kill)
+    late = threading.Event()
+
+    def end_late() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(limit_s, end_late)
     timer.start()
     with process:
         assert process.stdout is not None
@@ -46,10 +52,9 @@ def records(what: str, module: str, argument: str, log: Path, limit_s: float) ->
                     yield from_line(line)
             process.wait()
         finally:
-            late = not timer.is_alive()
             timer.cancel()
             process.kill()  # when nobody wants the rest
-    if late:
+    if late.is_set():
         yield Failure(what, f"took longer than {limit_s:g} s")
     elif process.returncode:
         yield Failure(

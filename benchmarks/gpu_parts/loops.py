@@ -110,20 +110,24 @@ def loop(loopers: Sequence[Looper], batch: int, seconds: float, uuid: str = "") 
 
     Raises: what a session raised.
     """
-    together, device = threading.Barrier(len(loopers) + 1), Utilisation(uuid)
+    clocks: list[tuple[float, float]] = []  # at the start and at the end, read before anybody goes on
+    device = Utilisation(uuid)
+    together = threading.Barrier(
+        len(loopers) + 1, lambda: clocks.append((time.perf_counter(), time.process_time()))
+    )
     results = [looper.begin(batch, seconds, together) for looper in loopers]
     try:
         together.wait()
-        begun_s, cpu_s = time.perf_counter(), time.process_time()
         with device:
             together.wait()
-            took_s, used_s = time.perf_counter() - begun_s, time.process_time() - cpu_s
     except threading.BrokenBarrierError:
         errors = [result.exception() for result in results]
         # Of several the one that broke it: the others only found it broken.
         raise next(
             one for one in errors if one and not isinstance(one, threading.BrokenBarrierError)
         ) from None
+    (begun_s, begun_cpu_s), (ended_s, ended_cpu_s) = clocks
+    took_s, used_s = ended_s - begun_s, ended_cpu_s - begun_cpu_s
     runs = np.concatenate([result.result() for result in results]) * 1e3
     rows = len(runs) * batch
     p50_ms, p99_ms = np.percentile(runs, [50, 99])

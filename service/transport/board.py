@@ -140,10 +140,10 @@ class MappedBoard:
     def _text_at(self, kind: int, worker: int, model: int) -> int:
         return ((worker * self._models + model) * len(_TEXTS) + kind) * NOTE_BYTES
 
-    def serves_any(self) -> bool:
-        """Whether a worker serves a model: requests may have been taken."""
+    def requests_are_taken(self) -> bool:
+        """Whether some worker serves a model, or died and is being started again: requests may wait for it."""
         workers, models = range(self.dimensions.workers), range(self._models)
-        return any(self.ready[worker, model] == READY for worker in workers for model in models)
+        return any(self.ready[worker, model] for worker in workers for model in models)
 
     def lowest_ceiling_rows(self, model: int) -> int:
         """Rows that a run of the model may have in every worker; 0 when no device lacked room."""

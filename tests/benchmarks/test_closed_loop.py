@@ -31,7 +31,7 @@ def test_the_generators_line_is_read() -> None:
 
 
 def test_every_request_is_whole_and_is_answered_before_the_next(program: Path, posts: PostServer) -> None:
-    load = closed_loop.run(program, posts.port, REQUEST, Shape(connections=5, threads=2, seconds=0.4))
+    load = closed_loop.run(program, posts.port, REQUEST, Shape(connections=5, threads=2, seconds=1.5))
     assert load.ok + load.refused == len(posts.seen) > 5
     assert abs(load.ok - load.refused) <= 1  # the server refuses every second one
     assert (load.failed, load.unanswered) == (0, 0)
@@ -43,7 +43,7 @@ def test_every_request_is_whole_and_is_answered_before_the_next(program: Path, p
 
 
 def test_there_are_as_many_threads_as_connections_at_most(program: Path, posts: PostServer) -> None:
-    load = closed_loop.run(program, posts.port, REQUEST, Shape(connections=1, threads=8, seconds=0.2))
+    load = closed_loop.run(program, posts.port, REQUEST, Shape(connections=1, threads=8, seconds=1.0))
     assert load.ok + load.refused == len(posts.seen) > 0
 
 
@@ -69,7 +69,7 @@ class Silent(threading.Thread):
 
 
 def test_broken_connections_have_failed_and_others_take_their_place(program: Path) -> None:
-    shape = Shape(connections=2, threads=1, seconds=0.2, patience_s=0.1)
+    shape = Shape(connections=2, threads=1, seconds=2.0, patience_s=0.1)
     load = closed_loop.run(program, Silent(broken=3).port, REQUEST, shape)
     assert (load.ok, load.failed, load.unanswered) == (0, 3, 2)
 

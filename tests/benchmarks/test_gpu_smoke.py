@@ -45,10 +45,10 @@ def command(repository: Path, out: Path, *options: str) -> list[str]:
         "--batches",
         "1,4",
     ]
-    words += ["--out", str(out), "--repository", str(repository), "--seconds", "0.1"]
+    words += ["--out", str(out), "--repository", str(repository), "--seconds", "0.5"]
     # No compiler behind torch.compile: that it is asked rightly is what counts here, not what it makes of it.
     words += ["--api-servers", "1", "--connections", "1,8", "--compile-backend", "eager"]
-    return [*words, "--kills", "1", "--kill-seconds", "2", "--resume", *options]
+    return [*words, "--kills", "1", "--kill-seconds", "6", "--resume", *options]
 
 
 def environment() -> dict[str, str]:

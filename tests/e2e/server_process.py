@@ -7,15 +7,16 @@ import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-START_LIMIT_S = 40.0
-"""Spawned workers import their runtimes anew: seconds on a busy machine."""
-STOP_LIMIT_S = 15.0
+START_LIMIT_S = 120.0
+"""Spawned workers import their runtimes anew: seconds, on a busy machine many. Also for any one answer."""
+STOP_LIMIT_S = 60.0
 
 
 def free_port() -> int:
@@ -39,17 +40,33 @@ class ServerProcess:
         """What it printed and logged so far."""
         return self._output.read_text()
 
+    def get(self, path: str) -> httpx.Response:
+        """Ask on a connection of its own."""
+        # Nothing is encrypted here, and reading the trusted certificates for each question would take most of its time.
+        return httpx.get(self.url + path, timeout=START_LIMIT_S, verify=False)
+
+    def post(self, path: str, **what: Any) -> httpx.Response:
+        """Send on a connection of its own; `what` as httpx.post takes it."""
+        return httpx.post(self.url + path, timeout=START_LIMIT_S, verify=False, **what)
+
     def wait_until(self, path: str, status: int) -> httpx.Response:
         """Ask until the server answers `status` there."""
         until_s = time.monotonic() + START_LIMIT_S
         while time.monotonic() < until_s:
             assert self.process.poll() is None, f"the server ended:\n{self.output}"
             with contextlib.suppress(httpx.TransportError):
-                answer = httpx.get(self.url + path)
+                answer = self.get(path)
                 if answer.status_code == status:
                     return answer
             time.sleep(0.05)  # between two questions; the condition is the answer above
         raise AssertionError(f"{path} did not answer {status} in {START_LIMIT_S} s:\n{self.output}")
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something is so."""
+        until_s = time.monotonic() + START_LIMIT_S
+        while not condition():
+            assert time.monotonic() < until_s, self.output
+            time.sleep(0.02)  # between two looks
 
     def end(self, number: signal.Signals) -> int:
         """Send a signal and wait for the exit code."""
@@ -62,26 +79,23 @@ class ServerProcess:
         while waiting:
             pid = waiting.pop()
             found.append(pid)
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                waiting += [int(word) for word in children.read_text().split()]
+            with contextlib.suppress(OSError):  # it ended while we looked
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    waiting += [int(word) for word in (thread / "children").read_text().split()]
         return found
 
     def workers(self) -> list[int]:
         """The ids of the worker processes."""
-        return [pid for pid in self.processes() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in self.processes() if b"spawn_main" in _command_line(pid)]
 
     def api_servers(self) -> list[int]:
         """The ids of the processes that speak HTTP: forked, so their command line is the parent's."""
-        line = Path(f"/proc/{self.process.pid}/cmdline").read_bytes()
-        return [
-            pid
-            for pid in self.processes()
-            if pid != self.process.pid and Path(f"/proc/{pid}/cmdline").read_bytes() == line
-        ]
+        line = _command_line(self.process.pid)
+        return [pid for pid in self.processes() if pid != self.process.pid and _command_line(pid) == line]
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """All samples of one scrape on a connection of its own: (name, sorted labels) -> value."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = self.get("/metrics").text
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for metric in text_string_to_metric_families(text)
@@ -91,6 +105,14 @@ class ServerProcess:
     def metric(self, name: str, **labels: str) -> float:
         """One sample of a scrape; 0 when it is not exposed."""
         return self.metrics().get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+def _command_line(pid: int) -> bytes:
+    """Empty when the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @contextlib.contextmanager

@@ -362,7 +362,17 @@ def test_wrk_gets_nothing_but_200(server: ServerProcess, tmp_path: Path) -> None
         "  print('WRONG', e.connect + e.read + e.write + e.status + e.timeout, 'OF', summary.requests)\n"
         "end\n"
     )
-    command = ["wrk", "-t1", "-c16", "-d1s", "-s", str(script), f"{server.url}/predict/linear"]
+    command = [
+        "wrk",
+        "-t1",
+        "-c16",
+        "-d1s",
+        "--timeout",
+        "30s",
+        "-s",
+        str(script),
+        f"{server.url}/predict/linear",
+    ]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     _, wrong, _, total = next(line for line in done.stdout.splitlines() if line.startswith("WRONG")).split()
     assert int(wrong) == 0

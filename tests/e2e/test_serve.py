@@ -34,7 +34,7 @@ def make_repository(folder: Path) -> Path:
     (folder / "linear" / "1").mkdir(parents=True)
     save_exported(folder / "linear" / "1")
     save_lookup(folder / "lookup" / "1" / "model.onnx")
-    (folder / "lookup" / "config.yaml").write_text("max_queue_delay_ms: 50\n")
+    (folder / "lookup" / "config.yaml").write_text("max_queue_delay_ms: 200\n")
     return folder
 
 
@@ -97,21 +97,21 @@ def test_json_raw_and_npy_agree_with_onnxruntime_for_any_rows(
 def test_torchscript_answers_the_same_as_onnx(server: ServerProcess) -> None:
     x = rows(5).tolist()
     answers = [
-        httpx.post(f"{server.url}/predict/{model}", json={"inputs": x}).json()["outputs"]["y"]
+        server.post(f"/predict/{model}", json={"inputs": x}).json()["outputs"]["y"]
         for model in ("linear", "scripted")
     ]
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-6, atol=1e-6)
 
 
 def test_info_names_every_model_with_its_state(server: ServerProcess) -> None:
-    models = {model["name"]: model["ready"] for model in httpx.get(f"{server.url}/info").json()["models"]}
+    models = {model["name"]: model["ready"] for model in server.get("/info").json()["models"]}
     assert models == {"linear": True, "lookup": True, "scripted": True}
 
 
 def test_litserves_own_routes_are_not_served(server: ServerProcess) -> None:
-    assert httpx.get(f"{server.url}/").status_code == 404
-    assert httpx.get(f"{server.url}/health").json()["ready"] is True
-    assert httpx.post(f"{server.url}/linear@1", json={}).json()["code"] == "not_found"
+    assert server.get("/").status_code == 404
+    assert server.get("/health").json()["ready"] is True
+    assert server.post("/linear@1", json={}).json()["code"] == "not_found"
 
 
 # Batches -----------------------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ def test_counts_are_exact_from_either_api_server(server: ServerProcess) -> None:
     before = server.metric("foldserve_requests_total", code="200", **labels)
     bad_before = server.metric("foldserve_requests_total", code="400", **labels)
     for _ in range(20):  # a connection each, so that both API servers get some
-        assert httpx.post(f"{server.url}/predict/scripted", json={"inputs": rows(2).tolist()}).is_success
-    assert httpx.post(f"{server.url}/predict/scripted", json={"inputs": [[1]]}).status_code == 400
+        assert server.post("/predict/scripted", json={"inputs": rows(2).tolist()}).is_success
+    assert server.post("/predict/scripted", json={"inputs": [[1]]}).status_code == 400
     for _ in range(10):
         metrics = server.metrics()
 
@@ -178,7 +178,7 @@ def test_counts_are_exact_from_either_api_server(server: ServerProcess) -> None:
 def test_metrics_pass_promtool(server: ServerProcess, promtool: str) -> None:
     import subprocess
 
-    text = httpx.get(f"{server.url}/metrics").content
+    text = server.get("/metrics").content
     check = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
     assert check.returncode == 0, check.stderr.decode()
 
@@ -192,6 +192,7 @@ def test_signal_ends_the_server_with_exit_0_and_nothing_left(
 ) -> None:
     with serving(small, tmp_path / "output", "--api-servers", "2") as running:
         running.wait_until("/v2/health/ready", 200)
+        running.until(lambda: len(running.api_servers()) == 2)
         pids = running.processes()
         assert len(pids) == 5  # parent, resource tracker, worker, 2 API servers
         # To the whole group, as a terminal's Ctrl-C goes: only the supervisor may act on it.
@@ -204,7 +205,7 @@ def test_signal_ends_the_server_with_exit_0_and_nothing_left(
 
 def test_signal_while_models_load_ends_the_server_with_exit_0(small: Path, tmp_path: Path) -> None:
     with serving(small, tmp_path / "output") as running:
-        wait_for_text(running, "device: cpu")
+        running.until(lambda: "device: cpu" in running.output)
         pids = running.processes()
         os.killpg(running.process.pid, signal.SIGINT)
         assert running.process.wait(START_LIMIT_S) == 0
@@ -224,20 +225,11 @@ def test_request_in_flight_is_answered_after_sigterm(small: Path, tmp_path: Path
             connection.sendall(request + request[:-1])
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
             running.process.send_signal(signal.SIGTERM)
-            wait_for_text(running, "stopping")
+            running.until(lambda: "stopping" in running.output)
             connection.sendall(body[-1:])
             answer = connection.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200")
         assert running.process.wait(START_LIMIT_S) == 0
-
-
-def wait_for_text(running: ServerProcess, text: str) -> None:
-    import time
-
-    until_s = time.monotonic() + START_LIMIT_S
-    while text not in running.output:
-        assert time.monotonic() < until_s, running.output
-        time.sleep(0.02)  # between two looks
 
 
 def test_killed_parent_takes_every_process_with_it_and_leaves_nothing(small: Path, tmp_path: Path) -> None:
@@ -256,10 +248,10 @@ def test_killed_worker_comes_back_and_its_model_serves_again(small: Path, tmp_pa
         workers = running.workers()
         assert len(workers) == 1
         os.kill(workers[0], signal.SIGKILL)
-        running.wait_until("/v2/health/ready", 503)
+        running.until(lambda: set(running.workers()) - set(workers))
         running.wait_until("/v2/health/ready", 200)
         for model, inputs in (("linear", [[1, 2, 3, 4]]), ("lookup", [[1]])):
-            assert httpx.post(f"{running.url}/predict/{model}", json={"inputs": inputs}).is_success
+            assert running.post(f"/predict/{model}", json={"inputs": inputs}).is_success
         assert running.metric("foldserve_worker_restarts_total", device="cpu") == 1
 
 
@@ -268,12 +260,12 @@ def test_model_that_disagrees_with_its_reference_is_not_ready_and_others_are_ser
         (tmp_path / "repository" / name / "1").mkdir(parents=True)
         save_exported(tmp_path / "repository" / name / "1", name, error=error)
     with serving(tmp_path / "repository", tmp_path / "output") as running:
-        wait_for_text(running, "NOT READY")
-        assert httpx.get(f"{running.url}/v2/health/ready").status_code == 503
-        assert httpx.post(f"{running.url}/predict/good", json={"inputs": [[1, 2, 3, 4]]}).is_success
-        refused = httpx.post(f"{running.url}/predict/off", json={"inputs": [[1, 2, 3, 4]]})
+        running.until(lambda: "NOT READY" in running.output)
+        assert running.get("/v2/health/ready").status_code == 503
+        assert running.post("/predict/good", json={"inputs": [[1, 2, 3, 4]]}).is_success
+        refused = running.post("/predict/off", json={"inputs": [[1, 2, 3, 4]]})
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
-        info = httpx.get(f"{running.url}/info").text
+        info = running.get("/info").text
         assert "does not agree with its reference" in info
         assert running.end(signal.SIGTERM) == 0
 

@@ -69,7 +69,7 @@ def test_half_sent_bodies_are_bounded_others_are_served_and_their_room_comes_bac
         assert (await asyncio.wait_for(other.receive(), LIMIT_S))[0] == 200
         other.close()
 
-    options = ("--receive-bytes", f"{RECEIVE_MIB}MiB", "--request-timeout-ms", "3000")
+    options = ("--receive-bytes", f"{RECEIVE_MIB}MiB", "--request-timeout-ms", "8000")
     config = (
         "max_batch_size: 65536\nqueue: {max_rows: 1000000}\n"  # few runs for a body of half a million rows
     )

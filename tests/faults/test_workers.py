@@ -8,12 +8,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.e2e.server_process import ServerProcess, serving
 from tests.faults.support import (
     CRASH,
+    GATED,
     HANG,
     LIMIT_S,
     RUN_S,
@@ -21,10 +21,11 @@ from tests.faults.support import (
     Caller,
     SteadyLoad,
     expected,
-    make_faulty_backend,
     make_repository,
+    open_gate,
     until,
     until_restarted,
+    use_faulty_backend,
 )
 
 pytestmark = pytest.mark.e2e
@@ -34,7 +35,8 @@ pytestmark = pytest.mark.e2e
 def faulty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, *options: str
 ) -> Iterator[ServerProcess]:
-    monkeypatch.setenv("PYTHONPATH", make_faulty_backend(tmp_path / "backend"), prepend=os.pathsep)
+    use_faulty_backend(tmp_path / "backend", monkeypatch)
+    options = ("--request-timeout-ms", "0", *options)
     with serving(make_repository(tmp_path / "repository", config), tmp_path / "output", *options) as server:
         server.wait_until("/v2/health/ready", 200)
         yield server
@@ -135,7 +137,7 @@ def test_client_that_leaves_the_queue_frees_its_place_before_any_batch(
         slow, *others = [Caller(server.url) for _ in range(6)]
         for caller in (slow, *others):
             await caller.open()
-        slow.send([SLOW, 0.0, 0.0, 0.0])
+        slow.send([GATED, 0.0, 0.0, 0.0])
         await until(lambda: server.metric("foldserve_inflight_requests", **labels) == 1, "slow one runs")
         for caller in others:
             caller.send([1.0, 2.0, 3.0, 4.0])
@@ -144,13 +146,14 @@ def test_client_that_leaves_the_queue_frees_its_place_before_any_batch(
             caller.close()
         await until(lambda: server.metric("foldserve_queue_rows", **labels) == 0, "none waits")
         assert server.metric("foldserve_inflight_requests", **labels) == 1  # the slow one still runs
+        open_gate(tmp_path / "backend")
         assert (await asyncio.wait_for(slow.receive(), LIMIT_S))[0] == 200
         slow.close()
 
     labels = {"model": "linear", "version": "1"}
     with faulty(tmp_path, monkeypatch, "") as server:
         asyncio.run(run(server))
-        assert httpx.post(f"{server.url}/predict/linear", json={"inputs": [[1, 2, 3, 4]]}).is_success
+        assert server.post("/predict/linear", json={"inputs": [[1, 2, 3, 4]]}).is_success
         assert server.metric("foldserve_batch_rows_sum", **labels) == 2  # the slow one and the last
         assert server.metric("foldserve_inflight_requests", **labels) == 0
 

@@ -7,6 +7,8 @@ what changed, mend our part where it must be, and put the new digest in.
 import asyncio
 import hashlib
 import inspect
+import os
+import socket
 import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from litserve import LitAPI, LitServer
 from litserve.loops.base import LitLoop
@@ -53,6 +56,9 @@ DIGESTS: dict[Callable[..., Any], str] = {
     RequestResponseCycle: "e67d470d435dcc1c",
 }
 """What we override, call, or count on to call us: the source as it was read."""
+
+LONG_S = 20
+"""Nothing here takes so long unless it waits for what does not come."""
 
 OURS = [
     (FoldServer, LitServer),
@@ -190,3 +196,46 @@ def test_main_loop_sleeps_until_it_is_told_to_stop_and_wakes_for_nothing_else() 
         await running
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("order", ["connect stop", "stop connect"])
+def test_connection_that_comes_in_the_same_turn_as_the_end_holds_nothing_up(order: str) -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        """Nobody asks."""
+
+    async def ends(listener: socket.socket) -> bool:
+        """Whether the server ends while the client holds its end open."""
+        loop, stop, clients = asyncio.get_running_loop(), asyncio.Event(), []
+        config = uvicorn.Config(
+            app,
+            http=HttpToolsProtocol,
+            lifespan="off",
+            log_config=None,
+            timeout_keep_alive=LONG_S,
+            timeout_graceful_shutdown=LONG_S,
+        )
+        server = UvicornServer(config, stop)
+        read, write = os.pipe()
+        loop.add_reader(read, stop.set)
+        serving = loop.create_task(server.serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0)
+
+        def both() -> None:  # within one turn, so that the loop's next look at its descriptors finds both
+            for what in order.split():
+                if what == "stop":
+                    os.write(write, b"x")
+                else:
+                    clients.append(socket.create_connection(listener.getsockname()))
+
+        loop.call_soon(both)
+        ended, _ = await asyncio.wait([serving], timeout=LONG_S / 2)
+        clients[0].close()
+        await serving
+        loop.remove_reader(read)
+        os.close(read)
+        os.close(write)
+        return bool(ended)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert uvloop.run(ends(listener))

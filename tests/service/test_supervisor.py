@@ -14,7 +14,7 @@ import pytest
 from service import supervisor as module
 from service.processes import StopSignals
 from service.supervisor import LOAD_ATTEMPTS, MESSAGE, Child, Phase, Role, Supervisor, Word
-from service.transport.board import READY, Board, Dimensions
+from service.transport.board import READY, RETURNING, Board, Dimensions
 from service.transport.handles import Handle
 
 # Python 3.12 and later warn of forks beside threads, which other tests' libraries have started by now.
@@ -360,14 +360,15 @@ def test_signal_before_anything_is_served_ends_everything_at_once(open_theatre: 
     assert not any(process.is_alive() for process in theatre.processes)
 
 
-def test_signal_while_one_worker_serves_and_another_loads_leaves_time_for_what_was_taken(
-    open_theatre: Open,
+@pytest.mark.parametrize("ready", [READY, RETURNING], ids=["serves", "served and died"])
+def test_signal_while_one_worker_loads_and_another_serves_leaves_time_for_what_was_taken(
+    open_theatre: Open, ready: int
 ) -> None:
     theatre = open_theatre()
     theatre.acts[Role.WORKER] = [theatre.loads_for_ever, theatre.loads_for_ever]
     theatre.supervisor.start_workers(2)
     theatre.supervisor.start_api_servers(2)
-    theatre.board.ready[1, 0] = READY  # its report is on the way
+    theatre.board.ready[1, 0] = ready  # its report is on the way
     stop_signal()
     assert not theatre.supervisor.wait_until_loaded()
     assert theatre.supervisor.phase is Phase.GRACE
