@@ -7,9 +7,11 @@ from typing import Final
 
 from benchmarks.serving import open_loop, process_tree, wrk
 from benchmarks.serving.contenders import (
+    BARE,
     COMPILED,
     Contender,
     Request,
+    Running,
     foldserve_command,
     free_port,
     plain,
@@ -17,11 +19,13 @@ from benchmarks.serving.contenders import (
     running,
     serving,
 )
-from benchmarks.serving.figures import Check, Findings, medians
+from benchmarks.serving.figures import Check, Findings, Measured, medians
 from benchmarks.serving.runs import measure, tell
 from benchmarks.serving.workloads import BENCH, REPOSITORY, WORKS, Work, repository_of
 
 STEADY: Final = 0.7
+STEADY_ROUNDS: Final = 7
+STEADY_CONNECTIONS: Final = 128
 OVERLOAD: Final = 3.0
 QUEUE_ROWS: Final = 64
 """The bound of the queue under overload."""
@@ -44,17 +48,36 @@ def measure_limits(contender: Contender, seconds: int, rounds: int) -> Findings:
 def _steady(
     limits: Findings, program: Path, contender: Contender, work: Work, seconds: int, rounds: int
 ) -> None:
-    with running(contender, work) as server:
-        wrk.run(server.port, server.request, 64, 1)
-        peak = medians([measure(server, 64, seconds) for _ in range(rounds)])
-        rate = STEADY * peak.req_s
-        seen = [
-            open_loop.run(program, server.port, server.request, rate, seconds, 128) for _ in range(rounds)
-        ]
-    middle = sorted(seen, key=lambda load: load.p99_ms / load.p50_ms)[len(seen) // 2]
-    _note(limits, f"{contender.key}, {work.key}, {STEADY:.0%} of {peak.req_s:,.0f}/s", middle)
+    """Ours and the bare server in turn, each at its own rate: what the machine does to a tail shows in both."""
+
+    def load(server: Running, rate: float) -> open_loop.OpenLoad:
+        return open_loop.run(program, server.port, server.request, rate, seconds, STEADY_CONNECTIONS)
+
+    with running(contender, work) as ours, running(BARE, work) as bare:
+        peak, bare_peak = (_peak(server, 64, seconds, rounds).req_s for server in (ours, bare))
+        seen = [(load(ours, STEADY * peak), load(bare, STEADY * bare_peak)) for _ in range(STEADY_ROUNDS)]
+    middle = sorted((one for one, _ in seen), key=_tail)[len(seen) // 2]
+    _note(limits, f"{contender.key}, {work.key}, {STEADY:.0%} of {peak:,.0f}/s", middle)
+    tails, bare_tails = (
+        ", ".join(f"{_tail(load):.1f}" for load in loads) for loads in zip(*seen, strict=True)
+    )
+    line = (
+        f"{contender.key}, {work.key}, {STEADY:.0%} of its peak: p99 / p50 {tails}; in turn with the bare ASGI app at "
+        f"{STEADY:.0%} of its own {bare_peak:,.0f}/s: {bare_tails}."
+    )
+    limits.notes.append(line)
+    tell(line)
     what = f"{work.key} at {STEADY:.0%} of its peak, open loop: p99 / p50"
-    limits.checks.append(Check(what, middle.p99_ms / middle.p50_ms, 10, least=False))
+    limits.checks.append(Check(what, _tail(middle), 10, least=False))
+
+
+def _tail(load: open_loop.OpenLoad) -> float:
+    return load.p99_ms / load.p50_ms
+
+
+def _peak(server: Running, connections: int, seconds: int, rounds: int) -> Measured:
+    wrk.run(server.port, server.request, 64, 1)  # awake
+    return medians([measure(server, connections, seconds) for _ in range(rounds)])
 
 
 def _overload(limits: Findings, program: Path, work: Work, seconds: int, rounds: int) -> None:
@@ -68,8 +91,7 @@ def _overload(limits: Findings, program: Path, work: Work, seconds: int, rounds:
         lambda work, port: COMPILED,
     )
     with running(contender, work) as server:
-        wrk.run(server.port, server.request, 64, 1)
-        peak = medians([measure(server, QUEUE_ROWS, seconds) for _ in range(rounds)])
+        peak = _peak(server, QUEUE_ROWS, seconds, rounds)
         rate = OVERLOAD * peak.req_s
         seen = [
             open_loop.run(program, server.port, server.request, rate, seconds, OVERLOAD_CONNECTIONS)
