@@ -48,22 +48,23 @@ def measure_limits(contender: Contender, seconds: int, rounds: int) -> Findings:
 def _steady(
     limits: Findings, program: Path, contender: Contender, work: Work, seconds: int, rounds: int
 ) -> None:
-    """Ours and the bare server in turn, each at its own rate: what the machine does to a tail shows in both."""
-
-    def load(server: Running, rate: float) -> open_loop.OpenLoad:
-        return open_loop.run(program, server.port, server.request, rate, seconds, STEADY_CONNECTIONS)
-
+    """Ours and the bare server in turn at one rate: what the machine does to a tail shows in both."""
     with running(contender, work) as ours, running(BARE, work) as bare:
-        peak, bare_peak = (_peak(server, 64, seconds, rounds).req_s for server in (ours, bare))
-        seen = [(load(ours, STEADY * peak), load(bare, STEADY * bare_peak)) for _ in range(STEADY_ROUNDS)]
-    middle = sorted((one for one, _ in seen), key=_tail)[len(seen) // 2]
+        peak = _peak(ours, 64, seconds, rounds).req_s
+        offered = (STEADY * peak, seconds, STEADY_CONNECTIONS)
+        both = [
+            [open_loop.run(program, server.port, server.request, *offered) for server in (ours, bare)]
+            for _ in range(STEADY_ROUNDS)
+        ]
+    middle = sorted((load for load, _ in both), key=_tail)[len(both) // 2]
     _note(limits, f"{contender.key}, {work.key}, {STEADY:.0%} of {peak:,.0f}/s", middle)
-    tails, bare_tails = (
-        ", ".join(f"{_tail(load):.1f}" for load in loads) for loads in zip(*seen, strict=True)
+    seen, bare_seen = (
+        ", ".join(f"{load.p50_ms:.2f} and {load.p99_ms:.1f}" for load in loads)
+        for loads in zip(*both, strict=True)
     )
     line = (
-        f"{contender.key}, {work.key}, {STEADY:.0%} of its peak: p99 / p50 {tails}; in turn with the bare ASGI app at "
-        f"{STEADY:.0%} of its own {bare_peak:,.0f}/s: {bare_tails}."
+        f"{contender.key}, {work.key}, {STEADY:.0%} of its peak: p50 and p99 {seen} ms; the bare ASGI app at this "
+        f"rate, in turn: {bare_seen} ms."
     )
     limits.notes.append(line)
     tell(line)
