@@ -20,7 +20,7 @@ from benchmarks.serving.contenders import (
     serving,
 )
 from benchmarks.serving.figures import Check, Findings, Measured, medians
-from benchmarks.serving.runs import measure, tell
+from benchmarks.serving.runs import measure, note
 from benchmarks.serving.workloads import BENCH, REPOSITORY, WORKS, Work, repository_of
 
 STEADY: Final = 0.7
@@ -62,12 +62,11 @@ def _steady(
         ", ".join(f"{load.p50_ms:.2f} and {load.p99_ms:.1f}" for load in loads)
         for loads in zip(*both, strict=True)
     )
-    line = (
+    note(
+        limits,
         f"{contender.key}, {work.key}, {STEADY:.0%} of its peak: p50 and p99 {seen} ms; the bare ASGI app at this "
-        f"rate, in turn: {bare_seen} ms."
+        f"rate, in turn: {bare_seen} ms.",
     )
-    limits.notes.append(line)
-    tell(line)
     what = f"{work.key} at {STEADY:.0%} of its peak, open loop: p99 / p50"
     limits.checks.append(Check(what, _tail(middle), 10, least=False))
 
@@ -150,5 +149,4 @@ def _note(limits: Findings, what: str, load: open_loop.OpenLoad) -> None:
         f"{load.refused:,} with p99 {load.refused_p99_ms:.2f} ms, failed {load.failed}, not answered within 10 s "
         f"{load.unanswered}; the generator was at most {load.late_ms:.1f} ms behind."
     )
-    limits.notes.append(line)
-    tell(line)
+    note(limits, line)

@@ -14,7 +14,7 @@ from typing import Final
 from benchmarks.serving import open_loop, wrk
 from benchmarks.serving.contenders import BARE, Contender, Running, running
 from benchmarks.serving.figures import Check, Findings, Measured
-from benchmarks.serving.runs import in_process, measure, tell
+from benchmarks.serving.runs import in_process, measure, note
 from benchmarks.serving.workloads import WORKS, Work
 
 PAIRS: Final = 15
@@ -76,8 +76,7 @@ def _loop_beside_load(pairs: Findings, program: Path, work: Work) -> None:
         f"{work.key}: the loop without a server does {rows:.3f} of its rows/s, at {cpu:.3f} of its CPU per row, while "
         "the bare ASGI app answers as many requests beside it without a model."
     )
-    pairs.notes.append(line)
-    tell(line)
+    note(pairs, line)
 
 
 def _ratio(both: Sequence[tuple[Measured, Measured]], column: str) -> float:
@@ -92,5 +91,4 @@ def _note(pairs: Findings, ours: str, other: str, both: Sequence[tuple[Measured,
     ]
     (our_rate, our_us), (rate, us) = halves
     line = f"{ours} {our_rate:,.0f}/s at {our_us:.1f} µs; {other} {rate:,.0f}/s at {us:.1f} µs."
-    pairs.notes.append(line)
-    tell(line)
+    note(pairs, line)

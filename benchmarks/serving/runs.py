@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.serving import process_tree, wrk
 from benchmarks.serving.contenders import Contender, Running, running
-from benchmarks.serving.figures import Key, Measured, medians
+from benchmarks.serving.figures import Findings, Key, Measured, medians
 from benchmarks.serving.workloads import ROOT, Work
 
 WARM_S = 1
@@ -127,6 +127,12 @@ def in_process(work: Work, batches: Iterable[int] = BATCHES, seconds: float = 1.
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stdout
     return {int(batch): (pair[0], pair[1]) for batch, pair in json.loads(output).items()}
+
+
+def note(findings: Findings, line: str) -> None:
+    """Keep a line for the report, and tell it now."""
+    findings.notes.append(line)
+    tell(line)
 
 
 def tell(text: str) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.process_metrics import descendants
+
 START_LIMIT_S = 120.0
 """Spawned workers import their runtimes anew: seconds, on a busy machine many. Also for any one answer."""
 STOP_LIMIT_S = 60.0
@@ -75,14 +77,7 @@ class ServerProcess:
 
     def processes(self) -> list[int]:
         """The ids of all processes of the server."""
-        found, waiting = [], [self.process.pid]
-        while waiting:
-            pid = waiting.pop()
-            found.append(pid)
-            with contextlib.suppress(OSError):  # it ended while we looked
-                for thread in Path(f"/proc/{pid}/task").iterdir():
-                    waiting += [int(word) for word in (thread / "children").read_text().split()]
-        return found
+        return [self.process.pid, *descendants(self.process.pid)]
 
     def workers(self) -> list[int]:
         """The ids of the worker processes."""
@@ -91,7 +86,7 @@ class ServerProcess:
     def api_servers(self) -> list[int]:
         """The ids of the processes that speak HTTP: forked, so their command line is the parent's."""
         line = _command_line(self.process.pid)
-        return [pid for pid in self.processes() if pid != self.process.pid and _command_line(pid) == line]
+        return [pid for pid in descendants(self.process.pid) if _command_line(pid) == line]
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """All samples of one scrape on a connection of its own: (name, sorted labels) -> value."""

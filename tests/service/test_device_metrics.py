@@ -209,11 +209,11 @@ def test_reading_costs_a_scrape_far_less_than_20_ms(driver: Driver) -> None:
     metrics = DeviceMetrics(UUIDS)
     rounds = []
     for _ in range(10):
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         assert values(metrics)
-        rounds.append(time.perf_counter() - started_s)
-    # Of our side alone, about 0.1 ms; what a driver takes, WAIT_S bounds. The best: the machine does other things too.
-    assert min(rounds) < 0.020
+        rounds.append(time.process_time() - started_s)
+    # CPU of our side alone, in both threads, about 0.1 ms; what a driver takes, WAIT_S bounds.
+    assert min(rounds) < 0.005
 
 
 @pytest.mark.gpu

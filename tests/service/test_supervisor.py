@@ -126,6 +126,11 @@ class Theatre:
         """All starts of one child's place."""
         return [start for start in self.starts if (start.role, start.index) == (role, index)]
 
+    def worker_processes(self) -> list[BaseProcess]:
+        """Of all workers so far, in the order of their starts."""
+        both = zip(self.starts, self.processes, strict=True)
+        return [process for start, process in both if start.role is Role.WORKER]
+
     def kill(self, role: Role, index: int = 0) -> None:
         """Kill the child that now has this place."""
         (child,) = [child for child in self.supervisor._of(role) if child.index == index]
@@ -240,7 +245,8 @@ def test_worker_that_dies_while_loading_is_tried_ever_more_rarely_and_holds_up_t
     theatre.opened()
     # The next may be due in the turn that counted this one, when the machine took long to start it.
     assert len(theatre.started(Role.WORKER)) in (LOAD_ATTEMPTS, LOAD_ATTEMPTS + 1)
-    assert len(theatre.cannot_load) == 1
+    (given_up,) = theatre.cannot_load
+    assert given_up.process is theatre.worker_processes()[LOAD_ATTEMPTS - 1]
     theatre.until(lambda: any(child.ready for child in theatre.supervisor._of(Role.WORKER)))
     times_s = [start.at_s for start in theatre.started(Role.WORKER)]
     for i in range(LOAD_ATTEMPTS + 1):
