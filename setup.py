@@ -23,10 +23,13 @@ COMPILED = (
     "service/transport/records.py",
     "service/transport/slots.py",
     "service/watch.py",
+    "service/worker/collect.py",
+    "service/worker/gate.py",
     "service/worker/gather.py",
     "service/worker/loop.py",
     "service/worker/run.py",
     "service/worker/take.py",
+    "service/worker/turn.py",
 )
 """What runs for every request. Not here: classes that travel to a spawned process (compiled ones cannot be pickled),
 and subclasses of other packages' classes."""

@@ -16,10 +16,10 @@ The life of a request:
     before it shares a batch with others.
  4. It is admitted, or refused with the time after which to come again (admission.py), and its ticket, a record of
     fixed size, goes into the model's pipe (dispatch.py, transport/records.py, queues.py).
- 5. An instance of the model, a thread in some worker, reads tickets under the queue's lock and marks their slots as
-    taken; the late and the given-up are dropped (worker/take.py).
- 6. The tickets are cut into batches of rows whose shapes agree (worker/loop.py); their rows are gathered, padded to a
-    bucket and run, and the outputs scattered back into the slots (worker/run.py, buckets.py, backends/). A run that
+ 5. The instance of the model whose turn it is, a thread in some worker, reads tickets until their rows make a batch of
+    agreeing shapes, and passes the turn on (worker/collect.py, turn.py). Their slots are marked as taken; the late and
+    the given-up are dropped (worker/take.py).
+ 6. Their rows are gathered, padded to a bucket and run, and the outputs scattered back into the slots (worker/run.py, buckets.py, backends/). A run that
     raises is halved until the guilty request is alone.
  7. The slots are marked as done, and a record for each goes into its API server's pipe (worker/take.py).
  8. The API server's event loop reads it, the answer is encoded out of the slot and written, the place is free again

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from service import recovery
 from service.access_log import log_access
 from service.admission import Bounds
 from service.codecs import BodyType
@@ -28,12 +27,13 @@ from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
 from service.metrics_exposition import Exposition, Seen
 from service.receiving import Receiving
+from service.recovery import Recovery
 from service.repository import ModelEntry
 from service.supervisor import MESSAGE, Word
-from service.ticketed import Lane
+from service.ticketed import Lane, Ticketed
 from service.transport.census import take_census
 from service.transport.layout import Layout
-from service.transport.queues import QueueLock, TicketWriter
+from service.transport.queues import TicketWriter
 from service.transport.transport import Transport
 
 _log = logging.getLogger("foldserve.api_server")
@@ -58,23 +58,31 @@ class ApiServer:
 
     def listen(self, fd: int, stop: Callable[[], None]) -> None:
         """Act on what the parent writes into this pipe, and end when the parent is gone."""
-        asyncio.get_running_loop().add_reader(fd, self._on_messages, fd, stop)
+        recovery = Recovery(self.dispatcher, self._is_run_again)
+        asyncio.get_running_loop().add_reader(fd, self._on_messages, fd, recovery, stop)
 
-    def _on_messages(self, fd: int, stop: Callable[[], None]) -> None:
+    def _on_messages(self, fd: int, recovery: Recovery, stop: Callable[[], None]) -> None:
         data = os.read(fd, MESSAGE.size * 64)
         if not data:
             _log.error("the parent process is gone: ending")
             os._exit(1)
         for word, number in MESSAGE.iter_unpack(data):
-            if word == Word.WORKER_DIED:
-                again = recovery.after_worker_death(self.dispatcher, number)
-                _log.warning("a worker died: %d of its requests are run again", len(again))
-                for request in again:
-                    self.metrics.retried(request.lane.model, request.lane.version, 1)
-            elif word == Word.API_SERVER_DIED:
-                recovery.after_any_death(self.dispatcher)
-            elif word == Word.STOP:
-                stop()
+            try:
+                self._act(word, number, recovery, stop)
+            except Exception:
+                _log.exception("message %d, %d of the supervisor could not be acted on", word, number)
+
+    def _act(self, word: int, number: int, recovery: Recovery, stop: Callable[[], None]) -> None:
+        if word == Word.WORKER_DIED:
+            _log.warning("a worker died: what it held of this process's requests is run again")
+            recovery.worker_died(number)
+        elif word == Word.ARE_YOU_ALIVE:
+            self.dispatcher.board.answer(False, self.dispatcher.index)
+        elif word == Word.STOP:
+            stop()
+
+    def _is_run_again(self, request: Ticketed) -> None:
+        self.metrics.retried(request.lane.model, request.lane.version, 1)
 
 
 def make_api_server(
@@ -89,10 +97,13 @@ def make_api_server(
     arenas = [arena.map() for arena in transport.arenas]
     board = transport.board.map()
     lanes = make_lanes(entries, settings, workers=transport.dimensions.workers)
-    writers = [TicketWriter(queue, QueueLock(queue)) for queue in transport.queues]
+    writers = [TicketWriter(queue) for queue in transport.queues]
 
     def report_hang(worker: int) -> None:
-        os.write(transport.reports.writer.fd, MESSAGE.pack(Word.WORKER_HANGS, worker))
+        transport.report(MESSAGE.pack(Word.WORKER_HANGS, worker))
+
+    def report_stall(lane: int) -> None:
+        transport.report(MESSAGE.pack(Word.MODEL_STALLS, lane))
 
     dispatcher = Dispatcher(
         index,
@@ -103,6 +114,7 @@ def make_api_server(
         transport.done[index].reader.fd,
         settings.run_limit_s,
         report_hang,
+        report_stall,
     )
     buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
     engine = DispatchEngine(dispatcher, served_models(entries), devices.of_workers, buckets)

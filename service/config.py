@@ -51,6 +51,7 @@ class ServeSettings:
     drain_grace_s: float
     access_log: bool
     log_level: str
+    check_moves: bool
 
     @property
     def request_timeout_s(self) -> float | None:
@@ -267,6 +268,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("access_log", "--access-log", _boolean, False, "true/false", "write one JSON line per request"),
     Setting("log_level", "--log-level", _choice(*LOG_LEVELS), "info", "level", ", ".join(LOG_LEVELS)),
+    Setting(
+        "check_moves",
+        "--check-moves",
+        _boolean,
+        False,
+        "true/false",
+        "hold every move of a request's slot against the table of legal ones; for tests of the server itself",
+    ),
 )
 
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}

@@ -62,6 +62,7 @@ class Dispatcher:
         done_fd: the reading end of its pipe of done records.
         run_limit_s: how long one run of a model may take.
         hangs: called with the index of a worker whose run takes longer; again and again until it ends.
+        stalls: called with the index of a lane whose tickets nobody takes; again and again until somebody does.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Dispatcher:
         done_fd: int,
         run_limit_s: float,
         hangs: Callable[[int], None],
+        stalls: Callable[[int], None],
     ) -> None:
         self.index = index
         self.lanes = lanes
@@ -86,6 +88,10 @@ class Dispatcher:
         self._done_fd = done_fd
         self._outbox = [bytearray() for _ in lanes]
         self._flush_planned = False
+        # A turn of the loop costs nothing for the models that it is not about.
+        self._unsent: list[int] = []
+        self._viewed: list[int] = []
+        self._changed: set[int] = set()
         self._views: list[_View | None] = [None] * len(lanes)
         self._awaiting_room: set[int] = set()
         self._room: dict[tuple[int, tuple[int, ...]], int] = {}
@@ -96,7 +102,7 @@ class Dispatcher:
         self._workers = range(board.dimensions.workers)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(done_fd, self.receive)
-        self.watch = Watch(self._loop, self.in_flight, board, run_limit_s, hangs, self._expire)
+        self.watch = Watch(self._loop, self.in_flight, board, run_limit_s, hangs, stalls, self._expire)
 
     # -- before the queue
 
@@ -208,8 +214,7 @@ class Dispatcher:
         request.queued_ns, request.deadline_ns = now_ns, deadline_ns
         self.in_flight[place.slot] = request
         self._requests[m] += 1
-        self._rows[m] += rows
-        self._bytes[m] += nbytes
+        self._count(m, rows, nbytes)
         self.enqueue(request)
         if deadline_ns < self.watch.next_ns:
             self.watch.by(deadline_ns, now_ns)
@@ -220,14 +225,18 @@ class Dispatcher:
         view = _View(self.ready(lane), self.load(lane), self._rows[m], self._bytes[m])
         if self._flush_planned:
             self._views[m] = view
+            self._viewed.append(m)
         return view
 
     def enqueue(self, request: Ticketed) -> None:
         """Put a ticket for the request into its queue: its first, or another after a death or an outgrown place."""
-        place, dims = request.place, request.dims
+        place, dims, m = request.place, request.dims, request.lane.index
         assert place is not None
-        place.begin_attempt(request.lane.index, request.rows)
-        self._outbox[request.lane.index] += TICKET_STRUCT.pack(
+        place.begin_attempt(m, request.rows)
+        outbox = self._outbox[m]
+        if not outbox:
+            self._unsent.append(m)
+        outbox += TICKET_STRUCT.pack(
             place.slot,
             place.attempt,
             self.index,
@@ -252,14 +261,25 @@ class Dispatcher:
     def flush(self) -> None:
         """Send the tickets of this turn of the loop, and show on the board what is queued."""
         self._flush_planned = False
-        for lane, tickets in enumerate(self._outbox):
+        for lane in self._viewed:
             self._views[lane] = None
-            if tickets:
-                self.writers[lane].write(tickets)
-                tickets.clear()
+        self._viewed.clear()
+        for lane in self._unsent:
+            self.writers[lane].write(self._outbox[lane])
+            self._outbox[lane].clear()
             if self.writers[lane].overflow:
                 self._await_room(lane)
+        self._unsent.clear()
         self._show()
+
+    def drop_unsent(self) -> None:
+        """Forget the tickets that have not reached their pipes; the requests stay queued, for recovery.py."""
+        for lane in self._unsent:
+            self._outbox[lane].clear()
+        self._unsent.clear()
+        for lane in tuple(self._awaiting_room):
+            self.writers[lane].drop()
+            self._await_room(lane)
 
     def _await_room(self, lane: int) -> None:
         """The pipe is full: go on as soon as it is not."""
@@ -386,12 +406,14 @@ class Dispatcher:
     def _count(self, lane: int, rows: int, nbytes: int) -> None:
         self._rows[lane] += rows
         self._bytes[lane] += nbytes
+        self._changed.add(lane)
 
     def _show(self) -> None:
         board, me = self.board, self.index
-        for m, rows in enumerate(self._rows):
-            board.queued_rows[me, m] = rows
+        for m in self._changed:
+            board.queued_rows[me, m] = self._rows[m]
             board.queued_bytes[me, m] = self._bytes[m]
+        self._changed.clear()
 
 
 def _failure(request: Ticketed, reason: int) -> ServiceError:

@@ -2,7 +2,7 @@
 
 A slot is a request's place in an API server's shared memory. The state lives in the slot's header, where
 both sides see it, and at any time exactly one side may write it: the API server that owns the arena while
-the request is FREE, FILLING or over; the worker that holds the model's queue lock while it is QUEUED; the
+the request is FREE, FILLING or over; the instance that has read its ticket while it is QUEUED; the
 worker named in the header while it is TAKEN, for as long as that worker lives. What follows is the whole
 machine: code elsewhere names a move, and never invents one. docs/engine.md draws it.
 
@@ -21,7 +21,7 @@ class State(IntEnum):
     FILLING = 1
     """The API server is receiving the body into it."""
     QUEUED = 2
-    """Its ticket is in the model's queue: the next worker that holds the queue's lock may take it."""
+    """Its ticket is in the model's queue: the instance that reads it may take it."""
     TAKEN = 3
     """A worker has taken it into a batch; the header says which."""
     DONE = 4
@@ -45,7 +45,7 @@ MOVES: Final[dict[tuple[State, State], Side]] = {
     (State.FREE, State.FILLING): Side.API_SERVER,
     (State.FILLING, State.QUEUED): Side.API_SERVER,
     (State.FILLING, State.FREE): Side.API_SERVER,  # the client left, or the body was bad
-    (State.QUEUED, State.TAKEN): Side.WORKER,  # only under the queue's lock
+    (State.QUEUED, State.TAKEN): Side.WORKER,  # by the instance that has its ticket in hand
     (State.QUEUED, State.FAILED): Side.WORKER,  # late or given up: it never takes a place in a batch
     (State.TAKEN, State.DONE): Side.WORKER,
     (State.TAKEN, State.FAILED): Side.WORKER,
@@ -54,7 +54,9 @@ MOVES: Final[dict[tuple[State, State], Side]] = {
     (State.TAKEN, State.QUEUED): Side.API_SERVER,
     (State.TAKEN, State.FREE): Side.API_SERVER,
     (State.FAILED, State.QUEUED): Side.API_SERVER,  # it died before its record of why was sent
-    (State.QUEUED, State.QUEUED): Side.API_SERVER,  # it died with the ticket read and the slot not yet marked
+    # It may have died with the ticket read and the slot not yet marked, and nobody can take it any more.
+    (State.QUEUED, State.QUEUED): Side.API_SERVER,
+    (State.QUEUED, State.FREE): Side.API_SERVER,
     (State.OUTGROWN, State.QUEUED): Side.API_SERVER,
     (State.DONE, State.FREE): Side.API_SERVER,
     (State.FAILED, State.FREE): Side.API_SERVER,
@@ -73,3 +75,17 @@ death it runs alone, so that what it does to its worker befalls no other request
 def may_move(side: Side, before: State, after: State) -> bool:
     """Whether `side` may move a slot from `before` to `after`."""
     return MOVES.get((before, after)) == side
+
+
+class IllegalMove(Exception):
+    """A slot was to be moved in a way that is not in MOVES: a fault of ours, found before it could do harm."""
+
+
+checking = False
+"""Whether the running server holds every move against MOVES (setting check_moves); set at the start of each process."""
+
+
+def check_move(side: Side, before: int, after: int) -> None:
+    """Raise IllegalMove unless `side` may move a slot from `before` to `after`."""
+    if not may_move(side, State(before), State(after)):
+        raise IllegalMove(f"{side.name} moves a slot from {State(before).name} to {State(after).name}")

@@ -1,87 +1,124 @@
-"""What an API server does when a worker, or another API server, has died: no request of its own is lost.
+"""What an API server does when a worker has died: no request of its own is lost.
 
 Run on the event loop, told by the supervisor, which knows that the process is dead: nothing of it can still
 write. The order matters: first the records it left behind, then the slots it held, then the tickets that
-died in its hands.
+died in its hands. Which those are cannot be seen, so every ticket that waits is made void and written again, after a
+moment in which each instance has been seen not to be marking slots: who had looked at one before has marked it by then.
+Nothing here waits.
 """
 
+import asyncio
 import logging
+import time
+from collections.abc import Callable
+from typing import Final
 
 from service.dispatch import Dispatcher
 from service.errors import ModelCrashed
 from service.lifecycle import MAX_DEATHS, SETTLED, State
 from service.ticketed import Ticketed
 
+_LOOK_S: Final = 0.002
+"""Between two looks at whether anybody is still marking: longer than board.SETTLE_NS."""
+
 _log = logging.getLogger("foldserve.recovery")
 
 
-def after_worker_death(dispatcher: Dispatcher, serial: int) -> list[Ticketed]:
-    """Run again, or fail for good, what the worker with this serial number held; return what is run again."""
-    dispatcher.receive()
-    again: list[Ticketed] = []
-    arena = dispatcher.arena
-    for request in list(dispatcher.in_flight.values()):
-        assert request.place is not None
-        state = State(int(arena.state[request.place.slot]))
-        if state == State.QUEUED or int(arena.worker[request.place.slot]) != serial:
-            continue
-        if state == State.DONE:
-            # It finished, and died before its record was sent.
-            dispatcher.settle(request, None)
-        elif (state == State.TAKEN or state in SETTLED) and _retry(dispatcher, request):
-            again.append(request)
-    return again + after_any_death(dispatcher)
+class Recovery:
+    """Owned by the event loop thread of one API server.
 
-
-def _retry(dispatcher: Dispatcher, request: Ticketed) -> bool:
-    assert request.place is not None
-    bystander = request.place.take_held()
-    if request.given_up:
-        dispatcher.settle(request, None)
-        return False
-    # Its batch had not begun: whatever killed the worker, it was not this request.
-    request.deaths += not bystander
-    if request.deaths >= MAX_DEATHS:
-        _log.error(
-            "request %s to %s/%s was being run at %d deaths of a worker: it gets model_crashed and is not tried again",
-            request.request_id,
-            request.lane.model,
-            request.lane.version,
-            request.deaths,
-        )
-        dispatcher.settle(
-            request,
-            ModelCrashed(
-                f"the process that ran this request died, {request.deaths} times; the request is not tried again; "
-                "check its values, and the server's log under the request id"
-            ),
-        )
-        return False
-    dispatcher.enqueue(request)
-    return True
-
-
-def after_any_death(dispatcher: Dispatcher) -> list[Ticketed]:
-    """Queue again every request whose ticket died with its reader; return them.
-
-    Under each queue's lock no worker is between reading a ticket and marking its slot, so a slot that says
-    QUEUED and has no ticket in the pipe has lost it.
+    Args:
+        again: called with each request that is run again because the worker that held it died.
     """
-    dispatcher.flush()
-    lost: list[Ticketed] = []
-    for lane, writer in zip(dispatcher.lanes, dispatcher.writers, strict=True):
-        with writer.contents() as tickets:
-            mine = tickets[tickets["api"] == dispatcher.index]
-            waiting = set(zip(mine["slot"].tolist(), mine["attempt"].tolist(), strict=True))
-            lost += [
-                request
-                for request in dispatcher.in_flight.values()
-                if request.lane is lane
-                and request.place is not None
-                and dispatcher.arena.state[request.place.slot] == State.QUEUED
-                and (request.place.slot, request.place.attempt) not in waiting
-            ]
-    for request in lost:
-        dispatcher.enqueue(request)
-    dispatcher.flush()
-    return lost
+
+    def __init__(self, dispatcher: Dispatcher, again: Callable[[Ticketed], None]) -> None:
+        self._dispatcher = dispatcher
+        self._again = again
+        self._voided: dict[int, tuple[Ticketed, int]] = {}
+        """By slot: requests whose tickets were made void, with the attempt that it was."""
+        self._since_ns = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not found out yet which tickets are lost."""
+        return self._timer is not None
+
+    def worker_died(self, serial: int) -> None:
+        """Run again, or fail for good, what the worker with this serial number held or may have had in hand."""
+        dispatcher = self._dispatcher
+        dispatcher.receive()
+        for request in list(dispatcher.in_flight.values()):
+            assert request.place is not None
+            state = State(int(dispatcher.arena.state[request.place.slot]))
+            if state == State.QUEUED or int(dispatcher.arena.worker[request.place.slot]) != serial:
+                continue
+            if state == State.DONE:
+                # It finished, and died before its record was sent.
+                dispatcher.settle(request, None)
+            elif (state == State.TAKEN or state in SETTLED) and self._retry(request):
+                self._again(request)
+        self._void_queued()
+
+    def _retry(self, request: Ticketed) -> bool:
+        assert request.place is not None
+        bystander = request.place.take_held()
+        if request.given_up:
+            self._dispatcher.settle(request, None)
+            return False
+        # Its batch had not begun: whatever killed the worker, it was not this request.
+        request.deaths += not bystander
+        if request.deaths >= MAX_DEATHS:
+            _log.error(
+                "request %s to %s/%s was being run at %d deaths of a worker: it gets model_crashed and is not tried "
+                "again",
+                request.request_id,
+                request.lane.model,
+                request.lane.version,
+                request.deaths,
+            )
+            self._dispatcher.settle(
+                request,
+                ModelCrashed(
+                    f"the process that ran this request died, {request.deaths} times; the request is not tried again; "
+                    "check its values, and the server's log under the request id"
+                ),
+            )
+            return False
+        self._dispatcher.enqueue(request)
+        return True
+
+    def _void_queued(self) -> None:
+        """Begin to find out which tickets are lost."""
+        dispatcher = self._dispatcher
+        dispatcher.drop_unsent()
+        for request in dispatcher.in_flight.values():
+            place = request.place
+            if place is not None and place.state == State.QUEUED:
+                place.void_attempt()
+                self._voided[place.slot] = request, place.attempt
+        self._since_ns = time.monotonic_ns()
+        if self._timer is None and self._voided:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self.look)
+
+    def look(self) -> None:
+        """Write the tickets again that were made void before anybody had looked at them; later, if it is too early."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        dispatcher = self._dispatcher
+        if not dispatcher.board.markings_are_over(self._since_ns):
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self.look)
+            return
+        voided, self._voided = self._voided, {}
+        for slot, (request, attempt) in voided.items():
+            place = request.place
+            if dispatcher.in_flight.get(slot) is not request or place is None or place.attempt != attempt:
+                continue  # answered meanwhile, or queued again
+            if place.state != State.QUEUED:
+                continue  # somebody had looked at it just before, and has it now
+            if request.given_up:
+                dispatcher.settle(request, None)
+            else:
+                dispatcher.enqueue(request)
+        dispatcher.flush()

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
+from service import lifecycle
 from service.api_server import ApiServer, ServedDevices, make_api_server
 from service.artifact import Artifact
 from service.backends.base import SessionOptions, usable_cores
@@ -23,7 +24,6 @@ from service.supervisor import LOAD_ATTEMPTS, Child, Role, Supervisor
 from service.transport.board import READY, Dimensions, MappedBoard
 from service.transport.fence import Fence
 from service.transport.layout import Layout
-from service.transport.queues import QueueLock
 from service.transport.transport import Sizes, Transport
 from service.worker.main import WorkerPlan
 
@@ -86,9 +86,10 @@ def _serve(
             instances=sum(entry.config.instances * len(entry.artifacts) for entry in entries),
         ),
         Sizes(settings.max_in_flight, settings.arena_bytes),
+        readers=[entry.config.instances * len(workers) for entry in entries for _ in entry.artifacts],
     )
     board = transport.board.map()
-    locks = [QueueLock(queue) for queue in transport.queues]
+    lifecycle.checking = settings.check_moves
     plan = WorkerPlan(
         entries=entries,
         options={entry.name: session_options(entry, settings.workers_per_device) for entry in entries},
@@ -96,6 +97,7 @@ def _serve(
         metrics_plan=metrics.plan,
         writers=workers,
         log_level=settings.log_level,
+        check_moves=settings.check_moves,
     )
 
     def make(index: int) -> ApiServer:
@@ -103,11 +105,19 @@ def _serve(
         served = ServedDevices(worker_devices, devices.uuids)
         return make_api_server(index, transport, entries, settings, metrics, served)
 
+    def renew_turn(model: int) -> None:
+        queue = transport.queues[model]
+        if queue.readers > 1:
+            board.turn[model] += 1
+            queue.give_turn(board.turn[model])
+
     def died(child: Child) -> None:
         if child.role is Role.WORKER:
             metrics.writer_died(workers[child.index])
             metrics.worker_restarted(worker_devices[child.index])
             board.worker_died(child.index)
+            for model in range(len(versions)):
+                renew_turn(model)
         else:
             for model in range(len(versions)):
                 board.queued_rows[child.index, model] = board.queued_bytes[child.index, model] = 0
@@ -121,9 +131,10 @@ def _serve(
         board=board,
         reports=transport.reports.reader,
         stop=stop,
-        fence=lambda index: Fence(board, locks, transport.done[index].reader).passed,
+        fence=lambda index: Fence(board, transport.done[index].reader).passed,
         died=died,
         cannot_load=cannot_load,
+        renew_turn=renew_turn,
         run_limit_s=settings.run_limit_s,
         grace_s=settings.drain_grace_s,
         close_s=API_SERVER_DRAIN_S + 5.0,

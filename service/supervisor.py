@@ -6,7 +6,8 @@
     CLOSING    API servers accept nothing new and finish what they have; workers serve them to the end
     CLOSED     all children are gone
 
-One thread, no polling: it sleeps until a child ends, a signal arrives, a message comes or a deadline is due.
+One thread: it sleeps until a child ends, a signal arrives, a message comes or a deadline is due; and a few times in
+each run limit it looks whether every child answers (liveness.py).
 Each child holds the reading end of a pipe whose only writing end is here: its lifeline, which tells it when
 this process goes, even by kill -9.
 """
@@ -23,6 +24,7 @@ from enum import Enum, IntEnum
 from multiprocessing.process import BaseProcess
 from typing import Final
 
+from service.liveness import Liveness
 from service.processes import StopSignals
 from service.transport.board import MappedBoard
 from service.transport.handles import Handle
@@ -55,14 +57,16 @@ class Word(IntEnum):
 
     WORKER_DIED = 1
     """To API servers: the worker with this serial number is dead."""
-    API_SERVER_DIED = 2
-    """To API servers: one of them is dead, and may have held tickets."""
+    ARE_YOU_ALIVE = 2
+    """To every child: answer on the board."""
     WORKER_HANGS = 3
-    """From an API server: the worker at this index has been busy with one run for longer than the limit."""
+    """From an API server: the worker at this index has been busy with one step for longer than the limit."""
     WORKER_READY = 4
     """From the worker at this index: it has loaded what it could."""
     STOP = 5
     """To API servers: accept nothing new, finish what there is, end."""
+    MODEL_STALLS = 6
+    """From an API server: nobody takes the tickets of the model at this index."""
 
 
 class Phase(Enum):
@@ -97,6 +101,7 @@ class Child:
     lifeline: Handle
     started_s: float = field(default_factory=time.monotonic)
     ready: bool = False
+    """A worker: it has loaded what it could. An API server: it has answered."""
 
     def __str__(self) -> str:
         return f"{self.role.value} {self.index} (pid {self.process.pid})"
@@ -118,7 +123,9 @@ class Supervisor:
             no worker can touch its arena any more.
         died: called for each child that ended on its own.
         cannot_load: called for a worker that died LOAD_ATTEMPTS times while loading, and at each time more.
-        run_limit_s: how long one run of a model may take; a worker that takes longer is ended.
+        renew_turn: called with a model whose tickets nobody takes: whoever had the turn to read them may be stopped.
+        run_limit_s: how long one run of a model may take; a worker that takes longer is ended, and so is any child that
+            does not answer for so long.
         grace_s, close_s: seconds that GRACE lasts, and that CLOSING may last before it is cut off.
     """
 
@@ -131,6 +138,7 @@ class Supervisor:
         fence: Callable[[int], Callable[[], bool]],
         died: Callable[[Child], None],
         cannot_load: Callable[[Child], None],
+        renew_turn: Callable[[int], None],
         run_limit_s: float,
         grace_s: float,
         close_s: float,
@@ -143,6 +151,9 @@ class Supervisor:
         self._fence = fence
         self._fences: dict[int, Callable[[], bool]] = {}
         self._run_limit_ns = int(run_limit_s * 1e9)
+        self._renew_turn = renew_turn
+        self._liveness: Liveness[Child] = Liveness(run_limit_s)
+        self._look_at_s = time.monotonic() + self._liveness.every_s
         self._died = died
         self._cannot_load = cannot_load
         self._grace_s = grace_s
@@ -201,12 +212,13 @@ class Supervisor:
     # -- one turn of the loop
 
     def _turn(self) -> None:
-        wakeups = [at for at, _, _ in self._restarts]
+        wakeups = [self._look_at_s, *(at for at, _, _ in self._restarts)]
         if self._deadline_s is not None:
             wakeups.append(self._deadline_s)
-        timeout = max(0.0, min(wakeups) - time.monotonic()) if wakeups else None
-        for key, _ in self._selector.select(timeout):
+        for key, _ in self._selector.select(max(0.0, min(wakeups) - time.monotonic())):
             key.data()
+        if time.monotonic() >= self._look_at_s:
+            self._end_silent()
         if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
             self._on_deadline()
         now = time.monotonic()
@@ -297,10 +309,8 @@ class Supervisor:
         if child.role is Role.API_SERVER:
             self._board.epoch[child.index] += 1
             self._fences[child.index] = self._fence(child.index)
-            message = MESSAGE.pack(Word.API_SERVER_DIED, child.index)
         else:
-            message = MESSAGE.pack(Word.WORKER_DIED, child.serial)
-        self._tell_api_servers(message)
+            self._tell_api_servers(MESSAGE.pack(Word.WORKER_DIED, child.serial))
 
     def _tell_api_servers(self, message: bytes) -> None:
         for server in self._of(Role.API_SERVER):
@@ -312,10 +322,35 @@ class Supervisor:
             if word == Word.WORKER_HANGS:
                 self._end_hanging()
                 continue
+            if word == Word.MODEL_STALLS:
+                self._renew_turn(number)
+                continue
             for child in self._of(Role.WORKER):
                 if child.index == number:
                     child.ready = True
                     self._failed_loads.pop(child.index, None)
+
+    def _end_silent(self) -> None:
+        """Ask every child that can answer; kill those that have not for too long."""
+        now_s = time.monotonic()
+        self._look_at_s = now_s + self._liveness.every_s
+        # A worker that loads has no time to answer, and an API server has said that it serves when it answers first.
+        able = [child for child in self._children.values() if child.role is Role.API_SERVER or child.ready]
+        for child in self._liveness.look(able, self._answered_ns, self._ask, int(now_s * 1e9)):
+            if child.ready and child.process.is_alive():
+                limit_s = self._run_limit_ns / 1e9
+                _log.error("%s has not answered for more than %g s; it is ended", child, limit_s)
+                child.process.kill()
+
+    def _ask(self, child: Child) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(child.lifeline.fd, MESSAGE.pack(Word.ARE_YOU_ALIVE, 0))
+
+    def _answered_ns(self, child: Child) -> int:
+        answered_ns = self._board.answered_ns(child.role is Role.WORKER, child.index)
+        if child.role is Role.API_SERVER and answered_ns > child.started_s * 1e9:
+            child.ready = True
+        return answered_ns
 
     def _end_hanging(self) -> None:
         """Kill the workers whose run takes too long, by the board: a report may be older than the present worker."""
@@ -323,7 +358,7 @@ class Supervisor:
         for child in self._of(Role.WORKER):
             if child.index in hanging and child.process.is_alive():
                 limit_s = self._run_limit_ns / 1e9
-                _log.error("%s has been busy with one run for more than %g s; it is ended", child, limit_s)
+                _log.error("%s has been busy with one step for more than %g s; it is ended", child, limit_s)
                 child.process.kill()
 
     def _on_signal(self) -> None:

@@ -1,4 +1,4 @@
-"""Looks after the requests in flight of one API server: whose time is over, and which worker hangs in a run.
+"""Looks after the requests in flight of one API server: whose time is over, who hangs, which tickets nobody takes.
 
 One timer, and none while nothing is in flight: an idle server sleeps.
 """
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from service.lifecycle import State
 from service.ticketed import Ticketed
 from service.transport.board import MappedBoard
 
@@ -15,6 +16,11 @@ _EVERY_S: Final = 0.25
 """How often it looks while requests are in flight, if no deadline is nearer."""
 _STEP_S: Final = 0.005
 """Deadlines that are nearer to each other than this are looked at together: each look goes over all requests."""
+_STALL_NS: Final = 1_000_000_000
+"""Tickets that have waited so long, while nobody took any of their model, may wait for a reader that is stopped. A
+wrong guess costs nothing: the turn to read goes to another instance (queues.py)."""
+_LATE_NS: Final = 500_000_000
+"""A look that comes so late says nothing of others."""
 _NEVER: Final = 1 << 63
 """Later than any clock."""
 
@@ -26,6 +32,7 @@ class Watch:
         in_flight: the requests to look after, by slot.
         run_limit_s: how long one run of a model may take.
         hangs: called with the index of a worker whose run takes longer; again and again until it ends.
+        stalls: called with the index of a lane whose tickets nobody takes; again and again until somebody does.
         expired: called with each request whose deadline has passed, once.
     """
 
@@ -36,6 +43,7 @@ class Watch:
         board: MappedBoard,
         run_limit_s: float,
         hangs: Callable[[int], None],
+        stalls: Callable[[int], None],
         expired: Callable[[Ticketed], None],
     ) -> None:
         self.next_ns = _NEVER
@@ -45,6 +53,7 @@ class Watch:
         self._board = board
         self._run_limit_ns = int(run_limit_s * 1e9)
         self._hangs = hangs
+        self._stalls = stalls
         self._expired = expired
         self._timer: asyncio.TimerHandle | None = None
 
@@ -59,15 +68,31 @@ class Watch:
 
     def look(self) -> None:
         """Tell of deadlines that have passed and of runs that hang; look again later if anything is in flight."""
+        planned_ns = self.next_ns
         self.expire()
         self._timer, self.next_ns = None, _NEVER
         if not self._in_flight:
             return
         now_ns = time.monotonic_ns()
-        for worker in self._board.hanging(now_ns - self._run_limit_ns):
-            self._hangs(worker)
+        # Who looks so late was stopped, and perhaps the whole machine: the workers too get another moment.
+        if now_ns - planned_ns < _LATE_NS:
+            for worker in self._board.hanging(now_ns - self._run_limit_ns):
+                self._hangs(worker)
+        for lane in self._stalled(now_ns):
+            self._stalls(lane)
         waited_for = (r.deadline_ns for r in self._in_flight.values() if not r.given_up)
         self.by(min(waited_for, default=_NEVER), now_ns)
+
+    def _stalled(self, now_ns: int) -> list[int]:
+        """The lanes with a request that has waited for long, of which no instance has taken any ticket for as long."""
+        since_ns = now_ns - _STALL_NS
+        waiting = {
+            r.lane.index
+            for r in self._in_flight.values()
+            if r.queued_ns < since_ns and r.place is not None and r.place.state == State.QUEUED
+        }
+        workers = range(self._board.dimensions.workers)
+        return [lane for lane in waiting if all(self._board.taken_ns[w, lane] < since_ns for w in workers)]
 
     def expire(self) -> None:
         """Tell of the requests whose deadline has passed."""

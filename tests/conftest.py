@@ -8,6 +8,8 @@ import sysconfig
 import pytest
 from hypothesis import HealthCheck, settings
 
+from service import lifecycle
+
 # A machine that does other things too may stop for longer than an example's 0.2 s. The parent is hypothesis's own
 # choice: in CI another one, whose examples are the same in every run.
 settings.register_profile(
@@ -18,6 +20,9 @@ settings.load_profile("foldserve")
 # One thread per process: test files run side by side on few cores, and the servers that tests start inherit
 # this. Set here, before anything imports torch or numpy, because their thread pools read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Every move of every slot is held against the table, in this process; servers get --check-moves.
+lifecycle.checking = True
 
 # Whole engines are put together in one process by the hundred, each with a dozen descriptors that go only with
 # the process: more than the usual soft limit of 1024.

@@ -30,6 +30,7 @@ HEADER_STRUCT: Final = struct.Struct("<BB2xI")
 """state, given_up and attempt, from the start of a header."""
 QUEUED_STRUCT: Final = struct.Struct("<I4xII")
 """attempt, model and rows, from ATTEMPT_AT."""
+ATTEMPT_STRUCT: Final = struct.Struct("<I")
 HELD_AT: Final = 2
 ATTEMPT_AT: Final = 4
 WORKER_AT: Final = 8

@@ -4,6 +4,7 @@ Each cell has one writer (named below), is 8 bytes, aligned, and is read whole; 
 here. Sums over writers may be a request or so old, which is what admission needs and all it needs.
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -49,6 +50,9 @@ READY: Final = 1
 RETURNING: Final = 2
 """In the table `ready`: the worker had the model and died; it is being started again, and requests wait for it."""
 
+SETTLE_NS: Final = 1_000_000
+"""How long after a store of this process it is sure to be seen by all others, and theirs by it: ample."""
+
 ROW_FRACTION: Final = 256
 """batch_rows counts in this part of a row."""
 
@@ -64,7 +68,11 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "queued_bytes": (of.api_servers, of.models),
         "ready": (of.workers, of.models),
         "busy_since_ns": (of.workers, of.instances),
+        "marking_since_ns": (of.workers, of.instances),
         "step_since_ns": (of.workers, of.instances),
+        "taken_ns": (of.workers, of.models),
+        "turn": (of.models,),
+        "alive_ns": (of.workers + of.api_servers,),
         "batch_ns": (of.workers, of.models),
         "batch_rows": (of.workers, of.models),
         "ceiling_rows": (of.workers, of.models),
@@ -79,10 +87,16 @@ class MappedBoard:
     queued_rows, queued_bytes: [api server, model] what it has queued or in a batch (that API server).
     ready: [worker, model] READY when it serves the model, loaded, warmed and agreeing with its reference (that worker);
         RETURNING when it had (the supervisor, once the worker is dead); else 0.
-    busy_since_ns: [worker, instance] CLOCK_MONOTONIC when it took the tickets it holds, 0 when none (it).
-    step_since_ns: [worker, instance] CLOCK_MONOTONIC when it began what nobody may be long about, a run of its model or
-        the reading of a queue whose lock it holds; 0 when neither (it).
-        Both are cleared by the supervisor when the worker has died.
+    busy_since_ns: [worker, instance] CLOCK_MONOTONIC since when the tickets that it holds are known to be of their API
+        servers' present lives, 0 when it holds none (it).
+    marking_since_ns: [worker, instance] CLOCK_MONOTONIC when it began to look at slots and to mark them, 0 when it does
+        not (it).
+    step_since_ns: [worker, instance] CLOCK_MONOTONIC when it began the present step of its work, none of which may take
+        longer than the run limit; 0 while it waits for tickets (it).
+        The three are cleared by the supervisor when the worker has died.
+    taken_ns: [worker, model] CLOCK_MONOTONIC when an instance last took tickets of the model (that worker's instances).
+    turn: [model] the generation of the turn that is valid (supervisor); see queues.py.
+    alive_ns: [worker, then API server] CLOCK_MONOTONIC when it last answered the supervisor's question (it).
     batch_ns, batch_rows: [worker, model] moving averages of a batch's time, and of its rows in 256ths (that worker).
     ceiling_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
         instances' (that worker); 0 while no more than max_batch_size bounds them (that worker, and the supervisor,
@@ -107,7 +121,11 @@ class MappedBoard:
         self.queued_bytes = cells["queued_bytes"]
         self.ready = cells["ready"]
         self.busy_since_ns = cells["busy_since_ns"]
+        self.marking_since_ns = cells["marking_since_ns"]
         self.step_since_ns = cells["step_since_ns"]
+        self.taken_ns = cells["taken_ns"]
+        self.turn = cells["turn"]
+        self.alive_ns = cells["alive_ns"]
         self.batch_ns = cells["batch_ns"]
         self.batch_rows = cells["batch_rows"]
         self.ceiling_rows = cells["ceiling_rows"]
@@ -150,8 +168,32 @@ class MappedBoard:
         rows = [self.ceiling_rows[worker, model] for worker in range(self.dimensions.workers)]
         return min(filter(None, rows), default=0)
 
+    def answer(self, is_worker: bool, index: int) -> None:
+        """Tell the supervisor, which has asked, that this worker or API server is alive."""
+        self.alive_ns[index if is_worker else self.dimensions.workers + index] = time.monotonic_ns()
+
+    def answered_ns(self, is_worker: bool, index: int) -> int:
+        """CLOCK_MONOTONIC when that worker or API server last answered."""
+        return self.alive_ns[index if is_worker else self.dimensions.workers + index]
+
+    def markings_are_over(self, since_ns: int) -> bool:
+        """Whether every instance that was looking at slots at since_ns has been seen not to, or to do so anew.
+
+        What this process wrote before since_ns is seen by whoever marks later. False for a moment at first: the store
+        by which an instance says that it marks may not have left its core (x86-TSO: a load may pass an earlier
+        store; a store buffer drains in nanoseconds).
+        """
+        if time.monotonic_ns() - since_ns < SETTLE_NS:
+            return False
+        workers, instances = range(self.dimensions.workers), range(self.dimensions.instances)
+        return not any(
+            0 < self.marking_since_ns[worker, instance] <= since_ns
+            for worker in workers
+            for instance in instances
+        )
+
     def hanging(self, since_ns: int) -> list[int]:
-        """The workers with an instance whose present run, or reading of a queue, began before since_ns."""
+        """The workers with an instance whose present step began before since_ns."""
         instances = range(self.dimensions.instances)
         return [
             worker
@@ -168,6 +210,7 @@ class MappedBoard:
             self.write_remarks(worker, model, ())
         for instance in range(self.dimensions.instances):
             self.busy_since_ns[worker, instance] = self.step_since_ns[worker, instance] = 0
+            self.marking_since_ns[worker, instance] = 0
 
     def worker_cannot_load(self, worker: int, why: str) -> None:
         """It dies again and again while it loads: requests are not to wait for it."""

@@ -3,12 +3,10 @@
 import contextlib
 import os
 import time
-from collections.abc import Sequence
 from typing import Final
 
 from service.transport.board import MappedBoard
 from service.transport.handles import Handle
-from service.transport.queues import QueueLock
 
 _READ_BYTES: Final = 1 << 16
 
@@ -16,28 +14,24 @@ _READ_BYTES: Final = 1 << 16
 class Fence:
     """Passed once every batch that holds tickets of the API server's earlier life is over.
 
-    Its epoch has been raised before. Whoever takes tickets from then on drops its old ones; whoever took some
-    before is marked busy since before. Never waits: a worker may hang or die meanwhile, and whoever asks is the one
+    Its epoch has been raised before. Whoever marks tickets from then on drops its old ones; whoever marked some
+    before is busy since before. Never waits: a worker may hang or die meanwhile, and whoever asks is the one
     to end it and to clear its marks.
 
     Args:
         done: the reading end of the dead API server's pipe of done records.
     """
 
-    def __init__(self, board: MappedBoard, locks: Sequence[QueueLock], done: Handle) -> None:
+    def __init__(self, board: MappedBoard, done: Handle) -> None:
         self._board = board
-        self._locks = list(locks)
         self._done_fd = done.fd
-        self._since_ns = 0
+        self._since_ns = time.monotonic_ns()
 
     def passed(self) -> bool:
         """Whether nobody can touch the arena; ask again a little later if not."""
-        while self._locks:
-            if not self._locks[-1].passes():
-                return False
-            self._locks.pop()
-        # From here on nobody is between reading tickets and marking them any more.
-        self._since_ns = self._since_ns or time.monotonic_ns()
+        if not self._board.markings_are_over(self._since_ns):
+            return False
+        # Nobody is between looking at the epoch and marking a slot: who holds old tickets is busy since before.
         touched = any(0 < since <= self._since_ns for since in self._board.all_busy_since_ns())
         # What they finished has nobody to read its records. Afterwards: the last ones too must be gone.
         with contextlib.suppress(BlockingIOError):

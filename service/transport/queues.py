@@ -1,107 +1,103 @@
-"""One model's queue: a pipe of tickets that any worker may read, and the lock under which they are taken.
+"""One model's queue: a pipe of tickets, and the turn of the instance that may read them.
 
-API servers write tickets without the lock (a write of at most PIPE_BUF is atomic). A worker reads under the
-lock and marks each slot as taken before it lets go, so whoever holds the lock sees every request either with
-a ticket in the pipe or marked as somebody's. The kernel drops a dead process's lock. If a worker dies between
-the read and the mark, its tickets are gone and their slots still say QUEUED: recovery.after_any_death() finds
-these by comparing the slots with the pipe, and is run by every API server after any death.
+API servers write tickets; a write of at most PIPE_BUF bytes is atomic, and so is a read: a ticket is in the pipe or in
+one reader's hands, never in two. No lock is held anywhere: what a reader does with a ticket is decided by the slot's
+header (worker/take.py), and tickets that died with a reader are found out from there (recovery.py).
+
+The turn decides who reads next, so that one instance at a time forms a batch and only one is woken for a ticket. It is
+a packet in a second pipe, which exactly one reader gets. The tickets that the instance before read and could not use
+travel in it, in their order. It bears a generation, by which the supervisor can replace it when whoever has it is dead
+or stopped. Two turns at once would do no harm but smaller batches.
 """
 
 import contextlib
 import fcntl
 import os
 import select
-import threading
+import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
-import numpy as np
-
-from service.transport.handles import Handle, SharedMemory
-from service.transport.records import PIPE_BUF, TICKET, TICKETS_PER_WRITE
+from service.transport.handles import Handle
+from service.transport.records import PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
 
 _PIPE_BYTES: Final = 1 << 18
 """Capacity asked for per queue; what does not fit waits in the API server's own memory."""
+_TURN_PIPE_BYTES: Final = 1 << 14
+"""A turn takes a page; there is one, and for moments one more that is not valid any longer."""
+_MS_NS: Final = 1_000_000
 
 
 class ModelQueue:
-    """The shared part: pipe ends and the lock's byte. Made by the parent, given to every process.
+    """The shared part: pipe ends. Made by the parent, given to every process.
 
-    Only the writing side must not block; O_NONBLOCK belongs to the open file description, and each end of a
-    pipe has its own.
+    O_NONBLOCK belongs to the open file description, and each end of a pipe has its own: all ends but the reading one of
+    the turn are non-blocking.
+
+    Args:
+        readers: how many instances take from it, over all workers. With one there is no turn.
     """
 
-    def __init__(self, index: int, locks: SharedMemory) -> None:
-        self.index = index
-        self.locks = locks
+    def __init__(self, readers: int) -> None:
+        self.readers = readers
         read_fd, write_fd = os.pipe()
         for fd in (read_fd, write_fd):
             os.set_blocking(fd, False)
-        # The user may be over the pipe quota (pipe(7)): the default of 64 KiB works as well, with more waiting outside.
-        with contextlib.suppress(PermissionError):
-            fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        _resize(write_fd, _PIPE_BYTES)
         self.reader = Handle(read_fd)
         self.writer = Handle(write_fd)
+        self.turn_reader: Handle | None = None
+        self.turn_writer: Handle | None = None
+        if readers > 1:
+            # O_DIRECT: each write is a packet, and a read takes one (pipe(2)).
+            read_fd, write_fd = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
+            os.set_blocking(write_fd, False)
+            _resize(write_fd, _TURN_PIPE_BYTES)
+            self.turn_reader = Handle(read_fd)
+            self.turn_writer = Handle(write_fd)
+            self.give_turn(0)
+
+    def give_turn(self, generation: int, tickets: bytes = b"") -> bool:
+        """Let the next instance read: whole tickets, which it has to look at first, travel along.
+
+        Returns: False when there is no room, because nobody has taken the turns before; then nothing was sent.
+        """
+        assert self.turn_writer is not None
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.turn_writer.fd, TURN_STRUCT.pack(generation) + tickets)
+            return True
+        return False
 
 
-class QueueLock:
-    """The queue's lock in one process: a POSIX record lock between processes, a thread lock within.
-
-    `with lock:` waits while another thread or process has it, which is microseconds. POSIX locks do not exclude
-    threads of one process, hence both. They vanish when the holder dies; they also vanish when the process closes
-    any descriptor of the file, so nothing here ever closes one.
-    """
-
-    def __init__(self, queue: ModelQueue) -> None:
-        self._queue = queue
-        self._threads = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._threads.acquire()
-        try:
-            fcntl.lockf(self._queue.locks.handle.fd, fcntl.LOCK_EX, 1, self._queue.index)
-        except BaseException:
-            self._threads.release()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            fcntl.lockf(self._queue.locks.handle.fd, fcntl.LOCK_UN, 1, self._queue.index)
-        finally:
-            self._threads.release()
-
-    def passes(self) -> bool:
-        """Whether nobody holds it at this moment; does not wait."""
-        if not self._threads.acquire(blocking=False):
-            return False
-        fd, index = self._queue.locks.handle.fd, self._queue.index
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
-            fcntl.lockf(fd, fcntl.LOCK_UN, 1, index)
-        except (BlockingIOError, PermissionError):
-            return False
-        finally:
-            self._threads.release()
-        return True
+def _resize(fd: int, nbytes: int) -> None:
+    # The user may be over the pipe quota (pipe(7)): the default of 64 KiB works as well, with more waiting outside.
+    with contextlib.suppress(PermissionError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, nbytes)
 
 
 class TicketReader:
     """A worker's end of the queue."""
 
-    def __init__(self, queue: ModelQueue, lock: QueueLock) -> None:
-        self.lock = lock
+    def __init__(self, queue: ModelQueue) -> None:
         self._fd = queue.reader.fd
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
 
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until a ticket seems to wait (another worker may be quicker); False when the time is up."""
-        return bool(self._poll.poll(None if timeout_s is None else max(0.0, timeout_s * 1000.0)))
+    def wait(self) -> None:
+        """Block until a ticket seems to wait."""
+        self._poll.poll()
+
+    def wait_ns(self, left_ns: int) -> None:
+        """Block until a ticket seems to wait or the time is up."""
+        if left_ns >= _MS_NS:
+            self._poll.poll(left_ns // _MS_NS)
+        elif left_ns > 0:
+            time.sleep(
+                left_ns / 1e9
+            )  # poll(2) counts in milliseconds; of what comes meanwhile nothing is lost
 
     def read(self, at_most: int) -> bytes:
-        """Up to at_most whole tickets, without waiting; the caller holds the lock."""
+        """Up to at_most whole tickets, without waiting."""
         try:
             return os.read(self._fd, at_most * TICKET.itemsize)
         except BlockingIOError:
@@ -115,9 +111,8 @@ class TicketWriter:
     again: to be called when the pipe has room.
     """
 
-    def __init__(self, queue: ModelQueue, lock: QueueLock) -> None:
+    def __init__(self, queue: ModelQueue) -> None:
         self._queue = queue
-        self._lock = lock
         self._waiting: deque[bytes] = deque()
 
     @property
@@ -145,6 +140,10 @@ class TicketWriter:
         while self._waiting and self._send(self._waiting[0]):
             self._waiting.popleft()
 
+    def drop(self) -> None:
+        """Forget what waits here: tickets that are void."""
+        self._waiting.clear()
+
     def _send(self, tickets: bytes | bytearray) -> bool:
         assert len(tickets) <= PIPE_BUF
         try:
@@ -152,26 +151,3 @@ class TicketWriter:
         except BlockingIOError:
             return False
         return True
-
-    @contextmanager
-    def contents(self) -> Iterator[np.ndarray]:
-        """Under the lock: all tickets that wait in the pipe and here, taken out and written back at the end.
-
-        While the caller looks at them no worker can take any, so the state of every slot is exact.
-        """
-        with self._lock:
-            parts = []
-            while True:
-                try:
-                    parts.append(os.read(self._queue.reader.fd, _PIPE_BYTES))
-                except BlockingIOError:
-                    break
-            in_pipe = b"".join(parts)
-            outside = b"".join(self._waiting)
-            self._waiting.clear()
-            tickets = np.frombuffer(in_pipe + outside, TICKET)
-            try:
-                yield tickets
-            finally:
-                if len(tickets):
-                    self.write(tickets.tobytes())

@@ -39,6 +39,10 @@ DIMS_STRUCT: Final = struct.Struct(f"<{MAX_DYNAMIC_DIMS}I")
 TICKET_STRUCT: Final = struct.Struct(f"<IIHBBIQQQQQ{DIMS_STRUCT.size}s")
 TICKETS_PER_WRITE: Final = PIPE_BUF // TICKET.itemsize
 
+TURN_STRUCT: Final = struct.Struct("<Q")
+"""The head of a model's turn: its generation; whole tickets follow."""
+TICKETS_PER_TURN: Final = (PIPE_BUF - TURN_STRUCT.size) // TICKET.itemsize
+
 DONE: Final = np.dtype(
     [
         ("slot", "<u4"),

@@ -9,8 +9,9 @@ from typing import Final
 
 import numpy as np
 
+from service import lifecycle
 from service.lifecycle import State
-from service.transport.arena import ATTEMPT_AT, HEADER, HELD_AT, QUEUED_STRUCT, MappedArena
+from service.transport.arena import ATTEMPT_AT, ATTEMPT_STRUCT, HEADER, HELD_AT, QUEUED_STRUCT, MappedArena
 from service.transport.extents import ALIGNMENT, Extents
 
 TEXT_ROOM: Final = 1024
@@ -66,13 +67,25 @@ class Place:
 
     def set_state(self, state: int) -> None:
         """Move the slot; lifecycle.py says which moves are this side's."""
+        if lifecycle.checking:
+            lifecycle.check_move(lifecycle.Side.API_SERVER, self._memory[self._header], state)
         self._memory[self._header] = state
 
     def begin_attempt(self, model: int, rows: int) -> None:
         """Queue the slot under a new attempt: tickets of earlier ones are void."""
         self.attempt = (self.attempt + 1) % _ATTEMPTS
         QUEUED_STRUCT.pack_into(self._memory, self._header + ATTEMPT_AT, self.attempt, model, rows)
-        self._memory[self._header] = _QUEUED
+        self.set_state(_QUEUED)
+
+    def void_attempt(self) -> None:
+        """Make the present ticket void, for whoever looks at the slot from now on; who has looked before may still
+        take it, and then it was in time."""
+        ATTEMPT_STRUCT.pack_into(self._memory, self._header + ATTEMPT_AT, (self.attempt + 1) % _ATTEMPTS)
+
+    @property
+    def state(self) -> int:
+        """Where the slot is, lifecycle.State."""
+        return self._memory[self._header]
 
     def take_held(self) -> bool:
         """Whether a worker that died had not begun to run it; forgets it."""

@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from service.transport.arena import Arena
 from service.transport.board import Board, Dimensions
-from service.transport.handles import Handle, SharedMemory
+from service.transport.handles import Handle
 from service.transport.queues import ModelQueue
 from service.transport.records import DONE
 
@@ -36,20 +37,31 @@ class Transport:
     """Arenas and done pipes by API server, queues by model, the board, and the pipe of reports to the parent.
 
     Picklable while a worker is being spawned; inherited by forked API servers.
+
+    Args:
+        readers: for each model, how many instances take from its queue, over all workers.
     """
 
-    def __init__(self, dimensions: Dimensions, sizes: Sizes) -> None:
+    def __init__(self, dimensions: Dimensions, sizes: Sizes, readers: Sequence[int]) -> None:
         self.dimensions = dimensions
-        locks = SharedMemory("locks", max(1, dimensions.models))
         self.board = Board(dimensions)
         self.arenas = [Arena(index, sizes.slots, sizes.data_bytes) for index in range(dimensions.api_servers)]
-        # Room for a record of every slot, so that a worker never waits for an API server that is slow.
-        capacity = 1 << (max(sizes.slots * DONE.itemsize, 4096) - 1).bit_length()
+        # Room for a record of every slot, so that a worker never waits for an API server that is slow or stopped.
+        # Twice: a write that does not fit into what is left of a page begins a new one, and pages may be half empty.
+        capacity = 1 << (max(sizes.slots * DONE.itemsize * 2, 4096) - 1).bit_length()
         self.done = [Pipe(capacity) for _ in self.arenas]
         for pipe in self.done:
             os.set_blocking(pipe.reader.fd, False)
-        self.queues = [ModelQueue(index, locks) for index in range(dimensions.models)]
+        self.queues = [ModelQueue(instances) for instances in readers]
         self.reports = Pipe(_REPORT_BYTES)
+        os.set_blocking(self.reports.writer.fd, False)  # a supervisor that is stopped must stop nobody else
+
+    def report(self, message: bytes) -> bool:
+        """Tell the parent; False when it does not listen: whoever has to be heard tells again."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.reports.writer.fd, message)
+            return True
+        return False
 
 
 _REPORT_BYTES: Final = 4096

@@ -2,8 +2,11 @@
 
 main.py      the process: loads every model, then waits for its lifeline
 instance.py  an instance's thread: loads the session, then serves
-loop.py      the instance's life: wait, take, form batches, run them, send the done records
-take.py      which tickets become this instance's: read under the queue's lock, marked, late ones dropped
+loop.py      the instance's life: a batch, then a part of the large request under way, and again
+gate.py      when the next batch is taken, where several instances share a device
+collect.py   the next batch: which of the tickets that wait go together
+turn.py      whose turn it is to read the queue
+take.py      which tickets become this instance's: their slots are marked, late ones dropped; the way back
 gather.py    a batch's inputs: in place, or copied together out of the slots
 run.py       a batch: run it, scatter the outputs back, in smaller parts when a run raises
 ceilings.py  how many rows a run may have, once the device had no room for more

@@ -7,6 +7,7 @@ in page by page at every run.
 
 from collections.abc import Sequence
 from math import prod
+from typing import Final
 
 import numpy as np
 
@@ -16,6 +17,20 @@ from service.transport.layout import Layout
 from service.worker.take import Ticket
 
 Arrays = dict[str, np.ndarray]
+
+
+_LARGE_BYTES: Final = 1 << 14
+"""From this size on a copy lets go of the interpreter: other instances, of other models too, run meanwhile. Below,
+numpy's fixed cost is larger than the copy."""
+
+
+def copy_bytes(target: memoryview, at: int, source: memoryview, start: int, size: int) -> None:
+    """Copy `size` bytes of `source` from `start` on into `target` from `at` on."""
+    if size < _LARGE_BYTES:
+        target[at : at + size] = source[start : start + size]
+    else:
+        # Assigning to a memoryview's slice would hold on to the interpreter for the whole copy.
+        np.copyto(np.frombuffer(target, np.uint8, size, at), np.frombuffer(source, np.uint8, size, start))
 
 
 class Gatherer:
@@ -64,7 +79,7 @@ class Gatherer:
                 # The first input lies at the start; the others' places depend on the request's rows.
                 start = ticket.input_at + (self._layout.input_places(ticket.rows, dims)[i][0] if i else 0)
                 size = ticket.rows * row_bytes
-                target[filled : filled + size] = self._memory[ticket.api][start : start + size]
+                copy_bytes(target, filled, self._memory[ticket.api], start, size)
                 filled += size
             if bucket > rows:  # padding repeats a row that the model surely takes, which zeros need not be
                 buffer[rows:bucket] = buffer[rows - 1]

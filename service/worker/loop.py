@@ -1,17 +1,18 @@
-"""The life of one instance: wait for tickets, form batches, run them. One thread each; ends with its process.
+"""The life of one instance: collect a batch, run it, again. One thread each; ends with its process.
 
-A free instance takes what waits (window 0). With a window, it waits for more until the first request of the
-batch has waited max_queue_delay_ms. Rows are counted, not requests; requests whose dynamic dims differ never
-meet in one batch.
+A request of more rows than a batch may have is run a batch at a time, with a batch of the others between: nobody waits
+for the whole of it, and it is dropped when nobody waits for its answer any more.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
 
 from service.metrics import BatchReason, Metrics
 from service.transport.board import ROW_FRACTION, MappedBoard
-from service.worker.run import BatchRunner
-from service.worker.take import Taker, Ticket
+from service.worker.collect import Batch, Collector
+from service.worker.gate import Gate
+from service.worker.run import BatchRunner, LargeRun
+from service.worker.take import Taker
 
 
 class Averages:
@@ -40,95 +41,101 @@ class Averages:
 
 
 class InstanceLoop:
-    """One instance of one model version. window_s: how long the first request of a batch may wait for others."""
+    """One instance of one model version.
+
+    Args:
+        gate: when another batch may be begun on the device.
+    """
 
     def __init__(
         self,
         model: tuple[str, str],
         taker: Taker,
+        collector: Collector,
         runner: BatchRunner,
-        window_s: float,
+        gate: Gate,
         averages: Averages,
         metrics: Metrics,
     ) -> None:
         self._model = model
         self._taker = taker
+        self._collector = collector
         self._runner = runner
-        self._window_ns = int(window_s * 1e9)
+        self._gate = gate
         self._averages = averages
         self._metrics = metrics
+        self._large: deque[LargeRun] = deque()
 
     def run_forever(self) -> None:
         """Serve until the process ends."""
         while True:
-            self._taker.reader.wait()
             self.turn()
 
-    def turn(self) -> None:
-        """Take what waits, and run all of it that is still wanted when its batch begins."""
+    def turn(self, wait: bool = True) -> bool:
+        """Run the next batch, and then one of the large request that is under way, if there is any.
+
+        Args:
+            wait: for tickets, when there is nothing else to do.
+        Returns: whether there was anything to run.
+        """
+        wait = wait and not self._large
+        if wait:
+            self._gate.wait()
+        batch = self._collector.next(self._runner.max_batch_size, wait)
+        if batch is not None:
+            self._run(batch)
+        large = bool(self._large) and self._any_wanted()
+        if large:
+            self._run_on(self._large[0])
+        self._taker.rest()
+        return large or batch is not None
+
+    def _run(self, batch: Batch) -> None:
+        tickets = batch.tickets
+        rows = 0
+        for ticket in tickets:
+            rows += ticket.rows
         most = self._runner.max_batch_size
-        taken = self._taker.take(most)
-        if not taken:
+        if rows > most and len(tickets) == 1:
+            self._large.append(self._runner.begin(tickets[0], batch.taken_ns))
+            self._taker.hold(tickets, True)
             return
-        taken_ns = time.monotonic_ns()
-        reason: BatchReason = "drained"
-        if self._window_ns:
-            reason = "waited"
-            while (rows := sum(ticket.rows for ticket in taken)) < most:
-                # A deadline closes the window early enough for a run: nobody is made late by waiting for others.
-                until_ns = min(
-                    min(ticket.queued_ns for ticket in taken) + self._window_ns,
-                    min(ticket.deadline_ns for ticket in taken) - 2 * self._averages.batch_ns,
-                )
-                left_ns = until_ns - time.monotonic_ns()
-                if left_ns <= 0:
-                    break
-                if self._taker.reader.wait(left_ns / 1e9):
-                    taken += self._taker.take(most - rows, holding=True)
-            taken = list(self._taker.still_wanted(taken))
-        pending = list(batches(taken, most)) if taken else []
-        for batch in pending[1:]:
-            self._taker.hold(batch, True)
-        for i, batch in enumerate(pending):
-            if i:
-                self._taker.hold(batch, False)
-                batch = self._taker.still_wanted(batch)
-            if batch:
-                self._run(batch, taken_ns, reason)
-        self._taker.idle()
+        began_s = time.monotonic()
+        self._taker.step()
+        self._gate.begin(self._averages.batch_ns, self._runner.gather_ns)
+        try:
+            self._runner.run(tickets, batch.taken_ns)
+        finally:
+            self._gate.end()
+        self._taker.settled(len(tickets))
+        self._count(time.monotonic() - began_s, rows, "full" if rows >= most else batch.reason)
 
-    def _run(self, batch: Sequence[Ticket], taken_ns: int, reason: BatchReason) -> None:
-        began = time.monotonic()
-        self._runner.run(batch, taken_ns)
-        most = self._runner.max_batch_size
-        rows = sum(ticket.rows for ticket in batch)
-        self._averages.add(time.monotonic() - began, rows)
-        padding = self._runner.padding(rows)
-        self._metrics.batch_finished(*self._model, rows, padding, "full" if rows >= most else reason)
+    def _any_wanted(self) -> bool:
+        """Whether there still is a large request for whose answer somebody waits; the others are dropped."""
+        looked_ns = time.monotonic_ns()
+        self._large = deque([large for large in self._large if self._taker.still_wanted((large.ticket,))])
+        self._taker.holds_only_present_lives(looked_ns)
+        return bool(self._large)
 
+    def _run_on(self, large: LargeRun) -> None:
+        """Run the next batch of a large request; forget it when it is over."""
+        tickets = (large.ticket,)
+        began_s = time.monotonic()
+        self._taker.hold(tickets, False)
+        self._taker.step()
+        self._gate.begin(self._averages.batch_ns, self._runner.gather_ns)
+        try:
+            rows = self._runner.run_on(large)
+        finally:
+            self._gate.end()
+        if large.over:
+            self._large.popleft()
+            self._taker.settled(1)
+        else:
+            self._taker.hold(tickets, True)
+        if rows:
+            self._count(time.monotonic() - began_s, rows, "full")
 
-def batches(tickets: Sequence[Ticket], max_rows: int) -> Iterator[Sequence[Ticket]]:
-    """Cut tickets, in order, into batches of at most max_rows rows that share their dynamic dims.
-
-    A ticket of more than max_rows rows makes a batch alone, and so does one that is suspected of killing workers;
-    these come last.
-    """
-    dims = tickets[0].dims
-    if sum(ticket.rows for ticket in tickets) <= max_rows and (
-        len(tickets) == 1 or all(t.dims == dims and not t.suspect for t in tickets)
-    ):
-        yield tickets
-        return
-    groups: dict[bytes, list[Ticket]] = {}
-    for ticket in tickets:
-        if not ticket.suspect:
-            groups.setdefault(ticket.dims, []).append(ticket)
-    for group in groups.values():
-        begin = filled = 0
-        for i, ticket in enumerate(group):
-            if filled and filled + ticket.rows > max_rows:
-                yield group[begin:i]
-                begin, filled = i, 0
-            filled += ticket.rows
-        yield group[begin:]
-    yield from ((ticket,) for ticket in tickets if ticket.suspect)
+    def _count(self, batch_s: float, rows: int, reason: BatchReason) -> None:
+        self._averages.add(batch_s, rows)
+        self._metrics.batch_finished(*self._model, rows, self._runner.padding(rows), reason)

@@ -8,12 +8,14 @@ for the lifeline.
 import gc
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from service import lifecycle
 from service.artifact import Artifact
 from service.backends import LoadError, SessionOptions
 from service.backends.base import DeviceLost, NoRoom
@@ -26,12 +28,15 @@ from service.supervisor import MESSAGE, Word
 from service.transport.board import READY, RETURNING, MappedBoard
 from service.transport.handles import Handle, SharedMemory
 from service.transport.layout import Layout
-from service.transport.queues import QueueLock, TicketReader
+from service.transport.queues import TicketReader
 from service.transport.transport import Transport
+from service.worker.collect import Collector
+from service.worker.gate import DeviceGate, Gate
 from service.worker.instance import Instance, end_without_device, end_without_room
 from service.worker.loop import Averages, InstanceLoop
 from service.worker.run import BatchRunner
 from service.worker.take import Shared, Taker
+from service.worker.turn import turn_of
 
 _log = logging.getLogger("foldserve.worker")
 
@@ -55,6 +60,7 @@ class WorkerPlan:
     metrics_plan: Plan
     writers: tuple[str, ...]
     log_level: str
+    check_moves: bool
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class _Worker:
 
 def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> None:
     """Load, tell the parent, serve; does not return."""
+    lifecycle.checking = plan.check_moves
     metrics = Metrics.attach(plan.metrics_memory, plan.metrics_plan, plan.writers[seat.index])
     shared = Shared(
         seat.serial,
@@ -88,9 +95,11 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
     freeze_garbage()
     for version in versions:
         version.serve()
-    os.write(transport.reports.writer.fd, MESSAGE.pack(Word.WORKER_READY, seat.index))
-    while os.read(seat.lifeline.fd, 1):
-        pass
+    while not transport.report(MESSAGE.pack(Word.WORKER_READY, seat.index)):
+        select.select([], [transport.reports.writer.fd], [])
+    # All that the parent says to a worker is the question whether it is alive, until it says no more.
+    while os.read(seat.lifeline.fd, MESSAGE.size):
+        shared.board.answer(True, seat.index)
     os._exit(0)
 
 
@@ -104,7 +113,9 @@ class _Version:
         self._artifact = artifact
         self._name = (entry.name, artifact.version)
         board, index = worker.shared.board, worker.seat.index
-        self._lock = QueueLock(worker.transport.queues[lane])
+        # On a CPU each instance has threads of its own; a device computes one batch at a time.
+        shares_device = worker.device != "cpu" and entry.config.instances > 1
+        self._gate = DeviceGate() if shares_device else Gate()
         self._layout = Layout(artifact.signature)
         self._ceiling = ModelCeiling(board, index, lane, artifact.max_batch_size)
         self._averages = Averages(board, index, lane)
@@ -158,7 +169,15 @@ class _Version:
         """Load a session, and make the loop that it serves in. Returns: the loop, the session's notes."""
         worker, entry, artifact = self._worker, self._entry, self._artifact
         session = load_model(artifact, entry.config, worker.device, worker.plan.options[entry.name])
-        taker = Taker(TicketReader(worker.transport.queues[self._lane], self._lock), worker.shared, instance)
+        queue, shared = worker.transport.queues[self._lane], worker.shared
+        taker = Taker(shared, self._lane, instance)
+        collector = Collector(
+            TicketReader(queue),
+            turn_of(queue, shared.board, self._lane),
+            taker,
+            int(entry.config.max_queue_delay_s * 1e9),
+            lambda: self._averages.batch_ns,
+        )
         runner = BatchRunner(
             entry.name,
             worker.device,
@@ -171,10 +190,8 @@ class _Version:
             partial(worker.metrics.retried, *self._name),
             partial(self._ceiling.moved, instance),
         )
-        window_s = entry.config.max_queue_delay_s
-        return InstanceLoop(
-            self._name, taker, runner, window_s, self._averages, worker.metrics
-        ), session.notes
+        loop = InstanceLoop(self._name, taker, collector, runner, self._gate, self._averages, worker.metrics)
+        return loop, session.notes
 
 
 class ModelCeiling:

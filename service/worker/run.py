@@ -1,9 +1,9 @@
 """One batch: gather the requests' rows, run the model, scatter the outputs back into the requests' slots.
 
-Numbers only move here; which requests make a batch is loop.py's. A batch for which the device has no room is run in
-smaller pieces, and later ones are no larger (ceilings.py). When a run raises anything else, the batch is halved and
-its halves are run, until only the request that the model cannot take fails. A lost device fails nobody: DeviceLost
-goes through to main.py, which ends the worker.
+Numbers only move here; which requests make a batch is collect.py's, and when the next part of a large request is run,
+loop.py's. A batch for which the device has no room is run in smaller pieces, and later ones are no larger
+(ceilings.py). When a run raises anything else, the batch is halved and its halves are run, until only the request that
+the model cannot take fails. A lost device fails nobody: DeviceLost goes through to main.py, which ends the worker.
 """
 
 import logging
@@ -22,7 +22,7 @@ from service.signature import ANY, TensorSpec
 from service.transport.layout import Layout
 from service.transport.records import Reason
 from service.worker.ceilings import Ceilings
-from service.worker.gather import Arrays, Gatherer
+from service.worker.gather import Arrays, Gatherer, copy_bytes
 from service.worker.take import Shared, Ticket, Timing, hold, settle
 
 _log = logging.getLogger("foldserve.worker")
@@ -35,6 +35,7 @@ class BatchRunner:
     """Runs the batches of one instance. Used by its thread alone.
 
     max_batch_size: rows that the next batch may have; lower than at first while the device has no room for more.
+    gather_ns: what putting a batch together takes, a moving average.
 
     Args:
         model, device: as the log and errors name them.
@@ -70,7 +71,12 @@ class BatchRunner:
         self._ceiling_moved = ceiling_moved
         self._ceilings = Ceilings(max_batch_size, buckets)
         self._lowest = max_batch_size
+        self.gather_ns = 0
         self._gatherer = Gatherer(session, layout, shared.arenas, max_batch_size)
+
+    def _begin_step(self) -> None:
+        """None of its steps may take longer than the run limit (board.py)."""
+        self._step_since[self._place] = time.monotonic_ns()
 
     def bucket(self, rows: int) -> int:
         """The batch size that `rows` rows are run at."""
@@ -98,13 +104,62 @@ class BatchRunner:
             self._halve(tickets, taken_ns, error)
             return
         ran = time.monotonic()
+        self.gather_ns += (int((gathered - started) * 1e9) - self.gather_ns) // 8
+        self._settle(tickets, outputs, Timing(rows, taken_ns, gathered - started, ran - gathered))
+
+    def _settle(self, tickets: Sequence[Ticket], outputs: list[np.ndarray], timing: Timing) -> None:
+        """Give each request its part of the outputs."""
+        self._begin_step()
+        began = time.monotonic()
         needed = self._scatter(tickets, outputs)
-        timing = Timing(rows, taken_ns, gathered - started, ran - gathered, time.monotonic() - ran)
+        timing = timing._replace(scatter_s=time.monotonic() - began)
         if needed:
             for i, nbytes in needed.items():
                 settle(self._shared, (tickets[i],), State.OUTGROWN, timing, needed_bytes=nbytes)
             tickets = [ticket for i, ticket in enumerate(tickets) if i not in needed]
         settle(self._shared, tickets, State.DONE, timing)
+
+    # -- a request of more rows than a batch may have
+
+    def begin(self, ticket: Ticket, taken_ns: int) -> "LargeRun":
+        """What run_on() takes, once for each batch of it."""
+        began = time.monotonic()
+        inputs = self._gatherer.gather((ticket,), ticket.rows, self.bucket(ticket.rows))
+        return LargeRun(ticket, taken_ns, inputs, time.monotonic() - began)
+
+    def run_on(self, large: "LargeRun") -> int:
+        """Run its next batch; settle it after the last, or when the model fails on it.
+
+        Returns: the rows that were run; 0 when they are tried again in fewer, or failed.
+        Raises: DeviceLost, with the ticket not settled.
+        """
+        ticket, pieces = large.ticket, large.pieces
+        began = time.monotonic()
+        limit = self._limit(ticket.dims) if self._ceilings.lowered else self.max_batch_size
+        rows = min(limit, ticket.rows - pieces.at)
+        try:
+            self._add_piece(pieces, rows)
+        except DeviceLost:
+            raise
+        except OutOfMemory as error:
+            try:
+                self._lower((ticket,), pieces.at, rows, error)
+            except OutOfMemory:
+                self._fail(large, error)
+            return 0
+        except Exception as error:
+            self._fail(large, error)
+            return 0
+        large.run_s += time.monotonic() - began
+        if pieces.at == ticket.rows:
+            large.over = True
+            timing = Timing(self.max_batch_size, large.taken_ns, large.gather_s, large.run_s)
+            self._settle((ticket,), pieces.outputs, timing)
+        return rows
+
+    def _fail(self, large: "LargeRun", error: Exception) -> None:
+        large.over = True
+        self._halve((large.ticket,), large.taken_ns, error)
 
     # -- run
 
@@ -119,29 +174,28 @@ class BatchRunner:
                 return self._run_piece(inputs, rows)
             except OutOfMemory as error:
                 limit = self._lower(tickets, 0, rows, error)
-        whole: list[np.ndarray] = []
-        at = 0
-        while at < rows:
-            count = min(limit, rows - at)
+        pieces = Pieces(inputs, rows)
+        while pieces.at < rows:
+            count = min(limit, rows - pieces.at)
             try:
-                piece = self._gatherer.piece(inputs, at, count, self.bucket(count))
-                outputs = self._run_piece(piece, count)
+                self._add_piece(pieces, count)
             except OutOfMemory as error:
-                limit = self._lower(tickets, at, count, error)
-                continue
-            if not whole:
-                whole = [np.empty((rows, *output.shape[1:]), output.dtype) for output in outputs]
-            _put(outputs, whole, at, self._layout.signature.outputs)
-            at += count
-        return whole
+                limit = self._lower(tickets, pieces.at, count, error)
+        return pieces.outputs
+
+    def _add_piece(self, pieces: "Pieces", count: int) -> None:
+        """Run the next `count` rows."""
+        at = pieces.at
+        outputs = self._run_piece(self._gatherer.piece(pieces.inputs, at, count, self.bucket(count)), count)
+        if not pieces.outputs:
+            pieces.outputs = [np.empty((pieces.rows, *output.shape[1:]), output.dtype) for output in outputs]
+        _put(outputs, pieces.outputs, at, self._layout.signature.outputs)
+        pieces.at = at + count
 
     def _run_piece(self, inputs: Arrays, rows: int) -> list[np.ndarray]:
         size = len(next(iter(inputs.values())))
-        self._step_since[self._place] = time.monotonic_ns()
-        try:
-            named = self._session.run(inputs)
-        finally:
-            self._step_since[self._place] = 0
+        self._begin_step()
+        named = self._session.run(inputs)
         outputs = []
         for spec in self._layout.signature.outputs:
             output = named[spec.name]
@@ -227,8 +281,7 @@ class BatchRunner:
             begin = 0
             for ticket in tickets:
                 size = ticket.rows * row_bytes
-                at = ticket.output_at
-                self._memory[ticket.api][at : at + size] = source[begin : begin + size]
+                copy_bytes(self._memory[ticket.api], ticket.output_at, source, begin, size)
                 begin += size
             return {}
         outgrown: dict[int, int] = {}
@@ -242,6 +295,28 @@ class BatchRunner:
                 at = ticket.output_at
                 layout.write_outputs(self._memory[ticket.api][at : at + ticket.output_bytes], mine)
         return outgrown
+
+
+class Pieces:
+    """Rows that are run a piece at a time. at: how many of them were run. outputs: of those, in their places."""
+
+    def __init__(self, inputs: Arrays, rows: int) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.at = 0
+        self.outputs: list[np.ndarray] = []
+
+
+class LargeRun:
+    """A request of more rows than a batch may have, under way. over: whether it is settled."""
+
+    def __init__(self, ticket: Ticket, taken_ns: int, inputs: Arrays, gather_s: float) -> None:
+        self.ticket = ticket
+        self.taken_ns = taken_ns
+        self.pieces = Pieces(inputs, ticket.rows)
+        self.gather_s = gather_s
+        self.run_s = 0.0
+        self.over = False
 
 
 def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:

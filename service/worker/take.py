@@ -1,7 +1,11 @@
-"""Which tickets become an instance's own: read under the queue's lock and marked before it is let go.
+"""Which tickets become an instance's own: their slots are marked as taken, by what their headers say.
 
 Late and given-up requests are dropped here, before they could take a place in a batch; tickets of an API
 server's earlier life, or of an earlier attempt, are void.
+
+No lock: a ticket is in one reader's hands, and a slot whose ticket is there is nobody else's to mark. When an API
+server has to know who holds what (recovery.py, fence.py), it makes old tickets void, and waits until each instance
+has been seen outside of mark().
 
 Plain loops over plain tuples: batches are small, and for them numpy's fixed cost per call is the larger.
 """
@@ -13,15 +17,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from service import lifecycle
 from service.lifecycle import State
 from service.transport.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
 from service.transport.board import MappedBoard
-from service.transport.queues import TicketReader
 from service.transport.records import (
     DONE_STRUCT,
     DONES_PER_WRITE,
     EPOCHS,
-    TICKET_STRUCT,
     WHOSE_STRUCT,
     Reason,
 )
@@ -30,6 +33,7 @@ _HEADER_BYTES: Final = HEADER.itemsize
 # As plain numbers: looking up an enum's member would show in what a small request costs.
 _QUEUED: Final = int(State.QUEUED)
 _TAKEN: Final = int(State.TAKEN)
+_FAILED: Final = int(State.FAILED)
 
 
 class Ticket(NamedTuple):
@@ -78,72 +82,90 @@ NO_TIMING: Final = Timing()
 
 
 class Taker:
-    """One instance's way of taking from its model's queue. Used by its thread alone."""
+    """What one instance holds. Used by its thread alone."""
 
-    def __init__(self, reader: TicketReader, shared: Shared, instance: int) -> None:
-        self.reader = reader
+    def __init__(self, shared: Shared, model: int, instance: int) -> None:
         self._shared = shared
-        self._busy = shared.board.busy_since_ns
-        self._step_since = shared.board.step_since_ns
+        board = shared.board
+        self._busy = board.busy_since_ns
+        self._marking = board.marking_since_ns
+        self._step = board.step_since_ns
+        self._taken = board.taken_ns
         self._place = (shared.worker, instance)
+        self._taken_place = (shared.worker, model)
         self._serial = WORKER_STRUCT.pack(shared.serial)
-        self._rows_per_ticket = 1.0
+        self._holds = 0
 
-    def take(self, rows: int, *, holding: bool = False) -> list[Ticket]:
-        """Take tickets until they hold `rows` rows or none waits; may go over by the last read's tickets.
+    def mark(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Make these this instance's own, but for the void, the late and the given up.
 
-        Leaves the instance marked busy on the board when it took any. `holding`: it holds tickets of an earlier
-        call, so that it has been busy since then.
+        Leaves the instance busy on the board when any is left.
         """
+        place = self._place
+        now_ns = time.monotonic_ns()
         taken: list[Ticket] = []
         dropped: list[tuple[Ticket, Reason]] = []
-        missing = rows
-        with self.reader.lock:
-            # Set under the lock: whoever sees this instance idle, or busy since later than some event, knows that
-            # it holds no ticket read before that event.
-            now_ns = time.monotonic_ns()
-            if not holding:
-                self._busy[self._place] = now_ns
-            self._step_since[self._place] = now_ns  # stopped here, it would stop every other worker too
-            while missing > 0:
-                wanted = max(1, int(missing / self._rows_per_ticket))
-                data = self.reader.read(wanted)
-                for ticket in map(Ticket._make, TICKET_STRUCT.iter_unpack(data)):
-                    if self._mark(ticket, now_ns, dropped):
-                        taken.append(ticket)
-                        missing -= ticket.rows
-                if len(data) < wanted * TICKET_STRUCT.size:
-                    break
-            self._step_since[self._place] = 0
+        # Before the first look at a header: whoever sees this instance not marking, or since later than some event, and
+        # not busy since before it, knows that it holds no ticket that it looked at before that event.
+        self._step[place] = now_ns
+        self._marking[place] = now_ns
+        if not self._holds:
+            self._busy[place] = now_ns
+        for ticket in tickets:
+            if self._mark(ticket, now_ns, dropped):
+                taken.append(ticket)
+        self._marking[place] = 0
+        self._taken[self._taken_place] = now_ns
+        self._holds += len(taken)
         for ticket, reason in dropped:
             tell(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
-        if taken:
-            self._rows_per_ticket += ((rows - missing) / len(taken) - self._rows_per_ticket) / 8
-        elif not holding:
-            self.idle()
+        if not self._holds:
+            self._busy[place] = 0
         return taken
 
     def still_wanted(self, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
-        """Those taken a while ago whose deadline has not passed and for whose answer somebody still waits; the others
-        are dropped."""
+        """Those marked a while ago whose deadline has not passed and for whose answer somebody still waits; the others
+        are dropped, and so are those of an API server that has died since."""
         now_ns = time.monotonic_ns()
+        shared = self._shared
         wanted = []
         for ticket in tickets:
-            if self._shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + 1]:
-                settle(self._shared, (ticket,), State.FAILED, NO_TIMING, Reason.GIVEN_UP)
+            if ticket.epoch != shared.board.epoch[ticket.api] % EPOCHS:
+                self._holds -= 1  # its slot is nobody's business any more
+            elif shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + 1]:
+                self.drop(ticket, Reason.GIVEN_UP)
             elif ticket.deadline_ns < now_ns:
-                settle(self._shared, (ticket,), State.FAILED, NO_TIMING, Reason.LATE)
+                self.drop(ticket, Reason.LATE)
             else:
                 wanted.append(ticket)
         return wanted
+
+    def drop(self, ticket: Ticket, reason: Reason) -> None:
+        """Give a marked ticket back as failed."""
+        settle(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
+        self._holds -= 1
 
     def hold(self, tickets: Iterable[Ticket], held: bool) -> None:
         """Say whether these wait for their batch to begin: if the worker dies until then, they had no part in it."""
         hold(self._shared, tickets, held)
 
-    def idle(self) -> None:
-        """This instance holds no ticket any more."""
-        self._busy[self._place] = 0
+    def settled(self, count: int) -> None:
+        """So many of the marked tickets are over."""
+        self._holds -= count
+
+    def step(self) -> None:
+        """Begin a step of the work, of which none may take longer than the run limit."""
+        self._step[self._place] = time.monotonic_ns()
+
+    def holds_only_present_lives(self, since_ns: int) -> None:
+        """All that it holds was seen, after since_ns, to be of its API server's present life."""
+        self._busy[self._place] = since_ns
+
+    def rest(self) -> None:
+        """It waits for tickets: no step is under way, and it is busy only if it holds some."""
+        self._step[self._place] = 0
+        if not self._holds:
+            self._busy[self._place] = 0
 
     def _mark(self, ticket: Ticket, now_ns: int, dropped: list[tuple[Ticket, Reason]]) -> bool:
         """Mark a ticket's slot as taken by this worker; False when the ticket is void, late or given up."""
@@ -159,12 +181,19 @@ class Taker:
         # The name before the state: a slot that says TAKEN or FAILED always says by whom.
         memory[header + WORKER_AT : header + WORKER_AT + 4] = self._serial
         if given_up or ticket.deadline_ns < now_ns:
-            # Under the lock too: a slot that says QUEUED outside the lock and has no ticket would be queued again.
-            memory[header] = State.FAILED
+            # Here too, and not later: a slot that says QUEUED while nobody marks is queued again (recovery.py).
+            set_state(memory, header, _FAILED)
             dropped.append((ticket, Reason.GIVEN_UP if given_up else Reason.LATE))
             return False
-        memory[header] = _TAKEN
+        set_state(memory, header, _TAKEN)
         return True
+
+
+def set_state(memory: memoryview, header: int, state: int) -> None:
+    """Move a slot; lifecycle.py says which moves are a worker's."""
+    if lifecycle.checking:
+        lifecycle.check_move(lifecycle.Side.WORKER, memory[header], state)
+    memory[header] = state
 
 
 def hold(shared: Shared, tickets: Iterable[Ticket], held: bool) -> None:
@@ -183,7 +212,7 @@ def settle(
 ) -> None:
     """Mark the tickets' slots, then tell their API servers; a death between the two is seen from the slots."""
     for ticket in tickets:
-        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES] = state
+        set_state(shared.arenas[ticket.api], ticket.slot * _HEADER_BYTES, state)
     tell(shared, tickets, state, timing, reason, needed_bytes)
 
 
@@ -203,5 +232,5 @@ def tell(
         records[ticket.api].append(WHOSE_STRUCT.pack(ticket.slot, ticket.attempt) + rest)
     for api, theirs in records.items():
         for at in range(0, len(theirs), DONES_PER_WRITE):
-            # Hardly ever waits: the pipe has room for a record of every slot of the arena.
+            # Waits only where the pipe could not be made as large as its records want (transport.py).
             os.write(shared.done_fds[api], b"".join(theirs[at : at + DONES_PER_WRITE]))

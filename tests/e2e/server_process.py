@@ -118,7 +118,7 @@ def serving(repository: Path, output: Path, *options: str) -> Iterator[ServerPro
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--device", "cpu", *options],
+            [*command, "--port", str(port), "--device", "cpu", "--check-moves", *options],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environ,

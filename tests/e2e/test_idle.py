@@ -48,5 +48,7 @@ def test_three_loaded_models_idle_below_a_hundredth_of_a_core_and_nothing_polls(
             time.sleep(IDLE_S)
             later_s, later_sleeps = used(running)
         assert later_s - cpu_s < 0.01 * IDLE_S
-        # One thread that polls ten times a second would make 50.
-        assert later_sleeps - sleeps < 5
+            processes = len(running.processes())
+        # One thread that polls ten times a second would make 50. The supervisor asks each process whether it is alive
+        # every 15 s (--run-limit / 4), which may fall into this time.
+        assert later_sleeps - sleeps < 5 + 2 * processes

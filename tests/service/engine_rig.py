@@ -4,6 +4,7 @@ Workers are turned by hand, so that each can be stopped at any point, as by a de
 the shared memory, and nothing of it comes afterwards.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +14,19 @@ import numpy as np
 from service.admission import Bounds
 from service.dispatch import Dispatcher
 from service.errors import ServiceError
+from service.recovery import Recovery
 from service.signature import Signature, TensorSpec
 from service.ticketed import Lane, Ticketed
 from service.transport.board import Dimensions
 from service.transport.layout import Layout
-from service.transport.queues import QueueLock, TicketReader, TicketWriter
+from service.transport.queues import TicketReader, TicketWriter
 from service.transport.transport import Sizes, Transport
+from service.worker.collect import Collector
+from service.worker.gate import Gate
 from service.worker.loop import Averages, InstanceLoop
 from service.worker.run import BatchRunner
 from service.worker.take import Shared, Taker
+from service.worker.turn import turn_of
 
 FIXED = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))
 """y = x + 1."""
@@ -104,6 +109,7 @@ class RigWorker:
     shared: Shared
     sessions: list[FakeSession]
     takers: list[Taker]
+    collectors: list[Collector]
     loops: list[InstanceLoop]
     metrics: NoMetrics
     retried: list[int]
@@ -129,7 +135,9 @@ class Rig:
         signatures = signatures or (FIXED,)
         models = len(signatures)
         self.transport = Transport(
-            Dimensions(api_servers, workers, models, instances=models), Sizes(slots, data_bytes)
+            Dimensions(api_servers, workers, models, instances=models),
+            Sizes(slots, data_bytes),
+            readers=[workers] * models,
         )
         self.board = self.transport.board.map()
         self.lanes = [
@@ -147,6 +155,9 @@ class Rig:
         ]
         self.serials = 0
         self.hangs: list[int] = []
+        self.stalls: list[int] = []
+        self.again: list[Any] = []
+        """Requests that were run again because their worker died."""
         self.run_limit_s = 60.0
         self.dispatchers = [self.new_dispatcher(index) for index in range(api_servers)]
 
@@ -165,11 +176,43 @@ class Rig:
             self.lanes,
             self.transport.arenas[index].map(),
             self.board,
-            [TicketWriter(queue, QueueLock(queue)) for queue in self.transport.queues],
+            [TicketWriter(queue) for queue in self.transport.queues],
             self.transport.done[index].reader.fd,
             self.run_limit_s,
             self.hangs.append,
+            self.stalls.append,
         )
+
+    def work(self, worker: "RigWorker", lane: int = 0) -> None:
+        """Turn an instance until nothing is left for it, and have every API server take what it answers."""
+        while worker.loops[lane].turn(wait=False):
+            for dispatcher in self.dispatchers:
+                dispatcher.receive()
+                dispatcher.flush()
+        for dispatcher in self.dispatchers:
+            dispatcher.receive()
+
+    def worker_dies(self, worker: "RigWorker") -> None:
+        """What the supervisor does at a worker's death."""
+        self.board.worker_died(worker.index)
+        for lane in self.lanes:
+            self.renew_turn(lane.index)
+
+    def renew_turn(self, lane: int) -> None:
+        """Replace the turn to read a model's queue, as the supervisor does."""
+        queue = self.transport.queues[lane]
+        if queue.readers > 1:
+            self.board.turn[lane] += 1
+            queue.give_turn(self.board.turn[lane])
+
+    async def recover(self, worker: "RigWorker", api: int = 0) -> list[Any]:
+        """What an API server does when it hears of a death, to the end. Returns: what is run again of what was held."""
+        self.again.clear()
+        recovery = Recovery(self.dispatchers[api], self.again.append)
+        recovery.worker_died(worker.serial)
+        while recovery.waits:
+            await asyncio.sleep(0.001)  # it looks again by itself, until nobody marks any more
+        return list(self.again)
 
     def new_worker(
         self,
@@ -190,11 +233,19 @@ class Rig:
             [pipe.writer.fd for pipe in self.transport.done],
         )
         metrics, retried, ceilings = NoMetrics(), [], []
-        sessions, takers, loops = [], [], []
+        sessions, takers, collectors, loops = [], [], [], []
         for lane in self.lanes:
             session = FakeSession(on_run, pinned=pinned)
             queue = self.transport.queues[lane.index]
-            taker = Taker(TicketReader(queue, QueueLock(queue)), shared, lane.index)
+            taker = Taker(shared, lane.index, lane.index)
+            averages = Averages(self.board, index, lane.index)
+            collector = Collector(
+                TicketReader(queue),
+                turn_of(queue, self.board, lane.index),
+                taker,
+                int(window_s * 1e9),
+                lambda averages=averages: averages.batch_ns,  # type: ignore[misc]
+            )
             runner = BatchRunner(
                 lane.model,
                 "cuda:0",
@@ -207,14 +258,16 @@ class Rig:
                 retried.append,
                 ceilings.append,
             )
-            averages = Averages(self.board, index, lane.index)
             sessions.append(session)
             takers.append(taker)
+            collectors.append(collector)
             loops.append(
-                InstanceLoop((lane.model, "1"), taker, runner, window_s, averages, metrics)  # type: ignore[arg-type]
+                InstanceLoop((lane.model, "1"), taker, collector, runner, Gate(), averages, metrics)  # type: ignore[arg-type]
             )
             self.board.ready[index, lane.index] = 1
-        return RigWorker(index, self.serials, shared, sessions, takers, loops, metrics, retried, ceilings)
+        return RigWorker(
+            index, self.serials, shared, sessions, takers, collectors, loops, metrics, retried, ceilings
+        )
 
     def ask(
         self,

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,17 +112,20 @@ class Parent:
         self.stop = asyncio.Event()
         self.metrics = metrics_of(*VERSIONS)
         lane = SimpleNamespace(model="linear", version="2")
+        done = self.done
 
-        def after_worker_death(dispatcher: object, serial: int) -> list[Any]:
-            self.done.append(("worker", serial))
-            return [SimpleNamespace(lane=lane)] * 3
+        class Recovery:
+            def __init__(self, dispatcher: object, again: Callable[[Any], None]) -> None:
+                self.again = again
 
-        def after_any_death(dispatcher: object) -> list[Any]:
-            self.done.append(("any", 0))
-            return [SimpleNamespace(lane=lane)]
+            def worker_died(self, serial: int) -> None:
+                done.append(("worker", serial))
+                if serial == 13:
+                    raise ValueError("unlucky")
+                for _ in range(3):
+                    self.again(SimpleNamespace(lane=lane))
 
-        monkeypatch.setattr(module.recovery, "after_worker_death", after_worker_death)
-        monkeypatch.setattr(module.recovery, "after_any_death", after_any_death)
+        monkeypatch.setattr(module, "Recovery", Recovery)
 
     def tell(self, *messages: tuple[Word, int]) -> None:
         os.write(self.write_fd, b"".join(MESSAGE.pack(*message) for message in messages))
@@ -130,7 +133,9 @@ class Parent:
     async def listened(self) -> None:
         """Let an API server hear all that was told, until it is told to stop."""
         nothing: Any = None
-        ApiServer(nothing, nothing, nothing, self.metrics).listen(self.read_fd, self.stop.set)
+        board = SimpleNamespace(answer=lambda is_worker, index: self.done.append(("alive", index)))
+        dispatcher: Any = SimpleNamespace(board=board, index=5)
+        ApiServer(dispatcher, nothing, nothing, self.metrics).listen(self.read_fd, self.stop.set)
         await asyncio.wait_for(self.stop.wait(), 10)
         asyncio.get_running_loop().remove_reader(self.read_fd)
 
@@ -144,9 +149,15 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Parent:
 
 
 def test_each_message_is_acted_on_in_order_however_they_come_together(parent: Parent) -> None:
-    parent.tell((Word.WORKER_DIED, 7), (Word.API_SERVER_DIED, 1), (Word.WORKER_DIED, 9), (Word.STOP, 0))
+    parent.tell((Word.WORKER_DIED, 7), (Word.ARE_YOU_ALIVE, 0), (Word.WORKER_DIED, 9), (Word.STOP, 0))
     asyncio.run(parent.listened())
-    assert parent.done == [("worker", 7), ("any", 0), ("worker", 9)]
+    assert parent.done == [("worker", 7), ("alive", 5), ("worker", 9)]
+
+
+def test_message_that_cannot_be_acted_on_does_not_take_the_next_along(parent: Parent) -> None:
+    parent.tell((Word.WORKER_DIED, 13), (Word.WORKER_DIED, 7), (Word.STOP, 0))
+    asyncio.run(parent.listened())
+    assert parent.done == [("worker", 13), ("worker", 7)]
 
 
 def test_requests_that_are_run_again_count_as_retried(parent: Parent) -> None:
@@ -174,7 +185,9 @@ def test_api_server_ends_when_its_parent_is_gone(parent: Parent, monkeypatch: py
 def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is_ready(
     settings: ServeSettings, entries: tuple[ModelEntry, ...]
 ) -> None:
-    transport = Transport(Dimensions(api_servers=2, workers=2, models=3, instances=5), Sizes(16, 2**20))
+    transport = Transport(
+        Dimensions(api_servers=2, workers=2, models=3, instances=5), Sizes(16, 2**20), readers=[2] * 3
+    )
     metrics = metrics_of(*VERSIONS)
     board = transport.board.map()
     board.ready[0, 2] = 1
@@ -198,7 +211,9 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
 def test_each_workers_side_of_a_version_is_told(
     settings: ServeSettings, entries: tuple[ModelEntry, ...]
 ) -> None:
-    transport = Transport(Dimensions(api_servers=1, workers=2, models=3, instances=5), Sizes(16, 2**20))
+    transport = Transport(
+        Dimensions(api_servers=1, workers=2, models=3, instances=5), Sizes(16, 2**20), readers=[2] * 3
+    )
     board = transport.board.map()
     board.ready[0, 1], board.ready[1, 1] = 1, RETURNING
     board.ceiling_rows[0, 1] = 4

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import service.transport.board as board_module
 import service.worker.take as take_module
-from service import recovery
 from service.errors import DeadlinePassed, ModelCrashed, QueueFull
 from service.lifecycle import MOVES, SETTLED, Side, State, may_move
+from service.recovery import Recovery
 from service.transport.arena import HEADER
 from service.transport.slots import Place
 from service.worker.take import Taker
@@ -89,6 +90,7 @@ class RandomLife:
         self.asked: list[Asked] = []
         self.given_up: list[Asked] = []
         self.countdown = -1
+        self.recoveries = [Recovery(dispatcher, lambda request: None) for dispatcher in self.rig.dispatchers]
 
     def new_worker(self, index: int) -> Any:
         return self.rig.new_worker(index, on_run=self.on_run)
@@ -131,12 +133,22 @@ class RandomLife:
         self.countdown = self.random.randrange(1, 12) if mortal and self.random.random() < 0.4 else -1
         worker = self.workers[index]
         try:
-            worker.loops[0].turn()
+            worker.loops[0].turn(wait=False)
         except Dead:
-            self.rig.board.worker_died(index)
-            for dispatcher in self.rig.dispatchers:
-                recovery.after_worker_death(dispatcher, worker.serial)
+            self.rig.worker_dies(worker)
+            for recovery in self.recoveries:
+                recovery.worker_died(worker.serial)
             self.workers[index] = self.new_worker(index)
+
+    def look(self) -> None:
+        """The moment in which recovery finds out which tickets are lost; any time may pass until then."""
+        for recovery in self.recoveries:
+            if recovery.waits:
+                recovery.look()
+
+    def stall(self) -> None:
+        """The supervisor takes whoever has the turn to read for stopped, rightly or not."""
+        self.rig.renew_turn(0)
 
     def settle(self) -> None:
         for dispatcher in self.rig.dispatchers:
@@ -145,13 +157,17 @@ class RandomLife:
 
     def live(self, steps: int) -> None:
         for _ in range(steps):
-            self.random.choice([self.ask, self.ask, self.turn, self.settle, self.cancel])()
+            acts = [self.ask, self.ask, self.turn, self.settle, self.cancel, self.look, self.stall]
+            self.random.choice(acts)()
             if self.random.random() < 0.1:
                 for dispatcher in self.rig.dispatchers:
                     dispatcher.watch.expire()
-        for _ in range(300):
+        for count in range(300):
+            if count % 20 == 19:
+                self.stall()  # the watch tells again, as long as nobody takes what waits
             if not any(dispatcher.in_flight for dispatcher in self.rig.dispatchers):
                 break
+            self.look()
             self.turn(mortal=False)
             self.settle()
 
@@ -190,6 +206,8 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
         life[-1].tick()
         return result
 
+    # One thread plays everybody: what one has written, all others see.
+    monkeypatch.setattr(board_module, "SETTLE_NS", 0)
     monkeypatch.setattr(take_module, "tell", tell)
     monkeypatch.setattr(Taker, "_mark", mark)
 
@@ -202,4 +220,5 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
         asyncio.run(run(seed))
     assert [move for move in moves if not may_move(*move)] == []
     assert (Side.API_SERVER, State.TAKEN, State.QUEUED) in moves
+    assert (Side.API_SERVER, State.QUEUED, State.QUEUED) in moves
     assert (Side.API_SERVER, State.OUTGROWN, State.QUEUED) in moves

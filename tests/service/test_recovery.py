@@ -1,7 +1,6 @@
 """A worker dies at every point where it can; no request is lost, answered twice, or given another's numbers."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,11 +8,9 @@ import numpy as np
 import pytest
 
 import service.worker.take as take_module
-from service import recovery
 from service.errors import ModelCrashed
 from service.lifecycle import MOVES, State
 from service.transport.fence import Fence
-from service.transport.queues import QueueLock
 from tests.service.engine_rig import DYNAMIC, Dead, Rig, RigWorker
 
 
@@ -30,11 +27,18 @@ def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop go on until something is so."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)  # between two looks
+
+
 def dies(worker: RigWorker, rig: Rig) -> None:
     """Turn the worker until it dies, and do what the supervisor does."""
     with pytest.raises(Dead):
-        worker.loops[0].turn()
-    rig.board.worker_died(worker.index)
+        worker.loops[0].turn(wait=False)
+    rig.worker_dies(worker)
 
 
 def after_read(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +70,10 @@ def after_done_before_record(worker: RigWorker, monkeypatch: pytest.MonkeyPatch)
 
 
 def after_record(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die() -> None:
+    def die(count: int) -> None:
         raise Dead
 
-    monkeypatch.setattr(worker.takers[0], "idle", die)
+    monkeypatch.setattr(worker.takers[0], "settled", die)
 
 
 POINTS = [after_read, after_mark, mid_run, after_done_before_record, after_record]
@@ -84,9 +88,8 @@ async def test_death_at_any_point_costs_no_request(point: Any) -> None:
         asked = [rig.ask(value) for value in (1.0, 2.0, 3.0)]
         point(first, patch)
         dies(first, rig)
-    recovery.after_worker_death(rig.dispatcher, first.serial)
-    rig.new_worker().loops[0].turn()
-    rig.dispatcher.receive()
+    await rig.recover(first)
+    rig.work(rig.new_worker())
     assert all(request.right for request in asked)
     assert rig.all_free()
 
@@ -99,22 +102,19 @@ async def test_another_worker_alive_keeps_what_it_holds(point: Any) -> None:
         doomed, other = rig.new_worker(0), rig.new_worker(1)
         others = [rig.ask(value) for value in (10.0, 20.0)]
 
-        def recover_meanwhile(x: np.ndarray) -> None:
+        def die_meanwhile(x: np.ndarray) -> None:
             mine.extend(rig.ask(value) for value in (1.0, 2.0))
             point(doomed, patch)
             dies(doomed, rig)
             patch.undo()
-            recovery.after_worker_death(rig.dispatcher, doomed.serial)
 
         mine: list[Any] = []
-        other.sessions[0].on_run = recover_meanwhile
-        other.loops[0].turn()
+        other.sessions[0].on_run = die_meanwhile
+        other.loops[0].turn(wait=False)
+    await rig.recover(doomed)
     other.sessions[0].on_run = lambda x: None
-    rig.dispatcher.receive()
+    rig.work(other)
     assert all(request.right for request in others)
-    if not all(request.ends for request in mine):
-        other.loops[0].turn()
-        rig.dispatcher.receive()
     assert all(request.right for request in mine)
     assert rig.all_free()
 
@@ -132,11 +132,11 @@ async def test_a_request_that_kills_its_worker_twice_fails_alone() -> None:
     for _ in range(12):
         worker = rig.new_worker(on_run=poisoned)
         try:
-            worker.loops[0].turn()
+            rig.work(worker)
         except Dead:
             deaths += 1
-            rig.board.worker_died(0)
-            recovery.after_worker_death(rig.dispatcher, worker.serial)
+            rig.worker_dies(worker)
+            await rig.recover(worker)
         rig.dispatcher.receive()
         if all(request.ends for request in asked):
             break
@@ -153,10 +153,13 @@ async def test_a_request_that_kills_its_worker_twice_fails_alone() -> None:
 async def test_batches_that_had_not_begun_are_no_suspects() -> None:
     rig = Rig(DYNAMIC)
     worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(Dead()))
-    begun, waiting = rig.ask(1.0, length=2), rig.ask(2.0, length=3)
+    large, begun = rig.ask(*range(20), length=3), rig.ask(2.0, length=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.loops[0], "_run_on", lambda large: None)
+        worker.loops[0].turn(wait=False)  # it has the large request, and would now run the first part of it
     dies(worker, rig)
-    recovery.after_worker_death(rig.dispatcher, worker.serial)
-    assert (begun.deaths, waiting.deaths) == (1, 0)
+    await rig.recover(worker)
+    assert (begun.deaths, large.deaths) == (1, 0)
     assert not rig.arena.held.any()
 
 
@@ -167,7 +170,7 @@ async def test_given_up_requests_of_a_dead_worker_are_freed_and_not_run_again() 
     request = rig.ask(1.0)
     dies(worker, rig)
     rig.dispatcher.cancel(request)
-    assert recovery.after_worker_death(rig.dispatcher, worker.serial) == []
+    assert await rig.recover(worker) == []
     assert request.ends == []
     assert rig.all_free()
 
@@ -181,27 +184,7 @@ async def test_late_ticket_dropped_by_a_worker_that_dies_before_its_record_is_no
         rig.dispatcher.cancel(request)  # the worker will find it given up
         after_done_before_record(worker, patch)
         dies(worker, rig)
-    recovery.after_worker_death(rig.dispatcher, worker.serial)
-    assert rig.all_free()
-
-
-@on_loop
-async def test_dropped_ticket_is_not_queued_again_by_another_death_meanwhile() -> None:
-    rig = Rig()
-    worker = rig.new_worker()
-    request = rig.ask(1.0)
-    rig.dispatcher.cancel(request)
-    real_tell = take_module.tell
-
-    def tell_later(*args: Any) -> None:
-        # Between the mark and the record, some other process dies, and everybody reconciles.
-        assert recovery.after_any_death(rig.dispatcher) == []
-        real_tell(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(take_module, "tell", tell_later)
-        worker.loops[0].turn()
-    rig.dispatcher.receive()
+    await rig.recover(worker)
     assert rig.all_free()
 
 
@@ -214,41 +197,21 @@ async def test_outgrown_answer_whose_record_died_is_run_again() -> None:
         request = rig.ask(1.0)
         after_done_before_record(worker, patch)
         dies(worker, rig)
-    recovery.after_worker_death(rig.dispatcher, worker.serial)
-    worker = rig.new_worker(on_run=lambda x: wide)
-    for _ in range(2):  # it outgrows its place, and then fits
-        worker.loops[0].turn()
-        rig.dispatcher.receive()
-        rig.dispatcher.flush()
+    await rig.recover(worker)
+    rig.work(rig.new_worker(on_run=lambda x: wide))  # it outgrows its place, and then fits
     assert request.ends == [None]
     np.testing.assert_array_equal(request.y, wide)
     assert rig.all_free()
 
 
 @on_loop
-async def test_tickets_that_died_with_an_api_server_reading_them_all_are_queued_again_by_their_owners() -> (
-    None
-):
-    rig = Rig(api_servers=2)
-    mine, theirs = rig.ask(1.0, api=0), rig.ask(2.0, api=1)
-    os.read(rig.transport.queues[0].reader.fd, 1 << 18)  # API server 1 dies with the pipe's contents in hand
-    assert recovery.after_any_death(rig.dispatcher) == [mine]
-    worker = rig.new_worker()
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
-    assert mine.right
-    assert theirs.ends == []
-
-
-@on_loop
 async def test_fence_stands_while_a_worker_holds_old_tickets_and_falls_with_the_worker() -> None:
     rig = Rig()
-    locks = [QueueLock(queue) for queue in rig.transport.queues]
     seen: list[bool] = []
 
     def look(x: np.ndarray) -> None:
         rig.board.epoch[0] += 1
-        fence = Fence(rig.board, locks, rig.transport.done[0].reader)
+        fence = Fence(rig.board, rig.transport.done[0].reader)
         seen.append(fence.passed())
         fences.append(fence)
         raise Dead
@@ -257,28 +220,27 @@ async def test_fence_stands_while_a_worker_holds_old_tickets_and_falls_with_the_
     worker = rig.new_worker(on_run=look)
     rig.ask(1.0)
     with pytest.raises(Dead):
-        worker.loops[0].turn()
+        worker.loops[0].turn(wait=False)
     assert seen == [False]
     assert not fences[0].passed()  # dead, and not yet cleared: it must not hang on it, only say so
-    rig.board.worker_died(0)
-    assert fences[0].passed()
+    rig.worker_dies(worker)
+    await until(fences[0].passed)
 
 
 @on_loop
 async def test_next_life_of_an_api_server_drops_old_tickets_and_old_records() -> None:
     rig = Rig()
-    locks = [QueueLock(queue) for queue in rig.transport.queues]
     rig.ask(1.0)
     rig.ask(2.0)
-    rig.new_worker().loops[0].turn()
+    rig.new_worker().loops[0].turn(wait=False)
     rig.ask(3.0)  # its ticket stays in the pipe
     asyncio.get_running_loop().remove_reader(rig.transport.done[0].reader.fd)
     rig.board.epoch[0] += 1
-    assert Fence(rig.board, locks, rig.transport.done[0].reader).passed()
+    await until(Fence(rig.board, rig.transport.done[0].reader).passed)
     rig.dispatchers[0] = rig.new_dispatcher(0)
     request = rig.ask(4.0)
     worker = rig.new_worker()
-    worker.loops[0].turn()
+    worker.loops[0].turn(wait=False)
     rig.dispatcher.receive()
     assert request.right
     assert [batch[:, 0].tolist() for batch in worker.sessions[0].batches] == [[4.0]]

@@ -59,6 +59,8 @@ class Theatre:
         self.processes: list[BaseProcess] = []
         self.died: list[Child] = []
         self.cannot_load: list[Child] = []
+        self.turns: list[int] = []
+        """Models whose turn to read was renewed."""
         self.may_pass = True
         self.fences: list[tuple[int, int]] = []
         self._reports_read, self._reports_write = os.pipe()
@@ -71,6 +73,7 @@ class Theatre:
             fence=self._fence,
             died=self.died.append,
             cannot_load=self.cannot_load.append,
+            renew_turn=self.turns.append,
             run_limit_s=RUN_LIMIT_S,
             grace_s=grace_s,
             close_s=close_s,
@@ -84,9 +87,14 @@ class Theatre:
         self.loads_for_ever(index, lifeline)
 
     def loads_for_ever(self, index: int, lifeline: Handle) -> None:
-        """A worker that is never ready."""
-        while os.read(lifeline.fd, 1):
-            pass
+        """A worker that is never ready; it answers all the same."""
+        while os.read(lifeline.fd, MESSAGE.size):
+            self.board.answer(True, index)
+
+    def goes_silent(self, index: int, lifeline: Handle) -> None:
+        """A worker that is ready, and then hears nothing any more."""
+        self.report(Word.WORKER_READY, index)
+        signal.pause()
 
     def dies(self, index: int, lifeline: Handle) -> None:
         """A worker or an API server that dies as soon as it is started."""
@@ -95,6 +103,9 @@ class Theatre:
     def listens(self, index: int, lifeline: Handle) -> None:
         """An API server: passes on what it is told, and ends when told to."""
         while data := os.read(lifeline.fd, MESSAGE.size):
+            if MESSAGE.unpack(data)[0] == Word.ARE_YOU_ALIVE:
+                self.board.answer(False, index)
+                continue
             os.write(self._told_write, bytes([index]) + data)
             if MESSAGE.unpack(data)[0] == Word.STOP:
                 return
@@ -288,7 +299,6 @@ def test_dead_api_servers_place_is_filled_again_once_its_arena_is_at_rest(open_t
     theatre.until(lambda: bool(theatre.fences))
     # The epoch is raised before the fence is put up, or a worker could still take an old ticket inside it.
     assert theatre.fences == [(0, 1)]
-    assert theatre.told(1) == {Told(1, Word.API_SERVER_DIED, 0)}
     until_s = time.monotonic() + 2 * PAUSE_S
     theatre.until(lambda: time.monotonic() > until_s)
     assert len(theatre.started(Role.API_SERVER, 0)) == 1
@@ -522,7 +532,7 @@ def test_nothing_is_started_after_the_end(open_theatre: Open, monkeypatch: pytes
     assert len(theatre.starts) == 3
 
 
-def test_idle_supervisor_waits_without_a_time_limit(
+def test_idle_supervisor_wakes_only_to_look_whether_its_children_answer(
     open_theatre: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theatre = open_theatre().opened()
@@ -535,4 +545,60 @@ def test_idle_supervisor_waits_without_a_time_limit(
 
     monkeypatch.setattr(selector, "select", noted)
     theatre.supervisor._turn()
-    assert limits == [None]
+    (limit,) = limits
+    assert limit is not None
+    assert 0 < limit <= theatre.supervisor._liveness.every_s
+
+
+def let_looks_pass(theatre: Theatre, count: int, but: Child | None = None) -> None:
+    """Have the supervisor look so many times whether its children answer, as if the time for it had come; all API
+    servers but one have the time to."""
+    for _ in range(count):
+        asked_ns = time.monotonic_ns()
+        theatre.supervisor._look_at_s = time.monotonic()
+        theatre.supervisor._turn()
+        answering = [child for child in theatre.supervisor._of(Role.API_SERVER) if child is not but]
+        while any(theatre.board.answered_ns(False, child.index) < asked_ns for child in answering):
+            time.sleep(0.001)  # between two looks at the condition
+
+
+def test_worker_that_does_not_answer_is_ended_and_another_started(open_theatre: Open) -> None:
+    theatre = open_theatre()
+    theatre.acts[Role.WORKER] = [theatre.goes_silent, theatre.loads]
+    theatre.opened()
+    theatre.until(lambda: all(child.ready for child in theatre.supervisor._of(Role.WORKER)))
+    let_looks_pass(theatre, 6)
+    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
+    assert [child.role for child in theatre.died] == [Role.WORKER]
+
+
+def test_api_server_that_is_stopped_is_ended_and_another_started(open_theatre: Open) -> None:
+    theatre = open_theatre().opened()
+    let_looks_pass(theatre, 1)
+    (stopped,) = [child for child in theatre.supervisor._of(Role.API_SERVER) if child.index == 1]
+
+    def answered() -> bool:
+        theatre.supervisor._answered_ns(stopped)
+        return stopped.ready
+
+    theatre.until(answered)
+    assert stopped.process.pid is not None
+    os.kill(stopped.process.pid, signal.SIGSTOP)
+    theatre.board.alive_ns[2 + 1] = 1  # what it may still have said before it stopped
+    let_looks_pass(theatre, 7, but=stopped)
+    theatre.until(lambda: len(theatre.started(Role.API_SERVER, 1)) == 2)
+    assert [(child.role, child.index) for child in theatre.died] == [(Role.API_SERVER, 1)]
+
+
+def test_worker_that_loads_for_long_is_not_asked_and_not_ended(open_theatre: Open) -> None:
+    theatre = open_theatre()
+    theatre.acts[Role.WORKER] = [theatre.loads, theatre.does_not_end]
+    theatre.supervisor.start_workers(2)
+    let_looks_pass(theatre, 20)
+    assert theatre.died == []
+
+
+def test_model_whose_tickets_nobody_takes_gets_a_new_turn_to_read(open_theatre: Open) -> None:
+    theatre = open_theatre().opened()
+    theatre.report(Word.MODEL_STALLS, 0)
+    theatre.until(lambda: theatre.turns == [0])

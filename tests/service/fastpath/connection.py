@@ -146,7 +146,7 @@ class House:
                 return
             await asyncio.sleep(0)
             self.rig.dispatcher.flush()
-            self.worker.loops[0].turn()
+            self.worker.loops[0].turn(wait=False)
             self.rig.dispatcher.receive()
 
     async def rest(self) -> None:

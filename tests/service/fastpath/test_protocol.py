@@ -417,7 +417,9 @@ def test_a_client_that_leaves_frees_its_place_and_counts_once_as_499(
         house.rig.dispatcher.flush()
         taken: list[Any] = []
         if where == "in the batch":
-            taken = house.worker.takers[0].take(8)
+            batch = house.worker.collectors[0].next(8, wait=False)
+            assert batch is not None
+            taken = list(batch.tickets)
             assert len(taken) == 1
         connection.leave()
         await house.rest()

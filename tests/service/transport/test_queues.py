@@ -1,19 +1,19 @@
-"""Tickets through a model's pipe: whole, in order, also when it is full; its lock between threads and processes."""
+"""Tickets through a model's pipe: whole, in order, also when it is full; the turn to read them goes to one instance."""
 
 import multiprocessing
-import threading
+import os
+import time
 
 import numpy as np
+import pytest
 
-from service.transport.handles import SharedMemory
-from service.transport.queues import ModelQueue, QueueLock, TicketReader, TicketWriter
-from service.transport.records import TICKET, TICKETS_PER_WRITE
+from service.transport.queues import ModelQueue, TicketReader, TicketWriter
+from service.transport.records import PIPE_BUF, TICKET, TICKETS_PER_TURN, TICKETS_PER_WRITE, TURN_STRUCT
 
 
 def make() -> tuple[ModelQueue, TicketWriter, TicketReader]:
-    queue = ModelQueue(0, SharedMemory("locks", 1))
-    lock = QueueLock(queue)
-    return queue, TicketWriter(queue, lock), TicketReader(queue, lock)
+    queue = ModelQueue(1)
+    return queue, TicketWriter(queue), TicketReader(queue)
 
 
 def tickets(first: int, count: int, api: int = 0) -> bytes:
@@ -54,79 +54,64 @@ def test_full_pipe_keeps_the_rest_outside_and_loses_nothing() -> None:
     assert not writer.overflow
 
 
-def test_contents_shows_pipe_and_overflow_and_writes_them_back_in_order() -> None:
+def test_tickets_outside_a_full_pipe_can_be_dropped() -> None:
     _, writer, reader = make()
-    for first in range(0, 4000, 40):
-        writer.write(tickets(first, 40))
-    with writer.contents() as seen:
-        assert seen["slot"].tolist() == list(range(4000))
-        assert reader.read(1) == b""
-    got: list[int] = []
-    while len(got) < 4000:
-        got += np.frombuffer(reader.read(1000), TICKET)["slot"].tolist()
-        writer.flush()
-    assert got == list(range(4000))
-
-
-def test_contents_keeps_the_tickets_of_other_api_servers() -> None:
-    queue, writer, reader = make()
-    other = TicketWriter(queue, QueueLock(queue))
-    other.write(tickets(7, 1, api=1))
-    with writer.contents() as seen:
-        assert seen["api"].tolist() == [1]
-    assert read_all(reader) == [7]
+    for first in range(0, 6000, 100):
+        writer.write(tickets(first, 100))
+    writer.drop()
+    assert not writer.overflow
+    got = read_all(reader)
+    assert got == list(range(len(got)))
+    assert len(got) < 6000
 
 
 def test_wait_returns_when_a_ticket_comes_and_when_the_time_is_up() -> None:
     _, writer, reader = make()
-    assert not reader.wait(0.01)
+    for wait_ns in (0, 200_000, 5_000_000):
+        began_ns = time.monotonic_ns()
+        reader.wait_ns(wait_ns)
+        # poll(2) counts whole milliseconds, of which what is left over is waited for at the next call.
+        assert time.monotonic_ns() - began_ns >= wait_ns // 1_000_000 * 1_000_000
     writer.write(tickets(0, 1))
-    assert reader.wait()
+    reader.wait()
+    reader.wait_ns(60 * 10**9)
 
 
-def test_lock_excludes_threads_of_one_process() -> None:
-    queue, _, _ = make()
-    lock = QueueLock(queue)
-    inside, go = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with lock:
-            inside.set()
-            go.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    inside.wait()
-    assert not lock.passes()
-    go.set()
-    thread.join()
-    assert lock.passes()
+def take_and_tell(queue: ModelQueue, pipe: "multiprocessing.connection.Connection") -> None:
+    assert queue.turn_reader is not None
+    pipe.send("waits")
+    pipe.send(os.read(queue.turn_reader.fd, PIPE_BUF))
 
 
-def hold_until_told(queue: ModelQueue, pipe: "multiprocessing.connection.Connection") -> None:
-    with QueueLock(queue):
-        pipe.send("held")
-        pipe.recv()
+def test_turn_with_its_tickets_goes_to_exactly_one_process_however_many_wait() -> None:
+    queue = ModelQueue(3)
+    assert queue.turn_reader is not None
+    os.read(queue.turn_reader.fd, PIPE_BUF)  # the first, which everybody may have
+    pairs = [multiprocessing.Pipe() for _ in range(3)]
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=take_and_tell, args=(queue, theirs)) for _, theirs in pairs]
+    for child in children:
+        child.start()
+    for ours, _ in pairs:
+        assert ours.recv() == "waits"
+    sent = [(number, tickets(number, TICKETS_PER_TURN - number)) for number in range(3)]
+    for generation, carried in sent:
+        assert queue.give_turn(generation, carried)
+    got = [ours.recv() for ours, _ in pairs]
+    assert sorted(got) == sorted(TURN_STRUCT.pack(number) + carried for number, carried in sent)
+    for child in children:
+        child.join()
 
 
-def test_lock_excludes_processes_and_is_dropped_when_its_holder_is_killed() -> None:
-    queue, _, _ = make()
-    ours, theirs = multiprocessing.Pipe()
-    child = multiprocessing.get_context("fork").Process(target=hold_until_told, args=(queue, theirs))
-    child.start()
-    assert ours.recv() == "held"
-    lock = QueueLock(queue)
-    assert not lock.passes()
-    child.kill()
-    child.join()
-    with lock:
-        pass
-    ours.close()
-    theirs.close()
+def test_turns_that_nobody_takes_fill_the_pipe_and_then_are_refused() -> None:
+    queue = ModelQueue(2)
+    for generation in range(1000):
+        if not queue.give_turn(generation):
+            break
+    else:
+        pytest.fail("1,000 turns found room")
 
 
-def test_locks_of_two_models_do_not_touch_each_other() -> None:
-    locks = SharedMemory("locks", 2)
-    first, second = QueueLock(ModelQueue(0, locks)), QueueLock(ModelQueue(1, locks))
-    with first:
-        assert second.passes()
+def test_queue_of_one_reader_has_no_turn() -> None:
+    queue = ModelQueue(1)
+    assert queue.turn_reader is queue.turn_writer is None

@@ -1,105 +1,163 @@
-"""Which tickets make a batch, and how long a window is."""
+"""The life of an instance: batches, a large request between them, and what the forecast learns."""
 
 import time
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from service.transport.records import pack_dims
-from service.worker.loop import batches
-from service.worker.take import Ticket
-from tests.service.engine_rig import DYNAMIC, FIXED, Rig
+from service.lifecycle import State
+from tests.service.engine_rig import FIXED, Rig
 from tests.service.test_recovery import on_loop
 
 
-def ticket(slot: int, rows: int, length: int = 0, suspect: int = 0) -> Ticket:
-    return Ticket(slot, 1, 0, 0, suspect, rows, 0, 0, 0, 0, 0, pack_dims((length,)))
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 3), st.booleans()), min_size=1, max_size=40),
-    st.integers(1, 10),
-)
-def test_batches_hold_every_ticket_once_and_mix_nothing(
-    wanted: list[tuple[int, int, bool]], max_rows: int
-) -> None:
-    tickets = [ticket(i, rows, length, suspect) for i, (rows, length, suspect) in enumerate(wanted)]
-    made = [list(batch) for batch in batches(tickets, max_rows)]
-    assert sorted(t.slot for batch in made for t in batch) == list(range(len(tickets)))
-    for batch in made:
-        assert batch
-        assert len({t.dims for t in batch}) == 1
-        assert sum(t.rows for t in batch) <= max_rows or len(batch) == 1
-        assert len(batch) == 1 or not any(t.suspect for t in batch)
-        assert [t.slot for t in batch] == sorted(t.slot for t in batch)
-
-
-def test_tickets_that_fit_are_one_batch() -> None:
-    tickets = [ticket(i, 2) for i in range(4)]
-    assert list(batches(tickets, 8)) == [tickets]
-
-
 @on_loop
-async def test_window_runs_from_the_first_requests_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig()
-    request = rig.ask(1.0)
-    time.sleep(0.06)  # it has waited longer than the window already
-    worker = rig.new_worker(window_s=0.05)
-    waits: list[float | None] = []
-    monkeypatch.setattr(worker.takers[0].reader, "wait", waits.append)
-    worker.loops[0].turn()
-    assert waits == []
-    rig.dispatcher.receive()
-    assert request.right
-    assert worker.metrics.batches == [(1, 0, "waited")]
-
-
-@on_loop
-async def test_full_batch_does_not_wait_for_the_window() -> None:
-    rig = Rig(max_batch_size=4)
-    for _ in range(4):
-        rig.ask(1.0)
-    worker = rig.new_worker(window_s=30.0)
-    worker.loops[0].turn()
-    assert worker.metrics.batches == [(4, 0, "full")]
-
-
-@on_loop
-async def test_window_closes_early_for_a_near_deadline() -> None:
-    rig = Rig()
-    request = rig.ask(1.0, deadline_ns=time.monotonic_ns() + 20_000_000_000)
-    rig.board.batch_ns[0, 0] = 9_950_000_000  # two of them before the deadline: in 0.1 s
-    worker = rig.new_worker(window_s=30.0)
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
-    assert request.right
-
-
-@on_loop
-async def test_other_lengths_never_meet_in_a_batch() -> None:
-    rig = Rig(DYNAMIC)
-    asked = [rig.ask(float(i), length=1 + i % 3) for i in range(8)]
+async def test_large_request_is_run_a_batch_at_a_time_with_others_between() -> None:
+    rig = Rig(workers=1, max_batch_size=4)
     worker = rig.new_worker()
-    for _ in range(3):
-        worker.loops[0].turn()
-        rig.dispatcher.receive()
-    assert all(request.right for request in asked)
-    assert sorted(batch.shape[1] for batch in worker.sessions[0].batches) == [1, 2, 3]
+    large = rig.ask(*range(10))
+    worker.loops[0].turn(wait=False)
+    small = [rig.ask(100.0 + i) for i in range(3)]
+    worker.loops[0].turn(wait=False)
+    rig.dispatcher.receive()
+    assert all(request.right for request in small)  # answered while the large one is half done
+    assert large.ends == []
+    rig.work(worker)
+    assert large.right
+    assert [len(batch) for batch in worker.sessions[0].batches] == [4, 3, 4, 2]
+    assert rig.all_free()
 
 
 @on_loop
-async def test_two_instances_and_two_models_share_nothing_but_the_process() -> None:
+async def test_large_request_whose_client_left_is_dropped_between_two_batches_of_it() -> None:
+    rig = Rig(workers=1, max_batch_size=2)
+    worker = rig.new_worker()
+    large = rig.ask(*range(100))
+    worker.loops[0].turn(wait=False)
+    rig.dispatcher.cancel(large)
+    rig.work(worker)
+    assert len(worker.sessions[0].batches) == 1
+    assert large.ends == []
+    assert rig.all_free()
+
+
+@on_loop
+async def test_large_request_whose_deadline_passes_is_dropped_between_two_batches_of_it() -> None:
+    rig = Rig(workers=1, max_batch_size=2)
+    deadline_ns = time.monotonic_ns() + 50_000_000
+    worker = rig.new_worker(on_run=lambda x: time.sleep(0.06))  # longer than there is time
+    large = rig.ask(*range(100), deadline_ns=deadline_ns)
+    rig.work(worker)
+    assert len(worker.sessions[0].batches) == 1
+    assert [end is not None and end.code for end in large.ends] == ["deadline_passed"]
+    assert rig.all_free()
+
+
+@on_loop
+async def test_large_request_of_a_dead_api_server_is_dropped_and_lets_the_fence_pass() -> None:
+    from service.transport.fence import Fence
+    from tests.service.test_recovery import until
+
+    rig = Rig(workers=1, max_batch_size=2, api_servers=2)
+    worker = rig.new_worker()
+    rig.ask(*range(100))
+    worker.loops[0].turn(wait=False)
+    rig.board.epoch[0] += 1
+    fence = Fence(rig.board, rig.transport.done[0].reader)
+    await until(lambda: rig.board.markings_are_over(fence._since_ns))
+    assert not fence.passed()
+    rig.ask(1.0, api=1)
+    worker.loops[0].turn(wait=False)
+    assert fence.passed()
+    assert len(worker.sessions[0].batches) == 2
+
+
+@on_loop
+async def test_second_large_request_waits_for_the_first_and_small_ones_for_neither() -> None:
+    rig = Rig(workers=1, max_batch_size=2)
+    worker = rig.new_worker()
+    first, second = rig.ask(*range(6)), rig.ask(*range(10, 16))
+    small = rig.ask(99.0)
+    for _ in range(3):
+        worker.loops[0].turn(wait=False)
+    rig.dispatcher.receive()
+    assert small.right
+    rig.work(worker)
+    assert first.right
+    assert second.right
+    assert rig.all_free()
+
+
+@on_loop
+async def test_model_that_fails_on_a_large_request_fails_that_one_alone() -> None:
+    rig = Rig(workers=1, max_batch_size=2)
+
+    def fail(x: np.ndarray) -> None:
+        if (x == 13).any():
+            raise ValueError("thirteen")
+
+    worker = rig.new_worker(on_run=fail)
+    large, small = rig.ask(*range(10, 20)), rig.ask(1.0)
+    rig.work(worker)
+    assert [end is not None and end.code for end in large.ends] == ["model_failed"]
+    assert small.right
+    assert rig.all_free()
+
+
+@on_loop
+async def test_worker_that_dies_between_two_batches_of_a_large_request_costs_it_no_death() -> None:
+    rig = Rig(max_batch_size=2)
+    worker = rig.new_worker(0)
+    large = rig.ask(*range(5))
+    worker.loops[0].turn(wait=False)
+    rig.worker_dies(worker)
+    assert await rig.recover(worker) == [large]
+    assert large.deaths == 0
+    rig.work(rig.new_worker(1))
+    assert large.right
+    assert rig.all_free()
+
+
+@on_loop
+async def test_instance_shows_every_step_of_its_work_so_that_one_that_is_stuck_is_found() -> None:
+    rig = Rig(workers=1)
+    seen: list[list[int]] = []
+    worker = rig.new_worker(on_run=lambda x: seen.append(rig.board.hanging(time.monotonic_ns() + 1)))
+    rig.ask(1.0)
+    rig.work(worker)
+    assert seen == [[0]]
+    assert rig.board.hanging(time.monotonic_ns() + 1) == []
+    assert rig.board.all_busy_since_ns() == [0]
+
+
+@on_loop
+async def test_two_models_share_nothing_but_the_process() -> None:
     rig = Rig(FIXED, FIXED)
     worker = rig.new_worker()
     first, second = rig.ask(1.0, lane=0), rig.ask(2.0, lane=1)
-    worker.loops[1].turn()
+    worker.loops[1].turn(wait=False)
     rig.dispatcher.receive()
     assert second.right
     assert first.ends == []
-    worker.loops[0].turn()
+    worker.loops[0].turn(wait=False)
     rig.dispatcher.receive()
     assert first.right
+
+
+@on_loop
+async def test_requests_given_up_while_an_earlier_batch_ran_take_no_place() -> None:
+    rig = Rig(workers=1, max_batch_size=2)
+
+    def give_up(x: np.ndarray) -> None:
+        if x[0, 0] == 1:
+            rig.dispatcher.cancel(third)
+
+    worker = rig.new_worker(on_run=give_up)
+    rig.ask(1.0, 1.0)
+    third = rig.ask(3.0, 3.0)
+    rig.work(worker)
+    assert [batch[0, 0] for batch in worker.sessions[0].batches] == [1.0]
+    assert rig.all_free()
+    assert rig.arena.state[0] == State.FREE
 
 
 @pytest.mark.parametrize(("values", "average"), [([8] * 50, 8.0), ([1] * 50, 1.0)])

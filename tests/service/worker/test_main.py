@@ -47,11 +47,19 @@ class Rig:
         entries = read_repository(folder)
         (self.entry,) = entries
         self.monkeypatch = monkeypatch
-        transport = Transport(Dimensions(api_servers=1, workers=2, models=1, instances=4), Sizes(16, 2**20))
+        transport = Transport(
+            Dimensions(api_servers=1, workers=2, models=1, instances=4), Sizes(16, 2**20), readers=[4]
+        )
         self.board = transport.board.map()
         self.metrics = metrics_of(("linear", "1"))
         plan = WorkerPlan(
-            entries, {"linear": SessionOptions()}, self.metrics.store.memory, self.metrics.plan, (), "info"
+            entries,
+            {"linear": SessionOptions()},
+            self.metrics.store.memory,
+            self.metrics.plan,
+            (),
+            "info",
+            True,
         )
         shared = Shared(7, 1, [arena.map().bytes for arena in transport.arenas], self.board, [])
         seat = Seat(1, 7, transport.reports.reader)

@@ -43,8 +43,7 @@ async def test_batch_without_room_is_run_in_smaller_pieces_and_nobody_fails(
     rig = Rig(max_batch_size=8)
     worker = rig.new_worker(on_run=Room(3), buckets=buckets, pinned=pinned)
     asked = [rig.ask(0.0, 1.0), rig.ask(2.0), rig.ask(*map(float, range(3, rows)))]
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     assert all(request.right for request in asked)
     assert sizes(worker) == runs
     assert worker.ceilings == ceilings
@@ -57,9 +56,7 @@ async def test_single_request_of_many_rows_is_run_in_pieces_too(pinned: bool) ->
     rig = Rig(max_batch_size=8)
     worker = rig.new_worker(on_run=Room(5), buckets=(2, 4, 8), pinned=pinned)
     small, large = rig.ask(*map(float, range(7))), rig.ask(*map(float, range(100, 121)))
-    for _ in range(2):
-        worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     assert small.right
     assert large.right
     assert sizes(worker) == [8, 4, 4, 4, 4, 4, 4, 4, 2]
@@ -71,21 +68,18 @@ async def test_no_later_batch_goes_over_the_ceiling() -> None:
     worker = rig.new_worker(on_run=Room(4))
     for _ in range(3):
         asked = [rig.ask(float(i)) for i in range(8)]
-        for _ in range(2):
-            worker.loops[0].turn()
-        rig.dispatcher.receive()
+        rig.work(worker)
         assert all(request.right for request in asked)
     assert sizes(worker) == [8, 4, 4, *([4, 4] * 2)]
     assert worker.retried == [8]
 
 
 @on_loop
-async def test_batches_that_were_formed_before_the_ceiling_fell_keep_to_it() -> None:
+async def test_batches_after_the_ceiling_fell_keep_to_it() -> None:
     rig = Rig(max_batch_size=8)
     worker = rig.new_worker(on_run=Room(4))
-    asked = [rig.ask(*map(float, range(5))) for _ in range(2)]  # two batches of one take
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    asked = [rig.ask(*map(float, range(5))) for _ in range(2)]
+    rig.work(worker)
     assert all(request.right for request in asked)
     assert sizes(worker) == [5, 2, 2, 1, 2, 2, 1]
 
@@ -100,8 +94,7 @@ async def test_only_requests_whose_rows_are_run_again_count_as_retried() -> None
 
     worker = rig.new_worker(on_run=fails_late)
     asked = [rig.ask(0.0, 1.0), rig.ask(2.0, 3.0), rig.ask(4.0), rig.ask(5.0, 6.0, 7.0)]
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     assert all(request.right for request in asked)
     assert sizes(worker) == [8, 4, 4, 2, 2]
     assert worker.retried == [4, 2]
@@ -117,8 +110,7 @@ async def test_request_of_which_not_one_row_has_room_fails_with_a_text_that_says
 
     worker = rig.new_worker(on_run=no_room_for_13)
     asked = [rig.ask(float(i), float(i)) for i in (11, 12, 13, 14)]
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     (error,) = asked[2].ends
     assert isinstance(error, ModelFailed)
     assert "cuda:0 is out of memory: it has no room for this request, not even in pieces of 1 row" in str(
@@ -137,8 +129,7 @@ async def test_each_lowering_is_one_warning_that_names_model_device_rows_and_men
     for i in range(16):
         rig.ask(float(i))
     with caplog.at_level(logging.WARNING, "foldserve.worker"):
-        for _ in range(4):
-            worker.loops[0].turn()
+        rig.work(worker)
     (record,) = caplog.records
     text = record.getMessage()
     assert "model m0: cuda:0 has no room for a batch of 8 rows (no room for 8 rows)" in text
@@ -162,8 +153,7 @@ async def test_ceiling_rises_when_it_is_time_and_batches_are_as_large_as_before(
     def turn() -> list[int]:
         asked = [rig.ask(float(i)) for i in range(8)]
         while not all(request.ends for request in asked):
-            worker.loops[0].turn()
-            rig.dispatcher.receive()
+            rig.work(worker)
         assert all(request.right for request in asked)
         return sizes(worker)
 
@@ -188,12 +178,11 @@ async def test_long_rows_of_one_client_leave_the_batches_of_short_rows_as_they_a
 
     worker = rig.new_worker(on_run=little_room)
     long_rows = rig.ask(*map(float, range(8)), length=20)
-    worker.loops[0].turn()
+    rig.work(worker)
     short_rows = rig.ask(*map(float, range(8)), length=5)
-    worker.loops[0].turn()
+    rig.work(worker)
     again = rig.ask(*map(float, range(8)), length=20)
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     assert all(request.right for request in (long_rows, short_rows, again))
     assert sizes(worker) == [8, 4, *[2] * 4, 8, *[2] * 4]
     assert worker.ceilings == [4, 2]
@@ -211,8 +200,7 @@ async def test_outputs_that_the_session_writes_over_at_its_next_run_are_kept() -
 
     worker = rig.new_worker(on_run=into_the_same_memory, buckets=(4, 8))
     request = rig.ask(*map(float, range(19)))
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     assert request.right
 
 
@@ -221,8 +209,7 @@ async def test_pieces_whose_outputs_differ_in_their_dims_make_no_answer() -> Non
     rig = Rig(DYNAMIC, max_batch_size=4)
     request = rig.ask(*map(float, range(6)), length=3)
     worker = rig.new_worker(on_run=lambda x: np.zeros((len(x), len(x)), np.float32))
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     (error,) = request.ends
     assert isinstance(error, ModelFailed)
     assert "rows of [2] in one piece of the request and of [4] in another" in str(error)
@@ -242,8 +229,7 @@ async def test_whatever_runs_passes_through_the_sessions_own_memory(rows: int) -
         pinned=True,
     )
     request = rig.ask(*map(float, range(rows)))
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     assert request.right
     assert len(seen) == -(-rows // 8)
     assert all(seen)
@@ -259,8 +245,7 @@ async def test_without_such_memory_a_request_that_fills_its_batch_is_run_where_i
     arena = np.frombuffer(worker.shared.arenas[0], np.uint8)
     worker.sessions[0].on_run = lambda x: seen.append(np.shares_memory(x, arena))
     request = rig.ask(*map(float, range(8)))
-    worker.loops[0].turn()
-    rig.dispatcher.receive()
+    rig.work(worker)
     assert request.right
     assert seen == [True]
 
@@ -278,8 +263,7 @@ async def test_lost_device_settles_nothing_and_ends_the_loop() -> None:
     worker = rig.new_worker(on_run=lost)
     asked = [rig.ask(float(i)) for i in range(4)]
     with pytest.raises(DeviceLost):
-        worker.loops[0].turn()
-    rig.dispatcher.receive()
+        rig.work(worker)
     assert [request.ends for request in asked] == [[]] * 4
     assert sizes(worker) == [4]  # not halved: it is no request's fault
 

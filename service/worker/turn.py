@@ -1,0 +1,96 @@
+"""Whose turn it is to read a model's queue, as one instance sees it: transport/queues.py says what a turn is."""
+
+import os
+from abc import abstractmethod
+from typing import Final, TypeAlias
+
+from service.transport.board import MappedBoard
+from service.transport.queues import ModelQueue
+from service.transport.records import PIPE_BUF, TURN_STRUCT
+
+Packed: TypeAlias = bytes
+"""Whole tickets, one after the other."""
+
+_NOTHING: Final = b""
+
+
+class Turn:
+    """One instance's. Used by its thread alone."""
+
+    may_read: bool
+    """Whether the pipe of tickets may be read now: otherwise there is only what take() gave."""
+
+    @abstractmethod
+    def take(self, wait: bool) -> Packed | None:
+        """Have the turn: the tickets that came with it, which are older than any in the pipe.
+
+        None when it is another's, which only happens without `wait`.
+        """
+
+    @abstractmethod
+    def give(self, tickets: Packed) -> None:
+        """Pass the turn on, and with it tickets that were read and are not used: TICKETS_PER_TURN at most."""
+
+
+class SoleTurn(Turn):
+    """Of a queue's only reader: always its own."""
+
+    def __init__(self) -> None:
+        self.may_read = True
+        self._kept: Packed = _NOTHING
+
+    def take(self, wait: bool) -> Packed | None:
+        """See Turn."""
+        return self._kept
+
+    def give(self, tickets: Packed) -> None:
+        """See Turn."""
+        self._kept = tickets
+
+
+class SharedTurn(Turn):
+    """Of one of several readers."""
+
+    def __init__(self, queue: ModelQueue, board: MappedBoard, model: int) -> None:
+        assert queue.turn_reader is not None
+        self.may_read = False
+        self._queue = queue
+        self._valid = board.turn
+        self._model = model
+        self._generation = 0
+        self._kept: Packed = _NOTHING
+        """Tickets that came with a turn which was replaced: nobody else knows of them."""
+        self._fd = queue.turn_reader.fd
+        # The same pipe once more, for a description with flags of its own.
+        self._fd_without_waiting = os.open(
+            f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+
+    def take(self, wait: bool) -> Packed | None:
+        """See Turn. Tickets of a turn that was replaced are given without one."""
+        while not self._kept and not self.may_read:
+            try:
+                # Who waits in read(2) waits alone for each packet: one write wakes one instance.
+                data = os.read(self._fd if wait else self._fd_without_waiting, PIPE_BUF)
+            except BlockingIOError:
+                return None
+            self._generation = TURN_STRUCT.unpack_from(data)[0]
+            self.may_read = self._is_valid()
+            self._kept = data[TURN_STRUCT.size :]
+        kept, self._kept = self._kept, _NOTHING
+        return kept
+
+    def give(self, tickets: Packed) -> None:
+        """See Turn."""
+        given = self.may_read and self._is_valid() and self._queue.give_turn(self._generation, tickets)
+        self.may_read = False
+        if not given:
+            self._kept = tickets
+
+    def _is_valid(self) -> bool:
+        return self._valid[self._model] == self._generation
+
+
+def turn_of(queue: ModelQueue, board: MappedBoard, model: int) -> Turn:
+    """An instance's turn to read a model's queue."""
+    return SoleTurn() if queue.readers == 1 else SharedTurn(queue, board, model)

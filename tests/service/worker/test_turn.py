@@ -1,0 +1,70 @@
+"""Whose turn it is: one reader's always; of several, that of the one who has the valid packet."""
+
+from service.transport.board import Board, Dimensions, MappedBoard
+from service.transport.queues import ModelQueue
+from service.worker.turn import SharedTurn, SoleTurn, turn_of
+
+
+def board() -> MappedBoard:
+    return Board(Dimensions(1, 1, 1, 1)).map()
+
+
+def test_sole_reader_may_always_read_and_keeps_what_it_could_not_use() -> None:
+    turn = turn_of(ModelQueue(1), board(), 0)
+    assert isinstance(turn, SoleTurn)
+    assert turn.take(True) == b""
+    turn.give(b"left")
+    assert turn.may_read
+    assert turn.take(False) == b"left"
+
+
+def test_only_one_of_two_has_the_turn_and_what_it_leaves_goes_to_the_other() -> None:
+    queue, shared = ModelQueue(2), board()
+    first, second = SharedTurn(queue, shared, 0), SharedTurn(queue, shared, 0)
+    assert first.take(False) == b""
+    assert (first.may_read, second.take(False)) == (True, None)
+    first.give(b"left")
+    assert not first.may_read
+    assert second.take(True) == b"left"
+    assert second.may_read
+    assert first.take(False) is None
+
+
+def test_replaced_turn_is_not_passed_on_and_the_tickets_in_hand_are_kept() -> None:
+    queue, shared = ModelQueue(2), board()
+    stopped, other = SharedTurn(queue, shared, 0), SharedTurn(queue, shared, 0)
+    assert stopped.take(False) == b""
+    shared.turn[0] += 1
+    queue.give_turn(shared.turn[0])
+    assert other.take(False) == b""  # goes on without the one that does not move
+    stopped.give(b"in hand")
+    other.give(b"")
+    assert stopped.take(True) == b"in hand"
+    assert not stopped.may_read  # it has these, and not the turn
+    stopped.give(b"")
+    assert other.take(False) == b""
+    assert other.may_read
+
+
+def test_packet_of_an_old_generation_gives_its_tickets_and_no_turn() -> None:
+    queue, shared = ModelQueue(2), board()
+    turn = SharedTurn(queue, shared, 0)
+    assert turn.take(False) == b""
+    turn.give(b"left")
+    shared.turn[0] += 1
+    queue.give_turn(1)
+    assert turn.take(False) == b"left"
+    assert not turn.may_read
+    turn.give(b"")
+    assert turn.take(False) == b""
+    assert turn.may_read
+
+
+def test_empty_packet_of_an_old_generation_is_passed_over() -> None:
+    queue, shared = ModelQueue(2), board()
+    shared.turn[0] = 5
+    turn = SharedTurn(queue, shared, 0)
+    assert turn.take(False) is None
+    queue.give_turn(5)
+    assert turn.take(False) == b""
+    assert turn.may_read
