@@ -19,8 +19,8 @@ The life of a request:
  5. The instance of the model whose turn it is, a thread in some worker, reads tickets until their rows make a batch of
     agreeing shapes, and passes the turn on (worker/collect.py, turn.py). Their slots are marked as taken; the late and
     the given-up are dropped (worker/take.py).
- 6. Their rows are gathered, padded to a bucket and run, and the outputs scattered back into the slots (worker/run.py, buckets.py, backends/). A run that
-    raises is halved until the guilty request is alone.
+ 6. Their rows are gathered, padded to a bucket and run, and the outputs scattered back into the slots (worker/run.py,
+    buckets.py, backends/). A run that raises is halved until the guilty request is alone.
  7. The slots are marked as done, and a record for each goes into its API server's pipe (worker/take.py).
  8. The API server's event loop reads it, the answer is encoded out of the slot and written, the place is free again
     (dispatch.py, fastpath/exchange.py), and the request is counted (request_ring.py, metrics.py).

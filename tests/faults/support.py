@@ -155,8 +155,9 @@ async def until_restarted(server: ServerProcess, count: int, deaths: int) -> Non
 class Caller:
     """One connection that asks again and again, one request at a time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, model: str = "linear") -> None:
         parts = urlsplit(url)
+        self.model = model
         self.host, self.port = parts.hostname, parts.port
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter
@@ -167,7 +168,12 @@ class Caller:
 
     def send(self, row: list[float], *headers: str) -> None:
         body = json.dumps({"inputs": [row]}).encode()
-        lines = ["POST /predict/linear HTTP/1.1", "host: x", "content-type: application/json", *headers]
+        lines = [
+            f"POST /predict/{self.model} HTTP/1.1",
+            "host: x",
+            "content-type: application/json",
+            *headers,
+        ]
         self.writer.write("\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body)
 
     async def receive(self) -> tuple[int, dict[str, str], bytes]:
@@ -191,8 +197,8 @@ class Caller:
 class SteadyLoad:
     """Connections that ask without a pause; `async with`. Rows count up, so that no two requests are the same."""
 
-    def __init__(self, url: str, connections: int) -> None:
-        self.callers = [Caller(url) for _ in range(connections)]
+    def __init__(self, url: str, connections: int, model: str = "linear") -> None:
+        self.callers = [Caller(url, model) for _ in range(connections)]
         self.right = 0
         self.wrong: list[str] = []
         self.broken: list[int] = []

@@ -127,7 +127,7 @@ def test_run_past_its_limit_ends_the_worker_and_only_the_request_that_hangs_fail
         assert (answers[0][0], answers[0][2]["code"]) == (500, "model_crashed")
         for row, (status, _, answer) in zip(rows[1:], answers[1:], strict=True):
             assert (status, answer.get("outputs")) == (200, {"y": [expected(row)]})
-        assert "has been busy with one run for more than 1 s" in server.output
+        assert "has been busy with one step for more than 1 s" in server.output
 
 
 def test_client_that_leaves_the_queue_frees_its_place_before_any_batch(
