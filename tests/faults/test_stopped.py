@@ -1,4 +1,4 @@
-"""Processes that are stopped, not dead: idle, with the turn to read a queue, or API servers. Nobody waits long for them."""
+"""Processes that are stopped, not dead: idle, with the turn to read a queue, or API servers. Nobody waits long."""
 
 import asyncio
 import contextlib
