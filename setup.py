@@ -17,6 +17,7 @@ COMPILED = (
     "service/dispatch_engine.py",
     "service/fastpath/exchange.py",
     "service/fastpath/heads.py",
+    "service/forecast.py",
     "service/request_ring.py",
     "service/ticketed.py",
     "service/transport/extents.py",
@@ -29,6 +30,7 @@ COMPILED = (
     "service/worker/loop.py",
     "service/worker/run.py",
     "service/worker/take.py",
+    "service/worker/times.py",
     "service/worker/turn.py",
 )
 """What runs for every request. Not here: classes that travel to a spawned process (compiled ones cannot be pickled),

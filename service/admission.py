@@ -1,81 +1,115 @@
 """Whether a request may enter a model's queue: bounds, forecast and Retry-After. Decides only.
 
 No clock, memory or HTTP here: callers pass numbers in, so that each case is a plain unit test.
+
+Rows in the line: a request of more rows than a batch may have is run a batch at a time between the others
+(worker/loop.py), so that it stands in their way with one batch, and counts as that.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from service.errors import DeadlinePassed, QueueFull
+from service.errors import DeadlinePassed, QueueFull, TooLarge
+from service.forecast import UNKNOWN, RunTime
+
+_UNKNOWN_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one model's queue may hold, over all API servers, running batches included."""
+    """What one model's queue may hold, over all API servers, running batches included.
+
+    max_request_rows: of one request; None = any number.
+    """
 
     max_rows: int
     max_bytes: int
+    max_request_rows: int | None = None
 
 
 class Load(NamedTuple):
     """What a model's queue holds now, and how quickly it is served.
 
-    batch_s, batch_rows: moving averages over recent batches, 0 before the first. max_batch_size: in rows.
-    instances: how many take from the queue, over all workers.
+    rows: in the line. large: whether a large request of the same API server is among them.
+    run_time: what a batch takes at best. max_batch_size: in rows. instances: how many take from the queue, over all
+    workers.
     """
 
     rows: int
     nbytes: int
-    batch_s: float
-    batch_rows: float
     max_batch_size: int
     instances: int
+    run_time: RunTime = UNKNOWN
+    large: bool = False
 
     def wait_s(self, rows: int) -> float:
-        """Seconds until `rows` more rows behind this load are answered at best: 0 while nothing was measured.
+        """Seconds until a request of `rows` rows behind this load is answered at best: 0 while nothing was measured.
 
-        At best, because a request is refused on it: the rows that wait may fill every batch, however small the
-        recent ones were.
+        At best, because a request is refused on it: the rows that wait may fill every batch, and every instance may
+        take its part.
         """
-        return max((self.rows + rows) * self.row_s(), self.batch_s)
+        in_line = self.rows + min(rows, self.max_batch_size)
+        return max(self.time_for(in_line) if self.run_time.known else 0.0, self.own_s(rows))
+
+    def own_s(self, rows: int) -> float:
+        """Seconds that its own rows take at best, one batch after the other."""
+        batches, rest = divmod(rows, self.max_batch_size)
+        run = self.run_time
+        return (batches * run.of(self.max_batch_size) + (run.of(rest) if rest else 0)) / 1e9
 
     def row_s(self) -> float:
-        """Seconds per row that waits, with full batches: 0 while nothing was measured."""
-        if not self.batch_rows:
-            return 0.0
-        return self.batch_s / (max(self.batch_rows, self.max_batch_size) * self.instances)
+        """Seconds per row in the line, with full batches: 0 while nothing was measured."""
+        return self.run_time.of(self.max_batch_size) / 1e9 / (self.max_batch_size * self.instances)
 
     def time_for(self, rows: int) -> float:
         """Seconds in which `rows` rows leave the queue; 1 while nothing was measured."""
-        return rows / (self.batch_rows * self.instances) * self.batch_s if self.batch_rows else 1.0
+        return rows * self.row_s() if self.run_time.known else _UNKNOWN_RETRY_S
+
+
+def is_large(rows: int, nbytes: int, max_batch_size: int, bounds: Bounds) -> bool:
+    """Whether a request is more than a batch may have, or than the queue may hold."""
+    return rows > max_batch_size or nbytes > bounds.max_bytes
 
 
 def admit(model: str, rows: int, nbytes: int, load: Load, bounds: Bounds, budget_s: float | None) -> None:
     """Raise unless a request of `rows` rows and `nbytes` bytes may enter.
 
+    What is alone is always let in: a bound may be smaller than what it bounds, and a forecast that is wrong can only be
+    corrected by a run.
+
     Args:
         budget_s: seconds until its deadline, or None.
-    Raises: QueueFull with the time after which there should be room; DeadlinePassed when the forecast says
-        that the answer cannot be there in time.
+    Raises: TooLarge when it never could; QueueFull with the time after which there should be room; DeadlinePassed when
+        the forecast says that the answer cannot be there in time, or that time is over.
     """
-    # A request larger than the whole bound is let in when nothing else is there: it could never enter otherwise.
-    if load.rows and load.rows + rows > bounds.max_rows:
-        excess = load.rows + rows - bounds.max_rows
+    if bounds.max_request_rows is not None and rows > bounds.max_request_rows:
+        raise TooLarge(
+            f"the request has {rows} rows; model {model!r} takes at most {bounds.max_request_rows} in one request "
+            "(queue.max_rows_per_request); send them in several requests"
+        )
+    if budget_s is not None and budget_s <= 0.0:
+        raise DeadlinePassed.after(None)
+    if not load.rows:
+        return
+    in_line = min(rows, load.max_batch_size)
+    # A large request has a place of its own in the line: among many small ones it would never find room.
+    has_a_place = is_large(rows, nbytes, load.max_batch_size, bounds) and not load.large
+    if load.rows + in_line > bounds.max_rows and not has_a_place:
         raise QueueFull(
             f"model {model!r} has {load.rows} rows waiting and takes at most {bounds.max_rows}; "
             f"these {rows} do not fit; try again after the time in Retry-After",
-            retry_after_s=load.time_for(excess),
+            retry_after_s=load.time_for(load.rows + in_line - bounds.max_rows),
         )
-    if load.nbytes and load.nbytes + nbytes > bounds.max_bytes:
+    if load.nbytes + nbytes > bounds.max_bytes and not has_a_place:
         raise QueueFull(
             f"model {model!r} has {load.nbytes} bytes waiting and takes at most {bounds.max_bytes}; "
             f"these {nbytes} do not fit; try again after the time in Retry-After",
             retry_after_s=load.time_for(max(1, load.rows // 2)),
         )
     if budget_s is not None:
-        forecast = load.wait_s(rows)
-        if forecast > budget_s:
+        forecast_s = load.wait_s(rows)
+        if forecast_s > budget_s:
             raise DeadlinePassed(
-                f"model {model!r} would answer in about {forecast * 1000:.0f} ms, after the {budget_s * 1000:.0f} ms "
+                f"model {model!r} would answer in about {forecast_s * 1000:.0f} ms, after the {budget_s * 1000:.0f} ms "
                 "that the request allows; allow more time (X-Timeout-Ms) or try again later"
             )

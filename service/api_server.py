@@ -157,7 +157,7 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
                     model=entry.name,
                     version=artifact.version,
                     layout=Layout(artifact.signature),
-                    bounds=Bounds(queue.max_rows, queue.max_bytes),
+                    bounds=Bounds(queue.max_rows, queue.max_bytes, queue.max_rows_per_request),
                     timeout_s=min(queue.timeout_s, settings.request_timeout_s or queue.timeout_s),
                     instances=entry.config.instances * workers,
                     max_batch_size=artifact.max_batch_size,

@@ -27,6 +27,11 @@ class BodyMemory:
 
     def take(self, nbytes: int) -> None:
         """Count bytes that came. Raises QueueFull when they are too many, and counts nothing then."""
+        if nbytes > self.limit_bytes:
+            raise TooLarge(
+                f"a body of {nbytes} bytes that comes in parts finds no room; all that are being received may hold "
+                f"{self.limit_bytes} together; send less at once, or have --receive-bytes raised"
+            )
         if self.used_bytes + nbytes > self.limit_bytes:
             raise QueueFull(
                 f"the bodies that are being received hold {self.used_bytes} of {self.limit_bytes} bytes, and "

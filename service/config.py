@@ -8,7 +8,7 @@ that does not start.
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -298,6 +298,7 @@ def load_settings(
     in_file = _read_file(path, problems) if path else {}
     problems.extend(_misspelled(environ))
     values: dict[str, Any] = {}
+    given: set[str] = set()
     for setting in SETTINGS:
         from_environ = environ.get(setting.env)
         if from_environ is not None and _KUBERNETES_LINK.match(from_environ):
@@ -309,6 +310,8 @@ def load_settings(
             (f"{setting.name} (default)", setting.default),
         )
         source, value = next(((source, value) for source, value in sources if value is not None), ("", None))
+        if not source.endswith("(default)"):
+            given.add(setting.name)
         if value is None:
             values[setting.name] = None
             continue
@@ -316,9 +319,28 @@ def load_settings(
             values[setting.name] = setting.parse(value)
         except ValueError as error:
             problems.append(f"{source} is {str(value)!r}; expected {error}")
+    _follow_the_largest_body(values, given, problems)
     if problems:
         raise ConfigError(*problems)
     return ServeSettings(**values)
+
+
+def _follow_the_largest_body(values: dict[str, Any], given: Container[str], problems: list[str]) -> None:
+    """Have what holds bodies hold the largest one: by its default where it is not set, else a problem is told."""
+    body = values.get("max_body_bytes")
+    if body is None:
+        return
+    for name in ("arena_bytes", "receive_bytes"):
+        setting, value = _BY_NAME[name], values.get(name)
+        if value is None or value >= body:
+            continue
+        if name in given:
+            problems.append(
+                f"{setting.flag} is {value} bytes, less than one body may have (--max-body-bytes, {body}); expected at "
+                f"least as much: raise it, or lower --max-body-bytes"
+            )
+        else:
+            values[name] = setting.default // _BY_NAME["max_body_bytes"].default * body
 
 
 def _read_file(path: str, problems: list[str]) -> Mapping[str, Any]:

@@ -9,17 +9,19 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from service.admission import Load, admit
-from service.errors import DeadlinePassed, Internal, ModelFailed, QueueFull, ServiceError
+from service.admission import Bounds, Load, admit
+from service.errors import DeadlinePassed, Internal, ModelFailed, QueueFull, ServiceError, TooLarge
+from service.forecast import RunTime, combined
 from service.lifecycle import State
 from service.ticketed import Lane, Ticketed
 from service.transport.arena import MappedArena
-from service.transport.board import READY, ROW_FRACTION, MappedBoard
+from service.transport.board import READY, MappedBoard
 from service.transport.queues import TicketWriter
 from service.transport.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
 from service.transport.slots import SlotPool
@@ -43,16 +45,19 @@ _log = logging.getLogger("foldserve.dispatch")
 class _View:
     """What the board says of a lane; good for one turn of the event loop.
 
-    rows, nbytes: queued by the other API servers. row_s, batch_s: seconds per queued row, and the least for any.
+    rows, nbytes: queued by the other API servers. row_s, batch_s: seconds per row in the line, and the least for any.
+    small_rows: requests of so many rows at most need no closer look.
     """
 
-    __slots__ = ("batch_s", "nbytes", "ready", "row_s", "rows")
+    __slots__ = ("batch_s", "nbytes", "ready", "row_s", "rows", "small_rows")
 
-    def __init__(self, ready: bool, load: Load, own_rows: int, own_bytes: int) -> None:
+    def __init__(self, ready: bool, load: Load, own_rows: int, own_bytes: int, bounds: Bounds) -> None:
         self.ready = ready
         self.rows, self.nbytes = load.rows - own_rows, load.nbytes - own_bytes
-        self.batch_s = load.batch_s
+        self.batch_s = load.run_time.of(1) / 1e9
         self.row_s = load.row_s()
+        most = bounds.max_request_rows
+        self.small_rows = load.max_batch_size if most is None else min(load.max_batch_size, most)
 
 
 class Dispatcher:
@@ -98,6 +103,7 @@ class Dispatcher:
         self._requests = [0] * len(lanes)
         self._rows = [0] * len(lanes)
         self._bytes = [0] * len(lanes)
+        self._large = [0] * len(lanes)
         self._api_servers = range(board.dimensions.api_servers)
         self._workers = range(board.dimensions.workers)
         self._loop = asyncio.get_running_loop()
@@ -127,16 +133,14 @@ class Dispatcher:
             if api != self.index:
                 rows += board.queued_rows[api, m]
                 nbytes += board.queued_bytes[api, m]
-        batch_ns = batch_rows = measured = 0
-        for worker in self._workers:
-            if board.batch_rows[worker, m]:
-                measured += 1
-                batch_rows += board.batch_rows[worker, m]
-                batch_ns += board.batch_ns[worker, m]
-        if not measured:
-            return Load(rows, nbytes, 0.0, 0.0, lane.max_batch_size, lane.instances)
-        batch_s, average = batch_ns / measured / 1e9, batch_rows / measured / ROW_FRACTION
-        return Load(rows, nbytes, batch_s, average, lane.max_batch_size, lane.instances)
+        run_time = combined(
+            [
+                (RunTime(*board.run_time(worker, m)), board.run_measured_ns[worker, m])
+                for worker in self._workers
+            ],
+            time.monotonic_ns(),
+        )
+        return Load(rows, nbytes, lane.max_batch_size, lane.instances, run_time, self._large[m] > 0)
 
     def output_room(self, lane: Lane, rows: int, dims: Sequence[int], input_bytes: int) -> int:
         """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
@@ -149,10 +153,12 @@ class Dispatcher:
     def reserve(self, request: Ticketed, input_bytes: int, output_bytes: int) -> memoryview:
         """Give the request a place with this room; return the bytes of its inputs, to be filled.
 
-        Raises: QueueFull when the arena has no slot or no such room left.
+        Raises: TooLarge when there would be no such room if nobody else were there; QueueFull when the arena has no
+            slot or no such room left.
         """
         place = None if self._over_its_share(request.lane) else self._pool.take(input_bytes, output_bytes)
         if place is None:
+            self._check_fits(request, input_bytes, output_bytes)
             raise QueueFull(
                 f"a request of {input_bytes} bytes finds no room: {len(self.in_flight)} requests are in flight and "
                 f"{self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
@@ -160,6 +166,23 @@ class Dispatcher:
             )
         request.place = place
         return place.inputs
+
+    def _check_fits(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
+        """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""
+        size = self.arena.data_bytes
+        if self._pool.could_hold(input_bytes, output_bytes):
+            return
+        needed, rows = input_bytes + output_bytes, request.rows
+        fitting = rows * size // needed
+        # What a row takes is rounded up, and so is what was counted: a little less surely fits.
+        advice = (
+            f"send {fitting * 3 // 4} rows or fewer at once" if fitting * 3 // 4 > 0 else "send smaller rows"
+        )
+        raise TooLarge(
+            f"the request takes {input_bytes} bytes and its answer {output_bytes}, {needed} together; the server has "
+            f"{size} for all requests under way; "
+            f"{advice if rows else 'send less at once'}, or have --arena-bytes raised"
+        )
 
     def _over_its_share(self, lane: Lane) -> bool:
         """Whether the arena is scarce and this model has its part of it: one busy model must not shut out another."""
@@ -182,8 +205,8 @@ class Dispatcher:
         arrays = [inputs[spec.name] for spec in layout.signature.inputs]
         dims = layout.dims_of([array.shape for array in arrays]) if layout.dynamic_dims else ()
         nbytes = layout.input_bytes(rows, dims)
-        memory = self.reserve(request, nbytes, self.output_room(request.lane, rows, dims, nbytes))
         request.rows, request.dims = rows, dims
+        memory = self.reserve(request, nbytes, self.output_room(request.lane, rows, dims, nbytes))
         for (offset, _), array in zip(layout.input_places(rows, dims), arrays, strict=True):
             memory[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8).data
 
@@ -205,7 +228,8 @@ class Dispatcher:
         # What admit() asks, in the few operations that nearly every request gets by with.
         waiting = self._rows[m] + view.rows + rows
         if (
-            waiting > bounds.max_rows
+            rows > view.small_rows
+            or waiting > bounds.max_rows
             or self._bytes[m] + view.nbytes + nbytes > bounds.max_bytes
             or waiting * view.row_s >= budget_s
             or view.batch_s >= budget_s
@@ -214,7 +238,7 @@ class Dispatcher:
         request.queued_ns, request.deadline_ns = now_ns, deadline_ns
         self.in_flight[place.slot] = request
         self._requests[m] += 1
-        self._count(m, rows, nbytes)
+        self._count(request, 1)
         self.enqueue(request)
         if deadline_ns < self.watch.next_ns:
             self.watch.by(deadline_ns, now_ns)
@@ -222,7 +246,7 @@ class Dispatcher:
     def _view(self, lane: Lane) -> _View:
         """The lane's view; kept when the end of this turn, which forgets it, is planned."""
         m = lane.index
-        view = _View(self.ready(lane), self.load(lane), self._rows[m], self._bytes[m])
+        view = _View(self.ready(lane), self.load(lane), self._rows[m], self._bytes[m], lane.bounds)
         if self._flush_planned:
             self._views[m] = view
             self._viewed.append(m)
@@ -319,7 +343,7 @@ class Dispatcher:
             place.set_given_up(False)
             self.release(request)
             return
-        self._count(request.lane.index, -request.rows, -len(place.inputs))
+        self._count(request, -1)
         if error is not None:
             self.release(request)
         try:
@@ -343,7 +367,7 @@ class Dispatcher:
         elif not request.given_up:
             request.given_up = True
             place.set_given_up(True)
-            self._count(request.lane.index, -request.rows, -len(place.inputs))
+            self._count(request, -1)
             self._plan_flush()  # the board tells others of the room
 
     def _expire(self, request: Ticketed) -> None:
@@ -398,15 +422,26 @@ class Dispatcher:
         assert request.place is not None
         if self._pool.widen(request.place, needed):
             self.enqueue(request)
+            return
+        full = QueueFull(f"the answer needs {needed} bytes and there is no such room; try again")
+        try:
+            self._check_fits(request, len(request.place.inputs), needed)
+        except TooLarge as never:
+            self.settle(request, never)
         else:
-            self.settle(
-                request, QueueFull(f"the answer needs {needed} bytes and there is no such room; try again")
-            )
+            self.settle(request, full)
 
-    def _count(self, lane: int, rows: int, nbytes: int) -> None:
-        self._rows[lane] += rows
-        self._bytes[lane] += nbytes
-        self._changed.add(lane)
+    def _count(self, request: Ticketed, sign: int) -> None:
+        """Count a request that waits or runs, or count it no longer (-1)."""
+        lane, rows = request.lane, request.rows
+        assert request.place is not None
+        m, nbytes = lane.index, len(request.place.inputs)
+        if rows > lane.max_batch_size or nbytes > lane.bounds.max_bytes:  # admission.is_large
+            self._large[m] += sign
+            rows = min(rows, lane.max_batch_size)
+        self._rows[m] += sign * rows
+        self._bytes[m] += sign * nbytes
+        self._changed.add(m)
 
     def _show(self) -> None:
         board, me = self.board, self.index

@@ -35,11 +35,13 @@ class VersionPolicy:
 class QueueConfig:
     """Bounds of a model's queue; past them a request is answered 429.
 
-    max_rows, max_bytes: rows and input bytes that may wait. timeout_s: how long a request may take from being
+    max_rows, max_bytes: rows and input bytes that may wait. max_rows_per_request: more in one request are answered 413;
+    None = any number. timeout_s: how long a request may take from being
     queued to its answer when the client sets no bound of its own.
     """
 
     max_rows: int
+    max_rows_per_request: int | None
     max_bytes: int
     timeout_s: float
 
@@ -127,6 +129,7 @@ def parse_model_config(given: Any, where: str) -> ModelConfig:
         queue=QueueConfig(
             max_rows=values["queue.max_rows"],
             max_bytes=values["queue.max_bytes"],
+            max_rows_per_request=values["queue.max_rows_per_request"],
             timeout_s=values["queue.timeout_ms"] / 1000,
         ),
         instances=values["instances"] or 1,
@@ -278,6 +281,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("max_queue_delay_ms", 0.0, "milliseconds, at least 0 (0 = take what waits)", _milliseconds(0)),
     Key("batch_buckets", (), "ascending whole numbers of rows, such as [1, 8, 32]", _buckets),
     Key("queue.max_rows", 1024, "a whole number of rows, at least 1", _whole(1)),
+    Key("queue.max_rows_per_request", None, "a whole number of rows, at least 1", _whole(1)),
     Key("queue.max_bytes", 256 * 2**20, "a whole number of bytes, at least 1", _whole(1)),
     Key("queue.timeout_ms", 30_000.0, "milliseconds, at least 1", _milliseconds(1)),
     Key("instances", None, "a whole number, at least 1", _whole(1)),

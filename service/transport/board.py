@@ -53,9 +53,6 @@ RETURNING: Final = 2
 SETTLE_NS: Final = 1_000_000
 """How long after a store of this process it is sure to be seen by all others, and theirs by it: ample."""
 
-ROW_FRACTION: Final = 256
-"""batch_rows counts in this part of a row."""
-
 Cells: TypeAlias = memoryview
 """Signed 8-byte integers, indexed by as many indices as the table has dims."""
 
@@ -73,8 +70,9 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "taken_ns": (of.workers, of.models),
         "turn": (of.models,),
         "alive_ns": (of.workers + of.api_servers,),
-        "batch_ns": (of.workers, of.models),
-        "batch_rows": (of.workers, of.models),
+        "run_fixed_ns": (of.workers, of.models),
+        "run_row_ns": (of.workers, of.models),
+        "run_measured_ns": (of.workers, of.models),
         "ceiling_rows": (of.workers, of.models),
     }
 
@@ -97,7 +95,8 @@ class MappedBoard:
     taken_ns: [worker, model] CLOCK_MONOTONIC when an instance last took tickets of the model (that worker's instances).
     turn: [model] the generation of the turn that is valid (supervisor); see queues.py.
     alive_ns: [worker, then API server] CLOCK_MONOTONIC when it last answered the supervisor's question (it).
-    batch_ns, batch_rows: [worker, model] moving averages of a batch's time, and of its rows in 256ths (that worker).
+    run_fixed_ns, run_row_ns: [worker, model] what a batch takes, and each of its rows (that worker's instances, and the
+        supervisor, once the worker is dead); see forecast.py. run_measured_ns: CLOCK_MONOTONIC of the last measurement.
     ceiling_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
         instances' (that worker); 0 while no more than max_batch_size bounds them (that worker, and the supervisor,
         once the worker is dead).
@@ -126,8 +125,9 @@ class MappedBoard:
         self.taken_ns = cells["taken_ns"]
         self.turn = cells["turn"]
         self.alive_ns = cells["alive_ns"]
-        self.batch_ns = cells["batch_ns"]
-        self.batch_rows = cells["batch_rows"]
+        self.run_fixed_ns = cells["run_fixed_ns"]
+        self.run_row_ns = cells["run_row_ns"]
+        self.run_measured_ns = cells["run_measured_ns"]
         self.ceiling_rows = cells["ceiling_rows"]
 
     def write_note(self, worker: int, model: int, text: str) -> None:
@@ -168,6 +168,16 @@ class MappedBoard:
         rows = [self.ceiling_rows[worker, model] for worker in range(self.dimensions.workers)]
         return min(filter(None, rows), default=0)
 
+    def run_time(self, worker: int, model: int) -> tuple[int, int]:
+        """What a batch of the model takes in that worker, and each of its rows."""
+        return self.run_fixed_ns[worker, model], self.run_row_ns[worker, model]
+
+    def write_run_time(self, worker: int, model: int, run_time: tuple[int, int], measured_ns: int) -> None:
+        """Tell everybody. The two cells are not written at once: a reader may see a new one with an old one, which both
+        were good forecasts."""
+        self.run_fixed_ns[worker, model], self.run_row_ns[worker, model] = run_time
+        self.run_measured_ns[worker, model] = measured_ns
+
     def answer(self, is_worker: bool, index: int) -> None:
         """Tell the supervisor, which has asked, that this worker or API server is alive."""
         self.alive_ns[index if is_worker else self.dimensions.workers + index] = time.monotonic_ns()
@@ -207,6 +217,7 @@ class MappedBoard:
             if self.ready[worker, model]:
                 self.ready[worker, model] = RETURNING
             self.ceiling_rows[worker, model] = 0
+            self.write_run_time(worker, model, (0, 0), 0)
             self.write_remarks(worker, model, ())
         for instance in range(self.dimensions.instances):
             self.busy_since_ns[worker, instance] = self.step_since_ns[worker, instance] = 0

@@ -12,7 +12,7 @@ import numpy as np
 from service import lifecycle
 from service.lifecycle import State
 from service.transport.arena import ATTEMPT_AT, ATTEMPT_STRUCT, HEADER, HELD_AT, QUEUED_STRUCT, MappedArena
-from service.transport.extents import ALIGNMENT, Extents
+from service.transport.extents import ALIGNMENT, Extents, rounded
 
 TEXT_ROOM: Final = 1024
 """Bytes of outputs that every place has at least: the text of an error must fit."""
@@ -50,7 +50,7 @@ class Place:
     def __init__(self, memory: memoryview, slot: int, key: tuple[int, int], span: tuple[int, int]) -> None:
         input_bytes, _ = key
         offset, size = span
-        input_room = -(-input_bytes // ALIGNMENT) * ALIGNMENT
+        input_room = _input_room(input_bytes)
         self.slot = slot
         # It goes on from what the slot had, in an earlier place or an earlier life: no old record can match.
         self.attempt = QUEUED_STRUCT.unpack_from(memory, slot * HEADER.itemsize + ATTEMPT_AT)[0]
@@ -105,6 +105,7 @@ class SlotPool:
         self._memory = arena.bytes
         slots = len(arena.state)
         self._slots = list(range(slots - 1, -1, -1))
+        self._data_bytes = arena.data_bytes
         self._extents = Extents(slots * HEADER.itemsize, arena.data_bytes)
         self._kept: dict[tuple[int, int], list[Place]] = {}
         self._kept_bytes = 0
@@ -128,6 +129,10 @@ class SlotPool:
             place = made
         place.set_state(_FILLING)
         return place
+
+    def could_hold(self, input_bytes: int, output_bytes: int) -> bool:
+        """Whether there is such room while nobody has any of it."""
+        return rounded(_input_room(input_bytes) + max(output_bytes, TEXT_ROOM)) <= self._data_bytes
 
     def give(self, place: Place) -> None:
         """Take back a place that no worker can touch."""
@@ -171,8 +176,7 @@ class SlotPool:
     def _make(self, key: tuple[int, int]) -> Place | None:
         if not self._slots:
             return None
-        input_room = -(-key[0] // ALIGNMENT) * ALIGNMENT
-        span = self._extents.take(input_room + max(key[1], TEXT_ROOM))
+        span = self._extents.take(_input_room(key[0]) + max(key[1], TEXT_ROOM))
         if span is None:
             return None
         return Place(self._memory, self._slots.pop(), key, span)
@@ -188,3 +192,8 @@ class SlotPool:
                 self._free(place)
         self._kept.clear()
         self._kept_bytes = 0
+
+
+def _input_room(input_bytes: int) -> int:
+    """Bytes from a place's start to its outputs."""
+    return -(-input_bytes // ALIGNMENT) * ALIGNMENT

@@ -32,11 +32,11 @@ class Collector:
 
     Args:
         window_ns: how long the first request of a batch may wait for others.
-        run_ns: how long a run takes: a window closes so early that no deadline passes for it.
+        run_ns: how long a run of so many rows takes: a window closes so early that no deadline passes for it.
     """
 
     def __init__(
-        self, reader: TicketReader, turn: Turn, taker: Taker, window_ns: int, run_ns: Callable[[], int]
+        self, reader: TicketReader, turn: Turn, taker: Taker, window_ns: int, run_ns: Callable[[int], int]
     ) -> None:
         self._reader = reader
         self._turn = turn
@@ -106,7 +106,7 @@ class Collector:
             # A deadline closes the window early enough for a run: nobody is made late by waiting for others.
             until_ns = min(
                 min(ticket.queued_ns for ticket in batch) + self._window_ns,
-                min(ticket.deadline_ns for ticket in batch) - 2 * self._run_ns(),
+                min(ticket.deadline_ns for ticket in batch) - 2 * self._run_ns(_rows(batch)),
             )
             left_ns = until_ns - time.monotonic_ns()
             if left_ns <= 0:

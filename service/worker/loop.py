@@ -8,36 +8,11 @@ import time
 from collections import deque
 
 from service.metrics import BatchReason, Metrics
-from service.transport.board import ROW_FRACTION, MappedBoard
 from service.worker.collect import Batch, Collector
 from service.worker.gate import Gate
 from service.worker.run import BatchRunner, LargeRun
 from service.worker.take import Taker
-
-
-class Averages:
-    """Moving averages of a model's batches on the board, for forecasts. One writer: this worker's instances."""
-
-    def __init__(self, board: MappedBoard, worker: int, model: int) -> None:
-        self._ns = board.batch_ns
-        self._rows = board.batch_rows
-        self._place = (worker, model)
-
-    @property
-    def batch_ns(self) -> int:
-        """What a batch takes."""
-        return self._ns[self._place]
-
-    def add(self, batch_s: float, rows: int) -> None:
-        """Count one batch, with a weight of an eighth."""
-        place = self._place
-        batch_ns, before = int(batch_s * 1e9), self._rows[place]
-        if before:
-            self._ns[place] += (batch_ns - self._ns[place]) // 8
-            # In 256ths, for an average of small whole numbers to move at all.
-            self._rows[place] += (rows * ROW_FRACTION - before) // 8
-        else:
-            self._ns[place], self._rows[place] = batch_ns, rows * ROW_FRACTION
+from service.worker.times import BatchTimes
 
 
 class InstanceLoop:
@@ -54,7 +29,7 @@ class InstanceLoop:
         collector: Collector,
         runner: BatchRunner,
         gate: Gate,
-        averages: Averages,
+        times: BatchTimes,
         metrics: Metrics,
     ) -> None:
         self._model = model
@@ -62,7 +37,7 @@ class InstanceLoop:
         self._collector = collector
         self._runner = runner
         self._gate = gate
-        self._averages = averages
+        self._times = times
         self._metrics = metrics
         self._large: deque[LargeRun] = deque()
 
@@ -102,7 +77,7 @@ class InstanceLoop:
             return
         began_s = time.monotonic()
         self._taker.step()
-        self._gate.begin(self._averages.batch_ns, self._runner.gather_ns)
+        self._gate.begin(self._times.run_ns(self._runner.bucket(rows)), self._runner.gather_ns)
         try:
             self._runner.run(tickets, batch.taken_ns)
         finally:
@@ -123,7 +98,7 @@ class InstanceLoop:
         began_s = time.monotonic()
         self._taker.hold(tickets, False)
         self._taker.step()
-        self._gate.begin(self._averages.batch_ns, self._runner.gather_ns)
+        self._gate.begin(self._times.run_ns(self._runner.max_batch_size), self._runner.gather_ns)
         try:
             rows = self._runner.run_on(large)
         finally:
@@ -137,5 +112,6 @@ class InstanceLoop:
             self._count(time.monotonic() - began_s, rows, "full")
 
     def _count(self, batch_s: float, rows: int, reason: BatchReason) -> None:
-        self._averages.add(batch_s, rows)
-        self._metrics.batch_finished(*self._model, rows, self._runner.padding(rows), reason)
+        padding = self._runner.padding(rows)
+        self._times.add(batch_s, rows + padding)
+        self._metrics.batch_finished(*self._model, rows, padding, reason)

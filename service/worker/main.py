@@ -33,9 +33,10 @@ from service.transport.transport import Transport
 from service.worker.collect import Collector
 from service.worker.gate import DeviceGate, Gate
 from service.worker.instance import Instance, end_without_device, end_without_room
-from service.worker.loop import Averages, InstanceLoop
+from service.worker.loop import InstanceLoop
 from service.worker.run import BatchRunner
 from service.worker.take import Shared, Taker
+from service.worker.times import BatchTimes
 from service.worker.turn import turn_of
 
 _log = logging.getLogger("foldserve.worker")
@@ -118,7 +119,7 @@ class _Version:
         self._gate = DeviceGate() if shares_device else Gate()
         self._layout = Layout(artifact.signature)
         self._ceiling = ModelCeiling(board, index, lane, artifact.max_batch_size)
-        self._averages = Averages(board, index, lane)
+        self._times = BatchTimes(board, index, lane)
         self._loaded: list[Instance] = []
 
     def load(self, first_instance: int) -> list[Instance]:
@@ -176,7 +177,7 @@ class _Version:
             turn_of(queue, shared.board, self._lane),
             taker,
             int(entry.config.max_queue_delay_s * 1e9),
-            lambda: self._averages.batch_ns,
+            self._times.run_ns,
         )
         runner = BatchRunner(
             entry.name,
@@ -190,7 +191,7 @@ class _Version:
             partial(worker.metrics.retried, *self._name),
             partial(self._ceiling.moved, instance),
         )
-        loop = InstanceLoop(self._name, taker, collector, runner, self._gate, self._averages, worker.metrics)
+        loop = InstanceLoop(self._name, taker, collector, runner, self._gate, self._times, worker.metrics)
         return loop, session.notes
 
 

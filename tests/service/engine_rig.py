@@ -23,9 +23,10 @@ from service.transport.queues import TicketReader, TicketWriter
 from service.transport.transport import Sizes, Transport
 from service.worker.collect import Collector
 from service.worker.gate import Gate
-from service.worker.loop import Averages, InstanceLoop
+from service.worker.loop import InstanceLoop
 from service.worker.run import BatchRunner
 from service.worker.take import Shared, Taker
+from service.worker.times import BatchTimes
 from service.worker.turn import turn_of
 
 FIXED = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))
@@ -238,13 +239,13 @@ class Rig:
             session = FakeSession(on_run, pinned=pinned)
             queue = self.transport.queues[lane.index]
             taker = Taker(shared, lane.index, lane.index)
-            averages = Averages(self.board, index, lane.index)
+            times = BatchTimes(self.board, index, lane.index)
             collector = Collector(
                 TicketReader(queue),
                 turn_of(queue, self.board, lane.index),
                 taker,
                 int(window_s * 1e9),
-                lambda averages=averages: averages.batch_ns,  # type: ignore[misc]
+                times.run_ns,
             )
             runner = BatchRunner(
                 lane.model,
@@ -262,7 +263,7 @@ class Rig:
             takers.append(taker)
             collectors.append(collector)
             loops.append(
-                InstanceLoop((lane.model, "1"), taker, collector, runner, Gate(), averages, metrics)  # type: ignore[arg-type]
+                InstanceLoop((lane.model, "1"), taker, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
             )
             self.board.ready[index, lane.index] = 1
         return RigWorker(

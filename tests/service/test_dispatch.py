@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import re
 import time
 
 import numpy as np
 import pytest
 
-from service.errors import DeadlinePassed, Internal, QueueFull, ServiceError
+from service.errors import DeadlinePassed, Internal, QueueFull, ServiceError, TooLarge
 from service.lifecycle import State
 from tests.service.engine_rig import DYNAMIC, FIXED, Rig
 from tests.service.test_recovery import on_loop
@@ -124,13 +125,35 @@ async def test_answers_that_outgrow_their_room_are_run_once_more_and_then_known(
 
 
 @on_loop
-async def test_answer_that_no_arena_can_hold_is_refused() -> None:
+async def test_answer_that_no_arena_can_hold_is_too_large_for_ever() -> None:
     rig = Rig(DYNAMIC, data_bytes=1 << 16)
     request = rig.ask(1.0)
     rig.new_worker(on_run=lambda x: np.zeros((1, 1 << 16), np.float32)).loops[0].turn(wait=False)
     rig.dispatcher.receive()
-    assert isinstance(request.ends[0], QueueFull)
+    (error,) = request.ends
+    assert isinstance(error, TooLarge)
+    assert "and its answer 262" in str(error)
     assert rig.all_free()
+
+
+@on_loop
+async def test_request_that_an_empty_arena_cannot_hold_is_too_large_and_told_what_fits() -> None:
+    rig = Rig(data_bytes=1 << 16, max_batch_size=100_000, max_rows=100_000)
+    with pytest.raises(
+        TooLarge, match=r"the request takes 80000 bytes and its answer \d+.*send (\d+) rows"
+    ) as refused:
+        rig.ask(*range(10_000))
+    fitting = int(re.search(r"send (\d+) rows", str(refused.value))[1])  # type: ignore[index]
+    assert fitting > 1000
+    rig.ask(*range(fitting))
+
+
+@on_loop
+async def test_request_that_finds_no_room_because_of_others_is_to_come_again() -> None:
+    rig = Rig(data_bytes=1 << 16, max_batch_size=100_000, max_rows=100_000)
+    rig.ask(*range(2_000))
+    with pytest.raises(QueueFull, match="try again later"):
+        rig.ask(*range(3_000))
 
 
 @on_loop
@@ -232,9 +255,9 @@ async def test_load_tells_the_batches_of_all_workers() -> None:
     rig = Rig()
     request = rig.ask(1.0, 2.0)
     load = rig.dispatcher.load(rig.lanes[0])
-    assert (load.rows, load.nbytes, load.batch_rows) == (2, 16, 0.0)
+    assert (load.rows, load.nbytes, load.run_time.known) == (2, 16, False)
     rig.new_worker().loops[0].turn(wait=False)
     rig.dispatcher.receive()
     load = rig.dispatcher.load(rig.lanes[0])
-    assert (load.rows, load.nbytes, load.batch_rows) == (0, 0, 2.0)
+    assert (load.rows, load.nbytes, load.run_time.known) == (0, 0, True)
     assert request.stages_s[0] > 0

@@ -3,7 +3,6 @@
 import time
 
 import numpy as np
-import pytest
 
 from service.lifecycle import State
 from tests.service.engine_rig import FIXED, Rig
@@ -160,15 +159,33 @@ async def test_requests_given_up_while_an_earlier_batch_ran_take_no_place() -> N
     assert rig.arena.state[0] == State.FREE
 
 
-@pytest.mark.parametrize(("values", "average"), [([8] * 50, 8.0), ([1] * 50, 1.0)])
-def test_averages_of_small_numbers_move(values: list[int], average: float) -> None:
-    from service.transport.board import Board, Dimensions
-    from service.worker.loop import Averages
+@on_loop
+async def test_board_learns_what_batches_take_and_forgets_it_when_the_worker_dies() -> None:
+    rig = Rig(workers=1, max_batch_size=8)
+    worker = rig.new_worker(on_run=lambda x: time.sleep(0.002 * len(x)))
+    for rows in (1, 8, 1, 8):
+        rig.ask(*range(rows))
+        rig.work(worker)
+    run_time = rig.dispatcher.load(rig.lanes[0]).run_time
+    assert 0.016 <= run_time.of(8) / 1e9 < 1.0  # at least what it sleeps; above, only how busy the machine is
+    assert run_time.of(1) < run_time.of(8)
+    rig.worker_dies(worker)
+    assert not rig.dispatcher.load(rig.lanes[0]).run_time.known
 
-    board = Board(Dimensions(1, 1, 1, 1)).map()
-    averages = Averages(board, 0, 0)
-    averages.add(0.001, 4)
-    for rows in values:
-        averages.add(0.002, rows)
-    assert board.batch_rows[0, 0] / 256 == pytest.approx(average, rel=0.1)
-    assert averages.batch_ns == pytest.approx(2_000_000, rel=0.1)
+
+@on_loop
+async def test_one_slow_batch_shuts_out_nobody_with_a_deadline() -> None:
+    rig = Rig(workers=1)
+    pauses = [0.2]
+    worker = rig.new_worker(on_run=lambda x: time.sleep(pauses.pop() if pauses else 0.001))
+    first = rig.ask(1.0)
+    rig.work(worker)
+    assert first.right
+    soon_ns = 150_000_000  # less than the slow one took, and far more than any other takes
+    for _ in range(3):
+        request = rig.ask(1.0, deadline_ns=time.monotonic_ns() + soon_ns)
+        rig.work(worker)
+        assert (
+            request.right or request.ends[0].code == "deadline_passed"
+        )  # a machine that is busy for so long
+    assert rig.dispatcher.load(rig.lanes[0]).run_time.of(1) < 200_000_000
