@@ -1,6 +1,7 @@
 """An answer as plain data, and the one shape of every error: {"error": what, "code": stable word}."""
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -16,6 +17,7 @@ class Answer:
     """What goes back to the client; Content-Length and the headers that every answer has are the front's.
 
     close: the connection cannot be used again, because the rest of the request's body will not be read.
+    rest: what follows `body`, of a body that is too large to be one object; used up while it is sent.
     """
 
     status: int
@@ -23,6 +25,12 @@ class Answer:
     content_type: str = JSON
     headers: Headers = ()
     close: bool = False
+    rest: deque[bytes] = field(default_factory=deque)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return len(self.body) + sum(map(len, self.rest))
 
 
 def json_answer(value: Any, status: int = 200, headers: Headers = ()) -> Answer:

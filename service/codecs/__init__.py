@@ -9,8 +9,9 @@ They know signatures and arrays, not HTTP, so any front can use them on any buff
 bytearray or a memoryview, and raw and npy arrays are views of it.
 """
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,23 +24,29 @@ from service.signature import Signature
 __all__ = [
     "BodyType",
     "Encoded",
+    "LaidOut",
     "TensorHeaders",
     "answer_type",
     "body_type",
     "check_kind",
     "decode",
     "encode",
+    "lay_out",
     "pick_outputs",
 ]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A body with the headers that describe it (Content-Type is the kind's value)."""
+    """A body with the headers that describe it (Content-Type is the kind's value).
+
+    rest: what follows `body`, of a body that is too large to be one object; used up while it is sent.
+    """
 
     kind: BodyType
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    rest: deque[bytes] = field(default_factory=deque)
 
 
 def decode(
@@ -109,3 +116,21 @@ def encode(
     headers = raw_codec.tensor_headers(name, signature.outputs_by_name[name].datatype, array.shape)
     body = raw_codec.encode(array) if kind is BodyType.RAW else npy_codec.encode(array)
     return Encoded(kind, body, headers)
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """A raw or npy body whose numbers still lie where they were: prefix and numbers, one after the other."""
+
+    prefix: bytes
+    numbers: memoryview
+    headers: tuple[tuple[str, str], ...]
+
+
+def lay_out(kind: BodyType, outputs: Mapping[str, np.ndarray], signature: Signature) -> LaidOut:
+    """What encode() makes of one output as RAW or NPY; nothing is copied that is little-endian and in order."""
+    ((name, given),) = outputs.items()
+    array = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("<"))
+    headers = raw_codec.tensor_headers(name, signature.outputs_by_name[name].datatype, array.shape)
+    prefix = b"" if kind is BodyType.RAW else npy_codec.header_of(array)
+    return LaidOut(prefix, array.reshape(-1).view(np.uint8).data, headers)

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from service.body import BodyMemory
 from service.call import Call
+from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.dispatch_engine import DispatchEngine
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
@@ -57,6 +58,7 @@ class Socket(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = bytearray()
+        self.largest_write = 0
         self.unsent_bytes = 0
         self.closing = self.aborted = False
         self.reading = True
@@ -64,6 +66,7 @@ class Socket(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.written += data
+        self.largest_write = max(self.largest_write, len(data))
 
     def is_closing(self) -> bool:
         return self.closing
@@ -107,26 +110,34 @@ class Answer:
 class House:
     """An API server without sockets. Make it on a running event loop."""
 
-    def __init__(self, **rig: Any) -> None:
+    def __init__(self, limit_bytes: int = LIMIT_BYTES, **rig: Any) -> None:
         self.rig = Rig(**rig)
         self.worker = self.rig.new_worker()
         self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
         self.lines: list[tuple[Call, int]] = []
         lane = self.rig.lanes[0]
         counters = {kind: self.metrics.answered_counter(PROTOCOLS[kind], "m0", "1") for kind in BodyType}
+        memory = self.rig.transport.arenas[0].memory
+        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info")
         self.shop = Shop(
             routes={PATH.encode(): Route(PATH, "/predict/{model}", lane, FIXED, counters)},
             dispatcher=self.rig.dispatcher,
+            codecs=self.codecs,
             metrics=self.metrics,
-            limit_bytes=LIMIT_BYTES,
-            receiving=Receiving(BodyMemory(1 << 20), 8),
+            limit_bytes=limit_bytes,
+            json_limit_bytes=limit_bytes,
+            receiving=Receiving(BodyMemory(max(1 << 20, limit_bytes)), 8),
             log_access=lambda call, status, _: self.lines.append((call, status)),
             heads=KnownHeads(),
             ids=RequestIds(),
             pace=Pace(time.monotonic),  # a thread that never has time to spare
         )
-        self.engine = DispatchEngine(self.rig.dispatcher, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()])
-        settings = replace(SETTINGS, max_body_bytes=LIMIT_BYTES, default_model="m0")
+        self.engine = DispatchEngine(
+            self.rig.dispatcher, self.codecs, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()]
+        )
+        settings = replace(
+            SETTINGS, max_body_bytes=limit_bytes, max_json_bytes=limit_bytes, default_model="m0"
+        )
         self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
         FastProtocol.shop = self.shop
         self.config = uvicorn.Config(

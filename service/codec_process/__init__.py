@@ -1,0 +1,29 @@
+"""Large bodies and answers are turned into arrays and text in a process of its own, one for each API server.
+
+Reading a megabyte of JSON takes ten milliseconds and more, in which Python lets nothing else of its process run; so
+what is larger than the bounds below does not happen on an API server's event loop.
+
+    orders.py    the messages between the two processes
+    work.py      the work itself, over the API server's arena
+    helper.py    the process: takes an order, works, asks for room, writes into it
+    client.py    the API server's side: the orders that wait, the process, what happens when it dies
+
+A body already lies in a place of the arena when it is to be decoded, and a model's outputs when they are to be encoded;
+what becomes of them goes into another place there. Between the processes go a few bytes for each:
+
+    API server -> helper    order: decode what lies here, or encode it
+    helper -> API server    sized: it takes so many bytes; or refused: why
+    API server -> helper    put it there; or drop it, nobody waits or there is no room
+    helper -> API server    done
+"""
+
+from typing import Final
+
+LARGE_JSON_BYTES: Final = 64 * 1024
+"""A longer JSON body. So much is decoded in 0.5 ms, or refused in 8 at the worst, where a core is quiet."""
+LARGE_ANSWER_BYTES: Final = 256 * 1024
+"""Outputs that hold more and are wanted as JSON. So much is encoded in 1.5 ms."""
+LARGE_COPY_BYTES: Final = 2 * 2**20
+"""A longer body, or longer outputs, whose bytes are copied as they are: about 1 ms a copy."""
+PIECE_BYTES: Final = 2**20
+"""What is copied in one turn of the event loop, of what is larger."""
