@@ -1,0 +1,140 @@
+"""The parts of the torture that load a server: each starts one, does its worst, and returns its counts."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from tests.e2e.server_process import wait_gone
+from tests.torture import models
+from tests.torture.asking import Clients
+from tests.torture.counts import NEVER, Counts
+from tests.torture.hogs import Hog, Hogs
+from tests.torture.running import check_calm, port_of, running
+from tests.torture.stalls import Prober
+from tests.torture.trouble import Appetite, trouble
+
+CONNECTIONS: Final = 32
+_STILL_LIMIT_S: Final = 240.0
+"""After its time, a part waits so long for what must still come; then the load stands still."""
+_QUIET_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a part goes on: for so many seconds, and until so many answers are verified and so much was harmed."""
+
+    seconds: float = 0.0
+    verified: int = 0
+    harms: int = 0
+
+    async def spend(self, clients: Clients, also: Callable[[], bool] = lambda: True) -> None:
+        """Let the clients ask for so long, and until the condition holds."""
+        counts, until_s = clients.counts, time.monotonic() + self.seconds
+        await clients.until(
+            lambda: (
+                time.monotonic() >= until_s
+                and counts.verified >= self.verified
+                and counts.kills + counts.stops >= self.harms
+                and also()
+            ),
+            self.seconds + _STILL_LIMIT_S,
+        )
+
+
+def unharmed(
+    folder: Path,
+    budget: Budget,
+    seed: int,
+    hogs: tuple[Hog, ...],
+    served: tuple[str, ...] = models.MODELS,
+) -> Counts:
+    """Nothing is killed: whatever is asked beside them, good requests get their own answers, and nobody waits long."""
+    counts = Counts("nothing killed")
+    repository = models.make_repository(folder / "repository", served)
+    with running(repository, folder / "output", counts) as family:
+        port, pids = port_of(family.server), family.server.api_servers()
+        with Prober(port, pids) as before:
+            time.sleep(_QUIET_S)  # the time in which nothing happens is what is measured
+        counts.quiet_ms = before["seen_ms"]
+        with Prober(port, pids) as prober:
+            asyncio.run(_ask_beside(Clients(port, counts, seed, served), budget, seed, hogs))
+        prober.put_into(counts)
+        check_calm(family.server, counts, served)
+    return counts
+
+
+async def _ask_beside(clients: Clients, budget: Budget, seed: int, hogs: tuple[Hog, ...]) -> None:
+    async with clients.asking(CONNECTIONS):
+        if not hogs:
+            await budget.spend(clients)
+            return
+        sent = Hogs(clients.port, clients.counts, seed, hogs)
+        with sent:
+            await budget.spend(clients, lambda: sent.rounds > 0)
+            await asyncio.to_thread(sent.stop)  # the clients ask on until its last answer is there
+
+
+def harmed(
+    folder: Path,
+    budget: Budget,
+    seed: int,
+    appetite: Appetite,
+    served: tuple[str, ...] = models.MODELS,
+    *,
+    part: str,
+    zero: tuple[str, ...] = NEVER,
+) -> Counts:
+    """Processes are killed and stopped: nobody gets a wrong answer or waits for ever, and all comes back."""
+    counts, chosen = Counts(part, zero), Random(seed)
+    repository = models.make_repository(folder / "repository", served)
+
+    async def run() -> None:
+        clients = Clients(0, counts, seed, served)
+        left = budget
+        async with clients.asking(CONNECTIONS):
+            for life in itertools.count(1):
+                began_s = time.monotonic()
+                if await _life(repository, folder / f"output-{life}", clients, left, appetite, chosen):
+                    return
+                left = Budget(left.seconds - (time.monotonic() - began_s), left.verified, left.harms)
+
+    asyncio.run(run())
+    return counts
+
+
+async def _life(
+    repository: Path, output: Path, clients: Clients, budget: Budget, appetite: Appetite, chosen: Random
+) -> bool:
+    """One server, until the budget is spent (True) or its supervisor is killed (False)."""
+    counts = clients.counts
+    with contextlib.ExitStack() as stack:
+        # In a thread, as all that blocks: the clients' answers come in meanwhile.
+        family = await asyncio.to_thread(stack.enter_context, running(repository, output, counts))
+        server = family.server
+        clients.port = port_of(server)
+        making = asyncio.create_task(trouble(family, appetite, counts, chosen))
+        spending = asyncio.create_task(budget.spend(clients))
+        await asyncio.wait((making, spending), return_when=asyncio.FIRST_COMPLETED)
+        killed = making.done() and making.result()
+        for task in (making, spending):
+            task.cancel()
+        await asyncio.gather(making, spending, return_exceptions=True)
+        if killed:
+            await asyncio.to_thread(_check_gone, family.seen, counts)
+            return False
+        await clients.stop()
+        await asyncio.to_thread(check_calm, server, counts, clients.served)
+        return True
+
+
+def _check_gone(pids: list[int], counts: Counts) -> None:
+    try:
+        wait_gone(pids)
+    except AssertionError as error:
+        counts.add("broken_promises", f"after the supervisor was killed: {error}")

@@ -1,0 +1,76 @@
+"""Kills and stops at random moments, of workers, API servers and the supervisor, on one server or one after another."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from tests.e2e.server_process import ServerProcess, alive
+from tests.torture.counts import Counts
+from tests.torture.family import Family
+
+_STOPPED_S: Final = (0.1, 3.0)
+
+
+@dataclass(frozen=True)
+class Appetite:
+    """How often each happens, per minute, and to whom: any of "worker", "api server", "supervisor"."""
+
+    kills: dict[str, float]
+    stops: dict[str, float]
+
+
+WORKERS: Final = Appetite(kills={"worker": 12.0}, stops={})
+"""What costs no request: only workers are killed, now and then all of them at once."""
+STOPS: Final = Appetite(kills={}, stops={"worker": 10.0, "api server": 10.0, "supervisor": 6.0})
+"""What costs nothing but time."""
+EVERYTHING: Final = Appetite(
+    kills={"worker": 12.0, "api server": 5.0, "supervisor": 1.2},
+    stops={"worker": 4.0, "api server": 4.0, "supervisor": 3.0},
+)
+
+
+async def trouble(family: Family, appetite: Appetite, counts: Counts, chosen: Random) -> bool:
+    """Make it until cancelled, or until the supervisor was killed. Returns: True then."""
+    wishes = [("kill", *wish) for wish in appetite.kills.items()]
+    wishes += [("stop", *wish) for wish in appetite.stops.items()]
+    per_s = sum(rate for _, _, rate in wishes) / 60.0
+    while True:
+        await asyncio.sleep(chosen.expovariate(per_s))  # the random moment
+        ((what, whom, _),) = chosen.choices(wishes, [rate for _, _, rate in wishes])
+        pids = await asyncio.to_thread(_pids, family.server, whom)
+        if not pids:
+            continue
+        if what == "kill":
+            together = pids if chosen.random() < 0.1 else [chosen.choice(pids)]
+            for pid in together:
+                await asyncio.to_thread(family.kill, pid)
+            if whom == "supervisor":
+                return True
+        else:
+            counts.stops += 1
+            await stopped(chosen.choice(pids), chosen.uniform(*_STOPPED_S))
+
+
+async def stopped(pid: int, seconds: float) -> None:
+    """SIGSTOP, and SIGCONT after so long whatever happens."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)  # how long it stands still
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _pids(server: ServerProcess, whom: str) -> list[int]:
+    find: dict[str, Callable[[], list[int]]] = {
+        "worker": server.workers,
+        "api server": server.api_servers,
+        "supervisor": lambda: [server.process.pid],
+    }
+    return alive(find[whom]())
