@@ -121,9 +121,7 @@ class Clients:
         counts.requests += 1
         if request.y is not None:
             self._recent.remember(request.y, request_id)
-        message = request.message(
-            request_id, long_way=chosen.random() < 0.25, chunked=chosen.random() < 0.1
-        )
+        message = request.message(request_id, long_way=chosen.random() < 0.25, chunked=chosen.random() < 0.1)
         began_s = time.monotonic()
         try:
             if leaves:
@@ -207,7 +205,9 @@ class Clients:
             return
         owner = self._recent.whose(got)
         what = f"{request.model}: got {got.shape} {got.ravel()[:6]}, wanted {y.shape} {y.ravel()[:6]}"
-        counts.add("wrong" if owner is None else "swapped", what if owner is None else f"{what}, which is {owner}'s")
+        counts.add(
+            "wrong" if owner is None else "swapped", what if owner is None else f"{what}, which is {owner}'s"
+        )
 
 
 def _code(answer: Answer) -> str:

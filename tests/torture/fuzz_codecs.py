@@ -1,4 +1,4 @@
-"""Mutated bodies and headers into the codecs, in this process: a tensor that numpy reads too, or an error for the client.
+"""Mutated bodies and headers into the codecs, in this process: a tensor that numpy reads too, or a text for the client.
 
 Whatever a codec accepts is compared with what the standard library and numpy make of the same bytes, bit for bit.
 Whatever it refuses is refused with a ServiceError of bounded length, and neither takes long: CPU time, so that a busy
@@ -48,16 +48,18 @@ SIGNATURES: Final = tuple(
 )
 
 _JSON_TOKENS: Final = (
-    b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b'"inputs"', b'"x"', b"true", b"false", b"null", b"NaN", b"Infinity",
-    b"-0", b"-0.0", b"1e400", b"1e39", b"-1e39", b"65520", b"1e-400", b"9223372036854775807", b"9223372036854775808",
-    b"-9223372036854775809", b"18446744073709551615", b"18446744073709551616", b"9007199254740993", b"1.0", b"1e0", b"01",
-    b"128", b"-129", b"256", b"[]", b"{}", b"\xef\xbb\xbf", b"\xff", b"\x00", b"\\u0000", b"\\ud800", b" ", b"\t\r\n", b"[[[[", b"]]]]",
+    b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b'"inputs"', b'"x"', b"true", b"false", b"null", b"NaN",
+    b"Infinity", b"-0", b"-0.0", b"1e400", b"1e39", b"-1e39", b"65520", b"1e-400", b"9223372036854775807",
+    b"9223372036854775808", b"-9223372036854775809", b"18446744073709551615", b"18446744073709551616",
+    b"9007199254740993", b"1.0", b"1e0", b"01", b"128", b"-129", b"256", b"[]", b"{}", b"\xef\xbb\xbf",
+    b"\xff", b"\x00", b"\\u0000", b"\\ud800", b" ", b"\t\r\n", b"[[[[", b"]]]]",
 )  # fmt: skip
 _NPY_TOKENS: Final = (
-    b"'descr'", b"'fortran_order'", b"'shape'", b"True", b"False", b"'<f4'", b"'>f4'", b"'|b1'", b"'<b2'", b"'b8'", b"'f1'",
-    b"'<i8'", b"'|i1'", b"'>u8'", b"'<f2'", b"'|O'", b"'<U9'", b"[('a', '<f4')]", b"(", b")", b",", b", ", b" ", b"   ", b"\n", b"L",
-    b"0", b"-1", b"4", b"1000000000000000000", b"999999999999999999, ", b"{", b"}", b":", b"'", b'"', b"\\", b"__import__('os')",
-    b"\x93NUMPY", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x04\x00", b"\xff\xff", b"v\x00",
+    b"'descr'", b"'fortran_order'", b"'shape'", b"True", b"False", b"'<f4'", b"'>f4'", b"'|b1'", b"'<b2'",
+    b"'b8'", b"'f1'", b"'<i8'", b"'|i1'", b"'>u8'", b"'<f2'", b"'|O'", b"'<U9'", b"[('a', '<f4')]", b"(",
+    b")", b",", b", ", b" ", b"   ", b"\n", b"L", b"0", b"-1", b"4", b"1000000000000000000",
+    b"999999999999999999, ", b"{", b"}", b":", b"'", b'"', b"\\", b"__import__('os')", b"\x93NUMPY",
+    b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x04\x00", b"\xff\xff", b"v\x00",
 )  # fmt: skip
 _SHAPE_TOKENS: Final = (
     b",", b" ", b"[", b"]", b"-1", b"0", b"1", b"4", b"\t", b"\xc2\xb2", b"1e3", b"0x4", b"_", b"+",
@@ -95,7 +97,9 @@ class _Subject:
         self.json = [json.dumps({"inputs": value}).encode() for value in values]
         self.npy = [_npy(version, tensors[first]) for tensors in self.tensors for version in ((1, 0), (2, 0))]
         self.npy.append(_npy((1, 0), np.asfortranarray(self.tensors[1][first])))
-        self.npy.append(_npy((1, 0), self.tensors[1][first].astype(self.tensors[1][first].dtype.newbyteorder(">"))))
+        self.npy.append(
+            _npy((1, 0), self.tensors[1][first].astype(self.tensors[1][first].dtype.newbyteorder(">")))
+        )
         self.raw = [tensors[first].tobytes() for tensors in self.tensors]
         self.shapes = [",".join(map(str, tensors[first].shape)).encode() for tensors in self.tensors]
         if len(self.signature.inputs) == 1:
@@ -113,7 +117,10 @@ class _Subject:
             return
         rows, data = taken
         (spec,) = self.signature.inputs
-        if accepted is None or (rows, bytes(data)) != (len(accepted[spec.name]), accepted[spec.name].tobytes()):
+        if accepted is None or (rows, bytes(data)) != (
+            len(accepted[spec.name]),
+            accepted[spec.name].tobytes(),
+        ):
             counts.add("wrong", f"the quick way reads {body[:120]!r} otherwise")
 
     def try_npy(self, counts: Counts, chosen: Random) -> None:
@@ -133,7 +140,11 @@ class _Subject:
             _compare(counts, body, accepted, lambda: self._by_bytes(body))
 
     def _headers(self, chosen: Random) -> TensorHeaders:
-        shape = mutated(self.shapes, _SHAPE_TOKENS, chosen) if chosen.random() < 0.8 else chosen.choice(self.shapes)
+        shape = (
+            mutated(self.shapes, _SHAPE_TOKENS, chosen)
+            if chosen.random() < 0.8
+            else chosen.choice(self.shapes)
+        )
         (first, *_) = self.signature.inputs
         name = mutated([first.name.encode()], _JSON_TOKENS, chosen) if chosen.random() < 0.05 else None
         return TensorHeaders(None if name is None else name.decode("latin-1"), None, shape.decode("latin-1"))
@@ -151,7 +162,9 @@ class _Subject:
                 warnings.simplefilter("ignore")  # about headers of Python 2
                 array = np.load(io.BytesIO(body), allow_pickle=False)
         except (ValueError, OSError, EOFError, SyntaxError):
-            return None  # numpy is stricter about how a header is written; sizes and numbers are ours to check
+            return (
+                None  # numpy is stricter about how a header is written; sizes and numbers are ours to check
+            )
         if array.dtype.newbyteorder("<") != spec.dtype:
             return {}
         return {spec.name: np.ascontiguousarray(array, spec.dtype)}
@@ -198,7 +211,10 @@ def _try(
 
 
 def _compare(
-    counts: Counts, body: bytes, accepted: dict[str, np.ndarray], read: Callable[[], dict[str, np.ndarray] | None]
+    counts: Counts,
+    body: bytes,
+    accepted: dict[str, np.ndarray],
+    read: Callable[[], dict[str, np.ndarray] | None],
 ) -> None:
     counts.accepted += 1
     try:

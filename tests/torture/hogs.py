@@ -24,6 +24,7 @@ _HELD_S: Final = 1.0
 """How long a client that sends no more, or reads nothing, keeps its connections."""
 _BETWEEN_S: Final = 0.05
 _ROW: Final = "[1,2,3,4]"
+_SIZES: Final = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'999999999999999999, ' * 450}), }}"
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,16 @@ class Hog:
     answered: bool = True
 
 
-def _post(body: bytes, kind: str = JSON, *headers: str, length: int | None = None, model: str = "linear") -> bytes:
+def _post(
+    body: bytes, kind: str = JSON, *headers: str, length: int | None = None, model: str = "linear"
+) -> bytes:
     lines = [f"POST /predict/{model} HTTP/1.1", "host: x", f"content-type: {kind}", *headers]
     lines.append(f"content-length: {len(body) if length is None else length}")
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _empty_post(target: bytes) -> bytes:
+    return b"POST " + target + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
 
 
 def _rows(size: int, last: str = _ROW) -> bytes:
@@ -68,13 +75,12 @@ def hogs() -> tuple[Hog, ...]:
         Hog("more spaces in a shape", _post(bytes(16), RAW, f"x-tensor-shape: 1,{' ' * 60_000}4x")),
         Hog("digits in a shape", _post(bytes(16), RAW, f"x-tensor-shape: {'1,' * 25_000}4")),
         Hog("spaces in an npy header", _post(_npy("{'descr': '<f4'" + " " * 9_800 + "x", bytes(16)), NPY)),
-        Hog("sizes in an npy header", _post(_npy("{'descr': '<f4', 'fortran_order': False, 'shape': ("
-            + "999999999999999999, " * 450 + "), }", bytes(16)), NPY)),  # fmt: skip
+        Hog("sizes in an npy header", _post(_npy(_SIZES, bytes(16)), NPY)),
         Hog("a long Accept", _post(_rows(0), JSON, "accept: " + "a/b;q=0.1," * 6_000)),
         Hog("many headers", _post(_rows(0), JSON, *(f"x-{i}: {i}" for i in range(3_000)))),
-        Hog("a long query", b"POST /predict/linear?" + b"a=b&" * 15_000 + b"c HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"),
-        Hog("a name of another model", b"POST /predict/" + b"x" * 60_000 + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"),
-    ]  # fmt: skip
+        Hog("a long query", _empty_post(b"/predict/linear?" + b"a=b&" * 15_000)),
+        Hog("a long name", _empty_post(b"/predict/" + b"x" * 60_000)),
+    ]
     text = [
         Hog("JSON, a wrong last value", _post(_rows(MIB, "[1,2,3,true]"))),
         Hog("JSON, a wrong last row", _post(_rows(MIB, "[1,2,3]"))),
@@ -149,7 +155,9 @@ class Hogs:
         began_s = time.monotonic()
         with _connections(self._port, hog.connections) as connections:
             for connection in connections:
-                with contextlib.suppress(OSError):  # refused before it was sent whole: an answer is there all the same
+                with contextlib.suppress(
+                    OSError
+                ):  # refused before it was sent whole: an answer is there all the same
                     if hog.answered:
                         connection.sendall(hog.message)
                     else:

@@ -14,6 +14,7 @@ from tests.e2e.server_process import wait_gone
 from tests.torture import models
 from tests.torture.asking import Clients
 from tests.torture.counts import NEVER, Counts
+from tests.torture.fuzz_wire import fuzz_wire
 from tests.torture.hogs import Hog, Hogs
 from tests.torture.running import check_calm, port_of, running
 from tests.torture.stalls import Prober
@@ -78,6 +79,21 @@ async def _ask_beside(clients: Clients, budget: Budget, seed: int, hogs: tuple[H
         with sent:
             await budget.spend(clients, lambda: sent.rounds > 0)
             await asyncio.to_thread(sent.stop)  # the clients ask on until its last answer is there
+
+
+def fuzzed(
+    folder: Path, seed: int, served: tuple[str, ...], *, requests: int = 0, seconds: float = 0.0
+) -> Counts:
+    """Mutated requests over real connections; afterwards the server is as it was."""
+    counts = Counts("wire")
+    repository = models.make_repository(folder / "repository", served)
+    with running(repository, folder / "output", counts) as family:
+        port = port_of(family.server)
+        asyncio.run(fuzz_wire(port, counts, seed, served, requests=requests, seconds=seconds))
+        check_calm(family.server, counts, served)
+        if "Fatal error" in family.server.output:
+            counts.add("broken_promises", "the log has a fatal error of a connection")
+    return counts
 
 
 def harmed(

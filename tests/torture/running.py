@@ -2,12 +2,13 @@
 
 import contextlib
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
-from tests.e2e.server_process import STOP_LIMIT_S, ServerProcess, alive, serving
+from tests.e2e.server_process import STOP_LIMIT_S, ServerProcess, serving, wait_gone
 from tests.torture import models
 from tests.torture.counts import Counts
 from tests.torture.family import Family
@@ -25,7 +26,7 @@ def running(repository: Path, output: Path, counts: Counts, *options: str) -> It
         with Family(server, counts) as family:
             yield family
         if server.process.poll() is None:
-            _end(server, counts)
+            end(server, counts)
 
 
 def port_of(server: ServerProcess) -> int:
@@ -46,7 +47,11 @@ def check_calm(server: ServerProcess, counts: Counts, served: tuple[str, ...]) -
         )
     for number, model in enumerate(served):
         request = models.good(model, number, Random(number))
-        kind = {"content-type": request.kind, "accept": models.JSON, **dict(h.split(": ") for h in request.headers)}
+        kind = {
+            "content-type": request.kind,
+            "accept": models.JSON,
+            **dict(h.split(": ") for h in request.headers),
+        }
         answer = server.post(f"/predict/{model}", content=request.body, headers=kind)
         assert request.y is not None
         if answer.status_code != 200 or answer.json()["outputs"]["y"] != request.y.tolist():
@@ -55,7 +60,9 @@ def check_calm(server: ServerProcess, counts: Counts, served: tuple[str, ...]) -
 
 def _ready_workers(server: ServerProcess) -> int:
     """Workers in which every model is ready."""
-    versions = [version for model in server.get("/info").json()["models"] for version in model["versions"]]
+    versions: list[dict[str, Any]] = [
+        version for model in server.get("/info").json()["models"] for version in model["versions"]
+    ]
     return min(sum(worker["ready"] for worker in version["workers"]) for version in versions)
 
 
@@ -64,14 +71,17 @@ def _left_in_gauges(server: ServerProcess) -> float:
     return sum(value for (name, _), value in server.metrics().items() if name in gauges)
 
 
-def _end(server: ServerProcess, counts: Counts) -> None:
+def end(server: ServerProcess, counts: Counts) -> None:
+    """SIGTERM: it ends with 0 and leaves nobody."""
     pids = server.processes()
     server.process.send_signal(signal.SIGTERM)
     try:
         code = server.process.wait(STOP_LIMIT_S)
-    except TimeoutError:
+    except subprocess.TimeoutExpired:
         code = None
     if code != 0:
         counts.add("broken_promises", f"SIGTERM: exit code {code}")
-    if left := alive(pids):
-        counts.add("broken_promises", f"SIGTERM: {len(left)} processes are left")
+    try:
+        wait_gone(pids)
+    except AssertionError as error:
+        counts.add("broken_promises", f"SIGTERM: {error}")

@@ -150,7 +150,7 @@ def probe(servers: list[Probed], control: Control, end: int) -> dict[str, object
         for server in servers:
             if server.sent_s is None and now_s >= server.due_s:
                 server.ask()
-        waiting: list[object] = [server.connection for server in servers if server.sent_s is not None]
+        waiting = [server.connection for server in servers if server.sent_s is not None]
         readable, _, _ = select.select([end, control.connection, *waiting], [], [], _EVERY_S)
         if end in readable:
             break
@@ -198,8 +198,7 @@ class Prober:
         return self
 
     def __exit__(self, *_: object) -> None:
-        out, _ = self._process.communicate()
-        self._found = json.loads(out)
+        self._found = json.loads(self._process.communicate()[0])
 
     @property
     def pid(self) -> int:

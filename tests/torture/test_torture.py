@@ -1,0 +1,63 @@
+"""The torture in small: each part with a few seconds of load. `make torture` has the long one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.torture import hogs, hostile, trouble
+from tests.torture.counts import NEVER, Counts
+from tests.torture.fuzz_codecs import fuzz_codecs
+from tests.torture.parts import Budget, fuzzed, harmed, unharmed
+
+SERVED = ("linear", "digits", "pair")
+"""Without torch, whose import is most of a worker's start; `make torture` has the fourth."""
+SMALL_HOGS = (
+    "scrape",
+    "spaces in a shape",
+    "sizes in an npy header",
+    "JSON, a wrong last value",
+    "heads without bodies",
+)
+
+
+def holds(counts: Counts) -> bool:
+    print(counts.line(), counts.examples)
+    return not counts.broken_bounds()
+
+
+def test_mutated_bodies_become_what_numpy_reads_or_a_short_error_in_bounded_time() -> None:
+    assert holds(fuzz_codecs(seed=1, bodies=30_000))
+
+
+@pytest.mark.e2e
+def test_mutated_requests_get_an_answer_or_an_end_and_no_5xx(tmp_path: Path) -> None:
+    assert holds(fuzzed(tmp_path, 1, SERVED, requests=4_000))
+
+
+@pytest.mark.e2e
+def test_every_answer_is_the_clients_own_beside_clients_that_misbehave(tmp_path: Path) -> None:
+    few = tuple(hog for hog in hogs.hogs() if hog.name in SMALL_HOGS)
+    assert len(few) == len(SMALL_HOGS)
+    counts = unharmed(tmp_path, Budget(verified=10_000), 1, few, SERVED)
+    counts.stall_ms = None  # a bound in milliseconds: for `make torture`, with the machine to itself
+    assert holds(counts)
+
+
+@pytest.mark.e2e
+def test_killed_workers_cost_no_request_and_none_dies_otherwise(tmp_path: Path) -> None:
+    zero = (*NEVER, "broken", "unready", "turned_away", "expired")
+    budget = Budget(verified=5_000, harms=3)
+    assert holds(harmed(tmp_path, budget, 1, trouble.WORKERS, SERVED, part="workers killed", zero=zero))
+
+
+@pytest.mark.e2e
+def test_whatever_is_killed_or_stopped_no_answer_is_wrong_and_everything_comes_back(tmp_path: Path) -> None:
+    budget = Budget(verified=5_000, harms=8)
+    assert holds(harmed(tmp_path, budget, 2, trouble.EVERYTHING, SERVED, part="everything"))
+
+
+@pytest.mark.e2e
+def test_good_model_is_served_whatever_lies_beside_it(tmp_path: Path) -> None:
+    counts = Counts("hostile repositories")
+    hostile.beside(tmp_path, list(hostile.cases()), counts)
+    assert holds(counts)
