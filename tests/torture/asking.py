@@ -71,7 +71,7 @@ class Clients:
         self._misbehave = misbehave
         self._seed = seed
         self._numbers = itertools.count(1000)
-        self._recent = Recent()
+        self.recent = Recent()
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -120,7 +120,7 @@ class Clients:
         counts = self.counts
         counts.requests += 1
         if request.y is not None:
-            self._recent.remember(request.y, request_id)
+            self.recent.remember(request.y, request_id)
         message = request.message(request_id, long_way=chosen.random() < 0.25, chunked=chosen.random() < 0.1)
         began_s = time.monotonic()
         try:
@@ -142,7 +142,7 @@ class Clients:
             wire.close()
             return None
         counts.answered_in(time.monotonic() - began_s)
-        self._judge(request, request_id, answer)
+        self.judge(request, request_id, answer)
         if answer.headers.get("connection") == "close":
             wire.close()
             return None
@@ -165,7 +165,8 @@ class Clients:
             return replace(late, headers=(*late.headers, wait)), False
         return models.good(model, number, chosen), True
 
-    def _judge(self, request: Request, request_id: str, answer: Answer) -> None:
+    def judge(self, request: Request, request_id: str, answer: Answer) -> None:
+        """Count the answer as what it is."""
         counts, wanted = self.counts, request.wanted
         shown = f"{request.model} wants {wanted.value}; got {answer.status} {answer.body[:160]!r}"
         code = _code(answer)
@@ -203,7 +204,7 @@ class Clients:
         if got.dtype == y.dtype and got.shape == y.shape and np.array_equal(got, y, equal_nan=True):
             counts.verified += 1
             return
-        owner = self._recent.whose(got)
+        owner = self.recent.whose(got)
         what = f"{request.model}: got {got.shape} {got.ravel()[:6]}, wanted {y.shape} {y.ravel()[:6]}"
         counts.add(
             "wrong" if owner is None else "swapped", what if owner is None else f"{what}, which is {owner}'s"

@@ -62,7 +62,8 @@ class Family:
             for pid in self._words.keys() - set(now):
                 words = self._words.pop(pid)
                 if not self._was_caused(pid):
-                    self._counts.add("uncaused_deaths", f"process {pid} ({words}) ended by itself")
+                    said = [line for line in self.server.output.splitlines() if "ended with" in line]
+                    self._counts.add("uncaused_deaths", f"process {pid} ({words}); {said[-1:]}")
 
     def _was_caused(self, pid: int) -> bool:
         while pid not in self._killed and pid in self._parents:

@@ -108,9 +108,10 @@ async def _send(port: int, message: bytes, counts: Counts) -> int:
 
 def _is_one_head(message: bytes) -> bool:
     """Whether this is something, up to an empty line, that announces no body: then an answer is due."""
-    lower = message.lower().strip()
+    head, end, rest = message.partition(b"\r\n\r\n")
+    lower = head.lower()
     announces = b"content-length" in lower or b"transfer-encoding" in lower
-    return bool(lower) and message.find(b"\r\n\r\n") == len(message) - 4 and not announces
+    return bool(end) and bool(head.strip()) and not rest and not announces
 
 
 def _judge(got: bytes, counts: Counts, shown: str) -> int:

@@ -145,6 +145,7 @@ def probe(servers: list[Probed], control: Control, end: int) -> dict[str, object
     worst = {"stall_ms": 0.0, "seen_ms": 0.0, "probes": 0.0}
     closed: list[str] = []
     control.ask()
+    told = False
     while True:
         now_s = time.monotonic()
         for server in servers:
@@ -163,6 +164,9 @@ def probe(servers: list[Probed], control: Control, end: int) -> dict[str, object
             except (OSError, EOFError) as error:
                 closed.append(str(error))
                 servers.remove(server)
+        if worst["probes"] and not told:
+            told = True
+            print("probing", flush=True)
     for server in servers:  # also what was never answered
         if server.sent_s is not None:
             _judge(server, control, worst)
@@ -228,7 +232,6 @@ def main() -> None:
         os._exit(0)
     theirs.close()
     servers = connections_to(port, pids)
-    print("probing", flush=True)
     print(json.dumps(probe(servers, Control(ours), sys.stdin.fileno())), flush=True)
     ours.close()
     os.waitpid(child, 0)
