@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import service
+from service import dispatch
 from tests.torture import hostile, models, trouble
 from tests.torture.counts import NEVER, Counts
 from tests.torture.fuzz_codecs import fuzz_codecs
@@ -80,8 +80,9 @@ def main() -> int:
     chosen = args.parts.split(",")
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--parts has {', '.join(unknown)}; expected some of {', '.join(names)}")
-    kind = "compiled" if str(service.__file__).endswith(".so") else "not compiled"
-    print(f"foldserve of {Path(str(service.__file__)).parent} ({kind}), seed {args.seed}", flush=True)
+    module = Path(dispatch.__file__)  # one of those that setup.py compiles
+    kind = "compiled" if module.suffix == ".so" else "not compiled"
+    print(f"foldserve of {module.parent} ({kind}), seed {args.seed}", flush=True)
     began_s, broken = time.monotonic(), []
     for name, part in _parts(args.seed, args.seconds).items():
         if name not in chosen:

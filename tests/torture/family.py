@@ -11,6 +11,8 @@ from tests.e2e.server_process import ServerProcess, alive
 from tests.torture.counts import Counts
 
 _LOOK_S: Final = 0.1
+_TOLD: Final = "ended with"
+"""In the log's lines about a death."""
 
 
 class Family:
@@ -38,6 +40,9 @@ class Family:
         self._done.set()
         self._thread.join()
         self.look()
+        if self._counts.uncaused_deaths:
+            said = [line for line in self.server.output.splitlines() if _TOLD in line]
+            self._counts.examples["uncaused_deaths"] += said[-1:]
 
     @property
     def seen(self) -> list[int]:
@@ -62,8 +67,7 @@ class Family:
             for pid in self._words.keys() - set(now):
                 words = self._words.pop(pid)
                 if not self._was_caused(pid):
-                    said = [line for line in self.server.output.splitlines() if "ended with" in line]
-                    self._counts.add("uncaused_deaths", f"process {pid} ({words}); {said[-1:]}")
+                    self._counts.add("uncaused_deaths", f"process {pid} ({words})")
 
     def _was_caused(self, pid: int) -> bool:
         while pid not in self._killed and pid in self._parents:

@@ -1,4 +1,4 @@
-"""The torture's own eyes: it sees wrong and swapped answers, deaths and stalls, and blames no server for its machine."""
+"""The torture itself: it sees wrong and swapped answers, deaths and stalls, and blames no server for a slow machine."""
 
 import dataclasses
 import json
