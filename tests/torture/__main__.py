@@ -91,9 +91,8 @@ def main() -> int:
             counts = part(Path(folder))
         print(counts.line(), flush=True)
         broken += counts.broken_bounds()
-        for what, examples in counts.examples.items():
-            for example in examples if what in counts.zero else ():
-                print(f"    {what}: {example}", flush=True)
+        for example in counts.shown():
+            print(f"    {example}", flush=True)
     verdict = f"BROKEN: {'; '.join(broken)}" if broken else "every bound holds"
     print(f"{time.monotonic() - began_s:.0f} s; {verdict}")
     return 1 if broken else 0

@@ -95,6 +95,12 @@ class Counts:
             found.append(f"{self.part}: /v2/health/live stalled for {self.stall_ms:.0f} ms")
         return found
 
+    def shown(self) -> list[str]:
+        """What the broken bounds looked like."""
+        stalled = self.stall_ms is not None and self.stall_ms >= STALL_LIMIT_MS
+        names = (*self.zero, *["stall_ms"] * stalled)
+        return [f"{name}: {example}" for name in names for example in self.examples.get(name, ())]
+
     def line(self) -> str:
         """All counts in one line."""
         words = [f"{self.requests} requests, {self.verified} x 200 verified"]

@@ -123,8 +123,8 @@ class Hogs:
         self._random = Random(seed)
         self.rounds = 0
         """How often all of them were sent."""
-        self.slowest: dict[str, float] = {}
-        """Seconds to the answer, by name."""
+        self.sent: list[tuple[str, float, float]] = []
+        """Which, from when to when, CLOCK_MONOTONIC."""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -140,19 +140,24 @@ class Hogs:
         self._done.set()
         self._thread.join()
 
+    def beside(self, from_s: float, to_s: float) -> list[str]:
+        """Which were under way in this time."""
+        return [name for name, began_s, ended_s in self.sent if began_s < to_s and ended_s > from_s]
+
     def _run(self) -> None:
         while not self._done.is_set():
             for hog in self._random.sample(self._hogs, len(self._hogs)):
                 if self._done.wait(_BETWEEN_S):
                     return
+                began_s = time.monotonic()
                 self._send(hog)
+                self.sent.append((hog.name, began_s, time.monotonic()))
             self.rounds += 1
 
     def _send(self, hog: Hog) -> None:
         """Send it, and judge its answer."""
         counts = self._counts
         counts.requests += 1
-        began_s = time.monotonic()
         with _connections(self._port, hog.connections) as connections:
             for connection in connections:
                 with contextlib.suppress(
@@ -175,8 +180,6 @@ class Hogs:
             except (OSError, EOFError, ValueError) as error:
                 counts.add("broken", f"{hog.name}: {type(error).__name__} {error}")
                 return
-        took_s = time.monotonic() - began_s
-        self.slowest[hog.name] = max(took_s, self.slowest.get(hog.name, 0.0))
         if status >= 500:
             counts.add("expired" if status == 504 else "input_5xx", f"{hog.name}: {status} {body[:150]!r}")
         else:

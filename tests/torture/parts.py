@@ -63,19 +63,19 @@ def unharmed(
         with Prober(port, pids) as before:
             time.sleep(_QUIET_S)  # the time in which nothing happens is what is measured
         counts.quiet_ms = before["seen_ms"]
+        sent = Hogs(port, counts, seed, hogs)
         with Prober(port, pids) as prober:
-            asyncio.run(_ask_beside(Clients(port, counts, seed, served), budget, seed, hogs))
+            asyncio.run(_ask_beside(Clients(port, counts, seed, served), budget, sent))
         prober.put_into(counts)
+        counts.examples["stall_ms"] = [
+            f"beside {name}" for name in sent.beside(prober["from_s"], prober["to_s"])
+        ]
         check_calm(family.server, counts, served)
     return counts
 
 
-async def _ask_beside(clients: Clients, budget: Budget, seed: int, hogs: tuple[Hog, ...]) -> None:
+async def _ask_beside(clients: Clients, budget: Budget, sent: Hogs) -> None:
     async with clients.asking(CONNECTIONS):
-        if not hogs:
-            await budget.spend(clients)
-            return
-        sent = Hogs(clients.port, clients.counts, seed, hogs)
         with sent:
             await budget.spend(clients, lambda: sent.rounds > 0)
             await asyncio.to_thread(sent.stop)  # the clients ask on until its last answer is there

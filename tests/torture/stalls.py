@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -108,6 +108,18 @@ class Probed:
         return len(body) >= length
 
 
+@dataclass
+class Worst:
+    """The longest waits of all probes so far."""
+
+    probes: int = 0
+    seen_ms: float = 0.0
+    stall_ms: float = 0.0
+    from_s: float = 0.0
+    """CLOCK_MONOTONIC, of the probe with the longest stall."""
+    to_s: float = 0.0
+
+
 def without_core_s(pid: int) -> float:
     """How long the main thread of a process has been ready without a core, since it began."""
     try:
@@ -142,7 +154,7 @@ def connections_to(port: int, pids: list[int]) -> list[Probed]:
 
 def probe(servers: list[Probed], control: Control, end: int) -> dict[str, object]:
     """Ask until the descriptor `end` says that it is enough. Returns: the longest waits, in milliseconds."""
-    worst = {"stall_ms": 0.0, "seen_ms": 0.0, "probes": 0.0}
+    worst = Worst()
     closed: list[str] = []
     control.ask()
     told = False
@@ -164,25 +176,27 @@ def probe(servers: list[Probed], control: Control, end: int) -> dict[str, object
             except (OSError, EOFError) as error:
                 closed.append(str(error))
                 servers.remove(server)
-        if worst["probes"] and not told:
+        if worst.probes and not told:
             told = True
             print("probing", flush=True)
     for server in servers:  # also what was never answered
         if server.sent_s is not None:
             _judge(server, control, worst)
-    return {**worst, "control_ms": control.longest_s * 1e3, "closed": closed}
+    return {**asdict(worst), "control_ms": control.longest_s * 1e3, "closed": closed}
 
 
-def _judge(server: Probed, control: Control, worst: dict[str, float]) -> None:
+def _judge(server: Probed, control: Control, worst: Worst) -> None:
     now_s = time.monotonic()
     assert server.sent_s is not None
     took_s = now_s - server.sent_s
-    worst["probes"] += 1
-    worst["seen_ms"] = max(worst["seen_ms"], took_s * 1e3)
-    if took_s * 1e3 > worst["stall_ms"]:
+    worst.probes += 1
+    worst.seen_ms = max(worst.seen_ms, took_s * 1e3)
+    if took_s * 1e3 > worst.stall_ms:
         kept_s = control.kept_waiting_s(server.sent_s, now_s)
         without_s = without_core_s(server.pid) - server.waited_before_s
-        worst["stall_ms"] = max(worst["stall_ms"], (took_s - max(kept_s, without_s)) * 1e3)
+        stall_ms = (took_s - max(kept_s, without_s)) * 1e3
+        if stall_ms > worst.stall_ms:
+            worst.stall_ms, worst.from_s, worst.to_s = stall_ms, server.sent_s, now_s
     server.sent_s, server.due_s = None, now_s + _EVERY_S
 
 
@@ -210,7 +224,7 @@ class Prober:
         return self._process.pid
 
     def __getitem__(self, name: str) -> float:
-        """stall_ms, seen_ms, control_ms or probes, after the end."""
+        """A figure of Worst, or control_ms, after the end."""
         return float(self._found[name])  # type: ignore[arg-type]
 
     def put_into(self, counts: Counts) -> None:
