@@ -145,7 +145,7 @@ class Hogs:
         return [name for name, began_s, ended_s in self.sent if began_s < to_s and ended_s > from_s]
 
     def _run(self) -> None:
-        while not self._done.is_set():
+        while not self._done.wait(_BETWEEN_S):
             for hog in self._random.sample(self._hogs, len(self._hogs)):
                 if self._done.wait(_BETWEEN_S):
                     return
