@@ -38,8 +38,8 @@ test: install ## all tests; ARGS='-k name -x' for some of them
 	@sh deploy/dev/get-promtool.sh
 	@exec $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-compiled: wheel ## the end-to-end and fault tests again, on servers from the compiled wheel
-	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m pytest -n $(JOBS) --dist loadfile tests/e2e tests/faults $(ARGS)
+compiled: wheel ## the end-to-end, fault and torture tests again, on servers from the compiled wheel
+	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m pytest -n $(JOBS) --dist loadfile tests/e2e tests/faults tests/torture $(ARGS)
 
 lint: install ## ruff: rules and format
 	$(PY) -m ruff check .
