@@ -12,7 +12,7 @@ import pytest
 from tests.torture import models
 from tests.torture.asking import Clients
 from tests.torture.counts import Counts
-from tests.torture.running import check_calm, port_of, running
+from tests.torture.running import OPTIONS, check_calm, port_of, running
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +30,7 @@ def test_two_workers_with_three_models_live_through_plain_load(tmp_path: Path) -
             await clients.until(lambda: counts.verified >= ANSWERS, 240.0)
 
     repository = models.make_repository(tmp_path / "repository", SERVED)
-    with running(repository, tmp_path / "output", counts) as family:
+    with running(repository, tmp_path / "output", counts, *OPTIONS) as family:
         asyncio.run(run(port_of(family.server)))
         assert family.server.metric("foldserve_worker_restarts_total", device="cpu") == 0
         check_calm(family.server, counts, SERVED)

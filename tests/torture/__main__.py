@@ -40,7 +40,7 @@ def _parts(seed: int, seconds: float) -> dict[str, Callable[[Path], Counts]]:
     return {
         "codecs": lambda folder: fuzz_codecs(seed, seconds=seconds * 0.1),
         "wire": lambda folder: fuzzed(folder, seed, models.MODELS, seconds=seconds * 0.1),
-        "unharmed": lambda folder: unharmed(folder, Budget(seconds * 0.35), seed, hogs()),
+        "unharmed": lambda folder: unharmed(folder, Budget(seconds * 0.3), seed, hogs()),
         "workers": lambda folder: harmed(
             folder,
             Budget(seconds * 0.1),
@@ -57,8 +57,16 @@ def _parts(seed: int, seconds: float) -> dict[str, Callable[[Path], Counts]]:
             part="processes stopped",
             zero=(*NEVER, "broken", "unready", "crashed", "expired"),
         ),
+        "long": lambda folder: harmed(
+            folder,
+            Budget(seconds * 0.08),
+            seed,
+            trouble.LONG_STOPS,
+            part="stopped for longer than a run may take",
+            options=("--run-limit", "3"),
+        ),
         "everything": lambda folder: harmed(
-            folder, Budget(seconds * 0.15), seed, trouble.EVERYTHING, part="everything killed and stopped"
+            folder, Budget(seconds * 0.12), seed, trouble.EVERYTHING, part="everything killed and stopped"
         ),
         "hostile": lambda folder: _hostile(folder, list(hostile.cases())),
     }

@@ -62,6 +62,8 @@ class Counts:
 
     kills: int = 0
     stops: int = 0
+    peak_mib: float = 0.0
+    """Resident memory of the largest process, shared pages included."""
     longest_s: float = 0.0
     stall_ms: float | None = None
     """Longest wait for /v2/health/live, less what the machine kept the prober or the server from a core."""
@@ -122,5 +124,7 @@ class Counts:
                 f"longest stall {self.stall_ms:.0f} ms (seen {self.seen_stall_ms:.0f}, "
                 f"control {self.control_ms:.0f}, quiet {self.quiet_ms:.0f})"
             )
+        if self.peak_mib:
+            words.append(f"largest process {self.peak_mib:.0f} MiB")
         words.append(f"longest answer {self.longest_s:.3g} s")
         return f"{self.part}: " + ", ".join(words)

@@ -11,8 +11,7 @@ from tests.e2e.server_process import ServerProcess, alive
 from tests.torture.counts import Counts
 
 _LOOK_S: Final = 0.1
-_TOLD: Final = "ended with"
-"""In the log's lines about a death."""
+_PAGE_MIB: Final = os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class Family:
@@ -27,6 +26,7 @@ class Family:
         self._parents: dict[int, int] = {}
         self._words: dict[int, str] = {}
         self._killed: set[int] = set()
+        self._uncaused: list[int] = []
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -40,8 +40,8 @@ class Family:
         self._done.set()
         self._thread.join()
         self.look()
-        if self._counts.uncaused_deaths:
-            said = [line for line in self.server.output.splitlines() if _TOLD in line]
+        for pid in self._uncaused:
+            said = [line for line in self.server.output.splitlines() if f"pid {pid})" in line]
             self._counts.examples["uncaused_deaths"] += said[-1:]
 
     @property
@@ -51,22 +51,28 @@ class Family:
 
     def kill(self, pid: int) -> None:
         """SIGKILL; this death and those of its children are caused."""
-        with self._lock:
-            self._killed.add(pid)
+        self.excuse(pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         self._counts.kills += 1
+
+    def excuse(self, pid: int) -> None:
+        """Something is done to this process for which it may be ended: then it was caused."""
+        with self._lock:
+            self._killed.add(pid)
 
     def look(self) -> None:
         """Count who has ended since the last look."""
         with self._lock:
             now = alive(self.server.processes())
             for pid in now:
+                self._counts.peak_mib = max(self._counts.peak_mib, _resident_mib(pid))
                 if pid not in self._words:
                     self._parents[pid], self._words[pid] = _parent_and_words(pid)
             for pid in self._words.keys() - set(now):
                 words = self._words.pop(pid)
                 if not self._was_caused(pid):
+                    self._uncaused.append(pid)
                     self._counts.add("uncaused_deaths", f"process {pid} ({words})")
 
     def _was_caused(self, pid: int) -> bool:
@@ -77,6 +83,12 @@ class Family:
     def _watch(self) -> None:
         while not self._done.wait(_LOOK_S):
             self.look()
+
+
+def _resident_mib(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_MIB
+    return 0.0
 
 
 def _parent_and_words(pid: int) -> tuple[int, str]:

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,9 +15,10 @@ from tests.e2e.server_process import wait_gone
 from tests.torture import models
 from tests.torture.asking import Clients
 from tests.torture.counts import NEVER, Counts
+from tests.torture.family import Family
 from tests.torture.fuzz_wire import fuzz_wire
 from tests.torture.hogs import Hog, Hogs
-from tests.torture.running import check_calm, port_of, running
+from tests.torture.running import OPTIONS, check_calm, check_descriptors, open_descriptors, port_of, running
 from tests.torture.stalls import Prober
 from tests.torture.trouble import Appetite, trouble
 
@@ -58,11 +60,12 @@ def unharmed(
     """Nothing is killed: whatever is asked beside them, good requests get their own answers, and nobody waits long."""
     counts = Counts("nothing killed")
     repository = models.make_repository(folder / "repository", served)
-    with running(repository, folder / "output", counts) as family:
+    with running(repository, folder / "output", counts, *OPTIONS) as family:
         port, pids = port_of(family.server), family.server.api_servers()
         with Prober(port, pids) as before:
             time.sleep(_QUIET_S)  # the time in which nothing happens is what is measured
         counts.quiet_ms = before["seen_ms"]
+        descriptors = open_descriptors(family.server)
         sent = Hogs(port, counts, seed, hogs)
         with Prober(port, pids) as prober:
             asyncio.run(_ask_beside(Clients(port, counts, seed, served), budget, sent))
@@ -71,6 +74,7 @@ def unharmed(
             f"beside {name}" for name in sent.beside(prober["from_s"], prober["to_s"])
         ]
         check_calm(family.server, counts, served)
+        check_descriptors(family.server, counts, descriptors)
     return counts
 
 
@@ -87,7 +91,7 @@ def fuzzed(
     """Mutated requests over real connections; afterwards the server is as it was."""
     counts = Counts("wire")
     repository = models.make_repository(folder / "repository", served)
-    with running(repository, folder / "output", counts) as family:
+    with running(repository, folder / "output", counts, *OPTIONS) as family:
         port = port_of(family.server)
         asyncio.run(fuzz_wire(port, counts, seed, served, requests=requests, seconds=seconds))
         check_calm(family.server, counts, served)
@@ -105,8 +109,12 @@ def harmed(
     *,
     part: str,
     zero: tuple[str, ...] = NEVER,
+    options: tuple[str, ...] = (),
 ) -> Counts:
-    """Processes are killed and stopped: nobody gets a wrong answer or waits for ever, and all comes back."""
+    """Processes are killed and stopped: nobody gets a wrong answer or waits for ever, and all comes back.
+
+    zero: what may not be. options: of the server, besides the usual ones.
+    """
     counts, chosen = Counts(part, zero), Random(seed)
     repository = models.make_repository(folder / "repository", served)
 
@@ -116,7 +124,8 @@ def harmed(
         async with clients.asking(CONNECTIONS):
             for life in itertools.count(1):
                 began_s = time.monotonic()
-                if await _life(repository, folder / f"output-{life}", clients, left, appetite, chosen):
+                start = running(repository, folder / f"output-{life}", counts, *OPTIONS, *options)
+                if await _life(start, clients, left, appetite, chosen):
                     return
                 left = Budget(left.seconds - (time.monotonic() - began_s), left.verified, left.harms)
 
@@ -125,13 +134,17 @@ def harmed(
 
 
 async def _life(
-    repository: Path, output: Path, clients: Clients, budget: Budget, appetite: Appetite, chosen: Random
+    start: AbstractContextManager[Family],
+    clients: Clients,
+    budget: Budget,
+    appetite: Appetite,
+    chosen: Random,
 ) -> bool:
     """One server, until the budget is spent (True) or its supervisor is killed (False)."""
     counts = clients.counts
     with contextlib.ExitStack() as stack:
         # In a thread, as all that blocks: the clients' answers come in meanwhile.
-        family = await asyncio.to_thread(stack.enter_context, running(repository, output, counts))
+        family = await asyncio.to_thread(stack.enter_context, start)
         server = family.server
         clients.port = port_of(server)
         making = asyncio.create_task(trouble(family, appetite, counts, chosen))

@@ -13,16 +13,19 @@ from tests.torture import models
 from tests.torture.counts import Counts
 from tests.torture.family import Family
 
-OPTIONS: Final = ("--api-servers", "2", "--workers-per-device", "2")
 WORKERS: Final = 2
+OPTIONS: Final = ("--api-servers", "2", "--workers-per-device", str(WORKERS))
+"""Of every server here."""
+_SPARE_DESCRIPTORS: Final = 24
+"""That may be more than before without being lost ones: sockets of the last scrapes, caches."""
 
 
 @contextlib.contextmanager
 def running(repository: Path, output: Path, counts: Counts, *options: str) -> Iterator[Family]:
     """The server, ready with all its workers. Its deaths are counted; at the end it is ended, if it is still there."""
-    with serving(repository, output, *(options or OPTIONS)) as server:
+    with serving(repository, output, *options) as server:
         server.wait_until("/v2/health/ready", 200)
-        server.until(lambda: _ready_workers(server) >= (1 if options else WORKERS))
+        server.until(lambda: _ready_workers(server) >= WORKERS)
         with Family(server, counts) as family:
             yield family
         if server.process.poll() is None:
@@ -56,6 +59,21 @@ def check_calm(server: ServerProcess, counts: Counts, served: tuple[str, ...]) -
         assert request.y is not None
         if answer.status_code != 200 or answer.json()["outputs"]["y"] != request.y.tolist():
             counts.add("broken_promises", f"{model} afterwards: {answer.status_code} {answer.text[:200]}")
+
+
+def open_descriptors(server: ServerProcess) -> int:
+    """Of all processes of the server."""
+    return int(server.metric("process_open_fds"))
+
+
+def check_descriptors(server: ServerProcess, counts: Counts, before: int) -> None:
+    """Whatever was opened for clients is closed again."""
+    try:
+        server.until(lambda: open_descriptors(server) <= before + _SPARE_DESCRIPTORS)
+    except AssertionError:
+        counts.add(
+            "broken_promises", f"{open_descriptors(server)} descriptors are open, {before} were before"
+        )
 
 
 def _ready_workers(server: ServerProcess) -> int:

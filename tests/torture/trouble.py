@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -13,28 +13,35 @@ from tests.e2e.server_process import ServerProcess, alive
 from tests.torture.counts import Counts
 from tests.torture.family import Family
 
-_STOPPED_S: Final = (0.1, 3.0)
-
 
 @dataclass(frozen=True)
 class Appetite:
-    """How often each happens, per minute, and to whom: any of "worker", "api server", "supervisor"."""
+    """How often each happens, per minute, and to whom: any of "worker", "api server", "supervisor".
+
+    stopped_s: how long a stop takes. ended: whether the server may end what stands still for so long.
+    """
 
     kills: dict[str, float]
     stops: dict[str, float]
+    stopped_s: tuple[float, float] = (0.1, 3.0)
+    ended: bool = False
 
     def times(self, factor: float) -> "Appetite":
         """The same, so many times as often."""
         kills, stops = (
             {whom: rate * factor for whom, rate in rates.items()} for rates in (self.kills, self.stops)
         )
-        return Appetite(kills, stops)
+        return replace(self, kills=kills, stops=stops)
 
 
 WORKERS: Final = Appetite(kills={"worker": 12.0}, stops={})
 """What costs no request: only workers are killed, now and then all of them at once."""
 STOPS: Final = Appetite(kills={}, stops={"worker": 10.0, "api server": 10.0, "supervisor": 6.0})
 """What costs nothing but time."""
+LONG_STOPS: Final = Appetite(
+    kills={"worker": 4.0}, stops={"worker": 10.0, "api server": 4.0}, stopped_s=(4.0, 8.0), ended=True
+)
+"""For a server whose run limit is shorter: what stands still is found, and nobody waits for it."""
 EVERYTHING: Final = Appetite(
     kills={"worker": 12.0, "api server": 5.0, "supervisor": 1.2},
     stops={"worker": 4.0, "api server": 4.0, "supervisor": 3.0},
@@ -60,7 +67,10 @@ async def trouble(family: Family, appetite: Appetite, counts: Counts, chosen: Ra
                 return True
         else:
             counts.stops += 1
-            await stopped(chosen.choice(pids), chosen.uniform(*_STOPPED_S))
+            pid = chosen.choice(pids)
+            if appetite.ended:
+                family.excuse(pid)
+            await stopped(pid, chosen.uniform(*appetite.stopped_s))
 
 
 async def stopped(pid: int, seconds: float) -> None:
