@@ -22,7 +22,7 @@ from tests.torture import hostile, models, trouble
 from tests.torture.counts import NEVER, Counts
 from tests.torture.fuzz_codecs import fuzz_codecs
 from tests.torture.hogs import hogs
-from tests.torture.parts import Budget, fuzzed, harmed, unharmed
+from tests.torture.parts import Budget, ended, fuzzed, harmed, unharmed
 
 _TOGETHER = 3
 """Hostile folders in one repository: few enough to see which it was."""
@@ -68,6 +68,7 @@ def _parts(seed: int, seconds: float) -> dict[str, Callable[[Path], Counts]]:
         "everything": lambda folder: harmed(
             folder, Budget(seconds * 0.12), seed, trouble.EVERYTHING, part="everything killed and stopped"
         ),
+        "ended": lambda folder: ended(folder, max(1, int(seconds / 60)), seed, ("linear", "digits", "pair")),
         "hostile": lambda folder: _hostile(folder, list(hostile.cases())),
     }
 

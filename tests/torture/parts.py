@@ -11,14 +11,22 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from tests.e2e.server_process import wait_gone
+from tests.e2e.server_process import ServerProcess, serving, wait_gone
 from tests.torture import models
 from tests.torture.asking import Clients
 from tests.torture.counts import NEVER, Counts
 from tests.torture.family import Family
 from tests.torture.fuzz_wire import fuzz_wire
 from tests.torture.hogs import Hog, Hogs
-from tests.torture.running import OPTIONS, check_calm, check_descriptors, open_descriptors, port_of, running
+from tests.torture.running import (
+    OPTIONS,
+    check_calm,
+    check_descriptors,
+    end,
+    open_descriptors,
+    port_of,
+    running,
+)
 from tests.torture.stalls import Prober
 from tests.torture.trouble import Appetite, trouble
 
@@ -26,6 +34,9 @@ CONNECTIONS: Final = 32
 _STILL_LIMIT_S: Final = 240.0
 """After its time, a part waits so long for what must still come; then the load stands still."""
 _QUIET_S: Final = 1.0
+_GRACE_S: Final = 1.0
+_BEFORE_THE_END: Final = 500
+"""Answers before the signal: every connection has had some."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,26 @@ def harmed(
 
     asyncio.run(run())
     return counts
+
+
+def ended(folder: Path, rounds: int, seed: int, served: tuple[str, ...]) -> Counts:
+    """SIGTERM under the load of clients that keep their connections: what is sent in the grace time is answered."""
+    counts = Counts("ended under load")
+    repository = models.make_repository(folder / "repository", served)
+    for number in range(rounds):
+        options = (*OPTIONS, "--drain-grace", str(_GRACE_S))
+        with serving(repository, folder / f"output-{number}", *options) as server:
+            server.wait_until("/v2/health/ready", 200)
+            asyncio.run(_end_under_load(server, Clients(port_of(server), counts, seed + number, served)))
+    return counts
+
+
+async def _end_under_load(server: ServerProcess, clients: Clients) -> None:
+    goal = clients.counts.verified + _BEFORE_THE_END
+    async with clients.asking(2 * CONNECTIONS):
+        await clients.until(lambda: clients.counts.verified >= goal, _STILL_LIMIT_S)
+        clients.due_until_s = time.monotonic() + _GRACE_S
+        await asyncio.to_thread(end, server, clients.counts)
 
 
 async def _life(

@@ -7,7 +7,7 @@ import pytest
 from tests.torture import hogs, hostile, trouble
 from tests.torture.counts import NEVER, Counts
 from tests.torture.fuzz_codecs import fuzz_codecs
-from tests.torture.parts import Budget, fuzzed, harmed, unharmed
+from tests.torture.parts import Budget, ended, fuzzed, harmed, unharmed
 
 SERVED = ("linear", "digits", "pair")
 """Without torch, whose import is most of a worker's start; `make torture` has the fourth."""
@@ -61,6 +61,11 @@ def test_whatever_is_killed_or_stopped_no_answer_is_wrong_and_everything_comes_b
     appetite, budget = trouble.EVERYTHING.times(HURRY), Budget(verified=5_000, harms=8)
     counts = harmed(tmp_path, budget, 2, appetite, SERVED, part="everything")
     assert broken(counts) == []
+
+
+@pytest.mark.e2e
+def test_what_is_sent_before_the_end_of_the_grace_time_is_answered(tmp_path: Path) -> None:
+    assert broken(ended(tmp_path, 2, 1, SERVED)) == []
 
 
 @pytest.mark.e2e

@@ -29,6 +29,8 @@ class Wire:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.used = False
+        """Whether an answer has come on it."""
 
     @classmethod
     async def open(cls, port: int) -> "Wire":
@@ -48,6 +50,7 @@ class Wire:
         head = (await self._reader.readuntil(b"\r\n\r\n"))[:-4]
         status, headers = parse_head(head)
         body = await self._reader.readexactly(int(headers.get("content-length", "0")))
+        self.used = True
         return Answer(status, headers, body)
 
     async def rest(self) -> bytes:
