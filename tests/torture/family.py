@@ -68,7 +68,7 @@ class Family:
             for pid in now:
                 self._counts.peak_mib = max(self._counts.peak_mib, _resident_mib(pid))
                 if pid not in self._words:
-                    self._parents[pid], self._words[pid] = _parent_and_words(pid)
+                    self._parents[pid], self._words[pid] = _parent(pid), command_line(pid)[-120:]
             for pid in self._words.keys() - set(now):
                 words = self._words.pop(pid)
                 if not self._was_caused(pid):
@@ -91,9 +91,15 @@ def _resident_mib(pid: int) -> float:
     return 0.0
 
 
-def _parent_and_words(pid: int) -> tuple[int, str]:
+def command_line(pid: int) -> str:
+    """Empty when the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        return int(stat.rpartition(")")[2].split()[1]), words[-120:].strip()
-    return 0, "gone already"
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0

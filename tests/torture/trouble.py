@@ -11,12 +11,13 @@ from typing import Final
 
 from tests.e2e.server_process import ServerProcess, alive
 from tests.torture.counts import Counts
-from tests.torture.family import Family
+from tests.torture.family import Family, command_line
 
 
 @dataclass(frozen=True)
 class Appetite:
-    """How often each happens, per minute, and to whom: any of "worker", "api server", "supervisor".
+    """How often each happens, per minute, and to whom: any of "worker", "api server", "supervisor",
+    and "helper": whatever other processes the server has.
 
     stopped_s: how long a stop takes. ended: whether the server may end what stands still for so long.
     """
@@ -43,8 +44,8 @@ LONG_STOPS: Final = Appetite(
 )
 """For a server whose run limit is shorter: what stands still is found, and nobody waits for it."""
 EVERYTHING: Final = Appetite(
-    kills={"worker": 12.0, "api server": 5.0, "supervisor": 1.2},
-    stops={"worker": 4.0, "api server": 4.0, "supervisor": 3.0},
+    kills={"worker": 12.0, "helper": 6.0, "api server": 5.0, "supervisor": 1.2},
+    stops={"worker": 4.0, "helper": 3.0, "api server": 4.0, "supervisor": 3.0},
 )
 
 
@@ -89,5 +90,13 @@ def _pids(server: ServerProcess, whom: str) -> list[int]:
         "worker": server.workers,
         "api server": server.api_servers,
         "supervisor": lambda: [server.process.pid],
+        "helper": lambda: _helpers(server),
     }
     return alive(find[whom]())
+
+
+def _helpers(server: ServerProcess) -> list[int]:
+    """Neither workers nor API servers nor the supervisor, nor what Python's multiprocessing keeps for itself."""
+    known = {server.process.pid, *server.workers(), *server.api_servers()}
+    others = [pid for pid in server.processes() if pid not in known]
+    return [pid for pid in others if "resource_tracker" not in command_line(pid)]
