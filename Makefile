@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test compiled lint types wheel bench soak clean
+.PHONY: help install demo test compiled lint types wheel bench soak torture clean
 
 # Settings of the caller's shell that would send an install or an import somewhere else.
 unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
@@ -38,8 +38,8 @@ test: install ## all tests; ARGS='-k name -x' for some of them
 	@sh deploy/dev/get-promtool.sh
 	@exec $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-compiled: wheel ## the end-to-end and fault tests again, on servers from the compiled wheel
-	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m pytest -n $(JOBS) --dist loadfile tests/e2e tests/faults $(ARGS)
+compiled: wheel ## the end-to-end, fault and torture tests again, on servers from the compiled wheel
+	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m pytest -n $(JOBS) --dist loadfile tests/e2e tests/faults tests/torture $(ARGS)
 
 lint: install ## ruff: rules and format
 	$(PY) -m ruff check .
@@ -53,6 +53,9 @@ wheel: install ## dist/: foldserve with the way of a request compiled; needs a C
 
 bench: install ## tables of benchmarks/README.md: WHAT=fold (default), serve, peers, stall or gpu; ARGS='--help' for options
 	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)
+
+torture: wheel ## ten minutes of fuzzing, kills, stops and greedy clients: docs/reliability.md; ARGS='--seconds 60' for less
+	@PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) exec $(PY) -P -m tests.torture $(ARGS)
 
 soak: wheel ## a million requests of mixed sizes, memory must stay flat; ARGS='--requests 20000' to try it
 	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m benchmarks.soak $(ARGS)

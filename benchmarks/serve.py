@@ -2,6 +2,7 @@
 
     python -m benchmarks.serve                     everything that needs no other environment
     python -m benchmarks.serve --peers mosec       with other projects' servers in the same run; see benchmarks.peers
+    python -m benchmarks.serve --against ../base   foldserve here and in another checkout, in turn: ratios for each row
     python -m benchmarks.serve --only bare,foldserve-1 --works mlp --connections 64 --rounds 1 --seconds 2 --no-limits
 
 Starts each contender itself, one at a time, in several rounds in a changing order; checks its answer against ONNX
@@ -21,6 +22,7 @@ import onnxruntime
 import uvicorn
 
 from benchmarks.serving import peers, process_tree, wrk
+from benchmarks.serving.against import PAIRS, against_table, compiled_in, measure_against
 from benchmarks.serving.contenders import CONTENDERS, FOLDSERVE, Contender, compile_foldserve
 from benchmarks.serving.figures import Findings, checks_table, table
 from benchmarks.serving.limits import measure_limits
@@ -28,6 +30,8 @@ from benchmarks.serving.pairs import measure_pairs
 from benchmarks.serving.promises import checks
 from benchmarks.serving.runs import Plan, Results, run
 from benchmarks.serving.workloads import WORKS, Work, export_models
+
+ROUNDS = 3
 
 
 def main(arguments: Sequence[str] | None = None, contenders: Sequence[Contender] = CONTENDERS) -> int:
@@ -42,9 +46,14 @@ def main(arguments: Sequence[str] | None = None, contenders: Sequence[Contender]
     process_tree.adopt_orphans()
     for environment in families:
         environment.make()
+    if options.against:
+        compiled_in(options.against)  # told before minutes are spent
     compile_foldserve()
     export_models()
-    results = run(Plan(wanted, works, options.connections, options.rounds, options.seconds))
+    if options.against:
+        return _against(options, [one for one in FOLDSERVE if not options.only or one in wanted], works)
+    rounds = options.rounds or ROUNDS
+    results = run(Plan(wanted, works, options.connections, rounds, options.seconds))
 
     def first(work: Work, connections: int) -> Contender:
         cells = results.cells(work)
@@ -56,12 +65,27 @@ def main(arguments: Sequence[str] | None = None, contenders: Sequence[Contender]
     extra: list[Findings] = []
     if options.limits:
         extra.append(measure_pairs(first))
-        extra.append(measure_limits(first(WORKS[0], 64), options.seconds, options.rounds))
-    text = report(results, wanted, works, options.connections, options.rounds, options.seconds, extra)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n")
+        extra.append(measure_limits(first(WORKS[0], 64), options.seconds, rounds))
+    show(
+        report(results, wanted, works, options.connections, rounds, options.seconds, extra), options.markdown
+    )
     return 0
+
+
+def _against(options: argparse.Namespace, ours: Sequence[Contender], works: Sequence[Work]) -> int:
+    pairs, seconds = options.rounds or PAIRS, options.seconds
+    rows = measure_against(options.against, ours, works, options.connections, pairs, seconds)
+    other = options.against.resolve().name
+    head = f"{machine()}; medians of {pairs} pairs of {seconds} s, here and in {other}; ratios here / there."
+    show(f"{head}\n\n{against_table(rows)}", options.markdown)
+    return int(any(row.worse for row in rows))
+
+
+def show(text: str, markdown: Path | None) -> None:
+    """Print it, and keep it if there is a file for it."""
+    print(text)
+    if markdown:
+        markdown.write_text(text + "\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,7 +94,11 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m benchmarks.serve", description="foldserve beside other servers, in one run."
     )
-    result.add_argument("--rounds", type=int, default=3, help="how often each is started anew (default: 3)")
+    result.add_argument(
+        "--rounds",
+        type=int,
+        help=f"how often each is started anew (default: {ROUNDS}); --against: pairs ({PAIRS})",
+    )
     result.add_argument("--seconds", type=int, default=4, help="of load per cell and round (default: 4)")
     result.add_argument(
         "--only", type=_names(), default=[], help=f"contenders, with commas, of {', '.join(names)}"
@@ -96,6 +124,12 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="foldserve in turn with what bounds it; steady load, overload, idling: minutes more (default: yes)",
+    )
+    result.add_argument(
+        "--against",
+        type=Path,
+        help="another checkout in which `make wheel` was run: only foldserve, here and there, one pair after another; "
+        "exit code 1 when a row is more than 5 % worse here",
     )
     result.add_argument("--markdown", type=Path, help="a file that gets the tables too")
     return result

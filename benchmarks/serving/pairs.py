@@ -31,7 +31,7 @@ def measure_pairs(first: Callable[[Work, int], Contender]) -> Findings:
     for connections in (64, 1):
         contender = first(mlp, connections)
         with running(BARE, mlp) as bare, running(contender, mlp) as ours:
-            both = [(_half(ours, connections), _half(bare, connections)) for _ in range(PAIRS)]
+            both = [(half(ours, connections), half(bare, connections)) for _ in range(PAIRS)]
         what = f"mlp, {connections} connection{'s' * (connections > 1)}, in turn"
         _note(pairs, f"{what}: {contender.key}", "the bare ASGI app", both)
         if connections == 1:
@@ -40,7 +40,7 @@ def measure_pairs(first: Callable[[Work, int], Contender]) -> Findings:
             pairs.checks.append(Check(f"{what}: CPU / bare ASGI", _ratio(both, "cpu_us"), 0.85, least=False))
     contender = first(resnet, 16)
     with running(contender, resnet) as ours:
-        both = [(_half(ours, 16), _loop(resnet)) for _ in range(PAIRS)]
+        both = [(half(ours, 16), _loop(resnet)) for _ in range(PAIRS)]
     what = "resnet, 16 connections, in turn"
     _note(pairs, f"{what}: {contender.key}", "the loop without a server", both)
     pairs.checks.append(Check(f"{what}: rows/s / loop", _ratio(both, "req_s"), 0.97, least=True))
@@ -49,9 +49,10 @@ def measure_pairs(first: Callable[[Work, int], Contender]) -> Findings:
     return pairs
 
 
-def _half(server: Running, connections: int) -> Measured:
+def half(server: Running, connections: int, seconds: int = SECONDS) -> Measured:
+    """One half of a pair."""
     wrk.run(server.port, server.request, connections, 1)  # awake again, its memory in the caches
-    return measure(server, connections, SECONDS)
+    return measure(server, connections, seconds)
 
 
 def _loop(work: Work) -> Measured:

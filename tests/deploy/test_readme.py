@@ -7,7 +7,14 @@ import pytest
 from deploy import demo
 from tests.deploy.support import ROOT
 
-PAGES = ("README.md", "CONTRIBUTING.md", "deploy/README.md", "benchmarks/README.md", "CHANGELOG.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "deploy/README.md",
+    "benchmarks/README.md",
+    "docs/reliability.md",
+    "CHANGELOG.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
