@@ -183,9 +183,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _text,
         "127.0.0.1",
         "address",
-        "address to listen on; 0.0.0.0 = every address of the machine (the image sets this)",
+        "addresses to listen on, with commas: names, IP addresses, unix:/path; 0.0.0.0 = every IPv4 address of the "
+        "machine (the image sets this), :: = every address",
     ),
-    Setting("port", "--port", _whole(1, 65535), 8000, "port", "TCP port to listen on"),
+    Setting("port", "--port", _whole(0, 65535), 8000, "port", "TCP port to listen on; 0 = a free one"),
     Setting(
         "device",
         "--device",

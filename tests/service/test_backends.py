@@ -12,6 +12,7 @@ from service.backends import BACKENDS, LoadError, SessionOptions, load_session
 from service.backends.base import usable_cores
 from service.backends.cuda_probe import CudaState
 from service.backends.devices import choose_devices, cuda_state
+from service.cgroups import Limits
 from service.errors import ConfigError
 from service.signature import Signature, TensorSpec
 
@@ -145,8 +146,10 @@ def test_trying_cuda_gives_devices_or_the_reason_why_not() -> None:
     assert (state.devices > 0) != bool(state.problem)
 
 
-def test_cores_are_counted_within_the_containers_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("quota", "cores"), [(None, 8), (2.5, 2), (0.1, 1), (64.0, 8)])
+def test_cores_are_counted_within_the_cpu_mask_and_the_containers_quota(
+    quota: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    for quota, cores in (("max 100000", 8), ("250000 100000", 2), ("10000 100000", 1), ("nonsense", 8)):
-        monkeypatch.setattr(Path, "read_text", lambda _, quota=quota: quota)
-        assert usable_cores() == cores
+    monkeypatch.setattr("service.backends.base.read_limits", lambda: Limits(quota, None))
+    assert usable_cores() == cores
