@@ -37,7 +37,12 @@ from service.connections.acceptor import Acceptor
 from service.fastpath.protocol import FastProtocol
 from service.http import Scope, Send
 from service.logs import configure_logging
-from service.processes import die_with_parent, freeze_garbage, stop_signals_blocked
+from service.processes import (
+    die_with_parent,
+    freeze_garbage,
+    leave_removed_folder,
+    stop_signals_blocked,
+)
 from service.supervisor import Role, Supervisor
 from service.transport.handles import Handle
 from service.transport.transport import Transport
@@ -212,6 +217,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
 
     def start(self, role: Role, index: int, serial: int, lifeline: Handle) -> BaseProcess:
         """Start a child for the supervisor."""
+        leave_removed_folder()
         resource_tracker.ensure_running()  # started later, by the launch, it would unblock the signals
         with stop_signals_blocked():
             if role is Role.WORKER:

@@ -77,12 +77,19 @@ def for_connections(children: int, api_servers: int) -> int:
 
 @contextlib.contextmanager
 def enough(what: str) -> Iterator[None]:
-    """Tell it in a text when descriptors do not suffice for what is made inside. Raises: ConfigError."""
+    """Tell it in a text when descriptors, or memory behind them, do not suffice for what is made inside.
+
+    Raises: ConfigError.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            text = f"the limit of {limit()} open files is too low for {what} and a few connections; {MEND}"
+        elif error.errno == errno.EFBIG:
+            text = f"the limit on file sizes is too low for the shared memory of {what}; lift it (ulimit -f unlimited)"
+        elif error.errno == errno.ENOMEM:
+            text = f"there is no memory for {what}; lower --arena-bytes, --max-in-flight or --api-servers"
+        else:
             raise
-        raise ConfigError(
-            f"the limit of {limit()} open files is too low for {what} and a few connections; {MEND}"
-        ) from error
+        raise ConfigError(text) from error
