@@ -157,6 +157,23 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
+def _hosts(value: Any) -> str:
+    text = _text(value)
+    for name in text.split(","):
+        name = name.strip()
+        path = name.startswith("unix:")
+        if (
+            name in ("", "unix:")
+            or ("/" in name and not path)
+            or re.fullmatch(r"[^:]*:\d+|\[.*\]:\d+", name, re.ASCII)
+        ):
+            raise ValueError(
+                "names or IP addresses, without http:// and without a port (--port has it), or unix:/path; several "
+                "with commas"
+            )
+    return text
+
+
 def _device(value: Any) -> str:
     text = str(value).strip().lower()
     if not _DEVICE.fullmatch(text):
@@ -180,7 +197,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "host",
         "--host",
-        _text,
+        _hosts,
         "127.0.0.1",
         "address",
         "addresses to listen on, with commas: names, IP addresses, unix:/path; 0.0.0.0 = every IPv4 address of the "

@@ -107,6 +107,19 @@ class LoadSession(Protocol):
         ...
 
 
+def native_path(path: Path) -> str:
+    """The path as native libraries take it: in UTF-8, whatever this process's locale says of file names.
+
+    Raises: LoadError.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        raise LoadError(
+            f"{os.fsencode(path)!r} is no path in UTF-8, which the runtime needs; rename the folder"
+        ) from error
+
+
 def usable_cores() -> int:
     """The cores this process may use: its CPU mask, in which cpusets are, and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
