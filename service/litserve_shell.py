@@ -7,9 +7,9 @@
 Seams of LitServe 0.2.19 and uvicorn 0.54 that are used, and held by tests/service/test_litserve_shell.py:
 LitServer.{app, devices, lifespan, launch_single_inference_worker, _get_request_queue, _transport,
 workers_setup_status}; litserve.server._Server.run; LitLoop.__call__ in the worker; uvicorn's Config(http=class),
-Server.{main_loop, shutdown, capture_signals} and what fastpath/protocol.py and flow.py override of HttpToolsProtocol
-and FlowControl. Not used: LitServe's routes, queues, manager process, GZip, timeouts, worker monitor, signal handling
-and log output.
+Server.{startup, servers, main_loop, shutdown, capture_signals} and what fastpath/protocol.py and flow.py override of
+HttpToolsProtocol and FlowControl. Not used: LitServe's routes, queues, manager process, GZip, timeouts, worker monitor,
+signal handling and log output, and uvicorn's accepting (connections/).
 """
 
 import asyncio
@@ -245,7 +245,6 @@ class FoldServer(LitServer):  # type: ignore[misc]
         assert self._launch is not None
         self.api_server = self._make_api_server(self._launch.index)
         FastProtocol.shop = self.api_server.shop
-        FastProtocol.left = self.api_server.shares.left
         self.api_server.listen(self._launch.lifeline.fd, self._stop.set)
         freeze_garbage()
         yield
@@ -283,4 +282,6 @@ class FoldServer(LitServer):  # type: ignore[misc]
             )
             os._exit(1)
         refused = self.api_server.metrics.connection_refused
-        return Acceptor(listeners, make_protocol, self.api_server.shares, room, refused)
+        door = Acceptor(listeners, make_protocol, self.api_server.shares, room, refused)
+        FastProtocol.left = door.left
+        return door

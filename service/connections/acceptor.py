@@ -51,7 +51,7 @@ class Acceptor:
 
     Args:
         listeners: bound, listening, not blocking.
-        make_protocol: makes what talks on a connection; it calls shares.left() when its connection is lost.
+        make_protocol: makes what talks on a connection; it calls left() when its connection is lost.
         room: how many connections, and guests beside them, the process can hold.
         refused: called for each connection that could not be taken now (FAILED), or was sent away (CROWDED).
     """
@@ -91,6 +91,13 @@ class Acceptor:
                     break
             listener.close()
         self._guests.close()
+
+    def left(self) -> None:
+        """One of the connections has ended."""
+        self._shares.left()
+        if self._timer is not None and self._shares.my_turn():
+            self._timer.cancel()
+            self._look()
 
     async def wait_connected(self) -> None:
         """Wait until every connection that was taken talks its protocol."""
@@ -160,7 +167,7 @@ class Acceptor:
             return False
         connection.setblocking(False)
         if self._shares.mine < self._capacity:
-            self._connect(connection, self._one_more(), self._shares.left)
+            self._connect(connection, self._one_more(), self.left)
             return True
         self._connect(connection, self._guests.arrive(), lambda: None)
         return (

@@ -19,6 +19,8 @@ _SPARE: Final = 32
 """Descriptors for guests, and for what a process opens for a moment, as a scrape does; less where there are few."""
 _LEAST: Final = 4
 """Of each of these, or nobody can be served."""
+_SEARCHED: Final = 4096
+"""Descriptors are given from below: none of ours is beyond."""
 _OF_A_CHILD: Final = 2
 """In the parent: its lifeline, and what tells of its end. An API server inherits those of the others."""
 _OF_AN_API_SERVER: Final = 16
@@ -54,7 +56,18 @@ def limit() -> int:
 
 def open_now() -> int:
     """The descriptors that this process has open."""
-    return len(os.listdir("/proc/self/fd")) - 1  # the listing has one itself
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1  # the listing has one itself
+    except OSError:  # no /proc is mounted
+        return sum(map(_is_open, range(min(limit(), _SEARCHED))))
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def room(free: int) -> Room | None:

@@ -7,6 +7,7 @@ Knows no sockets.
 """
 
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from service.transport.board import MappedBoard
@@ -52,28 +53,21 @@ class Shares:
 
     def my_turn(self) -> bool:
         """Whether none of those that are waited for has clearly fewer."""
-        if not self._others:
-            return True
-        waited_for = self._waited_for()
-        if not waited_for:
-            return True
-        fewest = min(waited_for.values())
-        return self.mine <= fewest + fewest // SLACK
+        mine = self.mine
+        return not any(mine > has + has // SLACK for _, has in self._waited_for())
 
     def wait_no_longer(self) -> None:
         """Those whose turn it is do not come: leave them out for a while."""
         mine, until_s = self.mine, time.monotonic() + FORGET_S
-        for other, has in self._waited_for().items():
+        for other, has in list(self._waited_for()):
             if has < mine:
                 self._late_until_s[other] = until_s
 
-    def _waited_for(self) -> dict[int, int]:
-        """Connections of the others that take some and are not late."""
+    def _waited_for(self) -> Iterator[tuple[int, int]]:
+        """The others that take connections and are not late, with how many each has."""
         if self._late_until_s:
             now_s = time.monotonic()
             self._late_until_s = {one: until for one, until in self._late_until_s.items() if until > now_s}
-        return {
-            other: has - 1
-            for other in self._others
-            if (has := self._connections[other]) and other not in self._late_until_s
-        }
+        for other in self._others:
+            if (has := self._connections[other]) and other not in self._late_until_s:
+                yield other, has - 1

@@ -49,7 +49,7 @@ class Door:
         self.refused: list[str] = []
         self._writers: list[asyncio.StreamWriter] = []
         self.acceptor = Acceptor(
-            [listener], lambda: Echo(self.mine.left), self.mine, room, self.refused.append
+            [listener], lambda: Echo(self.acceptor.left), self.mine, room, self.refused.append
         )
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -141,6 +141,25 @@ def test_connection_waits_for_one_that_does_not_come_no_longer_than_a_bounded_ti
                 writer.write(b"x")
                 assert await reader.readexactly(6) == b"echo x", number
             assert door.mine.mine == 30
+
+    run(scenario)
+
+
+def test_connection_that_waits_for_another_is_taken_as_soon_as_one_of_ours_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_S", 1000.0)  # no look would come in time
+
+    async def scenario() -> None:
+        async with opened() as door:
+            _, writer = await door.connect()
+            await door.until(lambda: door.mine.mine == 1)
+            door.other.begin()
+            second, asking = await door.connect()
+            asking.write(b"x")
+            await door.until(lambda: door.acceptor._timer is not None)
+            writer.close()
+            assert await second.readexactly(6) == b"echo x"
 
     run(scenario)
 

@@ -39,6 +39,8 @@ def test_soft_limit_is_raised_to_the_hard_one() -> None:
 def test_what_is_open_is_counted() -> None:
     code = "before = descriptors.open_now(); f = open('/dev/null'); print(descriptors.open_now() - before)"
     assert runs(code) == "1"
+    without_proc = "import os; os.listdir = lambda path: os.stat('/no/such/folder')\n"
+    assert runs(without_proc + code) == "1"
 
 
 @pytest.mark.parametrize(
