@@ -12,6 +12,8 @@ from typing import Final
 
 import orjson
 
+from service.errors import TooManyConnections
+
 _ANSWERED: Final = frozenset({b"/health", b"/v2/health/live", b"/v2/health/ready", b"/metrics"})
 _HEAD_END: Final = b"\r\n\r\n"
 _HEAD_BYTES: Final = 16_384
@@ -41,14 +43,16 @@ class Guests:
         self.sent_away = sent_away
         self._present: dict[_Guest, None] = {}  # in the order of their coming
         self._closed = False
-        text = (
+        error = TooManyConnections(
             f"the server holds {capacity} connections in this process, as many as its limit on open files leaves room "
             "for; close connections that are idle and try again, or have the limit raised (ulimit -n)"
         )
-        body = orjson.dumps({"error": text, "code": "too_many_connections"})
+        body = orjson.dumps({"error": str(error), "code": error.code})
+        more = "".join(f"{name}: {value}\r\n" for name, value in error.headers().items()).lower()
         self.refusal = (
-            b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
-            b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            b"HTTP/1.1 %d Service Unavailable\r\ncontent-type: application/json\r\n%b"
+            b"connection: close\r\ncontent-length: %d\r\n\r\n%b"
+            % (error.status, more.encode(), len(body), body)
         )
 
     def arrive(self) -> asyncio.Protocol:
