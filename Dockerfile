@@ -54,6 +54,6 @@ EXPOSE 8000
 # Exec form all through: foldserve is PID 1 and gets SIGTERM itself.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:%s/v2/health/ready' % os.environ['FOLDSERVE_PORT'], timeout=4)"]
+    CMD ["python3", "-c", "import sys; from service.health_check import ask; sys.exit(ask('/v2/health/ready'))"]
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "/models"]

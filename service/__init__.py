@@ -2,8 +2,9 @@
 
 The processes: `foldserve serve` is the supervisor; it starts API servers, which speak HTTP, and workers, which run
 models. They share memory and pipes that are made before any of them starts (transport/). Around them: cli.py, config.py
-(the settings), repository.py, artifact.py and model_config.py (what is served), serve.py (puts all together),
-supervisor.py (keeps it alive), litserve_shell.py (LitServe and uvicorn).
+(the settings), repository.py, artifact.py and model_config.py (what is served), connections/ (where it listens, and who
+takes a connection), serve.py (puts all together), supervisor.py (keeps it alive), litserve_shell.py (LitServe and
+uvicorn).
 
 The life of a request:
 

@@ -18,6 +18,7 @@ from service.admission import Bounds
 from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.config import ServeSettings
+from service.connections.shares import Shares
 from service.device_metrics import DeviceMetrics
 from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
@@ -50,11 +51,13 @@ class ServedDevices:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """What an API server's process holds. front: the long way; shop: the short way."""
+    """What an API server's process holds. front: the long way; shop: the short way; shares: who has how many
+    connections."""
 
     dispatcher: Dispatcher
     front: Front
     shop: Shop
+    shares: Shares
     metrics: Metrics
 
     def listen(self, fd: int, stop: Callable[[], None]) -> None:
@@ -147,7 +150,7 @@ def make_api_server(
         ids=RequestIds(),
         pace=Pace(),
     )
-    return ApiServer(dispatcher, front, shop, metrics)
+    return ApiServer(dispatcher, front, shop, Shares(board, index), metrics)
 
 
 def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: int) -> list[Lane]:

@@ -7,12 +7,13 @@ onnxruntime.
 """
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from service.config import SETTINGS, Setting, load_settings
 from service.errors import ConfigError
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A plug-in is imported when it is called, or to list its help; not to serve.
         if entry.name not in commands and (wanted == entry.name or wanted not in commands):
             commands[entry.name] = _load(entry)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="foldserve",
         description="Fold, export and serve torch networks. `foldserve COMMAND --help` tells more.",
     )
@@ -169,8 +170,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         command.configure(subparser)
         subparser.set_defaults(command=command)
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        subparsers.choices[args.command.name].refuse(unknown)
     return _run(args.command, args)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's, with whole names alone: `--workers` for one option today may be for two tomorrow, and who writes
+    `--request-timeout 5` means seconds, not what --request-timeout-ms takes."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named, allow_abbrev=False)
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """End with what is wrong with words that are no arguments: options first, the rest may be their values."""
+        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        if not options:
+            self.error(
+                f"{' '.join(map(repr, unknown))}: more words than `{self.prog}` takes; --help lists them"
+            )
+        self.error("; ".join(f"there is no option {option}{self._near(option)}" for option in options))
+
+    def _near(self, option: str) -> str:
+        known = [word for word in self._option_string_actions if word.startswith("--")]
+        found = [word for word in known if word.startswith(option)] if option.startswith("--") else []
+        found = found or difflib.get_close_matches(option, known, n=1)
+        return f"; did you mean {' or '.join(found)}?" if found else "; --help lists them"
 
 
 def _run(command: Command, args: argparse.Namespace) -> int:

@@ -3,14 +3,14 @@
 Talks to the server as any client does, over HTTP with the standard library alone.
 """
 
+import http.client
 import io
 import sys
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -20,10 +20,22 @@ import orjson
 from service.codecs import BodyType
 from service.codecs.npy_codec import encode as encode_npy
 from service.errors import ConfigError
+from service.health_check import UnixConnection
 
 # npy keeps datatype and every bit; a model with several outputs can only answer all of them in JSON.
 _ACCEPT: Final = f"{BodyType.NPY.value}, {BodyType.JSON.value};q=0.5"
 _SHOWN_NUMBERS: Final = 10
+_UNIX: Final = "unix:"
+_NPY: Final = b"\x93NUMPY"
+_KINDS: Final = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+"""How files of pictures begin."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,18 @@ class Reply:
     outputs: dict[str, np.ndarray]
     milliseconds: float
     server_timing: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go. connect: a new connection, with its time limit in seconds."""
+
+    server: str
+    connect: Callable[[float], http.client.HTTPConnection]
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.server}{self.path if '//' in self.server else ''}"
 
 
 class ClientError(Exception):
@@ -70,7 +94,7 @@ def predict_files(
     return 0
 
 
-def send(target: str, arrays: dict[str, np.ndarray], timeout_ms: float) -> Reply:
+def send(target: Target, arrays: dict[str, np.ndarray], timeout_ms: float) -> Reply:
     """POST one request: one unnamed array ({"": array}) as npy, several as JSON. Raises ClientError."""
     if arrays.keys() == {""}:
         kind, body = BodyType.NPY, encode_npy(arrays[""])
@@ -78,20 +102,23 @@ def send(target: str, arrays: dict[str, np.ndarray], timeout_ms: float) -> Reply
         kind = BodyType.JSON
         body = orjson.dumps({"inputs": arrays}, option=orjson.OPT_SERIALIZE_NUMPY)
     headers = {"Content-Type": kind.value, "Accept": _ACCEPT, "X-Timeout-Ms": f"{timeout_ms:g}"}
-    request = urllib.request.Request(target, body, headers, method="POST")
     started_s = time.perf_counter()
+    # The server keeps the time; the socket is given more, so that the 504 of a server that is slow can arrive.
+    connection = target.connect(timeout_ms / 1000 + 5.0)
     try:
-        # The server keeps the time; the socket is given more, so that the 504 of a server that is slow can arrive.
-        with urllib.request.urlopen(request, timeout=timeout_ms / 1000 + 5.0) as response:
-            content, answer_headers = response.read(), response.headers
-    except urllib.error.HTTPError as error:
-        with error:
-            raise ClientError(_refusal(error.code, error.read())) from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise ClientError(f"{target} cannot be reached: {reason}; is the server up?") from None
+        connection.request("POST", target.path, body, headers)
+        response = connection.getresponse()
+        content = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise ClientError(
+            f"{target} cannot be reached: {error or type(error).__name__}; is the server up?"
+        ) from None
+    finally:
+        connection.close()
     milliseconds = (time.perf_counter() - started_s) * 1000
-    return Reply(_outputs(content, answer_headers), milliseconds, answer_headers.get("Server-Timing", ""))
+    if response.status != 200:
+        raise ClientError(_refusal(response.status, content))
+    return Reply(_outputs(content, response.headers), milliseconds, response.headers.get("Server-Timing", ""))
 
 
 def _outputs(content: bytes, headers: Any) -> dict[str, np.ndarray]:
@@ -112,13 +139,27 @@ def _refusal(status: int, content: bytes) -> str:
         return f"{status}: {content[:200].decode(errors='replace')}; is this a foldserve server?"
 
 
-def _target(url: str, model: str, version: str | None, output: str | None) -> str:
-    parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(f"URL {url!r} is no server's address; expected one as in http://localhost:8000")
-    path = f"{parts.path.rstrip('/')}/predict/{urllib.parse.quote(model, safe='')}"
+def _target(url: str, model: str, version: str | None, output: str | None) -> Target:
     asked = {name: value for name, value in (("version", version), ("output", output)) if value is not None}
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, urllib.parse.urlencode(asked), ""))
+    query = f"?{urllib.parse.urlencode(asked)}" if asked else ""
+    path = f"/predict/{urllib.parse.quote(model, safe='')}{query}"
+    if url.startswith(_UNIX) and url != _UNIX:
+        return Target(url, partial(UnixConnection, url.removeprefix(_UNIX)), path)
+    try:
+        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
+        host, port = None if url == _UNIX else parts.hostname, parts.port
+    except ValueError:  # a port that is no number, brackets that do not close
+        host = None
+    if host is None or parts.scheme not in ("http", "https"):
+        raise ConfigError(
+            f"URL {url!r} is no server's address; expected one as in http://localhost:8000 or unix:/path"
+        )
+    # http.client asks no proxy, whatever the environment says: the server is named, and mostly on this machine.
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    address = f"{parts.scheme}://{parts.netloc}"
+    return Target(
+        address, lambda timeout_s: kind(host, port, timeout=timeout_s), parts.path.rstrip("/") + path
+    )
 
 
 def _requests(files: Sequence[str]) -> list[tuple[str, dict[str, np.ndarray]]]:
@@ -150,12 +191,31 @@ def _load(path: str, problems: list[str]) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        problems.append(f"{path} cannot be read as .npy: {error}; save the array with numpy.save")
+        problems.append(_why_unread(path, error))
         return np.empty(0)
     if not isinstance(array, np.ndarray):
         problems.append(f"{path} is a .npz archive; expected one array: save it with numpy.save")
         return np.empty(0)
     return array
+
+
+def _why_unread(path: str, error: Exception) -> str:
+    """What is wrong with a file that is no array, as whoever gave it would say it."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path} does not exist; expected a file that numpy.save wrote"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{path} cannot be read: {error.strerror}; expected a file that numpy.save wrote"
+    with open(path, "rb") as file:
+        start = file.read(12)
+    for magic, kind in _KINDS.items():
+        if start.startswith(magic):
+            return (
+                f"{path} is a {kind} picture, no .npy file; decode it to the array that the model takes "
+                "(`foldserve inspect` and /docs show its shape), and save that with numpy.save"
+            )
+    if start.startswith(_NPY):
+        return f"{path} is a .npy file that cannot be used: {error}; save an array of numbers again with numpy.save"
+    return f"{path} is no .npy file{' but empty' if not start else ''}; save the array with numpy.save"
 
 
 def _shown(array: np.ndarray) -> str:

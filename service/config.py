@@ -157,6 +157,23 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
+def _hosts(value: Any) -> str:
+    text = _text(value)
+    for name in text.split(","):
+        name = name.strip()
+        path = name.startswith("unix:")
+        if (
+            name in ("", "unix:")
+            or ("/" in name and not path)
+            or re.fullmatch(r"[^:]*:\d+|\[.*\]:\d+", name, re.ASCII)
+        ):
+            raise ValueError(
+                "names or IP addresses, without http:// and without a port (--port has it), or unix:/path; several "
+                "with commas"
+            )
+    return text
+
+
 def _device(value: Any) -> str:
     text = str(value).strip().lower()
     if not _DEVICE.fullmatch(text):
@@ -180,12 +197,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "host",
         "--host",
-        _text,
+        _hosts,
         "127.0.0.1",
         "address",
-        "address to listen on; 0.0.0.0 = every address of the machine (the image sets this)",
+        "addresses to listen on, with commas: names, IP addresses, unix:/path; 0.0.0.0 = every IPv4 address of the "
+        "machine (the image sets this), :: = every address",
     ),
-    Setting("port", "--port", _whole(1, 65535), 8000, "port", "TCP port to listen on"),
+    Setting("port", "--port", _whole(0, 65535), 8000, "port", "TCP port to listen on; 0 = a free one"),
     Setting(
         "device",
         "--device",

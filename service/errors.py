@@ -158,6 +158,16 @@ class Draining(ServiceError):
     code = "draining"
 
 
+class TooManyConnections(ServiceError):
+    """The process has no descriptor to spare for the connection."""
+
+    status = 503
+    code = "too_many_connections"
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "1"}
+
+
 class DeadlinePassed(ServiceError):
     """The time that the request was given has passed before there was an answer."""
 

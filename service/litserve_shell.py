@@ -7,17 +7,18 @@
 Seams of LitServe 0.2.19 and uvicorn 0.54 that are used, and held by tests/service/test_litserve_shell.py:
 LitServer.{app, devices, lifespan, launch_single_inference_worker, _get_request_queue, _transport,
 workers_setup_status}; litserve.server._Server.run; LitLoop.__call__ in the worker; uvicorn's Config(http=class),
-Server.{main_loop, shutdown, capture_signals} and what fastpath/protocol.py and flow.py override of HttpToolsProtocol
-and FlowControl. Not used: LitServe's routes, queues, manager process, GZip, timeouts, worker monitor, signal handling
-and log output.
+Server.{startup, servers, main_loop, shutdown, capture_signals} and what fastpath/protocol.py and flow.py override of
+HttpToolsProtocol and FlowControl. Not used: LitServe's routes, queues, manager process, GZip, timeouts, worker monitor,
+signal handling and log output, and uvicorn's accepting (connections/).
 """
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -31,14 +32,23 @@ from litserve.server import _Server
 
 from service.api_server import ApiServer
 from service.body import Receive
+from service.connections import descriptors
+from service.connections.acceptor import Acceptor
 from service.fastpath.protocol import FastProtocol
 from service.http import Scope, Send
 from service.logs import configure_logging
-from service.processes import die_with_parent, freeze_garbage, stop_signals_blocked
+from service.processes import (
+    die_with_parent,
+    freeze_garbage,
+    leave_removed_folder,
+    stop_signals_blocked,
+)
 from service.supervisor import Role, Supervisor
 from service.transport.handles import Handle
 from service.transport.transport import Transport
 from service.worker.main import Seat, WorkerPlan, serve
+
+_log = logging.getLogger("foldserve.api_server")
 
 _WORKERS_PATH = "/workers"
 """LitServe wants a path for what it serves; no request reaches it."""
@@ -91,23 +101,43 @@ class FrontMiddleware:
         )
 
 
-class UvicornServer(_Server):  # type: ignore[misc]
-    """uvicorn's server without its ten wake-ups a second and without its signal handlers."""
+OpenDoor = Callable[[Sequence[socket.socket], Callable[[], asyncio.Protocol]], Acceptor]
 
-    def __init__(self, config: uvicorn.Config, stop: asyncio.Event) -> None:
+
+class UvicornServer(_Server):  # type: ignore[misc]
+    """uvicorn's server without its ten wake-ups a second, without its signal handlers, and with our own accepting.
+
+    Args:
+        open_door: makes what takes connections off the sockets; called when the lifespan has begun.
+    """
+
+    def __init__(self, config: uvicorn.Config, stop: asyncio.Event, open_door: OpenDoor) -> None:
         super().__init__(config=config)
         self._stop = stop
+        self._open_door = open_door
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections off these sockets."""
+        await super().startup(sockets=[])
+        self.servers = [self._open_door(sockets or [], self._protocol)]
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn's own startup makes it."""
+        protocol: asyncio.Protocol = self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     async def main_loop(self) -> None:
         """Sleep until it is time to end. The Date header is kept by FastProtocol."""
         await self._stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listeners; let those connections be made that were accepted in the turn of the loop that ended it,
-        or nobody would close them; then as uvicorn does."""
+        """Take what waits and close the listeners; let those connections be made that were taken
+        last, or nobody would close them; then as uvicorn does."""
         for server in self.servers:
             server.close()
-        await asyncio.sleep(0)
+            await server.wait_connected()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -187,6 +217,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
 
     def start(self, role: Role, index: int, serial: int, lifeline: Handle) -> BaseProcess:
         """Start a child for the supervisor."""
+        leave_removed_folder()
         resource_tracker.ensure_running()  # started later, by the launch, it would unblock the signals
         with stop_signals_blocked():
             if role is Role.WORKER:
@@ -237,5 +268,20 @@ class FoldServer(LitServer):  # type: ignore[misc]
             timeout_graceful_shutdown=self.uvicorn_graceful_timeout,
         )
         self._stop = asyncio.Event()
-        UvicornServer(config, self._stop).run(self._launch.index, self._sockets)
+        UvicornServer(config, self._stop, self._open_door).run(self._launch.index, self._sockets)
         os._exit(0)  # not multiprocessing's own ending, which would wait for the parent's other children
+
+    def _open_door(
+        self, listeners: Sequence[socket.socket], make_protocol: Callable[[], asyncio.Protocol]
+    ) -> Acceptor:
+        free = descriptors.limit() - descriptors.open_now()
+        room = descriptors.room(free)
+        if room is None:
+            _log.error(
+                "only %d files more can be opened, too few for connections; %s", free, descriptors.MEND
+            )
+            os._exit(1)
+        refused = self.api_server.metrics.connection_refused
+        door = Acceptor(listeners, make_protocol, self.api_server.shares, room, refused)
+        FastProtocol.left = door.left
+        return door

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from service.connections.acceptor import REFUSALS
 from service.metrics_store import Layout, Metric, Row, Store
 from service.request_ring import Columns
 from service.transport.handles import SharedMemory
@@ -103,6 +104,12 @@ RETRIED: Final = Metric(
 WORKER_RESTARTS: Final = Metric(
     "foldserve_worker_restarts_total", "counter", "Workers that died and are started again.", ("device",)
 )
+CONNECTIONS_REFUSED: Final = Metric(
+    "foldserve_connections_refused_total",
+    "counter",
+    "Connections that could not be taken at the first try (failed), or were sent away with 503 (crowded).",
+    ("reason",),
+)
 BATCH_CEILING: Final = Metric(
     "foldserve_batch_ceiling_rows",
     "gauge",
@@ -132,7 +139,7 @@ BUILD_INFO: Final = Metric(
 )
 EXPOSED: Final[tuple[Metric, ...]] = (
     *(REQUESTS, REQUEST_DURATION, STAGE_DURATION, BATCH_ROWS, REQUEST_ROWS, BATCHES, PADDING_ROWS),
-    *(REJECTED, RETRIED, WORKER_RESTARTS, MODEL_LOAD, BUILD_INFO),
+    *(REJECTED, RETRIED, WORKER_RESTARTS, CONNECTIONS_REFUSED, MODEL_LOAD, BUILD_INFO),
     *(QUEUE_ROWS, INFLIGHT, BATCH_CEILING, MODEL_READY),
 )
 
@@ -165,6 +172,7 @@ class Plan:
         series[BATCHES.name] = [(*version, reason) for version, reason in product(served, BATCH_REASONS)]
         series[REJECTED.name] = [(*version, code) for version, code in product(any_version, REJECTIONS)]
         series[WORKER_RESTARTS.name] = [(device,) for device in self.devices]
+        series[CONNECTIONS_REFUSED.name] = [(reason,) for reason in REFUSALS]
         series[BUILD_INFO.name] = [build_info()]
         return Layout(EXPOSED, series)
 
@@ -252,6 +260,11 @@ class Metrics:
         """
         cell = float(self._offsets[REQUESTS.name][(model, version, protocol, "200")])
         return partial(self._ring.append, cell, float(self.plan.versions.index((model, version))))
+
+    def connection_refused(self, reason: str) -> None:
+        """A connection could not be taken now, or was sent away."""
+        with self._row.lock:
+            self._row.add(self._offsets[CONNECTIONS_REFUSED.name][(reason,)], 1.0)
 
     # Called by a worker -------------------------------------------------------------------------------
 

@@ -34,6 +34,17 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
+def leave_removed_folder() -> None:
+    """Go to / when the working folder has been removed: a process that is spawned is told where to be, and fails there.
+
+    A release's folder is taken away while the server runs; whatever the server needs has a whole path by then.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 @contextlib.contextmanager
 def stop_signals_blocked() -> Iterator[None]:
     """Processes started inside do not see SIGINT and SIGTERM: blocked signals stay so across exec."""

@@ -7,13 +7,17 @@ import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from service import lifecycle
 from service.api_server import ApiServer, ServedDevices, make_api_server
 from service.artifact import Artifact
 from service.backends.base import SessionOptions, usable_cores
 from service.backends.devices import Devices, choose_devices
+from service.cgroups import read_limits
 from service.config import ServeSettings
+from service.connections import descriptors
+from service.connections.addresses import bind, urls
 from service.errors import ConfigError
 from service.litserve_shell import FoldServer
 from service.logs import configure_logging
@@ -41,6 +45,8 @@ def run_server(settings: ServeSettings) -> int:
     Raises: ConfigError when the repository, the device, the default model or the address cannot be used.
     """
     configure_logging(settings.log_level)
+    descriptors.raise_limit()
+    settings = replace(settings, repository=_absolute(settings.repository))
     # From the first moment: a signal that comes while models are looked up is one to end by, not to die of.
     with StopSignals() as stop:
         return _prepare(settings, stop)
@@ -66,6 +72,17 @@ def _prepare(settings: ServeSettings, stop: StopSignals) -> int:
             bound.close()
 
 
+def _absolute(repository: Path) -> Path:
+    """The working folder may be taken away while the server runs."""
+    try:
+        return repository.absolute()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{str(repository)!r} is relative to the working folder, which has been removed; change to a folder that "
+            "is there, or give the repository's whole path"
+        ) from error
+
+
 def _serve(
     settings: ServeSettings,
     entries: tuple[ModelEntry, ...],
@@ -77,17 +94,22 @@ def _serve(
     versions = tuple(version_of(artifact) for entry in entries for artifact in entry.artifacts)
     workers = tuple(f"worker-{number}" for number in range(len(worker_devices)))
     api_servers = tuple(f"api-{number}" for number in range(settings.api_servers))
-    metrics = Metrics.create(Plan(versions, devices.names, (SUPERVISOR, *api_servers, *workers)))
-    transport = Transport(
-        Dimensions(
-            api_servers=settings.api_servers,
-            workers=len(workers),
-            models=len(versions),
-            instances=sum(entry.config.instances * len(entry.artifacts) for entry in entries),
-        ),
-        Sizes(settings.max_in_flight, settings.arena_bytes),
-        readers=[entry.config.instances * len(workers) for entry in entries for _ in entry.artifacts],
-    )
+    with descriptors.enough(
+        f"{len(versions)} models, {len(api_servers)} API servers and {len(workers)} workers"
+    ):
+        metrics = Metrics.create(Plan(versions, devices.names, (SUPERVISOR, *api_servers, *workers)))
+        transport = Transport(
+            Dimensions(
+                api_servers=settings.api_servers,
+                workers=len(workers),
+                models=len(versions),
+                instances=sum(entry.config.instances * len(entry.artifacts) for entry in entries),
+            ),
+            Sizes(settings.max_in_flight, settings.arena_bytes),
+            readers=[entry.config.instances * len(workers) for entry in entries for _ in entry.artifacts],
+        )
+        connections = descriptors.for_connections(len(api_servers) + len(workers), len(api_servers))
+    warn_of_limits(settings, connections, read_limits().memory_bytes)
     board = transport.board.map()
     lifecycle.checking = settings.check_moves
     plan = WorkerPlan(
@@ -121,6 +143,7 @@ def _serve(
         else:
             for model in range(len(versions)):
                 board.queued_rows[child.index, model] = board.queued_bytes[child.index, model] = 0
+            board.connections[child.index] = 0
 
     def cannot_load(child: Child) -> None:
         board.worker_cannot_load(child.index, f"its process died {LOAD_ATTEMPTS} times or more while loading")
@@ -143,8 +166,33 @@ def _serve(
         sockets,
         supervisor,
         settings.api_servers,
-        lambda: tell_what_is_served(settings, entries, devices, board, metrics),
+        lambda: tell_what_is_served(settings, urls(sockets), entries, devices, board, metrics),
     )
+
+
+def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int | None) -> None:
+    """Log what the settings promise and the machine may not give.
+
+    Args:
+        connections: for how many each API server has descriptors.
+        memory_bytes: what the container may take; None = no limit.
+    """
+    if connections < settings.max_in_flight:
+        log.warning(
+            "each API server can hold %d connections, fewer than its --max-in-flight %d; %s",
+            connections,
+            settings.max_in_flight,
+            descriptors.MEND,
+        )
+    promised = settings.api_servers * (settings.arena_bytes + settings.receive_bytes)
+    if memory_bytes is not None and promised > memory_bytes:
+        log.warning(
+            "--arena-bytes and --receive-bytes let %d API servers take %d MiB for requests, more than the container's "
+            "limit of %d MiB for everything: lower them, or the server may be killed for memory under load",
+            settings.api_servers,
+            promised >> 20,
+            memory_bytes >> 20,
+        )
 
 
 def check_layouts(entries: Sequence[ModelEntry]) -> None:
@@ -172,36 +220,9 @@ def session_options(entry: ModelEntry, workers_per_device: int) -> SessionOption
     return replace(options, threads=max(1, usable_cores() // (workers_per_device * entry.config.instances)))
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Listening addresses of `host`, bound now so that a busy port is told at once. Raises: ConfigError."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host!r} is no address of this machine ({error.strerror}); expected a name or an IP "
-            "address, such as 127.0.0.1 or 0.0.0.0"
-        ) from error
-    sockets: list[socket.socket] = []
-    try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            bound = socket.socket(family, kind, protocol)
-            sockets.append(bound)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            bound.bind(address)
-    except OSError as error:
-        for bound in sockets:
-            bound.close()
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror}; end what uses the port, or choose "
-            "another with --port"
-        ) from error
-    return sockets
-
-
 def tell_what_is_served(
     settings: ServeSettings,
+    addresses: Sequence[str],
     entries: Sequence[ModelEntry],
     devices: Devices,
     board: MappedBoard,
@@ -211,13 +232,10 @@ def tell_what_is_served(
     workers = range(board.dimensions.workers)
     artifacts = [artifact for entry in entries for artifact in entry.artifacts]
     ready = [any(board.ready[worker, lane] == READY for worker in workers) for lane in range(len(artifacts))]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     if not any(ready):
         log.error("no model of %s can be served, for the reasons above; the server ends", settings.repository)
         return False
-    lines = [
-        f"foldserve {build_info()[0]} serves http://{host}:{settings.port} on {', '.join(devices.names)}"
-    ]
+    lines = [f"foldserve {build_info()[0]} serves {' '.join(addresses)} on {', '.join(devices.names)}"]
     width = max(len("/".join(version_of(artifact))) for artifact in artifacts)
     for lane, artifact in enumerate(artifacts):
         problems = [note for worker in workers if (note := board.note(worker, lane))]

@@ -13,6 +13,7 @@ this process goes, even by kill -9.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import selectors
@@ -35,8 +36,9 @@ MESSAGE: Final = struct.Struct("<II")
 """What goes through the pipes between this process and its children: a Word and a number."""
 
 RESTART_PAUSE_S: Final = 1.0
-"""A child is started no sooner than this after its last start: a crash at the start must not spin. For a worker that
-keeps dying while it loads it doubles with every death."""
+"""A child is started no sooner than this after its last start: a crash at the start must not spin. For one that cannot
+be started, or keeps dying before it is of use (a worker that loads, an API server that takes no connections yet), it
+doubles each time."""
 
 LONGEST_PAUSE_S: Final = 30.0
 """Until there."""
@@ -47,6 +49,13 @@ FENCE_LOOK_S: Final = 0.005
 LOAD_ATTEMPTS: Final = 3
 """A worker that dies while it loads may have met a moment's lack of memory. That often it may be its models: it is
 still tried, but nobody waits for it any more."""
+
+_HINTS: Final = {
+    errno.EAGAIN: " (the limit on processes: ulimit -u, pids.max of the container)",
+    errno.EMFILE: " (the limit on open files: ulimit -n)",
+    errno.ENFILE: " (the machine's limit on open files: fs.file-max)",
+}
+"""What stands behind an error of the system."""
 
 _WORKER_END_S: Final = 5.0
 """How long a worker may take to end once nothing is left to serve."""
@@ -161,7 +170,7 @@ class Supervisor:
         self._deadline_s: float | None = None
         self._restarts: list[tuple[float, Role, int]] = []
         self._children: dict[int, Child] = {}
-        self._failed_loads: dict[int, int] = {}
+        self._failed_starts: dict[tuple[Role, int], int] = {}
         self._serials = 0
         self._selector = selectors.DefaultSelector()
         self._selector.register(reports.fd, selectors.EVENT_READ, self._on_reports)
@@ -172,7 +181,7 @@ class Supervisor:
     def start_workers(self, count: int) -> None:
         """Start the workers; they load while others start."""
         for index in range(count):
-            self._launch(Role.WORKER, index)
+            self._try_to_launch(Role.WORKER, index)
 
     def wait_until_loaded(self) -> bool:
         """Wait until every worker is ready, or seems unable to be; False when a signal came first: wait() ends then."""
@@ -186,7 +195,7 @@ class Supervisor:
     def start_api_servers(self, count: int) -> None:
         """Start the API servers. They answer while models load: alive, and not ready."""
         for index in range(count):
-            self._launch(Role.API_SERVER, index)
+            self._try_to_launch(Role.API_SERVER, index)
 
     def wait(self) -> None:
         """Supervise until the server is closed."""
@@ -228,16 +237,12 @@ class Supervisor:
             if role is Role.API_SERVER and not self._at_rest(index):
                 self._restarts.append((now + FENCE_LOOK_S, role, index))
                 continue
-            try:
-                self._launch(role, index)
-            except OSError as error:  # no memory, no descriptors: a moment's lack must not end what serves
-                _log.error("%s %d cannot be started: %s", role.value, index, error)
-                self._restarts.append((now + RESTART_PAUSE_S, role, index))
+            self._try_to_launch(role, index)
 
     def _loading(self) -> bool:
         waiting = {child.index for child in self._of(Role.WORKER) if not child.ready}
         waiting |= {index for _, role, index in self._restarts if role is Role.WORKER}
-        return any(self._failed_loads.get(index, 0) < LOAD_ATTEMPTS for index in waiting)
+        return any(self._failed_starts.get((Role.WORKER, index), 0) < LOAD_ATTEMPTS for index in waiting)
 
     def _at_rest(self, index: int) -> bool:
         """Whether nobody can touch a dead API server's arena any more."""
@@ -249,6 +254,18 @@ class Supervisor:
             return False
         del self._fences[index]
         return True
+
+    def _try_to_launch(self, role: Role, index: int) -> None:
+        """Start a child, or plan to: a moment's lack of memory, descriptors or processes must not end what serves."""
+        try:
+            self._launch(role, index)
+        except OSError as error:
+            pause_s = self._pause_after_failure_s(role, index)
+            hint = _HINTS.get(error.errno or 0, "")
+            _log.error(
+                "%s %d cannot be started: %s%s; again in %g s", role.value, index, error, hint, pause_s
+            )
+            self._restarts.append((time.monotonic() + pause_s, role, index))
 
     def _launch(self, role: Role, index: int) -> None:
         read_fd, write_fd = os.pipe()
@@ -283,6 +300,8 @@ class Supervisor:
         child.process.join()
         self._forget(child)
         code = child.process.exitcode
+        if child.role is Role.API_SERVER:
+            child.ready = self._board.connections[child.index] > 0
         leaves = self.phase is Phase.CLOSING and child.role is Role.API_SERVER
         if not (leaves and code == 0):
             _log.error("%s ended with code %s", child, code)
@@ -296,12 +315,27 @@ class Supervisor:
 
     def _pause_s(self, child: Child) -> float:
         """Seconds from a child's start to the next in its place."""
-        if child.role is Role.API_SERVER or child.ready:
+        if child.ready:
+            self._failed_starts.pop((child.role, child.index), None)
             return RESTART_PAUSE_S
-        failed = self._failed_loads[child.index] = self._failed_loads.get(child.index, 0) + 1
+        pause_s = self._pause_after_failure_s(child.role, child.index)
+        failed = self._failed_starts[child.role, child.index]
         if failed >= LOAD_ATTEMPTS:
-            _log.error("%s died while loading, like %d before it", child, failed - 1)
-            self._cannot_load(child)
+            loading = child.role is Role.WORKER
+            before = "while loading" if loading else "before it took connections"
+            _log.error(
+                "%s died %s, like %d before it; the next is tried after %g s",
+                child,
+                before,
+                failed - 1,
+                pause_s,
+            )
+            if loading:
+                self._cannot_load(child)
+        return pause_s
+
+    def _pause_after_failure_s(self, role: Role, index: int) -> float:
+        failed = self._failed_starts[role, index] = self._failed_starts.get((role, index), 0) + 1
         return float(min(LONGEST_PAUSE_S, RESTART_PAUSE_S * 2 ** (failed - 1)))
 
     def _tell_of_death(self, child: Child) -> None:
@@ -328,7 +362,7 @@ class Supervisor:
             for child in self._of(Role.WORKER):
                 if child.index == number:
                     child.ready = True
-                    self._failed_loads.pop(child.index, None)
+                    self._failed_starts.pop((child.role, child.index), None)
 
     def _end_silent(self) -> None:
         """Ask every child that can answer; kill those that have not for too long."""

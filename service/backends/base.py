@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from service.cgroups import read_limits
 from service.signature import Signature
 
 
@@ -106,14 +107,21 @@ class LoadSession(Protocol):
         ...
 
 
-def usable_cores() -> int:
-    """The cores this process may use: its CPU mask, and its container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def native_path(path: Path) -> str:
+    """The path as native libraries take it: in UTF-8, whatever this process's locale says of file names.
+
+    Raises: LoadError.
+    """
     try:
-        # cgroup v2: "max 100000" or "<quota> <period>", both in microseconds.
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    if quota == "max":
-        return cores
-    return max(1, min(cores, int(quota) // int(period)))
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        raise LoadError(
+            f"{os.fsencode(path)!r} is no path in UTF-8, which the runtime needs; rename the folder"
+        ) from error
+
+
+def usable_cores() -> int:
+    """The cores this process may use: its CPU mask, in which cpusets are, and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = read_limits().cores
+    return cores if quota is None else max(1, min(cores, int(quota)))

@@ -20,6 +20,7 @@ from service.backends.base import (
     Session,
     SessionOptions,
     Workload,
+    native_path,
     usable_cores,
 )
 from service.backends.cuda_errors import load_error
@@ -163,11 +164,12 @@ def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSessio
         )
     if not os.access(path, os.R_OK):
         raise LoadError(f"{path} cannot be read: expected an ONNX file that this user may read")
+    file = native_path(path)
     try:
         # Without enable_fallback=0 onnxruntime answers a provider's error, here and at every run, by starting over on
         # the CPU.
         return ort.InferenceSession(
-            str(path),
+            file,
             settings,
             providers=[(name, dict(of_it)) for name, of_it in providers],
             enable_fallback=0,

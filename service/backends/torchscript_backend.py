@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service.backends.base import LoadError, Session, SessionOptions, Workload, usable_cores
+from service.backends.base import LoadError, Session, SessionOptions, Workload, native_path, usable_cores
 from service.backends.cuda_errors import load_error
 from service.backends.torchscript_outputs import as_sequence
 from service.signature import Signature
@@ -63,11 +63,12 @@ def load_session(
         )
     torch.set_num_threads(options.threads or usable_cores())
     target = torch.device(device)
+    file = native_path(path)
     try:
         with warnings.catch_warnings():
             # torch 2.13 calls TorchScript deprecated at each load; it is what this backend is for.
             warnings.simplefilter("ignore", DeprecationWarning)
-            module = torch.jit.load(str(path), map_location=target)  # type: ignore[no-untyped-call]
+            module = torch.jit.load(file, map_location=target)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         raise load_error(str(path), "is not a TorchScript file that torch can load", error) from error
     module.eval()

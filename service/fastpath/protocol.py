@@ -34,10 +34,16 @@ class _Deaf:
         """Drop it."""
 
 
+def _nobody_counts() -> None:
+    """Stands where connections are not counted."""
+
+
 class FastProtocol(HttpToolsProtocol):
-    """One connection. `shop` is set once per API server, before the first connection."""
+    """One connection. `shop` and `left` are set once per API server, before the first connection."""
 
     shop: Shop
+    left: Callable[[], None] = staticmethod(_nobody_counts)
+    """Called when a connection is lost."""
     _date_until_s = 0.0
     _date_line = b""
     _date_header: tuple[tuple[bytes, bytes], ...] = ()
@@ -151,6 +157,7 @@ class FastProtocol(HttpToolsProtocol):
             self._own = None
         HttpToolsProtocol._unset_keepalive_if_required(self)
         super().connection_lost(exc)
+        self.left()
 
     # -- what cannot be understood
 

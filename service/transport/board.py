@@ -61,6 +61,7 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
     return {
         "draining": (1,),
         "epoch": (of.api_servers,),
+        "connections": (of.api_servers,),
         "queued_rows": (of.api_servers, of.models),
         "queued_bytes": (of.api_servers, of.models),
         "ready": (of.workers, of.models),
@@ -82,6 +83,8 @@ class MappedBoard:
 
     draining: [0] is 1 once shutdown has begun (supervisor).
     epoch: which life of an API server; tickets of its earlier lives are void (supervisor).
+    connections: [api server] 1 + how many it has open (that API server); 0 when it takes none (it, and the supervisor,
+        once it is dead).
     queued_rows, queued_bytes: [api server, model] what it has queued or in a batch (that API server).
     ready: [worker, model] READY when it serves the model, loaded, warmed and agreeing with its reference (that worker);
         RETURNING when it had (the supervisor, once the worker is dead); else 0.
@@ -116,6 +119,7 @@ class MappedBoard:
         self._models = board.dimensions.models
         self.draining = cells["draining"]
         self.epoch = cells["epoch"]
+        self.connections = cells["connections"]
         self.queued_rows = cells["queued_rows"]
         self.queued_bytes = cells["queued_bytes"]
         self.ready = cells["ready"]

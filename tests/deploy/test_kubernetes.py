@@ -55,6 +55,18 @@ def test_traffic_follows_readiness_and_only_a_dead_server_is_restarted() -> None
     assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
 
 
+def test_no_probe_takes_one_late_answer_for_a_failure_and_a_draining_pod_is_out_within_its_grace() -> None:
+    (container,) = deployment()["spec"]["template"]["spec"]["containers"]
+    (kserve,) = load("kserve/serving-runtime.yaml")["spec"]["containers"]
+    probes = [found[kind] for found in (container, kserve) for kind in ("readinessProbe", "livenessProbe")]
+    for probe in [*probes, container["startupProbe"]]:
+        assert probe["timeoutSeconds"] >= 5  # the default is 1
+        assert probe["failureThreshold"] >= 3
+    grace_s = next(item["value"] for item in container["env"] if item["name"] == "FOLDSERVE_DRAIN_GRACE_S")
+    ready = container["readinessProbe"]
+    assert ready["periodSeconds"] * ready["failureThreshold"] < float(grace_s)
+
+
 def test_a_pod_has_time_for_its_grace_and_the_longest_request() -> None:
     spec = deployment()["spec"]["template"]["spec"]
     environment = {item["name"]: item["value"] for item in spec["containers"][0]["env"]}

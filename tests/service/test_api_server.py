@@ -135,7 +135,7 @@ class Parent:
         nothing: Any = None
         board = SimpleNamespace(answer=lambda is_worker, index: self.done.append(("alive", index)))
         dispatcher: Any = SimpleNamespace(board=board, index=5)
-        ApiServer(dispatcher, nothing, nothing, self.metrics).listen(self.read_fd, self.stop.set)
+        ApiServer(dispatcher, nothing, nothing, nothing, self.metrics).listen(self.read_fd, self.stop.set)
         await asyncio.wait_for(self.stop.wait(), 10)
         asyncio.get_running_loop().remove_reader(self.read_fd)
 

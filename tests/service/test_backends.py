@@ -1,8 +1,10 @@
 """The table of backends, the choice of devices, the count of cores."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from service.backends import BACKENDS, LoadError, SessionOptions, load_session
 from service.backends.base import usable_cores
 from service.backends.cuda_probe import CudaState
 from service.backends.devices import choose_devices, cuda_state
+from service.cgroups import Limits
 from service.errors import ConfigError
 from service.signature import Signature, TensorSpec
 
@@ -145,8 +148,44 @@ def test_trying_cuda_gives_devices_or_the_reason_why_not() -> None:
     assert (state.devices > 0) != bool(state.problem)
 
 
-def test_cores_are_counted_within_the_containers_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("quota", "cores"), [(None, 8), (2.5, 2), (0.1, 1), (64.0, 8)])
+def test_cores_are_counted_within_the_cpu_mask_and_the_containers_quota(
+    quota: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    for quota, cores in (("max 100000", 8), ("250000 100000", 2), ("10000 100000", 1), ("nonsense", 8)):
-        monkeypatch.setattr(Path, "read_text", lambda _, quota=quota: quota)
-        assert usable_cores() == cores
+    monkeypatch.setattr("service.backends.base.read_limits", lambda: Limits(quota, None))
+    assert usable_cores() == cores
+
+
+def test_path_goes_to_native_code_in_utf8_whatever_the_locale() -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from service.backends.base import LoadError, native_path
+os.mkdir(b"mod\\xc3\\xa8le"); os.mkdir(b"mod\\xe8le")
+for path in sorted(Path(".").iterdir(), key=os.fsencode):
+    try:
+        print(ascii(native_path(path)))
+    except LoadError as error:
+        print(error)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-X", "utf8=0", "-c", code],
+            cwd=folder,
+            env={
+                **os.environ,
+                "LC_ALL": "POSIX",
+                "PYTHONUTF8": "0",
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "'mod\\xe8le'",
+        "b'mod\\xe8le' is no path in UTF-8, which the runtime needs; rename the folder",
+    ]

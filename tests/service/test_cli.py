@@ -63,6 +63,30 @@ def test_a_command_line_that_is_none_exits_with_2(arguments, capsys, plugins):
     assert "usage: foldserve" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("serve", "--prot", "8000", "repository"), "no option --prot; did you mean --port?"),
+        (("serve", "--workers", "2"), "no option --workers; did you mean --workers-per-device?"),
+        (("serve", "--request-timeout", "5"), "did you mean --request-timeout-ms?"),
+        (("serve", "--request-timeout=5"), "no option --request-timeout; did you mean --request-timeout-ms?"),
+        (("serve", "--drain", "5", "--run", "5"), "did you mean --drain-grace?; there is no option --run; "),
+        (("serve", "--nonsense"), "no option --nonsense; --help lists them"),
+        (("serve", "one", "two"), "'two': more words than `foldserve serve` takes"),
+        (("predict", "--timeout", "3", "url", "model", "file"), "did you mean --timeout-ms?"),
+        (("fold", "--deep", "it"), "no option --deep"),
+    ],
+)
+def test_option_that_is_none_is_named_with_the_one_that_was_meant_and_no_part_of_a_name_is_taken_for_it(
+    arguments, says, capsys, plugins
+):
+    plugins.append(entry("fold", f"{__name__}:Plugin"))
+    assert exit_code(*arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"usage: foldserve {arguments[0]} ")
+    assert says in told.splitlines()[-1]
+
+
 def test_help_of_serve_names_every_setting_with_unit_default_and_variable(capsys, plugins):
     assert exit_code("serve", "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())

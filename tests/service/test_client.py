@@ -1,6 +1,8 @@
 import asyncio
+import contextlib
 import io
 import socket
+import threading
 
 import numpy as np
 import pytest
@@ -121,10 +123,83 @@ def test_a_server_that_is_another_is_told(status, says, file, capsys):
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("address", ["", "ftp://x", "http://"])
+@pytest.mark.parametrize("address", ["", "ftp://x", "http://", "unix:", "http://x:port", "http://[::1"])
 def test_an_address_that_is_none_is_refused(file, address):
     with pytest.raises(ConfigError, match="expected one as in http://localhost:8000"):
         ask(address, "double", file)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+def test_no_proxy_is_asked(url, file, variable, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        assert ask(url, "double", file)[0] == 0
+        nobody.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            nobody.accept()
+
+
+def test_server_is_reached_through_a_socket_in_the_file_system(file, tmp_path):
+    with bound_to(tmp_path / "s.sock", front()):
+        assert ask(f"unix:{tmp_path}/s.sock", "double", file)[0] == 0
+    assert ask(f"unix:{tmp_path}/s.sock", "double", file)[0] == 1
+
+
+@contextlib.contextmanager
+def bound_to(path, app):
+    """Serve the application on a socket in the file system, through a server on the loopback."""
+    with running(app) as port, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def pass_on():
+            connection, _ = listener.accept()
+            with connection, socket.create_connection(("127.0.0.1", port)) as behind:
+                other = threading.Thread(target=copy, args=(behind, connection))
+                other.start()
+                copy(connection, behind)
+                other.join()
+
+        thread = threading.Thread(target=pass_on)
+        thread.start()
+        yield
+        thread.join()
+    path.unlink()
+
+
+def copy(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("circle.png", b"\x89PNG\r\n\x1a\nrest", "is a PNG picture, no .npy file; decode it"),
+        ("photo.npy", b"\xff\xd8\xff\xe0rest", "is a JPEG picture"),
+        ("empty.npy", b"", "is no .npy file but empty"),
+        ("text.npy", b"hello", "is no .npy file; save the array with numpy.save"),
+        ("cut.npy", b"\x93NUMPY\x01\x00", "is a .npy file that cannot be used"),
+        ("gone.npy", None, "does not exist; expected a file that numpy.save wrote"),
+    ],
+)
+def test_file_that_is_no_array_is_told_for_what_it_is(file, tmp_path, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        ask("localhost", "double", name)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{name} {says}")
+    assert "pickle" not in problem
+    assert "Errno" not in problem
+
+
+def test_folder_is_no_file(file, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="folder cannot be read: Is a directory"):
+        ask("localhost", "double", "folder")
 
 
 def test_every_file_that_cannot_be_read_is_told(file, tmp_path):

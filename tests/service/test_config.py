@@ -60,6 +60,7 @@ def test_the_environment_can_name_the_file():
     [
         ("port", "8080", 8080),
         ("port", 8080, 8080),
+        ("port", "0", 0),
         ("port", " 8080 ", 8080),
         ("device", "CUDA:0,1", "cuda:0,1"),
         ("device", "cuda", "cuda"),
@@ -76,6 +77,8 @@ def test_the_environment_can_name_the_file():
         ("log_level", "DEBUG", "debug"),
         ("default_model", "mlp", "mlp"),
         ("host", "::1", "::1"),
+        ("host", "[::1]", "[::1]"),
+        ("host", "localhost, unix:/run/s.sock", "localhost, unix:/run/s.sock"),
     ],
 )
 def test_a_good_value_is_taken(name, given, value):
@@ -85,8 +88,13 @@ def test_a_good_value_is_taken(name, given, value):
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
-        ("port", "x", "a whole number from 1 to 65535"),
-        ("port", "0", "a whole number"),
+        ("port", "x", "a whole number from 0 to 65535"),
+        ("host", "localhost:8000", "names or IP addresses, without http://"),
+        ("host", "[::1]:8000", "names or IP addresses, without http://"),
+        ("host", "http://localhost", "names or IP addresses, without http://"),
+        ("host", "127.0.0.1,,::1", "names or IP addresses, without http://"),
+        ("host", "unix:", "names or IP addresses, without http://"),
+        ("port", "-1", "a whole number"),
         ("port", "65536", "a whole number"),
         ("port", "80.0", "a whole number"),
         ("port", "٨٠", "a whole number"),

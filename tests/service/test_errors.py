@@ -31,6 +31,7 @@ EXPECTED = {
     "Internal": (500, "internal"),
     "NotReady": (503, "not_ready"),
     "Draining": (503, "draining"),
+    "TooManyConnections": (503, "too_many_connections"),
     "DeadlinePassed": (504, "deadline_passed"),
 }
 

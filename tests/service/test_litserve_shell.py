@@ -10,7 +10,7 @@ import inspect
 import os
 import socket
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service import litserve_shell as shell
+from service.connections.acceptor import Acceptor
+from service.connections.descriptors import Room
+from service.connections.shares import Shares
 from service.fastpath.flow import Flow
 from service.fastpath.protocol import FastProtocol
 from service.litserve_shell import FoldServer, FrontMiddleware, UvicornServer, WorkerApi, WorkerLoop
 from service.supervisor import Role
-from service.transport.board import Dimensions
+from service.transport.board import Board, Dimensions
 from service.transport.transport import Sizes, Transport
 from service.worker.main import WorkerPlan
 from tests.service.repositories import metrics_of
@@ -68,6 +71,12 @@ OURS = [
     (FastProtocol, HttpToolsProtocol),
     (Flow, FlowControl),
 ]
+
+
+def open_door(listeners: Sequence[socket.socket], make_protocol: Callable[[], asyncio.Protocol]) -> Acceptor:
+    """What takes the connections of the only API server."""
+    shares = Shares(Board(Dimensions(1, 1, 1, 1)).map(), 0)
+    return Acceptor(listeners, make_protocol, shares, Room(connections=100, guests=4), lambda why: None)
 
 
 def digest(of: Callable[..., Any]) -> str:
@@ -187,7 +196,7 @@ def test_main_loop_sleeps_until_it_is_told_to_stop_and_wakes_for_nothing_else() 
     async def scenario() -> None:
         stop = asyncio.Event()
         config = uvicorn.Config(FastAPI(), log_config=None)
-        running = asyncio.ensure_future(UvicornServer(config, stop).main_loop())
+        running = asyncio.ensure_future(UvicornServer(config, stop, open_door).main_loop())
         loop = asyncio.get_running_loop()
         await asyncio.sleep(0)
         assert not running.done()
@@ -214,7 +223,7 @@ def test_connection_that_comes_in_the_same_turn_as_the_end_holds_nothing_up(orde
             timeout_keep_alive=LONG_S,
             timeout_graceful_shutdown=LONG_S,
         )
-        server = UvicornServer(config, stop)
+        server = UvicornServer(config, stop, open_door)
         read, write = os.pipe()
         loop.add_reader(read, stop.set)
         serving = loop.create_task(server.serve([listener]))
@@ -238,4 +247,5 @@ def test_connection_that_comes_in_the_same_turn_as_the_end_holds_nothing_up(orde
         return bool(ended)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
         assert uvloop.run(ends(listener))

@@ -1,7 +1,6 @@
 """From settings to the plan of a server, and what is said about it."""
 
 import re
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from service.backends.devices import Devices
 from service.config import ServeSettings, load_settings
 from service.errors import ConfigError
 from service.repository import read_repository
-from service.serve import bind, run_server, session_options, tell_what_is_served, version_of
+from service.serve import run_server, session_options, tell_what_is_served, version_of, warn_of_limits
 from service.transport.board import Board, Dimensions
 from tests.service.repositories import metrics_of, save_linear
 
@@ -49,35 +48,56 @@ def test_threads_of_config_yaml_are_kept(settings: ServeSettings) -> None:
     assert session_options(entry, 1) == SessionOptions(threads=5)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
-def test_any_address_of_the_machine_can_be_bound(host: str) -> None:
-    sockets = bind(host, 0)
-    assert sockets
-    for bound in sockets:
-        assert bound.getsockname()[1] > 0
-        bound.close()
+# What the machine may not give -------------------------------------------------------------------------------
 
 
-def test_busy_port_is_refused_with_the_mend() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: .*another with --port"
-        ):
-            bind("127.0.0.1", port)
+def warnings(
+    settings: ServeSettings, connections: int, memory_bytes: int | None, caplog: pytest.LogCaptureFixture
+) -> str:
+    warn_of_limits(settings, connections, memory_bytes)
+    return caplog.text
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
-def test_address_of_another_machine_is_refused(host: str) -> None:
-    with pytest.raises(ConfigError, match=host):
-        bind(host, 0)
+def test_nothing_is_said_when_the_limits_are_wide_enough(
+    settings: ServeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    promised = settings.arena_bytes + settings.receive_bytes
+    assert warnings(settings, settings.max_in_flight, promised, caplog) == ""
+    assert warnings(settings, settings.max_in_flight, None, caplog) == ""
+
+
+def test_too_few_descriptors_for_max_in_flight_are_told_with_both_numbers_and_the_mend(
+    settings: ServeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = warnings(settings, 900, None, caplog)
+    assert re.search(r"900 connections, fewer than its --max-in-flight 4096; .*ulimit -n", text)
+
+
+def test_memory_promised_to_all_api_servers_beyond_the_containers_limit_is_told(
+    settings: ServeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = warnings(replace(settings, api_servers=2), 10_000, 2**30, caplog)
+    assert re.search(r"2 API servers take 1536 MiB .* limit of 1024 MiB", text)
+
+
+def test_repository_by_a_relative_path_in_a_removed_folder_is_refused_with_a_text(
+    settings: ServeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(
+        ConfigError, match="'models' is relative to the working folder, which has been removed"
+    ):
+        run_server(replace(settings, repository=Path("models")))
 
 
 # What is said once everything is loaded ---------------------------------------------------------------------
 
 
 def said(
-    settings: ServeSettings, host: str, ready: bool, note: str, capsys: pytest.CaptureFixture[str]
+    settings: ServeSettings, addresses: list[str], ready: bool, note: str, capsys: pytest.CaptureFixture[str]
 ) -> str:
     entries = read_repository(settings.repository)
     metrics = metrics_of(version_of(entries[0].artifacts[0]))
@@ -85,9 +105,7 @@ def said(
     board = Board(Dimensions(api_servers=1, workers=2, models=1, instances=1)).map()
     board.ready[1, 0] = ready
     board.write_note(0, 0, note)
-    told = tell_what_is_served(
-        replace(settings, host=host, port=1234), entries, Devices(("cpu",), ""), board, metrics
-    )
+    told = tell_what_is_served(settings, addresses, entries, Devices(("cpu",), ""), board, metrics)
     assert told == ready
     return capsys.readouterr().out
 
@@ -95,25 +113,24 @@ def said(
 def test_the_block_names_address_device_and_each_model_with_its_load_time(
     settings: ServeSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = said(settings, "127.0.0.1", True, "", capsys)
+    text = said(settings, ["http://127.0.0.1:1234"], True, "", capsys)
     assert "serves http://127.0.0.1:1234 on cpu" in text
     assert re.search(r"linear/1 +onnxruntime +batch 32 +ready in 1\.2 s", text)
 
 
-def test_ipv6_address_is_told_as_a_link_that_can_be_followed(
-    settings: ServeSettings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "http://[::1]:1234 " in said(settings, "::1", True, "", capsys)
+def test_every_address_is_told(settings: ServeSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(settings, ["http://[::1]:1234", "unix:/run/x.sock"], True, "", capsys)
+    assert "serves http://[::1]:1234 unix:/run/x.sock on cpu" in text
 
 
 def test_model_that_one_worker_of_two_serves_is_ready(
     settings: ServeSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "ready in" in said(settings, "127.0.0.1", True, "no memory left", capsys)
+    assert "ready in" in said(settings, ["http://127.0.0.1:1234"], True, "no memory left", capsys)
 
 
 def test_server_without_any_model_says_so_and_ends(
     settings: ServeSettings, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert said(settings, "127.0.0.1", False, "no memory left", capsys) == ""
+    assert said(settings, ["http://127.0.0.1:1234"], False, "no memory left", capsys) == ""
     assert "no model of" in caplog.text

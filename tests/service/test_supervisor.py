@@ -1,5 +1,6 @@
 """The supervisor with real, small children: deaths, restarts, signals and the order of an ending."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,7 @@ class Theatre:
 
     def listens(self, index: int, lifeline: Handle) -> None:
         """An API server: passes on what it is told, and ends when told to."""
+        self.board.connections[index] = 1
         while data := os.read(lifeline.fd, MESSAGE.size):
             if MESSAGE.unpack(data)[0] == Word.ARE_YOU_ALIVE:
                 self.board.answer(False, index)
@@ -336,6 +338,58 @@ def test_child_that_cannot_be_started_now_is_started_later(
     assert len(os.listdir("/proc/self/fd")) <= len(open_before)  # no end of a lifeline stays open
     theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
     assert theatre.supervisor.phase is Phase.SERVING
+
+
+def test_child_that_cannot_be_started_at_first_is_tried_again_ever_more_rarely_with_the_reason_in_the_log(
+    open_theatre: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    theatre = open_theatre()
+    failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), OSError(errno.EMFILE, "too many")]
+    failed_s = []
+
+    def start(*args: object) -> BaseProcess:
+        if failures:
+            failed_s.append(time.monotonic())
+            raise failures.pop()
+        return theatre._start(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(theatre.supervisor, "_start", start)
+    theatre.supervisor.start_workers(1)
+    assert theatre.supervisor.wait_until_loaded()
+    (loaded,) = theatre.started(Role.WORKER)
+    assert failed_s[1] - failed_s[0] >= PAUSE_S
+    assert loaded.at_s - failed_s[1] >= 2 * PAUSE_S
+    assert "worker 0 cannot be started: " in caplog.text
+    assert "ulimit -n" in caplog.text
+    assert "pids.max" in caplog.text
+
+
+def test_api_server_that_dies_before_it_takes_connections_is_tried_ever_more_rarely_and_the_log_says_so(
+    open_theatre: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    theatre = open_theatre()
+    theatre.acts[Role.API_SERVER] = [*[theatre.dies] * (LOAD_ATTEMPTS + 1), theatre.listens]
+    theatre.opened(api_servers=1)
+    theatre.until(lambda: len(theatre.started(Role.API_SERVER)) == LOAD_ATTEMPTS + 2)
+    times_s = [start.at_s for start in theatre.started(Role.API_SERVER)]
+    for i in range(LOAD_ATTEMPTS + 1):
+        assert times_s[i + 1] - times_s[i] >= PAUSE_S * 2**i
+    assert f"died before it took connections, like {LOAD_ATTEMPTS} before it" in caplog.text
+    assert theatre.cannot_load == []
+
+
+def test_api_server_that_took_connections_is_started_again_after_the_short_pause(
+    open_theatre: Open,
+) -> None:
+    theatre = open_theatre()
+    theatre.acts[Role.API_SERVER] = [theatre.dies, theatre.dies, theatre.listens, theatre.listens]
+    theatre.opened(api_servers=1)
+    theatre.until(lambda: len(theatre.started(Role.API_SERVER)) == 3)
+    while not theatre.board.connections[0]:
+        time.sleep(0.001)  # between two looks
+    theatre.kill(Role.API_SERVER)
+    theatre.until(lambda: len(theatre.started(Role.API_SERVER)) == 4)
+    assert theatre.supervisor._failed_starts == {}
 
 
 # Hangs ----------------------------------------------------------------------------------------------------
