@@ -20,6 +20,7 @@ MAX_TIMEOUT_MS: Final = 86_400_000
 _REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _MILLISECONDS: Final = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
 _QUERY_BYTES: Final = 4096
+_TENSOR_HEADER_CHARS: Final = 4096
 
 
 @dataclass(slots=True)
@@ -72,13 +73,15 @@ class Call:
         return wanted_s if bound_s is None else min(wanted_s, bound_s)
 
     def tensor_headers(self) -> TensorHeaders | None:
-        """The X-Tensor-* headers; None when there are none."""
-        name, datatype, shape = (
-            self.headers.get(f"x-tensor-{part}") for part in ("name", "datatype", "shape")
-        )
-        if name is None and datatype is None and shape is None:
-            return None
-        return TensorHeaders(name, datatype, shape)
+        """The X-Tensor-* headers; None when there are none. Raises BadRequest for one that is too long."""
+        found = [self.headers.get(f"x-tensor-{part}") for part in ("name", "datatype", "shape")]
+        longest = max(len(value or "") for value in found)
+        if longest > _TENSOR_HEADER_CHARS:
+            raise BadRequest(
+                f"an X-Tensor-* header has {longest} characters; expected at most {_TENSOR_HEADER_CHARS}: send the "
+                "tensor's own name, datatype and shape, or leave the header out"
+            )
+        return None if found == [None, None, None] else TensorHeaders(*found)
 
     def query_values(self, known: tuple[str, ...]) -> dict[str, str]:
         """The query's parameters. Raises BadRequest for one that is not known, empty, or given twice."""

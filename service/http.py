@@ -216,11 +216,15 @@ def _this_task() -> "asyncio.Task[Any]":
 
 def _call_of(scope: Scope) -> Call:
     headers: dict[str, str] = {}
+    accepts: list[str] = []
     for name, value in scope["headers"]:
         key, text = name.decode("latin-1"), value.decode("latin-1")
-        # Accept may come in several lines that make one list (RFC 9110, 5.3); of other headers the last
-        # line counts.
-        headers[key] = f"{headers[key]},{text}" if key == "accept" and key in headers else text
+        headers[key] = text
+        if key == "accept":
+            accepts.append(text)
+    if len(accepts) > 1:
+        # Several lines make one list (RFC 9110, 5.3); of other headers the last line counts.
+        headers["accept"] = ",".join(accepts)
     return Call(
         method=scope["method"],
         path=scope["path"],

@@ -15,6 +15,7 @@ from service.errors import BadTensor
 
 ANY = -1
 """The dim that may have any size."""
+_DIMS_SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,13 @@ class Signature:
         return rows
 
 
+def shown_shape(shape: tuple[int, ...]) -> str:
+    """The shape for an error's text, whose length a client must not choose."""
+    if len(shape) <= _DIMS_SHOWN:
+        return str(list(shape))
+    return f"[{', '.join(map(str, shape[:_DIMS_SHOWN]))}, ...]"
+
+
 def check_array(spec: TensorSpec, array: np.ndarray) -> None:
     """Raise BadTensor unless array has spec's datatype (little-endian), rank and dims."""
     if array.dtype != spec.dtype:
@@ -134,7 +142,7 @@ def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
         if len(shape) == len(spec.shape) - 1:
             hint = "; for a single row, wrap it once more: the first dim counts the rows"
         raise BadTensor(
-            f"input {spec.name!r} has shape {list(shape)} with {len(shape)} dims; "
+            f"input {spec.name!r} has shape {shown_shape(shape)} with {len(shape)} dims; "
             f"expected {list(spec.shape)} with {len(spec.shape)} (-1 is any size){hint}"
         )
     for axis, (got, expected) in enumerate(zip(shape, spec.shape, strict=True)):

@@ -70,7 +70,8 @@ def encode(model: str, version: str, outputs: Mapping[str, np.ndarray]) -> bytes
 
 def _encodable(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+        first = int(np.isfinite(array).argmin())
+        place = tuple(int(index) for index in np.unravel_index(first, array.shape))
         raise ModelFailed(
             f"output {name!r} has {array[place]} at {list(place)}, which JSON cannot carry; expected "
             "finite numbers: the input may be outside what the network was trained on. To get the numbers "
@@ -132,7 +133,8 @@ def _refuse_repeated_keys(text: bytes) -> None:
         return seen
 
     try:
-        json.loads(text, object_pairs_hook=check)
+        # Integers as floats: int() refuses those of more than 4300 digits with an error of its own.
+        json.loads(text, object_pairs_hook=check, parse_int=float)
     except RecursionError:
         raise BadJson(f"the body is nested too deeply; {_EXPECTED}") from None
 

@@ -23,6 +23,8 @@ _BY_MEDIA_TYPE: Final = {kind.value: kind for kind in BodyType}
 _ALL: Final = ", ".join(_BY_MEDIA_TYPE)
 # Longer header values are read without the cache, so that clients cannot fill it with big strings.
 _CACHED_HEADER_CHARS: Final = 200
+# No client of ours needs more; each part of the list costs a few steps of Python.
+_ACCEPT_CHARS: Final = 4096
 
 
 def body_type(content_type: str | None) -> BodyType:
@@ -57,10 +59,15 @@ def answer_types(accept: str | None, own: BodyType) -> tuple[BodyType, ...]:
         accept: the Accept header; None or empty accepts everything.
         own: the type of the request's body, which wins among equals. The types after the first are those that
             Accept names: what only a wildcard lets in is no second choice, for nobody asked for it.
-    Raises: NotAcceptable when Accept admits none of the three.
+    Raises: NotAcceptable when Accept admits none of the three, or is too long to be looked at.
     """
     if not accept or accept == "*/*":
         return (own,)
+    if len(accept) > _ACCEPT_CHARS:
+        raise NotAcceptable(
+            f"the Accept header has {len(accept)} characters; expected at most {_ACCEPT_CHARS}: name "
+            f"those of {_ALL} that you read"
+        )
     if len(accept) <= _CACHED_HEADER_CHARS:
         return _ranked_cached(accept, own)
     return _ranked(accept, own)

@@ -20,26 +20,34 @@ from service.codecs.raw_codec import (
     only_input,
     parse_shape,
 )
-from service.datatypes import is_served
+from service.datatypes import DATATYPES, numpy_dtype
 from service.errors import BadTensor
 from service.signature import Signature, check_array, check_shape
 
 _MAGIC: Final = b"\x93NUMPY"
+_VERSIONS: Final = (b"\x01\x00", b"\x02\x00", b"\x03\x00")
 _ALIGNMENT: Final = 64
 # numpy's own bound on headers that it reads from files it does not trust.
 _MAX_HEADER_BYTES: Final = 10_000
+# Never two runs of spaces with nothing certain between them: see raw_codec's pattern.
+_SIZES: Final = rb"(?:(?:0|[1-9]\d{0,17})L?\s*,\s*)*(?:(?:0|[1-9]\d{0,17})L?\s*)?"
 _FIELD: Final = (
-    rb"""(?:['"]descr['"]\s*:\s*['"](?P<descr>[^'"\\]{1,16})['"]"""
-    rb"""|['"]fortran_order['"]\s*:\s*(?P<fortran>True|False)"""
-    rb"""|['"]shape['"]\s*:\s*\(\s*(?P<shape>(?:\d{1,18}L?\s*,\s*)*(?:\d{1,18}L?\s*)?)\))"""
+    rb"""(?:(?:'descr'|"descr")\s*:\s*(?:'(?P<descr>[^'"\\]{1,16})'|"(?P<descr2>[^'"\\]{1,16})")"""
+    rb"""|(?:'fortran_order'|"fortran_order")\s*:\s*(?P<fortran>True|False)"""
+    rb"""|(?:'shape'|"shape")\s*:\s*\(\s*(?P<shape>""" + _SIZES + rb""")\))"""
 )
 _ONE_FIELD: Final = re.compile(_FIELD)
 _HEADER: Final = re.compile(
     rb"\s*\{\s*"
     + rb"\s*,\s*".join(re.sub(rb"\?P<\w+>", rb"?:", _FIELD) for _ in range(3))
-    + rb"\s*,?\s*\}\s*"
+    + rb"\s*(?:,\s*)?\}\s*"
 )
-_DESCR: Final = re.compile(r"[<>|=]?[biuf](?:1|2|4|8)")
+# What a file may say of its type, in every byte order; never handed to numpy, which has errors of its own for others.
+_BY_DESCR: Final = {
+    mark + dtype.str[1:]: np.dtype((mark or "=") + dtype.str[1:])
+    for dtype in map(numpy_dtype, DATATYPES)
+    for mark in ("<", ">", "=", "|", "")
+}
 _SHOWN: Final = 60
 
 
@@ -61,6 +69,9 @@ def decode(
         check_headers(headers, spec)
     view = memoryview(body).cast("B")
     dtype, shape, fortran, start = _parse_header(view)
+    if len(shape) != len(spec.shape):
+        # First of all: what follows multiplies the sizes and writes them into texts.
+        check_shape(spec, shape)
     if headers is not None and headers.shape is not None and parse_shape(headers.shape) != shape:
         raise BadTensor(
             f"X-Tensor-Shape is {headers.shape[:100]!r} but the npy body has {list(shape)}; "
@@ -94,10 +105,10 @@ def encode(array: np.ndarray) -> bytes:
 
 def _parse_header(view: memoryview) -> tuple[np.dtype[np.generic], tuple[int, ...], bool, int]:
     """Return dtype, shape, whether Fortran-ordered, and where the numbers start."""
-    major = view[6] if len(view) > 6 else 0
-    length_bytes = 2 if major == 1 else 4
+    version = bytes(view[6:8])
+    length_bytes = 2 if version == _VERSIONS[0] else 4
     start = 8 + length_bytes
-    if bytes(view[:6]) != _MAGIC or major not in (1, 2, 3) or len(view) < start:
+    if bytes(view[:6]) != _MAGIC or version not in _VERSIONS or len(view) < start:
         raise BadTensor(
             f"the body is not a .npy file (it begins with {bytes(view[:8])!r}); expected what numpy.save "
             "writes (curl: --data-binary @file.npy)"
@@ -117,19 +128,21 @@ def _parse_header(view: memoryview) -> tuple[np.dtype[np.generic], tuple[int, ..
 def _read_fields(header: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], bool]:
     """Return dtype, shape and whether Fortran-ordered."""
     fields = {
-        name: value
+        name.removesuffix("2"): value
         for match in _ONE_FIELD.finditer(header)
         for name, value in match.groupdict().items()
         if value is not None
     }
-    if _HEADER.fullmatch(header) is None or fields.keys() != {"descr", "fortran", "shape"}:
+    # (10) is no tuple to Python, and numpy never writes it.
+    one_size = fields.get("shape", b"").strip().removesuffix(b"L").isdigit()
+    if one_size or _HEADER.fullmatch(header) is None or fields.keys() != {"descr", "fortran", "shape"}:
         raise BadTensor(
             f"the npy header {header[:_SHOWN]!r} is not that of an array of numbers; objects, records and "
             "strings are not read: save an array of one numeric type"
         )
     descr = fields["descr"].decode("latin-1")
-    dtype = np.dtype(descr) if _DESCR.fullmatch(descr) else None
-    if dtype is None or not is_served(dtype):
+    dtype = _BY_DESCR.get(descr)
+    if dtype is None:
         raise BadTensor(f"the npy file holds {descr!r}; expected numbers: convert with array.astype(...)")
     shape = tuple(int(size) for size in re.findall(r"\d+", fields["shape"].decode("ascii")))
     return dtype, shape, fields["fortran"] == b"True"

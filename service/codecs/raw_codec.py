@@ -16,7 +16,11 @@ import numpy as np
 from service.errors import BadTensor, UnsupportedMediaType
 from service.signature import ANY, Signature, TensorSpec, check_shape
 
-_SHAPE: Final = re.compile(r"\[?\s*(\d{1,18}(?:\s*,\s*\d{1,18}){0,31})\s*,?\s*\]?", re.ASCII)
+# Never two runs of spaces with nothing certain between them: such a pattern tries every way to share them out, which
+# takes the square of their number.
+_SHAPE: Final = re.compile(r"\[?\s*(\d{1,18}(?:\s*,\s*\d{1,18}){0,31})\s*(?:,\s*)?\]?", re.ASCII)
+_SHAPE_CHARS: Final = 1000
+"""Room for 32 sizes of 18 digits with commas and spaces between."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,10 @@ def check_booleans(array: np.ndarray, spec: TensorSpec) -> None:
 
 def parse_shape(text: str) -> tuple[int, ...]:
     """Read X-Tensor-Shape: "2,3,32,32" (spaces and one pair of brackets allowed). Raises BadTensor."""
-    match = _SHAPE.fullmatch(text.strip())
+    match = _SHAPE.fullmatch(text.strip()) if len(text) <= _SHAPE_CHARS else None
     if match is None:
         raise BadTensor(
-            f"X-Tensor-Shape is {text[:100]!r}; expected sizes with commas between, as in 2,3,32,32"
+            f"X-Tensor-Shape is {text[:100]!r}; expected sizes with commas between (at most 32), as in 2,3,32,32"
         )
     return tuple(int(size) for size in match[1].split(","))
 
