@@ -11,7 +11,8 @@ The life of a request:
     (fastpath/protocol.py, heads.py); whatever else goes through ASGI (http.py, predict.py): the long way, which ends
     in the same queue (dispatch_engine.py).
  2. It is given a place: a slot and bytes in the API server's arena (transport/slots.py, arena.py). A raw body is
-    received straight into it; JSON and npy are decoded into it (fastpath/exchange.py, codecs/).
+    received straight into it; JSON and npy are decoded into it (fastpath/exchange.py, codecs/), large ones
+    by the API server's codec process (codec_process/).
  3. Its inputs are checked against the model's signature (signature.py): what it can get wrong, it gets wrong here,
     before it shares a batch with others.
  4. It is admitted, or refused with the time after which to come again (admission.py), and its ticket, a record of

@@ -1,5 +1,6 @@
 """An answer as plain data, and the one shape of every error: {"error": what, "code": stable word}."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ class Answer:
     """What goes back to the client; Content-Length and the headers that every answer has are the front's.
 
     close: the connection cannot be used again, because the rest of the request's body will not be read.
+    rest: what follows `body`, of a body that is too large to be one object.
     """
 
     status: int
@@ -23,6 +25,12 @@ class Answer:
     content_type: str = JSON
     headers: Headers = ()
     close: bool = False
+    rest: Sequence[bytes] = ()
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return len(self.body) + sum(map(len, self.rest))
 
 
 def json_answer(value: Any, status: int = 200, headers: Headers = ()) -> Answer:

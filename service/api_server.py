@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from service.access_log import log_access
 from service.admission import Bounds
+from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.config import ServeSettings
 from service.device_metrics import DeviceMetrics
@@ -117,7 +118,9 @@ def make_api_server(
         report_stall,
     )
     buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
-    engine = DispatchEngine(dispatcher, served_models(entries), devices.of_workers, buckets)
+    memory = transport.arenas[index].memory
+    codecs = CodecProcess(dispatcher, memory.handle.fd, memory.nbytes, settings.log_level)
+    engine = DispatchEngine(dispatcher, codecs, served_models(entries), devices.of_workers, buckets)
 
     def look() -> Seen:
         census = take_census(arenas, len(lanes))
@@ -134,8 +137,10 @@ def make_api_server(
     shop = Shop(
         routes={route.path.encode(): route for route in routes},
         dispatcher=dispatcher,
+        codecs=codecs,
         metrics=metrics,
         limit_bytes=settings.max_body_bytes,
+        json_limit_bytes=settings.max_json_bytes,
         receiving=Receiving(front.bodies, limit=settings.max_in_flight // 2),
         log_access=log_access if settings.access_log else None,
         heads=KnownHeads(),

@@ -7,6 +7,7 @@ from typing import Any, Final
 from service.errors import BadRequest, QueueFull, TooLarge
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_PART_BYTES: Final = 256 * 1024
 _LENGTH: Final = re.compile(r"\d{1,18}", re.ASCII)
 
 
@@ -45,9 +46,13 @@ class BodyMemory:
 
 
 async def read_body(
-    receive: Receive, content_length: str | None, limit_bytes: int, memory: BodyMemory
-) -> bytes:
-    """Return the whole body.
+    receive: Receive,
+    content_length: str | None,
+    limit_bytes: int,
+    memory: BodyMemory,
+    limit_name: str = "--max-body-bytes",
+) -> list[bytes | bytearray]:
+    """Return the whole body, a large one in parts: to join them would hold up others.
 
     Args:
         receive: the ASGI callable.
@@ -55,6 +60,7 @@ async def read_body(
         limit_bytes: the most that is taken. A longer Content-Length is refused before anything is read, a
             longer chunked body as soon as it is longer.
         memory: what the body counts in while it is read.
+        limit_name: the setting that the limit comes from.
     Raises: BodyTooLarge; QueueFull; BadRequest for a Content-Length that is no number; ClientGone.
     """
     if content_length is not None:
@@ -62,8 +68,8 @@ async def read_body(
         if not _LENGTH.fullmatch(content_length):
             raise BadRequest(f"Content-Length is {content_length[:50]!r}; expected a number of bytes")
         if int(content_length) > limit_bytes:
-            raise _too_large(f"the body has {int(content_length)} bytes", limit_bytes)
-    chunks: list[bytes] = []
+            raise _too_large(f"the body has {int(content_length)} bytes", limit_bytes, limit_name)
+    chunks: list[bytes | bytearray] = []
     size = 0
     try:
         while True:
@@ -72,21 +78,25 @@ async def read_body(
                 raise ClientGone
             chunk: bytes = message.get("body", b"")
             if size + len(chunk) > limit_bytes:
-                raise _too_large("the body is larger", limit_bytes)
+                raise _too_large("the body is larger", limit_bytes, limit_name)
             more: bool = message.get("more_body", False)
             if not more and not chunks:
-                return chunk
+                return [chunk]
             memory.take(len(chunk))
             size += len(chunk)
-            chunks.append(chunk)
+            if chunks and len(chunks[-1]) + len(chunk) <= _PART_BYTES:
+                chunks[-1] += chunk
+            else:
+                # Not as it is: a body that comes in single bytes would take forty times its size.
+                chunks.append(bytearray(chunk))
             if not more:
-                return b"".join(chunks)
+                return chunks
     finally:
         memory.give(size)
 
 
-def _too_large(found: str, limit_bytes: int) -> BodyTooLarge:
+def _too_large(found: str, limit_bytes: int, limit_name: str) -> BodyTooLarge:
     return BodyTooLarge(
-        f"{found}; expected at most {limit_bytes} bytes: send fewer rows, or raw bytes instead of JSON, or "
-        "have --max-body-bytes raised"
+        f"{found}; expected at most {limit_bytes} bytes: send fewer rows, or raw bytes (application/octet-stream, "
+        f"application/x-npy) instead of JSON, or have {limit_name} raised"
     )

@@ -43,6 +43,7 @@ class ServeSettings:
     workers_per_device: int
     default_model: str | None
     max_body_bytes: int
+    max_json_bytes: int
     max_in_flight: int
     arena_bytes: int
     request_timeout_ms: int
@@ -219,6 +220,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "largest request body; more is answered 413 (512KiB, 64MiB, 1GiB can be written so)",
     ),
     Setting(
+        "max_json_bytes",
+        "--max-json-bytes",
+        _size,
+        16 * 2**20,
+        "bytes",
+        "largest request body in JSON, which takes up to 36 times its size while it is read; more is answered 413; "
+        "never more than --max-body-bytes",
+    ),
+    Setting(
         "max_in_flight",
         "--max-in-flight",
         _whole(16, 1_000_000),
@@ -298,7 +308,7 @@ def load_settings(
     in_file = _read_file(path, problems) if path else {}
     problems.extend(_misspelled(environ))
     values: dict[str, Any] = {}
-    given: set[str] = set()
+    given: dict[str, str] = {}
     for setting in SETTINGS:
         from_environ = environ.get(setting.env)
         if from_environ is not None and _KUBERNETES_LINK.match(from_environ):
@@ -310,16 +320,18 @@ def load_settings(
             (f"{setting.name} (default)", setting.default),
         )
         source, value = next(((source, value) for source, value in sources if value is not None), ("", None))
-        if not source.endswith("(default)"):
-            given.add(setting.name)
         if value is None:
             values[setting.name] = None
             continue
+        if source != sources[-1][0]:
+            given[setting.name] = source
         try:
             values[setting.name] = setting.parse(value)
         except ValueError as error:
             problems.append(f"{source} is {str(value)!r}; expected {error}")
     _follow_the_largest_body(values, given, problems)
+    if not problems:
+        problems.extend(_settle_limits(values, given))
     if problems:
         raise ConfigError(*problems)
     return ServeSettings(**values)
@@ -341,6 +353,22 @@ def _follow_the_largest_body(values: dict[str, Any], given: Container[str], prob
             )
         else:
             values[name] = setting.default // _BY_NAME["max_body_bytes"].default * body
+
+
+def _settle_limits(values: dict[str, Any], given: Mapping[str, str]) -> list[str]:
+    """Hold the limit of JSON bodies to that of all bodies; a problem where somebody asked for more.
+
+    given: where each value comes from that is no default.
+    """
+    limit, json_limit = values["max_body_bytes"], values["max_json_bytes"]
+    if json_limit > limit and "max_json_bytes" in given:
+        return [
+            f"{given['max_json_bytes']} is {json_limit}, more than the {limit} of "
+            f"{given.get('max_body_bytes', 'max_body_bytes (default)')}, which bounds every body; lower the one or "
+            "raise the other"
+        ]
+    values["max_json_bytes"] = min(limit, json_limit)
+    return []
 
 
 def _read_file(path: str, problems: list[str]) -> Mapping[str, Any]:

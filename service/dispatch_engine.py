@@ -2,14 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from service.buckets import buckets_for
+from service.codec_process import LARGE_JSON_BYTES, PIECE_BYTES
+from service.codec_process.client import CodecProcess, Job
+from service.codecs import BodyType, Encoded, TensorHeaders, lay_out
 from service.dispatch import Dispatcher
-from service.engine import ServedBy, ServedModel, ServedVersion
+from service.engine import Filled, ServedBy, ServedModel, ServedVersion
 from service.errors import NotReady, ServiceError
 from service.outcome import Outcome, StageTimes
 from service.repository import ModelEntry
@@ -29,11 +32,13 @@ class DispatchEngine:
     def __init__(
         self,
         dispatcher: Dispatcher,
+        codecs: CodecProcess,
         models: Sequence[ServedModel],
         devices: Sequence[str],
         buckets: Sequence[Sequence[int]],
     ) -> None:
         self._dispatcher = dispatcher
+        self._codecs = codecs
         self._models = {model.name: model for model in models}
         self._devices = tuple(devices)
         self._buckets = tuple(buckets)
@@ -41,19 +46,88 @@ class DispatchEngine:
         self._seen: tuple[tuple[bool, bool], ...] = ()
         self._view: dict[str, ServedModel] = {}
 
+    async def fill(
+        self,
+        model: str,
+        version: str,
+        kind: BodyType,
+        parts: list[bytes | bytearray],
+        headers: TensorHeaders | None,
+        timeout_s: float | None,
+    ) -> "_Awaited":
+        """See engine.Engine."""
+        dispatcher, lane = self._dispatcher, self._lane(model, version)
+        request = _Awaited(lane)
+        nbytes = sum(map(len, parts))
+        memory = dispatcher.reserve(request, nbytes, 0)
+        at = copied = 0
+        try:
+            for number, part in enumerate(parts):
+                memory[at : at + len(part)] = part
+                at += len(part)
+                parts[number] = b""
+                if at - copied >= PIECE_BYTES:
+                    copied = at
+                    await asyncio.sleep(0)
+            parts.clear()
+            await _done(
+                lambda then: self._codecs.decode(
+                    request, kind, nbytes, headers, _deadline_ns(lane, timeout_s), then
+                )
+            )
+        except BaseException:
+            dispatcher.release(request)
+            raise
+        request.give_up = lambda: dispatcher.release(request)
+        return request
+
+    async def encode(
+        self, held: Outcome, kind: BodyType, names: Sequence[str], timeout_s: float | None
+    ) -> Encoded:
+        """See engine.Engine."""
+        dispatcher, request = self._dispatcher, held.held
+        assert isinstance(request, _Awaited)
+        assert held.outputs is not None
+        try:
+            if kind is BodyType.JSON:
+                await _done(
+                    lambda then: self._codecs.encode(
+                        request, names, _deadline_ns(request.lane, timeout_s), then
+                    )
+                )
+                assert request.place is not None
+                return Encoded(kind, b"", (), await _pieces(request.place.inputs))
+            outputs = {name: held.outputs[name] for name in names}
+            laid = lay_out(kind, outputs, request.lane.layout.signature)
+            return Encoded(kind, laid.prefix, laid.headers, await _pieces(laid.numbers))
+        finally:
+            dispatcher.release(request)
+
+    def _lane(self, model: str, version: str) -> Lane:
+        """The lane of a version that takes requests. Raises NotReady."""
+        lane = self._lanes[model, version]
+        if not self._dispatcher.ready(lane):
+            raise NotReady(f"model {model!r} version {version} is not ready; GET /info tells its state")
+        return lane
+
     async def infer(
-        self, model: str, version: str, inputs: dict[str, np.ndarray], rows: int, timeout_s: float | None
+        self,
+        model: str,
+        version: str,
+        inputs: "dict[str, np.ndarray] | Filled",
+        rows: int,
+        timeout_s: float | None,
     ) -> Outcome:
         """Run one request, as engine.Engine says. The model's own timeout bounds it too."""
-        dispatcher, lane = self._dispatcher, self._lanes[model, version]
-        if not dispatcher.ready(lane):
-            raise NotReady(f"model {model!r} version {version} is not ready; GET /info tells its state")
-        request = _Awaited(lane)
-        dispatcher.put(request, inputs, rows)
-        allowed_s = lane.timeout_s if timeout_s is None else min(timeout_s, lane.timeout_s)
+        dispatcher, lane = self._dispatcher, self._lane(model, version)
+        if isinstance(inputs, dict):
+            request = _Awaited(lane)
+            dispatcher.put(request, inputs, rows)
+        else:
+            assert isinstance(inputs, _Awaited)
+            request = inputs
         try:
-            now_ns = time.monotonic_ns()
-            dispatcher.submit(request, now_ns, now_ns + int(allowed_s * 1e9))
+            dispatcher.submit(request, time.monotonic_ns(), _deadline_ns(lane, timeout_s))
         except ServiceError:
             dispatcher.release(request)
             raise
@@ -62,11 +136,15 @@ class DispatchEngine:
         except asyncio.CancelledError:
             dispatcher.cancel(request)
             raise
+        stages = StageTimes(*request.stages_s)
         if error is not None:
-            return Outcome(None, error, StageTimes(*request.stages_s), request.batch_rows)
-        outputs = {name: array.copy() for name, array in dispatcher.outputs(request).items()}
+            return Outcome(None, error, stages, request.batch_rows)
+        views = dispatcher.outputs(request)
+        if sum(array.nbytes for array in views.values()) > LARGE_JSON_BYTES:
+            return Outcome(views, None, stages, request.batch_rows, held=request)
+        outputs = {name: array.copy() for name, array in views.items()}
         dispatcher.release(request)
-        return Outcome(outputs, None, StageTimes(*request.stages_s), request.batch_rows)
+        return Outcome(outputs, None, stages, request.batch_rows)
 
     def ready(self) -> bool:
         """Whether every model is ready and the server is not draining."""
@@ -125,13 +203,50 @@ class DispatchEngine:
         return tuple(self._dispatcher.loaded(lane) for lane in self._dispatcher.lanes)
 
 
+def _deadline_ns(lane: Lane, timeout_s: float | None) -> int:
+    """CLOCK_MONOTONIC when the time of a request is over that has so many seconds from now."""
+    allowed_s = lane.timeout_s if timeout_s is None else min(timeout_s, lane.timeout_s)
+    return time.monotonic_ns() + int(allowed_s * 1e9)
+
+
+async def _done(begin: Callable[[Callable[[Exception | None], None]], Job]) -> None:
+    """Wait for a job of the codec process. Cancelled, the job is given up."""
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def then(error: Exception | None) -> None:
+        if over.done():
+            return
+        if error is None:
+            over.set_result(None)
+        else:
+            over.set_exception(error)
+
+    job = begin(then)
+    try:
+        await over
+    except asyncio.CancelledError:
+        job.give_up()
+        raise
+
+
+async def _pieces(memory: memoryview) -> list[bytes]:
+    """A copy, of which each turn of the event loop makes a piece."""
+    pieces = []
+    for at in range(0, len(memory), PIECE_BYTES):
+        pieces.append(bytes(memory[at : at + PIECE_BYTES]))
+        await asyncio.sleep(0)
+    return pieces
+
+
 class _Awaited(Ticketed):
     """A request whose owner is a coroutine."""
 
-    __slots__ = ("over",)
+    __slots__ = ("give_up", "over")
 
     def __init__(self, lane: Lane) -> None:
         super().__init__(lane)
+        self.give_up: Callable[[], None]
+        """Set by fill()."""
         self.over: asyncio.Future[ServiceError | None] = asyncio.get_running_loop().create_future()
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from service.codecs import BodyType, Encoded, TensorHeaders
 from service.outcome import Outcome
 from service.signature import Signature
 
@@ -66,14 +67,49 @@ class ServedModel:
         return all(version.ready for version in self.versions.values())
 
 
+class Filled(Protocol):
+    """The inputs of a large body, made by Engine.fill(); for Engine.infer(), or to be given up."""
+
+    rows: int
+
+    def give_up(self) -> None:
+        """It will not be run."""
+        ...
+
+
 class Engine(Protocol):
-    """Runs requests. All methods are called on the event loop of one API server."""
+    """Runs requests. All methods are called on the event loop of one API server.
+
+    What is large (service/codec_process/) takes a way of its own, on which nothing of its size is done at once: its
+    inputs are made by fill(), and outputs that infer() leaves held become an answer by encode().
+    """
+
+    async def fill(
+        self,
+        model: str,
+        version: str,
+        kind: BodyType,
+        parts: list[bytes | bytearray],
+        headers: TensorHeaders | None,
+        timeout_s: float | None,
+    ) -> Filled:
+        """Make the inputs of a body that came in these parts, and leave the list empty.
+
+        Raises: ServiceError; what decoding and Signature.check_inputs raise too.
+        """
+        ...
+
+    async def encode(
+        self, held: Outcome, kind: BodyType, names: Sequence[str], timeout_s: float | None
+    ) -> Encoded:
+        """The answer of an outcome whose outputs are held; they are held no longer, however this ends."""
+        ...
 
     async def infer(
         self,
         model: str,
         version: str,
-        inputs: dict[str, np.ndarray],
+        inputs: dict[str, np.ndarray] | Filled,
         rows: int,
         timeout_s: float | None,
     ) -> Outcome:
@@ -82,7 +118,7 @@ class Engine(Protocol):
         Args:
             model, version: a name and a version out of models().
             inputs: arrays that Signature.check_inputs has passed, C-contiguous and little-endian; possibly
-                read-only views of the request's body, so they must not be written to.
+                read-only views of the request's body, so they must not be written to. Or what fill() made.
             rows: what check_inputs returned.
             timeout_s: seconds from now in which the answer is wanted; None = no bound.
         Raises: ServiceError when the request is refused before it is queued (QueueFull, NotReady, Draining,

@@ -16,6 +16,7 @@ from service.access_log import log_access, open_access_log
 from service.answers import Answer, error_answer, json_answer
 from service.body import BodyMemory, BodyTooLarge, ClientGone, Receive, read_body
 from service.call import Call
+from service.codecs import BodyType
 from service.config import ServeSettings
 from service.docs_page import docs_page
 from service.engine import Engine
@@ -149,10 +150,13 @@ class Front:
         asking = _this_task()
         gone: asyncio.Task[None] | None = None
 
-        async def read() -> bytes:
+        async def read(kind: BodyType) -> list[bytes | bytearray]:
             nonlocal gone
-            length, limit_bytes = call.headers.get("content-length"), self.settings.max_body_bytes
-            body = await read_body(receive, length, limit_bytes, self.bodies)
+            length, settings = call.headers.get("content-length"), self.settings
+            limit_bytes, name = settings.max_body_bytes, "--max-body-bytes"
+            if kind is BodyType.JSON and settings.max_json_bytes < limit_bytes:
+                limit_bytes, name = settings.max_json_bytes, "--max-json-bytes"
+            body = await read_body(receive, length, limit_bytes, self.bodies, name)
             gone = asyncio.create_task(_until_gone(receive, asking))
             return body
 
@@ -244,7 +248,7 @@ def _unread(call: Call) -> bool:
 async def _send(answer: Answer, call: Call, receive: Receive, send: Send) -> None:
     headers = [
         (b"content-type", answer.content_type.encode("latin-1")),
-        (b"content-length", str(len(answer.body)).encode("ascii")),
+        (b"content-length", str(answer.length).encode("ascii")),
         (b"x-request-id", call.request_id.encode("ascii")),
     ]
     headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
@@ -254,7 +258,9 @@ async def _send(answer: Answer, call: Call, receive: Receive, send: Send) -> Non
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     linger = (answer.close or _unread(call)) and "expect" not in call.headers
-    await send({"type": "http.response.body", "body": answer.body, "more_body": linger})
+    for number, part in enumerate((answer.body, *answer.rest)):
+        more = linger or number < len(answer.rest)
+        await send({"type": "http.response.body", "body": part, "more_body": more})
     if linger:
         await _drop_rest(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -31,12 +31,14 @@ class Outcome:
     outputs: output name -> array whose first dim is the request's rows.
     batch_rows: rows (of all requests, without padding) in the batch that this request ran in; 0 when it
         never ran.
+    held: the outputs are large and lie where they were made; Engine.encode() lets go of them.
     """
 
     outputs: dict[str, np.ndarray] | None
     error: ServiceError | None = None
     stages: StageTimes = field(default_factory=StageTimes)
     batch_rows: int = 0
+    held: object | None = None
 
     def __post_init__(self) -> None:
         if (self.outputs is None) == (self.error is None):

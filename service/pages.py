@@ -25,6 +25,7 @@ def info(engine: Engine, settings: ServeSettings) -> dict[str, Any]:
         "default_model": _default_model(engine, settings),
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
+            "max_json_bytes": settings.max_json_bytes,
             "request_timeout_ms": settings.request_timeout_ms,
         },
         "models": [_model_info(engine, model) for _, model in sorted(engine.models().items())],

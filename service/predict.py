@@ -8,10 +8,13 @@ else.
 import time
 from collections.abc import Awaitable, Callable
 
+import numpy as np
+
 from service.answers import Answer
 from service.call import Call
+from service.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from service.codecs import BodyType, answer_type, body_type, check_kind, decode, encode, pick_outputs
-from service.engine import Engine, ServedModel, ServedVersion
+from service.engine import Engine, Filled, ServedModel, ServedVersion
 from service.errors import (
     BadRequest,
     DeadlinePassed,
@@ -29,7 +32,7 @@ _PROTOCOLS = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
 async def predict(
     call: Call,
     engine: Engine,
-    read: Callable[[], Awaitable[bytes]],
+    read: Callable[[BodyType], Awaitable[list[bytes | bytearray]]],
     timeout_s: float | None,
     default_model: str | None,
     model: str | None = None,
@@ -39,7 +42,7 @@ async def predict(
 
     Args:
         call: the head; what is learned is noted in it.
-        read: returns the body.
+        read: returns the body, which is of this type, in the parts in which it came.
         timeout_s: counted from call.started_s; None = no bound.
         default_model: the model of requests that name none.
         model, version: from the path; None when it does not name them.
@@ -62,15 +65,23 @@ async def predict(
             "answers 200"
         )
 
-    body = await read()
-    call.body_bytes = len(body)
+    parts = await read(own)
+    call.body_bytes = sum(map(len, parts))
     started_s = time.perf_counter()
-    inputs = decode(own, body, chosen.signature, call.tensor_headers())
-    call.rows = chosen.signature.check_inputs(inputs)
+    inputs: dict[str, np.ndarray] | Filled
+    if call.body_bytes > _large_bytes(own):
+        left_s = None if timeout_s is None else timeout_s - call.elapsed_s()
+        inputs = await engine.fill(served.name, chosen.version, own, parts, call.tensor_headers(), left_s)
+        call.rows = inputs.rows
+    else:
+        inputs = decode(own, b"".join(parts), chosen.signature, call.tensor_headers())
+        call.rows = chosen.signature.check_inputs(inputs)
     call.stages_s["decode"] = time.perf_counter() - started_s
 
     left_s = None if timeout_s is None else timeout_s - call.elapsed_s()
     if left_s is not None and left_s <= 0:
+        if not isinstance(inputs, dict):
+            inputs.give_up()
         raise DeadlinePassed.after(timeout_s)
     outcome = await engine.infer(served.name, chosen.version, inputs, call.rows, left_s)
     stages = outcome.stages
@@ -82,10 +93,19 @@ async def predict(
         raise Internal("the engine gave neither outputs nor an error; please report it with the request id")
 
     started_s = time.perf_counter()
-    outputs = {name: outcome.outputs[name] for name in names}
-    encoded = encode(kind, served.name, chosen.version, outputs, chosen.signature)
+    if outcome.held is not None:
+        left_s = None if timeout_s is None else timeout_s - call.elapsed_s()
+        encoded = await engine.encode(outcome, kind, names, left_s)
+    else:
+        outputs = {name: outcome.outputs[name] for name in names}
+        encoded = encode(kind, served.name, chosen.version, outputs, chosen.signature)
     call.stages_s["encode"] = time.perf_counter() - started_s
-    return Answer(200, encoded.body, kind.value, encoded.headers)
+    return Answer(200, encoded.body, kind.value, encoded.headers, rest=encoded.rest)
+
+
+def _large_bytes(kind: BodyType) -> int:
+    """Longer bodies of this type are decoded elsewhere."""
+    return LARGE_JSON_BYTES if kind is BodyType.JSON else LARGE_COPY_BYTES
 
 
 def find_model(engine: Engine, name: str | None, default: str | None) -> ServedModel:

@@ -19,16 +19,18 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent dies, however it dies (Linux; elsewhere: nothing).
 
-    For processes that multiprocessing started.
+    parent: its process id; not needed in processes that multiprocessing started.
     """
     if sys.platform != "linux":
         return
-    parent = multiprocessing.parent_process()
+    if parent is None:
+        started_by = multiprocessing.parent_process()
+        parent = None if started_by is None else started_by.pid
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent is None or os.getppid() != parent.pid:  # it died before the call
+    if os.getppid() != parent:  # it died before the call
         os._exit(1)
 
 

@@ -60,3 +60,16 @@ class Ticketed:
     def settled(self, error: ServiceError | None) -> None:
         """The request is over. Without an error its outputs stand in its place until the owner release()s it;
         with one the place is no longer the owner's."""
+
+
+class Room(Ticketed):
+    """A place that is no request's, or not yet: what is being decoded or encoded (codec_process/)."""
+
+    @property
+    def request_id(self) -> str:
+        """For logs."""
+        return "(no request)"
+
+    def settled(self, error: ServiceError | None) -> None:
+        """Never queued, so never called."""
+        raise AssertionError("a room is never queued")

@@ -9,7 +9,7 @@ They know signatures and arrays, not HTTP, so any front can use them on any buff
 bytearray or a memoryview, and raw and npy arrays are views of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,23 +23,29 @@ from service.signature import Signature
 __all__ = [
     "BodyType",
     "Encoded",
+    "LaidOut",
     "TensorHeaders",
     "answer_type",
     "body_type",
     "check_kind",
     "decode",
     "encode",
+    "lay_out",
     "pick_outputs",
 ]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A body with the headers that describe it (Content-Type is the kind's value)."""
+    """A body with the headers that describe it (Content-Type is the kind's value).
+
+    rest: what follows `body`, of a body that is too large to be one object.
+    """
 
     kind: BodyType
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    rest: Sequence[bytes] = ()
 
 
 def decode(
@@ -105,7 +111,28 @@ def encode(
     """
     if kind is BodyType.JSON:
         return Encoded(kind, json_codec.encode(model, version, outputs))
-    ((name, array),) = outputs.items()
+    laid = lay_out(kind, outputs, signature)
+    return Encoded(kind, b"".join((laid.prefix, laid.numbers)), laid.headers)
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """A raw or npy body whose numbers still lie where they were: prefix and numbers, one after the other."""
+
+    prefix: bytes
+    numbers: memoryview
+    headers: tuple[tuple[str, str], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the body."""
+        return len(self.prefix) + len(self.numbers)
+
+
+def lay_out(kind: BodyType, outputs: Mapping[str, np.ndarray], signature: Signature) -> LaidOut:
+    """One output as a RAW or NPY body; not a byte is copied where it is little-endian and in order already."""
+    ((name, given),) = outputs.items()
+    array = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("<"))
     headers = raw_codec.tensor_headers(name, signature.outputs_by_name[name].datatype, array.shape)
-    body = raw_codec.encode(array) if kind is BodyType.RAW else npy_codec.encode(array)
-    return Encoded(kind, body, headers)
+    prefix = b"" if kind is BodyType.RAW else npy_codec.header_of(array)
+    return LaidOut(prefix, array.reshape(-1).view(np.uint8).data, headers)

@@ -95,12 +95,17 @@ def decode(
 def encode(array: np.ndarray) -> bytes:
     """Return the array as a .npy file, version 1.0, little-endian and C-ordered."""
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return b"".join((header_of(array), array.data))
+
+
+def header_of(array: np.ndarray) -> bytes:
+    """What stands before the array's bytes in a .npy file, version 1.0. The array: little-endian and C-ordered."""
     shape = ", ".join(map(str, array.shape)) + ("," if array.ndim == 1 else "")
     text = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
     prefix = len(_MAGIC) + 4
     padding = -(prefix + len(text) + 1) % _ALIGNMENT
     header = text.encode("ascii") + b" " * padding + b"\n"
-    return b"".join((_MAGIC, b"\x01\x00", len(header).to_bytes(2, "little"), header, array.data))
+    return b"".join((_MAGIC, _VERSIONS[0], len(header).to_bytes(2, "little"), header))
 
 
 def _parse_header(view: memoryview) -> tuple[np.dtype[np.generic], tuple[int, ...], bool, int]:

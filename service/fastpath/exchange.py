@@ -8,16 +8,20 @@ which that code reads. It may be given up at any time.
 import itertools
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from time import monotonic_ns
 from typing import Final, Protocol
 
+import numpy as np
+
 from service.answers import error_answer
 from service.call import Call, request_id
-from service.codecs import BodyType, decode, encode
+from service.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES, PIECE_BYTES
+from service.codec_process.client import CodecProcess, Job
+from service.codecs import BodyType, decode, encode, lay_out
 from service.dispatch import Dispatcher
 from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError
 from service.fastpath.heads import Head, KnownHeads, Route
@@ -49,6 +53,11 @@ def _batch_timing(gather_s: float, run_s: float, scatter_s: float) -> bytes:
     )
 
 
+def _lines(headers: Sequence[tuple[str, str]]) -> bytes:
+    """Headers as they go over the wire."""
+    return b"".join([f"{name.lower()}: {value}\r\n".encode() for name, value in headers])
+
+
 class Connection(Protocol):
     """What an exchange needs of the connection that it came on."""
 
@@ -57,7 +66,11 @@ class Connection(Protocol):
         ...
 
     def answer(self, message: bytes) -> None:
-        """Send the whole answer to the call under way."""
+        """Send the whole answer to the call under way, or the last part of it."""
+        ...
+
+    def begin_answer(self, part: bytes) -> None:
+        """Send a part of the answer to the call under way that is not the last."""
         ...
 
     def hold(self, seconds: float) -> None:
@@ -87,8 +100,10 @@ class Shop:
 
     routes: Mapping[bytes, Route]
     dispatcher: Dispatcher
+    codecs: CodecProcess
     metrics: Metrics
     limit_bytes: int
+    json_limit_bytes: int
     receiving: Receiving
     log_access: Callable[[Call, int, float], None] | None
     heads: KnownHeads
@@ -144,6 +159,8 @@ class Exchange(Ticketed):
         # Not class values: the compiler leaves those of classes that it does not compile unset.
         self._timer: Timer | None = None
         self._half: HalfBody | None = None
+        self._job: Job | None = None
+        """Its body or its answer is in the codec process."""
 
     @property
     def request_id(self) -> str:
@@ -219,6 +236,8 @@ class Exchange(Ticketed):
         if not self.response_complete:
             self.response_complete = True
             self._end_waiting()
+            if self._job is not None:
+                self._job.give_up()
             self._shop.dispatcher.cancel(self)
             self._finish(self._call(), CLIENT_GONE, None)
 
@@ -234,6 +253,9 @@ class Exchange(Ticketed):
         body = None
         try:
             outputs = dispatcher.outputs(self)
+            assert self.place is not None
+            if len(self.place.outputs) > LARGE_JSON_BYTES and self._answer_in_parts(outputs, started_ns):
+                return
             if head.quick is not None:
                 (output,) = outputs.values()
                 body = head.quick.encode(output)
@@ -241,9 +263,7 @@ class Exchange(Ticketed):
                 lane = self.lane
                 encoded = encode(head.kind, lane.model, lane.version, outputs, head.route.signature)
                 body = encoded.body
-                headers = b"".join(
-                    [f"{name.lower()}: {value}\r\n".encode() for name, value in encoded.headers]
-                )
+                headers = _lines(encoded.headers)
         except ServiceError as unencodable:
             self._refuse(unencodable)
             return
@@ -251,13 +271,19 @@ class Exchange(Ticketed):
             self._refuse(self._internal())
             return
         dispatcher.release(self)
-        queue_s, gather_s, run_s, scatter_s = self.stages_s
-        connection = self._connection
         encode_s = (monotonic_ns() - started_ns) / 1e9
-        message = _OK % (
-            connection.date_line(),
-            head.media_type,
-            len(body),
+        message = self._success(headers, len(body), encode_s, body)
+        self.response_complete = True
+        self._connection.answer(message)
+        self._answered(encode_s)
+
+    def _success(self, headers: bytes, length: int, encode_s: float, body: bytes) -> bytes:
+        """The head of the answer with its body, or the beginning of it."""
+        queue_s, gather_s, run_s, scatter_s = self.stages_s
+        return _OK % (
+            self._connection.date_line(),
+            self._head.media_type,
+            length,
             self._made_id(),
             headers,
             self._decode_s * 1e3,
@@ -268,19 +294,105 @@ class Exchange(Ticketed):
             b"" if self.keep_alive else _CLOSE,
             body,
         )
-        self.response_complete = True
-        connection.answer(message)
+
+    def _answered(self, encode_s: float) -> None:
+        """Count and log a call that was answered with 200."""
         shop = self._shop
+        queue_s, gather_s, run_s, scatter_s = self.stages_s
         duration_s = (monotonic_ns() - self._began_ns) / 1e9
-        head.counter(duration_s, self.rows, self._decode_s, queue_s, gather_s, run_s, scatter_s, encode_s)
+        self._head.counter(
+            duration_s, self.rows, self._decode_s, queue_s, gather_s, run_s, scatter_s, encode_s
+        )
         if shop.log_access is not None:
             shop.log_access(self._call(), 200, duration_s)
+
+    # -- a body or an answer that would hold the event loop for too long
+
+    def _decode_elsewhere(self, started_ns: int) -> None:
+        """Have the codec process make the inputs of the body. Raises ServiceError."""
+        head, shop = self._head, self._shop
+        if self.place is None:
+            shop.dispatcher.reserve(self, head.length, 0)[:] = self._body
+            self._body = b""
+
+        def decoded(error: Exception | None) -> None:
+            self._job = None
+            if error is None:
+                self._try(lambda: self._queue(self._decoded(started_ns)))
+            else:
+                self._refuse(self._told(error))
+
+        self._job = shop.codecs.decode(self, head.kind, head.length, None, self._deadline_ns(), decoded)
+
+    def _answer_in_parts(self, outputs: Mapping[str, np.ndarray], started_ns: int) -> bool:
+        """Answer without a copy of the whole, JSON by way of the codec process. False for what is not large."""
+        head, nbytes = self._head, sum(array.nbytes for array in outputs.values())
+        if head.kind is not BodyType.JSON:
+            if nbytes <= LARGE_COPY_BYTES:
+                return False
+            laid = lay_out(head.kind, outputs, head.route.signature)
+            self._send(laid.prefix, laid.numbers, _lines(laid.headers), started_ns)
+            return True
+        if nbytes <= LARGE_JSON_BYTES:
+            return False
+
+        def encoded(error: Exception | None) -> None:
+            self._job = None
+            place = self.place
+            if error is None and place is not None:
+                self._try(lambda: self._send(b"", place.inputs, b"", started_ns))
+            else:
+                self._refuse(self._told(error))
+
+        self._job = self._shop.codecs.encode(self, list(outputs), self._deadline_ns(), encoded)
+        return True
+
+    def _send(self, prefix: bytes, rest: memoryview, headers: bytes, started_ns: int) -> None:
+        """Send an answer that ends in what lies in the place, a piece in each turn of the event loop."""
+        encode_s = (monotonic_ns() - started_ns) / 1e9
+        connection = self._connection
+        connection.begin_answer(self._success(headers, len(prefix) + len(rest), encode_s, prefix))
+
+        def go_on(at: int) -> None:
+            if self.response_complete:
+                return  # the client is gone
+            end = at + PIECE_BYTES
+            piece = bytes(rest[at:end])
+            if end < len(rest):
+                connection.begin_answer(piece)
+                connection.call_later(0.0, lambda: go_on(end))
+                return
+            self._shop.dispatcher.release(self)
+            self.response_complete = True
+            connection.answer(piece)
+            self._answered(encode_s)
+
+        go_on(0)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        """Take a step in a turn of the event loop of its own."""
+        try:
+            step()
+        except ServiceError as error:
+            self._refuse(error)
+        except Exception:
+            self._refuse(self._internal())
+
+    def _told(self, error: Exception | None) -> ServiceError:
+        """What the client is told when the codec process has failed."""
+        if isinstance(error, ServiceError):
+            return error
+        _log.error("request %s failed: %s", self.request_id, error)
+        return self._told_internal()
 
     def _submit(self) -> None:
         """Have the inputs in a place and queue the request. Raises ServiceError."""
         started_ns = now_ns = monotonic_ns()
         head, dispatcher = self._head, self._shop.dispatcher
         if not head.raw:
+            if head.length > (LARGE_JSON_BYTES if head.kind is BodyType.JSON else LARGE_COPY_BYTES):
+                self._decode_elsewhere(started_ns)
+                return
             body = self._body
             if self.place is not None:
                 body = bytes(self.place.inputs[: head.length])
@@ -301,7 +413,11 @@ class Exchange(Ticketed):
             self._body = b""
         else:
             self._decode_s = 0.0
-        dispatcher.submit(self, now_ns, self._deadline_ns())
+        self._queue(now_ns)
+
+    def _queue(self, now_ns: int) -> None:
+        """Queue the request, whose inputs are in its place. Raises ServiceError."""
+        self._shop.dispatcher.submit(self, now_ns, self._deadline_ns())
 
     def _decoded(self, started_ns: int) -> int:
         """The time, CLOCK_MONOTONIC, at which decoding has ended."""
@@ -321,6 +437,9 @@ class Exchange(Ticketed):
         """The error for a fault of ours; logs it."""
         head = self._head
         _log.exception("request %s failed: POST %s", self.request_id, head.route.path[:200])
+        return self._told_internal()
+
+    def _told_internal(self) -> Internal:
         return Internal(f"the server failed on this request; its log tells why, under id {self.request_id}")
 
     def _refuse(self, error: ServiceError) -> None:

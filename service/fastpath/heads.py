@@ -79,8 +79,11 @@ class Head(NamedTuple):
     counter: Callable[..., None]
 
 
-def plan(route: Route, headers: RawHeaders, limit_bytes: int) -> Head | None:
-    """What an ordinary head says; None when the call must take the long way."""
+def plan(route: Route, headers: RawHeaders, limit_bytes: int, json_limit_bytes: int) -> Head | None:
+    """What an ordinary head says; None when the call must take the long way.
+
+    limit_bytes: of any body; json_limit_bytes: of one in JSON.
+    """
     kind = length = accept = None
     own: dict[str, str] = {}
     for name, value in headers:
@@ -99,7 +102,7 @@ def plan(route: Route, headers: RawHeaders, limit_bytes: int) -> Head | None:
     if kind is None or length is None or not length.isdigit() or len(length) > _LENGTH_DIGITS:
         return None
     size = int(length)
-    if not 0 < size <= limit_bytes or (
+    if not 0 < size <= (json_limit_bytes if kind is BodyType.JSON else limit_bytes) or (
         accept is not None and accept != b"*/*" and _TYPES.get(accept) is not kind
     ):
         return None

@@ -237,7 +237,7 @@ class FastProtocol(HttpToolsProtocol):
             or (self.cycle is not None and not self.cycle.response_complete)
         ):
             return None
-        head = plan(route, self.headers, shop.limit_bytes)
+        head = plan(route, self.headers, shop.limit_bytes, shop.json_limit_bytes)
         if head is not None and self._first.startswith(b"POST ") and parser.should_keep_alive():
             # The head began with this data: if it also ends in it, these bytes are the whole head.
             end = self._first.find(_HEAD_END)
@@ -268,6 +268,11 @@ class FastProtocol(HttpToolsProtocol):
         if not own.keep_alive:
             transport.close()
         self.on_response_complete()
+
+    def begin_answer(self, part: bytes) -> None:
+        """Send a part of the answer to the call under way that is not the last."""
+        if not self.transport.is_closing():
+            self.transport.write(part)
 
     def hold(self, seconds: float) -> None:
         """Read nothing more for so many seconds."""

@@ -181,6 +181,7 @@ SETTINGS = ServeSettings(
     workers_per_device=1,
     default_model="double",
     max_body_bytes=2**20,
+    max_json_bytes=2**20,
     max_in_flight=64,
     run_limit_s=60.0,
     receive_bytes=16 * 2**20,

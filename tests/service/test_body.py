@@ -20,7 +20,8 @@ def read(*chunks, length=None, gone=False):
         return messages.pop(0)
 
     try:
-        return asyncio.run(read_body(receive, length, LIMIT, BodyMemory(10 * LIMIT))), len(taken)
+        parts = asyncio.run(read_body(receive, length, LIMIT, BodyMemory(10 * LIMIT)))
+        return b"".join(parts), len(taken)
     except Exception as error:
         error.taken = len(taken)
         raise

@@ -83,7 +83,8 @@ def test_info_tells_models_signatures_and_limits():
     assert said["name"] == "foldserve"
     assert said["ready"] is True
     assert said["default_model"] == "double"
-    assert said["limits"] == {"max_body_bytes": 2**20, "request_timeout_ms": 30_000}
+    limits = {"max_body_bytes": 2**20, "max_json_bytes": 2**20, "request_timeout_ms": 30_000}
+    assert said["limits"] == limits
     assert [model["name"] for model in said["models"]] == ["double", "pair", "picture", "sequence"]
     double = said["models"][0]
     assert double["default_version"] == "2"

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from service.body import BodyMemory
 from service.call import Call
+from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.dispatch_engine import DispatchEngine
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
@@ -114,18 +115,24 @@ class House:
         self.lines: list[tuple[Call, int]] = []
         lane = self.rig.lanes[0]
         counters = {kind: self.metrics.answered_counter(PROTOCOLS[kind], "m0", "1") for kind in BodyType}
+        memory = self.rig.transport.arenas[0].memory
+        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info")
         self.shop = Shop(
             routes={PATH.encode(): Route(PATH, "/predict/{model}", lane, FIXED, counters)},
             dispatcher=self.rig.dispatcher,
+            codecs=self.codecs,
             metrics=self.metrics,
             limit_bytes=LIMIT_BYTES,
+            json_limit_bytes=LIMIT_BYTES,
             receiving=Receiving(BodyMemory(1 << 20), 8),
             log_access=lambda call, status, _: self.lines.append((call, status)),
             heads=KnownHeads(),
             ids=RequestIds(),
             pace=Pace(time.monotonic),  # a thread that never has time to spare
         )
-        self.engine = DispatchEngine(self.rig.dispatcher, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()])
+        self.engine = DispatchEngine(
+            self.rig.dispatcher, self.codecs, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()]
+        )
         settings = replace(SETTINGS, max_body_bytes=LIMIT_BYTES, default_model="m0")
         self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
         FastProtocol.shop = self.shop
