@@ -58,6 +58,7 @@ class Socket(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = bytearray()
+        self.largest_write = 0
         self.unsent_bytes = 0
         self.closing = self.aborted = False
         self.reading = True
@@ -65,6 +66,7 @@ class Socket(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.written += data
+        self.largest_write = max(self.largest_write, len(data))
 
     def is_closing(self) -> bool:
         return self.closing
@@ -108,7 +110,7 @@ class Answer:
 class House:
     """An API server without sockets. Make it on a running event loop."""
 
-    def __init__(self, **rig: Any) -> None:
+    def __init__(self, limit_bytes: int = LIMIT_BYTES, **rig: Any) -> None:
         self.rig = Rig(**rig)
         self.worker = self.rig.new_worker()
         self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
@@ -122,9 +124,9 @@ class House:
             dispatcher=self.rig.dispatcher,
             codecs=self.codecs,
             metrics=self.metrics,
-            limit_bytes=LIMIT_BYTES,
-            json_limit_bytes=LIMIT_BYTES,
-            receiving=Receiving(BodyMemory(1 << 20), 8),
+            limit_bytes=limit_bytes,
+            json_limit_bytes=limit_bytes,
+            receiving=Receiving(BodyMemory(max(1 << 20, limit_bytes)), 8),
             log_access=lambda call, status, _: self.lines.append((call, status)),
             heads=KnownHeads(),
             ids=RequestIds(),
@@ -133,7 +135,9 @@ class House:
         self.engine = DispatchEngine(
             self.rig.dispatcher, self.codecs, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()]
         )
-        settings = replace(SETTINGS, max_body_bytes=LIMIT_BYTES, default_model="m0")
+        settings = replace(
+            SETTINGS, max_body_bytes=limit_bytes, max_json_bytes=limit_bytes, default_model="m0"
+        )
         self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
         FastProtocol.shop = self.shop
         self.config = uvicorn.Config(
