@@ -198,3 +198,18 @@ def test_the_document_lists_every_setting_with_its_flag_variable_unit_and_defaul
     for setting in SETTINGS:
         for part in (f"`{setting.flag}`", f"`{setting.env}`", setting.unit, f"`{setting.default_text}`"):
             assert part in rows[setting.name], (setting.name, part)
+
+
+def test_json_bodies_may_not_be_allowed_more_than_all_bodies():
+    (problem,) = problems({"max_json_bytes": "2MiB", "max_body_bytes": "1MiB"})
+    assert "--max-json-bytes is 2097152, more than the 1048576 of --max-body-bytes" in problem
+    file = written("max_json_bytes: 65MiB")
+    (problem,) = problems({}, {}, file)
+    assert "max_json_bytes in settings.yaml is 68157440" in problem
+    assert "max_body_bytes (default)" in problem
+
+
+def test_the_limit_of_json_follows_a_lower_limit_of_all_bodies():
+    assert load_settings({"max_body_bytes": "1MiB"}, {}).max_json_bytes == 2**20
+    assert load_settings({"max_body_bytes": "1GiB"}, {}).max_json_bytes == 16 * 2**20
+    assert load_settings({"max_json_bytes": "64MiB"}, {}).max_json_bytes == 64 * 2**20
