@@ -1,7 +1,7 @@
 """An answer as plain data, and the one shape of every error: {"error": what, "code": stable word}."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -17,7 +17,7 @@ class Answer:
     """What goes back to the client; Content-Length and the headers that every answer has are the front's.
 
     close: the connection cannot be used again, because the rest of the request's body will not be read.
-    rest: what follows `body`, of a body that is too large to be one object.
+    rest: what follows `body`, of a body that is too large to be one object; used up while it is sent.
     """
 
     status: int
@@ -25,7 +25,7 @@ class Answer:
     content_type: str = JSON
     headers: Headers = ()
     close: bool = False
-    rest: Sequence[bytes] = ()
+    rest: deque[bytes] = field(default_factory=deque)
 
     @property
     def length(self) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -229,9 +230,9 @@ async def _done(begin: Callable[[Callable[[Exception | None], None]], Job]) -> N
         raise
 
 
-async def _pieces(memory: memoryview) -> list[bytes]:
+async def _pieces(memory: memoryview) -> deque[bytes]:
     """A copy, of which each turn of the event loop makes a piece."""
-    pieces = []
+    pieces: deque[bytes] = deque()
     for at in range(0, len(memory), PIECE_BYTES):
         pieces.append(bytes(memory[at : at + PIECE_BYTES]))
         await asyncio.sleep(0)

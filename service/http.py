@@ -258,9 +258,11 @@ async def _send(answer: Answer, call: Call, receive: Receive, send: Send) -> Non
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     linger = (answer.close or _unread(call)) and "expect" not in call.headers
-    for number, part in enumerate((answer.body, *answer.rest)):
-        more = linger or number < len(answer.rest)
-        await send({"type": "http.response.body", "body": part, "more_body": more})
+    part, rest = answer.body, answer.rest
+    while rest:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        part = rest.popleft()
+    await send({"type": "http.response.body", "body": part, "more_body": linger})
     if linger:
         await _drop_rest(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,8 +9,9 @@ They know signatures and arrays, not HTTP, so any front can use them on any buff
 bytearray or a memoryview, and raw and npy arrays are views of it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,13 +40,13 @@ __all__ = [
 class Encoded:
     """A body with the headers that describe it (Content-Type is the kind's value).
 
-    rest: what follows `body`, of a body that is too large to be one object.
+    rest: what follows `body`, of a body that is too large to be one object; used up while it is sent.
     """
 
     kind: BodyType
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
-    rest: Sequence[bytes] = ()
+    rest: deque[bytes] = field(default_factory=deque)
 
 
 def decode(
