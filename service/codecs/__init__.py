@@ -112,8 +112,10 @@ def encode(
     """
     if kind is BodyType.JSON:
         return Encoded(kind, json_codec.encode(model, version, outputs))
-    laid = lay_out(kind, outputs, signature)
-    return Encoded(kind, b"".join((laid.prefix, laid.numbers)), laid.headers)
+    ((name, array),) = outputs.items()
+    headers = raw_codec.tensor_headers(name, signature.outputs_by_name[name].datatype, array.shape)
+    body = raw_codec.encode(array) if kind is BodyType.RAW else npy_codec.encode(array)
+    return Encoded(kind, body, headers)
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,9 @@ class LaidOut:
     numbers: memoryview
     headers: tuple[tuple[str, str], ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the body."""
-        return len(self.prefix) + len(self.numbers)
-
 
 def lay_out(kind: BodyType, outputs: Mapping[str, np.ndarray], signature: Signature) -> LaidOut:
-    """One output as a RAW or NPY body; not a byte is copied where it is little-endian and in order already."""
+    """What encode() makes of one output as RAW or NPY; nothing is copied that is little-endian and in order."""
     ((name, given),) = outputs.items()
     array = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("<"))
     headers = raw_codec.tensor_headers(name, signature.outputs_by_name[name].datatype, array.shape)

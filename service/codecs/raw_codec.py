@@ -55,6 +55,11 @@ def decode(
     return {spec.name: array}
 
 
+def encode(array: np.ndarray) -> bytes:
+    """Return the array's elements, little-endian and row-major."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
 def tensor_headers(name: str, datatype: str, shape: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
     """The X-Tensor-* headers that say what a raw or npy answer holds.
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.codecs import BodyType, TensorHeaders, decode, encode
+from service.codecs import BodyType, TensorHeaders, decode, encode, lay_out
 from service.codecs.npy_codec import encode as encode_npy
 from service.datatypes import DATATYPES, numpy_dtype
 from service.errors import ServiceError
@@ -122,3 +122,14 @@ def test_damaged_bodies_are_refused_or_read_but_never_break_anything(data, kind)
         assert got.dtype == np.float32
         assert got.shape[1:] == (3,)
     assert 400 <= status < 500
+
+
+@few
+@given(tensors())
+def test_a_body_laid_out_is_the_body_encoded(tensor):
+    array, signature = tensor
+    for kind in (BodyType.RAW, BodyType.NPY):
+        for given_array in (array, array.T.copy().T):
+            written = encode(kind, "m", "1", {"t": given_array}, signature)
+            laid = lay_out(kind, {"t": given_array}, signature)
+            assert (laid.prefix + bytes(laid.numbers), laid.headers) == (written.body, written.headers)
