@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from service.buckets import buckets_for
-from service.codec_process import LARGE_JSON_BYTES, PIECE_BYTES
+from service.codec_process import LARGE_ANSWER_BYTES, PIECE_BYTES
 from service.codec_process.client import CodecProcess, Job
 from service.codecs import BodyType, Encoded, TensorHeaders, lay_out
 from service.dispatch import Dispatcher
@@ -141,7 +141,7 @@ class DispatchEngine:
         if error is not None:
             return Outcome(None, error, stages, request.batch_rows)
         views = dispatcher.outputs(request)
-        if sum(array.nbytes for array in views.values()) > LARGE_JSON_BYTES:
+        if sum(array.nbytes for array in views.values()) > LARGE_ANSWER_BYTES:
             return Outcome(views, None, stages, request.batch_rows, held=request)
         outputs = {name: array.copy() for name, array in views.items()}
         dispatcher.release(request)

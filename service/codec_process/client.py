@@ -23,7 +23,7 @@ from service.codec_process import helper, orders
 from service.codec_process.orders import CodecLane, CodecPlan, Sized, Word
 from service.codecs import BodyType, TensorHeaders
 from service.dispatch import Dispatcher
-from service.errors import DeadlinePassed, QueueFull, ServiceError
+from service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
 from service.processes import stop_signals_blocked
 from service.ticketed import Room, Ticketed
 
@@ -205,8 +205,13 @@ class CodecProcess:
                 channel.send(job.order)
             except OSError as error:
                 if self._process is None:
+                    _log.error("the codec process cannot be started: %s", error)
                     self._free(job)
-                    job.over(CodecsFailed(f"the codec process cannot be started: {error}"))
+                    job.over(
+                        NotReady(
+                            "what reads large bodies cannot be started at this moment; try again shortly"
+                        )
+                    )
                     continue
                 # It died this moment: _died() comes next, and goes on with this job.
             self._job = job
@@ -292,7 +297,13 @@ class CodecProcess:
             theirs.close()
             os.close(plan_fd)
         ours.setblocking(False)
-        died = os.pidfd_open(process.pid)
+        try:
+            died = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            ours.close()
+            raise
         self._process, self._channel = process, ours
         self._loop.add_reader(ours.fileno(), self._receive)
         self._loop.add_reader(died, self._died, died)

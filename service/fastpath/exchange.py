@@ -19,7 +19,7 @@ import numpy as np
 
 from service.answers import error_answer
 from service.call import Call, request_id
-from service.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES, PIECE_BYTES
+from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES, LARGE_JSON_BYTES, PIECE_BYTES
 from service.codec_process.client import CodecProcess, Job
 from service.codecs import BodyType, decode, encode, lay_out
 from service.dispatch import Dispatcher
@@ -254,7 +254,7 @@ class Exchange(Ticketed):
         try:
             outputs = dispatcher.outputs(self)
             assert self.place is not None
-            if len(self.place.outputs) > LARGE_JSON_BYTES and self._answer_in_parts(outputs, started_ns):
+            if len(self.place.outputs) > LARGE_ANSWER_BYTES and self._answer_in_parts(outputs, started_ns):
                 return
             if head.quick is not None:
                 (output,) = outputs.values()
@@ -333,7 +333,7 @@ class Exchange(Ticketed):
             laid = lay_out(head.kind, outputs, head.route.signature)
             self._send(laid.prefix, laid.numbers, _lines(laid.headers), started_ns)
             return True
-        if nbytes <= LARGE_JSON_BYTES:
+        if nbytes <= LARGE_ANSWER_BYTES:
             return False
 
         def encoded(error: Exception | None) -> None:

@@ -16,7 +16,7 @@ import pytest
 from service.codec_process import client, orders
 from service.codec_process.client import CodecProcess, CodecsFailed
 from service.codecs import BodyType, TensorHeaders, decode, json_codec
-from service.errors import BadJson, BadTensor, DeadlinePassed, ModelFailed, QueueFull, ServiceError
+from service.errors import BadJson, BadTensor, DeadlinePassed, ModelFailed, NotReady, QueueFull, ServiceError
 from service.signature import Signature, TensorSpec
 from service.ticketed import Lane, Ticketed
 from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Rig
@@ -403,7 +403,7 @@ def test_a_process_that_cannot_be_started_fails_its_bodies_and_is_tried_again(mo
             with monkeypatch.context() as patch:
                 patch.setattr(sys, "executable", "/nowhere/python")
                 body, _ = shop.ask(rows(1))
-                assert isinstance(await body.end(), CodecsFailed)
+                assert isinstance(await body.end(), NotReady)
             await shop.started()
 
     run(test)

@@ -20,8 +20,8 @@ from tests.service.fastpath.connection import JSON, LONG, RAW, Answer, Connectio
 NPY = "application/x-npy"
 LIMIT_S = 60.0
 WAYS = pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
-X = np.linspace(-1, 1, 40_000, dtype="f4").reshape(-1, 2)
-LARGE = np.tile(X, (20, 1))
+X = np.linspace(-1, 1, 80_000, dtype="f4").reshape(-1, 2)
+LARGE = np.tile(X, (10, 1))
 
 
 @contextlib.asynccontextmanager
@@ -116,7 +116,7 @@ def test_a_large_body_is_answered_like_a_small_one_and_its_answer_leaves_in_piec
 def test_a_small_body_needs_no_process(way):
     async def test() -> None:
         async with open_house() as house:
-            for kind, body in ((JSON, as_json(X[:1000])), (NPY, as_npy(X)), (RAW, X.tobytes())):
+            for kind, body in ((JSON, as_json(X[:500])), (NPY, as_npy(X)), (RAW, X.tobytes())):
                 connection = house.connect()
                 send(connection, call(body, kind, *way))
                 assert (await answer(house, connection)).status == 200
@@ -142,7 +142,7 @@ def test_a_large_answer_of_another_type_is_made_alike(accept):
 @pytest.mark.parametrize(
     ("kind", "body", "says"),
     [
-        (JSON, as_json(X)[:-2] + b",[0,true]]}", "has true at [20000][1]"),
+        (JSON, as_json(X)[:-2] + b",[0,true]]}", "has true at [40000][1]"),
         (JSON, as_json(X)[:-1], "not JSON"),
         (JSON, b'{"inputs":' + b"[" * 200_000, "not JSON"),
         (NPY, as_npy(LARGE.astype("f8")), "has datatype float64"),
@@ -170,7 +170,7 @@ def test_a_large_answer_that_json_cannot_carry_is_the_models_fault(way):
             send(connection, call(as_json(X), JSON, *way))
             found = await answer(house, connection)
             assert (found.status, found.code) == (500, "model_failed")
-            assert "at [19999, 0]" in json.loads(found.body)["error"]
+            assert "at [39999, 0]" in json.loads(found.body)["error"]
 
     asyncio.run(test())
 
