@@ -213,7 +213,7 @@ class CodecProcess:
                         )
                     )
                     continue
-                # It died this moment: _died() comes next, and goes on with this job.
+                # It died this moment: its end is read next, and goes on with this job.
             self._job = job
 
     # -- what the process says
@@ -228,7 +228,7 @@ class CodecProcess:
         except OSError:
             packet = b""
         if not packet:
-            self._loop.remove_reader(channel.fileno())  # its death is told by the other descriptor
+            self._died()
             return
         word, values = orders.unpack(packet)
         job = self._job
@@ -252,7 +252,7 @@ class CodecProcess:
             except ServiceError as refused:
                 error = refused
         place = job.made.place
-        with contextlib.suppress(OSError):  # it died this moment: _died() comes next
+        with contextlib.suppress(OSError):  # it died this moment: its end is read next
             channel.send(orders.pack(Word.DROP) if place is None else orders.pack(Word.PUT, place.input_at))
         if place is None:
             self._end(job, error)
@@ -297,27 +297,22 @@ class CodecProcess:
             theirs.close()
             os.close(plan_fd)
         ours.setblocking(False)
-        try:
-            died = os.pidfd_open(process.pid)
-        except OSError:
-            process.kill()
-            process.wait()
-            ours.close()
-            raise
         self._process, self._channel = process, ours
         self._loop.add_reader(ours.fileno(), self._receive)
-        self._loop.add_reader(died, self._died, died)
         return ours
 
-    def _died(self, fd: int) -> None:
-        """The process is gone: it can touch nothing any more. Its job is done again by the next one."""
+    def _died(self) -> None:
+        """The process is gone, and its job is done again by the next one.
+
+        A dying process lets go of its memory before its descriptors: who sees this end of the socket close knows that
+        nothing of the arena will be touched any more.
+        """
         process, channel, job = self._process, self._channel, self._job
         assert process is not None
         assert channel is not None
-        self._loop.remove_reader(fd)
         self._loop.remove_reader(channel.fileno())
-        os.close(fd)
         channel.close()
+        process.kill()  # it may have closed the socket itself, on its way out after a fault
         code = process.wait()
         self._process = self._channel = self._job = None
         _log.warning("the codec process %d ended with code %d", process.pid, code)
