@@ -51,7 +51,7 @@ types: install ## mypy, strict, on models/ and service/
 wheel: install ## dist/: foldserve with the way of a request compiled; needs a C compiler
 	@sh deploy/dev/make-wheel.sh
 
-bench: install ## tables of benchmarks/README.md: WHAT=fold (default), serve, peers or gpu; ARGS='--help' for options
+bench: install ## tables of benchmarks/README.md: WHAT=fold (default), serve, peers, stall or gpu; ARGS='--help' for options
 	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)
 
 soak: wheel ## a million requests of mixed sizes, memory must stay flat; ARGS='--requests 20000' to try it
