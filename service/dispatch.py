@@ -158,7 +158,7 @@ class Dispatcher:
         """
         place = None if self._over_its_share(request.lane) else self._pool.take(input_bytes, output_bytes)
         if place is None:
-            self._check_fits(request, input_bytes, output_bytes)
+            self.check_fits(request, input_bytes, output_bytes)
             raise QueueFull(
                 f"a request of {input_bytes} bytes finds no room: {len(self.in_flight)} requests are in flight and "
                 f"{self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
@@ -167,7 +167,7 @@ class Dispatcher:
         request.place = place
         return place.inputs
 
-    def _check_fits(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
+    def check_fits(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
         """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""
         size = self.arena.data_bytes
         if self._pool.could_hold(input_bytes, output_bytes):
@@ -425,7 +425,7 @@ class Dispatcher:
             return
         full = QueueFull(f"the answer needs {needed} bytes and there is no such room; try again")
         try:
-            self._check_fits(request, len(request.place.inputs), needed)
+            self.check_fits(request, len(request.place.inputs), needed)
         except TooLarge as never:
             self.settle(request, never)
         else:
