@@ -33,7 +33,7 @@ from service.api_server import ApiServer
 from service.body import Receive
 from service.fastpath.protocol import FastProtocol
 from service.http import Scope, Send
-from service.logs import configure_logging
+from service.logs import configure_logging, flush_logs
 from service.processes import die_with_parent, freeze_garbage, stop_signals_blocked
 from service.supervisor import Role, Supervisor
 from service.transport.handles import Handle
@@ -238,4 +238,5 @@ class FoldServer(LitServer):  # type: ignore[misc]
         )
         self._stop = asyncio.Event()
         UvicornServer(config, self._stop).run(self._launch.index, self._sockets)
+        flush_logs()
         os._exit(0)  # not multiprocessing's own ending, which would wait for the parent's other children

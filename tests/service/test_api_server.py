@@ -198,7 +198,7 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
         other = transport.arenas[0].map()  # of an API server in another process
         for slot, (state, rows) in enumerate([(State.QUEUED, 5), (State.TAKEN, 7)]):
             other.state[slot], other.model[slot], other.rows[slot] = state, 2, rows
-        return server.front.exposition("")[0].decode()
+        return (await server.front.exposition(""))[0].decode()
 
     lines = asyncio.run(scrape()).splitlines()
     for name, value in (("queue_rows", 5), ("inflight_requests", 2), ("model_ready", 1)):

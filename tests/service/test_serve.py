@@ -77,7 +77,7 @@ def test_address_of_another_machine_is_refused(host: str) -> None:
 
 
 def said(
-    settings: ServeSettings, host: str, ready: bool, note: str, capsys: pytest.CaptureFixture[str]
+    settings: ServeSettings, host: str, ready: bool, note: str, capfd: pytest.CaptureFixture[str]
 ) -> str:
     entries = read_repository(settings.repository)
     metrics = metrics_of(version_of(entries[0].artifacts[0]))
@@ -89,31 +89,31 @@ def said(
         replace(settings, host=host, port=1234), entries, Devices(("cpu",), ""), board, metrics
     )
     assert told == ready
-    return capsys.readouterr().out
+    return capfd.readouterr().out
 
 
 def test_the_block_names_address_device_and_each_model_with_its_load_time(
-    settings: ServeSettings, capsys: pytest.CaptureFixture[str]
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    text = said(settings, "127.0.0.1", True, "", capsys)
+    text = said(settings, "127.0.0.1", True, "", capfd)
     assert "serves http://127.0.0.1:1234 on cpu" in text
     assert re.search(r"linear/1 +onnxruntime +batch 32 +ready in 1\.2 s", text)
 
 
 def test_ipv6_address_is_told_as_a_link_that_can_be_followed(
-    settings: ServeSettings, capsys: pytest.CaptureFixture[str]
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "http://[::1]:1234 " in said(settings, "::1", True, "", capsys)
+    assert "http://[::1]:1234 " in said(settings, "::1", True, "", capfd)
 
 
 def test_model_that_one_worker_of_two_serves_is_ready(
-    settings: ServeSettings, capsys: pytest.CaptureFixture[str]
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "ready in" in said(settings, "127.0.0.1", True, "no memory left", capsys)
+    assert "ready in" in said(settings, "127.0.0.1", True, "no memory left", capfd)
 
 
 def test_server_without_any_model_says_so_and_ends(
-    settings: ServeSettings, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert said(settings, "127.0.0.1", False, "no memory left", capsys) == ""
+    assert said(settings, "127.0.0.1", False, "no memory left", capfd) == ""
     assert "no model of" in caplog.text
