@@ -60,10 +60,10 @@ class Scrapes:
                     try:
                         return await self._ask(wanted)
                     except (OSError, EOFError):  # it has ended since it was last asked
-                        await self._end()
+                        await self.close()
                         return await self._ask(wanted)
             except (OSError, EOFError, TimeoutError) as error:
-                await self._end()
+                await self.close()
                 _log.error(
                     "the process that writes the metrics gave no answer (%r); the next scrape starts another",
                     error,
@@ -97,7 +97,8 @@ class Scrapes:
             )
         return _Exporter(process, ours, data)
 
-    async def _end(self) -> None:
+    async def close(self) -> None:
+        """End the process, if there is one; the next scrape starts another."""
         if self._exporter is None:
             return
         process, ours, _ = self._exporter
