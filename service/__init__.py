@@ -3,7 +3,8 @@
 The processes: `foldserve serve` is the supervisor; it starts API servers, which speak HTTP, and workers, which run
 models. They share memory and pipes that are made before any of them starts (transport/). Around them: cli.py, config.py
 (the settings), repository.py, artifact.py and model_config.py (what is served), serve.py (puts all together),
-supervisor.py (keeps it alive), litserve_shell.py (LitServe and uvicorn).
+supervisor.py (keeps it alive), litserve_shell.py (LitServe and uvicorn). Two programs help them, and know no request:
+log_pump.py copies what all write to stdout and stderr (log_pipes.py), exporter.py writes /metrics (scrapes.py).
 
 The life of a request:
 

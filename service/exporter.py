@@ -10,6 +10,7 @@ starts another when it is gone. It sleeps between scrapes.
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import socket
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ from service.transport.census import take_census
 from service.transport.handles import SharedMemory
 
 LENGTH_BYTES: Final = 8
+_NICE: Final = 10
+"""Once it has started: requests go before scrapes where cores are short."""
 FORMATS: Final = {b"t": "", b"o": "application/openmetrics-text"}
 """What is asked for, and the Accept header that means it."""
 
@@ -81,6 +84,7 @@ def main(asked: socket.socket) -> None:
     configure_logging(plan.log_level)
     exposition = plan.exposition()
     freeze_garbage()
+    os.nice(_NICE)
     while wanted := asked.recv(1):
         body, _ = exposition(FORMATS[wanted])
         asked.sendall(len(body).to_bytes(LENGTH_BYTES, "little"))

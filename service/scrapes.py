@@ -20,7 +20,9 @@ from service.transport.handles import pickled_for_exec
 _log = logging.getLogger("foldserve.scrapes")
 
 ANSWER_S: Final = 10.0
-"""How long a scrape may take, the start of the process included: Prometheus waits no longer."""
+"""How long a scrape may take: Prometheus waits no longer."""
+START_S: Final = 60.0
+"""How long the process may take to start and to answer for the first time; scrapes do not wait for that."""
 
 
 class _Exporter(NamedTuple):
@@ -50,28 +52,31 @@ class Scrapes:
         if task is None:
             task = self._next[wanted] = asyncio.create_task(self._exposition(wanted))
             task.add_done_callback(_take_note)
-        return await asyncio.shield(task), content_type
+        try:
+            async with asyncio.timeout(self._answer_s):
+                return await asyncio.shield(task), content_type
+        except TimeoutError:
+            raise MetricsUnavailable(
+                f"the metrics were not written within {self._answer_s:g} s; ask again: the process that does it may "
+                "be starting, and one that hangs is replaced"
+            ) from None
 
     async def _exposition(self, wanted: bytes) -> bytes:
         async with self._lock:
             del self._next[wanted]  # whoever comes from here on is to see what is counted from here on
-            try:
-                async with asyncio.timeout(self._answer_s):
-                    try:
+            while True:
+                fresh = self._exporter is None
+                try:
+                    async with asyncio.timeout(START_S if fresh else self._answer_s):
                         return await self._ask(wanted)
-                    except (OSError, EOFError):  # it has ended since it was last asked
-                        await self.close()
-                        return await self._ask(wanted)
-            except (OSError, EOFError, TimeoutError) as error:
-                await self.close()
-                _log.error(
-                    "the process that writes the metrics gave no answer (%r); the next scrape starts another",
-                    error,
-                )
-                raise MetricsUnavailable(
-                    f"the process that writes the metrics gave no answer in {self._answer_s:g} s or ended; ask again: "
-                    "another is started"
-                ) from None
+                except (OSError, EOFError) as error:  # it ended, or the time is over
+                    _log.error("the process that writes the metrics is ended: %r", error)
+                    await self.close()
+                    if fresh:
+                        raise MetricsUnavailable(
+                            "the process that writes the metrics cannot be started; the server's log tells more: ask "
+                            "again later"
+                        ) from None
 
     async def _ask(self, wanted: bytes) -> bytes:
         loop = asyncio.get_running_loop()

@@ -208,3 +208,38 @@ def external(folder: Path) -> None:
         "signature:\n  inputs: [{name: x, datatype: FP32, shape: [-1, 4]}]\n"
         "  outputs: [{name: y, datatype: FP32, shape: [-1, 3]}]\n"
     )
+
+
+def test_scrapes_survive_what_happens_to_the_process_that_writes_them(
+    repository: Path, tmp_path: Path
+) -> None:
+    with serving(repository, tmp_path / "log", "--api-servers", "1") as server:
+        server.wait_until("/v2/health/ready", 200)
+        ask(server)
+        assert (
+            server.metric(
+                "foldserve_requests_total", model="lookup", version="1", protocol="json", code="500"
+            )
+            == 1
+        )
+        (exporter,) = exporters(server)
+        os.kill(exporter, signal.SIGKILL)
+        assert server.get("/metrics").status_code == 200
+        (exporter,) = exporters(server)
+        os.kill(exporter, signal.SIGSTOP)
+        answer = server.get("/metrics")
+        assert (answer.status_code, answer.json()["code"]) == (503, "metrics_unavailable")
+        assert server.get("/v2/health/live").status_code == 200
+        assert server.wait_until("/metrics", 200).text.count("# TYPE foldserve_") > 10
+        left = server.processes()
+        (api_server,) = server.api_servers()
+        os.kill(api_server, signal.SIGKILL)
+        wait_gone([api_server, *exporters(server)])
+        server.wait_until("/metrics", 200)
+        left += server.processes()
+        server.end(signal.SIGKILL)
+        wait_gone(left)
+
+
+def exporters(server: ServerProcess) -> list[int]:
+    return [pid for pid in server.processes() if b"service.exporter" in command_line(pid)]

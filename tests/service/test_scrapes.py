@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-import time
+from pathlib import Path
 
 import pytest
 
@@ -108,7 +108,7 @@ def test_a_process_that_gives_no_answer_is_told_and_replaced_at_the_next_scrape(
         assert scrapes._exporter is not None
         scrapes._exporter.process.send_signal(signal.SIGSTOP)
         scrapes._answer_s = 0.2
-        with pytest.raises(MetricsUnavailable, match="another is started"):
+        with pytest.raises(MetricsUnavailable, match="one that hangs is replaced"):
             await scrapes("")
         scrapes._answer_s = 60
         assert counted((await scrapes(""))[0]) == 0
@@ -124,7 +124,7 @@ def test_a_process_that_cannot_be_started_is_told(
         raise OSError("no memory")
 
     monkeypatch.setattr(Scrapes, "_start", cannot)
-    with pytest.raises(MetricsUnavailable):
+    with pytest.raises(MetricsUnavailable, match="cannot be started"):
         asyncio.run(Scrapes(plan, 60)(""))
 
 
@@ -144,15 +144,16 @@ def test_an_idle_process_uses_no_cpu(plan: ExporterPlan) -> None:
         scrapes = Scrapes(plan, 60)
         await scrapes("")
         assert scrapes._exporter is not None
-        switches = f"/proc/{scrapes._exporter.process.pid}/status"
+        status = Path(f"/proc/{scrapes._exporter.process.pid}/status")
 
-        def switched() -> str:
-            with open(switches) as file:
-                return next(line for line in file if line.startswith("voluntary"))
+        def line(begin: str) -> str:
+            return next(line for line in status.read_text().splitlines() if line.startswith(begin))
 
-        before = switched()
-        time.sleep(0.5)  # what is looked at is that nothing happens in it
-        assert switched() == before
+        while "S" not in line("State:"):
+            await asyncio.sleep(0.01)  # until it waits for the next scrape
+        before = line("voluntary_ctxt")
+        await asyncio.sleep(0.5)  # what is looked at is that nothing happens in it
+        assert line("voluntary_ctxt") == before
         await scrapes.close()
 
     asyncio.run(main())
