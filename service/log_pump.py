@@ -44,8 +44,11 @@ def copy(source: int, target: int, end: int = _STDIN) -> None:
     os.set_blocking(source, False)
     lost = 0
     why = ""
+    waiting = select.poll()  # not select.select, which takes no descriptor above 1023
+    for fd in (source, end):
+        waiting.register(fd, select.POLLIN)
     while True:
-        ready = select.select([source, end], [], [])[0]
+        ready = {fd for fd, _ in waiting.poll()}
         try:
             data = os.read(source, _CHUNK_BYTES)
         except BlockingIOError:
@@ -69,7 +72,9 @@ def write_all(target: int, data: bytes) -> tuple[bytes, str]:
         try:
             data = data[os.write(target, data) :]
         except BlockingIOError:  # somebody else who has this file open made it so
-            select.select([], [target], [])
+            room = select.poll()
+            room.register(target, select.POLLOUT)
+            room.poll()
         except OSError as error:
             return data, os.strerror(error.errno or 0)
     return b"", ""

@@ -109,7 +109,9 @@ def test_lines_that_a_full_disk_swallowed_are_counted_when_there_is_room_again(t
     copying = threading.Thread(target=copy, args=(source, target, end_reader))
     copying.start()
     os.write(writer, b"one\ntwo\n")
-    while select.select([source], [], [], 0)[0]:
+    waiting = select.poll()
+    waiting.register(source, select.POLLIN)
+    while waiting.poll(0):
         pass  # until it has taken them
     file = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(file, target)
@@ -149,8 +151,9 @@ def test_the_pump_ends_soon_after_its_parent_even_while_nobody_reads() -> None:
     gone = os.pidfd_open(pump)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    ready, _, _ = select.select([gone], [], [], 60)
-    assert ready
+    waiting = select.poll()
+    waiting.register(gone, select.POLLIN)
+    assert waiting.poll(60_000)
     os.close(gone)
     with contextlib.suppress(OSError):
         process.communicate()

@@ -23,7 +23,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def plan(metrics: Metrics) -> ExporterPlan:
-    transport = Transport(Dimensions(api_servers=1, workers=1, models=1, instances=1), Sizes(16, 2**20))
+    transport = Transport(Dimensions(api_servers=1, workers=1, models=1, instances=1), Sizes(16, 2**20), [1])
     parts = (metrics.store.memory, metrics.plan, transport.arenas, transport.board)
     return ExporterPlan(*parts, [32], {}, os.getpid(), "info")
 
@@ -149,7 +149,7 @@ def test_an_idle_process_uses_no_cpu(plan: ExporterPlan) -> None:
         def line(begin: str) -> str:
             return next(line for line in status.read_text().splitlines() if line.startswith(begin))
 
-        while "S" not in line("State:"):
+        while "(sleeping)" not in line("State:"):
             await asyncio.sleep(0.01)  # until it waits for the next scrape
         before = line("voluntary_ctxt")
         await asyncio.sleep(0.5)  # what is looked at is that nothing happens in it
