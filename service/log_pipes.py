@@ -2,6 +2,8 @@
 
     every process, C libraries too  -> fd 1, 2: pipes, O_NONBLOCK -> log_pump.py -> the real stdout and stderr
 
+Where they are files, nothing is put in between: a write to a file does not wait for a reader, it succeeds or fails.
+
 A stalled reader, a full disk or a closed pipe then costs lines, and stops nobody. A process of its own copies, so that
 a line written by a process that ends at once is not lost, and no thread has to live through forks. The pipes' reading
 ends are held here too: when the pump dies nobody gets EPIPE, and the next one goes on where it ended.
@@ -11,6 +13,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -40,14 +43,15 @@ class LogPipes:
         open_standard_streams()
         _flush()
         self._real = {fd: os.dup(fd) for fd in _STREAMS}
-        one, other = (os.fstat(fd) for fd in _STREAMS)
-        # One file: through one pipe, so that no line gets into another.
-        streams = _STREAMS[:1] if os.path.samestat(one, other) else _STREAMS
-        pipes = {fd: _nonblocking_pipe() for fd in streams}
+        waits = [fd for fd in _STREAMS if _may_wait(fd)]
+        # Two that are one: through one pipe, so that no line gets into another.
+        shared = os.path.samestat(*(os.fstat(fd) for fd in _STREAMS))
+        pipes = {fd: _nonblocking_pipe() for fd in (waits[:1] if shared else waits)}
         self._sources = {fd: reader for fd, (reader, _) in pipes.items()}
-        self._start(0.0)
-        for fd in _STREAMS:
-            os.dup2(pipes.get(fd, pipes[_STREAMS[0]])[1], fd)
+        if pipes:
+            self._start(0.0)
+        for fd in waits:
+            os.dup2(pipes[waits[0] if shared else fd][1], fd)
         for _, writer in pipes.values():
             os.close(writer)
         return self
@@ -60,6 +64,8 @@ class LogPipes:
         for fd, real in self._real.items():
             os.dup2(real, fd)
             os.close(real)
+        if not self.pumps:
+            return
         os.close(self._control)
         try:
             self._process.wait(_END_S)
@@ -68,6 +74,11 @@ class LogPipes:
             self._process.wait()
         for fd in (self._alive, *self._sources.values()):
             os.close(fd)
+
+    @property
+    def pumps(self) -> bool:
+        """Whether there is a pump to look after."""
+        return bool(self._sources)
 
     def fileno(self) -> int:
         """Readable when the pump has ended; another one after each renew()."""
@@ -100,6 +111,12 @@ class LogPipes:
         finally:
             os.close(control)
             os.close(theirs)
+
+
+def _may_wait(fd: int) -> bool:
+    """Whether a write may have to wait for somebody who reads: to a pipe, a socket, a terminal."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
 
 
 def _nonblocking_pipe() -> tuple[int, int]:

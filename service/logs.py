@@ -2,7 +2,7 @@
 
     record -> log_limits.py: may this place write again? -> Lines: nothing raw from clients -> Outlet: one write
 
-While the server runs, stdout and stderr are pipes that never block (log_pipes.py). A line is one write of at most
+Stdout and stderr are files, or pipes that never block (log_pipes.py). A line is one write of at most
 LINE_BYTES, which such a pipe takes whole or not at all: a line that finds no room is dropped and counted, and nobody
 waits for whoever reads the log. What is written here stands even if the process ends at once.
 """

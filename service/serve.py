@@ -141,7 +141,8 @@ def _serve(
         grace_s=settings.drain_grace_s,
         close_s=API_SERVER_DRAIN_S + 5.0,
     )
-    supervisor.watch(pipes)
+    if pipes.pumps:
+        supervisor.watch(pipes)
     return server.run(
         sockets,
         supervisor,

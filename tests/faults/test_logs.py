@@ -98,24 +98,46 @@ def test_exit_code_of_a_wrong_setting_does_not_depend_on_who_reads(repository: P
         assert server.process.wait(60) == 2
 
 
+@contextlib.contextmanager
+def piped(repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server whose log goes through a pipe into a file."""
+    with (tmp_path / "log").open("wb") as file:
+        reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+        assert reader.stdin is not None
+        with logging_to(repository, reader.stdin.fileno(), reader.stdin.fileno()) as server:
+            server.wait_until("/v2/health/ready", 200)
+            yield server
+        reader.stdin.close()
+        reader.wait()
+
+
+def pump(server: ServerProcess) -> int:
+    (pid,) = (pid for pid in server.processes() if b"log_pump" in command_line(pid))
+    return pid
+
+
 def test_process_that_writes_the_log_is_started_again(repository: Path, tmp_path: Path) -> None:
-    with serving(repository, tmp_path / "log") as server:
-        server.wait_until("/v2/health/ready", 200)
-        (pump,) = (pid for pid in server.processes() if b"log_pump" in command_line(pid))
-        os.kill(pump, signal.SIGKILL)
-        server.until(lambda: "was started again" in server.output)
+    with piped(repository, tmp_path) as server:
+        os.kill(pump(server), signal.SIGKILL)
+        server.until(lambda: "was started again" in (tmp_path / "log").read_text())
         ask(server)
-        server.until(lambda: "lookup failed on one request" in server.output)
+        server.until(lambda: "lookup failed on one request" in (tmp_path / "log").read_text())
         assert server.end(signal.SIGTERM) == 0
 
 
 def test_process_that_writes_the_log_may_stop(repository: Path, tmp_path: Path) -> None:
-    with serving(repository, tmp_path / "log", "--access-log") as server:
-        server.wait_until("/v2/health/ready", 200)
-        (pump,) = (pid for pid in server.processes() if b"log_pump" in command_line(pid))
-        os.kill(pump, signal.SIGSTOP)
+    with piped(repository, tmp_path) as server:
+        os.kill(pump(server), signal.SIGSTOP)
         ask(server, 30)
         assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_log_file_is_written_without_a_process_in_between(repository: Path, tmp_path: Path) -> None:
+    with serving(repository, tmp_path / "log") as server:
+        server.wait_until("/v2/health/ready", 200)
+        ask(server)
+        assert "lookup failed on one request" in server.output
+        assert not [pid for pid in server.processes() if b"log_pump" in command_line(pid)]
 
 
 def command_line(pid: int) -> bytes:
