@@ -383,7 +383,7 @@ class Exchange(Ticketed):
         """What the client is told when the codec process has failed."""
         if isinstance(error, ServiceError):
             return error
-        _log.error("request %s failed: %s", self.request_id, error)
+        _log.error("request %s failed: %s", self.request_id, error, extra=with_id(self.request_id))
         return self._told_internal()
 
     def _submit(self) -> None:
