@@ -19,21 +19,20 @@ from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.config import ServeSettings
 from service.connections.shares import Shares
-from service.device_metrics import DeviceMetrics
 from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
+from service.exporter import ExporterPlan
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.heads import KnownHeads, Route
 from service.fastpath.pace import Pace
 from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
-from service.metrics_exposition import Exposition, Seen
 from service.receiving import Receiving
 from service.recovery import Recovery
 from service.repository import ModelEntry
+from service.scrapes import Scrapes
 from service.supervisor import MESSAGE, Word
 from service.ticketed import Lane, Ticketed
-from service.transport.census import take_census
 from service.transport.layout import Layout
 from service.transport.queues import TicketWriter
 from service.transport.transport import Transport
@@ -98,7 +97,6 @@ def make_api_server(
     devices: ServedDevices,
 ) -> ApiServer:
     """Put an API server together; called in its process, on its event loop."""
-    arenas = [arena.map() for arena in transport.arenas]
     board = transport.board.map()
     lanes = make_lanes(entries, settings, workers=transport.dimensions.workers)
     writers = [TicketWriter(queue) for queue in transport.queues]
@@ -112,7 +110,7 @@ def make_api_server(
     dispatcher = Dispatcher(
         index,
         lanes,
-        arenas[index],
+        transport.arenas[index].map(),
         board,
         writers,
         transport.done[index].reader.fd,
@@ -125,18 +123,20 @@ def make_api_server(
     codecs = CodecProcess(dispatcher, memory.handle.fd, memory.nbytes, settings.log_level)
     engine = DispatchEngine(dispatcher, codecs, served_models(entries), devices.of_workers, buckets)
 
-    def look() -> Seen:
-        census = take_census(arenas, len(lanes))
-        return Seen(
-            census.queued_rows.tolist(),
-            census.requests.tolist(),
-            [float(ready) for ready in engine.ready_lanes()],
-            [float(board.lowest_ceiling_rows(lane.index) or lane.max_batch_size) for lane in lanes],
-        )
-
     routes = make_routes(lanes, entries, settings.default_model, metrics)
-    gpus = DeviceMetrics(devices.uuids)
-    front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid(), gpus.families))
+    scrapes = Scrapes(
+        ExporterPlan(
+            metrics.store.memory,
+            metrics.plan,
+            transport.arenas,
+            transport.board,
+            [lane.max_batch_size for lane in lanes],
+            devices.uuids,
+            os.getppid(),
+            settings.log_level,
+        )
+    )
+    front = Front(engine, settings, metrics, scrapes)
     shop = Shop(
         routes={route.path.encode(): route for route in routes},
         dispatcher=dispatcher,

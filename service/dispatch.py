@@ -16,9 +16,18 @@ from typing import Any, Final
 import numpy as np
 
 from service.admission import Bounds, Load, admit
-from service.errors import DeadlinePassed, Internal, ModelFailed, QueueFull, ServiceError, TooLarge
+from service.errors import (
+    DeadlinePassed,
+    Internal,
+    ModelFailed,
+    QueueFull,
+    ServiceError,
+    TooLarge,
+    new_error_id,
+)
 from service.forecast import RunTime, combined
 from service.lifecycle import State
+from service.log_limits import with_id
 from service.ticketed import Lane, Ticketed
 from service.transport.arena import MappedArena
 from service.transport.board import READY, MappedBoard
@@ -350,11 +359,17 @@ class Dispatcher:
             request.settled(error)
         except Exception:
             # The other records of this read must not be lost with it.
-            _log.exception("request %s could not be answered", request.request_id)
+            error_id = new_error_id()
+            _log.exception(
+                "request %s could not be answered, error id %s",
+                *(request.request_id, error_id),
+                extra=with_id(error_id),
+            )
             self.release(request)
             if error is None:
+                told = f"the answer could not be made; the server's log tells why, under error id {error_id}"
                 with contextlib.suppress(Exception):
-                    request.settled(Internal("the answer could not be made; the server's log tells why"))
+                    request.settled(Internal(told))
 
     def cancel(self, request: Ticketed) -> None:
         """Nobody waits for the answer any more: its rows count no longer, its place follows when no worker can

@@ -8,7 +8,7 @@ access log and the metrics learn of it. Nothing here touches tensors (predict.py
 import asyncio
 import logging
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol
 
 from service import pages
@@ -21,6 +21,7 @@ from service.config import ServeSettings
 from service.docs_page import docs_page
 from service.engine import Engine
 from service.errors import DeadlinePassed, Draining, Internal, NotReady, ServiceError
+from service.log_limits import with_id
 from service.predict import predict
 from service.routes import Route, RouteTable
 
@@ -64,13 +65,13 @@ class Front:
         engine: Engine,
         settings: ServeSettings,
         metrics: FrontMetrics,
-        exposition: Callable[[str], tuple[bytes, str]],
+        exposition: Callable[[str], Awaitable[tuple[bytes, str]]],
     ) -> None:
         """
         Args:
             engine: runs the requests.
             metrics: counts them.
-            exposition: Accept header -> body and content type of GET /metrics; may take milliseconds.
+            exposition: Accept header -> body and content type of GET /metrics.
         """
         self.engine = engine
         self.settings = settings
@@ -121,7 +122,11 @@ class Front:
             self._finished(call, route, CLIENT_GONE_STATUS)
             return
         except Exception:
-            _log.exception("request %s failed: %s %s", call.request_id, call.method, call.path[:200])
+            _log.exception(
+                "request %s failed: %s %s",
+                *(call.request_id, call.method, call.path[:200]),
+                extra=with_id(call.request_id),
+            )
             call.error_code = Internal.code
             answer = error_answer(
                 Internal(f"the server failed on this request; its log tells why, under id {call.request_id}")
@@ -131,7 +136,7 @@ class Front:
 
     def _finished(self, call: Call, route: Route | None, status: int) -> None:
         duration_s = call.elapsed_s()
-        if route is not None and route.inference:
+        if route is None or route.inference:  # or what asked for nothing that there is
             self.metrics.request_finished(
                 call.protocol,
                 call.model,
@@ -198,8 +203,7 @@ class Front:
         return json_answer(pages.info(self.engine, self.settings))
 
     async def _metrics(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
-        # In a thread: it reads /proc of every process, and requests need not wait for that.
-        body, content_type = await asyncio.to_thread(self.exposition, call.headers.get("accept", ""))
+        body, content_type = await self.exposition(call.headers.get("accept", ""))
         return Answer(200, body, content_type)
 
     async def _docs(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:

@@ -90,7 +90,7 @@ def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise LoadError(f"{path} cannot be used: {error}; export the model again") from error
+        raise LoadError(f"{path} cannot be used; export the model again", error) from error
 
 
 def check_reference(
@@ -241,7 +241,7 @@ def _last_rows(outputs: Arrays, reference: dict[str, np.ndarray]) -> Arrays:
 
 
 def _failed(what: str, error: Exception) -> LoadError:
-    return (NoRoom if isinstance(error, OutOfMemory) else LoadError)(f"{what}: {error}")
+    return (NoRoom if isinstance(error, OutOfMemory) else LoadError)(what, error)
 
 
 def _check_outputs(artifact: Artifact, outputs: Arrays) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Final
 
 from service.dispatch import Dispatcher
-from service.errors import ModelCrashed
+from service.errors import ModelCrashed, new_error_id
 from service.lifecycle import MAX_DEATHS, SETTLED, State
+from service.log_limits import with_id
 from service.ticketed import Ticketed
 
 _LOOK_S: Final = 0.002
@@ -69,19 +70,18 @@ class Recovery:
         # Its batch had not begun: whatever killed the worker, it was not this request.
         request.deaths += not bystander
         if request.deaths >= MAX_DEATHS:
+            error_id = new_error_id()
             _log.error(
                 "request %s to %s/%s was being run at %d deaths of a worker: it gets model_crashed and is not tried "
-                "again",
-                request.request_id,
-                request.lane.model,
-                request.lane.version,
-                request.deaths,
+                "again, error id %s",
+                *(request.request_id, request.lane.model, request.lane.version, request.deaths, error_id),
+                extra=with_id(error_id),
             )
             self._dispatcher.settle(
                 request,
                 ModelCrashed(
                     f"the process that ran this request died, {request.deaths} times; the request is not tried again; "
-                    "check its values, and the server's log under the request id"
+                    f"check its values, and the server's log under error id {error_id}"
                 ),
             )
             return False

@@ -20,7 +20,8 @@ from service.connections import descriptors
 from service.connections.addresses import bind, urls
 from service.errors import ConfigError
 from service.litserve_shell import FoldServer
-from service.logs import configure_logging
+from service.log_pipes import LogPipes
+from service.logs import configure_logging, tell
 from service.metrics import Metrics, Plan, build_info
 from service.processes import StopSignals
 from service.repository import ModelEntry, read_repository
@@ -48,11 +49,11 @@ def run_server(settings: ServeSettings) -> int:
     descriptors.raise_limit()
     settings = replace(settings, repository=_absolute(settings.repository))
     # From the first moment: a signal that comes while models are looked up is one to end by, not to die of.
-    with StopSignals() as stop:
-        return _prepare(settings, stop)
+    with StopSignals() as stop, LogPipes() as pipes:
+        return _prepare(settings, stop, pipes)
 
 
-def _prepare(settings: ServeSettings, stop: StopSignals) -> int:
+def _prepare(settings: ServeSettings, stop: StopSignals, pipes: LogPipes) -> int:
     entries = read_repository(settings.repository)
     check_layouts(entries)
     if settings.default_model not in (None, *(entry.name for entry in entries)):
@@ -66,7 +67,7 @@ def _prepare(settings: ServeSettings, stop: StopSignals) -> int:
     entries = tuple(replace(entry, config=entry.config.on(devices.names[0])) for entry in entries)
     sockets = bind(settings.host, settings.port)
     try:
-        return _serve(settings, entries, devices, sockets, stop)
+        return _serve(settings, entries, devices, sockets, stop, pipes)
     finally:
         for bound in sockets:
             bound.close()
@@ -89,6 +90,7 @@ def _serve(
     devices: Devices,
     sockets: list[socket.socket],
     stop: StopSignals,
+    pipes: LogPipes,
 ) -> int:
     worker_devices = list(devices.names) * settings.workers_per_device
     versions = tuple(version_of(artifact) for entry in entries for artifact in entry.artifacts)
@@ -162,6 +164,8 @@ def _serve(
         grace_s=settings.drain_grace_s,
         close_s=API_SERVER_DRAIN_S + 5.0,
     )
+    if pipes.pumps:
+        supervisor.watch(pipes)
     return server.run(
         sockets,
         supervisor,
@@ -244,5 +248,5 @@ def tell_what_is_served(
         name = "/".join(version_of(artifact)).ljust(width)
         lines.append(f"  {name}  {artifact.backend:11}  batch {artifact.max_batch_size:<4}  {state}")
     lines.append("  POST /predict/<model>   GET /info  /metrics  /docs  /v2/health/ready")
-    print("\n".join(lines), flush=True)
+    tell("\n".join(lines))
     return True

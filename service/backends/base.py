@@ -19,12 +19,30 @@ from service.signature import Signature
 class LoadError(Exception):
     """A model's file cannot be loaded on the device; the text says which file, why, and the mend.
 
-    For operators (log, /info), not for clients: it may name paths.
+    shown: that text, for GET /info too: ours, though it may name the file's path, which shown_in() makes relative.
+    cause: what a library said besides. For the log alone: such texts hold paths, node names and sources.
     """
+
+    def __init__(self, shown: str, cause: object = "") -> None:
+        super().__init__(shown, cause)
+        self.shown = shown
+        self.cause = str(cause)
+
+    def __str__(self) -> str:
+        return f"{self.shown}: {self.cause}" if self.cause else self.shown
+
+    def shown_in(self, repository: Path) -> str:
+        """What everybody may read of it: without the cause, and with paths from the repository on."""
+        more = "; the server's log tells what the runtime said" if self.cause else ""
+        return self.shown.replace(f"{repository}{os.sep}", "") + more
 
 
 class NoRoom(LoadError):
     """The device has no room for the model now; it may have when its other users have let go of theirs."""
+
+
+class WrongOutput(ValueError):
+    """A model gave something else than its signature says. The text is ours, and may go to the client."""
 
 
 class OutOfMemory(Exception):

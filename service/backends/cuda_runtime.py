@@ -181,7 +181,7 @@ def open_runtime(number: int) -> CudaRuntime:
     try:
         library = ctypes.CDLL(name)
     except OSError as error:
-        raise LoadError(f"{name} cannot be loaded ({error}): pip install 'foldserve[cuda]'") from error
+        raise LoadError(f"{name} cannot be loaded: pip install 'foldserve[cuda]'", error) from error
     return CudaRuntime(number, library)
 
 

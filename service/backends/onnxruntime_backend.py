@@ -100,8 +100,9 @@ def _load_on(
             made = OnnxCudaSession(session, signature, target, stream, rows)
         except OutOfMemory as error:
             raise NoRoom(
-                f"{path}: there is no room on {where} for a batch of {rows} rows ({error}); "
-                "lower max_batch_size in config.yaml, or serve fewer models on the device"
+                f"{path}: there is no room on {where} for a batch of {rows} rows; "
+                "lower max_batch_size in config.yaml, or serve fewer models on the device",
+                error,
             ) from error
         except CudaError as error:
             raise load_error(f"{path} on {where}", "cannot be loaded", error) from error

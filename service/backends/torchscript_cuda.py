@@ -4,6 +4,7 @@ The module is frozen (its weights become constants) and optimised for inference.
 setting of TF32, for the whole process.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from service.backends.base import DeviceLost, LoadError, OutOfMemory
 from service.backends.cuda_errors import load_error, understood
 from service.backends.torchscript_outputs import as_sequence
 from service.signature import ANY, Signature
+
+_log = logging.getLogger("foldserve.worker")
 
 _MOST_OFF = 1e-3
 """How far optimising may move answers; the comparison with the reference comes on top, with the export's tolerance."""
@@ -148,7 +151,11 @@ def frozen(module: torch.jit.ScriptModule, example: Sequence[torch.Tensor]) -> t
             if isinstance(found := understood(error), DeviceLost | OutOfMemory):
                 raise found from error
             done = "as it is, not frozen" if best is module else "frozen and not optimised"
-            return best, [f"TorchScript is run {done}: {' '.join(str(error).split())[:300]}"]
+            # What torch says holds the module's source, and notes are read by everybody.
+            _log.warning("TorchScript is run %s: %s", done, error)
+            return best, [
+                f"TorchScript is run {done}, for torch cannot do that to it; the server's log tells why"
+            ]
         if not off <= _MOST_OFF:
             return best, [f"TorchScript is run frozen and not optimised, which moved answers by {off:.3g}"]
         return optimised, []

@@ -26,6 +26,7 @@ from service.dispatch import Dispatcher
 from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError
 from service.fastpath.heads import Head, KnownHeads, Route
 from service.fastpath.pace import Pace
+from service.log_limits import with_id
 from service.metrics import STAGES, Metrics
 from service.receiving import HalfBody, Receiving
 from service.ticketed import Ticketed
@@ -382,7 +383,7 @@ class Exchange(Ticketed):
         """What the client is told when the codec process has failed."""
         if isinstance(error, ServiceError):
             return error
-        _log.error("request %s failed: %s", self.request_id, error)
+        _log.error("request %s failed: %s", self.request_id, error, extra=with_id(self.request_id))
         return self._told_internal()
 
     def _submit(self) -> None:
@@ -436,7 +437,11 @@ class Exchange(Ticketed):
     def _internal(self) -> Internal:
         """The error for a fault of ours; logs it."""
         head = self._head
-        _log.exception("request %s failed: POST %s", self.request_id, head.route.path[:200])
+        _log.exception(
+            "request %s failed: POST %s",
+            *(self.request_id, head.route.path[:200]),
+            extra=with_id(self.request_id),
+        )
         return self._told_internal()
 
     def _told_internal(self) -> Internal:

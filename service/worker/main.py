@@ -20,7 +20,9 @@ from service.artifact import Artifact
 from service.backends import LoadError, SessionOptions
 from service.backends.base import DeviceLost, NoRoom
 from service.buckets import buckets_for
+from service.errors import new_error_id
 from service.loading import load_model
+from service.logs import ALWAYS, flush_logs
 from service.metrics import Metrics, Plan
 from service.processes import freeze_garbage
 from service.repository import ModelEntry
@@ -101,6 +103,7 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
     # All that the parent says to a worker is the question whether it is alive, until it says no more.
     while os.read(seat.lifeline.fd, MESSAGE.size):
         shared.board.answer(True, seat.index)
+    flush_logs()
     os._exit(0)
 
 
@@ -139,11 +142,16 @@ class _Version:
         except LoadError as error:
             if isinstance(error, NoRoom) and board.ready[index, lane] == RETURNING:
                 end_without_room(worker.device, self._name, error)
-            problem = str(error)
-            _log.error("model %s version %s is not served: %s", *self._name, problem)
-        except Exception as error:
-            _log.exception("loading model %s version %s failed unexpectedly", *self._name)
-            problem = f"loading failed unexpectedly: {error!r}; the log tells more"
+            problem = error.shown_in(self._artifact.folder.parents[1])
+            _log.error("model %s version %s is not served: %s", *(*self._name, str(error)), extra=ALWAYS)
+        except Exception:
+            error_id = new_error_id()
+            _log.exception(
+                "loading model %s version %s failed unexpectedly, error id %s",
+                *(*self._name, error_id),
+                extra=ALWAYS,
+            )
+            problem = f"loading failed unexpectedly; the server's log tells why, under error id {error_id}"
         board.write_note(index, lane, problem)
         if problem:
             board.ready[index, lane] = 0
@@ -153,7 +161,7 @@ class _Version:
             return []
         remarks = list(dict.fromkeys(remarks))  # of instances that run alike, one line
         for remark in remarks:
-            _log.info("model %s version %s on %s: %s", *self._name, worker.device, remark)
+            _log.info("model %s version %s on %s: %s", *self._name, worker.device, remark, extra=ALWAYS)
         board.write_remarks(index, lane, remarks)
         worker.metrics.model_loaded(*self._name, time.monotonic() - started_s)
         self._loaded = instances

@@ -194,7 +194,7 @@ SETTINGS = ServeSettings(
 )
 
 
-def exposition(accept: str) -> tuple[bytes, str]:
+async def exposition(accept: str) -> tuple[bytes, str]:
     """Stands for the metrics page; says what was accepted."""
     return f"# accept {accept}\n".encode(), "text/plain; version=0.0.4"
 

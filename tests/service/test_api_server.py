@@ -16,6 +16,7 @@ from service.config import ServeSettings, load_settings
 from service.engine import ServedBy
 from service.lifecycle import State
 from service.repository import ModelEntry, read_repository
+from service.scrapes import Scrapes
 from service.supervisor import MESSAGE, Word
 from service.transport.board import RETURNING, Dimensions
 from service.transport.transport import Sizes, Transport
@@ -198,7 +199,11 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
         other = transport.arenas[0].map()  # of an API server in another process
         for slot, (state, rows) in enumerate([(State.QUEUED, 5), (State.TAKEN, 7)]):
             other.state[slot], other.model[slot], other.rows[slot] = state, 2, rows
-        return server.front.exposition("")[0].decode()
+        scrapes = server.front.exposition
+        assert isinstance(scrapes, Scrapes)
+        text = (await scrapes(""))[0].decode()
+        await scrapes.close()
+        return text
 
     lines = asyncio.run(scrape()).splitlines()
     for name, value in (("queue_rows", 5), ("inflight_requests", 2), ("model_ready", 1)):

@@ -30,6 +30,7 @@ EXPECTED = {
     "ModelCrashed": (500, "model_crashed"),
     "Internal": (500, "internal"),
     "NotReady": (503, "not_ready"),
+    "MetricsUnavailable": (503, "metrics_unavailable"),
     "Draining": (503, "draining"),
     "TooManyConnections": (503, "too_many_connections"),
     "DeadlinePassed": (504, "deadline_passed"),

@@ -135,7 +135,7 @@ def test_session_is_asked_for_memory_for_the_largest_batch(
     ("error", "note"),
     [
         (LoadError("no room for the smallest batch"), "no room for the smallest batch"),
-        (ValueError("odd"), "loading failed unexpectedly: ValueError('odd'); the log tells more"),
+        (ValueError("odd"), "loading failed unexpectedly; the server's log tells why, under error id "),
     ],
 )
 def test_model_of_which_one_instance_cannot_load_is_not_served_and_the_others_are_dropped(
@@ -147,7 +147,7 @@ def test_model_of_which_one_instance_cannot_load_is_not_served_and_the_others_ar
     assert instances == []
     assert len(loading.threads) == 2
     assert made.board.ready[1, 0] == 0
-    assert made.board.note(1, 0) == note
+    assert made.board.note(1, 0).startswith(note)
 
 
 def test_reason_of_an_earlier_failure_is_taken_back(rig: Callable[..., Rig]) -> None:
