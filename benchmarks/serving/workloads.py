@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnxruntime
+
+from service.onnx_runtime import onnxruntime
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BENCH: Final = ROOT / "build" / "bench"

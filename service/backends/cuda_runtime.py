@@ -174,7 +174,7 @@ class CudaRuntime:
 @functools.cache
 def open_runtime(number: int) -> CudaRuntime:
     """The CUDA runtime for a device, after the libraries of the wheels were found. Raises: LoadError."""
-    import onnxruntime as ort
+    from service.onnx_runtime import onnxruntime as ort
 
     ort.preload_dlls()
     name = cudart_name(ort.cuda_version or "13")

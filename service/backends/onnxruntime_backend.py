@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from service.backends.base import (
     LoadError,
@@ -31,6 +30,7 @@ from service.backends.onnx_assignment import RECORD, on_the_cpu
 from service.backends.onnx_cuda import OnnxCudaSession, Target
 from service.datatypes import word_for_onnx
 from service.errors import ConfigError
+from service.onnx_runtime import onnxruntime as ort
 from service.signature import ANY, Signature, TensorSpec
 
 _ERRORS_ONLY = 3  # onnxruntime's log severity: its warnings at load are about its own optimisations
