@@ -106,9 +106,11 @@ class Session(Protocol):
         """Run one batch.
 
         Args:
-            inputs: input name -> array, C-contiguous and possibly read-only; all with the same first dim.
-        Returns: output name -> array, the rows in the order of the inputs' rows. It may be the session's own memory:
-            good until the next run().
+            inputs: input name -> array, C-contiguous and possibly read-only; all with the same first dim. They are
+                as they were afterwards, also after an error: the caller may run them again. A model that works in
+                place is given copies.
+        Returns: output name -> array, the rows in the order of the inputs' rows. It may be the session's own memory,
+            or an input's: good until the next run(), or the inputs' next change.
         Raises: OutOfMemory, DeviceLost; any other exception when the model fails on these rows, and the session
             stays usable.
         """

@@ -78,13 +78,13 @@ class TorchScriptCudaSession:
     def _on_device(self, name: str, array: np.ndarray) -> torch.Tensor:
         rows = len(array)
         if rows > self._rows:
-            # torch warns of read-only memory (a view of a request's body), and could write to it.
+            # A copy in any case (read-only memory besides, of which torch warns): the module may work in place.
             owned = array if array.flags.writeable else array.copy()
-            return torch.from_numpy(owned).to(self._device)
+            return torch.from_numpy(owned).to(self._device, copy=True)
         staging = self._host[name][:rows]
         if array.ctypes.data != staging.ctypes.data:
             np.copyto(staging, array, casting="no")
-        return self._pinned[name][:rows].to(self._device, non_blocking=True)
+        return self._pinned[name][:rows].to(self._device, non_blocking=True, copy=True)
 
     def _meaning(self, error: Exception) -> Exception:
         found = (
@@ -166,7 +166,10 @@ def _difference(optimised: Any, module: Any, example: Sequence[torch.Tensor]) ->
     """The largest difference of the two's answers, relative to the largest value of that output."""
     off = [0.0]
     for _ in range(3):  # the first runs are watched, and the code compiled for what they saw
-        found, wanted = (_tensors(either(*example)) for either in (optimised, module))
+        # Copies: a module may work in place on what it is given.
+        found, wanted = (
+            _tensors(either(*(one.clone() for one in example))) for either in (optimised, module)
+        )
         for got, want in zip(found, wanted, strict=True):
             largest = want.double().abs().max().item() or 1.0
             off.append((got.double() - want.double()).abs().max().item() / largest)
