@@ -79,11 +79,13 @@ class Workload:
 
     buckets: the sizes of its batches in rows, ascending; empty = any size.
     weights_bytes, row_bytes: what the weights take, and at most at once the activations of one row; None = unknown.
+    shared: whether rows of several requests are run together: then dim 0 of every output must count them.
     """
 
     buckets: tuple[int, ...] = ()
     weights_bytes: int | None = None
     row_bytes: int | None = None
+    shared: bool = True
 
 
 class Session(Protocol):

@@ -28,6 +28,7 @@ from service.backends.cuda_options import CPU, Providers, cuda_providers, memory
 from service.backends.cuda_runtime import CudaError, open_runtime
 from service.backends.onnx_assignment import RECORD, on_the_cpu
 from service.backends.onnx_cuda import OnnxCudaSession, Target
+from service.backends.onnx_says import check_dim_names, check_tensors
 from service.datatypes import word_for_onnx
 from service.errors import ConfigError
 from service.onnx_runtime import onnxruntime as ort
@@ -68,6 +69,8 @@ def load_session(
         number = int(device.partition(":")[2] or "0")
         return _load_on(Target("cuda", number, open_runtime(number)), path, signature, options, workload)
     session = _open_as_exported(path, signature, list(options.providers) or [(CPU, {})], options)
+    if workload.shared:
+        check_dim_names(path, session)
     return OnnxSession(session, tuple(signature.outputs_by_name))
 
 
@@ -107,6 +110,8 @@ def _load_on(
         except CudaError as error:
             raise load_error(f"{path} on {where}", "cannot be loaded", error) from error
         made.notes = tuple(filter(None, [on_the_cpu(session)]))
+        if workload.shared:
+            check_dim_names(path, session)
         return made
 
     against = reason_against(options, signature, workload.buckets, plan.graphs)
@@ -127,8 +132,8 @@ def _open_as_exported(
             f"{path}: onnxruntime could not use {', '.join(missing)} and fell back to {', '.join(got)}; "
             "install the provider's libraries (foldserve[cuda] for CUDA), or serve with --device cpu"
         )
-    _check_names(path, "input", signature.inputs_by_name, [tensor.name for tensor in session.get_inputs()])
-    _check_names(path, "output", signature.outputs_by_name, [tensor.name for tensor in session.get_outputs()])
+    check_tensors(path, "input", signature.inputs_by_name, session.get_inputs())
+    check_tensors(path, "output", signature.outputs_by_name, session.get_outputs())
     return session
 
 
@@ -179,15 +184,12 @@ def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSessio
         raise load_error(str(path), "is not a model that onnxruntime can load", error) from error
 
 
-def _check_names(path: Path, what: str, expected: Mapping[str, TensorSpec], got: list[str]) -> None:
-    if set(expected) != set(got):
-        raise LoadError(
-            f"{path} has the {what}s {', '.join(got)}; expected {', '.join(expected)}, as the manifest says: "
-            "export it again"
-        )
-
-
 def _spec(path: Path, what: str, tensor: Any) -> TensorSpec:
+    if not tensor.type.startswith("tensor("):
+        raise LoadError(
+            f"{path}: {what} {tensor.name!r} is a {tensor.type}, which cannot be served; expected tensors: export the "
+            "model without maps, sequences and optional values (of scikit-learn: options={'zipmap': False})"
+        )
     # onnxruntime gives a number for a fixed dim, a name or None for a dynamic one.
     shape = tuple(dim if isinstance(dim, int) and dim >= 0 else ANY for dim in tensor.shape)
     if not shape or shape[0] != ANY:
