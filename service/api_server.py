@@ -10,7 +10,7 @@ Also listens to the parent: what died, when to stop.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.access_log import log_access
@@ -21,12 +21,14 @@ from service.config import ServeSettings
 from service.connections.shares import Shares
 from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
+from service.engine import NOTHING_BROKEN
 from service.exporter import ExporterPlan
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.heads import KnownHeads, Route
 from service.fastpath.pace import Pace
 from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
+from service.predict import only_model
 from service.receiving import Receiving
 from service.recovery import Recovery
 from service.repository import ModelEntry
@@ -95,8 +97,9 @@ def make_api_server(
     settings: ServeSettings,
     metrics: Metrics,
     devices: ServedDevices,
+    broken: Mapping[str, str] = NOTHING_BROKEN,
 ) -> ApiServer:
-    """Put an API server together; called in its process, on its event loop."""
+    """Put an API server together; called in its process, on its event loop. broken: see engine.Engine."""
     board = transport.board.map()
     lanes = make_lanes(entries, settings, workers=transport.dimensions.workers)
     writers = [TicketWriter(queue) for queue in transport.queues]
@@ -121,9 +124,9 @@ def make_api_server(
     buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
     memory = transport.arenas[index].memory
     codecs = CodecProcess(dispatcher, memory.handle.fd, memory.nbytes, settings.log_level)
-    engine = DispatchEngine(dispatcher, codecs, served_models(entries), devices.of_workers, buckets)
+    engine = DispatchEngine(dispatcher, codecs, served_models(entries), devices.of_workers, buckets, broken)
 
-    routes = make_routes(lanes, entries, settings.default_model, metrics)
+    routes = make_routes(lanes, entries, settings.default_model, metrics, broken)
     scrapes = Scrapes(
         ExporterPlan(
             metrics.store.memory,
@@ -175,11 +178,15 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
 
 
 def make_routes(
-    lanes: Sequence[Lane], entries: Sequence[ModelEntry], default_model: str | None, metrics: Metrics
+    lanes: Sequence[Lane],
+    entries: Sequence[ModelEntry],
+    default_model: str | None,
+    metrics: Metrics,
+    broken: Iterable[str] = (),
 ) -> list[Route]:
     """The exact paths of the short way: each version, each model's default version, and the default model."""
     by_version = {(lane.model, lane.version): lane for lane in lanes}
-    if default_model is None and len(entries) == 1:
+    if default_model is None and len(entries) == 1 and only_model([entries[0].name], broken):
         default_model = entries[0].name
     routes = []
     for entry in entries:

@@ -192,9 +192,11 @@ class Front:
         if self.engine.draining():
             raise Draining("the server is shutting down; send requests to another one")
         waiting = [model.name for model in self.engine.models().values() if not model.ready]
-        raise NotReady(
-            f"not ready: waiting for {', '.join(waiting[:20]) or 'the workers'}; try again shortly"
-        )
+        broken = list(self.engine.broken())
+        told = f"cannot be served: {', '.join(broken[:20])}; GET /info tells why" if broken else ""
+        if waiting or not broken:
+            told = f"waiting for {', '.join(waiting[:20]) or 'the workers'}; try again shortly{'; ' * bool(told)}{told}"
+        raise NotReady(f"not ready: {told}")
 
     async def _live(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
         return json_answer({"live": True})

@@ -138,8 +138,8 @@ def _check_reference_fits(artifact: Artifact, path: Path, reference: dict[str, n
             )
         if len(array) != rows or not 0 < rows <= _MOST_REFERENCE_ROWS:
             raise LoadError(
-                f"{path} cannot be used: {name} has {len(array)} rows; expected 1 to {_MOST_REFERENCE_ROWS}, and as many "
-                f"as {named[0][0]}; export the model again"
+                f"{path} cannot be used: {name} has {len(array)} rows; expected 1 to {_MOST_REFERENCE_ROWS}, and as "
+                f"many as {named[0][0]}; export the model again"
             )
 
 
@@ -220,8 +220,8 @@ def find_rows(
             return rows
     if fixed:
         raise LoadError(
-            f"{artifact.file} takes no rows of its signature ({', '.join(map(str, signature.inputs))}); expected that it "
-            "runs with zeros, ones or random numbers: mend the signature in config.yaml, or export the model again",
+            f"{artifact.file} takes no rows of its signature ({', '.join(map(str, signature.inputs))}); expected that "
+            "it runs with zeros, ones or random numbers: mend the signature in config.yaml, or export the model again",
             first or "",
         ) from first
     log.warning(

@@ -92,8 +92,8 @@ class RowCheck:
                 raise
             except Exception as error:
                 raise LoadError(
-                    f"{self._name} takes each of {count} rows alone and fails on them in a batch of {size}; expected any "
-                    f"number of rows: export the model with a dynamic dim 0 all through, or {ONE_BY_ONE}",
+                    f"{self._name} takes each of {count} rows alone and fails on them in a batch of {size}; expected "
+                    f"any number of rows: export the model with a dynamic dim 0 all through, or {ONE_BY_ONE}",
                     error,
                 ) from error
             found = max(self._differences(together, alone, size), default=("", 0.0, 0.0), key=_by_excess)
