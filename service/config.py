@@ -285,7 +285,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _seconds(86_400),
         600.0,
         "seconds",
-        "longest time for loading and trying one model; one that takes longer is not served, and the others are",
+        "longest time for loading and trying one model; one that takes longer is not served; 0 = no bound",
     ),
     Setting(
         "strict",

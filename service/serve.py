@@ -131,6 +131,7 @@ def _serve(
         writers=workers,
         log_level=settings.log_level,
         check_moves=settings.check_moves,
+        load_limit_s=settings.load_limit_s or None,
     )
 
     def make(index: int) -> ApiServer:

@@ -24,7 +24,14 @@ from tests.e2e.server_process import (
     serving,
     wait_gone,
 )
-from tests.service.repositories import TABLE, save_exported, save_linear, save_lookup, save_scripted
+from tests.service.repositories import (
+    TABLE,
+    save_endless,
+    save_exported,
+    save_linear,
+    save_lookup,
+    save_scripted,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -349,3 +356,20 @@ def test_repository_of_broken_models_only_ends_with_exit_2_and_all_problems(tmp_
         assert server.process.wait(120) == 2
     assert "a/1/model.onnx" in server.output
     assert "b/1/model.onnx" in server.output
+
+
+def test_model_that_loads_for_ever_holds_back_none_and_is_given_up_at_the_limit(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    save_endless(repository / "a_endless")
+    save_linear(repository / "good" / "1" / "model.onnx")
+    with serving(repository, tmp_path / "log", "--load-limit", "30") as server:
+        server.wait_until("/v2/health/live", 200)
+        row = {"inputs": [[1, 0, 0, 0]]}
+        server.until(lambda: server.post("/predict/good", json=row).status_code == 200)
+        problem = server.get("/info").json()["models"][0]["versions"][0]["manifest"]["problem"]
+        assert problem == "loading"
+        server.until(lambda: "serves http" in server.output)
+        assert "NOT READY: loading took longer than 30 s on cpu" in server.output
+        assert server.post("/predict/a_endless", json=row).status_code == 503
+        assert server.post("/predict/good", json=row).status_code == 200
+        assert server.end(signal.SIGTERM) == 0
