@@ -61,17 +61,11 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
 
 
 def workload(artifact: Artifact, buckets: tuple[int, ...]) -> Workload:
-    """What the session will be given, as far as the manifest tells. Raises: LoadError for a manifest that is broken."""
+    """What the session will be given, as far as the manifest tells."""
     memory = artifact.manifest.get("memory")
     if memory is None:
         return Workload(buckets)
-    try:
-        return Workload(buckets, int(memory["weights_bytes"]), int(memory["row_bytes"]))
-    except (TypeError, KeyError, ValueError) as error:
-        raise LoadError(
-            f"the manifest of {artifact.model}/{artifact.version} has memory {memory!r}; expected weights_bytes and "
-            "row_bytes, whole numbers: export the model again"
-        ) from error
+    return Workload(buckets, memory["weights_bytes"], memory["row_bytes"])
 
 
 def tolerance(artifact: Artifact, device: str, options: SessionOptions) -> float | None:

@@ -243,13 +243,6 @@ def test_tf32_is_reckoned_as_the_export_reckons_fp16() -> None:
     assert file_tolerance(PRECISIONS["fp16"], 1.0) == 0.1
 
 
-def test_manifest_with_broken_memory_is_told(folder: Path) -> None:
-    manifest = save_exported(folder)
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "memory": {"weights_bytes": 48}}))
-    with pytest.raises(LoadError, match="expected weights_bytes and row_bytes, whole numbers"):
-        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
-
-
 def test_model_without_reference_that_zeros_break_is_served_unwarmed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
