@@ -141,12 +141,10 @@ def read_model(folder: Path) -> tuple[ModelEntry | None, list[Broken]]:
             artifacts.append(read_artifact(folder / version, name, version, config))
         except ConfigError as error:
             broken.append(Broken(name, version, error.problems))
-        except (
-            Exception
-        ) as error:  # one model's folder, whatever is in it, must not keep the others from serving
+        except Exception:  # one model's folder, whatever is in it, must not keep the others from serving
             _log.exception("model %s version %s cannot be read", name, version)
             broken.append(
-                Broken(name, version, (f"{name}/{version} cannot be read: {error!r}; the log tells more",))
+                Broken(name, version, (f"{name}/{version} cannot be read; the server's log tells why",))
             )
     if not artifacts:
         return None, [Broken(name, "", tuple(text for one in broken for text in one.problems))]
