@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from service import recovery
 from service.access_log import log_access
 from service.admission import Bounds
 from service.codec_process.client import CodecProcess
@@ -30,11 +31,10 @@ from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
 from service.predict import only_model
 from service.receiving import Receiving
-from service.recovery import Recovery
 from service.repository import ModelEntry
 from service.scrapes import Scrapes
 from service.supervisor import MESSAGE, Word
-from service.ticketed import Lane, Ticketed
+from service.ticketed import Lane
 from service.transport.layout import Layout
 from service.transport.queues import TicketWriter
 from service.transport.transport import Transport
@@ -63,31 +63,29 @@ class ApiServer:
 
     def listen(self, fd: int, stop: Callable[[], None]) -> None:
         """Act on what the parent writes into this pipe, and end when the parent is gone."""
-        recovery = Recovery(self.dispatcher, self._is_run_again)
-        asyncio.get_running_loop().add_reader(fd, self._on_messages, fd, recovery, stop)
+        asyncio.get_running_loop().add_reader(fd, self._on_messages, fd, stop)
 
-    def _on_messages(self, fd: int, recovery: Recovery, stop: Callable[[], None]) -> None:
+    def _on_messages(self, fd: int, stop: Callable[[], None]) -> None:
         data = os.read(fd, MESSAGE.size * 64)
         if not data:
             _log.error("the parent process is gone: ending")
             os._exit(1)
         for word, number in MESSAGE.iter_unpack(data):
             try:
-                self._act(word, number, recovery, stop)
+                self._act(word, number, stop)
             except Exception:
                 _log.exception("message %d, %d of the supervisor could not be acted on", word, number)
 
-    def _act(self, word: int, number: int, recovery: Recovery, stop: Callable[[], None]) -> None:
+    def _act(self, word: int, number: int, stop: Callable[[], None]) -> None:
         if word == Word.WORKER_DIED:
-            _log.warning("a worker died: what it held of this process's requests is run again")
-            recovery.worker_died(number)
+            again = recovery.after_worker_death(self.dispatcher, number)
+            _log.warning("a worker died: %d of its requests are run again", len(again))
+            for request in again:
+                self.metrics.retried(request.lane.model, request.lane.version, 1)
         elif word == Word.ARE_YOU_ALIVE:
             self.dispatcher.board.answer(False, self.dispatcher.index)
         elif word == Word.STOP:
             stop()
-
-    def _is_run_again(self, request: Ticketed) -> None:
-        self.metrics.retried(request.lane.model, request.lane.version, 1)
 
 
 def make_api_server(

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,18 +115,13 @@ class Parent:
         lane = SimpleNamespace(model="linear", version="2")
         done = self.done
 
-        class Recovery:
-            def __init__(self, dispatcher: object, again: Callable[[Any], None]) -> None:
-                self.again = again
+        def after_worker_death(dispatcher: object, serial: int) -> list[Any]:
+            done.append(("worker", serial))
+            if serial == 13:
+                raise ValueError("unlucky")
+            return [SimpleNamespace(lane=lane)] * 3
 
-            def worker_died(self, serial: int) -> None:
-                done.append(("worker", serial))
-                if serial == 13:
-                    raise ValueError("unlucky")
-                for _ in range(3):
-                    self.again(SimpleNamespace(lane=lane))
-
-        monkeypatch.setattr(module, "Recovery", Recovery)
+        monkeypatch.setattr(module.recovery, "after_worker_death", after_worker_death)
 
     def tell(self, *messages: tuple[Word, int]) -> None:
         os.write(self.write_fd, b"".join(MESSAGE.pack(*message) for message in messages))

@@ -111,7 +111,7 @@ class House:
     """An API server without sockets. Make it on a running event loop."""
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES, **rig: Any) -> None:
-        self.rig = Rig(**rig)
+        self.rig = Rig(**{"workers": 1, **rig})
         self.worker = self.rig.new_worker()
         self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
         self.lines: list[tuple[Call, int]] = []
