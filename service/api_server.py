@@ -25,6 +25,7 @@ from service.dispatch_engine import DispatchEngine, served_models
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.heads import KnownHeads, Route
 from service.fastpath.pace import Pace
+from service.fastpath.unread import Unread
 from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
 from service.metrics_exposition import Exposition, Seen
@@ -137,6 +138,9 @@ def make_api_server(
     routes = make_routes(lanes, entries, settings.default_model, metrics)
     gpus = DeviceMetrics(devices.uuids)
     front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid(), gpus.families))
+    unread = Unread(settings.receive_bytes)
+    receiving = Receiving(front.bodies, dispatcher)
+    dispatcher.make_room = lambda: receiving.make_room() or unread.end_stalled()
     shop = Shop(
         routes={route.path.encode(): route for route in routes},
         dispatcher=dispatcher,
@@ -144,11 +148,12 @@ def make_api_server(
         metrics=metrics,
         limit_bytes=settings.max_body_bytes,
         json_limit_bytes=settings.max_json_bytes,
-        receiving=Receiving(front.bodies, limit=settings.max_in_flight // 2),
+        receiving=receiving,
         log_access=log_access if settings.access_log else None,
         heads=KnownHeads(),
         ids=RequestIds(),
         pace=Pace(),
+        unread=unread,
     )
     return ApiServer(dispatcher, front, shop, Shares(board, index), metrics)
 

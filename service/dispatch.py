@@ -88,6 +88,11 @@ class Dispatcher:
         self.board = board
         self.writers = writers
         self.in_flight: dict[int, Ticketed] = {}
+        self.make_room: Callable[[], bool] = lambda: False
+        """Has somebody give back a place that is held for a request that is not whole, or for an answer that is not
+        read; False when nobody has any."""
+        self.lent_bytes = 0
+        """In the places that make_room() would have given back for half-sent bodies."""
         self._epoch = board.epoch[index] % EPOCHS
         self._pool = SlotPool(arena)
         self._done_fd = done_fd
@@ -156,9 +161,13 @@ class Dispatcher:
         Raises: TooLarge when there would be no such room if nobody else were there; QueueFull when the arena has no
             slot or no such room left.
         """
-        place = None if self._over_its_share(request.lane) else self._pool.take(input_bytes, output_bytes)
+        place = None
+        if not self._over_its_share(request.lane):
+            place = self._pool.take(input_bytes, output_bytes)
+            while place is None and self.make_room():
+                place = self._pool.take(input_bytes, output_bytes)
         if place is None:
-            self._check_fits(request, input_bytes, output_bytes)
+            self.check_fits(request, input_bytes, output_bytes)
             raise QueueFull(
                 f"a request of {input_bytes} bytes finds no room: {len(self.in_flight)} requests are in flight and "
                 f"{self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
@@ -167,7 +176,7 @@ class Dispatcher:
         request.place = place
         return place.inputs
 
-    def _check_fits(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
+    def check_fits(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
         """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""
         size = self.arena.data_bytes
         if self._pool.could_hold(input_bytes, output_bytes):
@@ -184,6 +193,14 @@ class Dispatcher:
             f"{advice if rows else 'send less at once'}, or have --arena-bytes raised"
         )
 
+    def lend(self, request: Ticketed, input_bytes: int, output_bytes: int) -> bool:
+        """Give the request a place with this room for as long as nobody else needs it; False when there is none.
+
+        Who lends it counts it in lent_bytes, and frees it when make_room() is called.
+        """
+        request.place = self._pool.take(input_bytes, output_bytes)
+        return request.place is not None
+
     def _over_its_share(self, lane: Lane) -> bool:
         """Whether the arena is scarce and this model has its part of it: one busy model must not shut out another."""
         arena, m, lanes = self.arena, lane.index, len(self.lanes)
@@ -191,7 +208,7 @@ class Dispatcher:
         return lanes > 1 and (
             (len(self.in_flight) > slots * _SCARCE and self._requests[m] * lanes > slots)
             or (
-                self._pool.lent_bytes > arena.data_bytes * _SCARCE
+                self._pool.lent_bytes - self.lent_bytes > arena.data_bytes * _SCARCE
                 and self._bytes[m] * lanes > arena.data_bytes
             )
         )
@@ -420,12 +437,15 @@ class Dispatcher:
             self._room.clear()
         self._room[request.lane.index, tuple(request.dims)] = -(-needed // request.rows)
         assert request.place is not None
-        if self._pool.widen(request.place, needed):
+        found = self._pool.widen(request.place, needed)
+        while not found and self.make_room():
+            found = self._pool.widen(request.place, needed)
+        if found:
             self.enqueue(request)
             return
         full = QueueFull(f"the answer needs {needed} bytes and there is no such room; try again")
         try:
-            self._check_fits(request, len(request.place.inputs), needed)
+            self.check_fits(request, len(request.place.inputs), needed)
         except TooLarge as never:
             self.settle(request, never)
         else:

@@ -124,6 +124,7 @@ class DispatchEngine:
         if isinstance(inputs, dict):
             request = _Awaited(lane)
             dispatcher.put(request, inputs, rows)
+            inputs.clear()
         else:
             assert isinstance(inputs, _Awaited)
             request = inputs

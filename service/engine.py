@@ -118,7 +118,8 @@ class Engine(Protocol):
         Args:
             model, version: a name and a version out of models().
             inputs: arrays that Signature.check_inputs has passed, C-contiguous and little-endian; possibly
-                read-only views of the request's body, so they must not be written to. Or what fill() made.
+                read-only views of the request's body, so they must not be written to. The dict is emptied as soon as
+                they are not needed, so that nothing of the body stays while the request waits. Or what fill() made.
             rows: what check_inputs returned.
             timeout_s: seconds from now in which the answer is wanted; None = no bound.
         Raises: ServiceError when the request is refused before it is queued (QueueFull, NotReady, Draining,

@@ -75,6 +75,7 @@ async def predict(
         call.rows = inputs.rows
     else:
         inputs = decode(own, b"".join(parts), chosen.signature, call.tensor_headers())
+        parts.clear()  # nothing of the body may stay while the request waits: only what was received is bounded
         call.rows = chosen.signature.check_inputs(inputs)
     call.stages_s["decode"] = time.perf_counter() - started_s
 

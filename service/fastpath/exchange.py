@@ -19,13 +19,14 @@ import numpy as np
 
 from service.answers import error_answer
 from service.call import Call, request_id
-from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES, LARGE_JSON_BYTES, PIECE_BYTES
+from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from service.codec_process.client import CodecProcess, Job
 from service.codecs import BodyType, decode, encode, lay_out
 from service.dispatch import Dispatcher
 from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError
 from service.fastpath.heads import Head, KnownHeads, Route
-from service.fastpath.pace import Pace
+from service.fastpath.pace import CLOSE, Pace
+from service.fastpath.unread import Unread
 from service.metrics import STAGES, Metrics
 from service.receiving import HalfBody, Receiving
 from service.ticketed import Ticketed
@@ -38,6 +39,8 @@ _OK: Final = (
     b'server-timing: decode;dur=%.3f, queue;dur=%.3f, %bencode;dur=%.3f, batch;desc="%d"\r\n%b\r\n%b'
 )
 _CLOSE: Final = b"connection: close\r\n"
+_SENT_BYTES: Final = 256 * 1024
+"""Of a large answer: what is sent at once, and so what is kept of it when the client takes nothing."""
 PROTOCOLS: Final = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
@@ -69,12 +72,18 @@ class Connection(Protocol):
         """Send the whole answer to the call under way, or the last part of it."""
         ...
 
-    def begin_answer(self, part: bytes) -> None:
-        """Send a part of the answer to the call under way that is not the last."""
+    def begin_answer(self, part: bytes, then: Callable[[], None]) -> None:
+        """Send a part of the answer to the call under way that is not the last; `then` is called when there is room for
+        another."""
+        ...
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing has been read after the call under way."""
         ...
 
     def hold(self, seconds: float) -> None:
-        """Read nothing more for so many seconds."""
+        """Look at nothing more for so many seconds."""
         ...
 
     def call_later(self, seconds: float, then: Callable[[], None]) -> "Timer":
@@ -109,6 +118,7 @@ class Shop:
     heads: KnownHeads
     ids: "RequestIds"
     pace: Pace
+    unread: Unread
 
 
 class RequestIds:
@@ -156,6 +166,7 @@ class Exchange(Ticketed):
         self._head = head
         self._connection = connection
         self._timeout_s = lane.timeout_s
+        self._draining = shop.dispatcher.board.draining
         # Not class values: the compiler leaves those of classes that it does not compile unset.
         self._timer: Timer | None = None
         self._half: HalfBody | None = None
@@ -168,7 +179,7 @@ class Exchange(Ticketed):
         return self._made_id().decode()
 
     def begin(self) -> None:
-        """Refuse at once what cannot be served now; set the place of a raw body aside before the body comes."""
+        """Refuse at once what cannot be served now. Nothing is set aside for a body of which nothing has come."""
         head, dispatcher = self._head, self._shop.dispatcher
         lane = head.lane
         try:
@@ -181,45 +192,78 @@ class Exchange(Ticketed):
                 )
             if head.raw:
                 self.rows = head.length // head.route.raw_row_bytes
-                dispatcher.reserve(
-                    self, head.length, dispatcher.output_room(lane, self.rows, (), head.length)
-                )
+                if head.length > LARGE_COPY_BYTES:  # what could never be served is told before it is sent
+                    dispatcher.check_fits(self, *self._room())
         except ServiceError as error:
             self._refuse(error)
 
     def feed(self, chunk: bytes) -> None:
         """The next part of the body, at most what is missing. The last part sends the request on its way."""
-        at = self._head.length - self.missing
         self.missing -= len(chunk)
         if self.response_complete:
             return  # refused already: what still comes is dropped
         try:
-            if self.place is not None:
-                self.place.inputs[at : at + len(chunk)] = chunk
-            elif not chunk:
-                return
+            half = self._half
+            if half is not None or (self.missing and chunk):
+                self._feed_part(chunk)
             elif self.missing:
-                # A body that comes in parts waits in the arena, whose size bounds what half-sent bodies can hold.
-                # Rounded, because the arena keeps places by their sizes.
-                self._shop.dispatcher.reserve(self, rounded(self._head.length), 0)[: len(chunk)] = chunk
+                return
+            elif self._head.raw:
+                input_bytes, output_bytes = self._room()
+                self._shop.dispatcher.reserve(self, input_bytes, output_bytes)[:] = chunk
+                self._submit()
             else:
                 self._body = chunk
-            if not self.missing:
-                self._end_waiting()
                 self._submit()
         except ServiceError as error:
             self._refuse(error)
         except Exception:
             self._refuse(self._internal())
 
+    def _room(self) -> tuple[int, int]:
+        """Bytes of inputs and of outputs of the place that the body goes to."""
+        head = self._head
+        if head.raw:
+            return head.length, self._shop.dispatcher.output_room(head.lane, self.rows, (), head.length)
+        return rounded(head.length), 0  # rounded, because the arena keeps places by their sizes
+
+    def _feed_part(self, part: bytes) -> None:
+        """A part of a body that does not come in one go. Raises ServiceError."""
+        half = self._half
+        if half is None:
+            half = self._half = self._shop.receiving.begin(
+                self, self._head.length, self._room(), self._gives_way
+            )
+        half.add(part)
+        if self.missing:
+            return
+        if self.place is not None:
+            self._end_waiting()
+            self._submit()
+            return
+        # It waited in memory of its own.
+        input_bytes, output_bytes = self._room()
+        memory = self._shop.dispatcher.reserve(self, input_bytes, output_bytes)
+
+        def go_on(at: int) -> None:
+            if self.response_complete:
+                return  # late, or the client is gone
+            rest = half.copy_some(memory, at)
+            if rest:
+                self._connection.call_later(0.0, lambda: go_on(rest))
+                return
+            self._end_waiting()
+            self._try(self._submit)
+
+        go_on(0)
+
+    def _gives_way(self) -> None:
+        """The bodies that are being received have no room left, and this one is to give way."""
+        self._refuse(self._shop.receiving.memory.gave_way())
+
     def await_body(self) -> None:
         """What was sent so far is not all: its time is bounded too."""
         if self._timer is None and not self.response_complete:
-            try:
-                self._half = self._shop.receiving.begin(self._head.length)
-            except ServiceError as error:
-                self._refuse(error)
-                return
             left_s = (self._deadline_ns() - monotonic_ns()) / 1e9
             self._timer = self._connection.call_later(max(0.0, left_s), self._late)
 
@@ -280,6 +324,8 @@ class Exchange(Ticketed):
     def _success(self, headers: bytes, length: int, encode_s: float, body: bytes) -> bytes:
         """The head of the answer with its body, or the beginning of it."""
         queue_s, gather_s, run_s, scatter_s = self.stages_s
+        if self._draining[0]:
+            self._close_if_last()
         return _OK % (
             self._connection.date_line(),
             self._head.media_type,
@@ -294,6 +340,11 @@ class Exchange(Ticketed):
             b"" if self.keep_alive else _CLOSE,
             body,
         )
+
+    def _close_if_last(self) -> None:
+        """The server ends: clients are to go to another. Not before what this one has sent by now is answered."""
+        if self._connection.last:
+            self.keep_alive = False
 
     def _answered(self, encode_s: float) -> None:
         """Count and log a call that was answered with 200."""
@@ -348,26 +399,26 @@ class Exchange(Ticketed):
         return True
 
     def _send(self, prefix: bytes, rest: memoryview, headers: bytes, started_ns: int) -> None:
-        """Send an answer that ends in what lies in the place, a piece in each turn of the event loop."""
+        """Send an answer that ends in what lies in the place, as quickly as the client takes it: a piece in a turn of
+        the event loop at most."""
         encode_s = (monotonic_ns() - started_ns) / 1e9
         connection = self._connection
-        connection.begin_answer(self._success(headers, len(prefix) + len(rest), encode_s, prefix))
 
         def go_on(at: int) -> None:
             if self.response_complete:
                 return  # the client is gone
-            end = at + PIECE_BYTES
+            end = at + _SENT_BYTES
             piece = bytes(rest[at:end])
             if end < len(rest):
-                connection.begin_answer(piece)
-                connection.call_later(0.0, lambda: go_on(end))
+                connection.begin_answer(piece, lambda: go_on(end))
                 return
             self._shop.dispatcher.release(self)
             self.response_complete = True
             connection.answer(piece)
             self._answered(encode_s)
 
-        go_on(0)
+        head = self._success(headers, len(prefix) + len(rest), encode_s, prefix)
+        connection.begin_answer(head, lambda: go_on(0))
 
     def _try(self, step: Callable[[], None]) -> None:
         """Take a step in a turn of the event loop of its own."""
@@ -444,11 +495,17 @@ class Exchange(Ticketed):
 
     def _refuse(self, error: ServiceError) -> None:
         """Fail while the place is still ours."""
+        self._end_waiting()
         self._shop.dispatcher.release(self)
         self._fail(error)
 
     def _fail(self, error: ServiceError) -> None:
         self._end_waiting()
+        pause_s = 0.0
+        if isinstance(error, QueueFull) and not self.missing:
+            pause_s = self._shop.pace.pause_s(monotonic_ns() / 1e9)
+        if self._draining[0] or pause_s == CLOSE:
+            self._close_if_last()
         answer = error_answer(error)
         call = self._call()
         lines = [
@@ -465,10 +522,8 @@ class Exchange(Ticketed):
         self.response_complete = True
         self._connection.answer(b"".join(lines))
         self._finish(call, answer.status, error.code)
-        if isinstance(error, QueueFull) and not self.missing:
-            pause_s = self._shop.pace.pause_s(monotonic_ns() / 1e9)
-            if pause_s:
-                self._connection.hold(pause_s)
+        if pause_s > 0.0:
+            self._connection.hold(pause_s)
 
     def _finish(self, call: Call, status: int, error_code: str | None) -> None:
         """Count and log a call that was not answered with 200."""

@@ -10,6 +10,9 @@ the length that the head states. Only between messages, when the parser holds no
 """
 
 import asyncio
+import fcntl
+import sys
+import termios
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -21,8 +24,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.fastpath.exchange import Exchange, Shop
 from service.fastpath.flow import Flow
 from service.fastpath.heads import Head, plan
+from service.fastpath.unread import Owing
+from service.holdings import Holding
+from service.http import WIRE
 
 _HEAD_END: Final = b"\r\n\r\n"
+UNREAD_S: Final = 0.5
+"""What has come when the server ends is read and answered within this time, or not any more."""
+_SHORTEST_HEAD_BYTES: Final = len(b"GET / HTTP/1.1")
+"""No head ends before: what a client sends is not cut into thousands of pieces that are no heads."""
+_CHUNKS_BYTES: Final = 512
+"""Of a chunked body the parser is given at least so much at once: it may be full of what looks like its end."""
 _HEAD_BYTES: Final = 65_536
 """A head, or the trailers of a chunked body, may have so many bytes; a little more where one read brings them."""
 
@@ -54,7 +66,14 @@ class FastProtocol(HttpToolsProtocol):
         self.parser: Any  # httptools', or _Deaf
         self._known = self.shop.heads.get
         self._idle_since_s = 0.0
-        self._unsent_bytes = 0
+        self._kept_at = 0
+        """What of flow.kept was parsed."""
+        self._ahead_bytes = 0
+        """Read and not parsed."""
+        self._body_left = 0
+        """Of the body that is parsed, on the long way; 0 when that is not known."""
+        self._kept_in: Holding | None = None
+        self._reading_kept = False
         self._own: Exchange | None = None
         """The exchange whose body is awaited or which awaits its answer."""
         self._parsing = False
@@ -65,13 +84,12 @@ class FastProtocol(HttpToolsProtocol):
         """The data in which the present head began; empty when that is not known."""
         self._unparsed_bytes = 0
         """Given to the parser since it last made something of them: the size of a head that has not ended."""
-        self._cut_short = False
-        """Whether the last of the requests that wait for their turn will never be whole."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        self.flow = self._flow = Flow(transport, self.pipeline)
+        owing = Owing(self.shop.unread, transport, self.abort)
+        self.flow = self._flow = Flow(transport, self.pipeline, owing, self._go_on)
         # Also for the first head: who never sends it is gone after as long as one who was answered.
         self._idle_since_s = self.loop.time()
         self._arm_keep_alive(self.timeout_keep_alive)
@@ -80,34 +98,118 @@ class FastProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
+        flow = self._flow
+        if flow.waits or flow.kept:
+            self._keep(data)
+            return
         if not self._parsing:
+            # The common cases, in few steps: a whole request with a known head, and the next part of a body.
             own = self._own
-            if own is None and (self.cycle is None or self.cycle.response_complete):
+            if own is not None:
+                if len(data) <= own.missing:
+                    self._feed(own, data)
+                    return
+            elif self.cycle is None or self.cycle.response_complete:
                 end = data.find(_HEAD_END) + 4
                 head = self._known(data[:end])
-                if head is not None:
+                if head is not None and len(data) - end <= head.length:
                     own = self._begin(head, True)
-                    data = data[end:]
-            if own is not None and own.missing:
-                missing = own.missing
-                if len(data) <= missing:
-                    self._feed(own, data)
+                    if end < len(data):
+                        self._feed(own, data[end:])
                     if own.missing:
                         own.await_body()
                     return
-                self._feed(own, data[:missing])
-                data = data[missing:]
-            if not data:
-                return
-            self._first = data
+        at = self._parse(data, 0)
+        if at < len(data):
+            self._keep(data[at:])
         else:
-            self._first = b""
-        self._unparsed_bytes += len(data)
-        super().data_received(data)
+            self._ahead_bytes = 0
+
+    def _keep(self, data: bytes) -> None:
+        """Parse this later."""
+        if self.transport.is_closing() or isinstance(self.parser, _Deaf):
+            return
+        if self._kept_in is None:
+            self._kept_in = self.shop.receiving.memory.open(self.abort)
+        if self._kept_in.take(len(data)):
+            self._flow.keep(data)
+            self._ahead_bytes = len(self._flow.kept) - self._kept_at
+        else:
+            self.abort()
+
+    def _go_on(self) -> None:
+        """Parse what was kept, if its turn has come."""
+        flow = self._flow
+        if not flow.kept or flow.waits or self._reading_kept:
+            return
+        kept, self._reading_kept = flow.kept, True
+        try:
+            self._kept_at = self._parse(kept, self._kept_at)
+        finally:
+            self._reading_kept = False
+        if self._kept_at == len(kept) or self.transport.is_closing():
+            self._drop_kept()
+
+    def _drop_kept(self) -> None:
+        """Nothing that was kept is left, or wanted."""
+        self._flow.kept, self._kept_at, self._ahead_bytes = b"", 0, 0
+        if self._kept_in is not None:
+            self._kept_in.end()
+            self._kept_in = None
+        if not self.transport.is_closing():
+            self._flow.resume_reading()
+
+    def _parse(self, data: bytes, at: int) -> int:
+        """Parse data from there on, until a request must wait; returns where the rest begins.
+
+        The parser itself cannot be stopped, and would make something of every request that a client has sent. So it is
+        given a head at a time.
+        """
+        flow, end = self._flow, len(data)
+        while at < end and not flow.waits:
+            at = self._parse_piece(data, at)
+            if self._unparsed_bytes > _HEAD_BYTES:
+                self.send_400_response(f"The head is larger than {_HEAD_BYTES} bytes.")
+            if isinstance(self.parser, _Deaf):
+                return end
         if self._own is not None and self._own.missing:
             self._own.await_body()
-        if self._unparsed_bytes > _HEAD_BYTES:
-            self.send_400_response(f"The head is larger than {_HEAD_BYTES} bytes.")
+        return at
+
+    def _parse_piece(self, data: bytes, at: int) -> int:
+        """Parse a head or a part of a body that begins there; returns where it ends."""
+        own = self._own
+        if own is not None and own.missing and (self._in_body or not self._parsing):
+            end = min(len(data), at + own.missing)
+            if not self._parsing:
+                self._ahead_bytes = len(data) - end
+                self._feed(own, data[at:end])
+                return end
+        elif self._in_body:
+            end = self._piece_end(data, at)
+        else:
+            end = data.find(_HEAD_END, at + _SHORTEST_HEAD_BYTES) + 4
+            if end < 4:
+                end = len(data)
+            self._ahead_bytes = len(data) - end
+            if not self._parsing and own is None and (self.cycle is None or self.cycle.response_complete):
+                head = self._known(data[at:end])
+                if head is not None:
+                    self._begin(head, True)
+                    return end
+        self._ahead_bytes = len(data) - end
+        piece = data[at:end]
+        self._first = b"" if self._parsing else piece
+        self._unparsed_bytes += len(piece)
+        super().data_received(piece)
+        return at + len(piece)
+
+    def _piece_end(self, data: bytes, at: int) -> int:
+        """Where the body, of which more begins there, ends; or a part of it that is hardly longer than it."""
+        if self._body_left:
+            return min(len(data), at + self._body_left)
+        end = data.find(_HEAD_END, at + _CHUNKS_BYTES) + 4  # which is how chunks and trailers end too
+        return len(data) if end < 4 else end
 
     def on_message_begin(self) -> None:
         """See httptools."""
@@ -129,6 +231,9 @@ class FastProtocol(HttpToolsProtocol):
         # The long way, from the beginning: uvicorn makes the scope that was put off until now.
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
+        length = next((value for name, value in headers if name == b"content-length"), b"")
+        self._body_left = int(length) if length.isdigit() else 0
+        self.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
         self.url, self.expect_100_continue = url, expect
         self.headers += headers
         self.date_line()
@@ -141,6 +246,7 @@ class FastProtocol(HttpToolsProtocol):
         if self._own is not None and self.cycle is self._own:
             self._feed(self._own, body)
         elif not isinstance(self.cycle, Exchange):
+            self._body_left = max(0, self._body_left - len(body))
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -152,12 +258,25 @@ class FastProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
-        if self._own is not None:
-            self._own.give_up()
-            self._own = None
+        self._give_up()
         HttpToolsProtocol._unset_keepalive_if_required(self)
         super().connection_lost(exc)
         self.left()
+
+    def _give_up(self) -> None:
+        """The client is gone, or given up."""
+        if self._own is not None:
+            self._own.give_up()
+            self._own = None
+        self._flow.end()
+        if self._kept_in is not None:
+            self._kept_in.end()
+            self._kept_in = None
+
+    def abort(self) -> None:
+        """End the connection at once; nothing of it is kept any more."""
+        self._give_up()
+        self.transport.abort()
 
     # -- what cannot be understood
 
@@ -166,9 +285,6 @@ class FastProtocol(HttpToolsProtocol):
         self.parser, self._parsing = _Deaf(), True
         cycle = self.cycle
         if self.transport.is_closing():
-            return
-        if self._in_body and self.pipeline:
-            self._cut_short = True
             return
         if cycle is not None and not self._in_body and not cycle.response_complete:
             cycle.keep_alive = False  # the last request that came whole
@@ -195,14 +311,15 @@ class FastProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Called after each answer."""
         self._idle_since_s = self.loop.time()
-        if self._cut_short and len(self.pipeline) == 1:
-            self.pipeline.clear()
-            self.transport.close()
+        if self.transport.is_closing():
+            self._flow.owing.count()
         if self.pipeline or self.transport.is_closing():
             super().on_response_complete()
+            self._go_on()
             return
         self.server_state.total_requests += 1
         if self.flow.read_paused:
+            self._go_on()
             self.flow.resume_reading()
         if self.timeout_keep_alive_task is None:
             self._arm_keep_alive(self.timeout_keep_alive)
@@ -216,20 +333,45 @@ class FastProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = None
         if self.cycle is not None and not self.cycle.response_complete:
             return  # its answer arms the timer
+        if self._flow.write_paused:
+            self._idle_since_s = self.loop.time()  # it still takes an answer, or is ended for taking nothing
         left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
-        unsent, before = self.transport.get_write_buffer_size(), self._unsent_bytes
-        self._unsent_bytes = unsent
         if left_s > 0:
             self._arm_keep_alive(left_s)
-        elif not unsent:
-            super().timeout_keep_alive_handler()
-        elif unsent == before:
-            self.transport.abort()  # a whole period in which the client took nothing of its answer
         else:
-            self._arm_keep_alive(self.timeout_keep_alive)
+            super().timeout_keep_alive_handler()
+            self._flow.owing.count()
 
     def _arm_keep_alive(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    # -- the end of the server
+
+    @property
+    def _idle(self) -> bool:
+        return (self.cycle is None or self.cycle.response_complete) and self._ahead_bytes == 0
+
+    def shutdown(self) -> None:
+        """Called when the server ends, by uvicorn: an idle connection is closed, unless a request has come that is not
+        read yet; another closes with its last answer."""
+        if not self._idle:
+            if self.last:
+                self.cycle.keep_alive = False
+        elif self._unread_bytes():
+            self.loop.call_later(UNREAD_S, self._close_idle)
+        else:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        if self._idle:
+            self.transport.close()
+
+    def _unread_bytes(self) -> int:
+        """What came and waits in the kernel."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is None:
+            return 0
+        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
 
     # -- an exchange of our own
 
@@ -276,16 +418,28 @@ class FastProtocol(HttpToolsProtocol):
             transport.close()
         self.on_response_complete()
 
-    def begin_answer(self, part: bytes) -> None:
-        """Send a part of the answer to the call under way that is not the last."""
+    def begin_answer(self, part: bytes, then: Callable[[], None]) -> None:
+        """Send a part of the answer to the call under way that is not the last; `then` is called when there is room for
+        another."""
         if not self.transport.is_closing():
             self.transport.write(part)
+            if not self._flow.when_taken(then):
+                self.loop.call_later(0.0, then)
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing has been read after the call under way."""
+        missing = 0 if self._own is None else self._own.missing
+        return not self.pipeline and self._ahead_bytes <= missing
+
+    def owe(self, nbytes: int) -> None:
+        """So many bytes more of an answer, or less if negative, wait until its client takes what came before."""
+        self._flow.owing.more(nbytes)
 
     def hold(self, seconds: float) -> None:
-        """Read nothing more for so many seconds."""
+        """Look at nothing more for so many seconds."""
         if not self.transport.is_closing():
-            self._flow.hold()
-            self.loop.call_later(seconds, self._flow.release)
+            self._flow.pause(seconds)
 
     def call_later(self, seconds: float, then: Callable[[], None]) -> asyncio.TimerHandle:
         """Call `then` on the event loop after so many seconds."""

@@ -22,6 +22,7 @@ from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.heads import KnownHeads, Route
 from service.fastpath.pace import Pace
 from service.fastpath.protocol import FastProtocol
+from service.fastpath.unread import Unread
 from service.http import Front
 from service.metrics import Metrics, Plan
 from service.receiving import Receiving
@@ -89,6 +90,9 @@ class Socket(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self.unsent_bytes
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high = high
+
 
 @dataclass
 class Answer:
@@ -119,6 +123,11 @@ class House:
         counters = {kind: self.metrics.answered_counter(PROTOCOLS[kind], "m0", "1") for kind in BodyType}
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info")
+        memory = BodyMemory(max(1 << 20, limit_bytes))
+        receiving = Receiving(memory, self.rig.dispatcher)
+        self.now_s = 1000.0
+        unread = Unread(1 << 20, lambda: self.now_s)
+        self.rig.dispatcher.make_room = lambda: receiving.make_room() or unread.end_stalled()
         self.shop = Shop(
             routes={PATH.encode(): Route(PATH, "/predict/{model}", lane, FIXED, counters)},
             dispatcher=self.rig.dispatcher,
@@ -126,11 +135,12 @@ class House:
             metrics=self.metrics,
             limit_bytes=limit_bytes,
             json_limit_bytes=limit_bytes,
-            receiving=Receiving(BodyMemory(max(1 << 20, limit_bytes)), 8),
+            receiving=receiving,
             log_access=lambda call, status, _: self.lines.append((call, status)),
             heads=KnownHeads(),
             ids=RequestIds(),
             pace=Pace(time.monotonic),  # a thread that never has time to spare
+            unread=unread,
         )
         self.engine = DispatchEngine(
             self.rig.dispatcher, self.codecs, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()]
@@ -139,6 +149,7 @@ class House:
             SETTINGS, max_body_bytes=limit_bytes, max_json_bytes=limit_bytes, default_model="m0"
         )
         self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
+        self.front.bodies = memory
         FastProtocol.shop = self.shop
         self.config = uvicorn.Config(
             self.front, http=FastProtocol, ws="none", log_config=None, access_log=False
@@ -170,8 +181,9 @@ class House:
         """Whether no request holds anything any more."""
         return (
             self.rig.all_free()
-            and not self.shop.receiving.bodies
-            and not self.shop.receiving.memory.used_bytes
+            and not self.front.bodies.used_bytes
+            and not self.shop.unread.used_bytes
+            and not self.rig.dispatcher.lent_bytes
         )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from service import http as http_front
 from service.fastpath import protocol as protocol_module
-from service.fastpath.pace import FREE
+from service.fastpath import unread as unread_module
+from service.fastpath.pace import CLOSE, FREE
+from service.fastpath.unread import PATIENCE_S
 from tests.service.fastpath.connection import (
     JSON,
     LIMIT_BYTES,
@@ -227,8 +230,8 @@ def test_a_broken_body_behind_a_request_that_waits_does_not_keep_its_answer_back
         connection.send(call(rows(1.0)))
         connection.send(b"POST /predict/m0 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
         await house.turn(lambda: connection.socket.closing)
-        assert statuses(connection) == [200]
-        assert connection.socket.closing
+        assert statuses(connection) == [200, 400]
+        assert connection.answers()[1].headers["connection"] == "close"
 
     run(test)
 
@@ -325,38 +328,122 @@ def test_after_a_flood_of_refusals_the_refused_connection_is_not_read_from_for_a
     run(test, max_rows=2)
 
 
+def test_a_refused_client_that_leaves_in_its_pause_is_noticed_and_what_it_sends_waits() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.protocol.hold(0.001)
+        assert connection.socket.reading  # that is how its leaving would be seen
+        connection.send(call(rows(1.0)))
+        assert not connection.socket.reading
+        assert not house.rig.dispatcher.in_flight
+        await house.turn(lambda: connection.socket.reading, most=100_000)
+        await house.turn()
+        assert connection.answers()[0].values == [2.0]
+        assert house.free
+
+    run(test)
+
+
 def test_a_pause_that_ends_after_the_connection_touches_nothing() -> None:
     async def test(house: House) -> None:
         connection = house.connect()
         connection.protocol.hold(0.001)
-        assert not connection.socket.reading
+        connection.send(call(rows(1.0)))
         connection.socket.close()
         done = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(0.002, done.set_result, None)
         await done
         assert not connection.socket.reading
+        assert not connection.socket.written
+        assert house.free
 
     run(test)
 
 
-def test_an_arena_without_room_refuses_before_the_body() -> None:
+def test_past_the_longest_pause_a_refused_connection_is_closed_with_its_answer() -> None:
     async def test(house: House) -> None:
-        body = bytes(8 * 6000)
-        message = call(body, RAW)
-        first, second = house.connect(), house.connect()
-        first.send(message[:-1])
-        second.send(message[:1000])
-        (refused,) = second.answers()
-        assert (refused.status, refused.code) == (429, "queue_full")
-        second.send(message[1000:])
-        first.send(message[-1:])
-        await house.turn(lambda: bool(first.answers()), most=2000)
-        second.send(message)
-        await house.turn(lambda: len(second.answers()) == 2, most=2000)
-        assert (statuses(first), statuses(second)) == ([200], [429, 200])
+        first = house.connect()
+        first.send(call(rows(1.0, 2.0)))
+        while house.shop.pace.pause_s(time.monotonic()) != CLOSE:
+            pass  # others are refused
+        refused = house.connect()
+        refused.send(call(rows(3.0)))
+        (answer,) = refused.answers()
+        assert (answer.status, answer.headers.get("connection")) == (429, "close")
+        assert refused.socket.closing
+
+    run(test, max_rows=2)
+
+
+# Bodies in parts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [JSON, RAW])
+def test_heads_without_bodies_hold_nothing(kind: str) -> None:
+    async def test(house: House) -> None:
+        heads = [house.connect() for _ in range(40)]
+        for connection in heads:
+            connection.send(call(bytes(8 * 12_000), kind)[: -8 * 12_000])
+        assert house.free
+        other = house.connect()
+        other.send(call(bytes(8 * 6000), RAW))
+        await house.turn(lambda: bool(other.answers()), most=2000)
+        assert statuses(other) == [200]
+
+    run(test, data_bytes=150_000, max_rows=100_000)
+
+
+def test_half_sent_bodies_leave_their_places_to_whole_ones_and_lose_nothing_by_it() -> None:
+    async def test(house: House) -> None:
+        halves = [house.connect() for _ in range(4)]
+        bodies = [np.full((2000, 2), number, np.float32).tobytes() for number in range(4)]
+        for connection, body in zip(halves, bodies, strict=True):
+            message = call(body, RAW, "Accept: application/octet-stream")
+            connection.send(message[:-9000])
+        assert house.rig.dispatcher.lent_bytes > 0
+        whole = house.connect()
+        whole.send(call(bytes(8 * 8000), RAW))
+        assert house.rig.dispatcher.lent_bytes == 0
+        await house.turn(lambda: bool(whole.answers()), most=2000)
+        assert statuses(whole) == [200]
+        for number, (connection, body) in enumerate(zip(halves, bodies, strict=True)):
+            connection.send(body[-9000:-1])
+            connection.send(body[-1:])
+            await house.turn(lambda connection=connection: bool(connection.answers()), most=2000)
+            (answer,) = connection.answers()
+            assert answer.status == 200
+            assert np.array_equal(np.frombuffer(answer.body, "<f4"), np.full(4000, number + 1.0))
         assert house.free
 
     run(test, data_bytes=150_000, max_rows=100_000)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_who_sends_much_of_a_body_and_stops_gives_way_and_is_told(way: tuple[str, ...]) -> None:
+    async def test(house: House) -> None:
+        house.front.bodies.limit_bytes = 100_000
+        hogs = [house.connect() for _ in range(2)]
+        for connection in hogs:
+            connection.send(call(bytes(90_000), JSON, *way)[:-45_000])
+            await house.rest()
+        assert house.front.bodies.used_bytes > 85_000
+        other = house.connect()
+        message = call(bytes(8 * 4000), RAW)
+        other.send(message[:-1])
+        await house.rest()
+        gone = [connection for connection in hogs if connection.answers()]
+        assert [(answer.status, answer.code) for connection in gone for answer in connection.answers()] == [
+            (429, "queue_full")
+        ]
+        other.send(message[-1:])
+        await house.turn(lambda: bool(other.answers()), most=2000)
+        assert statuses(other) == [200]
+        for connection in hogs:
+            connection.leave()
+        await house.rest()
+        assert house.free
+
+    run(test, max_rows=100_000)
 
 
 def test_a_body_over_the_limit_is_refused_from_its_head() -> None:
@@ -473,6 +560,33 @@ def test_no_more_is_read_while_requests_wait_for_their_turn(way: tuple[str, ...]
     run(test)
 
 
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_of_a_long_pipeline_one_request_is_parsed_ahead_and_the_rest_is_bounded(way: tuple[str, ...]) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        first = call(rows(1.0), JSON, *way)
+        pipeline = LIVE * 2000
+        connection.send(first + pipeline)
+        await house.rest()
+        assert len(connection.protocol.pipeline) <= 1
+        assert len(house.state.tasks) <= 1
+        assert house.front.bodies.used_bytes >= len(pipeline) - 2 * len(LIVE)  # what is kept counts
+        assert not connection.socket.reading
+        await house.turn(lambda: len(connection.answers()) == 2001, most=100_000)
+        assert set(statuses(connection)) == {200}
+        assert connection.socket.reading
+        assert house.free
+        # One that finds no room is ended.
+        house.front.bodies.limit_bytes = 1000
+        connection.send(first + pipeline)
+        assert connection.socket.aborted
+        await house.rest()
+        await house.turn(lambda: house.free)
+        assert house.free
+
+    run(test)
+
+
 # Keep-alive and shutdown -------------------------------------------------------------------------------
 
 
@@ -567,16 +681,47 @@ def test_a_connection_that_waits_for_an_answer_is_not_idle() -> None:
     run(test)
 
 
-def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_nothing_is_not() -> None:
+def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_nothing_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+
     async def test(house: House) -> None:
         connection = house.connect()
         clock = Clock(connection)
-        limit_s = connection.protocol.timeout_keep_alive
-        for unsent in (3000, 2000, 1000):
+        connection.send(call(rows(1.0)))
+        await house.turn()
+        connection.socket.unsent_bytes = 40_000
+        connection.protocol.pause_writing()
+        for unsent in (30_000, 20_000, 10_000):
+            assert house.shop.unread.used_bytes == unsent + 10_000
             connection.socket.unsent_bytes = unsent
-            clock.pass_time(limit_s)
+            house.now_s += 0.9 * PATIENCE_S
+            await house.rest()
+            clock.pass_time(2 * connection.protocol.timeout_keep_alive)
             assert not connection.socket.closing
-        clock.pass_time(limit_s)
+        house.now_s += 1.1 * PATIENCE_S
+        await house.rest()
+        assert connection.socket.aborted
+        assert house.free
+
+    run(test)
+
+
+def test_a_connection_that_is_closed_with_its_answer_waits_no_longer_for_who_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.socket.close = lambda: setattr(connection.socket, "closing", True)  # type: ignore[method-assign]
+        connection.socket.unsent_bytes = 200
+        connection.send(call(rows(1.0), JSON, "Connection: close"))
+        await house.turn()
+        assert connection.socket.closing
+        house.now_s += 1.1 * PATIENCE_S
+        await house.rest()
         assert connection.socket.aborted
 
     run(test)
@@ -595,6 +740,50 @@ def test_shutdown_waits_for_the_answer_and_ends_an_idle_connection_at_once() -> 
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         await house.rest()
         assert not house.state.connections
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("what", ["answer", "refusal", "late body", "404"])
+def test_every_answer_of_a_server_that_ends_closes_its_connection(what: str, way: tuple[str, ...]) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(rows(1.0), JSON, *way))
+        await house.turn()
+        assert "connection" not in connection.answers()[0].headers
+        message = {
+            "answer": call(rows(1.0), JSON, *way),
+            "refusal": call(b"[", JSON, *way),
+            "late body": call(rows(1.0), JSON, *way),
+            "404": call(rows(1.0), JSON, *way, path="/nowhere"),
+        }[what]
+        if what == "late body":
+            connection.send(message[:-5])
+            await house.rest()
+        house.rig.board.draining[0] = 1
+        connection.send(message[-5:] if what == "late body" else message)
+        await house.turn(lambda: connection.socket.closing)
+        answer = connection.answers()[1]
+        assert answer.headers["connection"] == "close"
+        assert connection.socket.closing
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_a_server_that_ends_answers_all_that_a_client_had_sent_and_closes_with_the_last(
+    way: tuple[str, ...],
+) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        house.rig.board.draining[0] = 1
+        connection.send(b"".join(call(rows(float(number)), JSON, *way) for number in range(5)))
+        connection.protocol.shutdown()
+        await house.turn(lambda: connection.socket.closing)
+        assert [answer.values for answer in connection.answers()] == [[number + 1.0] for number in range(5)]
+        closes = [answer.headers.get("connection") for answer in connection.answers()]
+        assert closes == [None, None, None, None, "close"]
 
     run(test)
 
