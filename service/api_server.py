@@ -22,7 +22,8 @@ from service.device_metrics import DeviceMetrics
 from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
-from service.fastpath.heads import KnownHeads, Route
+from service.fastpath.head_reader import HeadReader
+from service.fastpath.heads import Limits, Route
 from service.fastpath.pace import Pace
 from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
@@ -135,17 +136,16 @@ def make_api_server(
     gpus = DeviceMetrics(devices.uuids)
     front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid(), gpus.families))
     shop = Shop(
-        routes={route.path.encode(): route for route in routes},
+        routes={route.target: route for route in routes},
         dispatcher=dispatcher,
         codecs=codecs,
         metrics=metrics,
-        limit_bytes=settings.max_body_bytes,
-        json_limit_bytes=settings.max_json_bytes,
         receiving=Receiving(front.bodies, limit=settings.max_in_flight // 2),
         log_access=log_access if settings.access_log else None,
-        heads=KnownHeads(),
+        heads=HeadReader(routes, Limits(settings.max_body_bytes, settings.max_json_bytes)),
         ids=RequestIds(),
         pace=Pace(),
+        request_timeout_s=settings.request_timeout_s,
     )
     return ApiServer(dispatcher, front, shop, metrics)
 
@@ -163,7 +163,7 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
                     version=artifact.version,
                     layout=Layout(artifact.signature),
                     bounds=Bounds(queue.max_rows, queue.max_bytes),
-                    timeout_s=min(queue.timeout_s, settings.request_timeout_s or queue.timeout_s),
+                    timeout_s=queue.timeout_s,
                     instances=entry.config.instances * workers,
                     max_batch_size=artifact.max_batch_size,
                 )
@@ -174,22 +174,24 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
 def make_routes(
     lanes: Sequence[Lane], entries: Sequence[ModelEntry], default_model: str | None, metrics: Metrics
 ) -> list[Route]:
-    """The exact paths of the short way: each version, each model's default version, and the default model."""
+    """The targets of the short way: each version, by path or query; each model's default version; the default model."""
     by_version = {(lane.model, lane.version): lane for lane in lanes}
     if default_model is None and len(entries) == 1:
         default_model = entries[0].name
     routes = []
     for entry in entries:
         default = by_version[entry.name, entry.default_version]
-        paths = [(f"/predict/{entry.name}", PREDICT_PATHS[1], default)]
+        paths = [(f"/predict/{entry.name}", PREDICT_PATHS[1])]
         if entry.name == default_model:
-            paths.append(("/predict", PREDICT_PATHS[0], default))
+            paths.append(("/predict", PREDICT_PATHS[0]))
+        targets = [(path, "", pattern, default) for path, pattern in paths]
         for artifact in entry.artifacts:
-            path = f"/predict/{entry.name}/versions/{artifact.version}"
-            paths.append((path, PREDICT_PATHS[2], by_version[entry.name, artifact.version]))
-        for path, pattern, lane in paths:
+            lane = by_version[entry.name, artifact.version]
+            targets.append((f"/predict/{entry.name}/versions/{artifact.version}", "", PREDICT_PATHS[2], lane))
+            targets += [(path, f"?version={artifact.version}", pattern, lane) for path, pattern in paths]
+        for path, query, pattern, lane in targets:
             counters = {
                 kind: metrics.answered_counter(PROTOCOLS[kind], lane.model, lane.version) for kind in BodyType
             }
-            routes.append(Route(path, pattern, lane, lane.layout.signature, counters))
+            routes.append(Route(path, query, pattern, lane, lane.layout.signature, counters))
     return routes

@@ -29,9 +29,11 @@ EXPECTED = {
     "ModelFailed": (500, "model_failed"),
     "ModelCrashed": (500, "model_crashed"),
     "Internal": (500, "internal"),
+    "NotImplementedHere": (501, "not_implemented"),
     "NotReady": (503, "not_ready"),
     "Draining": (503, "draining"),
     "DeadlinePassed": (504, "deadline_passed"),
+    "VersionNotSupported": (505, "version_not_supported"),
 }
 
 
