@@ -5,6 +5,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+from service.call import BROKEN
 from service.errors import BadRequest, QueueFull, ServiceError, TooLarge
 from service.holdings import Holdings
 
@@ -96,7 +97,7 @@ async def read_body(
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise message.get(BROKEN) or ClientGone
             chunk: bytes = message.get("body", b"")
             if size + len(chunk) > limit_bytes:
                 raise _too_large("the body is larger", limit_bytes, limit_name)

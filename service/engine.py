@@ -92,6 +92,7 @@ class Engine(Protocol):
         parts: list[bytes | bytearray],
         headers: TensorHeaders | None,
         timeout_s: float | None,
+        request_id: str,
     ) -> Filled:
         """Make the inputs of a body that came in these parts, and leave the list empty.
 
@@ -112,6 +113,7 @@ class Engine(Protocol):
         inputs: dict[str, np.ndarray] | Filled,
         rows: int,
         timeout_s: float | None,
+        request_id: str,
     ) -> Outcome:
         """Run one request and return its outcome.
 
@@ -122,6 +124,7 @@ class Engine(Protocol):
                 they are not needed, so that nothing of the body stays while the request waits. Or what fill() made.
             rows: what check_inputs returned.
             timeout_s: seconds from now in which the answer is wanted; None = no bound.
+            request_id: the request's name in logs.
         Raises: ServiceError when the request is refused before it is queued (QueueFull, NotReady, Draining,
             DeadlinePassed). What goes wrong later is in the outcome's error; raising it is allowed too.
         Cancelling the call gives the request up.

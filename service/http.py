@@ -15,7 +15,7 @@ from service import pages
 from service.access_log import log_access, open_access_log
 from service.answers import Answer, error_answer, json_answer
 from service.body import BodyMemory, BodyTooLarge, ClientGone, Receive, read_body
-from service.call import Call
+from service.call import REFUSAL, Call
 from service.codecs import BodyType
 from service.config import ServeSettings
 from service.docs_page import docs_page
@@ -126,12 +126,14 @@ class Front:
         call = _call_of(scope)
         route: Route | None = None
         try:
+            if REFUSAL in scope:
+                raise scope[REFUSAL]
             route, parameters = self.routes.match(call.method, call.path)
             call.route = route.path
             answer = await route.handler(call, receive, parameters)
         except ServiceError as error:
             call.error_code = error.code
-            answer = error_answer(error, close=isinstance(error, BodyTooLarge))
+            answer = error_answer(error, close=isinstance(error, BodyTooLarge) or REFUSAL in scope)
         except ClientGone:
             self._finished(call, route, CLIENT_GONE_STATUS)
             return
@@ -148,7 +150,7 @@ class Front:
 
     def _finished(self, call: Call, route: Route | None, status: int) -> None:
         duration_s = call.elapsed_s()
-        if route is not None and route.inference:
+        if route is None or route.inference:  # or what asked for nothing that there is
             self.metrics.request_finished(
                 call.protocol,
                 call.model,

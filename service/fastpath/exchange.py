@@ -18,18 +18,19 @@ from typing import Final, Protocol
 import numpy as np
 
 from service.answers import error_answer
-from service.call import Call, request_id
+from service.call import Call, allowed_s
 from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from service.codec_process.client import CodecProcess, Job
 from service.codecs import BodyType, decode, encode, lay_out
 from service.dispatch import Dispatcher
 from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError
-from service.fastpath.heads import Head, KnownHeads, Route
-from service.fastpath.pace import CLOSE, Pace
+from service.fastpath.head_reader import HeadReader
+from service.fastpath.heads import Head, Route
+from service.fastpath.pace import Pace
 from service.fastpath.unread import Unread
 from service.metrics import STAGES, Metrics
 from service.receiving import HalfBody, Receiving
-from service.ticketed import Ticketed
+from service.ticketed import NO_BOUND_S, Ticketed
 from service.transport.extents import rounded
 
 CLIENT_GONE: Final = 499
@@ -41,6 +42,8 @@ _OK: Final = (
 _CLOSE: Final = b"connection: close\r\n"
 _SENT_BYTES: Final = 256 * 1024
 """Of a large answer: what is sent at once, and so what is kept of it when the client takes nothing."""
+_KEPT: Final = b"connection: keep-alive\r\n"
+"""What a client that speaks HTTP/1.0 must be told."""
 PROTOCOLS: Final = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
@@ -82,8 +85,9 @@ class Connection(Protocol):
         """Whether nothing has been read after the call under way."""
         ...
 
-    def hold(self, seconds: float) -> None:
-        """Look at nothing more for so many seconds."""
+    def refused(self) -> bool:
+        """The call under way is to be answered 429: what comes next is looked at a little later; True when the
+        connection is to be closed instead."""
         ...
 
     def call_later(self, seconds: float, then: Callable[[], None]) -> "Timer":
@@ -104,20 +108,20 @@ class Shop:
     """What every exchange of an API server shares.
 
     routes: by the exact bytes of the request target. log_access: given
-    every finished call with its status and seconds; None when nobody wants to know.
+    every finished call with its status and seconds; None when nobody wants to know. request_timeout_s: the most time
+    from a request's head to its answer; None = no bound.
     """
 
     routes: Mapping[bytes, Route]
     dispatcher: Dispatcher
     codecs: CodecProcess
     metrics: Metrics
-    limit_bytes: int
-    json_limit_bytes: int
     receiving: Receiving
     log_access: Callable[[Call, int, float], None] | None
-    heads: KnownHeads
+    heads: HeadReader
     ids: "RequestIds"
     pace: Pace
+    request_timeout_s: float | None
     unread: Unread
 
 
@@ -156,16 +160,16 @@ class Exchange(Ticketed):
     """Negative until the body is decoded."""
     _settled = False
 
-    def __init__(self, shop: Shop, head: Head, connection: Connection, keep_alive: bool) -> None:
+    def __init__(self, shop: Shop, head: Head, connection: Connection) -> None:
         self._began_ns = monotonic_ns()
-        self.lane = lane = head.lane
-        self.keep_alive = keep_alive
+        self.lane = head.lane
+        self.keep_alive = head.keep_alive
         self.missing = head.length
         """Bytes of the body that have not come yet."""
         self._shop = shop
         self._head = head
         self._connection = connection
-        self._timeout_s = lane.timeout_s
+        self._timeout_s = shop.request_timeout_s
         self._draining = shop.dispatcher.board.draining
         # Not class values: the compiler leaves those of classes that it does not compile unset.
         self._timer: Timer | None = None
@@ -183,8 +187,8 @@ class Exchange(Ticketed):
         head, dispatcher = self._head, self._shop.dispatcher
         lane = head.lane
         try:
-            if head.own:
-                self._timeout_s = self._call().timeout_s(lane.timeout_s) or lane.timeout_s
+            if head.timeout_ms:
+                self._timeout_s = allowed_s(head.timeout_ms.decode("latin-1"), self._timeout_s)
             if not dispatcher.ready(lane):
                 raise NotReady(
                     f"model {lane.model!r} version {lane.version} is not ready; try again when "
@@ -337,7 +341,7 @@ class Exchange(Ticketed):
             _batch_timing(gather_s, run_s, scatter_s),
             encode_s * 1e3,
             self.batch_rows,
-            b"" if self.keep_alive else _CLOSE,
+            self._connection_line(),
             body,
         )
 
@@ -468,7 +472,8 @@ class Exchange(Ticketed):
 
     def _queue(self, now_ns: int) -> None:
         """Queue the request, whose inputs are in its place. Raises ServiceError."""
-        self._shop.dispatcher.submit(self, now_ns, self._deadline_ns())
+        deadline_ns = min(self._deadline_ns(), now_ns + int(self.lane.timeout_s * 1e9))
+        self._shop.dispatcher.submit(self, now_ns, deadline_ns)
 
     def _decoded(self, started_ns: int) -> int:
         """The time, CLOCK_MONOTONIC, at which decoding has ended."""
@@ -478,7 +483,8 @@ class Exchange(Ticketed):
 
     def _deadline_ns(self) -> int:
         """CLOCK_MONOTONIC at which its time is over."""
-        return self._began_ns + int(self._timeout_s * 1e9)
+        timeout_s = self._timeout_s
+        return self._began_ns + int((NO_BOUND_S if timeout_s is None else timeout_s) * 1e9)
 
     def _late(self) -> None:
         """The time is over, and the body is not there."""
@@ -501,10 +507,8 @@ class Exchange(Ticketed):
 
     def _fail(self, error: ServiceError) -> None:
         self._end_waiting()
-        pause_s = 0.0
-        if isinstance(error, QueueFull) and not self.missing:
-            pause_s = self._shop.pace.pause_s(monotonic_ns() / 1e9)
-        if self._draining[0] or pause_s == CLOSE:
+        refused = isinstance(error, QueueFull) and not self.missing
+        if (refused and self._connection.refused()) or self._draining[0]:
             self._close_if_last()
         answer = error_answer(error)
         call = self._call()
@@ -515,15 +519,13 @@ class Exchange(Ticketed):
             b"x-request-id: " + self._made_id() + b"\r\n",
             *(f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in answer.headers),
             f"server-timing: {call.server_timing()}\r\n".encode() if call.stages_s else b"",
-            b"" if self.keep_alive else _CLOSE,
+            self._connection_line(),
             b"\r\n",
             answer.body,
         ]
         self.response_complete = True
         self._connection.answer(b"".join(lines))
         self._finish(call, answer.status, error.code)
-        if pause_s > 0.0:
-            self._connection.hold(pause_s)
 
     def _finish(self, call: Call, status: int, error_code: str | None) -> None:
         """Count and log a call that was not answered with 200."""
@@ -543,18 +545,22 @@ class Exchange(Ticketed):
         if shop.log_access is not None:
             shop.log_access(call, status, duration_s)
 
+    def _connection_line(self) -> bytes:
+        """What the answer says of the connection."""
+        if not self.keep_alive:
+            return _CLOSE
+        return _KEPT if self._head.old else b""
+
     def _made_id(self) -> bytes:
         """The client's own id where it gave a good one, else one of ours."""
         if not self._id:
-            own = self._head.own
-            given = own.get("x-request-id") if own else None
-            self._id = self._shop.ids.make() if given is None else request_id(given).encode()
+            self._id = self._head.request_id or self._shop.ids.make()
         return self._id
 
     def _call(self) -> Call:
         """The call as the long way describes it."""
         head, path = self._head, self._head.route.path
-        call = Call("POST", path, "", head.own, request_id=self.request_id)
+        call = Call("POST", path, head.route.query[1:], {}, request_id=self.request_id)
         call.route, call.model, call.version = head.route.pattern, self.lane.model, self.lane.version
         call.protocol = PROTOCOLS[head.kind]
         call.rows, call.batch_rows = self.rows, self.batch_rows

@@ -37,13 +37,9 @@ class Flow(FlowControl):
         """Read, and to be parsed when its turn comes."""
         self._waiting = waiting
         self._go_on = go_on
-        self._pauses = 0
+        self.pauses = 0
+        """While there are any, nothing more may be parsed."""
         self._then: Callable[[], None] | None = None
-
-    @property
-    def waits(self) -> bool:
-        """Whether nothing more may be parsed now."""
-        return bool(self._waiting) or self._pauses > 0
 
     def keep(self, data: bytes) -> None:
         """Parse this later, and read nothing more before."""
@@ -79,11 +75,11 @@ class Flow(FlowControl):
 
     def pause(self, seconds: float) -> None:
         """Parse nothing for so many seconds."""
-        self._pauses += 1
+        self.pauses += 1
         asyncio.get_running_loop().call_later(seconds, self._end_pause)
 
     def _end_pause(self) -> None:
-        self._pauses -= 1
+        self.pauses -= 1
         if not self._transport.is_closing():
             self._go_on()
             self.resume_reading()

@@ -85,7 +85,13 @@ class NumpyEngine:
     cancelled: int = 0
 
     async def infer(
-        self, model: str, version: str, inputs: dict[str, np.ndarray], rows: int, timeout_s: float | None
+        self,
+        model: str,
+        version: str,
+        inputs: dict[str, np.ndarray],
+        rows: int,
+        timeout_s: float | None,
+        request_id: str,
     ) -> Outcome:
         self.calls.append((model, version, rows, timeout_s))
         try:

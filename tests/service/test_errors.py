@@ -29,10 +29,12 @@ EXPECTED = {
     "ModelFailed": (500, "model_failed"),
     "ModelCrashed": (500, "model_crashed"),
     "Internal": (500, "internal"),
+    "NotImplementedHere": (501, "not_implemented"),
     "NotReady": (503, "not_ready"),
     "Draining": (503, "draining"),
     "TooManyConnections": (503, "too_many_connections"),
     "DeadlinePassed": (504, "deadline_passed"),
+    "VersionNotSupported": (505, "version_not_supported"),
 }
 
 

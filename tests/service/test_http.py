@@ -173,13 +173,22 @@ def test_a_fault_of_a_page_is_500_in_the_one_shape(caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_only_inference_is_counted():
+def test_inference_and_what_asks_for_nothing_that_there_is_are_counted():
     app = front()
-    call(app, "GET", "/health")
-    call(app, "GET", "/nothing")
+    for path in ("/health", "/info", "/docs", "/metrics", "/v2/health/live"):
+        call(app, "GET", path)
     assert app.metrics.finished == []
     post(app, "/predict", {"inputs": [[1, 2, 3]]})
-    assert len(app.metrics.finished) == 1
+    for method, path in (
+        ("GET", "/nothing"),
+        ("POST", "/v2/models/double/infer"),
+        ("GET", "/predict"),
+        ("PUT", "/info"),
+    ):
+        call(app, method, path)
+    assert [(one["status"], one["model"]) for one in app.metrics.finished] == [
+        (200, "double"), (404, ""), (404, ""), (405, ""), (405, "")
+    ]  # fmt: skip
 
 
 def test_cancelling_a_request_gives_it_up_behind():

@@ -59,7 +59,7 @@ def test_a_body_that_could_never_be_held_is_refused_before_it_is_sent() -> None:
     async def test() -> None:
         desk = Desk(limit_bytes=1000)
         with pytest.raises(
-            TooLarge, match="a body of 1001 bytes .* may hold 1000 together; .* --receive-bytes"
+            TooLarge, match=r"a body of 1001 bytes .* may hold 1000 together; .* --receive-bytes"
         ):
             desk.begin(1001)
 
@@ -120,8 +120,9 @@ def test_a_place_that_is_needed_is_left_with_what_came_the_oldest_first() -> Non
         assert not desk.receiving.make_room()
         assert second.place is None
         assert desk.dispatcher.lent_bytes == 0
+        held = Room(desk.rig.lanes[0])
+        desk.dispatcher.reserve(held, 50_000, 10_000)
         with pytest.raises(QueueFull, match="finds no room"):
-            desk.dispatcher.reserve(held := Room(desk.rig.lanes[0]), 50_000, 10_000)
             desk.dispatcher.reserve(whole, 50_000, 10_000)
         desk.dispatcher.release(held)
 
