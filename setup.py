@@ -16,6 +16,7 @@ COMPILED = (
     "service/dispatch.py",
     "service/dispatch_engine.py",
     "service/fastpath/exchange.py",
+    "service/fastpath/head_reader.py",
     "service/fastpath/heads.py",
     "service/forecast.py",
     "service/request_ring.py",

@@ -25,8 +25,10 @@ from service.dispatch_engine import DispatchEngine, served_models
 from service.engine import NOTHING_BROKEN
 from service.exporter import ExporterPlan
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
-from service.fastpath.heads import KnownHeads, Route
+from service.fastpath.head_reader import HeadReader
+from service.fastpath.heads import Limits, Route
 from service.fastpath.pace import Pace
+from service.fastpath.unread import Unread
 from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
 from service.predict import only_model
@@ -138,18 +140,21 @@ def make_api_server(
         )
     )
     front = Front(engine, settings, metrics, scrapes)
+    unread = Unread(settings.receive_bytes)
+    receiving = Receiving(front.bodies, dispatcher)
+    dispatcher.make_room = lambda: receiving.make_room() or unread.end_stalled()
     shop = Shop(
-        routes={route.path.encode(): route for route in routes},
+        routes={route.target: route for route in routes},
         dispatcher=dispatcher,
         codecs=codecs,
         metrics=metrics,
-        limit_bytes=settings.max_body_bytes,
-        json_limit_bytes=settings.max_json_bytes,
-        receiving=Receiving(front.bodies, limit=settings.max_in_flight // 2),
+        receiving=receiving,
         log_access=log_access if settings.access_log else None,
-        heads=KnownHeads(),
+        heads=HeadReader(routes, Limits(settings.max_body_bytes, settings.max_json_bytes)),
         ids=RequestIds(),
         pace=Pace(),
+        unread=unread,
+        request_timeout_s=settings.request_timeout_s,
     )
     return ApiServer(dispatcher, front, shop, Shares(board, index), metrics)
 
@@ -167,7 +172,7 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
                     version=artifact.version,
                     layout=Layout(artifact.signature),
                     bounds=Bounds(queue.max_rows, queue.max_bytes, queue.max_rows_per_request),
-                    timeout_s=min(queue.timeout_s, settings.request_timeout_s or queue.timeout_s),
+                    timeout_s=queue.timeout_s,
                     instances=entry.config.instances * workers,
                     max_batch_size=artifact.max_batch_size,
                 )
@@ -182,22 +187,24 @@ def make_routes(
     metrics: Metrics,
     broken: Iterable[str] = (),
 ) -> list[Route]:
-    """The exact paths of the short way: each version, each model's default version, and the default model."""
+    """The targets of the short way: each version, by path or query; each model's default version; the default model."""
     by_version = {(lane.model, lane.version): lane for lane in lanes}
     if default_model is None and len(entries) == 1 and only_model([entries[0].name], broken):
         default_model = entries[0].name
     routes = []
     for entry in entries:
         default = by_version[entry.name, entry.default_version]
-        paths = [(f"/predict/{entry.name}", PREDICT_PATHS[1], default)]
+        paths = [(f"/predict/{entry.name}", PREDICT_PATHS[1])]
         if entry.name == default_model:
-            paths.append(("/predict", PREDICT_PATHS[0], default))
+            paths.append(("/predict", PREDICT_PATHS[0]))
+        targets = [(path, "", pattern, default) for path, pattern in paths]
         for artifact in entry.artifacts:
-            path = f"/predict/{entry.name}/versions/{artifact.version}"
-            paths.append((path, PREDICT_PATHS[2], by_version[entry.name, artifact.version]))
-        for path, pattern, lane in paths:
+            lane = by_version[entry.name, artifact.version]
+            targets.append((f"/predict/{entry.name}/versions/{artifact.version}", "", PREDICT_PATHS[2], lane))
+            targets += [(path, f"?version={artifact.version}", pattern, lane) for path, pattern in paths]
+        for path, query, pattern, lane in targets:
             counters = {
                 kind: metrics.answered_counter(PROTOCOLS[kind], lane.model, lane.version) for kind in BodyType
             }
-            routes.append(Route(path, pattern, lane, lane.layout.signature, counters))
+            routes.append(Route(path, query, pattern, lane, lane.layout.signature, counters))
     return routes

@@ -16,6 +16,10 @@ from urllib.parse import parse_qsl
 from service.codecs import TensorHeaders
 from service.errors import BadRequest
 
+REFUSAL: Final = "foldserve.refusal"
+"""In a scope: the ServiceError with which the request is to be answered, whatever it asks."""
+BROKEN: Final = "error"
+"""In an http.disconnect: the ServiceError that ended the body."""
 MAX_TIMEOUT_MS: Final = 86_400_000
 _REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _MILLISECONDS: Final = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
@@ -62,15 +66,7 @@ class Call:
         Raises: BadRequest when the header is no positive number of milliseconds.
         """
         header = self.headers.get("x-timeout-ms")
-        if header is None:
-            return bound_s
-        if not _MILLISECONDS.fullmatch(header) or not 0 < float(header) <= MAX_TIMEOUT_MS:
-            raise BadRequest(
-                f"X-Timeout-Ms is {header[:50]!r}; expected milliseconds above 0 and up to "
-                f"{MAX_TIMEOUT_MS}, as in 250"
-            )
-        wanted_s = float(header) / 1000
-        return wanted_s if bound_s is None else min(wanted_s, bound_s)
+        return bound_s if header is None else allowed_s(header, bound_s)
 
     def tensor_headers(self) -> TensorHeaders | None:
         """The X-Tensor-* headers; None when there are none. Raises BadRequest for one that is too long."""
@@ -117,3 +113,13 @@ def request_id(given: str | None) -> str:
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
     return os.urandom(16).hex()
+
+
+def allowed_s(header: str, bound_s: float | None) -> float:
+    """The seconds of an X-Timeout-Ms header, bound_s at most. Raises BadRequest."""
+    if not _MILLISECONDS.fullmatch(header) or not 0 < float(header) <= MAX_TIMEOUT_MS:
+        raise BadRequest(
+            f"X-Timeout-Ms is {header[:50]!r}; expected milliseconds above 0 and up to {MAX_TIMEOUT_MS}, as in 250"
+        )
+    wanted_s = float(header) / 1000
+    return wanted_s if bound_s is None else min(wanted_s, bound_s)

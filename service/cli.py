@@ -69,11 +69,16 @@ class ServeCommand:
             parser.add_argument(setting.flag, dest=setting.name, metavar=metavar, help=text)
 
     def run(self, args: argparse.Namespace) -> int:
-        given = {setting.name: getattr(args, setting.name) for setting in SETTINGS}
-        settings = load_settings(given, os.environ, args.config)
-        from service.serve import run_server
+        from service.processes import StopSignals
 
-        return run_server(settings)
+        # First of all: what follows takes a second to import, and a signal in it is one to end by, not to die of. The
+        # first process of a container would not even die: the kernel drops what it has no handler for.
+        with StopSignals() as stop:
+            given = {setting.name: getattr(args, setting.name) for setting in SETTINGS}
+            settings = load_settings(given, os.environ, args.config)
+            from service.serve import run_server
+
+            return run_server(settings, stop)
 
 
 class InspectCommand:

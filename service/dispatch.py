@@ -97,6 +97,11 @@ class Dispatcher:
         self.board = board
         self.writers = writers
         self.in_flight: dict[int, Ticketed] = {}
+        self.make_room: Callable[[], bool] = lambda: False
+        """Has somebody give back a place that is held for a request that is not whole, or for an answer that is not
+        read; False when nobody has any."""
+        self.lent_bytes = 0
+        """In the places that make_room() would have given back for half-sent bodies."""
         self._epoch = board.epoch[index] % EPOCHS
         self._pool = SlotPool(arena)
         self._done_fd = done_fd
@@ -165,7 +170,11 @@ class Dispatcher:
         Raises: TooLarge when there would be no such room if nobody else were there; QueueFull when the arena has no
             slot or no such room left.
         """
-        place = None if self._over_its_share(request.lane) else self._pool.take(input_bytes, output_bytes)
+        place = None
+        if not self._over_its_share(request.lane):
+            place = self._pool.take(input_bytes, output_bytes)
+            while place is None and self.make_room():
+                place = self._pool.take(input_bytes, output_bytes)
         if place is None:
             self.check_fits(request, input_bytes, output_bytes)
             raise QueueFull(
@@ -193,6 +202,14 @@ class Dispatcher:
             f"{advice if rows else 'send less at once'}, or have --arena-bytes raised"
         )
 
+    def lend(self, request: Ticketed, input_bytes: int, output_bytes: int) -> bool:
+        """Give the request a place with this room for as long as nobody else needs it; False when there is none.
+
+        Who lends it counts it in lent_bytes, and frees it when make_room() is called.
+        """
+        request.place = self._pool.take(input_bytes, output_bytes)
+        return request.place is not None
+
     def _over_its_share(self, lane: Lane) -> bool:
         """Whether the arena is scarce and this model has its part of it: one busy model must not shut out another."""
         arena, m, lanes = self.arena, lane.index, len(self.lanes)
@@ -200,7 +217,7 @@ class Dispatcher:
         return lanes > 1 and (
             (len(self.in_flight) > slots * _SCARCE and self._requests[m] * lanes > slots)
             or (
-                self._pool.lent_bytes > arena.data_bytes * _SCARCE
+                self._pool.lent_bytes - self.lent_bytes > arena.data_bytes * _SCARCE
                 and self._bytes[m] * lanes > arena.data_bytes
             )
         )
@@ -435,7 +452,10 @@ class Dispatcher:
             self._room.clear()
         self._room[request.lane.index, tuple(request.dims)] = -(-needed // request.rows)
         assert request.place is not None
-        if self._pool.widen(request.place, needed):
+        found = self._pool.widen(request.place, needed)
+        while not found and self.make_room():
+            found = self._pool.widen(request.place, needed)
+        if found:
             self.enqueue(request)
             return
         full = QueueFull(f"the answer needs {needed} bytes and there is no such room; try again")

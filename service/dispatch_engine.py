@@ -17,7 +17,7 @@ from service.engine import NOTHING_BROKEN, Filled, ServedBy, ServedModel, Served
 from service.errors import NotReady, ServiceError
 from service.outcome import Outcome, StageTimes
 from service.repository import ModelEntry
-from service.ticketed import Lane, Ticketed
+from service.ticketed import NO_BOUND_S, Lane, Ticketed
 from service.transport.board import READY
 
 
@@ -58,10 +58,11 @@ class DispatchEngine:
         parts: list[bytes | bytearray],
         headers: TensorHeaders | None,
         timeout_s: float | None,
+        request_id: str,
     ) -> "_Awaited":
         """See engine.Engine."""
         dispatcher, lane = self._dispatcher, self._lane(model, version)
-        request = _Awaited(lane)
+        request = _Awaited(lane, request_id)
         nbytes = sum(map(len, parts))
         memory = dispatcher.reserve(request, nbytes, 0)
         at = copied = 0
@@ -76,7 +77,7 @@ class DispatchEngine:
             parts.clear()
             await _done(
                 lambda then: self._codecs.decode(
-                    request, kind, nbytes, headers, _deadline_ns(lane, timeout_s), then
+                    request, kind, nbytes, headers, _deadline_ns(timeout_s), then
                 )
             )
         except BaseException:
@@ -94,11 +95,7 @@ class DispatchEngine:
         assert held.outputs is not None
         try:
             if kind is BodyType.JSON:
-                await _done(
-                    lambda then: self._codecs.encode(
-                        request, names, _deadline_ns(request.lane, timeout_s), then
-                    )
-                )
+                await _done(lambda then: self._codecs.encode(request, names, _deadline_ns(timeout_s), then))
                 assert request.place is not None
                 return Encoded(kind, b"", (), await _pieces(request.place.inputs))
             outputs = {name: held.outputs[name] for name in names}
@@ -121,17 +118,19 @@ class DispatchEngine:
         inputs: "dict[str, np.ndarray] | Filled",
         rows: int,
         timeout_s: float | None,
+        request_id: str,
     ) -> Outcome:
         """Run one request, as engine.Engine says. The model's own timeout bounds it too."""
         dispatcher, lane = self._dispatcher, self._lane(model, version)
         if isinstance(inputs, dict):
-            request = _Awaited(lane)
+            request = _Awaited(lane, request_id)
             dispatcher.put(request, inputs, rows)
+            inputs.clear()
         else:
             assert isinstance(inputs, _Awaited)
             request = inputs
         try:
-            dispatcher.submit(request, time.monotonic_ns(), _deadline_ns(lane, timeout_s))
+            dispatcher.submit(request, time.monotonic_ns(), _deadline_ns(timeout_s, lane.timeout_s))
         except ServiceError:
             dispatcher.release(request)
             raise
@@ -211,9 +210,10 @@ class DispatchEngine:
         return tuple(self._dispatcher.loaded(lane) for lane in self._dispatcher.lanes)
 
 
-def _deadline_ns(lane: Lane, timeout_s: float | None) -> int:
-    """CLOCK_MONOTONIC when the time of a request is over that has so many seconds from now."""
-    allowed_s = lane.timeout_s if timeout_s is None else min(timeout_s, lane.timeout_s)
+def _deadline_ns(timeout_s: float | None, bound_s: float = NO_BOUND_S) -> int:
+    """CLOCK_MONOTONIC when the time of a request is over that has so many seconds from now, and no more than
+    bound_s."""
+    allowed_s = bound_s if timeout_s is None else min(timeout_s, bound_s)
     return time.monotonic_ns() + int(allowed_s * 1e9)
 
 
@@ -249,18 +249,19 @@ async def _pieces(memory: memoryview) -> deque[bytes]:
 class _Awaited(Ticketed):
     """A request whose owner is a coroutine."""
 
-    __slots__ = ("give_up", "over")
+    __slots__ = ("_id", "give_up", "over")
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, request_id: str) -> None:
         super().__init__(lane)
+        self._id = request_id
         self.give_up: Callable[[], None]
         """Set by fill()."""
         self.over: asyncio.Future[ServiceError | None] = asyncio.get_running_loop().create_future()
 
     @property
     def request_id(self) -> str:
-        """The long way keeps the id to itself."""
-        return "(of the long way)"
+        """For logs."""
+        return self._id
 
     def settled(self, error: ServiceError | None) -> None:
         """See Ticketed."""

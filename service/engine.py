@@ -96,6 +96,7 @@ class Engine(Protocol):
         parts: list[bytes | bytearray],
         headers: TensorHeaders | None,
         timeout_s: float | None,
+        request_id: str,
     ) -> Filled:
         """Make the inputs of a body that came in these parts, and leave the list empty.
 
@@ -116,15 +117,18 @@ class Engine(Protocol):
         inputs: dict[str, np.ndarray] | Filled,
         rows: int,
         timeout_s: float | None,
+        request_id: str,
     ) -> Outcome:
         """Run one request and return its outcome.
 
         Args:
             model, version: a name and a version out of models().
             inputs: arrays that Signature.check_inputs has passed, C-contiguous and little-endian; possibly
-                read-only views of the request's body, so they must not be written to. Or what fill() made.
+                read-only views of the request's body, so they must not be written to. The dict is emptied as soon as
+                they are not needed, so that nothing of the body stays while the request waits. Or what fill() made.
             rows: what check_inputs returned.
             timeout_s: seconds from now in which the answer is wanted; None = no bound.
+            request_id: the request's name in logs.
         Raises: ServiceError when the request is refused before it is queued (QueueFull, NotReady, Draining,
             DeadlinePassed). What goes wrong later is in the outcome's error; raising it is allowed too.
         Cancelling the call gives the request up.

@@ -145,6 +145,13 @@ class Internal(ServiceError):
     code = "internal"
 
 
+class NotImplementedHere(ServiceError):
+    """The request asks for a part of HTTP that is not served."""
+
+    status = 501
+    code = "not_implemented"
+
+
 class NotReady(ServiceError):
     """The server or the model is still loading, or was found unfit to serve."""
 
@@ -190,6 +197,13 @@ class DeadlinePassed(ServiceError):
             f"the request was not answered within its time{shown}; allow more with X-Timeout-Ms "
             "(up to the server's --request-timeout-ms), or send less"
         )
+
+
+class VersionNotSupported(ServiceError):
+    """The request is in another protocol, or in a version of HTTP that is not spoken here."""
+
+    status = 505
+    code = "version_not_supported"
 
 
 def new_error_id() -> str:

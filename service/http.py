@@ -15,7 +15,7 @@ from service import pages
 from service.access_log import log_access, open_access_log
 from service.answers import Answer, error_answer, json_answer
 from service.body import BodyMemory, BodyTooLarge, ClientGone, Receive, read_body
-from service.call import Call
+from service.call import REFUSAL, Call
 from service.codecs import BodyType
 from service.config import ServeSettings
 from service.docs_page import docs_page
@@ -32,6 +32,8 @@ Send = Callable[[MutableMapping[str, Any]], Any]
 
 PREDICT_PATHS: Final = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
 CLIENT_GONE_STATUS: Final = 499
+WIRE: Final = "foldserve.wire"
+"""The ASGI extension that is the request's connection, a Wire."""
 # After a 413, what the client still sends is read and dropped for so long: if the connection were closed
 # under a client that is still sending, its system would throw the answer away unread.
 _LINGER_S: Final = 2.0
@@ -55,6 +57,19 @@ class FrontMetrics(Protocol):
         error_code: str | None = None,
     ) -> None:
         """Count one answered inference request."""
+
+
+class Wire(Protocol):
+    """What the front can ask of a connection that knows it (fastpath/protocol.py)."""
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing has been read after the request under way."""
+        ...
+
+    def owe(self, nbytes: int) -> None:
+        """So many bytes more of an answer, or less if negative, wait until its client takes what came before."""
+        ...
 
 
 class Front:
@@ -112,12 +127,14 @@ class Front:
         call = _call_of(scope)
         route: Route | None = None
         try:
+            if REFUSAL in scope:
+                raise scope[REFUSAL]
             route, parameters = self.routes.match(call.method, call.path)
             call.route = route.path
             answer = await route.handler(call, receive, parameters)
         except ServiceError as error:
             call.error_code = error.code
-            answer = error_answer(error, close=isinstance(error, BodyTooLarge))
+            answer = error_answer(error, close=isinstance(error, BodyTooLarge) or REFUSAL in scope)
         except ClientGone:
             self._finished(call, route, CLIENT_GONE_STATUS)
             return
@@ -131,7 +148,9 @@ class Front:
             answer = error_answer(
                 Internal(f"the server failed on this request; its log tells why, under id {call.request_id}")
             )
-        await _send(answer, call, receive, send)
+        wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+        closes = answer.close or (self.engine.draining() and (wire is None or wire.last))
+        await _send(answer, call, receive, send, closes, wire)
         self._finished(call, route, answer.status)
 
     def _finished(self, call: Call, route: Route | None, status: int) -> None:
@@ -251,7 +270,9 @@ def _unread(call: Call) -> bool:
     return sent and closing and not call.body_bytes
 
 
-async def _send(answer: Answer, call: Call, receive: Receive, send: Send) -> None:
+async def _send(
+    answer: Answer, call: Call, receive: Receive, send: Send, closes: bool, wire: Wire | None
+) -> None:
     headers = [
         (b"content-type", answer.content_type.encode("latin-1")),
         (b"content-length", str(answer.length).encode("ascii")),
@@ -260,14 +281,22 @@ async def _send(answer: Answer, call: Call, receive: Receive, send: Send) -> Non
     headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
     if call.stages_s:
         headers.append((b"server-timing", call.server_timing().encode("ascii")))
-    if answer.close:
+    if closes:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     linger = (answer.close or _unread(call)) and "expect" not in call.headers
     part, rest = answer.body, answer.rest
-    while rest:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-        part = rest.popleft()
+    if wire is not None:
+        wire.owe(sum(map(len, rest)))
+    try:
+        while rest:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            part = rest.popleft()
+            if wire is not None:
+                wire.owe(-len(part))
+    finally:
+        if wire is not None:
+            wire.owe(-sum(map(len, rest)))
     await send({"type": "http.response.body", "body": part, "more_body": linger})
     if linger:
         await _drop_rest(receive)

@@ -36,6 +36,7 @@ from service.connections import descriptors
 from service.connections.acceptor import Acceptor
 from service.fastpath.protocol import FastProtocol
 from service.http import Scope, Send
+from service.listeners import take_no_more
 from service.logs import configure_logging, flush_logs
 from service.processes import (
     die_with_parent,
@@ -52,6 +53,11 @@ _log = logging.getLogger("foldserve.api_server")
 
 _WORKERS_PATH = "/workers"
 """LitServe wants a path for what it serves; no request reaches it."""
+
+
+LINGER_S = 1.0
+"""Then its connections stay open for so long, each until its next answer, which says that it closes: a request that was
+sent before the end is answered, and a client learns of the end by an answer, not by losing one."""
 
 
 class WorkerApi(LitAPI):  # type: ignore[misc]  # LitServe is untyped
@@ -133,11 +139,16 @@ class UvicornServer(_Server):  # type: ignore[misc]
         await self._stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take what waits and close the listeners; let those connections be made that were taken
-        last, or nobody would close them; then as uvicorn does."""
+        """Take what waits and close the listeners; give those who ask without a pause the time to be told with an
+        answer; then as uvicorn does."""
+        take_no_more(sockets or [])
         for server in self.servers:
             server.close()
             await server.wait_connected()
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + LINGER_S
+        while self.server_state.connections and loop.time() < until_s:
+            await asyncio.sleep(0.02)  # between two looks
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

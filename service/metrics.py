@@ -28,8 +28,24 @@ from service.transport.handles import SharedMemory
 
 PROTOCOLS: Final = ("json", "raw", "npy", "oip", "v1", "other")
 CODES: Final = (
-    *("200", "400", "401", "404", "405", "406", "413", "415", "422", "429", "499", "500", "503", "504"),
-    "other",
+    *(
+        "200",
+        "400",
+        "401",
+        "404",
+        "405",
+        "406",
+        "413",
+        "415",
+        "422",
+        "429",
+        "499",
+        "500",
+        "501",
+        "503",
+        "504",
+    ),
+    *("505", "other"),
 )
 STAGES: Final = ("decode", "queue", "gather", "run", "scatter", "encode")
 BATCH_REASONS: Final = ("full", "waited", "drained")

@@ -71,10 +71,13 @@ async def predict(
     inputs: dict[str, np.ndarray] | Filled
     if call.body_bytes > _large_bytes(own):
         left_s = None if timeout_s is None else timeout_s - call.elapsed_s()
-        inputs = await engine.fill(served.name, chosen.version, own, parts, call.tensor_headers(), left_s)
+        inputs = await engine.fill(
+            served.name, chosen.version, own, parts, call.tensor_headers(), left_s, call.request_id
+        )
         call.rows = inputs.rows
     else:
         inputs = decode(own, b"".join(parts), chosen.signature, call.tensor_headers())
+        parts.clear()  # nothing of the body may stay while the request waits: only what was received is bounded
         call.rows = chosen.signature.check_inputs(inputs)
     call.stages_s["decode"] = time.perf_counter() - started_s
 
@@ -83,7 +86,7 @@ async def predict(
         if not isinstance(inputs, dict):
             inputs.give_up()
         raise DeadlinePassed.after(timeout_s)
-    outcome = await engine.infer(served.name, chosen.version, inputs, call.rows, left_s)
+    outcome = await engine.infer(served.name, chosen.version, inputs, call.rows, left_s, call.request_id)
     stages = outcome.stages
     call.stages_s.update(queue=stages.queue, gather=stages.gather, run=stages.run, scatter=stages.scatter)
     call.batch_rows = outcome.batch_rows

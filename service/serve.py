@@ -20,6 +20,7 @@ from service.connections import descriptors
 from service.connections.addresses import bind, urls
 from service.engine import NOTHING_BROKEN
 from service.errors import ConfigError
+from service.listeners import close_ours
 from service.litserve_shell import FoldServer
 from service.log_pipes import LogPipes
 from service.logs import configure_logging, tell
@@ -41,16 +42,15 @@ API_SERVER_DRAIN_S = 30
 Version = tuple[str, str]
 
 
-def run_server(settings: ServeSettings) -> int:
-    """Serve a repository until SIGINT or SIGTERM. Returns the exit code.
+def run_server(settings: ServeSettings, stop: StopSignals) -> int:
+    """Serve a repository until SIGINT or SIGTERM, which `stop` tells. Returns the exit code.
 
     Raises: ConfigError when the repository, the device, the default model or the address cannot be used.
     """
     configure_logging(settings.log_level)
     descriptors.raise_limit()
     settings = replace(settings, repository=_absolute(settings.repository))
-    # From the first moment: a signal that comes while models are looked up is one to end by, not to die of.
-    with StopSignals() as stop, LogPipes() as pipes:
+    with LogPipes() as pipes:
         return _prepare(settings, stop, pipes)
 
 
@@ -170,6 +170,7 @@ def _serve(
         died=died,
         cannot_load=cannot_load,
         renew_turn=renew_turn,
+        closing=lambda: close_ours(sockets),
         run_limit_s=settings.run_limit_s,
         grace_s=settings.drain_grace_s,
         close_s=API_SERVER_DRAIN_S + 5.0,

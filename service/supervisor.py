@@ -2,8 +2,9 @@
 
     STARTING   workers load their models; the first that has serves
     SERVING    a process that dies is started again, and every API server is told what died
-    GRACE      a signal came: readiness is off, everything is still served, so that load balancers can leave
-    CLOSING    API servers accept nothing new and finish what they have; workers serve them to the end
+    GRACE      a signal came: readiness is off, everything is still served, so that load balancers can leave; each
+               answer says that its connection closes
+    CLOSING    nothing listens any more; API servers finish what they have; workers serve them to the end
     CLOSED     all children are gone
 
 One thread: it sleeps until a child ends, a signal arrives, a message comes or a deadline is due; and a few times in
@@ -145,6 +146,7 @@ class Supervisor:
         renew_turn: called with a model whose tickets nobody takes: whoever had the turn to read them may be stopped.
         run_limit_s: how long one run of a model may take; a worker that takes longer is ended, and so is any child that
             does not answer for so long.
+        closing: called when CLOSING begins, before any child hears of it.
         grace_s, close_s: seconds that GRACE lasts, and that CLOSING may last before it is cut off.
     """
 
@@ -158,6 +160,7 @@ class Supervisor:
         died: Callable[[Child], None],
         cannot_load: Callable[[Child], None],
         renew_turn: Callable[[int], None],
+        closing: Callable[[], None],
         run_limit_s: float,
         grace_s: float,
         close_s: float,
@@ -175,6 +178,7 @@ class Supervisor:
         self._look_at_s = time.monotonic() + self._liveness.every_s
         self._died = died
         self._cannot_load = cannot_load
+        self._closing = closing
         self._grace_s = grace_s
         self._close_s = close_s
         self._deadline_s: float | None = None
@@ -435,6 +439,7 @@ class Supervisor:
             self.phase = Phase.CLOSING
             self._deadline_s = time.monotonic() + self._close_s
             self._restarts = [restart for restart in self._restarts if restart[1] is Role.WORKER]
+            self._closing()
             self._tell_api_servers(MESSAGE.pack(Word.STOP, 0))
             if not self._of(Role.API_SERVER):
                 self._close_workers()

@@ -6,19 +6,23 @@ Plain data for dispatch.py, which sets it, and for the two ways that requests co
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from service.admission import Bounds
 from service.errors import ServiceError
 from service.transport.layout import Layout
 from service.transport.slots import Place
 
+NO_BOUND_S: Final = 1e9
+"""The time of a request that has no bound: thirty years."""
+
 
 @dataclass(frozen=True, eq=False)
 class Lane:
     """One model version, as dispatching needs it; `index` is its place in every shared table.
 
-    timeout_s: the longest that a request may take. instances: how many take from its queue, over all workers.
-    max_batch_size: rows that one run takes at most.
+    timeout_s: the longest that a request may take from being queued. instances: how many take from its queue, over all
+    workers. max_batch_size: rows that one run takes at most.
     """
 
     index: int

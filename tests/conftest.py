@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import subprocess
 import sysconfig
 
 import pytest
@@ -33,11 +34,26 @@ _, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _most))
 
 
+def _tool(name: str, package: str) -> str:
+    """The path of a program: from PATH, or where deploy/dev/get-tool.sh (`make test`) puts it."""
+    folders = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", sysconfig.get_path("scripts")))
+    path = shutil.which(name, path=folders)
+    if path is None:
+        pytest.skip(f"{name} is not installed (Debian, Ubuntu: apt-get install {package})")
+    return path
+
+
 @pytest.fixture(scope="session")
 def promtool() -> str:
-    """The path of promtool: from PATH, or where deploy/dev/get-promtool.sh (`make test`) puts it."""
-    folders = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))
-    path = shutil.which("promtool", path=folders)
-    if path is None:
-        pytest.skip("promtool is not installed (Debian, Ubuntu: apt-get install prometheus)")
+    """The path of promtool."""
+    return _tool("promtool", "prometheus")
+
+
+@pytest.fixture(scope="session")
+def nginx() -> str:
+    """The path of an nginx that runs here."""
+    path = _tool("nginx", "nginx")
+    tried = subprocess.run([path, "-v"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"{path} does not run here: {tried.stderr.strip()}")
     return path

@@ -18,18 +18,20 @@ from typing import Final, Protocol
 import numpy as np
 
 from service.answers import error_answer
-from service.call import Call, request_id
-from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES, LARGE_JSON_BYTES, PIECE_BYTES
+from service.call import Call, allowed_s
+from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from service.codec_process.client import CodecProcess, Job
 from service.codecs import BodyType, decode, encode, lay_out
 from service.dispatch import Dispatcher
 from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError
-from service.fastpath.heads import Head, KnownHeads, Route
+from service.fastpath.head_reader import HeadReader
+from service.fastpath.heads import Head, Route
 from service.fastpath.pace import Pace
+from service.fastpath.unread import Unread
 from service.log_limits import with_id
 from service.metrics import STAGES, Metrics
 from service.receiving import HalfBody, Receiving
-from service.ticketed import Ticketed
+from service.ticketed import NO_BOUND_S, Ticketed
 from service.transport.extents import rounded
 
 CLIENT_GONE: Final = 499
@@ -39,6 +41,10 @@ _OK: Final = (
     b'server-timing: decode;dur=%.3f, queue;dur=%.3f, %bencode;dur=%.3f, batch;desc="%d"\r\n%b\r\n%b'
 )
 _CLOSE: Final = b"connection: close\r\n"
+_SENT_BYTES: Final = 256 * 1024
+"""Of a large answer: what is sent at once, and so what is kept of it when the client takes nothing."""
+_KEPT: Final = b"connection: keep-alive\r\n"
+"""What a client that speaks HTTP/1.0 must be told."""
 PROTOCOLS: Final = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
@@ -70,12 +76,19 @@ class Connection(Protocol):
         """Send the whole answer to the call under way, or the last part of it."""
         ...
 
-    def begin_answer(self, part: bytes) -> None:
-        """Send a part of the answer to the call under way that is not the last."""
+    def begin_answer(self, part: bytes, then: Callable[[], None]) -> None:
+        """Send a part of the answer to the call under way that is not the last; `then` is called when there is room for
+        another."""
         ...
 
-    def hold(self, seconds: float) -> None:
-        """Read nothing more for so many seconds."""
+    @property
+    def last(self) -> bool:
+        """Whether nothing has been read after the call under way."""
+        ...
+
+    def refused(self) -> bool:
+        """The call under way is to be answered 429: what comes next is looked at a little later; True when the
+        connection is to be closed instead."""
         ...
 
     def call_later(self, seconds: float, then: Callable[[], None]) -> "Timer":
@@ -96,20 +109,21 @@ class Shop:
     """What every exchange of an API server shares.
 
     routes: by the exact bytes of the request target. log_access: given
-    every finished call with its status and seconds; None when nobody wants to know.
+    every finished call with its status and seconds; None when nobody wants to know. request_timeout_s: the most time
+    from a request's head to its answer; None = no bound.
     """
 
     routes: Mapping[bytes, Route]
     dispatcher: Dispatcher
     codecs: CodecProcess
     metrics: Metrics
-    limit_bytes: int
-    json_limit_bytes: int
     receiving: Receiving
     log_access: Callable[[Call, int, float], None] | None
-    heads: KnownHeads
+    heads: HeadReader
     ids: "RequestIds"
     pace: Pace
+    request_timeout_s: float | None
+    unread: Unread
 
 
 class RequestIds:
@@ -147,16 +161,17 @@ class Exchange(Ticketed):
     """Negative until the body is decoded."""
     _settled = False
 
-    def __init__(self, shop: Shop, head: Head, connection: Connection, keep_alive: bool) -> None:
+    def __init__(self, shop: Shop, head: Head, connection: Connection) -> None:
         self._began_ns = monotonic_ns()
-        self.lane = lane = head.lane
-        self.keep_alive = keep_alive
+        self.lane = head.lane
+        self.keep_alive = head.keep_alive
         self.missing = head.length
         """Bytes of the body that have not come yet."""
         self._shop = shop
         self._head = head
         self._connection = connection
-        self._timeout_s = lane.timeout_s
+        self._timeout_s = shop.request_timeout_s
+        self._draining = shop.dispatcher.board.draining
         # Not class values: the compiler leaves those of classes that it does not compile unset.
         self._timer: Timer | None = None
         self._half: HalfBody | None = None
@@ -169,12 +184,12 @@ class Exchange(Ticketed):
         return self._made_id().decode()
 
     def begin(self) -> None:
-        """Refuse at once what cannot be served now; set the place of a raw body aside before the body comes."""
+        """Refuse at once what cannot be served now. Nothing is set aside for a body of which nothing has come."""
         head, dispatcher = self._head, self._shop.dispatcher
         lane = head.lane
         try:
-            if head.own:
-                self._timeout_s = self._call().timeout_s(lane.timeout_s) or lane.timeout_s
+            if head.timeout_ms:
+                self._timeout_s = allowed_s(head.timeout_ms.decode("latin-1"), self._timeout_s)
             if not dispatcher.ready(lane):
                 raise NotReady(
                     f"model {lane.model!r} version {lane.version} is not ready; try again when "
@@ -182,45 +197,78 @@ class Exchange(Ticketed):
                 )
             if head.raw:
                 self.rows = head.length // head.route.raw_row_bytes
-                dispatcher.reserve(
-                    self, head.length, dispatcher.output_room(lane, self.rows, (), head.length)
-                )
+                if head.length > LARGE_COPY_BYTES:  # what could never be served is told before it is sent
+                    dispatcher.check_fits(self, *self._room())
         except ServiceError as error:
             self._refuse(error)
 
     def feed(self, chunk: bytes) -> None:
         """The next part of the body, at most what is missing. The last part sends the request on its way."""
-        at = self._head.length - self.missing
         self.missing -= len(chunk)
         if self.response_complete:
             return  # refused already: what still comes is dropped
         try:
-            if self.place is not None:
-                self.place.inputs[at : at + len(chunk)] = chunk
-            elif not chunk:
-                return
+            half = self._half
+            if half is not None or (self.missing and chunk):
+                self._feed_part(chunk)
             elif self.missing:
-                # A body that comes in parts waits in the arena, whose size bounds what half-sent bodies can hold.
-                # Rounded, because the arena keeps places by their sizes.
-                self._shop.dispatcher.reserve(self, rounded(self._head.length), 0)[: len(chunk)] = chunk
+                return
+            elif self._head.raw:
+                input_bytes, output_bytes = self._room()
+                self._shop.dispatcher.reserve(self, input_bytes, output_bytes)[:] = chunk
+                self._submit()
             else:
                 self._body = chunk
-            if not self.missing:
-                self._end_waiting()
                 self._submit()
         except ServiceError as error:
             self._refuse(error)
         except Exception:
             self._refuse(self._internal())
 
+    def _room(self) -> tuple[int, int]:
+        """Bytes of inputs and of outputs of the place that the body goes to."""
+        head = self._head
+        if head.raw:
+            return head.length, self._shop.dispatcher.output_room(head.lane, self.rows, (), head.length)
+        return rounded(head.length), 0  # rounded, because the arena keeps places by their sizes
+
+    def _feed_part(self, part: bytes) -> None:
+        """A part of a body that does not come in one go. Raises ServiceError."""
+        half = self._half
+        if half is None:
+            half = self._half = self._shop.receiving.begin(
+                self, self._head.length, self._room(), self._gives_way
+            )
+        half.add(part)
+        if self.missing:
+            return
+        if self.place is not None:
+            self._end_waiting()
+            self._submit()
+            return
+        # It waited in memory of its own.
+        input_bytes, output_bytes = self._room()
+        memory = self._shop.dispatcher.reserve(self, input_bytes, output_bytes)
+
+        def go_on(at: int) -> None:
+            if self.response_complete:
+                return  # late, or the client is gone
+            rest = half.copy_some(memory, at)
+            if rest:
+                self._connection.call_later(0.0, lambda: go_on(rest))
+                return
+            self._end_waiting()
+            self._try(self._submit)
+
+        go_on(0)
+
+    def _gives_way(self) -> None:
+        """The bodies that are being received have no room left, and this one is to give way."""
+        self._refuse(self._shop.receiving.memory.gave_way())
+
     def await_body(self) -> None:
         """What was sent so far is not all: its time is bounded too."""
         if self._timer is None and not self.response_complete:
-            try:
-                self._half = self._shop.receiving.begin(self._head.length)
-            except ServiceError as error:
-                self._refuse(error)
-                return
             left_s = (self._deadline_ns() - monotonic_ns()) / 1e9
             self._timer = self._connection.call_later(max(0.0, left_s), self._late)
 
@@ -281,6 +329,8 @@ class Exchange(Ticketed):
     def _success(self, headers: bytes, length: int, encode_s: float, body: bytes) -> bytes:
         """The head of the answer with its body, or the beginning of it."""
         queue_s, gather_s, run_s, scatter_s = self.stages_s
+        if self._draining[0]:
+            self._close_if_last()
         return _OK % (
             self._connection.date_line(),
             self._head.media_type,
@@ -292,9 +342,14 @@ class Exchange(Ticketed):
             _batch_timing(gather_s, run_s, scatter_s),
             encode_s * 1e3,
             self.batch_rows,
-            b"" if self.keep_alive else _CLOSE,
+            self._connection_line(),
             body,
         )
+
+    def _close_if_last(self) -> None:
+        """The server ends: clients are to go to another. Not before what this one has sent by now is answered."""
+        if self._connection.last:
+            self.keep_alive = False
 
     def _answered(self, encode_s: float) -> None:
         """Count and log a call that was answered with 200."""
@@ -349,26 +404,26 @@ class Exchange(Ticketed):
         return True
 
     def _send(self, prefix: bytes, rest: memoryview, headers: bytes, started_ns: int) -> None:
-        """Send an answer that ends in what lies in the place, a piece in each turn of the event loop."""
+        """Send an answer that ends in what lies in the place, as quickly as the client takes it: a piece in a turn of
+        the event loop at most."""
         encode_s = (monotonic_ns() - started_ns) / 1e9
         connection = self._connection
-        connection.begin_answer(self._success(headers, len(prefix) + len(rest), encode_s, prefix))
 
         def go_on(at: int) -> None:
             if self.response_complete:
                 return  # the client is gone
-            end = at + PIECE_BYTES
+            end = at + _SENT_BYTES
             piece = bytes(rest[at:end])
             if end < len(rest):
-                connection.begin_answer(piece)
-                connection.call_later(0.0, lambda: go_on(end))
+                connection.begin_answer(piece, lambda: go_on(end))
                 return
             self._shop.dispatcher.release(self)
             self.response_complete = True
             connection.answer(piece)
             self._answered(encode_s)
 
-        go_on(0)
+        head = self._success(headers, len(prefix) + len(rest), encode_s, prefix)
+        connection.begin_answer(head, lambda: go_on(0))
 
     def _try(self, step: Callable[[], None]) -> None:
         """Take a step in a turn of the event loop of its own."""
@@ -418,7 +473,8 @@ class Exchange(Ticketed):
 
     def _queue(self, now_ns: int) -> None:
         """Queue the request, whose inputs are in its place. Raises ServiceError."""
-        self._shop.dispatcher.submit(self, now_ns, self._deadline_ns())
+        deadline_ns = min(self._deadline_ns(), now_ns + int(self.lane.timeout_s * 1e9))
+        self._shop.dispatcher.submit(self, now_ns, deadline_ns)
 
     def _decoded(self, started_ns: int) -> int:
         """The time, CLOCK_MONOTONIC, at which decoding has ended."""
@@ -428,7 +484,8 @@ class Exchange(Ticketed):
 
     def _deadline_ns(self) -> int:
         """CLOCK_MONOTONIC at which its time is over."""
-        return self._began_ns + int(self._timeout_s * 1e9)
+        timeout_s = self._timeout_s
+        return self._began_ns + int((NO_BOUND_S if timeout_s is None else timeout_s) * 1e9)
 
     def _late(self) -> None:
         """The time is over, and the body is not there."""
@@ -449,11 +506,15 @@ class Exchange(Ticketed):
 
     def _refuse(self, error: ServiceError) -> None:
         """Fail while the place is still ours."""
+        self._end_waiting()
         self._shop.dispatcher.release(self)
         self._fail(error)
 
     def _fail(self, error: ServiceError) -> None:
         self._end_waiting()
+        refused = isinstance(error, QueueFull) and not self.missing
+        if (refused and self._connection.refused()) or self._draining[0]:
+            self._close_if_last()
         answer = error_answer(error)
         call = self._call()
         lines = [
@@ -463,17 +524,13 @@ class Exchange(Ticketed):
             b"x-request-id: " + self._made_id() + b"\r\n",
             *(f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in answer.headers),
             f"server-timing: {call.server_timing()}\r\n".encode() if call.stages_s else b"",
-            b"" if self.keep_alive else _CLOSE,
+            self._connection_line(),
             b"\r\n",
             answer.body,
         ]
         self.response_complete = True
         self._connection.answer(b"".join(lines))
         self._finish(call, answer.status, error.code)
-        if isinstance(error, QueueFull) and not self.missing:
-            pause_s = self._shop.pace.pause_s(monotonic_ns() / 1e9)
-            if pause_s:
-                self._connection.hold(pause_s)
 
     def _finish(self, call: Call, status: int, error_code: str | None) -> None:
         """Count and log a call that was not answered with 200."""
@@ -493,18 +550,22 @@ class Exchange(Ticketed):
         if shop.log_access is not None:
             shop.log_access(call, status, duration_s)
 
+    def _connection_line(self) -> bytes:
+        """What the answer says of the connection."""
+        if not self.keep_alive:
+            return _CLOSE
+        return _KEPT if self._head.old else b""
+
     def _made_id(self) -> bytes:
         """The client's own id where it gave a good one, else one of ours."""
         if not self._id:
-            own = self._head.own
-            given = own.get("x-request-id") if own else None
-            self._id = self._shop.ids.make() if given is None else request_id(given).encode()
+            self._id = self._head.request_id or self._shop.ids.make()
         return self._id
 
     def _call(self) -> Call:
         """The call as the long way describes it."""
         head, path = self._head, self._head.route.path
-        call = Call("POST", path, "", head.own, request_id=self.request_id)
+        call = Call("POST", path, head.route.query[1:], {}, request_id=self.request_id)
         call.route, call.model, call.version = head.route.pattern, self.lane.model, self.lane.version
         call.protocol = PROTOCOLS[head.kind]
         call.rows, call.batch_rows = self.rows, self.batch_rows

@@ -86,7 +86,13 @@ class NumpyEngine:
     problems: dict[str, str] = field(default_factory=dict)
 
     async def infer(
-        self, model: str, version: str, inputs: dict[str, np.ndarray], rows: int, timeout_s: float | None
+        self,
+        model: str,
+        version: str,
+        inputs: dict[str, np.ndarray],
+        rows: int,
+        timeout_s: float | None,
+        request_id: str,
     ) -> Outcome:
         self.calls.append((model, version, rows, timeout_s))
         try:

@@ -75,12 +75,37 @@ def test_a_client_that_leaves_in_the_middle_ends_the_reading():
 
 
 def test_bodies_that_hold_too_much_together_are_refused_and_what_they_held_is_given_back():
-    memory = BodyMemory(5)
-    memory.take(3)
+    memory = BodyMemory(6)
+    other = memory.open(lambda: pytest.fail("it is within its share"))
+    assert other.take(3)
 
     async def receive():
-        return {"type": "http.request", "body": b"abc", "more_body": True}
+        return {"type": "http.request", "body": b"ab", "more_body": True}
 
-    with pytest.raises(QueueFull, match="hold 3 of 5 bytes, and 3 more do not fit; try again later"):
+    with pytest.raises(QueueFull, match="hold 5 of 6 bytes, and 2 more do not fit; try again later"):
         asyncio.run(read_body(receive, None, LIMIT, memory))
     assert memory.used_bytes == 3
+
+
+def test_a_body_that_must_give_way_is_refused_at_once_and_holds_nothing_any_more():
+    async def test():
+        memory = BodyMemory(100)
+        came = asyncio.Event()
+
+        async def receive():
+            if came.is_set():
+                await asyncio.Event().wait()  # nothing more ever comes
+            came.set()
+            return {"type": "http.request", "body": b"x" * 90, "more_body": True}
+
+        reading = asyncio.create_task(read_body(receive, None, 1000, memory))
+        await came.wait()
+        await asyncio.sleep(0)
+        assert memory.used_bytes == 90
+        other = memory.open(lambda: pytest.fail("it is within its share"))
+        assert other.take(20)
+        assert memory.used_bytes == 20
+        with pytest.raises(QueueFull, match="this one stood still or held more than its share"):
+            await reading
+
+    asyncio.run(test())

@@ -99,7 +99,7 @@ def test_serve_hands_checked_settings_to_the_server(tmp_path, monkeypatch, plugi
     import service.serve
 
     got = []
-    monkeypatch.setattr(service.serve, "run_server", lambda settings: got.append(settings) or 0)
+    monkeypatch.setattr(service.serve, "run_server", lambda settings, stop: got.append(settings) or 0)
     monkeypatch.setenv("FOLDSERVE_HOST", "0.0.0.0")
     assert main(["serve", str(tmp_path), "--port", "81", "--access-log", "--drain-grace", "2"]) == 0
     (settings,) = got

@@ -1,6 +1,7 @@
 """From settings to the plan of a server, and what is said about it."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from service.backends import SessionOptions
 from service.backends.devices import Devices
 from service.config import ServeSettings, load_settings
 from service.errors import ConfigError
+from service.processes import StopSignals
 from service.repository import read_repository
 from service.serve import run_server, session_options, tell_what_is_served, version_of, warn_of_limits
 from service.transport.board import Board, Dimensions
@@ -22,15 +24,25 @@ def settings(tmp_path: Path) -> ServeSettings:
     return load_settings({"repository": str(tmp_path), "device": "cpu"}, {})
 
 
-def test_default_model_that_is_not_there_is_refused_with_those_that_are(settings: ServeSettings) -> None:
+@pytest.fixture
+def stop() -> Iterator[StopSignals]:
+    with StopSignals() as signals:
+        yield signals
+
+
+def test_default_model_that_is_not_there_is_refused_with_those_that_are(
+    settings: ServeSettings, stop: StopSignals
+) -> None:
     with pytest.raises(ConfigError, match=r"--default-model 'resnet' is not in .*; expected one of linear"):
-        run_server(replace(settings, default_model="resnet"))
+        run_server(replace(settings, default_model="resnet"), stop)
 
 
-def test_repository_that_cannot_be_read_is_refused_before_anything_starts(settings: ServeSettings) -> None:
+def test_repository_that_cannot_be_read_is_refused_before_anything_starts(
+    settings: ServeSettings, stop: StopSignals
+) -> None:
     (settings.repository / "linear" / "config.yaml").write_text("instances: none\n")
     with pytest.raises(ConfigError, match="instances"):
-        run_server(settings)
+        run_server(settings, stop)
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, 8), (3, 2), (20, 1)])
@@ -81,7 +93,7 @@ def test_memory_promised_to_all_api_servers_beyond_the_containers_limit_is_told(
 
 
 def test_repository_by_a_relative_path_in_a_removed_folder_is_refused_with_a_text(
-    settings: ServeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ServeSettings, stop: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -90,7 +102,7 @@ def test_repository_by_a_relative_path_in_a_removed_folder_is_refused_with_a_tex
     with pytest.raises(
         ConfigError, match="'models' is relative to the working folder, which has been removed"
     ):
-        run_server(replace(settings, repository=Path("models")))
+        run_server(replace(settings, repository=Path("models")), stop)
 
 
 # What is said once everything is loaded ---------------------------------------------------------------------

@@ -62,6 +62,7 @@ class Theatre:
         self.cannot_load: list[Child] = []
         self.turns: list[int] = []
         """Models whose turn to read was renewed."""
+        self.closings: list[Phase] = []
         self.may_pass = True
         self.fences: list[tuple[int, int]] = []
         self._reports_read, self._reports_write = os.pipe()
@@ -75,6 +76,7 @@ class Theatre:
             died=self.died.append,
             cannot_load=self.cannot_load.append,
             renew_turn=self.turns.append,
+            closing=self.close,
             run_limit_s=RUN_LIMIT_S,
             grace_s=grace_s,
             close_s=close_s,
@@ -116,6 +118,10 @@ class Theatre:
     def does_not_end(self, index: int, lifeline: Handle) -> None:
         """An API server that does not hear."""
         signal.pause()
+
+    def close(self) -> None:
+        """The listening sockets of the parent."""
+        self.closings.append(self.supervisor.phase)
 
     # What the tests do
 
@@ -459,6 +465,7 @@ def test_first_signal_turns_readiness_off_and_everything_goes_on_until_the_grace
     assert theatre.board.draining[0] == 1
     theatre.kill(Role.WORKER)
     theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)  # it is needed still
+    assert not theatre.closings  # new connections are still taken
     theatre.let_deadline_come(NEVER_S)
     theatre.until(lambda: theatre.supervisor.phase is not Phase.GRACE)
     assert {told for told in theatre.told(4) if told.word is Word.STOP} == {
@@ -472,6 +479,8 @@ def test_closing_ends_api_servers_first_and_then_workers_with_exit_0(open_theatr
     theatre.opened(workers=2)
     workers, (quick, slow) = theatre.processes[:2], theatre.processes[2:]
     stop_signal()
+    theatre.until(lambda: bool(theatre.closings))
+    assert theatre.closings == [Phase.CLOSING]
     theatre.until(lambda: theatre.supervisor._of(Role.API_SERVER)[0].process is slow)
     assert [process.is_alive() for process in workers] == [True, True]
     theatre.kill(Role.API_SERVER, 1)

@@ -19,9 +19,11 @@ from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.dispatch_engine import DispatchEngine
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
-from service.fastpath.heads import KnownHeads, Route
+from service.fastpath.head_reader import HeadReader
+from service.fastpath.heads import Limits, Route
 from service.fastpath.pace import Pace
 from service.fastpath.protocol import FastProtocol
+from service.fastpath.unread import Unread
 from service.http import Front
 from service.metrics import Metrics, Plan
 from service.receiving import Receiving
@@ -31,7 +33,7 @@ from tests.service.support import SETTINGS, served
 PATH = "/predict/m0"
 JSON = "application/json"
 RAW = "application/octet-stream"
-LONG = "Trailer: none"
+LONG = "Content-Encoding: identity"
 """A header that only the long way knows, and that changes nothing."""
 LIMIT_BYTES = 100_000
 
@@ -89,6 +91,9 @@ class Socket(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self.unsent_bytes
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high = high
+
 
 @dataclass
 class Answer:
@@ -110,7 +115,9 @@ class Answer:
 class House:
     """An API server without sockets. Make it on a running event loop."""
 
-    def __init__(self, limit_bytes: int = LIMIT_BYTES, **rig: Any) -> None:
+    def __init__(
+        self, limit_bytes: int = LIMIT_BYTES, request_timeout_s: float | None = None, **rig: Any
+    ) -> None:
         self.rig = Rig(**{"workers": 1, **rig})
         self.worker = self.rig.new_worker()
         self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
@@ -119,26 +126,37 @@ class House:
         counters = {kind: self.metrics.answered_counter(PROTOCOLS[kind], "m0", "1") for kind in BodyType}
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info")
+        bodies = BodyMemory(max(1 << 20, limit_bytes))
+        receiving = Receiving(bodies, self.rig.dispatcher)
+        self.now_s = 1000.0
+        unread = Unread(1 << 20, lambda: self.now_s)
+        self.rig.dispatcher.make_room = lambda: receiving.make_room() or unread.end_stalled()
+        route = Route(PATH, "", "/predict/{model}", lane, FIXED, counters)
         self.shop = Shop(
-            routes={PATH.encode(): Route(PATH, "/predict/{model}", lane, FIXED, counters)},
+            routes={PATH.encode(): route},
             dispatcher=self.rig.dispatcher,
             codecs=self.codecs,
             metrics=self.metrics,
-            limit_bytes=limit_bytes,
-            json_limit_bytes=limit_bytes,
-            receiving=Receiving(BodyMemory(max(1 << 20, limit_bytes)), 8),
+            receiving=receiving,
             log_access=lambda call, status, _: self.lines.append((call, status)),
-            heads=KnownHeads(),
+            heads=HeadReader([route], Limits(limit_bytes, limit_bytes)),
             ids=RequestIds(),
             pace=Pace(time.monotonic),  # a thread that never has time to spare
+            unread=unread,
+            request_timeout_s=request_timeout_s,
         )
         self.engine = DispatchEngine(
             self.rig.dispatcher, self.codecs, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()]
         )
         settings = replace(
-            SETTINGS, max_body_bytes=limit_bytes, max_json_bytes=limit_bytes, default_model="m0"
+            SETTINGS,
+            max_body_bytes=limit_bytes,
+            max_json_bytes=limit_bytes,
+            default_model="m0",
+            request_timeout_ms=int((request_timeout_s or 0.0) * 1000),
         )
         self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
+        self.front.bodies = bodies
         FastProtocol.shop = self.shop
         self.config = uvicorn.Config(
             self.front, http=FastProtocol, ws="none", log_config=None, access_log=False
@@ -170,8 +188,9 @@ class House:
         """Whether no request holds anything any more."""
         return (
             self.rig.all_free()
-            and not self.shop.receiving.bodies
-            and not self.shop.receiving.memory.used_bytes
+            and not self.front.bodies.used_bytes
+            and not self.shop.unread.used_bytes
+            and not self.rig.dispatcher.lent_bytes
         )
 
 

@@ -1,8 +1,10 @@
 """How quickly refused clients may come again."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.fastpath.pace import BUSY, FREE, LOOK_S, RATE, Pace
+from service.fastpath.pace import BUSY, CLOSE, FREE, LOOK_S, MOST_S, RATE, Pace
 
 
 class Thread:
@@ -25,7 +27,7 @@ class Thread:
         back_s = [self.now_s] * clients
         until_s, refused = self.now_s + seconds, 0
         while (now_s := min(back_s)) < until_s:
-            back_s[back_s.index(now_s)] = now_s + max(self.refuse(now_s), 1e-3)
+            back_s[back_s.index(now_s)] = now_s + max(self.refuse(now_s), 1e-3)  # CLOSE: it comes on another
             refused += 1
         return refused
 
@@ -62,3 +64,35 @@ def test_pauses_end_when_the_thread_has_time_again() -> None:
     thread.part = 0.1
     thread.flood(1.0 + LOOK_S)
     assert thread.flood(1.0, clients=16) >= 15_000
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 1e-5, 2e-4, 1e-3, 0.1, 2.0]), st.floats(0, 1)),
+        min_size=1,
+        max_size=300,
+    ),
+    st.integers(1, 40),
+)
+def test_a_pause_is_bounded_whatever_comes_and_nothing_of_a_flood_is_left_after_the_longest(
+    steps: list[tuple[float, float]], each: int
+) -> None:
+    thread = Thread(1.0)
+    now_s = 1000.0
+    for gap_s, part in steps:
+        now_s += gap_s
+        thread.part = part
+        for _ in range(each):
+            pause_s = thread.refuse(now_s)
+            assert pause_s == CLOSE or 0.0 <= pause_s <= MOST_S
+    after_s = now_s + MOST_S + FREE / RATE
+    assert thread.refuse(after_s) == 0.0
+
+
+def test_clients_that_use_a_connection_for_each_refusal_are_told_to_close_and_kept_no_longer() -> None:
+    thread = Thread(1.0)
+    refusals = [thread.refuse(number / 5000) for number in range(50_000)]
+    pauses = [pause_s for pause_s in refusals if pause_s != CLOSE]
+    assert max(pauses) <= MOST_S
+    # Kept at any time: at most those whose pause has not ended.
+    assert len(pauses) == pytest.approx(10 * RATE, rel=0.2)  # the rest of ten seconds of them was closed

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from service import http as http_front
 from service.fastpath import protocol as protocol_module
-from service.fastpath.pace import FREE
+from service.fastpath import unread as unread_module
+from service.fastpath.pace import CLOSE, FREE
+from service.fastpath.unread import PATIENCE_S
 from tests.service.fastpath.connection import (
     JSON,
     LIMIT_BYTES,
@@ -54,7 +57,8 @@ CALLS: dict[str, tuple[bytes, int]] = {
     "long": (call(rows(5.0), JSON, LONG), 200),
     "live": (LIVE, 200),
     "chunked": (
-        b"POST %b HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+        b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
         % (PATH.encode(), len(rows(8.0)), rows(8.0)),
         200,
     ),
@@ -94,73 +98,22 @@ def test_however_the_bytes_are_cut_each_request_gets_its_own_answer_in_order(
     run(test)
 
 
-def test_a_known_head_is_not_parsed_again_and_frames_its_own_body() -> None:
+class NoParser:
+    """In the parser's place where nothing must be given to it."""
+
+    def feed_data(self, data: bytes) -> None:
+        raise AssertionError(f"parsed: {data!r}")
+
+
+@pytest.mark.parametrize("line", ["traceparent: 00-%032x-01", "X-Request-Id: %d", "Accept: */*"])
+def test_an_ordinary_head_is_not_parsed_and_frames_its_own_body(line: str) -> None:
     async def test(house: House) -> None:
         connection = house.connect()
-        connection.send(call(rows(1.0)))
-        assert connection.protocol._known(call(rows(1.0))[: -len(rows(1.0))]) is not None
-        connection.protocol.parser.feed_data = None  # type: ignore[method-assign]  # calling it would fail
-        await house.turn()
-        for value in (2.0, 3.0):
-            connection.send(call(rows(value)))
+        connection.protocol.parser = NoParser()
+        for number in range(3):
+            connection.send(call(rows(number), JSON, line % number if "%" in line else line))
             await house.turn()
-        assert [answer.values for answer in connection.answers()] == [[2.0], [3.0], [4.0]]
-
-    class Parser:
-        """httptools' parser takes no attributes of its own."""
-
-    async def with_parser(house: House) -> None:
-        original = house.connect
-
-        def connect() -> Connection:
-            connection = original()
-            real = connection.protocol.parser
-            connection.protocol.parser = Parser()
-            for name in (
-                "feed_data",
-                "get_method",
-                "get_http_version",
-                "should_keep_alive",
-                "should_upgrade",
-            ):
-                setattr(connection.protocol.parser, name, getattr(real, name))
-            return connection
-
-        house.connect = connect  # type: ignore[method-assign]
-        await test(house)
-
-    run(with_parser)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        LIVE + call(rows(1.0)),
-        call(rows(1.0), JSON, "X-Request-Id: one"),
-        call(rows(1.0), JSON, "X-Timeout-Ms: 1000"),
-        call(rows(1.0), JSON, "Connection: close"),
-        call(rows(1.0), JSON, "X-Filler: " + "x" * 1024),
-        call(rows(1.0), JSON, LONG),
-    ],
-    ids=["second in its data", "own id", "own deadline", "close", "large", "special"],
-)
-def test_heads_that_must_be_parsed_each_time_are_not_kept(data: bytes) -> None:
-    async def test(house: House) -> None:
-        house.connect().send(data)
-        assert not house.shop.heads._known
-
-    run(test)
-
-
-def test_the_kept_heads_are_bounded() -> None:
-    async def test(house: House) -> None:
-        for number in range(house.shop.heads._MOST + 10):
-            connection = house.connect()
-            connection.send(call(rows(1.0), JSON, f"X-Number: {number}"))
-            connection.leave()
-        assert 0 < len(house.shop.heads._known) <= house.shop.heads._MOST
-        await house.turn(lambda: house.free)
-        assert house.free
+        assert [answer.values for answer in connection.answers()] == [[1.0], [2.0], [3.0]]
 
     run(test)
 
@@ -200,9 +153,9 @@ def test_what_is_no_request_ends_the_connection_after_the_answers_that_are_due(
         await house.turn(lambda: connection.socket.closing)
         answers = connection.answers()
         assert connection.socket.closing
-        assert [answer.status for answer in answers] in ([200, 400], [400]) if wait or not before else [[200]]
-        if not before or wait:
-            assert answers[-1].code == "bad_request"
+        assert [answer.status for answer in answers] == ([200, 400] if before else [400])
+        assert answers[-1].code == "bad_request"
+        assert len(answers[-1].headers["x-request-id"]) == 32
         assert answers[-1].headers["connection"] == "close"
         assert house.free
 
@@ -213,7 +166,8 @@ def test_chunks_that_are_no_chunks_end_the_request() -> None:
     async def test(house: House) -> None:
         connection = house.connect()
         connection.send(
-            b"POST /predict/m0 HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+            b"POST /predict/m0 HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
         )
         await house.turn(lambda: connection.socket.closing)
         (answer,) = connection.answers()
@@ -226,23 +180,14 @@ def test_a_broken_body_behind_a_request_that_waits_does_not_keep_its_answer_back
     async def test(house: House) -> None:
         connection = house.connect()
         connection.send(call(rows(1.0)))
-        connection.send(b"POST /predict/m0 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        connection.send(
+            b"POST /predict/m0 HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+        )
         await house.turn(lambda: connection.socket.closing)
-        assert statuses(connection) == [200]
-        assert connection.socket.closing
-
-    run(test)
-
-
-def test_an_upgrade_is_not_made_and_what_follows_is_no_request() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
-        upgrade = call(b"ab", JSON, "Upgrade: websocket", "Connection: Upgrade")
-        connection.send(upgrade)
-        connection.send(call(rows(1.0)))
-        await house.turn(lambda: connection.socket.closing)
-        assert len(connection.answers()) == 1
-        assert connection.answers()[0].headers["connection"] == "close"
+        assert statuses(connection) == [200, 400]
+        assert connection.answers()[1].headers["connection"] == "close"
+        assert house.free
 
     run(test)
 
@@ -326,38 +271,122 @@ def test_after_a_flood_of_refusals_the_refused_connection_is_not_read_from_for_a
     run(test, max_rows=2)
 
 
+def test_a_refused_client_that_leaves_in_its_pause_is_noticed_and_what_it_sends_waits() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.protocol._flow.pause(0.001)
+        assert connection.socket.reading  # that is how its leaving would be seen
+        connection.send(call(rows(1.0)))
+        assert not connection.socket.reading
+        assert not house.rig.dispatcher.in_flight
+        await house.turn(lambda: connection.socket.reading, most=100_000)
+        await house.turn()
+        assert connection.answers()[0].values == [2.0]
+        assert house.free
+
+    run(test)
+
+
 def test_a_pause_that_ends_after_the_connection_touches_nothing() -> None:
     async def test(house: House) -> None:
         connection = house.connect()
-        connection.protocol.hold(0.001)
-        assert not connection.socket.reading
+        connection.protocol._flow.pause(0.001)
+        connection.send(call(rows(1.0)))
         connection.socket.close()
         done = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(0.002, done.set_result, None)
         await done
         assert not connection.socket.reading
+        assert not connection.socket.written
+        assert house.free
 
     run(test)
 
 
-def test_an_arena_without_room_refuses_before_the_body() -> None:
+def test_past_the_longest_pause_a_refused_connection_is_closed_with_its_answer() -> None:
     async def test(house: House) -> None:
-        body = bytes(8 * 6000)
-        message = call(body, RAW)
-        first, second = house.connect(), house.connect()
-        first.send(message[:-1])
-        second.send(message[:1000])
-        (refused,) = second.answers()
-        assert (refused.status, refused.code) == (429, "queue_full")
-        second.send(message[1000:])
-        first.send(message[-1:])
-        await house.turn(lambda: bool(first.answers()), most=2000)
-        second.send(message)
-        await house.turn(lambda: len(second.answers()) == 2, most=2000)
-        assert (statuses(first), statuses(second)) == ([200], [429, 200])
+        first = house.connect()
+        first.send(call(rows(1.0, 2.0)))
+        while house.shop.pace.pause_s(time.monotonic()) != CLOSE:
+            pass  # others are refused
+        refused = house.connect()
+        refused.send(call(rows(3.0)))
+        (answer,) = refused.answers()
+        assert (answer.status, answer.headers.get("connection")) == (429, "close")
+        assert refused.socket.closing
+
+    run(test, max_rows=2)
+
+
+# Bodies in parts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [JSON, RAW])
+def test_heads_without_bodies_hold_nothing(kind: str) -> None:
+    async def test(house: House) -> None:
+        heads = [house.connect() for _ in range(40)]
+        for connection in heads:
+            connection.send(call(bytes(8 * 12_000), kind)[: -8 * 12_000])
+        assert house.free
+        other = house.connect()
+        other.send(call(bytes(8 * 6000), RAW))
+        await house.turn(lambda: bool(other.answers()), most=2000)
+        assert statuses(other) == [200]
+
+    run(test, data_bytes=150_000, max_rows=100_000)
+
+
+def test_half_sent_bodies_leave_their_places_to_whole_ones_and_lose_nothing_by_it() -> None:
+    async def test(house: House) -> None:
+        halves = [house.connect() for _ in range(4)]
+        bodies = [np.full((2000, 2), number, np.float32).tobytes() for number in range(4)]
+        for connection, body in zip(halves, bodies, strict=True):
+            message = call(body, RAW, "Accept: application/octet-stream")
+            connection.send(message[:-9000])
+        assert house.rig.dispatcher.lent_bytes > 0
+        whole = house.connect()
+        whole.send(call(bytes(8 * 8000), RAW))
+        assert house.rig.dispatcher.lent_bytes == 0
+        await house.turn(lambda: bool(whole.answers()), most=2000)
+        assert statuses(whole) == [200]
+        for number, (connection, body) in enumerate(zip(halves, bodies, strict=True)):
+            connection.send(body[-9000:-1])
+            connection.send(body[-1:])
+            await house.turn(lambda connection=connection: bool(connection.answers()), most=2000)
+            (answer,) = connection.answers()
+            assert answer.status == 200
+            assert np.array_equal(np.frombuffer(answer.body, "<f4"), np.full(4000, number + 1.0))
         assert house.free
 
     run(test, data_bytes=150_000, max_rows=100_000)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_who_sends_much_of_a_body_and_stops_gives_way_and_is_told(way: tuple[str, ...]) -> None:
+    async def test(house: House) -> None:
+        house.front.bodies.limit_bytes = 100_000
+        hogs = [house.connect() for _ in range(2)]
+        for connection in hogs:
+            connection.send(call(bytes(90_000), JSON, *way)[:-45_000])
+            await house.rest()
+        assert house.front.bodies.used_bytes > 85_000
+        other = house.connect()
+        message = call(bytes(8 * 4000), RAW)
+        other.send(message[:-1])
+        await house.rest()
+        gone = [connection for connection in hogs if connection.answers()]
+        assert [(answer.status, answer.code) for connection in gone for answer in connection.answers()] == [
+            (429, "queue_full")
+        ]
+        other.send(message[-1:])
+        await house.turn(lambda: bool(other.answers()), most=2000)
+        assert statuses(other) == [200]
+        for connection in hogs:
+            connection.leave()
+        await house.rest()
+        assert house.free
+
+    run(test, max_rows=100_000)
 
 
 def test_a_body_over_the_limit_is_refused_from_its_head() -> None:
@@ -395,13 +424,13 @@ def test_a_body_that_does_not_come_in_time_is_answered_504_and_frees_all(sent: i
         assert (answer.status, answer.code) == (504, "deadline_passed")
         assert house.free
         # What it owes still is dropped, and the connection serves on; the next request has all the time it needs.
-        object.__setattr__(house.rig.lanes[0], "timeout_s", 60.0)
+        object.__setattr__(house.shop, "request_timeout_s", None)
         connection.send(body[sent:] + message)
         await house.turn(lambda: len(connection.answers()) == 2)
         assert connection.answers()[1].status == 200
         assert house.free
 
-    run(test, timeout_s=0.02)
+    run(test, request_timeout_s=0.02)
 
 
 @pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
@@ -469,6 +498,33 @@ def test_no_more_is_read_while_requests_wait_for_their_turn(way: tuple[str, ...]
                 sent += 20
         assert [answer.values for answer in connection.answers()] == [[i + 1.0] for i in range(100)]
         assert most <= 20
+        assert house.free
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_of_a_long_pipeline_one_request_is_parsed_ahead_and_the_rest_is_bounded(way: tuple[str, ...]) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        first = call(rows(1.0), JSON, *way)
+        pipeline = LIVE * 2000
+        connection.send(first + pipeline)
+        await house.rest()
+        assert len(connection.protocol.pipeline) <= 1
+        assert len(house.state.tasks) <= 1
+        assert house.front.bodies.used_bytes >= len(pipeline) - 2 * len(LIVE)  # what is kept counts
+        assert not connection.socket.reading
+        await house.turn(lambda: len(connection.answers()) == 2001, most=100_000)
+        assert set(statuses(connection)) == {200}
+        assert connection.socket.reading
+        assert house.free
+        # One that finds no room is ended.
+        house.front.bodies.limit_bytes = 1000
+        connection.send(first + pipeline)
+        assert connection.socket.aborted
+        await house.rest()
+        await house.turn(lambda: house.free)
         assert house.free
 
     run(test)
@@ -568,16 +624,47 @@ def test_a_connection_that_waits_for_an_answer_is_not_idle() -> None:
     run(test)
 
 
-def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_nothing_is_not() -> None:
+def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_nothing_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+
     async def test(house: House) -> None:
         connection = house.connect()
         clock = Clock(connection)
-        limit_s = connection.protocol.timeout_keep_alive
-        for unsent in (3000, 2000, 1000):
+        connection.send(call(rows(1.0)))
+        await house.turn()
+        connection.socket.unsent_bytes = 40_000
+        connection.protocol.pause_writing()
+        for unsent in (30_000, 20_000, 10_000):
+            assert house.shop.unread.used_bytes == unsent + 10_000
             connection.socket.unsent_bytes = unsent
-            clock.pass_time(limit_s)
+            house.now_s += 0.9 * PATIENCE_S
+            await house.rest()
+            clock.pass_time(2 * connection.protocol.timeout_keep_alive)
             assert not connection.socket.closing
-        clock.pass_time(limit_s)
+        house.now_s += 1.1 * PATIENCE_S
+        await house.rest()
+        assert connection.socket.aborted
+        assert house.free
+
+    run(test)
+
+
+def test_a_connection_that_is_closed_with_its_answer_waits_no_longer_for_who_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.socket.close = lambda: setattr(connection.socket, "closing", True)  # type: ignore[method-assign]
+        connection.socket.unsent_bytes = 200
+        connection.send(call(rows(1.0), JSON, "Connection: close"))
+        await house.turn()
+        assert connection.socket.closing
+        house.now_s += 1.1 * PATIENCE_S
+        await house.rest()
         assert connection.socket.aborted
 
     run(test)
@@ -596,6 +683,50 @@ def test_shutdown_waits_for_the_answer_and_ends_an_idle_connection_at_once() -> 
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         await house.rest()
         assert not house.state.connections
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("what", ["answer", "refusal", "late body", "404"])
+def test_every_answer_of_a_server_that_ends_closes_its_connection(what: str, way: tuple[str, ...]) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(rows(1.0), JSON, *way))
+        await house.turn()
+        assert "connection" not in connection.answers()[0].headers
+        message = {
+            "answer": call(rows(1.0), JSON, *way),
+            "refusal": call(b"[", JSON, *way),
+            "late body": call(rows(1.0), JSON, *way),
+            "404": call(rows(1.0), JSON, *way, path="/nowhere"),
+        }[what]
+        if what == "late body":
+            connection.send(message[:-5])
+            await house.rest()
+        house.rig.board.draining[0] = 1
+        connection.send(message[-5:] if what == "late body" else message)
+        await house.turn(lambda: connection.socket.closing)
+        answer = connection.answers()[1]
+        assert answer.headers["connection"] == "close"
+        assert connection.socket.closing
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_a_server_that_ends_answers_all_that_a_client_had_sent_and_closes_with_the_last(
+    way: tuple[str, ...],
+) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        house.rig.board.draining[0] = 1
+        connection.send(b"".join(call(rows(float(number)), JSON, *way) for number in range(5)))
+        connection.protocol.shutdown()
+        await house.turn(lambda: connection.socket.closing)
+        assert [answer.values for answer in connection.answers()] == [[number + 1.0] for number in range(5)]
+        closes = [answer.headers.get("connection") for answer in connection.answers()]
+        assert closes == [None, None, None, None, "close"]
 
     run(test)
 
@@ -687,7 +818,9 @@ def test_an_error_of_ours_is_answered_500_and_the_others_of_its_batch_are_not_to
     run(test)
 
 
-def test_the_date_is_that_of_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_date_is_that_of_the_second_also_after_the_clock_was_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Time:
         now_s = 1_000_000_000.25
 
@@ -696,21 +829,21 @@ def test_the_date_is_that_of_the_second(monkeypatch: pytest.MonkeyPatch) -> None
 
     clock = Time()
     monkeypatch.setattr(protocol_module, "time", clock)
-    monkeypatch.setattr(protocol_module.FastProtocol, "_date_until_s", 0.0)
+    monkeypatch.setattr(protocol_module.FastProtocol, "_date_s", -1)
 
     async def test(house: House) -> None:
         connection = house.connect()
         seen = []
-        for _ in range(3):
-            seen.append(connection.protocol.date_line())
-            clock.now_s += 0.5
+        for step_s in (0.5, 0.5, -3600.0, 0.0):
+            seen.append(connection.protocol.date_line()[10:-6])
+            clock.now_s += step_s
         assert seen == [
-            b"date: Sun, 09 Sep 2001 01:46:40 GMT\r\n",
-            b"date: Sun, 09 Sep 2001 01:46:40 GMT\r\n",
-            b"date: Sun, 09 Sep 2001 01:46:41 GMT\r\n",
+            *[b" 09 Sep 2001 01:46:40"] * 2,
+            b" 09 Sep 2001 01:46:41",
+            b" 09 Sep 2001 00:46:41",
         ]
 
     try:
         run(test)
     finally:
-        protocol_module.FastProtocol._date_until_s = 0.0  # the real clock is behind none of these
+        protocol_module.FastProtocol._date_s = -1

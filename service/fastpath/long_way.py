@@ -1,0 +1,55 @@
+"""A request that goes through ASGI: uvicorn's cycle, with what it lacks.
+
+A body that cannot be read to its end is told to the application as the error that it is, and not as a client that
+left; a client of HTTP/1.0 is told that its connection is kept; who is refused for want of room is paced as on the
+short way.
+"""
+
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from service.call import BROKEN
+from service.errors import ServiceError
+
+_QUEUE_FULL: Final = 429
+
+
+class LongCycle(RequestResponseCycle):
+    """One request. refused: called when it is answered 429 and its body has come; True closes its connection."""
+
+    def __init__(self, *, refused: Callable[[], bool], **named: Any) -> None:
+        super().__init__(**named)
+        self._broken: ServiceError | None = None
+        self._refused = refused
+
+    def break_off(self, error: ServiceError) -> None:
+        """No more of the body can be understood; error says why."""
+        self.keep_alive = False
+        self._broken = error
+        self.message_event.set()
+
+    async def receive(self) -> Any:
+        """See ASGI."""
+        message = None if self._broken is not None else await super().receive()
+        if self._broken is None or self.disconnected or self.response_complete:
+            return message or {"type": "http.disconnect"}
+        return {"type": "http.disconnect", BROKEN: self._broken}
+
+    async def send(self, message: Any) -> None:
+        """See ASGI."""
+        if message["type"] == "http.response.start":
+            if message["status"] == _QUEUE_FULL and not self.more_body and self._refused():
+                self.keep_alive = False
+            if self.keep_alive and self.scope["http_version"] == "1.0":
+                message = _kept(message)
+        await super().send(message)
+
+
+def _kept(message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The message with the header that keeps a connection of HTTP/1.0, unless it is to be closed."""
+    headers = list(message["headers"])
+    if any(name == b"connection" for name, _ in headers):
+        return message
+    return {**message, "headers": [*headers, (b"connection", b"keep-alive")]}
