@@ -176,6 +176,20 @@ def _model_file(folder: Path, where: str, backend: str | None) -> Path:
 def _signature(
     manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
 ) -> Signature:
+    """What the version takes and gives. Raises: ConfigError, also when its rows cannot be counted."""
+    signature = _stated(manifest, file, backend, where, config)
+    against = signature.rows_elsewhere()
+    if against:
+        raise ConfigError(
+            f"{where} cannot be served in batches: {against}; give dims that need not be equal names of their own, and "
+            "export the model with rows that do not depend on each other"
+        )
+    return signature
+
+
+def _stated(
+    manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
+) -> Signature:
     if manifest:
         return parse_signature(manifest)
     if config.signature:

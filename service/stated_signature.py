@@ -48,11 +48,28 @@ def _spec(entry: Any, where: str) -> TensorSpec:
         raise ValueError(f"{where}.datatype is {shown(datatype)}; expected a text such as FP32")
     if not isinstance(shape, list) or len(shape) > _MOST_DIMS or not all(map(_is_dim, shape)):
         raise ValueError(
-            f"{where}.shape is {shown(shape)}; expected a list of at most {_MOST_DIMS} whole numbers: -1 for the rows, "
-            "then dims of at least 1, or -1 for any size"
+            f"{where}.shape is {shown(shape)}; expected a list of at most {_MOST_DIMS} dims: -1 for the rows, then "
+            "whole numbers of at least 1, -1 for any size, or a name for a size that all dims of that name share"
         )
-    return TensorSpec(name, datatype, tuple(shape))
+    sizes = tuple(ANY if isinstance(dim, str) else dim for dim in shape)
+    return TensorSpec(name, datatype, sizes, _names(entry, shape, where))
+
+
+def _names(entry: dict[Any, Any], shape: list[Any], where: str) -> tuple[str, ...]:
+    """The names of the dims: in `dims`, where the export writes them, or in the shape itself."""
+    named = entry.get("dims", [dim if isinstance(dim, str) else None for dim in shape])
+    if (
+        not isinstance(named, list)
+        or len(named) != len(shape)
+        or not all(name is None or (isinstance(name, str) and _is_dim(name)) for name in named)
+    ):
+        raise ValueError(
+            f"{where}.dims is {shown(named)}; expected a list with a name, or null, for each of the {len(shape)} dims"
+        )
+    return tuple(name or "" for name in named)
 
 
 def _is_dim(dim: Any) -> bool:
+    if isinstance(dim, str):
+        return 0 < len(dim) <= _MOST_CHARACTERS
     return isinstance(dim, int) and not isinstance(dim, bool) and ANY <= dim <= _LARGEST_DIM

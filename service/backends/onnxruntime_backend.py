@@ -34,6 +34,8 @@ from service.errors import ConfigError
 from service.onnx_runtime import onnxruntime as ort
 from service.signature import ANY, Signature, TensorSpec
 
+_NO_NAMES = frozenset({"?", "*", "-1", "None", "unknown"})
+"""What converters write for every dim whose name they do not know: it says nothing of sizes."""
 _ERRORS_ONLY = 3  # onnxruntime's log severity: its warnings at load are about its own optimisations
 
 
@@ -197,4 +199,5 @@ def _spec(path: Path, what: str, tensor: Any) -> TensorSpec:
             f"{path}: {what} {tensor.name!r} has shape {tensor.shape}; expected a dynamic dim 0, which is "
             "the rows: export the model again with a dynamic first dim"
         )
-    return TensorSpec(tensor.name, word_for_onnx(tensor.type), shape)
+    names = tuple(dim if isinstance(dim, str) and dim not in _NO_NAMES else "" for dim in tensor.shape)
+    return TensorSpec(tensor.name, word_for_onnx(tensor.type), shape, names)
