@@ -4,15 +4,12 @@ Owned by the event loop thread of one API server, like the pool of places that i
 """
 
 from collections.abc import Sequence
-from math import prod
 from typing import Final
 
 from service.errors import TooLarge
-from service.signature import ANY
 from service.ticketed import Lane, Ticketed
 from service.transport.extents import ALIGNMENT
-from service.transport.layout import Layout
-from service.transport.slots import SlotPool, place_bytes
+from service.transport.slots import SlotPool
 
 _FIRST_ROOM_FACTOR: Final = 4
 """Room for outputs of unknown shape at first, as a multiple of the inputs' bytes; grown when it is too little."""
@@ -76,15 +73,3 @@ class Rooms:
             else:
                 high = n
         return low
-
-
-def least_bytes(layout: Layout) -> tuple[int, int]:
-    """Bytes of the inputs of one row, and of its inputs and outputs in an arena; dims of any size count as 1."""
-    inputs = layout.input_bytes(1, (1,) * layout.dynamic_dims)
-    outputs = layout.output_room(1)
-    if outputs is None:
-        outputs = sum(
-            prod(1 if dim == ANY else dim for dim in spec.row_shape) * spec.dtype.itemsize
-            for spec in layout.signature.outputs
-        )
-    return inputs, place_bytes(inputs, outputs)
