@@ -172,7 +172,9 @@ class Dispatcher:
         modest = not self._over_its_share(request.lane)
         place = self._pool.take(input_bytes, output_bytes) if modest else None
         if place is None:
-            self.check_fits(request, input_bytes, output_bytes)  # before others give up their places for nothing
+            self.check_fits(
+                request, input_bytes, output_bytes
+            )  # before others give up their places for nothing
             while modest and place is None and self.make_room():
                 place = self._pool.take(input_bytes, output_bytes)
         if place is None:
