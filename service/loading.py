@@ -55,7 +55,7 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
         rows = find_rows(artifact, buckets, session, known_values=on_gpu)
     if rows and config.warmup:
         warm(artifact, buckets, session, rows, reference, allowed)
-    if rows:
+    if rows and artifact.signature.counts_rows:
         check_rows(artifact, buckets, session, rows, bool(reference), known_values=on_gpu)
     return session
 
@@ -83,7 +83,7 @@ def tolerance(artifact: Artifact, device: str, options: SessionOptions) -> float
 
 
 def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
-    """The arrays of reference.npz, "input.<name>" and "output.<name>"; none when there is no such file.
+    """The arrays of reference.npz, "input.<name>" and "output.<name>", as a batch; none when there is no such file.
 
     Raises: LoadError when the file is broken or lacks one of them.
     """
@@ -109,11 +109,14 @@ def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile, zlib and numpy raise whatever a damaged file leads them to
         raise LoadError(f"{path} cannot be used; export the model again", error) from error
     _check_reference_fits(artifact, path, reference)
-    return reference
+    if artifact.signature.counts_rows:
+        return reference
+    return {name: array[np.newaxis] for name, array in reference.items()}
 
 
 def _check_reference_fits(artifact: Artifact, path: Path, reference: dict[str, np.ndarray]) -> None:
-    """Raise LoadError unless the arrays are what the signature says, with the same number of rows, at least one."""
+    """Raise LoadError unless the arrays are what the signature says, and have the same number of rows, where it counts
+    any, at least one."""
     signature = artifact.signature
     named = [
         *((f"input.{spec.name}", spec) for spec in signature.inputs),
@@ -130,7 +133,7 @@ def _check_reference_fits(artifact: Artifact, path: Path, reference: dict[str, n
                 f"{path} cannot be used: {name} is {array.dtype} {list(array.shape)}, the signature says "
                 f"{spec.datatype} {list(spec.shape)}; export the model again"
             )
-        if len(array) != rows or not 0 < rows <= _MOST_REFERENCE_ROWS:
+        if spec.counts_rows and (len(array) != rows or not 0 < rows <= _MOST_REFERENCE_ROWS):
             raise LoadError(
                 f"{path} cannot be used: {name} has {len(array)} rows; expected 1 to {_MOST_REFERENCE_ROWS}, and as "
                 f"many as {named[0][0]}; export the model again"

@@ -40,5 +40,5 @@ def _check_room(layout: Layout, arena_bytes: int) -> None:
     if row_bytes > arena_bytes:
         raise ValueError(
             f"one row of its inputs takes {row_bytes} bytes, and an API server has {arena_bytes}; expected room for a "
-            "row: set a larger --arena-bytes, or mend the signature"
+            "row (a request, where the model counts no rows): set a larger --arena-bytes, or mend the signature"
         )
