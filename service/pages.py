@@ -141,8 +141,8 @@ _COMPONENTS: Final[dict[str, Any]] = {
         "Tensor": {
             "type": ["array", "number", "boolean"],
             "description": (
-                "Nested lists; the first level counts the rows, unless the model has max_batch_size 0 in /info. No list "
-                "where it has no dims"
+                "Nested lists; the first level counts the rows, unless the model has max_batch_size 0 in /info; no "
+                "list where it has no dims"
             ),
             "items": {},
         },

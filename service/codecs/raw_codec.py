@@ -19,7 +19,7 @@ from service.signature import ANY, Signature, TensorSpec, check_shape
 # Never two runs of spaces with nothing certain between them: such a pattern tries every way to share them out, which
 # takes the square of their number.
 _SHAPE: Final = re.compile(r"\[?\s*(\d{1,18}(?:\s*,\s*\d{1,18}){0,31})\s*(?:,\s*)?\]?", re.ASCII)
-_NO_DIMS: Final = re.compile(r"(\[\s*\])?", re.ASCII)
+_NO_DIMS: Final = "[]"
 _SHAPE_CHARS: Final = 1000
 """Room for 32 sizes of 18 digits with commas and spaces between."""
 
@@ -71,7 +71,7 @@ def tensor_headers(name: str, datatype: str, shape: tuple[int, ...]) -> tuple[tu
     return (
         ("X-Tensor-Name", name),
         ("X-Tensor-Datatype", datatype),
-        ("X-Tensor-Shape", ",".join(map(str, shape))),
+        ("X-Tensor-Shape", ",".join(map(str, shape)) or _NO_DIMS),
     )
 
 
@@ -116,11 +116,11 @@ def check_booleans(array: np.ndarray, spec: TensorSpec) -> None:
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """Read X-Tensor-Shape: "2,3,32,32" (spaces and one pair of brackets allowed); "" or "[]": no dims.
+    """Read X-Tensor-Shape: "2,3,32,32" (spaces and one pair of brackets allowed); "[]" for no dims.
 
     Raises: BadTensor.
     """
-    if len(text) <= _SHAPE_CHARS and _NO_DIMS.fullmatch(text.strip()):
+    if text.strip() == _NO_DIMS:
         return ()
     match = _SHAPE.fullmatch(text.strip()) if len(text) <= _SHAPE_CHARS else None
     if match is None:
