@@ -80,7 +80,7 @@ def test_what_refuses_such_a_model_names_the_setting_and_following_it_serves_the
     folder = tmp_path / "m"
     save(folder)
     without_the_setting(folder)
-    with pytest.raises((ConfigError, LoadError), match="set `max_batch_size: 0` in config.yaml"):
+    with pytest.raises((ConfigError, LoadError), match=r"set `max_batch_size: 0` in config.yaml"):
         load(folder)
     config = folder / "config.yaml"
     config.write_text(config.read_text() + "max_batch_size: 0\n")
@@ -96,7 +96,7 @@ def test_a_model_that_mixes_rows_is_served_alone_as_it_was_advised(tmp_path: Pat
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 3])],
         {},
     )
-    with pytest.raises(LoadError, match="mixes rows.*set `max_batch_size: 0` in config.yaml"):
+    with pytest.raises(LoadError, match=r"mixes rows.*set `max_batch_size: 0` in config.yaml"):
         load(folder)
     (folder / "config.yaml").write_text("max_batch_size: 0\n")
     y = load(folder).run({"x": np.zeros((1, 4, 3), "f4")})["y"]
@@ -147,7 +147,7 @@ def test_an_output_of_unknown_rank_is_served_once_config_yaml_states_it(tmp_path
 
 def test_a_model_with_a_fixed_dim_0_is_never_made_to_count_rows(tmp_path: Path) -> None:
     save_linear(tmp_path / "m" / "1" / "model.onnx", rows=2)
-    with pytest.raises(ConfigError, match="expected a dynamic dim 0.*max_batch_size: 0"):
+    with pytest.raises(ConfigError, match=r"expected a dynamic dim 0.*max_batch_size: 0"):
         read(tmp_path / "m")
     (tmp_path / "m" / "config.yaml").write_text("max_batch_size: 0\n")
     artifact = read(tmp_path / "m")

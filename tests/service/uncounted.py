@@ -76,11 +76,11 @@ class _Found(torch.nn.Module):
         return found, torch.tensor(found.shape[0])
 
 
-class _Endless(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        while bool(x.sum() > 0):  # never ends for a positive one
-            x = x * 1.0
-        return x
+class _FoundSlowly(torch.nn.Module):
+    def forward(self, image: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        for _ in range(int(steps)):
+            image = image * 1.0
+        return torch.nonzero(image)
 
 
 def save_scripted_nonzero(folder: Path) -> Path:
@@ -93,12 +93,13 @@ def save_scripted_nonzero(folder: Path) -> Path:
     )
 
 
-def save_endless_for_some(folder: Path) -> Path:
-    """y [3] = x [3], as TorchScript; a run never ends when the sum is above 0."""
+def save_slow(folder: Path) -> Path:
+    """found [K, 2]: where image FP32 [-1, -1] is not zero, after steps INT64 [] steps, as TorchScript."""
     return _scripted(
         folder,
-        _Endless(),
-        "  inputs: [{name: x, datatype: FP32, shape: [3]}]\n  outputs: [{name: y, datatype: FP32, shape: [3]}]\n",
+        _FoundSlowly(),
+        "  inputs: [{name: image, datatype: FP32, shape: [-1, -1]}, {name: steps, datatype: INT64, shape: []}]\n"
+        "  outputs: [{name: found, datatype: INT64, shape: [-1, 2]}]\n",
     )
 
 
