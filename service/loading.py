@@ -223,8 +223,9 @@ def find_rows(
         ) from first
     log.warning(
         "%s could not be warmed with zeros, ones or random numbers, dims of any size being 1 to %d: %s; its first "
-        "requests will be slow, and whether its outputs count rows is not known",
+        "requests will be slow, and whether its outputs %s is not known",
         *(artifact.file, max(GUESSED_DIMS), first),
+        "count rows" if signature.counts_rows else "are what its signature says",
     )
     return None
 

@@ -58,7 +58,7 @@ class TensorSpec:
         """The little-endian numpy dtype."""
         return numpy_dtype(self.datatype)
 
-    @property
+    @cached_property
     def row_shape(self) -> tuple[int, ...]:
         """The shape of one row."""
         return self.row_of(self.shape)
