@@ -143,9 +143,9 @@ def test_damaged_bodies_are_refused_or_read_but_never_break_anything(data, kind)
 @given(requests(finite=True, smallest=0))
 def test_an_answer_may_be_empty_in_every_type(tensor):
     array, signature = tensor
-    assert json.loads(encode(BodyType.JSON, "m", "1", {"t": array}, signature).body)["outputs"] == {
-        "t": array.tolist()
-    }
+    value = json.loads(encode(BodyType.JSON, "m", "1", {"t": array}, signature).body)["outputs"]["t"]
+    assert np.shape(value) == np.shape(array.tolist())  # after a 0, lists tell no more sizes
+    same(np.array(value, array.dtype).reshape(array.shape), array)
     same(np.load(io.BytesIO(encode(BodyType.NPY, "m", "1", {"t": array}, signature).body)), array)
     raw = encode(BodyType.RAW, "m", "1", {"t": array}, signature)
     assert raw.body == array.tobytes()
