@@ -52,9 +52,9 @@ def _spec(entry: Any, where: str, counts_rows: bool) -> TensorSpec:
         raise ValueError(f"{where}.datatype is {shown(datatype)}; expected a text such as FP32")
     if not isinstance(shape, list) or len(shape) > _MOST_DIMS or not all(map(_is_dim, shape)):
         raise ValueError(
-            f"{where}.shape is {shown(shape)}; expected a list of at most {_MOST_DIMS} dims: -1 for the rows, where the "
-            "model counts any, then whole numbers of at least 1, -1 for any size, or a name for a size that all dims of "
-            "that name share"
+            f"{where}.shape is {shown(shape)}; expected a list of at most {_MOST_DIMS} dims: -1 for the rows, where "
+            "the model counts any, then whole numbers of at least 1, -1 for any size, or a name for a size that all "
+            "dims of that name share"
         )
     sizes = tuple(ANY if isinstance(dim, str) else dim for dim in shape)
     return TensorSpec(name, datatype, sizes, _names(entry, shape, where), counts_rows=counts_rows)

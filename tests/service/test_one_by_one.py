@@ -17,6 +17,7 @@ from tests.service.repositories import save_exported, save_linear, save_onnx
 from tests.service.uncounted import (
     images,
     places,
+    save_degrees,
     save_double,
     save_fixed,
     save_nonzero,
@@ -25,7 +26,7 @@ from tests.service.uncounted import (
 )
 
 ONE_THREAD = SessionOptions(threads=1)
-SAVES = [save_nonzero, save_fixed, save_scalars, save_double, save_scripted_nonzero]
+SAVES = [save_nonzero, save_fixed, save_scalars, save_double, save_degrees, save_scripted_nonzero]
 
 
 def read(folder: Path) -> Artifact:

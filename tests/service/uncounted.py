@@ -58,6 +58,18 @@ def save_scalars(folder: Path) -> Path:
     return _one_by_one(folder, path)
 
 
+def save_degrees(folder: Path) -> Path:
+    """degrees [n] = the sums of edges FP32 [n, n], of which the other dim must be as large as dim 0, as ONNX."""
+    path = save_onnx(
+        folder / "1" / "model.onnx",
+        [helper.make_node("ReduceSum", ["edges", "axis"], ["degrees"], keepdims=0)],
+        [helper.make_tensor_value_info("edges", FLOAT, ["n", "n"])],
+        [helper.make_tensor_value_info("degrees", FLOAT, ["n"])],
+        {"axis": np.array([1])},
+    )
+    return _one_by_one(folder, path)
+
+
 def save_double(folder: Path) -> Path:
     """y [] = 2 * x [], as ONNX."""
     path = save_onnx(

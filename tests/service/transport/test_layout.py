@@ -19,7 +19,9 @@ def signatures(draw: st.DrawFn, counts_rows: bool = True) -> Signature:
     def specs(letter: str) -> tuple[TensorSpec, ...]:
         shapes = draw(st.lists(st.tuples(TYPES, SHAPES), min_size=1, max_size=3))
         return tuple(
-            TensorSpec(f"{letter}{i}", word, (-1, *shape) if counts_rows else tuple(shape), counts_rows)
+            TensorSpec(
+                f"{letter}{i}", word, (-1, *shape) if counts_rows else tuple(shape), counts_rows=counts_rows
+            )
             for i, (word, shape) in enumerate(shapes)
         )
 
