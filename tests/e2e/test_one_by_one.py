@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.client import predict_files
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving
 from tests.service.repositories import WEIGHT, save_exported
 from tests.service.uncounted import (
@@ -173,6 +174,18 @@ def test_what_is_no_number_is_refused_where_a_tensor_has_no_dims(
     answer = server.post("/predict/scalars", json={"inputs": {"x": [1, 2, 3], "scale": scale}})
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_tensor")
     assert says in answer.json()["error"]
+
+
+def test_foldserve_predict_sends_arrays_without_dims(server: ServerProcess, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(3, np.float32))
+    np.save(tmp_path / "scale.npy", np.float32(2))
+    for model, files, shown in (
+        ("double", [f"{tmp_path}/scale.npy"], "y float32 []\n    4."),
+        ("scalars", [f"x={tmp_path}/x.npy", f"scale={tmp_path}/scale.npy"], "total float32 []\n    6."),
+    ):
+        out = io.StringIO()
+        assert predict_files(server.url, model, files, None, None, START_LIMIT_S * 1000, out) == 0
+        assert shown in out.getvalue()
 
 
 def test_an_export_is_run_a_request_at_a_time_with_all_its_rows(server: ServerProcess) -> None:
