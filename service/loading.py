@@ -53,9 +53,11 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
         check_reference(artifact, buckets, session, reference, allowed)
     else:
         rows = find_rows(artifact, buckets, session, known_values=on_gpu)
-    if rows and config.warmup:
+    counts_rows = artifact.signature.counts_rows
+    # Where no rows are counted there is one size, and no other trial of whether the outputs are the signature's.
+    if rows and (config.warmup or not counts_rows):
         warm(artifact, buckets, session, rows, reference, allowed)
-    if rows and artifact.signature.counts_rows:
+    if rows and counts_rows:
         check_rows(artifact, buckets, session, rows, bool(reference), known_values=on_gpu)
     return session
 

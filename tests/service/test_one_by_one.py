@@ -115,11 +115,14 @@ def test_an_export_may_be_run_so_too_and_is_still_compared_with_its_reference(tm
         load(folder)
 
 
-def test_outputs_other_than_the_signature_s_are_told_in_the_model_s_own_shapes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", ["", "warmup: false\n"])
+def test_outputs_other_than_the_signature_s_are_told_in_the_model_s_own_shapes(
+    tmp_path: Path, more: str
+) -> None:
     folder = tmp_path / "m"
     save_scripted_nonzero(folder)
     config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("[-1, 2]", "[-1, 7]"))
+    config.write_text(config.read_text().replace("[-1, 2]", "[-1, 7]") + more)
     with pytest.raises(LoadError, match=r"gives output 'found' as int64 \[0, 2\]; expected INT64 \[-1, 7\]"):
         load(folder)
 
