@@ -45,5 +45,6 @@ def _check_room(layout: Layout, arena_bytes: int) -> None:
     if place_bytes(inputs, outputs) > arena_bytes:
         raise ValueError(
             f"one row of its inputs takes {inputs} bytes and its answer {outputs}, and an API server has "
-            f"{arena_bytes}; expected room for a row: set a larger --arena-bytes, or mend the signature"
+            f"{arena_bytes}; expected room for a row (a request, where the model counts no rows): set a larger "
+            "--arena-bytes, or mend the signature"
         )
