@@ -40,9 +40,11 @@ RUN COMPILE_FOLDSERVE=1 /opt/foldserve/bin/pip install --no-input --disable-pip-
 FROM ${BASE_IMAGE}
 COPY --from=dependencies /opt/foldserve /opt/foldserve
 COPY --from=application /overlay /opt/foldserve
+# ORT_DISABLE_TELEMETRY: foldserve sets it itself (service/onnx_runtime.py); here for whatever else runs in the image.
 # NVIDIA_*: read by NVIDIA's container runtime where there is one, by nothing else.
 ENV PATH=/opt/foldserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     FOLDSERVE_HOST=0.0.0.0 \
     FOLDSERVE_PORT=8000 \
     NVIDIA_VISIBLE_DEVICES=all \

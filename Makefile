@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test compiled lint types wheel bench soak torture clean
+.PHONY: help install demo test compiled lint types wheel bench torture soak clean
 
 # Settings of the caller's shell that would send an install or an import somewhere else.
 unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX

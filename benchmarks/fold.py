@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import onnxscript.optimizer
 import torch
 from torch import Tensor
@@ -40,6 +39,7 @@ from models.export.quiet import quiet
 from models.export.to_onnx import DEFAULT_OPSET, save_onnx
 from models.export.to_torchscript import load_torchscript, save_torchscript, to_torchscript
 from models.recurrent import symbolic_length
+from service.onnx_runtime import onnxruntime
 
 WARM_UPS = 3  # TorchScript's executor profiles the first runs of a shape and compiles at the second or third
 LEAST_ROUNDS = 5

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import litserve
-import onnxruntime
 import uvicorn
 
 from benchmarks.serving import peers, process_tree, wrk
@@ -30,6 +29,7 @@ from benchmarks.serving.pairs import measure_pairs
 from benchmarks.serving.promises import checks
 from benchmarks.serving.runs import Plan, Results, run
 from benchmarks.serving.workloads import WORKS, Work, export_models
+from service.onnx_runtime import onnxruntime
 
 ROUNDS = 3
 

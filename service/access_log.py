@@ -5,13 +5,15 @@ JSON in ASCII, because parts of it come from clients: whatever they send, a line
 
 import json
 import logging
-import sys
 from typing import Final
 
 from service.call import Call
+from service.logs import LINE_BYTES, Outlet
 
 _log = logging.getLogger("foldserve.access")
+_STDOUT: Final = 1
 _PATH_CHARS: Final = 500
+_SHORT_PATH_CHARS: Final = 100
 
 
 def log_access(call: Call, status: int, duration_s: float) -> None:
@@ -31,12 +33,15 @@ def log_access(call: Call, status: int, duration_s: float) -> None:
         "body_bytes": call.body_bytes,
         "ms": round(duration_s * 1000, 3),
     }
-    _log.info(json.dumps(line, separators=(",", ":")))
+    text = json.dumps(line, separators=(",", ":"))
+    if len(text) >= LINE_BYTES:  # a path of characters that take twelve each
+        text = json.dumps({**line, "path": call.path[:_SHORT_PATH_CHARS]}, separators=(",", ":"))
+    _log.info(text)
 
 
 def open_access_log() -> None:
-    """Send the lines, bare, to this process's stdout; other records go where logs.py sends them."""
-    handler = logging.StreamHandler(sys.stdout)
+    """Send the lines, bare, to this process's stdout, as logs.py sends other records to stderr: nobody waits for it."""
+    handler = Outlet(_STDOUT)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _log.handlers = [handler]
     _log.setLevel(logging.INFO)

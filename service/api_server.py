@@ -10,18 +10,20 @@ Also listens to the parent: what died, when to stop.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from service import recovery
 from service.access_log import log_access
 from service.admission import Bounds
 from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.config import ServeSettings
 from service.connections.shares import Shares
-from service.device_metrics import DeviceMetrics
 from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
+from service.engine import NOTHING_BROKEN
+from service.exporter import ExporterPlan
 from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
 from service.fastpath.head_reader import HeadReader
 from service.fastpath.heads import Limits, Route
@@ -29,13 +31,12 @@ from service.fastpath.pace import Pace
 from service.fastpath.unread import Unread
 from service.http import PREDICT_PATHS, Front
 from service.metrics import Metrics
-from service.metrics_exposition import Exposition, Seen
+from service.predict import only_model
 from service.receiving import Receiving
-from service.recovery import Recovery
 from service.repository import ModelEntry
+from service.scrapes import Scrapes
 from service.supervisor import MESSAGE, Word
-from service.ticketed import Lane, Ticketed
-from service.transport.census import take_census
+from service.ticketed import Lane
 from service.transport.layout import Layout
 from service.transport.queues import TicketWriter
 from service.transport.transport import Transport
@@ -64,31 +65,29 @@ class ApiServer:
 
     def listen(self, fd: int, stop: Callable[[], None]) -> None:
         """Act on what the parent writes into this pipe, and end when the parent is gone."""
-        recovery = Recovery(self.dispatcher, self._is_run_again)
-        asyncio.get_running_loop().add_reader(fd, self._on_messages, fd, recovery, stop)
+        asyncio.get_running_loop().add_reader(fd, self._on_messages, fd, stop)
 
-    def _on_messages(self, fd: int, recovery: Recovery, stop: Callable[[], None]) -> None:
+    def _on_messages(self, fd: int, stop: Callable[[], None]) -> None:
         data = os.read(fd, MESSAGE.size * 64)
         if not data:
             _log.error("the parent process is gone: ending")
             os._exit(1)
         for word, number in MESSAGE.iter_unpack(data):
             try:
-                self._act(word, number, recovery, stop)
+                self._act(word, number, stop)
             except Exception:
                 _log.exception("message %d, %d of the supervisor could not be acted on", word, number)
 
-    def _act(self, word: int, number: int, recovery: Recovery, stop: Callable[[], None]) -> None:
+    def _act(self, word: int, number: int, stop: Callable[[], None]) -> None:
         if word == Word.WORKER_DIED:
-            _log.warning("a worker died: what it held of this process's requests is run again")
-            recovery.worker_died(number)
+            again = recovery.after_worker_death(self.dispatcher, number)
+            _log.warning("a worker died: %d of its requests are run again", len(again))
+            for request in again:
+                self.metrics.retried(request.lane.model, request.lane.version, 1)
         elif word == Word.ARE_YOU_ALIVE:
             self.dispatcher.board.answer(False, self.dispatcher.index)
         elif word == Word.STOP:
             stop()
-
-    def _is_run_again(self, request: Ticketed) -> None:
-        self.metrics.retried(request.lane.model, request.lane.version, 1)
 
 
 def make_api_server(
@@ -98,9 +97,9 @@ def make_api_server(
     settings: ServeSettings,
     metrics: Metrics,
     devices: ServedDevices,
+    broken: Mapping[str, str] = NOTHING_BROKEN,
 ) -> ApiServer:
-    """Put an API server together; called in its process, on its event loop."""
-    arenas = [arena.map() for arena in transport.arenas]
+    """Put an API server together; called in its process, on its event loop. broken: see engine.Engine."""
     board = transport.board.map()
     lanes = make_lanes(entries, settings, workers=transport.dimensions.workers)
     writers = [TicketWriter(queue) for queue in transport.queues]
@@ -114,7 +113,7 @@ def make_api_server(
     dispatcher = Dispatcher(
         index,
         lanes,
-        arenas[index],
+        transport.arenas[index].map(),
         board,
         writers,
         transport.done[index].reader.fd,
@@ -125,20 +124,22 @@ def make_api_server(
     buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
     memory = transport.arenas[index].memory
     codecs = CodecProcess(dispatcher, memory.handle.fd, memory.nbytes, settings.log_level)
-    engine = DispatchEngine(dispatcher, codecs, served_models(entries), devices.of_workers, buckets)
+    engine = DispatchEngine(dispatcher, codecs, served_models(entries), devices.of_workers, buckets, broken)
 
-    def look() -> Seen:
-        census = take_census(arenas, len(lanes))
-        return Seen(
-            census.queued_rows.tolist(),
-            census.requests.tolist(),
-            [float(ready) for ready in engine.ready_lanes()],
-            [float(board.lowest_ceiling_rows(lane.index) or lane.max_batch_size) for lane in lanes],
+    routes = make_routes(lanes, entries, settings.default_model, metrics, broken)
+    scrapes = Scrapes(
+        ExporterPlan(
+            metrics.store.memory,
+            metrics.plan,
+            transport.arenas,
+            transport.board,
+            [lane.max_batch_size for lane in lanes],
+            devices.uuids,
+            os.getppid(),
+            settings.log_level,
         )
-
-    routes = make_routes(lanes, entries, settings.default_model, metrics)
-    gpus = DeviceMetrics(devices.uuids)
-    front = Front(engine, settings, metrics, Exposition(metrics, look, os.getppid(), gpus.families))
+    )
+    front = Front(engine, settings, metrics, scrapes)
     unread = Unread(settings.receive_bytes)
     receiving = Receiving(front.bodies, dispatcher)
     dispatcher.make_room = lambda: receiving.make_room() or unread.end_stalled()
@@ -180,11 +181,15 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
 
 
 def make_routes(
-    lanes: Sequence[Lane], entries: Sequence[ModelEntry], default_model: str | None, metrics: Metrics
+    lanes: Sequence[Lane],
+    entries: Sequence[ModelEntry],
+    default_model: str | None,
+    metrics: Metrics,
+    broken: Iterable[str] = (),
 ) -> list[Route]:
     """The targets of the short way: each version, by path or query; each model's default version; the default model."""
     by_version = {(lane.model, lane.version): lane for lane in lanes}
-    if default_model is None and len(entries) == 1:
+    if default_model is None and len(entries) == 1 and only_model([entries[0].name], broken):
         default_model = entries[0].name
     routes = []
     for entry in entries:

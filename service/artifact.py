@@ -5,20 +5,25 @@ nothing. The manifest's format is the export's (models/export/); the keys that s
 """
 
 import hashlib
-import json
+import logging
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from service.backends import BACKENDS, LoadError
+from service.documents import shown
 from service.errors import ConfigError
+from service.manifest import MANIFEST, read_manifest
 from service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
-from service.signature import Signature, TensorSpec
+from service.signature import Signature
+from service.stated_signature import parse_signature
 
-MANIFEST: Final = "manifest.json"
 REFERENCE: Final = "reference.npz"
-FORMAT_VERSION: Final = 1
+log = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 2**20
 _SHOWN: Final = (
     "created", "source", "opset", "precision", "kept_fp32", "parameter_count", "memory", "fold", "parity",
@@ -81,17 +86,20 @@ class FileCheck:
 
 def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -> Artifact:
     """Read one version folder. Raises: ConfigError when it cannot be served as config says."""
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     where = f"{model}/{version}"
+    # Whatever is there under that name, a broken link too, is meant to be a manifest.
+    manifest = read_manifest(folder, where) if os.path.lexists(folder / MANIFEST) else {}
     if manifest and (manifest["name"], manifest["version"]) != (model, version):
         raise ConfigError(
-            f"{folder / MANIFEST} is of {manifest['name']}/{manifest['version']} but lies in {where}; "
+            f"{MANIFEST} of {where} is of {shown(manifest['name'])}, version {shown(manifest['version'])}; "
             "expected the folder's names: move the folder, or export again with --name and --version"
         )
     file = _model_file(folder, where, config.backend)
     backend = config.backend or next(
         name for name, row in BACKENDS.items() if Path(row.file).suffix == file.suffix
     )
+    if manifest:
+        _check_covers(manifest, file, backend, where)
     largest = config.batch_buckets[-1] if config.batch_buckets else config.max_batch_size
     return Artifact(
         model=model,
@@ -100,32 +108,9 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
         backend=backend,
         file=file,
         signature=_signature(manifest, file, backend, where, config),
-        max_batch_size=largest or int(manifest.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE)),
+        max_batch_size=largest or manifest.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
         manifest=manifest,
     )
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json and check that it is one of ours. Raises: ConfigError."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; export the model again") from error
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ConfigError(
-            f"{path} has format_version {found!r}; this foldserve reads {FORMAT_VERSION}: export the model "
-            "again, or use the foldserve that wrote it"
-        )
-    missing = [
-        key for key in ("name", "version", "inputs", "outputs", "files", "parity") if key not in manifest
-    ]
-    for name, entry in dict(manifest.get("files", {})).items():
-        missing += [f"files.{name}.{key}" for key in ("sha256", "size") if key not in entry]
-    if missing:
-        raise ConfigError(f"{path} lacks {', '.join(missing)}: export the model again")
-    return manifest
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[FileCheck]:
@@ -139,7 +124,10 @@ def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> FileChec
     expected = manifest["files"][name]
     path = folder / name
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read for ever
+            return FileCheck(name, 0, f"{path} is no ordinary file")
         if size != expected["size"]:
             return FileCheck(name, size, f"{path} has {size} bytes, the manifest says {expected['size']}")
         found = _sha256(path)
@@ -153,13 +141,18 @@ def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> FileChec
     return FileCheck(name, size, "")
 
 
-def manifest_signature(manifest: Mapping[str, Any]) -> Signature:
-    """The signature that a manifest states. Raises: ConfigError, KeyError, TypeError, ValueError."""
-
-    def specs(entries: Any) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(entry["name"], entry["datatype"], tuple(entry["shape"])) for entry in entries)
-
-    return Signature(specs(manifest["inputs"]), specs(manifest["outputs"]))
+def _check_covers(manifest: Mapping[str, Any], file: Path, backend: str, where: str) -> None:
+    """Raise ConfigError unless the manifest has the hash of the file that is served, and what was measured of it."""
+    missing = []
+    if file.name not in manifest["files"]:
+        missing.append(f"files.{file.name}")
+    if BACKENDS[backend].parity not in manifest["parity"]:
+        missing.append(f"parity.{BACKENDS[backend].parity}")
+    if missing:
+        raise ConfigError(
+            f"{MANIFEST} of {where} lacks {', '.join(missing)}, of the file that is served: export the model again, or "
+            f"remove {MANIFEST} to serve the file as one that foldserve did not export"
+        )
 
 
 def _model_file(folder: Path, where: str, backend: str | None) -> Path:
@@ -169,24 +162,36 @@ def _model_file(folder: Path, where: str, backend: str | None) -> Path:
         named = folder / row.file
         if named.is_file():
             return named
-        others = sorted(folder.glob(f"*{named.suffix}"))
+        # Ordinary files: a runtime would wait for a pipe, and read a device for ever.
+        others = sorted(path for path in folder.glob(f"*{named.suffix}") if path.is_file())
         if len(others) == 1:
             return others[0]
     names = " or ".join(row.file for row in rows)
     raise ConfigError(
-        f"{folder} holds no {names} to serve {where} with; expected one: export the model into the "
-        "repository, or change `backend` in config.yaml"
+        f"{where} holds no {names}; expected one: export the model into the repository, or change `backend` in "
+        "config.yaml"
     )
 
 
 def _signature(
     manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
 ) -> Signature:
+    """What the version takes and gives. Raises: ConfigError, also when its rows cannot be counted."""
+    signature = _stated(manifest, file, backend, where, config)
+    against = signature.rows_elsewhere()
+    if against:
+        raise ConfigError(
+            f"{where} cannot be served in batches: {against}; give dims that need not be equal names of their own, and "
+            "export the model with rows that do not depend on each other"
+        )
+    return signature
+
+
+def _stated(
+    manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
+) -> Signature:
     if manifest:
-        try:
-            return manifest_signature(manifest)
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
-            raise ConfigError(f"the manifest of {where} has a bad input or output: {error}") from error
+        return parse_signature(manifest)
     if config.signature:
         return config.signature
     if backend != "onnxruntime":
@@ -200,7 +205,9 @@ def _signature(
     try:
         return read_signature(file)
     except LoadError as error:
-        raise ConfigError(str(error)) from error
+        if error.cause:
+            log.error("%s", error)
+        raise ConfigError(error.shown_in(file.parents[2])) from error
 
 
 def _sha256(path: Path) -> str:

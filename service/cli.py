@@ -7,6 +7,7 @@ onnxruntime.
 """
 
 import argparse
+import contextlib
 import difflib
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 from service.config import SETTINGS, Setting, load_settings
 from service.errors import ConfigError
+from service.processes import open_standard_streams
 
 GROUP: Final = "foldserve.commands"
 _OWN_PACKAGES: Final = ("models", "service")
@@ -156,6 +158,7 @@ BUILT_IN: Final[tuple[Command, ...]] = (ServeCommand(), InspectCommand(), Predic
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
+    open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {command.name: command for command in BUILT_IN}
     wanted = arguments[0] if arguments else ""
@@ -208,8 +211,9 @@ def _run(command: Command, args: argparse.Namespace) -> int:
     try:
         return command.run(args)
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"foldserve {command.name}: {problem}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr is full or closed: the exit code says it too
+            for problem in error.problems:
+                print(f"foldserve {command.name}: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from service.documents import BadDocument, parse_yaml
 from service.errors import ConfigError
 
 ENV_PREFIX: Final = "FOLDSERVE_"
@@ -48,6 +47,8 @@ class ServeSettings:
     arena_bytes: int
     request_timeout_ms: int
     run_limit_s: float
+    load_limit_s: float
+    strict: bool
     receive_bytes: int
     drain_grace_s: float
     access_log: bool
@@ -279,6 +280,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "longest run of a model; a worker whose run takes longer is ended, and its requests are run again",
     ),
     Setting(
+        "load_limit_s",
+        "--load-limit",
+        _seconds(86_400),
+        600.0,
+        "seconds",
+        "longest time for loading and trying one model; one that takes longer is not served; 0 = no bound",
+    ),
+    Setting(
+        "strict",
+        "--strict",
+        _boolean,
+        False,
+        "true/false",
+        "end with exit code 2 when any model of the repository is broken, instead of serving the others",
+    ),
+    Setting(
         "receive_bytes",
         "--receive-bytes",
         _size,
@@ -384,15 +401,14 @@ def _settle_limits(values: dict[str, Any], given: Mapping[str, str]) -> list[str
 
 def _read_file(path: str, problems: list[str]) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = parse_yaml(Path(path).read_bytes())
     except OSError as error:
         problems.append(
             f"the settings file {path!r} cannot be read ({error.strerror}); give the path of a YAML file"
         )
         return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        problems.append(f"the settings file {path!r} is not YAML: {reason}")
+    except BadDocument as error:
+        problems.append(f"the settings file {path!r} {error}")
         return {}
     if content is None:
         return {}

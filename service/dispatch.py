@@ -15,10 +15,19 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.admission import Bounds, Load, admit
-from service.errors import DeadlinePassed, Internal, ModelFailed, QueueFull, ServiceError, TooLarge
+from service.admission import Bounds, Load, admit, in_line, is_large
+from service.errors import (
+    DeadlinePassed,
+    Internal,
+    ModelFailed,
+    QueueFull,
+    ServiceError,
+    TooLarge,
+    new_error_id,
+)
 from service.forecast import RunTime, combined
 from service.lifecycle import State
+from service.log_limits import with_id
 from service.ticketed import Lane, Ticketed
 from service.transport.arena import MappedArena
 from service.transport.board import READY, MappedBoard
@@ -32,6 +41,8 @@ _FIRST_ROOM_FACTOR: Final = 4
 """Room for outputs of unknown shape at first, as a multiple of the inputs' bytes; grown when it is too little."""
 _MOST_ROOMS: Final = 4096
 """Shapes of inputs for which the room of their outputs is remembered."""
+_DOUBT_NS: Final = 1_000_000_000
+"""How often a request that a forecast is against is let in, to see."""
 _SCARCE: Final = 7 / 8
 """From this share of an arena's use on, each model is held to its own share of it."""
 
@@ -45,17 +56,18 @@ _log = logging.getLogger("foldserve.dispatch")
 class _View:
     """What the board says of a lane; good for one turn of the event loop.
 
-    rows, nbytes: queued by the other API servers. row_s, batch_s: seconds per row in the line, and the least for any.
-    small_rows: requests of so many rows at most need no closer look.
+    rows, nbytes: queued by the other API servers. row_s, full_s: seconds per row in the line, and for a full batch.
+    begun: rows that may be about to be answered. small_rows: requests of so many rows at most need no closer look.
     """
 
-    __slots__ = ("batch_s", "nbytes", "ready", "row_s", "rows", "small_rows")
+    __slots__ = ("begun", "full_s", "nbytes", "ready", "row_s", "rows", "small_rows")
 
     def __init__(self, ready: bool, load: Load, own_rows: int, own_bytes: int, bounds: Bounds) -> None:
         self.ready = ready
         self.rows, self.nbytes = load.rows - own_rows, load.nbytes - own_bytes
-        self.batch_s = load.run_time.of(1) / 1e9
+        self.full_s = load.run_time.of(load.max_batch_size) / 1e9
         self.row_s = load.row_s()
+        self.begun = load.begun
         most = bounds.max_request_rows
         self.small_rows = load.max_batch_size if most is None else min(load.max_batch_size, most)
 
@@ -109,6 +121,9 @@ class Dispatcher:
         self._rows = [0] * len(lanes)
         self._bytes = [0] * len(lanes)
         self._large = [0] * len(lanes)
+        # All of what is there; _rows and _bytes are what stands in the line.
+        self._held_bytes = [0] * len(lanes)
+        self._doubted_ns = [0] * len(lanes)
         self._api_servers = range(board.dimensions.api_servers)
         self._workers = range(board.dimensions.workers)
         self._loop = asyncio.get_running_loop()
@@ -209,7 +224,7 @@ class Dispatcher:
             (len(self.in_flight) > slots * _SCARCE and self._requests[m] * lanes > slots)
             or (
                 self._pool.lent_bytes - self.lent_bytes > arena.data_bytes * _SCARCE
-                and self._bytes[m] * lanes > arena.data_bytes
+                and self._held_bytes[m] * lanes > arena.data_bytes
             )
         )
 
@@ -248,10 +263,12 @@ class Dispatcher:
             rows > view.small_rows
             or waiting > bounds.max_rows
             or self._bytes[m] + view.nbytes + nbytes > bounds.max_bytes
-            or waiting * view.row_s >= budget_s
-            or view.batch_s >= budget_s
+            or (waiting - view.begun) * view.row_s >= budget_s
+            or view.full_s >= budget_s
         ):
-            admit(lane.model, rows, nbytes, self.load(lane), bounds, budget_s)
+            doubt = now_ns - self._doubted_ns[m] >= _DOUBT_NS
+            if admit(lane.model, rows, nbytes, self.load(lane), bounds, budget_s, doubt):
+                self._doubted_ns[m] = now_ns
         request.queued_ns, request.deadline_ns = now_ns, deadline_ns
         self.in_flight[place.slot] = request
         self._requests[m] += 1
@@ -367,11 +384,17 @@ class Dispatcher:
             request.settled(error)
         except Exception:
             # The other records of this read must not be lost with it.
-            _log.exception("request %s could not be answered", request.request_id)
+            error_id = new_error_id()
+            _log.exception(
+                "request %s could not be answered, error id %s",
+                *(request.request_id, error_id),
+                extra=with_id(error_id),
+            )
             self.release(request)
             if error is None:
+                told = f"the answer could not be made; the server's log tells why, under error id {error_id}"
                 with contextlib.suppress(Exception):
-                    request.settled(Internal("the answer could not be made; the server's log tells why"))
+                    request.settled(Internal(told))
 
     def cancel(self, request: Ticketed) -> None:
         """Nobody waits for the answer any more: its rows count no longer, its place follows when no worker can
@@ -456,9 +479,10 @@ class Dispatcher:
         lane, rows = request.lane, request.rows
         assert request.place is not None
         m, nbytes = lane.index, len(request.place.inputs)
-        if rows > lane.max_batch_size or nbytes > lane.bounds.max_bytes:  # admission.is_large
+        self._held_bytes[m] += sign * nbytes
+        if is_large(rows, nbytes, lane.max_batch_size, lane.bounds):
             self._large[m] += sign
-            rows = min(rows, lane.max_batch_size)
+            rows, nbytes = in_line(rows, nbytes, lane.max_batch_size)
         self._rows[m] += sign * rows
         self._bytes[m] += sign * nbytes
         self._changed.add(m)

@@ -13,7 +13,7 @@ from service.codec_process import LARGE_ANSWER_BYTES, PIECE_BYTES
 from service.codec_process.client import CodecProcess, Job
 from service.codecs import BodyType, Encoded, TensorHeaders, lay_out
 from service.dispatch import Dispatcher
-from service.engine import Filled, ServedBy, ServedModel, ServedVersion
+from service.engine import NOTHING_BROKEN, Filled, ServedBy, ServedModel, ServedVersion
 from service.errors import NotReady, ServiceError
 from service.outcome import Outcome, StageTimes
 from service.repository import ModelEntry
@@ -28,6 +28,7 @@ class DispatchEngine:
         models: every model as it would be if it were ready; what is ready now stands on the board.
         devices: each worker's.
         buckets: each lane's batch_buckets as configured.
+        broken: see engine.Engine.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class DispatchEngine:
         models: Sequence[ServedModel],
         devices: Sequence[str],
         buckets: Sequence[Sequence[int]],
+        broken: Mapping[str, str] = NOTHING_BROKEN,
     ) -> None:
         self._dispatcher = dispatcher
         self._codecs = codecs
+        self._broken = broken
         self._models = {model.name: model for model in models}
         self._devices = tuple(devices)
         self._buckets = tuple(buckets)
@@ -148,7 +151,7 @@ class DispatchEngine:
 
     def ready(self) -> bool:
         """Whether every model is ready and the server is not draining."""
-        return not self.draining() and all(self.ready_lanes())
+        return not self.draining() and not self._broken and all(self.ready_lanes())
 
     def draining(self) -> bool:
         """Whether shutdown has begun."""
@@ -163,6 +166,10 @@ class DispatchEngine:
             now = dict(zip(self._lanes, seen, strict=True))
             self._view = {model.name: self._as_of(model, now) for model in self._models.values()}
         return self._view
+
+    def broken(self) -> Mapping[str, str]:
+        """See engine.Engine."""
+        return self._broken
 
     def _as_of(self, model: ServedModel, now: Mapping[tuple[str, str], tuple[bool, bool]]) -> ServedModel:
         versions = {

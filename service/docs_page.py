@@ -69,6 +69,10 @@ def docs_page(engine: Engine, settings: ServeSettings, scheme: str, host: str) -
         )
     )
     sections = "".join(_model_section(model, base) for model in models)
+    sections += "".join(
+        f'<h2>{escape(name)} <b class="waiting">cannot be served</b></h2><p><a href="/info">/info</a> tells why.</p>'
+        for name in sorted(engine.broken())
+    )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"

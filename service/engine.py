@@ -6,13 +6,17 @@ nothing of HTTP. Tests of the front put a small engine of numpy functions here.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from service.codecs import BodyType, Encoded, TensorHeaders
 from service.outcome import Outcome
 from service.signature import Signature
+
+NOTHING_BROKEN: Final[Mapping[str, str]] = MappingProxyType({})
+"""Of Engine.broken()."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,10 @@ class Engine(Protocol):
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model, by name. May be a new mapping at each call; must be cheap."""
+        ...
+
+    def broken(self) -> Mapping[str, str]:
+        """Why what is to be served and cannot be is not: by "model", or "model/version" where others are served."""
         ...
 
     def served_by(self, model: str, version: str) -> Sequence[ServedBy]:

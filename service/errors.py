@@ -7,6 +7,7 @@ HTTP beyond a status number and header values; the JSON they become is made in s
 """
 
 import math
+import os
 from typing import ClassVar
 
 
@@ -158,6 +159,13 @@ class NotReady(ServiceError):
     code = "not_ready"
 
 
+class MetricsUnavailable(ServiceError):
+    """The process that writes the metrics is being started, or gave no answer."""
+
+    status = 503
+    code = "metrics_unavailable"
+
+
 class Draining(ServiceError):
     """The server is shutting down and takes no new work."""
 
@@ -196,6 +204,11 @@ class VersionNotSupported(ServiceError):
 
     status = 505
     code = "version_not_supported"
+
+
+def new_error_id() -> str:
+    """A word that a client is told and the log has, where the cause is not for clients."""
+    return os.urandom(6).hex()
 
 
 class ConfigError(Exception):

@@ -8,7 +8,7 @@ access log and the metrics learn of it. Nothing here touches tensors (predict.py
 import asyncio
 import logging
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol
 
 from service import pages
@@ -21,6 +21,7 @@ from service.config import ServeSettings
 from service.docs_page import docs_page
 from service.engine import Engine
 from service.errors import DeadlinePassed, Draining, Internal, NotReady, ServiceError
+from service.log_limits import with_id
 from service.predict import predict
 from service.routes import Route, RouteTable
 
@@ -79,13 +80,13 @@ class Front:
         engine: Engine,
         settings: ServeSettings,
         metrics: FrontMetrics,
-        exposition: Callable[[str], tuple[bytes, str]],
+        exposition: Callable[[str], Awaitable[tuple[bytes, str]]],
     ) -> None:
         """
         Args:
             engine: runs the requests.
             metrics: counts them.
-            exposition: Accept header -> body and content type of GET /metrics; may take milliseconds.
+            exposition: Accept header -> body and content type of GET /metrics.
         """
         self.engine = engine
         self.settings = settings
@@ -138,7 +139,11 @@ class Front:
             self._finished(call, route, CLIENT_GONE_STATUS)
             return
         except Exception:
-            _log.exception("request %s failed: %s %s", call.request_id, call.method, call.path[:200])
+            _log.exception(
+                "request %s failed: %s %s",
+                *(call.request_id, call.method, call.path[:200]),
+                extra=with_id(call.request_id),
+            )
             call.error_code = Internal.code
             answer = error_answer(
                 Internal(f"the server failed on this request; its log tells why, under id {call.request_id}")
@@ -206,9 +211,11 @@ class Front:
         if self.engine.draining():
             raise Draining("the server is shutting down; send requests to another one")
         waiting = [model.name for model in self.engine.models().values() if not model.ready]
-        raise NotReady(
-            f"not ready: waiting for {', '.join(waiting[:20]) or 'the workers'}; try again shortly"
-        )
+        broken = list(self.engine.broken())
+        told = f"cannot be served: {', '.join(broken[:20])}; GET /info tells why" if broken else ""
+        if waiting or not broken:
+            told = f"waiting for {', '.join(waiting[:20]) or 'the workers'}; try again shortly{'; ' * bool(told)}{told}"
+        raise NotReady(f"not ready: {told}")
 
     async def _live(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
         return json_answer({"live": True})
@@ -217,8 +224,7 @@ class Front:
         return json_answer(pages.info(self.engine, self.settings))
 
     async def _metrics(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:
-        # In a thread: it reads /proc of every process, and requests need not wait for that.
-        body, content_type = await asyncio.to_thread(self.exposition, call.headers.get("accept", ""))
+        body, content_type = await self.exposition(call.headers.get("accept", ""))
         return Answer(200, body, content_type)
 
     async def _docs(self, call: Call, receive: Receive, parameters: dict[str, str]) -> Answer:

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from service.artifact import MANIFEST, Artifact, FileCheck, check_files, read_artifact
+from service.artifact import Artifact, FileCheck, check_files, read_artifact
 from service.errors import ConfigError
 from service.model_config import read_model_config
-from service.repository import CONFIG, VERSION_NAME
+from service.repository import CONFIG, VERSION_NAME, has_model_file
 
-_MODEL_SUFFIXES: Final = (".onnx", ".pt")
 _DIGEST_CHARS: Final = 16
 
 
@@ -61,9 +60,12 @@ def version_folders(target: Path) -> Iterator[Path]:
 
 
 def _is_version(folder: Path) -> bool:
-    if not VERSION_NAME.fullmatch(folder.name) or not folder.is_dir() or folder.parent.name.startswith("."):
+    if not VERSION_NAME.fullmatch(folder.name) or folder.parent.name.startswith("."):
         return False
-    return any(file.name == MANIFEST or file.suffix in _MODEL_SUFFIXES for file in folder.iterdir())
+    try:
+        return folder.is_dir() and has_model_file(folder)
+    except OSError:
+        return False  # not even a look at it is allowed
 
 
 def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:

@@ -37,7 +37,7 @@ from service.connections.acceptor import Acceptor
 from service.fastpath.protocol import FastProtocol
 from service.http import Scope, Send
 from service.listeners import take_no_more
-from service.logs import configure_logging
+from service.logs import configure_logging, flush_logs
 from service.processes import (
     die_with_parent,
     freeze_garbage,
@@ -280,6 +280,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         )
         self._stop = asyncio.Event()
         UvicornServer(config, self._stop, self._open_door).run(self._launch.index, self._sockets)
+        flush_logs()
         os._exit(0)  # not multiprocessing's own ending, which would wait for the parent's other children
 
     def _open_door(
@@ -291,6 +292,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
             _log.error(
                 "only %d files more can be opened, too few for connections; %s", free, descriptors.MEND
             )
+            flush_logs()
             os._exit(1)
         refused = self.api_server.metrics.connection_refused
         door = Acceptor(listeners, make_protocol, self.api_server.shares, room, refused)

@@ -1,6 +1,7 @@
 """From an artifact on disk to a session that may serve: the steps whose end is called "ready".
 
     file as it was exported? -> session on its device -> answers like the eager network's? -> so in every bucket?
+    -> outputs that count rows, and rows that are not mixed?
 
 Each step that fails raises LoadError: the model is then not served, its reason goes to the log and /info, and
 other models are served. Knows neither queues nor processes.
@@ -9,6 +10,7 @@ other models are served. Knows neither queues nor processes.
 import logging
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +18,11 @@ from service.artifact import Artifact, check_file
 from service.backends import LoadError, Session, SessionOptions, Workload, load_session
 from service.backends.base import DeviceLost, NoRoom, OutOfMemory
 from service.buckets import bucket_for, buckets_for, padded, sizes_to_warm
+from service.difference import relative_error
 from service.model_config import ModelConfig
-from service.signature import ANY, TensorSpec
+from service.row_check import RowCheck, check_outputs
+from service.signature import ANY
+from service.trial_rows import GUESSED_DIMS, TRIED, Rows, kinds, repeated, shapes_with, zeros
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -25,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _TF32_ROUNDOFF = 2.0**-11
 _FP32_ROUNDOFF = 2.0**-24
+# Far above what the export writes (some rows); a small file can hold any number of zeros.
+_MOST_REFERENCE_BYTES = 2**30
+_MOST_REFERENCE_ROWS = 1024
 
 
 def load_model(artifact: Artifact, config: ModelConfig, device: str, options: SessionOptions) -> Session:
@@ -39,25 +47,25 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
     )
     reference = read_reference(artifact)
     allowed = tolerance(artifact, device, options)
-    if reference:
+    on_gpu = device != "cpu"
+    rows: Rows | None = _inputs_of(reference, artifact)
+    if rows:
         check_reference(artifact, buckets, session, reference, allowed)
-    if config.warmup:
-        warm(artifact, buckets, session, reference, allowed)
+    else:
+        rows = find_rows(artifact, buckets, session, known_values=on_gpu)
+    if rows and config.warmup:
+        warm(artifact, buckets, session, rows, reference, allowed)
+    if rows:
+        check_rows(artifact, buckets, session, rows, bool(reference), known_values=on_gpu)
     return session
 
 
 def workload(artifact: Artifact, buckets: tuple[int, ...]) -> Workload:
-    """What the session will be given, as far as the manifest tells. Raises: LoadError for a manifest that is broken."""
+    """What the session will be given, as far as the manifest tells."""
     memory = artifact.manifest.get("memory")
     if memory is None:
         return Workload(buckets)
-    try:
-        return Workload(buckets, int(memory["weights_bytes"]), int(memory["row_bytes"]))
-    except (TypeError, KeyError, ValueError) as error:
-        raise LoadError(
-            f"the manifest of {artifact.model}/{artifact.version} has memory {memory!r}; expected weights_bytes and "
-            "row_bytes, whole numbers: export the model again"
-        ) from error
+    return Workload(buckets, memory["weights_bytes"], memory["row_bytes"])
 
 
 def tolerance(artifact: Artifact, device: str, options: SessionOptions) -> float | None:
@@ -87,10 +95,55 @@ def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
         *(f"output.{spec.name}" for spec in artifact.signature.outputs),
     ]
     try:
+        with zipfile.ZipFile(path) as archive:
+            nbytes = sum(entry.file_size for entry in archive.infolist())
+        if nbytes > _MOST_REFERENCE_BYTES:
+            raise LoadError(
+                f"{path} cannot be used: it holds {nbytes} bytes, at most {_MOST_REFERENCE_BYTES} are read; export the "
+                "model again"
+            )
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise LoadError(f"{path} cannot be used: {error}; export the model again") from error
+            reference: dict[str, np.ndarray] = {name: arrays[name] for name in names}
+    except LoadError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise whatever a damaged file leads them to
+        raise LoadError(f"{path} cannot be used; export the model again", error) from error
+    _check_reference_fits(artifact, path, reference)
+    return reference
+
+
+def _check_reference_fits(artifact: Artifact, path: Path, reference: dict[str, np.ndarray]) -> None:
+    """Raise LoadError unless the arrays are what the signature says, with the same number of rows, at least one."""
+    signature = artifact.signature
+    named = [
+        *((f"input.{spec.name}", spec) for spec in signature.inputs),
+        *((f"output.{spec.name}", spec) for spec in signature.outputs),
+    ]
+    rows = len(reference[named[0][0]]) if reference[named[0][0]].ndim else 0
+    for name, spec in named:
+        array = reference[name]
+        fits = array.ndim == len(spec.shape) and all(
+            want in (ANY, got) for got, want in zip(array.shape, spec.shape, strict=True)
+        )
+        if array.dtype != spec.dtype or not fits:
+            raise LoadError(
+                f"{path} cannot be used: {name} is {array.dtype} {list(array.shape)}, the signature says "
+                f"{spec.datatype} {list(spec.shape)}; export the model again"
+            )
+        if len(array) != rows or not 0 < rows <= _MOST_REFERENCE_ROWS:
+            raise LoadError(
+                f"{path} cannot be used: {name} has {len(array)} rows; expected 1 to {_MOST_REFERENCE_ROWS}, and as "
+                f"many as {named[0][0]}; export the model again"
+            )
+
+
+def _inputs_of(reference: Mapping[str, np.ndarray], artifact: Artifact) -> Rows:
+    """The reference's rows; empty when there is none."""
+    return (
+        {spec.name: reference[f"input.{spec.name}"] for spec in artifact.signature.inputs}
+        if reference
+        else {}
+    )
 
 
 def check_reference(
@@ -108,34 +161,93 @@ def check_reference(
     """
     if allowed is None:
         return
-    inputs = {spec.name: reference[f"input.{spec.name}"] for spec in artifact.signature.inputs}
+    inputs = _inputs_of(reference, artifact)
     _compare(artifact, _answers(artifact, buckets, session, inputs), reference, allowed, "")
+
+
+def check_rows(
+    artifact: Artifact,
+    buckets: tuple[int, ...],
+    session: Session,
+    rows: Rows,
+    usual: bool,
+    known_values: bool,
+) -> None:
+    """Check that the model's outputs count rows, and that it does not mix them.
+
+    Args:
+        rows: such as the model takes.
+        usual: whether those are real ones, of which answers can be compared; zeros tell little.
+    Raises: LoadError, DeviceLost.
+    """
+    shapes = {name: array.shape[1:] for name, array in rows.items()}
+    of_all_kinds = kinds(artifact.signature, shapes, out_of_range=not known_values)
+    real = [{name: array[:TRIED] for name, array in rows.items()}] if usual else []
+    check = RowCheck(str(artifact.file), artifact.signature, session, buckets, artifact.max_batch_size)
+    check.check([*real, *of_all_kinds])
+
+
+def find_rows(
+    artifact: Artifact, buckets: tuple[int, ...], session: Session, known_values: bool
+) -> Rows | None:
+    """Rows that the model takes, for one that has no reference: zeros if it does; None when nothing that was tried did.
+
+    Args:
+        known_values: whether only such whole numbers are tried as are never out of range; see trial_rows.kinds().
+    Raises: DeviceLost; LoadError when it takes nothing though all its dims are known, or has no room for one row.
+    """
+    signature, size = artifact.signature, bucket_for(1, buckets)
+    fixed = not any(ANY in spec.row_shape for spec in signature.inputs)
+    first: Exception | None = None
+    for dim in (1,) if fixed else GUESSED_DIMS:
+        shapes = shapes_with(signature, dim)
+        for rows in (zeros(signature, 1, shapes), *kinds(signature, shapes, not known_values)):
+            try:
+                session.run(repeated(rows, size))
+            except DeviceLost:
+                raise
+            except OutOfMemory as error:
+                raise _failed(f"{artifact.file} failed while warming {size} rows", error) from error
+            except Exception as error:
+                first = first or error
+                continue
+            return rows
+    if fixed:
+        raise LoadError(
+            f"{artifact.file} takes no rows of its signature ({', '.join(map(str, signature.inputs))}); expected that "
+            "it runs with zeros, ones or random numbers: mend the signature in config.yaml, or export the model again",
+            first or "",
+        ) from first
+    log.warning(
+        "%s could not be warmed with zeros, ones or random numbers, dims of any size being 1 to %d: %s; its first "
+        "requests will be slow, and whether its outputs count rows is not known",
+        *(artifact.file, max(GUESSED_DIMS), first),
+    )
+    return None
 
 
 def warm(
     artifact: Artifact,
     buckets: tuple[int, ...],
     session: Session,
+    rows: Rows,
     reference: dict[str, np.ndarray],
     allowed: float | None,
 ) -> None:
     """Run every batch size that may come, so that no client waits for a first run.
 
     The largest first: a device's memory is then taken once, and the smaller sizes fit into it. With the reference's
-    rows, whose answers are compared again: each size has a CUDA graph, and perhaps kernels, of its own. Without a
-    reference with zeros, and a failure is then only logged: the size of a dynamic dim is a guess.
+    rows, whose answers are compared again: each size has a CUDA graph, and perhaps kernels, of its own.
 
     Args:
+        rows: the reference's, or such as the model takes.
         allowed: as for check_reference.
     Raises: DeviceLost; LoadError when the model fails, has no room for the smallest size, or gives outputs that do
-        not fit the signature or differ by more.
+        not fit the signature, do not count the rows, or differ by more.
     """
     sizes = sizes_to_warm(buckets, artifact.max_batch_size)
     for size in reversed(sizes):
-        inputs = {
-            spec.name: _rows_like(reference[f"input.{spec.name}"], size) if reference else _zeros(spec, size)
-            for spec in artifact.signature.inputs
-        }
+        inputs = repeated(rows, size)
         try:
             for _ in range(2):  # TorchScript's second run compiles for what the first one saw
                 outputs = session.run(inputs)
@@ -148,41 +260,12 @@ def warm(
                     *(artifact.file, size, error),
                 )
                 continue
-            if reference or isinstance(error, OutOfMemory):
-                raise _failed(f"{artifact.file} failed while warming {size} rows", error) from error
-            log.warning(
-                "%s could not be warmed with zeros, its first requests will be slow: %s", artifact.file, error
-            )
-            return
-        _check_outputs(artifact, outputs)
+            raise _failed(f"{artifact.file} failed while warming {size} rows", error) from error
+        check_outputs(str(artifact.file), artifact.signature, outputs, size)
         if reference and allowed is not None:
             _compare(
                 artifact, _last_rows(outputs, reference), reference, allowed, f" in a batch of {size} rows"
             )
-
-
-def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """How far an answer is from the wanted one; the measure in which the manifest states its tolerance.
-
-    Floats: the largest difference relative to the largest value wanted (to 1 where that is all zeros).
-    Integers and booleans: the share of elements that differ. Infinite when shape or kind differ, or when the
-    values that are not finite are not the same. Keep in step with models/export/difference.py; a test does.
-    """
-    if got.shape != want.shape or (got.dtype.kind == "f") != (want.dtype.kind == "f"):
-        return float("inf")
-    if want.size == 0:
-        return 0.0
-    if want.dtype.kind != "f":
-        return float(np.mean(got != want))
-    found, wanted = got.astype(np.float64), want.astype(np.float64)
-    finite = np.isfinite(wanted)
-    if not np.array_equal(np.isfinite(found), finite) or not np.array_equal(
-        found[~finite], wanted[~finite], equal_nan=True
-    ):
-        return float("inf")
-    largest = float(np.abs(found[finite] - wanted[finite]).max(initial=0.0))
-    scale = float(np.abs(wanted[finite]).max(initial=0.0))
-    return largest / scale if scale > 0 else largest
 
 
 def _answers(artifact: Artifact, buckets: tuple[int, ...], session: Session, inputs: Arrays) -> Arrays:
@@ -241,32 +324,4 @@ def _last_rows(outputs: Arrays, reference: dict[str, np.ndarray]) -> Arrays:
 
 
 def _failed(what: str, error: Exception) -> LoadError:
-    return (NoRoom if isinstance(error, OutOfMemory) else LoadError)(f"{what}: {error}")
-
-
-def _check_outputs(artifact: Artifact, outputs: Arrays) -> None:
-    """Raise LoadError unless the outputs have the signature's datatypes and dims."""
-    for spec in artifact.signature.outputs:
-        array = outputs[spec.name]
-        fits = array.ndim == len(spec.shape) and all(
-            want in (ANY, got) for got, want in zip(array.shape, spec.shape, strict=True)
-        )
-        if not fits or array.dtype != spec.dtype:
-            raise LoadError(
-                f"{artifact.file} gives output {spec.name!r} as {array.dtype} {list(array.shape)}; expected "
-                f"{spec.datatype} {list(spec.shape)}, as the signature says: mend it in config.yaml, or "
-                "export the model again"
-            )
-
-
-# For dynamic dims of models without a reference: small, but enough for the usual kernels and poolings.
-_GUESSED_DIM = 32
-
-
-def _zeros(spec: TensorSpec, rows: int) -> np.ndarray:
-    return np.zeros((rows, *(_GUESSED_DIM if dim == ANY else dim for dim in spec.row_shape)), spec.dtype)
-
-
-def _rows_like(array: np.ndarray, rows: int) -> np.ndarray:
-    """`rows` rows, repeating those of the array."""
-    return np.ascontiguousarray(array[np.arange(rows) % len(array)])
+    return (NoRoom if isinstance(error, OutOfMemory) else LoadError)(what, error)

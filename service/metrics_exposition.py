@@ -12,7 +12,7 @@ process and its descendants (process_metrics.py); what devices hold and do comes
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -119,6 +119,8 @@ class _Block:
         self._head = [line for line in lines if line.startswith("#")]
         self._before = [line.rpartition(" ")[0] + " " for line in lines[len(self._head) :]]
         self._metric = metric
+        from_zero = np.array([metric.from_zero(values) for values in offsets], bool)
+        self._from_zero = None if from_zero.all() else from_zero
         # A metric's series lie one behind the other (Layout).
         self._cells = slice(min(offsets.values(), default=0), size if offsets else 0)
 
@@ -129,7 +131,7 @@ class _Block:
             counts = np.cumsum(series[:, :-1], axis=1)
             cells = np.hstack([counts, counts[:, -1:], series[:, -1:]]).reshape(-1)
         lines = zip(self._before, cells.tolist(), strict=True)
-        shown = (line for line in lines if line[1]) if self._metric.hide_zero else lines
+        shown = lines if self._from_zero is None else compress(lines, self._from_zero | (cells != 0.0))
         return [*self._head, *[f"{before}{_number(value)}\n" for before, value in shown]]
 
 
@@ -154,7 +156,7 @@ def family(metric: Metric, offsets: dict[tuple[str, ...], int], totals: np.ndarr
             cumulative = np.cumsum(totals[cell : cell + len(bounds)]).tolist()
             total = float(totals[cell + len(bounds)])
             result.add_metric(values, list(zip(bounds, cumulative, strict=True)), total)
-        elif totals[cell] != 0.0 or not metric.hide_zero:
+        elif totals[cell] != 0.0 or metric.from_zero(values):
             result.add_metric(values, float(totals[cell]))
     return result
 

@@ -14,7 +14,7 @@ Knows nothing of what is counted (metrics.py) nor of Prometheus (metrics_exposit
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,10 @@ CELL_BYTES = 8
 Kind = Literal["counter", "gauge", "histogram"]
 
 
+def _all(values: tuple[str, ...]) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Metric:
     """What is counted under one name.
@@ -35,7 +39,8 @@ class Metric:
     labels: label names, in the order in which label values are given everywhere.
     buckets: a histogram's upper bounds, ascending, without +Inf.
     combine: how the writers' cells become one number.
-    hide_zero: leave out series that never counted (for label sets of which most never occur).
+    from_zero: which series are exposed before they ever counted: a burst of what is first counted after them is an
+        increase. For all others a first burst is invisible; there are too many that never occur.
     """
 
     name: str
@@ -44,7 +49,7 @@ class Metric:
     labels: tuple[str, ...]
     buckets: tuple[float, ...] = ()
     combine: Literal["sum", "max"] = "sum"
-    hide_zero: bool = False
+    from_zero: Callable[[tuple[str, ...]], bool] = _all
 
     @property
     def cells(self) -> int:

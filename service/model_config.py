@@ -10,14 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
-
 from service.backends import BACKENDS, SessionOptions
+from service.documents import BadDocument, parse_yaml, read_regular, shown
 from service.errors import ConfigError
-from service.signature import Signature, TensorSpec
+from service.manifest import LARGEST_BATCH
+from service.signature import Signature
+from service.stated_signature import parse_signature
 
 DEFAULT_MAX_BATCH_SIZE: Final = 32
 """For artifacts without a manifest; the same as the export's default."""
+_MOST_BYTES: Final = 2**16
+"""Of a config.yaml: a page or two are usual, and what is larger takes seconds to parse."""
+_MOST_ENTRIES: Final = 1000
+"""Of a list in it."""
+_MANY: Final = 10**18
+_LONGEST_MS: Final = 86_400_000.0
 GPU_INSTANCES: Final = 2
 """Sessions of a model in each worker of a GPU, where config.yaml does not say: one copies while the other computes."""
 
@@ -89,15 +96,11 @@ def read_model_config(path: Path, model: str) -> ModelConfig:
     """Read a model's config.yaml; a file that does not exist means all defaults. Raises: ConfigError."""
     where = f"config.yaml of model {model}"
     try:
-        text = path.read_text(encoding="utf-8")
+        given = parse_yaml(read_regular(path, _MOST_BYTES))
     except FileNotFoundError:
-        text = ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where} cannot be read: {error}; expected a UTF-8 YAML file") from error
-    try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        given = None
+    except BadDocument as error:
+        raise ConfigError(f"{where} {error}") from error
     return parse_model_config({} if given is None else given, where)
 
 
@@ -116,7 +119,7 @@ def parse_model_config(given: Any, where: str) -> ModelConfig:
             problems.append(f"{where}: {key.name}: {error}; expected {key.expected}")
             values[key.name] = key.default
         except (ValueError, TypeError):
-            problems.append(f"{where}: {key.name} is {flat[key.name]!r}; expected {key.expected}")
+            problems.append(f"{where}: {key.name} is {shown(flat[key.name])}; expected {key.expected}")
             values[key.name] = key.default
     problems += _disagreements(values, where)
     if problems:
@@ -166,11 +169,11 @@ def _flatten(given: Any, where: str, problems: list[str]) -> dict[str, Any]:
         elif isinstance(value, dict):
             flat.update({f"{name}.{inner}": inner_value for inner, inner_value in value.items()})
         elif value is not None:
-            problems.append(f"{where}: {name} is {value!r}; expected a mapping of keys to values")
+            problems.append(f"{where}: {name} is {shown(value)}; expected a mapping of keys to values")
     for name in [name for name in flat if name not in known]:
-        close = difflib.get_close_matches(name, sorted(known), n=1)
+        close = difflib.get_close_matches(name[:100], sorted(known), n=1)
         mend = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
-        problems.append(f"{where}: there is no key {name}; {mend}")
+        problems.append(f"{where}: there is no key {name[:100]}; {mend}")
         del flat[name]
     return flat
 
@@ -195,9 +198,9 @@ def _disagreements(values: Mapping[str, Any], where: str) -> list[str]:
 # Parsers: each takes what YAML gives, and raises ValueError or TypeError when it does not fit. ------------
 
 
-def _whole(low: int) -> Callable[[Any], int]:
+def _whole(low: int, high: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError
         return value
 
@@ -206,7 +209,7 @@ def _whole(low: int) -> Callable[[Any], int]:
 
 def _milliseconds(low: float) -> Callable[[Any], float]:
     def parse(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= _LONGEST_MS:
             raise ValueError
         return float(value)
 
@@ -229,7 +232,9 @@ def _boolean(value: Any) -> bool:
 
 
 def _buckets(value: Any) -> tuple[int, ...]:
-    sizes = tuple(_whole(1)(size) for size in value)
+    if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
+        raise TypeError
+    sizes = tuple(_whole(1, LARGEST_BATCH)(size) for size in value)
     if list(sizes) != sorted(set(sizes)):
         raise ValueError
     return sizes
@@ -239,14 +244,14 @@ def _version_policy(value: Any) -> VersionPolicy:
     if value in ("latest", "all"):
         return VersionPolicy(value)
     if isinstance(value, dict) and list(value) == ["latest"]:
-        return VersionPolicy("latest", count=_whole(1)(value["latest"]))
-    if isinstance(value, list) and value:
-        return VersionPolicy("specific", versions=tuple(str(_whole(1)(number)) for number in value))
+        return VersionPolicy("latest", count=_whole(1, _MANY)(value["latest"]))
+    if isinstance(value, list) and 0 < len(value) <= _MOST_ENTRIES:
+        return VersionPolicy("specific", versions=tuple(str(_whole(1, _MANY)(number)) for number in value))
     raise ValueError
 
 
 def _providers(value: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    if not isinstance(value, list):
+    if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
         raise TypeError
     providers: list[tuple[str, Mapping[str, Any]]] = []
     for entry in value:
@@ -254,6 +259,8 @@ def _providers(value: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
             providers.append((entry, {}))
         elif isinstance(entry, dict) and len(entry) == 1:
             ((name, options),) = entry.items()
+            if not isinstance(options, dict | None):
+                raise TypeError
             providers.append((str(name), dict(options or {})))
         else:
             raise TypeError
@@ -261,30 +268,27 @@ def _providers(value: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
 
 
 def _signature(value: Any) -> Signature:
-    def specs(entries: Any) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(str(entry["name"]), str(entry["datatype"]), tuple(int(dim) for dim in entry["shape"]))
-            for entry in entries
-        )
-
     try:
-        return Signature(specs(value["inputs"]), specs(value["outputs"]))
-    except KeyError as error:
-        raise _SayMore(f"{error} is missing") from error
-    except (ValueError, ConfigError) as error:
+        return parse_signature(value)
+    except ValueError as error:
         raise _SayMore(str(error)) from error
 
 
 KEYS: Final[tuple[Key, ...]] = (
     Key("backend", None, f"one of {', '.join(BACKENDS)}", _one_of(*BACKENDS)),
-    Key("max_batch_size", None, "a whole number of rows, at least 1", _whole(1)),
+    Key("max_batch_size", None, f"a whole number of rows, 1 to {LARGEST_BATCH}", _whole(1, LARGEST_BATCH)),
     Key("max_queue_delay_ms", 0.0, "milliseconds, at least 0 (0 = take what waits)", _milliseconds(0)),
-    Key("batch_buckets", (), "ascending whole numbers of rows, such as [1, 8, 32]", _buckets),
-    Key("queue.max_rows", 1024, "a whole number of rows, at least 1", _whole(1)),
-    Key("queue.max_rows_per_request", None, "a whole number of rows, at least 1", _whole(1)),
-    Key("queue.max_bytes", 256 * 2**20, "a whole number of bytes, at least 1", _whole(1)),
+    Key(
+        "batch_buckets",
+        (),
+        f"ascending whole numbers of rows, up to {LARGEST_BATCH}, such as [1, 8, 32]",
+        _buckets,
+    ),
+    Key("queue.max_rows", 1024, "a whole number of rows, at least 1", _whole(1, _MANY)),
+    Key("queue.max_rows_per_request", None, "a whole number of rows, at least 1", _whole(1, _MANY)),
+    Key("queue.max_bytes", 256 * 2**20, "a whole number of bytes, at least 1", _whole(1, _MANY)),
     Key("queue.timeout_ms", 30_000.0, "milliseconds, at least 1", _milliseconds(1)),
-    Key("instances", None, "a whole number, at least 1", _whole(1)),
+    Key("instances", None, "a whole number, 1 to 64", _whole(1, 64)),
     Key(
         "version_policy",
         VersionPolicy("latest"),
@@ -292,7 +296,7 @@ KEYS: Final[tuple[Key, ...]] = (
         _version_policy,
     ),
     Key("warmup", True, "true or false", _boolean),
-    Key("session.threads", None, "a whole number of threads, at least 1", _whole(1)),
+    Key("session.threads", None, "a whole number of threads, 1 to 1024", _whole(1, 1024)),
     Key(
         "session.providers",
         (),
@@ -302,7 +306,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("session.cuda_graphs", True, "true or false", _boolean),
     Key("session.tf32", False, "true or false", _boolean),
     Key("session.nhwc", False, "true or false", _boolean),
-    Key("session.memory_limit_bytes", None, "a whole number of bytes, at least 1", _whole(1)),
+    Key("session.memory_limit_bytes", None, "a whole number of bytes, at least 1", _whole(1, _MANY)),
     Key(
         "signature",
         None,

@@ -11,6 +11,7 @@ from typing import Any, Final
 from service.codecs import BodyType
 from service.config import ServeSettings
 from service.engine import Engine, ServedBy, ServedModel
+from service.predict import only_model
 from service.routes import Route
 from service.signature import TensorSpec
 
@@ -29,12 +30,14 @@ def info(engine: Engine, settings: ServeSettings) -> dict[str, Any]:
             "request_timeout_ms": settings.request_timeout_ms,
         },
         "models": [_model_info(engine, model) for _, model in sorted(engine.models().items())],
+        "broken": [{"name": name, "problem": problem} for name, problem in sorted(engine.broken().items())],
     }
 
 
 def _default_model(engine: Engine, settings: ServeSettings) -> str | None:
     models = engine.models()
-    return settings.default_model or (next(iter(models)) if len(models) == 1 else None)
+    alone = len(models) == 1 and only_model(models, engine.broken())
+    return settings.default_model or (next(iter(models)) if alone else None)
 
 
 def _model_info(engine: Engine, model: ServedModel) -> dict[str, Any]:

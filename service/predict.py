@@ -6,7 +6,7 @@ else.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import numpy as np
 
@@ -51,7 +51,7 @@ async def predict(
     query = call.query_values(("version", "output"))
     served = find_model(engine, model, default_model)
     call.model = served.name
-    chosen = find_version(served, _one_version(version, query.get("version")))
+    chosen = find_version(engine, served, _one_version(version, query.get("version")))
     call.version = chosen.version
     own = body_type(call.headers.get("content-type"))
     call.protocol = _PROTOCOLS[own]
@@ -112,32 +112,45 @@ def _large_bytes(kind: BodyType) -> int:
 
 
 def find_model(engine: Engine, name: str | None, default: str | None) -> ServedModel:
-    """The model of that name, or the default: the one set, else the only one served. Raises UnknownModel."""
-    models = engine.models()
+    """The model of that name, or the default: the one set, else the only one. Raises UnknownModel, NotReady."""
+    models, broken = engine.models(), engine.broken()
     if name is None:
         name = default
     if name is None:
-        if len(models) == 1:
+        if len(models) == 1 and only_model(models, broken):
             return next(iter(models.values()))
         raise UnknownModel(
-            f"/predict names no model and {len(models)} are served ({_names(models)}); POST "
+            f"/predict names no model and not just one is served ({_names(models)}); POST "
             "/predict/<model>, or start the server with --default-model"
         )
     try:
         return models[name]
     except KeyError:
+        if name in broken:
+            raise _cannot_be_served(f"model {name!r}") from None
         raise UnknownModel(f"model {name[:100]!r} is not served; expected one of: {_names(models)}") from None
 
 
-def find_version(model: ServedModel, version: str | None) -> ServedVersion:
-    """The model's version of that name, or its default one. Raises UnknownVersion."""
+def find_version(engine: Engine, model: ServedModel, version: str | None) -> ServedVersion:
+    """The model's version of that name, or its default one. Raises UnknownVersion, NotReady."""
     try:
         return model.versions[model.default_version if version is None else version]
     except KeyError:
+        if f"{model.name}/{version}" in engine.broken():
+            raise _cannot_be_served(f"version {version} of model {model.name!r}") from None
         raise UnknownVersion(
             f"model {model.name!r} has no version {str(version)[:100]!r}; expected one of: "
             f"{_names(model.versions)}"
         ) from None
+
+
+def only_model(names: Iterable[str], broken: Iterable[str]) -> bool:
+    """Whether no other model is to be served, not even a broken one, than the only one of these names."""
+    return {name.partition("/")[0] for name in broken} <= set(names)
+
+
+def _cannot_be_served(what: str) -> NotReady:
+    return NotReady(f"{what} cannot be served; GET /info tells why, and who runs the server can mend it")
 
 
 def _one_version(in_path: str | None, in_query: str | None) -> str | None:

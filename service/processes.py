@@ -55,6 +55,17 @@ def stop_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def open_standard_streams() -> None:
+    """Open /dev/null as stdin, stdout and stderr where they are closed: the next file that is opened, a pipe of ours,
+    would else be what everybody takes for them. To be called before anything is opened."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, and so this one
+            os.set_inheritable(null, True)
+
+
 class StopSignals:
     """Counts SIGINT and SIGTERM, and makes a file descriptor readable at each, for the loop that waits.
 

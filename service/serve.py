@@ -5,7 +5,7 @@ repository -> devices -> sockets -> metrics, transport -> shell and supervisor -
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +18,20 @@ from service.cgroups import read_limits
 from service.config import ServeSettings
 from service.connections import descriptors
 from service.connections.addresses import bind, urls
+from service.engine import NOTHING_BROKEN
 from service.errors import ConfigError
 from service.listeners import close_ours
 from service.litserve_shell import FoldServer
-from service.logs import configure_logging
+from service.log_pipes import LogPipes
+from service.logs import configure_logging, tell
 from service.metrics import Metrics, Plan, build_info
 from service.processes import StopSignals
-from service.repository import ModelEntry, read_repository
+from service.repository import ModelEntry, Repository, look_through
 from service.supervisor import LOAD_ATTEMPTS, Child, Role, Supervisor
 from service.transport.board import READY, Dimensions, MappedBoard
 from service.transport.fence import Fence
-from service.transport.layout import Layout
 from service.transport.transport import Sizes, Transport
+from service.travel import without_what_cannot_travel
 from service.worker.main import WorkerPlan
 
 log = logging.getLogger(__name__)
@@ -48,20 +50,31 @@ def run_server(settings: ServeSettings, stop: StopSignals) -> int:
     configure_logging(settings.log_level)
     descriptors.raise_limit()
     settings = replace(settings, repository=_absolute(settings.repository))
-    entries = read_repository(settings.repository)
-    check_layouts(entries)
-    if settings.default_model not in (None, *(entry.name for entry in entries)):
+    with LogPipes() as pipes:
+        return _prepare(settings, stop, pipes)
+
+
+def _prepare(settings: ServeSettings, stop: StopSignals, pipes: LogPipes) -> int:
+    found = without_what_cannot_travel(look_through(settings.repository), settings.arena_bytes)
+    if found.broken and (settings.strict or not found.entries):
+        raise ConfigError(*found.problems())
+    for one in found.broken:
+        for problem in one.problems:
+            log.error("%s is not served: %s", one, problem)
+    names = [*(entry.name for entry in found.entries), *(one.model for one in found.broken)]
+    if settings.default_model not in (None, *names):
         raise ConfigError(
             f"--default-model {settings.default_model!r} is not in {settings.repository}; expected one of "
-            f"{', '.join(entry.name for entry in entries)}"
+            f"{', '.join(dict.fromkeys(names))}"
         )
     devices = choose_devices(settings.device)
     log.info("device: %s", devices.note)
     # Devices of a server are all of one kind.
-    entries = tuple(replace(entry, config=entry.config.on(devices.names[0])) for entry in entries)
+    entries = tuple(replace(entry, config=entry.config.on(devices.names[0])) for entry in found.entries)
+    found = replace(found, entries=entries)
     sockets = bind(settings.host, settings.port)
     try:
-        return _serve(settings, entries, devices, sockets, stop)
+        return _serve(settings, found, devices, sockets, stop, pipes)
     finally:
         for bound in sockets:
             bound.close()
@@ -80,11 +93,14 @@ def _absolute(repository: Path) -> Path:
 
 def _serve(
     settings: ServeSettings,
-    entries: tuple[ModelEntry, ...],
+    repository: Repository,
     devices: Devices,
     sockets: list[socket.socket],
     stop: StopSignals,
+    pipes: LogPipes,
 ) -> int:
+    entries = repository.entries
+    broken = {str(one): "; ".join(one.problems) for one in repository.broken}
     worker_devices = list(devices.names) * settings.workers_per_device
     versions = tuple(version_of(artifact) for entry in entries for artifact in entry.artifacts)
     workers = tuple(f"worker-{number}" for number in range(len(worker_devices)))
@@ -115,12 +131,13 @@ def _serve(
         writers=workers,
         log_level=settings.log_level,
         check_moves=settings.check_moves,
+        load_limit_s=settings.load_limit_s or None,
     )
 
     def make(index: int) -> ApiServer:
         metrics.write_as(api_servers[index])
         served = ServedDevices(worker_devices, devices.uuids)
-        return make_api_server(index, transport, entries, settings, metrics, served)
+        return make_api_server(index, transport, entries, settings, metrics, served, broken)
 
     def renew_turn(model: int) -> None:
         queue = transport.queues[model]
@@ -158,11 +175,13 @@ def _serve(
         grace_s=settings.drain_grace_s,
         close_s=API_SERVER_DRAIN_S + 5.0,
     )
+    if pipes.pumps:
+        supervisor.watch(pipes)
     return server.run(
         sockets,
         supervisor,
         settings.api_servers,
-        lambda: tell_what_is_served(settings, urls(sockets), entries, devices, board, metrics),
+        lambda: tell_what_is_served(settings, urls(sockets), entries, devices, board, metrics, broken),
     )
 
 
@@ -191,18 +210,6 @@ def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int 
         )
 
 
-def check_layouts(entries: Sequence[ModelEntry]) -> None:
-    """Raise ConfigError for every model whose tensors cannot travel to a worker."""
-    problems = []
-    for artifact in (artifact for entry in entries for artifact in entry.artifacts):
-        try:
-            Layout(artifact.signature)
-        except ValueError as error:
-            problems.append(f"{'/'.join(version_of(artifact))} cannot be served: {error}")
-    if problems:
-        raise ConfigError(*problems)
-
-
 def version_of(artifact: Artifact) -> Version:
     """The key of an artifact wherever models are looked up."""
     return (artifact.model, artifact.version)
@@ -223,6 +230,7 @@ def tell_what_is_served(
     devices: Devices,
     board: MappedBoard,
     metrics: Metrics,
+    broken: Mapping[str, str] = NOTHING_BROKEN,
 ) -> bool:
     """Print the one block that says what runs where; False when no model can be served."""
     workers = range(board.dimensions.workers)
@@ -232,13 +240,14 @@ def tell_what_is_served(
         log.error("no model of %s can be served, for the reasons above; the server ends", settings.repository)
         return False
     lines = [f"foldserve {build_info()[0]} serves {' '.join(addresses)} on {', '.join(devices.names)}"]
-    width = max(len("/".join(version_of(artifact))) for artifact in artifacts)
+    width = max(len(name) for name in [*("/".join(version_of(artifact)) for artifact in artifacts), *broken])
     for lane, artifact in enumerate(artifacts):
         problems = [note for worker in workers if (note := board.note(worker, lane))]
         load_s = metrics.load_seconds(*version_of(artifact))
         state = f"ready in {load_s:.1f} s" if ready[lane] else f"NOT READY: {(problems or ['not loaded'])[0]}"
         name = "/".join(version_of(artifact)).ljust(width)
         lines.append(f"  {name}  {artifact.backend:11}  batch {artifact.max_batch_size:<4}  {state}")
+    lines += [f"  {name.ljust(width)}  NOT READY: {problem}" for name, problem in broken.items()]
     lines.append("  POST /predict/<model>   GET /info  /metrics  /docs  /v2/health/ready")
-    print("\n".join(lines), flush=True)
+    tell("\n".join(lines))
     return True

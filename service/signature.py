@@ -5,7 +5,7 @@ mistake in one request never meets another's rows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -23,12 +23,14 @@ class TensorSpec:
     """One input or output: its name, its OIP datatype, its shape with -1 for a dim of any size.
 
     shape[0] is -1 and counts the rows; every other dim is -1 or at least 1.
+    dims: the name of each dim, "" where it has none; () when none has. Inputs' dims of one name have one size.
     Raises: ValueError when the shape is another one, ConfigError for an unknown datatype.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    dims: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         numpy_dtype(self.datatype)
@@ -39,6 +41,10 @@ class TensorSpec:
         if any(dim < 1 and dim != ANY for dim in self.shape):
             raise ValueError(
                 f"tensor {self.name!r} has shape {list(self.shape)}; a dim must be -1 or at least 1"
+            )
+        if self.dims and len(self.dims) != len(self.shape):
+            raise ValueError(
+                f"tensor {self.name!r} has {len(self.shape)} dims {list(self.shape)} and {len(self.dims)} names of dims"
             )
 
     @cached_property
@@ -84,6 +90,31 @@ class Signature:
         """The outputs by their names."""
         return {spec.name: spec for spec in self.outputs}
 
+    @cached_property
+    def _equal_dims(self) -> dict[str, list[tuple[TensorSpec, int]]]:
+        """The inputs' dims that have a name in common, by that name: input and axis of each."""
+        named: dict[str, list[tuple[TensorSpec, int]]] = {}
+        for spec in self.inputs:
+            for axis, name in enumerate(spec.dims):
+                if name and spec.shape[axis] == ANY:
+                    named.setdefault(name, []).append((spec, axis))
+        # That all inputs have as many rows is asked of every model.
+        return {
+            name: places for name, places in named.items() if len(places) > 1 and any(a for _, a in places)
+        }
+
+    def rows_elsewhere(self) -> str:
+        """Why rows cannot be counted, when another dim must be as large as the number of rows; "" when none must."""
+        for name, places in self._equal_dims.items():
+            rows = [spec.name for spec, axis in places if axis == 0]
+            if rows:
+                spec, axis = next((spec, axis) for spec, axis in places if axis)
+                return (
+                    f"dim {axis} of input {spec.name!r} is named {name!r}, as dim 0 of input {rows[0]!r} is, which "
+                    "counts the rows: its size would depend on whose requests are run together"
+                )
+        return ""
+
     def check_names(self, given: Mapping[str, object]) -> None:
         """Raise BadTensor unless `given` has exactly the names of the inputs."""
         if given.keys() == self.inputs_by_name.keys():
@@ -100,7 +131,8 @@ class Signature:
         """Return how many rows the arrays hold.
 
         Raises: BadTensor, naming the input, what it got, what was expected and the mend, for a missing or
-            unknown input, a wrong datatype, rank or dim, inputs that differ in rows, or no rows at all.
+            unknown input, a wrong datatype, rank or dim, inputs that differ in rows or in dims of one name, or no rows
+            at all.
         """
         self.check_names(arrays)
         rows = -1
@@ -115,7 +147,22 @@ class Signature:
                     f"input {spec.name!r} has {len(array)} rows but input {first!r} has {rows}; "
                     "expected the same first dim in every input"
                 )
+        if self._equal_dims:
+            self._check_equal_dims(arrays)
         return rows
+
+    def _check_equal_dims(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, places in self._equal_dims.items():
+            first, first_axis = places[0]
+            size = arrays[first.name].shape[first_axis]
+            for spec, axis in places[1:]:
+                got = arrays[spec.name].shape[axis]
+                if got != size:
+                    raise BadTensor(
+                        f"input {spec.name!r} has shape {list(arrays[spec.name].shape)}: dim {axis} is {got}, and dim "
+                        f"{first_axis} of input {first.name!r} is {size}; expected one size, for both are {name!r}: "
+                        "pad or cut one of them"
+                    )
 
 
 def shown_shape(shape: tuple[int, ...]) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from multiprocessing.process import BaseProcess
-from typing import Final
+from typing import Final, Protocol
 
 from service.liveness import Liveness
 from service.processes import StopSignals
@@ -117,6 +117,16 @@ class Child:
         return f"{self.role.value} {self.index} (pid {self.process.pid})"
 
 
+class Helper(Protocol):
+    """A process that serves the others and holds nothing of a request: all that is to be done is to start it again."""
+
+    def fileno(self) -> int:
+        """Readable when it has ended; another descriptor after each renew()."""
+
+    def renew(self) -> None:
+        """Start it again. Raises: OSError when that cannot be; it is not tried any more then."""
+
+
 StartChild = Callable[[Role, int, int, Handle], BaseProcess]
 """Start a child: its role, index, serial number and its end of its lifeline. Raises: OSError."""
 
@@ -200,6 +210,10 @@ class Supervisor:
         """Start the API servers. They answer while models load: alive, and not ready."""
         for index in range(count):
             self._try_to_launch(Role.API_SERVER, index)
+
+    def watch(self, helper: Helper) -> None:
+        """Have a helper started again whenever it ends."""
+        self._selector.register(helper.fileno(), selectors.EVENT_READ, lambda: self._renew(helper))
 
     def wait(self) -> None:
         """Supervise until the server is closed."""
@@ -354,6 +368,15 @@ class Supervisor:
         for server in self._of(Role.API_SERVER):
             with contextlib.suppress(BrokenPipeError):  # it has just died too; its end comes up next
                 os.write(server.lifeline.fd, message)
+
+    def _renew(self, helper: Helper) -> None:
+        self._selector.unregister(helper.fileno())
+        try:
+            helper.renew()
+        except OSError as error:
+            _log.error("%s cannot be started again: %s", type(helper).__name__, error)
+            return
+        self.watch(helper)
 
     def _on_reports(self) -> None:
         for word, number in MESSAGE.iter_unpack(os.read(self._reports.fd, MESSAGE.size * 64)):

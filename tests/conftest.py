@@ -22,6 +22,9 @@ settings.load_profile("foldserve")
 # this. Set here, before anything imports torch or numpy, because their thread pools read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Before a test imports onnxruntime by itself: its telemetry is off from here on.
+import service.onnx_runtime  # noqa: E402, F401 - it brings numpy, so it comes behind the line above
+
 # Every move of every slot is held against the table, in this process; servers get --check-moves.
 lifecycle.checking = True
 

@@ -5,6 +5,10 @@ import os
 from typing import Any
 
 import numpy as np
+
+os.environ["ORT_DISABLE_TELEMETRY"] = (
+    "1"  # as service/onnx_runtime.py, which is not to be had in those environments
+)
 import onnxruntime
 
 RAW = bool(os.environ.get("BENCH_RAW"))

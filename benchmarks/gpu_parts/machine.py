@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import onnxruntime
-
 from benchmarks.gpu_parts.records import Machine, to_line
 from benchmarks.serving.workloads import ROOT
+from service.onnx_runtime import onnxruntime
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

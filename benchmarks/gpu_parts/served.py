@@ -27,7 +27,8 @@ from benchmarks.serving import closed_loop, process_tree
 from benchmarks.serving.closed_loop import ClosedLoad, Shape
 from benchmarks.serving.contenders import RAW, Request, free_port, post, serving
 from service.artifact import Artifact
-from service.loading import read_reference, relative_error
+from service.difference import relative_error
+from service.loading import read_reference
 from service.repository import read_repository
 
 WARM_S: Final = 1.0

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+
+from service.onnx_runtime import onnxruntime
 
 _KEPT_BYTES = 32 * 2**20
 """Bodies that take turns: more than a cache holds, as with a server's clients."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnxruntime
+
+from service.onnx_runtime import onnxruntime
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BENCH: Final = ROOT / "build" / "bench"
@@ -103,8 +104,8 @@ def repository_of(works: Sequence[Work], folder: Path, **queue: int) -> Path:
     for work in works:
         (folder / work.model).mkdir(parents=True, exist_ok=True)
         version = folder / work.model / "1"
-        if not version.exists():
-            version.symlink_to(work.onnx.parent)
+        version.unlink(missing_ok=True)  # of an earlier run, whose export may be gone
+        version.symlink_to(work.onnx.parent)
         write_config(folder, work, **queue)
     return folder
 

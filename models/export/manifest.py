@@ -1,6 +1,6 @@
 """What manifest.json and reference.npz say: pure data from the results of the other steps.
 
-Keys and their meaning are a contract: the server's reader, service/artifact.py, keeps in step with `manifest`.
+Keys and their meaning are a contract: the server's reader, service/manifest.py, keeps in step with `manifest`.
 """
 
 import datetime
@@ -58,7 +58,12 @@ def manifest(
         "version": str(version),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": source,
-        "inputs": _specs(captured, "placeholder", captured.input_names),
+        "inputs": [
+            {**spec, **_named(axes, len(spec["shape"]))}
+            for spec, axes in zip(
+                _specs(captured, "placeholder", captured.input_names), captured.dynamic_shapes, strict=True
+            )
+        ],
         "outputs": _specs(captured, "output", captured.output_names),
         "opset": opset,
         "precision": precision.word,
@@ -140,6 +145,13 @@ def _specs(captured: CapturedGraph, op: str, names: Sequence[str]) -> list[dict[
         }
         for name, node in zip(names, nodes, strict=True)
     ]
+
+
+def _named(axes: Mapping[int, Any], dims: int) -> dict[str, Any]:
+    """`dims`, what an input's dynamic dims are called, alike for dims of one size; nothing where only rows vary."""
+    if set(axes) <= {0}:
+        return {}
+    return {"dims": [str(axes[axis].__name__) if axis in axes else None for axis in range(dims)]}
 
 
 def _file_entry(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, fx
 
@@ -20,6 +19,7 @@ from models.export.capture import CapturedGraph
 from models.export.onnx_rnn import TRANSLATIONS
 from models.export.quiet import quiet
 from models.recurrent import symbolic_length
+from service.onnx_runtime import onnxruntime
 
 # The operator set that torch 2.13's translations are written in: no version conversion, which could go wrong,
 # takes place, and every ONNX Runtime since 1.14 reads it.

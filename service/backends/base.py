@@ -19,12 +19,30 @@ from service.signature import Signature
 class LoadError(Exception):
     """A model's file cannot be loaded on the device; the text says which file, why, and the mend.
 
-    For operators (log, /info), not for clients: it may name paths.
+    shown: that text, for GET /info too: ours, though it may name the file's path, which shown_in() makes relative.
+    cause: what a library said besides. For the log alone: such texts hold paths, node names and sources.
     """
+
+    def __init__(self, shown: str, cause: object = "") -> None:
+        super().__init__(shown, cause)
+        self.shown = shown
+        self.cause = str(cause)
+
+    def __str__(self) -> str:
+        return f"{self.shown}: {self.cause}" if self.cause else self.shown
+
+    def shown_in(self, repository: Path) -> str:
+        """What everybody may read of it: without the cause, and with paths from the repository on."""
+        more = "; the server's log tells what the runtime said" if self.cause else ""
+        return self.shown.replace(f"{repository}{os.sep}", "") + more
 
 
 class NoRoom(LoadError):
     """The device has no room for the model now; it may have when its other users have let go of theirs."""
+
+
+class WrongOutput(ValueError):
+    """A model gave something else than its signature says. The text is ours, and may go to the client."""
 
 
 class OutOfMemory(Exception):
@@ -61,11 +79,13 @@ class Workload:
 
     buckets: the sizes of its batches in rows, ascending; empty = any size.
     weights_bytes, row_bytes: what the weights take, and at most at once the activations of one row; None = unknown.
+    shared: whether rows of several requests are run together: then dim 0 of every output must count them.
     """
 
     buckets: tuple[int, ...] = ()
     weights_bytes: int | None = None
     row_bytes: int | None = None
+    shared: bool = True
 
 
 class Session(Protocol):
@@ -88,9 +108,11 @@ class Session(Protocol):
         """Run one batch.
 
         Args:
-            inputs: input name -> array, C-contiguous and possibly read-only; all with the same first dim.
-        Returns: output name -> array, the rows in the order of the inputs' rows. It may be the session's own memory:
-            good until the next run().
+            inputs: input name -> array, C-contiguous and possibly read-only; all with the same first dim. They are
+                as they were afterwards, also after an error: the caller may run them again. A model that works in
+                place is given copies.
+        Returns: output name -> array, the rows in the order of the inputs' rows. It may be the session's own memory,
+            or an input's: good until the next run(), or the inputs' next change.
         Raises: OutOfMemory, DeviceLost; any other exception when the model fails on these rows, and the session
             stays usable.
         """

@@ -86,7 +86,8 @@ def load_error(what: str, problem: str, error: Exception) -> Exception:
         return found
     if isinstance(found, OutOfMemory):
         return NoRoom(
-            f"{what}: the device has no room for the model ({error}); set fewer instances, a smaller max_batch_size or "
-            "a larger session.memory_limit_bytes in config.yaml, or serve fewer models on the device"
+            f"{what}: the device has no room for the model; set fewer instances, a smaller max_batch_size or "
+            "a larger session.memory_limit_bytes in config.yaml, or serve fewer models on the device",
+            error,
         )
-    return LoadError(f"{what} {problem}: {error}")
+    return LoadError(f"{what} {problem}", error)

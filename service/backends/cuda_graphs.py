@@ -8,12 +8,15 @@ allocate on any GPU.
 """
 
 import gc
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from service.backends.base import DeviceLost, LoadError, OutOfMemory, SessionOptions
 from service.signature import ANY, Signature
+
+_log = logging.getLogger("foldserve.worker")
 
 _REASON_LENGTH = 300
 _PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -60,7 +63,7 @@ def with_graphs(
         try:
             session = open_session(True)
         except LoadError as error:  # control flow, nodes on the CPU: onnxruntime looks when it opens the file
-            reason = str(error.__cause__ or error)
+            reason = _refused(str(error.__cause__ or error))
         else:
             failure = _first_failure(session, wanted)
             if failure is None:
@@ -70,13 +73,19 @@ def with_graphs(
                 too_large += wanted[: at + 1]
                 wanted = wanted[at + 1 :]
             else:
-                reason = text
+                reason = session.no_graphs or _refused(text)
             # What the run raised holds its frames, often in a cycle with itself, and in them onnxruntime's session.
             gc.collect()
             session.close()
     gc.collect()  # likewise what opening raised: the next session needs the memory
     reason = reason or "the device has no room to record one"
     return open_session(False), [f"CUDA graphs are not used: {_short(reason)}"]
+
+
+def _refused(text: str) -> str:
+    """A reason that everybody may read: a runtime's own text names nodes and files, and is for the log."""
+    _log.warning("CUDA graphs are not used: %s", _short(text))
+    return "the runtime cannot record this model; the server's log tells why"
 
 
 def reason_against(options: SessionOptions, signature: Signature, buckets: Sequence[int], asked: bool) -> str:

@@ -65,7 +65,7 @@ def try_cuda(load: Callable[..., Any] = ctypes.CDLL) -> CudaState:
     """Try CUDA in this process. load: opens a shared library, or raises OSError."""
     try:
         driver = _driver(load)
-        import onnxruntime as ort
+        from service.onnx_runtime import onnxruntime as ort
 
         if _PROVIDER not in ort.get_available_providers():
             raise _Problem(

@@ -174,14 +174,14 @@ class CudaRuntime:
 @functools.cache
 def open_runtime(number: int) -> CudaRuntime:
     """The CUDA runtime for a device, after the libraries of the wheels were found. Raises: LoadError."""
-    import onnxruntime as ort
+    from service.onnx_runtime import onnxruntime as ort
 
     ort.preload_dlls()
     name = cudart_name(ort.cuda_version or "13")
     try:
         library = ctypes.CDLL(name)
     except OSError as error:
-        raise LoadError(f"{name} cannot be loaded ({error}): pip install 'foldserve[cuda]'") from error
+        raise LoadError(f"{name} cannot be loaded: pip install 'foldserve[cuda]'", error) from error
     return CudaRuntime(number, library)
 
 

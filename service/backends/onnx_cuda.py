@@ -16,10 +16,10 @@ from math import prod
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 
 from service.backends.cuda_errors import understood
 from service.backends.cuda_runtime import Cuda
+from service.onnx_runtime import onnxruntime as ort
 from service.signature import ANY, Signature, TensorSpec
 
 _NO_GRAPH = -1  # onnxruntime's id for a run that neither records nor replays

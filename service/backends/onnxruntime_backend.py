@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from service.backends.base import (
     LoadError,
@@ -29,10 +28,14 @@ from service.backends.cuda_options import CPU, Providers, cuda_providers, memory
 from service.backends.cuda_runtime import CudaError, open_runtime
 from service.backends.onnx_assignment import RECORD, on_the_cpu
 from service.backends.onnx_cuda import OnnxCudaSession, Target
+from service.backends.onnx_says import check_dim_names, check_tensors
 from service.datatypes import word_for_onnx
 from service.errors import ConfigError
+from service.onnx_runtime import onnxruntime as ort
 from service.signature import ANY, Signature, TensorSpec
 
+_NO_NAMES = frozenset({"?", "*", "-1", "None", "unknown"})
+"""What converters write for every dim whose name they do not know: it says nothing of sizes."""
 _ERRORS_ONLY = 3  # onnxruntime's log severity: its warnings at load are about its own optimisations
 
 
@@ -68,6 +71,8 @@ def load_session(
         number = int(device.partition(":")[2] or "0")
         return _load_on(Target("cuda", number, open_runtime(number)), path, signature, options, workload)
     session = _open_as_exported(path, signature, list(options.providers) or [(CPU, {})], options)
+    if workload.shared:
+        check_dim_names(path, session)
     return OnnxSession(session, tuple(signature.outputs_by_name))
 
 
@@ -100,12 +105,15 @@ def _load_on(
             made = OnnxCudaSession(session, signature, target, stream, rows)
         except OutOfMemory as error:
             raise NoRoom(
-                f"{path}: there is no room on {where} for a batch of {rows} rows ({error}); "
-                "lower max_batch_size in config.yaml, or serve fewer models on the device"
+                f"{path}: there is no room on {where} for a batch of {rows} rows; "
+                "lower max_batch_size in config.yaml, or serve fewer models on the device",
+                error,
             ) from error
         except CudaError as error:
             raise load_error(f"{path} on {where}", "cannot be loaded", error) from error
         made.notes = tuple(filter(None, [on_the_cpu(session)]))
+        if workload.shared:
+            check_dim_names(path, session)
         return made
 
     against = reason_against(options, signature, workload.buckets, plan.graphs)
@@ -126,8 +134,8 @@ def _open_as_exported(
             f"{path}: onnxruntime could not use {', '.join(missing)} and fell back to {', '.join(got)}; "
             "install the provider's libraries (foldserve[cuda] for CUDA), or serve with --device cpu"
         )
-    _check_names(path, "input", signature.inputs_by_name, [tensor.name for tensor in session.get_inputs()])
-    _check_names(path, "output", signature.outputs_by_name, [tensor.name for tensor in session.get_outputs()])
+    check_tensors(path, "input", signature.inputs_by_name, session.get_inputs())
+    check_tensors(path, "output", signature.outputs_by_name, session.get_outputs())
     return session
 
 
@@ -178,15 +186,12 @@ def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSessio
         raise load_error(str(path), "is not a model that onnxruntime can load", error) from error
 
 
-def _check_names(path: Path, what: str, expected: Mapping[str, TensorSpec], got: list[str]) -> None:
-    if set(expected) != set(got):
-        raise LoadError(
-            f"{path} has the {what}s {', '.join(got)}; expected {', '.join(expected)}, as the manifest says: "
-            "export it again"
-        )
-
-
 def _spec(path: Path, what: str, tensor: Any) -> TensorSpec:
+    if not tensor.type.startswith("tensor("):
+        raise LoadError(
+            f"{path}: {what} {tensor.name!r} is a {tensor.type}, which cannot be served; expected tensors: export the "
+            "model without maps, sequences and optional values (of scikit-learn: options={'zipmap': False})"
+        )
     # onnxruntime gives a number for a fixed dim, a name or None for a dynamic one.
     shape = tuple(dim if isinstance(dim, int) and dim >= 0 else ANY for dim in tensor.shape)
     if not shape or shape[0] != ANY:
@@ -194,4 +199,5 @@ def _spec(path: Path, what: str, tensor: Any) -> TensorSpec:
             f"{path}: {what} {tensor.name!r} has shape {tensor.shape}; expected a dynamic dim 0, which is "
             "the rows: export the model again with a dynamic first dim"
         )
-    return TensorSpec(tensor.name, word_for_onnx(tensor.type), shape)
+    names = tuple(dim if isinstance(dim, str) and dim not in _NO_NAMES else "" for dim in tensor.shape)
+    return TensorSpec(tensor.name, word_for_onnx(tensor.type), shape, names)

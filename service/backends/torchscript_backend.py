@@ -13,6 +13,7 @@ import torch
 from service.backends.base import LoadError, Session, SessionOptions, Workload, native_path, usable_cores
 from service.backends.cuda_errors import load_error
 from service.backends.torchscript_outputs import as_sequence
+from service.backends.torchscript_writes import may_write_or_keep
 from service.signature import Signature
 
 
@@ -25,6 +26,7 @@ class TorchScriptSession:
         self._module = module
         self._inputs = tuple(signature.inputs_by_name)
         self._outputs = tuple(signature.outputs_by_name)
+        self._copies = may_write_or_keep(module)
 
     def host_buffers(self, rows: int) -> None:
         """See base.Session."""
@@ -32,14 +34,13 @@ class TorchScriptSession:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See base.Session."""
-        tensors = [_tensor(inputs[name]) for name in self._inputs]
+        tensors = [self._tensor(inputs[name]) for name in self._inputs]
         results = as_sequence(self._module(*tensors), self._outputs)
         return {name: tensor.numpy() for name, tensor in zip(self._outputs, results, strict=True)}
 
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    # torch warns of read-only memory (a view of a request's body), and could write to it.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        # torch warns of read-only memory (a view of a request's body), and could write to it.
+        return torch.from_numpy(array.copy() if self._copies or not array.flags.writeable else array)
 
 
 def load_session(

@@ -4,6 +4,7 @@ The module is frozen (its weights become constants) and optimised for inference.
 setting of TF32, for the whole process.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from service.backends.base import DeviceLost, LoadError, OutOfMemory
 from service.backends.cuda_errors import load_error, understood
 from service.backends.torchscript_outputs import as_sequence
 from service.signature import ANY, Signature
+
+_log = logging.getLogger("foldserve.worker")
 
 _MOST_OFF = 1e-3
 """How far optimising may move answers; the comparison with the reference comes on top, with the export's tolerance."""
@@ -75,13 +78,13 @@ class TorchScriptCudaSession:
     def _on_device(self, name: str, array: np.ndarray) -> torch.Tensor:
         rows = len(array)
         if rows > self._rows:
-            # torch warns of read-only memory (a view of a request's body), and could write to it.
+            # A copy in any case (read-only memory besides, of which torch warns): the module may work in place.
             owned = array if array.flags.writeable else array.copy()
-            return torch.from_numpy(owned).to(self._device)
+            return torch.from_numpy(owned).to(self._device, copy=True)
         staging = self._host[name][:rows]
         if array.ctypes.data != staging.ctypes.data:
             np.copyto(staging, array, casting="no")
-        return self._pinned[name][:rows].to(self._device, non_blocking=True)
+        return self._pinned[name][:rows].to(self._device, non_blocking=True, copy=True)
 
     def _meaning(self, error: Exception) -> Exception:
         found = (
@@ -148,7 +151,11 @@ def frozen(module: torch.jit.ScriptModule, example: Sequence[torch.Tensor]) -> t
             if isinstance(found := understood(error), DeviceLost | OutOfMemory):
                 raise found from error
             done = "as it is, not frozen" if best is module else "frozen and not optimised"
-            return best, [f"TorchScript is run {done}: {' '.join(str(error).split())[:300]}"]
+            # What torch says holds the module's source, and notes are read by everybody.
+            _log.warning("TorchScript is run %s: %s", done, error)
+            return best, [
+                f"TorchScript is run {done}, for torch cannot do that to it; the server's log tells why"
+            ]
         if not off <= _MOST_OFF:
             return best, [f"TorchScript is run frozen and not optimised, which moved answers by {off:.3g}"]
         return optimised, []
@@ -159,7 +166,10 @@ def _difference(optimised: Any, module: Any, example: Sequence[torch.Tensor]) ->
     """The largest difference of the two's answers, relative to the largest value of that output."""
     off = [0.0]
     for _ in range(3):  # the first runs are watched, and the code compiled for what they saw
-        found, wanted = (_tensors(either(*example)) for either in (optimised, module))
+        # Copies: a module may work in place on what it is given.
+        found, wanted = (
+            _tensors(either(*(one.clone() for one in example))) for either in (optimised, module)
+        )
         for got, want in zip(found, wanted, strict=True):
             largest = want.double().abs().max().item() or 1.0
             off.append((got.double() - want.double()).abs().max().item() / largest)

@@ -248,7 +248,7 @@ class CodecProcess:
         error: ServiceError | None = None
         if job.wanted:
             try:
-                self._dispatcher.reserve(job.made, job.sized.nbytes, job.output_bytes(job.sized))
+                self._reserve(job)
             except ServiceError as refused:
                 error = refused
         place = job.made.place
@@ -256,6 +256,20 @@ class CodecProcess:
             channel.send(orders.pack(Word.DROP) if place is None else orders.pack(Word.PUT, place.input_at))
         if place is None:
             self._end(job, error)
+
+    def _reserve(self, job: Job) -> None:
+        """Have a place for what is made. Raises: QueueFull; TooLarge when it would have none if it were alone."""
+        dispatcher, source, nbytes = self._dispatcher, job.source.place, job.sized.nbytes
+        assert source is not None
+        output_bytes = job.output_bytes(job.sized)
+        job.made.rows = job.sized.rows or job.request.rows
+        try:
+            dispatcher.reserve(job.made, nbytes, output_bytes)
+        except QueueFull:
+            # What it is made of takes room too.
+            held = len(source.inputs) + len(source.outputs)
+            dispatcher.check_fits(job.made, held + nbytes, output_bytes)
+            raise
 
     def _made(self, job: Job) -> None:
         request = job.request

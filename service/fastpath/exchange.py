@@ -28,6 +28,7 @@ from service.fastpath.head_reader import HeadReader
 from service.fastpath.heads import Head, Route
 from service.fastpath.pace import Pace
 from service.fastpath.unread import Unread
+from service.log_limits import with_id
 from service.metrics import STAGES, Metrics
 from service.receiving import HalfBody, Receiving
 from service.ticketed import NO_BOUND_S, Ticketed
@@ -437,7 +438,7 @@ class Exchange(Ticketed):
         """What the client is told when the codec process has failed."""
         if isinstance(error, ServiceError):
             return error
-        _log.error("request %s failed: %s", self.request_id, error)
+        _log.error("request %s failed: %s", self.request_id, error, extra=with_id(self.request_id))
         return self._told_internal()
 
     def _submit(self) -> None:
@@ -493,7 +494,11 @@ class Exchange(Ticketed):
     def _internal(self) -> Internal:
         """The error for a fault of ours; logs it."""
         head = self._head
-        _log.exception("request %s failed: POST %s", self.request_id, head.route.path[:200])
+        _log.exception(
+            "request %s failed: POST %s",
+            *(self.request_id, head.route.path[:200]),
+            extra=with_id(self.request_id),
+        )
         return self._told_internal()
 
     def _told_internal(self) -> Internal:

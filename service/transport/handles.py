@@ -7,7 +7,7 @@ in the file system, so nothing can be left behind there.
 
 import mmap
 import os
-from multiprocessing import reduction
+from multiprocessing import context, reduction
 from typing import Any
 
 
@@ -31,6 +31,41 @@ class Handle:
 
 def _rebuilt(duplicate: Any) -> Handle:
     return Handle(duplicate.detach())
+
+
+class _Passing:
+    """What multiprocessing asks, while it pickles for a process that is being started, about descriptors to pass."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    class DupFd:
+        """In the other process: the descriptor, which has the same number there."""
+
+        def __init__(self, fd: int) -> None:
+            self._fd = fd
+
+        def detach(self) -> int:
+            """See multiprocessing."""
+            return self._fd
+
+    def duplicate_for_child(self, fd: int) -> int:
+        """See multiprocessing."""
+        self.fds.append(fd)
+        return fd
+
+
+def pickled_for_exec(value: object) -> tuple[bytes, list[int]]:
+    """Pickle something that holds handles, for a program that is started with subprocess.
+
+    Returns: the bytes, and the descriptors that must be passed (pass_fds).
+    """
+    passing = _Passing()
+    context.set_spawning_popen(passing)  # type: ignore[arg-type]  # of this thread alone
+    try:
+        return bytes(reduction.ForkingPickler.dumps(value)), passing.fds
+    finally:
+        context.set_spawning_popen(None)
 
 
 class SharedMemory:

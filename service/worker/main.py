@@ -1,8 +1,8 @@
 """A worker process: load every model on its device, then serve until its lifeline ends.
 
 The instances run in threads (instance.py): ONNX Runtime and libtorch let go of the interpreter while they compute, so
-many models share one process and one CUDA context. The main thread has them load one after the other, and then waits
-for the lifeline.
+many models share one process and one CUDA context. They load one after the other, and each model serves as soon as it
+is loaded (loading_order.py). The main thread then waits for the lifeline.
 """
 
 import gc
@@ -20,7 +20,9 @@ from service.artifact import Artifact
 from service.backends import LoadError, SessionOptions
 from service.backends.base import DeviceLost, NoRoom
 from service.buckets import buckets_for
+from service.errors import new_error_id
 from service.loading import load_model
+from service.logs import ALWAYS, flush_logs
 from service.metrics import Metrics, Plan
 from service.processes import freeze_garbage
 from service.repository import ModelEntry
@@ -33,6 +35,7 @@ from service.transport.transport import Transport
 from service.worker.collect import Collector
 from service.worker.gate import DeviceGate, Gate
 from service.worker.instance import Instance, end_without_device, end_without_room
+from service.worker.loading_order import load_all
 from service.worker.loop import InstanceLoop
 from service.worker.run import BatchRunner
 from service.worker.take import Shared, Taker
@@ -53,7 +56,10 @@ class Seat:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What every worker is given. options: session options by model, threads settled. writers: its metrics rows."""
+    """What every worker is given. options: session options by model, threads settled. writers: its metrics rows.
+
+    load_limit_s: how long one model may take to load; None = no bound.
+    """
 
     entries: tuple[ModelEntry, ...]
     options: Mapping[str, SessionOptions]
@@ -62,6 +68,7 @@ class WorkerPlan:
     writers: tuple[str, ...]
     log_level: str
     check_moves: bool
+    load_limit_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,26 +96,30 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
     )
     worker = _Worker(seat, device, transport, plan, metrics, shared)
     lanes = [(entry, artifact) for entry in plan.entries for artifact in entry.artifacts]
-    versions = [_Version(worker, lane, entry, artifact) for lane, (entry, artifact) in enumerate(lanes)]
-    loaded = 0
-    for version in versions:
-        loaded += len(version.load(first_instance=loaded))
-    freeze_garbage()
-    for version in versions:
-        version.serve()
+    versions = []
+    instances = 0
+    for lane, (entry, artifact) in enumerate(lanes):
+        versions.append(_Version(worker, lane, entry, artifact, instances))
+        instances += entry.config.instances
+    load_all(versions, plan.load_limit_s, side_by_side=device == "cpu")
+    freeze_garbage()  # once: what loading left is never looked at again
     while not transport.report(MESSAGE.pack(Word.WORKER_READY, seat.index)):
         select.select([], [transport.reports.writer.fd], [])
     # All that the parent says to a worker is the question whether it is alive, until it says no more.
     while os.read(seat.lifeline.fd, MESSAGE.size):
         shared.board.answer(True, seat.index)
+    flush_logs()
     os._exit(0)
 
 
 class _Version:
     """One model version in this worker. Its lane is its place on the board and among the queues."""
 
-    def __init__(self, worker: _Worker, lane: int, entry: ModelEntry, artifact: Artifact) -> None:
+    def __init__(
+        self, worker: _Worker, lane: int, entry: ModelEntry, artifact: Artifact, first_instance: int = 0
+    ) -> None:
         self._worker = worker
+        self._first_instance = first_instance
         self._lane = lane
         self._entry = entry
         self._artifact = artifact
@@ -122,7 +133,7 @@ class _Version:
         self._times = BatchTimes(board, index, lane)
         self._loaded: list[Instance] = []
 
-    def load(self, first_instance: int) -> list[Instance]:
+    def load(self) -> None:
         """Load every instance, one after the other; none when one fails, and the board tells the reason."""
         worker, lane, index = self._worker, self._lane, self._worker.seat.index
         board = worker.shared.board
@@ -131,7 +142,8 @@ class _Version:
         remarks: list[str] = []
         problem = ""
         try:
-            for number in range(first_instance, first_instance + self._entry.config.instances):
+            first = self._first_instance
+            for number in range(first, first + self._entry.config.instances):
                 instances.append(Instance(worker.device, partial(self._make, number)))
                 remarks += instances[-1].wait_loaded()
         except DeviceLost as error:
@@ -139,25 +151,29 @@ class _Version:
         except LoadError as error:
             if isinstance(error, NoRoom) and board.ready[index, lane] == RETURNING:
                 end_without_room(worker.device, self._name, error)
-            problem = str(error)
-            _log.error("model %s version %s is not served: %s", *self._name, problem)
-        except Exception as error:
-            _log.exception("loading model %s version %s failed unexpectedly", *self._name)
-            problem = f"loading failed unexpectedly: {error!r}; the log tells more"
+            problem = error.shown_in(self._artifact.folder.parents[1])
+            _log.error("model %s version %s is not served: %s", *(*self._name, str(error)), extra=ALWAYS)
+        except Exception:
+            error_id = new_error_id()
+            _log.exception(
+                "loading model %s version %s failed unexpectedly, error id %s",
+                *(*self._name, error_id),
+                extra=ALWAYS,
+            )
+            problem = f"loading failed unexpectedly; the server's log tells why, under error id {error_id}"
         board.write_note(index, lane, problem)
         if problem:
             board.ready[index, lane] = 0
             while instances:
                 instances.pop().drop()
             gc.collect()  # an error holds its frames, and they a session's memory, which the next model may need
-            return []
+            return
         remarks = list(dict.fromkeys(remarks))  # of instances that run alike, one line
         for remark in remarks:
-            _log.info("model %s version %s on %s: %s", *self._name, worker.device, remark)
+            _log.info("model %s version %s on %s: %s", *self._name, worker.device, remark, extra=ALWAYS)
         board.write_remarks(index, lane, remarks)
         worker.metrics.model_loaded(*self._name, time.monotonic() - started_s)
         self._loaded = instances
-        return instances
 
     def serve(self) -> None:
         """Let what is loaded serve until the process ends, and tell the board: ready means that requests are taken."""
@@ -165,6 +181,19 @@ class _Version:
             instance.serve()
         if self._loaded:
             self._worker.shared.board.ready[self._worker.seat.index, self._lane] = READY
+
+    def give_up(self, limit_s: float) -> None:
+        """It took too long: tell, drop what is loaded, and do not serve."""
+        worker, board, index = self._worker, self._worker.shared.board, self._worker.seat.index
+        problem = (
+            f"loading took longer than {limit_s:g} s on {worker.device}, so it is not served; look at its file and its "
+            "reference.npz, or set a longer --load-limit"
+        )
+        _log.error("model %s version %s: %s", *self._name, problem)
+        board.ready[index, self._lane] = 0
+        board.write_note(index, self._lane, problem)
+        while self._loaded:
+            self._loaded.pop().drop()
 
     def _make(self, instance: int) -> tuple[InstanceLoop, Sequence[str]]:
         """Load a session, and make the loop that it serves in. Returns: the loop, the session's notes."""

@@ -15,9 +15,11 @@ from typing import Final
 import numpy as np
 
 from service.backends import Session
-from service.backends.base import DeviceLost, OutOfMemory
+from service.backends.base import DeviceLost, OutOfMemory, WrongOutput
 from service.buckets import bucket_for
+from service.errors import new_error_id
 from service.lifecycle import State
+from service.log_limits import with_id
 from service.signature import ANY, TensorSpec
 from service.transport.layout import Layout
 from service.transport.records import Reason
@@ -216,18 +218,32 @@ class BatchRunner:
             hold(self._shared, tickets[half:], False)
             self.run(tickets[half:], taken_ns)
             return
-        _log.warning("model %s failed on one request: %s", self._model, error, exc_info=error)
-        told = f"the model failed on this request: {type(error).__name__}: {error}"
-        if isinstance(error, OutOfMemory):
-            told = (
-                f"{self._device} is out of memory: it has no room for this request, not even in pieces of "
-                f"{self.bucket(1)} row(s); send it again later, or smaller rows where they may be of any size"
-            )
-        text = told.encode()[:_TEXT_BYTES]
+        error_id = new_error_id()
+        _log.warning(
+            "model %s failed on one request, error id %s: %s",
+            *(self._model, error_id, str(error)),
+            exc_info=error,
+            extra=with_id(error_id),
+        )
+        text = self._told(error, error_id).encode()[:_TEXT_BYTES]
         ticket = tickets[0]
         memory, at = self._memory[ticket.api], ticket.output_at
         memory[at : at + 4 + len(text)] = len(text).to_bytes(4, "little") + text
         settle(self._shared, tickets, State.FAILED, Timing(ticket.rows, taken_ns), Reason.MODEL_FAILED)
+
+    def _told(self, error: Exception, error_id: str) -> str:
+        """What the client reads: a text of ours. Those of runtimes hold the model's source, node names and paths."""
+        if isinstance(error, OutOfMemory):
+            return (
+                f"{self._device} is out of memory: it has no room for this request, not even in pieces of "
+                f"{self.bucket(1)} row(s); send it again later, or smaller rows where they may be of any size"
+            )
+        if isinstance(error, WrongOutput):
+            return f"the model failed on this request: {error}"
+        return (
+            "the model failed on this request; check whether the model can take such values: the server's log tells "
+            f"why it failed, under error id {error_id}"
+        )
 
     # -- no room
 
@@ -320,7 +336,7 @@ class LargeRun:
 
 
 def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:
-    """Raise ValueError unless an output is what the signature says, for a batch of `rows` rows."""
+    """Raise WrongOutput unless an output is what the signature says, for a batch of `rows` rows."""
     fits = (
         output.dtype == spec.dtype
         and output.ndim == len(spec.shape)
@@ -328,7 +344,7 @@ def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:
         and all(want in (ANY, got) for want, got in zip(spec.row_shape, output.shape[1:], strict=True))
     )
     if not fits:
-        raise ValueError(
+        raise WrongOutput(
             f"output {spec.name!r} came as {output.dtype} {list(output.shape)} from a batch of {rows} rows; the "
             f"signature says {spec.datatype} {list(spec.shape)}"
         )
@@ -339,11 +355,11 @@ def _put(
 ) -> None:
     """Copy a piece's outputs to their rows; the session may use their memory for the next piece.
 
-    Raises: ValueError when an output has other dims than in the pieces before.
+    Raises: WrongOutput when an output has other dims than in the pieces before.
     """
     for part, together, spec in zip(parts, whole, specs, strict=True):
         if part.shape[1:] != together.shape[1:]:
-            raise ValueError(
+            raise WrongOutput(
                 f"output {spec.name!r} has rows of {list(part.shape[1:])} in one piece of the request and of "
                 f"{list(together.shape[1:])} in another: they make no answer together; send fewer rows at once"
             )

@@ -37,7 +37,9 @@ def artifact(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"weights")
     files = {"model.onnx": {"sha256": hashlib.sha256(b"weights").hexdigest(), "size": 7}}
-    keys = {"name": "mlp", "version": "1", "inputs": [], "outputs": [], "parity": {}}
+    tensor = {"datatype": "FP32", "shape": [-1, 2]}
+    keys = {"name": "mlp", "version": "1", "parity": {}}
+    keys |= {"inputs": [{"name": "x", **tensor}], "outputs": [{"name": "y", **tensor}]}
     (folder / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files, **keys}))
     return folder
 

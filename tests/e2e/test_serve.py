@@ -24,7 +24,14 @@ from tests.e2e.server_process import (
     serving,
     wait_gone,
 )
-from tests.service.repositories import TABLE, save_exported, save_linear, save_lookup, save_scripted
+from tests.service.repositories import (
+    TABLE,
+    save_endless,
+    save_exported,
+    save_linear,
+    save_lookup,
+    save_scripted,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -296,3 +303,73 @@ def test_busy_port_is_a_clear_error_with_exit_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_broken_models_and_folders_that_are_none_cost_nobody_else(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    save_linear(repository / "good" / "1" / "model.onnx")
+    for name in ("lost+found", "__MACOSX", "incoming/1", "good/__pycache__"):
+        (repository / name).mkdir(parents=True)
+    save_linear(repository / "cut" / "1" / "model.onnx")
+    (repository / "cut" / "1" / "manifest.json").write_text('{"format_version": 1')
+    save_linear(repository / "fixed" / "1" / "model.onnx", rows=1)
+    save_linear(repository / "two" / "1" / "model.onnx")
+    save_linear(repository / "two" / "2" / "model.onnx", rows=1)
+    (repository / "two" / "config.yaml").write_text("version_policy: all\n")
+    with serving(repository, tmp_path / "log") as server:
+        server.wait_until("/v2/health/live", 200)
+        server.until(lambda: "serves http" in server.output)
+        row = {"inputs": [[1, 0, 0, 0]]}
+        assert server.post("/predict/good", json=row).status_code == 200
+        assert server.post("/predict/two", json=row).json()["version"] == "1"
+        for path in ("/predict/cut", "/predict/fixed", "/predict/two/versions/2", "/predict/cut/versions/1"):
+            answer = server.post(path, json=row)
+            assert (answer.status_code, answer.json()["code"]) == (503, "not_ready"), path
+        assert server.post("/predict/incoming", json=row).status_code == 404
+        assert server.post("/predict", json=row).status_code == 404
+        health = server.get("/health")
+        assert health.status_code == 503
+        assert "cannot be served: cut, fixed, two/2; GET /info tells why" in health.json()["error"]
+        told = {broken["name"]: broken["problem"] for broken in server.get("/info").json()["broken"]}
+        assert list(told) == ["cut", "fixed", "two/2"]
+        assert "manifest.json of cut/1 is not JSON" in told["cut"]
+        assert "expected a dynamic dim 0" in told["fixed"]
+        assert str(repository) not in "".join(told.values())
+        assert server.output.count("NOT READY: ") == 3
+        assert "folder 'lost+found' of the repository is passed over" in server.output
+        assert "Traceback" not in server.output
+
+
+def test_strict_server_ends_with_exit_2_for_any_broken_model(tmp_path: Path) -> None:
+    save_linear(tmp_path / "good" / "1" / "model.onnx")
+    (tmp_path / "good" / "lost+found").mkdir()
+    save_linear(tmp_path / "bad" / "1" / "model.onnx", rows=1)
+    with serving(tmp_path, tmp_path / "log", "--strict") as server:
+        assert server.process.wait(120) == 2
+    assert "foldserve serve: bad/1/model.onnx: input 'x' has shape [1, 4]" in server.output
+
+
+def test_repository_of_broken_models_only_ends_with_exit_2_and_all_problems(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_linear(tmp_path / name / "1" / "model.onnx", rows=1)
+    with serving(tmp_path, tmp_path / "log") as server:
+        assert server.process.wait(120) == 2
+    assert "a/1/model.onnx" in server.output
+    assert "b/1/model.onnx" in server.output
+
+
+def test_model_that_loads_for_ever_holds_back_none_and_is_given_up_at_the_limit(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    save_endless(repository / "a_endless")
+    save_linear(repository / "good" / "1" / "model.onnx")
+    with serving(repository, tmp_path / "log", "--load-limit", "30") as server:
+        server.wait_until("/v2/health/live", 200)
+        row = {"inputs": [[1, 0, 0, 0]]}
+        server.until(lambda: server.post("/predict/good", json=row).status_code == 200)
+        problem = server.get("/info").json()["models"][0]["versions"][0]["manifest"]["problem"]
+        assert problem == "loading"
+        server.until(lambda: "serves http" in server.output)
+        assert "NOT READY: loading took longer than 30 s on cpu" in server.output
+        assert server.post("/predict/a_endless", json=row).status_code == 503
+        assert server.post("/predict/good", json=row).status_code == 200
+        assert server.end(signal.SIGTERM) == 0

@@ -14,7 +14,7 @@ import numpy as np
 from service.admission import Bounds
 from service.dispatch import Dispatcher
 from service.errors import ServiceError
-from service.recovery import Recovery
+from service.recovery import LostTickets, retry_held
 from service.signature import Signature, TensorSpec
 from service.ticketed import Lane, Ticketed
 from service.transport.board import Dimensions
@@ -157,8 +157,6 @@ class Rig:
         self.serials = 0
         self.hangs: list[int] = []
         self.stalls: list[int] = []
-        self.again: list[Any] = []
-        """Requests that were run again because their worker died."""
         self.run_limit_s = 60.0
         self.dispatchers = [self.new_dispatcher(index) for index in range(api_servers)]
 
@@ -208,12 +206,12 @@ class Rig:
 
     async def recover(self, worker: "RigWorker", api: int = 0) -> list[Any]:
         """What an API server does when it hears of a death, to the end. Returns: what is run again of what was held."""
-        self.again.clear()
-        recovery = Recovery(self.dispatchers[api], self.again.append)
-        recovery.worker_died(worker.serial)
-        while recovery.waits:
+        again = retry_held(self.dispatchers[api], worker.serial)
+        lost = LostTickets(self.dispatchers[api])
+        lost.look_later()
+        while not lost.over:
             await asyncio.sleep(0.001)  # it looks again by itself, until nobody marks any more
-        return list(self.again)
+        return again
 
     def new_worker(
         self,

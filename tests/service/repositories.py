@@ -86,6 +86,29 @@ def save_scripted(folder: Path, weight: np.ndarray = WEIGHT) -> Path:
     return path
 
 
+def save_endless(folder: Path) -> Path:
+    """A TorchScript model of x FP32 [-1, 4] whose run never ends."""
+    import torch
+
+    class Endless(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            while bool(x.numel() > 0):
+                x = x * 1.0
+            return x
+
+    path = folder / "1" / "model.pt"
+    path.parent.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 calls TorchScript deprecated
+        torch.jit.script(Endless()).save(str(path))
+    (folder / "config.yaml").write_text(
+        "signature:\n"
+        "  inputs: [{name: x, datatype: FP32, shape: [-1, 4]}]\n"
+        "  outputs: [{name: y, datatype: FP32, shape: [-1, 4]}]\n"
+    )
+    return path
+
+
 def save_exported(
     folder: Path, name: str = "linear", version: str = "1", error: float = 0.0
 ) -> dict[str, Any]:

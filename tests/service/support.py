@@ -83,6 +83,7 @@ class NumpyEngine:
     raised: bool = False
     calls: list[tuple[str, str, int, float | None]] = field(default_factory=list)
     cancelled: int = 0
+    problems: dict[str, str] = field(default_factory=dict)
 
     async def infer(
         self,
@@ -114,6 +115,9 @@ class NumpyEngine:
 
     def models(self) -> dict[str, ServedModel]:
         return self.served
+
+    def broken(self) -> dict[str, str]:
+        return self.problems
 
     def served_by(self, model: str, version: str) -> list[ServedBy]:
         rows = self.served[model].versions[version].max_batch_size
@@ -190,6 +194,8 @@ SETTINGS = ServeSettings(
     max_json_bytes=2**20,
     max_in_flight=64,
     run_limit_s=60.0,
+    load_limit_s=600.0,
+    strict=False,
     receive_bytes=16 * 2**20,
     arena_bytes=16 * 2**20,
     request_timeout_ms=30_000,
@@ -200,7 +206,7 @@ SETTINGS = ServeSettings(
 )
 
 
-def exposition(accept: str) -> tuple[bytes, str]:
+async def exposition(accept: str) -> tuple[bytes, str]:
     """Stands for the metrics page; says what was accepted."""
     return f"# accept {accept}\n".encode(), "text/plain; version=0.0.4"
 

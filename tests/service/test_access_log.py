@@ -7,9 +7,9 @@ from tests.service.support import RAW, call, call_async, front, post
 
 
 @pytest.fixture
-def lines(capsys):
+def lines(capfd):
     def read():
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
     return read
 

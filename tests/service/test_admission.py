@@ -55,6 +55,29 @@ def test_large_request_has_a_place_in_a_full_line_and_the_next_large_one_has_not
         admit("m", rows, nbytes, load(100, 9_999, large=True), BOUNDS, None)
 
 
+def test_request_of_several_rows_that_a_busy_queue_has_no_room_for_is_a_large_one() -> None:
+    bounds = Bounds(max_rows=10, max_bytes=1000)
+    admit("m", 10, 1, load(10), bounds, None)
+    admit("m", 2, 600, load(10), bounds, None)
+    for rows, nbytes in ((5, 1), (1, 1), (1, 600)):
+        with pytest.raises(QueueFull):
+            admit("m", rows, nbytes, load(10), bounds, None)
+
+
+def test_large_request_counts_in_bytes_too_as_one_batch() -> None:
+    admit("m", 5000, 1_000_000, load(1, 8_000, large=True), BOUNDS, None)
+    with pytest.raises(QueueFull, match="8001 bytes waiting"):
+        admit("m", 5000, 1_000_000, load(1, 8_001, large=True), BOUNDS, None)
+
+
+def test_forecast_is_put_to_the_test_by_one_that_it_is_against() -> None:
+    queue = load(1, run_time=RunTime(100_000 * MS, 0))
+    assert admit("m", 1, 1, queue, BOUNDS, 0.05, doubt=True)
+    assert not admit("m", 1, 1, queue, BOUNDS, 101.0, doubt=True)
+    with pytest.raises(DeadlinePassed):
+        admit("m", 1, 1, queue, BOUNDS, 0.0, doubt=True)
+
+
 def test_large_request_counts_as_one_batch_in_the_line() -> None:
     admit("m", 5000, 1, load(90, large=True), BOUNDS, None)
     with pytest.raises(QueueFull):
@@ -79,7 +102,8 @@ def test_retry_after_is_the_time_in_which_the_missing_rows_leave() -> None:
 
 
 def test_deadline_that_full_batches_miss_is_refused_early() -> None:
-    queue = load(50, run_time=RunTime(100 * MS, 0))  # six batches of a tenth of a second, with ours
+    # Of 60 rows ten may be about to be answered; with ours that leaves six batches of a tenth of a second.
+    queue = load(60, run_time=RunTime(100 * MS, 0))
     admit("m", 10, 1, queue, BOUNDS, 0.61)
     with pytest.raises(DeadlinePassed, match="about 600 ms"):
         admit("m", 10, 1, queue, BOUNDS, 0.59)

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from service.config import ServeSettings, load_settings
 from service.engine import ServedBy
 from service.lifecycle import State
 from service.repository import ModelEntry, read_repository
+from service.scrapes import Scrapes
 from service.supervisor import MESSAGE, Word
 from service.transport.board import RETURNING, Dimensions
 from service.transport.transport import Sizes, Transport
@@ -113,18 +114,13 @@ class Parent:
         lane = SimpleNamespace(model="linear", version="2")
         done = self.done
 
-        class Recovery:
-            def __init__(self, dispatcher: object, again: Callable[[Any], None]) -> None:
-                self.again = again
+        def after_worker_death(dispatcher: object, serial: int) -> list[Any]:
+            done.append(("worker", serial))
+            if serial == 13:
+                raise ValueError("unlucky")
+            return [SimpleNamespace(lane=lane)] * 3
 
-            def worker_died(self, serial: int) -> None:
-                done.append(("worker", serial))
-                if serial == 13:
-                    raise ValueError("unlucky")
-                for _ in range(3):
-                    self.again(SimpleNamespace(lane=lane))
-
-        monkeypatch.setattr(module, "Recovery", Recovery)
+        monkeypatch.setattr(module.recovery, "after_worker_death", after_worker_death)
 
     def tell(self, *messages: tuple[Word, int]) -> None:
         os.write(self.write_fd, b"".join(MESSAGE.pack(*message) for message in messages))
@@ -197,7 +193,11 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
         other = transport.arenas[0].map()  # of an API server in another process
         for slot, (state, rows) in enumerate([(State.QUEUED, 5), (State.TAKEN, 7)]):
             other.state[slot], other.model[slot], other.rows[slot] = state, 2, rows
-        return server.front.exposition("")[0].decode()
+        scrapes = server.front.exposition
+        assert isinstance(scrapes, Scrapes)
+        text = (await scrapes(""))[0].decode()
+        await scrapes.close()
+        return text
 
     lines = asyncio.run(scrape()).splitlines()
     for name, value in (("queue_rows", 5), ("inflight_requests", 2), ("model_ready", 1)):

@@ -1,13 +1,15 @@
 """A version folder, with a manifest and without."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.artifact import check_files, read_artifact, read_manifest
+from service.artifact import check_files, read_artifact
 from service.errors import ConfigError
+from service.manifest import read_manifest
 from tests.service.repositories import config, save_exported, save_linear, save_scripted
 
 
@@ -72,15 +74,17 @@ def test_bare_torchscript_file_needs_a_signature_in_config_yaml(tmp_path: Path) 
 
 
 def test_folder_without_a_model_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no model.onnx or model.pt to serve m/1"):
+    with pytest.raises(ConfigError, match=r"m/1 holds no model.onnx or model.pt"):
         read_artifact(tmp_path, "m", "1", config())
     save_linear(tmp_path / "model.onnx")
-    with pytest.raises(ConfigError, match=r"holds no model.pt to serve m/1"):
+    with pytest.raises(ConfigError, match=r"m/1 holds no model.pt"):
         read_artifact(tmp_path, "m", "1", config(backend="torchscript"))
 
 
 def test_manifest_of_another_model_is_refused(exported: Path) -> None:
-    with pytest.raises(ConfigError, match="is of linear/1 but lies in other/1"):
+    with pytest.raises(
+        ConfigError, match="of other/1 is of 'linear', version '1'; expected the folder's names"
+    ):
         read_artifact(exported, "other", "1", config())
 
 
@@ -88,7 +92,7 @@ def test_manifest_of_another_model_is_refused(exported: Path) -> None:
     ("changes", "problem"),
     [
         ({"format_version": 2}, "has format_version 2; this foldserve reads 1"),
-        ({"inputs": [{"name": "x"}]}, "has a bad input or output: 'datatype'"),
+        ({"inputs": [{"name": "x"}]}, "has a bad input or output: inputs\\[0\\] lacks 'datatype', 'shape'"),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4]}]}, "dim 0 counts the rows"),
         ({"outputs": []}, "at least one output"),
     ],
@@ -105,23 +109,23 @@ def test_manifest_that_lacks_keys_names_them(exported: Path) -> None:
     path = exported / "manifest.json"
     path.write_text(json.dumps({"format_version": 1, "name": "linear"}))
     with pytest.raises(ConfigError, match="lacks version, inputs, outputs, files, parity"):
-        read_manifest(exported)
+        read_manifest(exported, "linear/1")
 
 
 def test_manifest_that_is_not_json_is_refused(exported: Path) -> None:
     (exported / "manifest.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"manifest.json cannot be read"):
-        read_manifest(exported)
+    with pytest.raises(ConfigError, match=r"manifest.json of linear/1 is not JSON"):
+        read_manifest(exported, "linear/1")
 
 
 def test_untouched_files_pass_their_check(exported: Path) -> None:
-    checks = list(check_files(exported, read_manifest(exported)))
+    checks = list(check_files(exported, read_manifest(exported, "linear/1")))
     assert {check.name for check in checks} == {"model.onnx", "reference.npz"}
     assert not any(check.problem for check in checks)
 
 
 def test_changed_shortened_and_missing_files_are_told_apart(exported: Path) -> None:
-    manifest = read_manifest(exported)
+    manifest = read_manifest(exported, "linear/1")
     model = exported / "model.onnx"
     content = model.read_bytes()
 
@@ -140,5 +144,76 @@ def test_manifest_whose_file_entries_lack_keys_names_them(exported: Path) -> Non
     manifest = json.loads((exported / "manifest.json").read_text())
     del manifest["files"]["model.onnx"]["size"]
     (exported / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match=r"lacks files\.model\.onnx\.size: export the model again"):
-        read_manifest(exported)
+    with pytest.raises(ConfigError, match=r"has no files\.model\.onnx\.size; expected sha256, size"):
+        read_manifest(exported, "linear/1")
+
+
+HASHES = {"sha256": "0" * 64, "size": 1}
+PARITY = {"max_rel": 0.0, "tolerance": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"files": []}, r"files \[\]; expected a mapping"),
+        ({"files": None}, "files None; expected a mapping"),
+        ({"files": {"model.onnx": 5}}, r"files.model.onnx 5; expected sha256, size"),
+        (
+            {"files": {"model.onnx": {**HASHES, "size": "1"}}},
+            "files.model.onnx.size '1'; expected a whole number",
+        ),
+        ({"files": {"model.onnx": {**HASHES, "size": -1}}}, "expected a whole number of at least 0"),
+        ({"files": {"model.onnx": {**HASHES, "sha256": "x"}}}, "expected 64 hexadecimal digits"),
+        ({"files": {"../model.onnx": HASHES}}, "expected names of files beside the manifest"),
+        ({"files": {}}, "lacks files.model.onnx, of the file that is served"),
+        ({"files": {"reference.npz": HASHES}}, "lacks files.model.onnx, of the file that is served"),
+        ({"max_batch_size": "abc"}, "max_batch_size 'abc'; expected a whole number from 1 to 65536"),
+        ({"max_batch_size": None}, "max_batch_size None"),
+        ({"max_batch_size": []}, r"max_batch_size \[\]"),
+        ({"max_batch_size": True}, "max_batch_size True"),
+        ({"max_batch_size": 2.0}, "max_batch_size 2.0"),
+        ({"max_batch_size": -1}, "max_batch_size -1"),
+        ({"max_batch_size": 10**12}, "max_batch_size 1000000000000"),
+        ({"max_batch_size": 10**30}, "has the number 1000000"),
+        ({"parity": {}}, "lacks parity.onnx"),
+        ({"parity": {"onnx": {"max_rel": 0.1}}}, "no parity.onnx.tolerance"),
+        ({"parity": {"onnx": {**PARITY, "tolerance": "x"}}}, "parity.onnx.tolerance 'x'; expected a number"),
+        ({"parity": {"onnx": {**PARITY, "tolerance": float("inf")}}}, "parity.onnx.tolerance inf"),
+        ({"parity": {"onnx": {**PARITY, "tolerance": float("nan")}}}, "is not one"),
+        ({"parity": 5}, "parity 5; expected a mapping"),
+        ({"name": 5}, "name 5; expected a text"),
+        ({"version": 1}, "version 1; expected a text"),
+        ({"format_version": True}, "format_version True"),
+        ({"format_version": [[]]}, r"format_version \[\[\]\]"),
+        ({"inputs": {}}, r"inputs is {}; expected a list"),
+        ({"inputs": [5]}, r"inputs\[0\] is 5; expected name"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": "14"}]}, "shape is '14'; expected a list"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4.0]}]}, r"shape is \[-1, 4.0\]"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, None]}]}, "shape is"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 10**15]}]}, "shape is"),
+        ({"inputs": [{"name": "x", "datatype": ["FP32"], "shape": [-1, 4]}]}, r"datatype is \['FP32'\]"),
+        ({"inputs": [{"name": None, "datatype": "FP32", "shape": [-1, 4]}]}, "name is None"),
+        ({"fold": {"found": 1, "folded": 1, "left": [5]}}, r"fold.left\[0\] 5"),
+        ({"fold": []}, "fold"),
+        ({"memory": {"weights_bytes": "1", "row_bytes": 1}}, "memory.weights_bytes '1'"),
+        ({"created": {}}, "created {}; expected a text"),
+        ({"tool_versions": ["torch"]}, "tool_versions"),
+        ({"source": "\ud800"}, "which is not Unicode"),
+        ({"created": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}, "is nested more than 16 levels deep"),
+    ],
+)
+def test_manifest_with_a_wrong_type_or_range_anywhere_is_refused_with_the_place(
+    exported: Path, changes: dict[str, Any], told: str
+) -> None:
+    rewrite(exported, **changes)
+    with pytest.raises(ConfigError, match=told) as caught:
+        read_artifact(exported, "linear", "1", config())
+    assert all(len(problem) < 1000 for problem in caught.value.problems)
+
+
+def test_file_of_a_manifest_that_is_a_pipe_or_a_device_is_told_and_not_read(exported: Path) -> None:
+    manifest = read_manifest(exported, "linear/1")
+    manifest["files"] = {"pipe": {**HASHES, "size": 0}, "device": {**HASHES, "size": 0}}
+    os.mkfifo(exported / "pipe")
+    (exported / "device").symlink_to("/dev/zero")
+    assert all("no ordinary file" in check.problem for check in check_files(exported, manifest))

@@ -72,15 +72,23 @@ def test_without_room_for_any_the_model_runs_plainly() -> None:
     assert notes == ["CUDA graphs are not used: the device has no room to record one"]
 
 
-def test_one_bucket_that_cannot_be_captured_means_plain_runs_for_all() -> None:
+REFUSED = "CUDA graphs are not used: the runtime cannot record this model; the server's log tells why"
+
+
+def test_one_bucket_that_cannot_be_captured_means_plain_runs_for_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     opener = Opener(fails_at=2)
     session, notes = with_graphs(opener, "", (1, 2, 4))
     assert [(made.graphs, made.closed) for made in opener.made] == [(True, True), (False, False)]
     assert not session.captured
-    assert notes == ["CUDA graphs are not used: CUDA failure 900: not permitted"]
+    assert notes == [REFUSED]
+    assert "CUDA graphs are not used: CUDA failure 900: not permitted" in caplog.text
 
 
-def test_what_onnxruntime_refuses_when_it_opens_the_file_means_plain_runs() -> None:
+def test_what_onnxruntime_refuses_when_it_opens_the_file_means_plain_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     # inference_session.cc: the text for a model with an If, Loop or Scan
     text = (
         "This session cannot use the graph capture feature as requested by the user as the model has control flow "
@@ -97,7 +105,8 @@ def test_what_onnxruntime_refuses_when_it_opens_the_file_means_plain_runs() -> N
 
     session, notes = with_graphs(open_session, "", (1,))
     assert made == [session]
-    assert notes == [f"CUDA graphs are not used: {text}"]
+    assert notes == [REFUSED]
+    assert f"CUDA graphs are not used: {text}" in caplog.text
 
 
 def test_what_the_session_itself_knows_against_graphs_means_plain_runs() -> None:

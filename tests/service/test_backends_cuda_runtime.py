@@ -97,5 +97,5 @@ def test_missing_runtime_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(LoadError, match=r"libcudart.so.\d+ cannot be loaded .*foldserve\[cuda\]"):
+    with pytest.raises(LoadError, match=r"libcudart.so.\d+ cannot be loaded: .*foldserve\[cuda\]"):
         open_runtime(0)

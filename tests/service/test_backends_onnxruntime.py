@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
@@ -132,3 +133,26 @@ def test_onnxruntime_is_not_let_start_over_on_the_cpu_by_itself(
     monkeypatch.setattr(ort, "InferenceSession", watched)
     load_session("onnxruntime", path, signature, "cpu", ONE_THREAD)
     assert given == [False]
+
+
+@pytest.mark.parametrize("zipmap", [True, False])
+def test_outputs_that_are_no_tensors_are_refused_for_being_none(tmp_path: Path, zipmap: bool) -> None:
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    output = helper.make_sequence_type_proto(
+        kind if zipmap else helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    )
+    node = (
+        helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
+        if zipmap
+        else helper.make_node("SequenceConstruct", ["x"], ["y"])
+    )
+    graph = helper.make_graph(
+        [node],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 4])],
+        [helper.make_value_info("y", output)],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+    with pytest.raises(LoadError, match=r"output 'y' is a seq\(.*cannot be served; expected tensors"):
+        read_signature(tmp_path / "model.onnx")

@@ -149,7 +149,7 @@ def test_module_that_cannot_be_frozen_runs_as_it_is_and_says_why(tmp_path: Path)
         module = torch.jit.load(str(save(Normed(), tmp_path / "m.pt")))  # in training mode
     same, (note,) = frozen(module, [IMAGE])
     assert same is module
-    assert note.startswith("TorchScript is run as it is, not frozen: ")
+    assert note.startswith("TorchScript is run as it is, not frozen, for torch cannot")
 
 
 def test_optimising_that_moves_the_answers_is_left_out(
@@ -179,7 +179,9 @@ def test_optimising_that_fails_leaves_the_frozen_module(
 
     monkeypatch.setattr(torch.jit, "optimize_for_inference", fails)
     fast, notes = frozen(normed, [IMAGE])
-    assert notes == ["TorchScript is run frozen and not optimised: cannot fuse"]
+    assert notes == [
+        "TorchScript is run frozen and not optimised, for torch cannot do that to it; the server's log tells why"
+    ]
     assert list(fast.parameters()) == []
 
 

@@ -31,6 +31,7 @@ EXPECTED = {
     "Internal": (500, "internal"),
     "NotImplementedHere": (501, "not_implemented"),
     "NotReady": (503, "not_ready"),
+    "MetricsUnavailable": (503, "metrics_unavailable"),
     "Draining": (503, "draining"),
     "TooManyConnections": (503, "too_many_connections"),
     "DeadlinePassed": (504, "deadline_passed"),

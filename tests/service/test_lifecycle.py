@@ -12,7 +12,7 @@ import service.transport.board as board_module
 import service.worker.take as take_module
 from service.errors import DeadlinePassed, ModelCrashed, QueueFull
 from service.lifecycle import MOVES, SETTLED, Side, State, may_move
-from service.recovery import Recovery
+from service.recovery import LostTickets, retry_held
 from service.transport.arena import HEADER
 from service.transport.slots import Place
 from service.worker.take import Taker
@@ -90,7 +90,7 @@ class RandomLife:
         self.asked: list[Asked] = []
         self.given_up: list[Asked] = []
         self.countdown = -1
-        self.recoveries = [Recovery(dispatcher, lambda request: None) for dispatcher in self.rig.dispatchers]
+        self.searches: list[LostTickets] = []
 
     def new_worker(self, index: int) -> Any:
         return self.rig.new_worker(index, on_run=self.on_run)
@@ -136,15 +136,15 @@ class RandomLife:
             worker.loops[0].turn(wait=False)
         except Dead:
             self.rig.worker_dies(worker)
-            for recovery in self.recoveries:
-                recovery.worker_died(worker.serial)
+            for dispatcher in self.rig.dispatchers:
+                retry_held(dispatcher, worker.serial)
+                self.searches.append(LostTickets(dispatcher))
             self.workers[index] = self.new_worker(index)
 
     def look(self) -> None:
         """The moment in which recovery finds out which tickets are lost; any time may pass until then."""
-        for recovery in self.recoveries:
-            if recovery.waits:
-                recovery.look()
+        for search in self.searches:
+            search.look()
 
     def stall(self) -> None:
         """The supervisor takes whoever has the turn to read for stopped, rightly or not."""

@@ -1,6 +1,7 @@
 """The steps to "ready", and each way to fail one."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from service.artifact import Artifact, read_artifact
 from service.backends import LoadError, SessionOptions, Workload
 from service.backends.base import DeviceLost, NoRoom, OutOfMemory
-from service.loading import load_model, relative_error, tolerance
+from service.difference import relative_error
+from service.loading import load_model, tolerance
 from tests.service.repositories import WEIGHT, config, save_exported, save_linear, save_lookup, save_scripted
 
 ONE_THREAD = SessionOptions(threads=1)
@@ -112,7 +114,8 @@ def test_every_bucket_is_run_before_a_model_is_ready(folder: Path, monkeypatch: 
     monkeypatch.setattr("service.loading.load_session", lambda *_: Watched())
     settings = config(batch_buckets=[2, 5])
     load_model(read_artifact(folder, "linear", "1", settings), settings, "cpu", ONE_THREAD)
-    assert rows == [5, 2, 5, 5, 2, 2]  # the reference's 7 rows in two batches, then each bucket twice
+    assert rows[:6] == [5, 2, 5, 5, 2, 2]  # the reference's 7 rows in two batches, then each bucket twice
+    assert set(rows[6:]) == {5, 2}  # whether they count rows, and mix them, is tried in those sizes too
 
 
 class Small:
@@ -139,7 +142,7 @@ def test_sizes_without_room_are_left_out_of_the_warming_and_the_model_is_served(
     session = Small(room=3)
     monkeypatch.setattr("service.loading.load_session", lambda *_: session)
     load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
-    assert session.ran == [3, 3, 1, 2, 2, 1, 1]  # the reference's 7 rows, then 2 and 1 twice
+    assert session.ran[:7] == [3, 3, 1, 2, 2, 1, 1]  # the reference's 7 rows, then 2 and 1 twice
     assert "no room for a batch of 8 rows" in caplog.text
     assert "no room for a batch of 4 rows" in caplog.text
 
@@ -240,13 +243,6 @@ def test_tf32_is_reckoned_as_the_export_reckons_fp16() -> None:
     assert file_tolerance(PRECISIONS["fp16"], 1.0) == 0.1
 
 
-def test_manifest_with_broken_memory_is_told(folder: Path) -> None:
-    manifest = save_exported(folder)
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "memory": {"weights_bytes": 48}}))
-    with pytest.raises(LoadError, match="expected weights_bytes and row_bytes, whole numbers"):
-        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
-
-
 def test_model_without_reference_that_zeros_break_is_served_unwarmed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,6 +255,103 @@ def test_model_without_reference_that_zeros_break_is_served_unwarmed(
     monkeypatch.setattr("service.loading.load_session", lambda *_: Picky())
     load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
     assert "could not be warmed with zeros" in caplog.text
+
+
+def test_model_that_takes_no_rows_of_a_signature_without_dims_of_any_size_is_refused(tmp_path: Path) -> None:
+    """Nothing was guessed: no request can work."""
+    save_scripted(tmp_path)
+    signature = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 5]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+    }
+    settings = config(signature=signature)
+    artifact = read_artifact(tmp_path / "1", "m", "1", settings)
+    with pytest.raises(LoadError, match=r"takes no rows of its signature \(x FP32 \[-1, 5\]\)"):
+        load_model(artifact, settings, "cpu", ONE_THREAD)
+
+
+@pytest.mark.parametrize("of_any_size", [1, 4, 64])
+def test_model_with_dims_of_any_size_is_tried_with_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of_any_size: int
+) -> None:
+    save_lookup(tmp_path / "model.onnx")
+
+    class Picky:
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if inputs["index"].shape[1] != of_any_size:
+                raise RuntimeError("another length, please")
+            return {"y": np.zeros((*inputs["index"].shape, 2), np.float32)}
+
+    monkeypatch.setattr("service.loading.load_session", lambda *_: Picky())
+    load_model(read_artifact(tmp_path, "linear", "1", config()), config(), "cpu", ONE_THREAD)
+    assert caplog.text == ""
+
+
+LIES: list[tuple[str, dict[str, Any], str]] = [
+    ("inputs", {"shape": [-1, 5]}, r"input 'x' as tensor\(float\) \[rows, 4\]; expected FP32 \[-1, 5\]"),
+    ("inputs", {"shape": [-1, -1]}, r"expected FP32 \[-1, -1\]"),
+    ("inputs", {"shape": [-1, 2, 2]}, r"expected FP32 \[-1, 2, 2\]"),
+    ("inputs", {"shape": [-1]}, r"expected FP32 \[-1\]"),
+    ("inputs", {"datatype": "FP64"}, r"input 'x' as tensor\(float\) \[rows, 4\]; expected FP64"),
+    ("inputs", {"datatype": "INT32"}, "expected INT32"),
+    ("inputs", {"name": "z"}, "has the inputs x; expected z"),
+    ("outputs", {"shape": [-1, 4]}, r"output 'y' as tensor\(float\) \[rows, 3\]; expected FP32 \[-1, 4\]"),
+    ("outputs", {"datatype": "FP16"}, "expected FP16"),
+    ("outputs", {"name": "z"}, "has the outputs y; expected z"),
+]
+
+
+@pytest.mark.parametrize(("what", "lie", "told"), LIES)
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_manifest_that_says_another_signature_than_the_file_is_refused(
+    folder: Path, what: str, lie: dict[str, Any], told: str, with_reference: bool
+) -> None:
+    manifest = save_exported(folder)
+    manifest[what][0].update(lie)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if not with_reference:
+        (folder / "reference.npz").unlink()
+    with pytest.raises(LoadError, match=told):
+        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        (np.ones((7, 5), np.float32), np.ones((7, 3), np.float32), r"input.x is float32 \[7, 5\]"),
+        (np.ones((7, 4)), np.ones((7, 3), np.float32), "input.x is float64"),
+        (np.ones((7, 4), np.float32), np.ones((6, 3), np.float32), "output.y has 6 rows"),
+        (np.ones((0, 4), np.float32), np.ones((0, 3), np.float32), "input.x has 0 rows"),
+        (
+            np.ones((2000, 4), np.float32),
+            np.ones((2000, 3), np.float32),
+            "input.x has 2000 rows; expected 1 to 1024",
+        ),
+        (np.float32(1), np.ones((7, 3), np.float32), r"input.x is float32 \[\]"),
+    ],
+)
+def test_reference_that_is_not_of_the_signature_is_refused(
+    folder: Path, x: np.ndarray, y: np.ndarray, told: str
+) -> None:
+    save_exported(folder)
+    np.savez(folder / "reference.npz", **{"input.x": x, "output.y": y})
+    with pytest.raises(LoadError, match=rf"reference.npz cannot be used: {told}"):
+        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
+
+
+def test_reference_that_would_fill_the_memory_is_not_unpacked(folder: Path) -> None:
+    save_exported(folder)
+    with (
+        zipfile.ZipFile(folder / "reference.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("input.x.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (80_000_000, 4)}
+        )
+        for _ in range(80):
+            file.write(bytes(16_000_000))
+    with pytest.raises(LoadError, match=r"it holds 1280000128 bytes, at most 1073741824 are read"):
+        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
 
 
 MEASURED = [

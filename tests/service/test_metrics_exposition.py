@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import pytest
 from prometheus_client.core import GaugeMetricFamily
@@ -14,7 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from service.device_metrics import DEVICE_METRICS
-from service.metrics import EXPOSED, STAGES, Metrics
+from service.metrics import DURATION_BUCKETS, EXPOSED, STAGE_BUCKETS, STAGES, Metrics
 from service.metrics_exposition import Exposition, Seen, family
 from service.process_metrics import PROCESS_METRICS
 from tests.service.repositories import metrics_of, nothing_seen
@@ -108,9 +109,46 @@ def test_what_waits_and_who_is_ready_is_what_is_seen_at_the_scrape(metrics: Metr
 def test_series_of_what_never_occurred_are_left_out_and_come_when_it_does(metrics: Metrics) -> None:
     exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
     line = b'foldserve_requests_total{code="504",model="linear",protocol="v1",version="12"} 1.0\n'
-    assert b'code="504"' not in exposition("")[0]
+    assert b'protocol="v1"' not in exposition("")[0]
     metrics.request_finished("v1", "linear", "12", 504, 30.0)
     assert line in exposition("")[0]
+
+
+@pytest.mark.parametrize("code", ["200", "400", "413", "429", "500", "503", "504"])
+@pytest.mark.parametrize("protocol", ["json", "raw", "npy"])
+def test_what_alerts_count_is_there_from_zero_so_that_a_first_burst_is_an_increase(
+    protocol: str, code: str
+) -> None:
+    metrics = metrics_of(("a", "1"), ("b", "2"))
+    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
+    for model, version in (("a", "1"), ("b", "2")):
+        labels = f'code="{code}",model="{model}",protocol="{protocol}",version="{version}"'
+        assert f"foldserve_requests_total{{{labels}}} 0.0\n" in exposition("")[0].decode()
+
+
+@pytest.mark.parametrize("code", ["404", "405"])
+def test_what_asks_for_nothing_that_there_is_is_counted_from_zero(code: str) -> None:
+    metrics = metrics_of(("a", "1"))
+    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
+    line = f'foldserve_requests_total{{code="{code}",model="",protocol="other",version=""}}'
+    assert f"{line} 0.0\n" in exposition("")[0].decode()
+    metrics.request_finished("other", "", "", int(code), 0.001)
+    assert f"{line} 1.0\n" in exposition("")[0].decode()
+
+
+@pytest.mark.parametrize("bounds", [DURATION_BUCKETS, STAGE_BUCKETS])
+def test_bounds_go_from_below_the_quickest_to_the_slowest_in_even_steps(bounds: tuple[float, ...]) -> None:
+    assert bounds[0] <= 0.00005
+    assert bounds[-1] == 30.0
+    steps = [after / before for before, after in pairwise(bounds)]
+    assert min(steps) >= 1.45
+    assert max(steps) <= 2.5 + 1e-9 if bounds is STAGE_BUCKETS else max(steps) <= 2 + 1e-9
+
+
+def test_series_of_a_hundred_models_stay_within_what_a_scrape_can_carry() -> None:
+    metrics = metrics_of(*((f"model-{i}", "1") for i in range(100)))
+    text, _ = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())("")
+    assert text.count(b"\n") < 26_000
 
 
 def test_build_info_says_what_runs(metrics: Metrics) -> None:

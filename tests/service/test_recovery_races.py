@@ -13,7 +13,7 @@ import pytest
 
 import service.worker.take as take_module
 from service.lifecycle import State
-from service.recovery import Recovery
+from service.recovery import LostTickets, retry_held
 from service.transport.board import SETTLE_NS
 from tests.service.engine_rig import Rig, RigWorker
 from tests.service.test_recovery import on_loop
@@ -24,21 +24,22 @@ class Death:
 
     def __init__(self, rig: Rig, doomed: RigWorker) -> None:
         self.rig, self.doomed = rig, doomed
-        self.recovery: Recovery | None = None
+        self.search: LostTickets | None = None
 
     def begin(self) -> None:
-        if self.recovery is None:
+        if self.search is None:
             self.rig.worker_dies(self.doomed)
-            self.recovery = Recovery(self.rig.dispatchers[0], lambda request: None)
-            self.recovery.worker_died(self.doomed.serial)
+            retry_held(self.rig.dispatchers[0], self.doomed.serial)
+            self.search = LostTickets(self.rig.dispatchers[0])
             until_ns = time.monotonic_ns() + 2 * SETTLE_NS
             while time.monotonic_ns() < until_ns:
                 pass  # now nothing but the other's marking can keep it
-            self.recovery.look()
+            self.search.look()
+            self.search.look_later()
 
     async def over(self) -> None:
-        assert self.recovery is not None
-        while self.recovery.waits:
+        assert self.search is not None
+        while not self.search.over:
             await asyncio.sleep(0.001)  # it looks again by itself
 
 

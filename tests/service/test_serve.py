@@ -109,7 +109,7 @@ def test_repository_by_a_relative_path_in_a_removed_folder_is_refused_with_a_tex
 
 
 def said(
-    settings: ServeSettings, addresses: list[str], ready: bool, note: str, capsys: pytest.CaptureFixture[str]
+    settings: ServeSettings, addresses: list[str], ready: bool, note: str, capfd: pytest.CaptureFixture[str]
 ) -> str:
     entries = read_repository(settings.repository)
     metrics = metrics_of(version_of(entries[0].artifacts[0]))
@@ -119,30 +119,30 @@ def said(
     board.write_note(0, 0, note)
     told = tell_what_is_served(settings, addresses, entries, Devices(("cpu",), ""), board, metrics)
     assert told == ready
-    return capsys.readouterr().out
+    return capfd.readouterr().out
 
 
 def test_the_block_names_address_device_and_each_model_with_its_load_time(
-    settings: ServeSettings, capsys: pytest.CaptureFixture[str]
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    text = said(settings, ["http://127.0.0.1:1234"], True, "", capsys)
+    text = said(settings, ["http://127.0.0.1:1234"], True, "", capfd)
     assert "serves http://127.0.0.1:1234 on cpu" in text
     assert re.search(r"linear/1 +onnxruntime +batch 32 +ready in 1\.2 s", text)
 
 
-def test_every_address_is_told(settings: ServeSettings, capsys: pytest.CaptureFixture[str]) -> None:
-    text = said(settings, ["http://[::1]:1234", "unix:/run/x.sock"], True, "", capsys)
+def test_every_address_is_told(settings: ServeSettings, capfd: pytest.CaptureFixture[str]) -> None:
+    text = said(settings, ["http://[::1]:1234", "unix:/run/x.sock"], True, "", capfd)
     assert "serves http://[::1]:1234 unix:/run/x.sock on cpu" in text
 
 
 def test_model_that_one_worker_of_two_serves_is_ready(
-    settings: ServeSettings, capsys: pytest.CaptureFixture[str]
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "ready in" in said(settings, ["http://127.0.0.1:1234"], True, "no memory left", capsys)
+    assert "ready in" in said(settings, ["http://127.0.0.1:1234"], True, "no memory left", capfd)
 
 
 def test_server_without_any_model_says_so_and_ends(
-    settings: ServeSettings, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert said(settings, ["http://127.0.0.1:1234"], False, "no memory left", capsys) == ""
+    assert said(settings, ["http://127.0.0.1:1234"], False, "no memory left", capfd) == ""
     assert "no model of" in caplog.text

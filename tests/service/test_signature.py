@@ -81,3 +81,59 @@ def test_a_signature_needs_inputs_outputs_and_different_names():
 
 def test_a_spec_reads_as_name_datatype_shape():
     assert str(TensorSpec("x", "FP32", (-1, 3))) == "x FP32 [-1, 3]"
+
+
+IDS = TensorSpec("ids", "INT64", (-1, -1), ("N", "seq"))
+MASK = TensorSpec("mask", "FP32", (-1, -1, 4), ("N", "seq", ""))
+OTHER = TensorSpec("other", "FP32", (-1, -1), ("N", "length"))
+NAMELESS = TensorSpec("nameless", "FP32", (-1, -1))
+SQUARE = TensorSpec("square", "FP32", (-1, -1, -1), ("N", "n", "n"))
+Y = TensorSpec("y", "FP32", (-1,))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_inputs_that_share_a_dim_are_taken_when_they_have_one_size(length):
+    signature = Signature((IDS, OTHER, MASK, NAMELESS), (Y,))
+    arrays = {
+        "ids": ones(3, length, dtype="int64"),
+        "mask": ones(3, length, 4),
+        "other": ones(3, 7),
+        "nameless": ones(3, 8),
+    }
+    assert signature.check_inputs(arrays) == 3
+    assert signature.rows_elsewhere() == ""
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_inputs_that_share_a_dim_are_refused_with_both_sizes_when_these_differ(length):
+    with pytest.raises(BadTensor) as told:
+        Signature((IDS, MASK), (Y,)).check_inputs(
+            {"ids": ones(3, 5, dtype="int64"), "mask": ones(3, length, 4)}
+        )
+    for part in (
+        f"input 'mask' has shape [3, {length}, 4]",
+        f"dim 1 is {length}",
+        "dim 1 of input 'ids' is 5",
+        "'seq'",
+    ):
+        assert part in str(told.value)
+
+
+def test_one_input_can_share_a_dim_with_itself():
+    assert Signature((SQUARE,), (Y,)).check_inputs({"square": ones(2, 3, 3)}) == 2
+    with pytest.raises(BadTensor, match=r"dim 2 is 1, and dim 1 of input 'square' is 3"):
+        Signature((SQUARE,), (Y,)).check_inputs({"square": ones(2, 3, 1)})
+
+
+def test_a_dim_that_shares_the_name_of_the_rows_keeps_them_from_being_counted():
+    again = TensorSpec("again", "FP32", (-1, -1), ("N", "N"))
+    assert "dim 1 of input 'again' is named 'N'" in Signature((again,), (Y,)).rows_elsewhere()
+    rows = TensorSpec("rows", "FP32", (-1, 4), ("seq", ""))
+    assert "dim 1 of input 'ids' is named 'seq', as dim 0 of input 'rows'" in (
+        Signature((IDS, rows), (Y,)).rows_elsewhere()
+    )
+
+
+def test_a_spec_needs_a_name_for_each_dim_or_for_none():
+    with pytest.raises(ValueError, match=r"2 dims \[-1, 3\] and 1 names"):
+        TensorSpec("x", "FP32", (-1, 3), ("N",))

@@ -85,7 +85,7 @@ class Theatre:
     # What children do
 
     def loads(self, index: int, lifeline: Handle) -> None:
-        """A worker: ready at once, and gone with its lifeline."""
+        """A worker: ready at once, and gone with its lifeline; it answers."""
         self.report(Word.WORKER_READY, index)
         self.loads_for_ever(index, lifeline)
 
@@ -613,15 +613,19 @@ def test_idle_supervisor_wakes_only_to_look_whether_its_children_answer(
     assert 0 < limit <= theatre.supervisor._liveness.every_s
 
 
-def let_looks_pass(theatre: Theatre, count: int, but: Child | None = None) -> None:
-    """Have the supervisor look so many times whether its children answer, as if the time for it had come; all API
-    servers but one have the time to."""
+def let_looks_pass(theatre: Theatre, count: int, *but: Child) -> None:
+    """Have the supervisor look so many times whether its children answer, as if the time for it had come; all who can
+    answer have the time to, but those."""
     for _ in range(count):
         asked_ns = time.monotonic_ns()
         theatre.supervisor._look_at_s = time.monotonic()
         theatre.supervisor._turn()
-        answering = [child for child in theatre.supervisor._of(Role.API_SERVER) if child is not but]
-        while any(theatre.board.answered_ns(False, child.index) < asked_ns for child in answering):
+        able = [c for c in theatre.supervisor._children.values() if c.role is Role.API_SERVER or c.ready]
+        while any(
+            theatre.board.answered_ns(child.role is Role.WORKER, child.index) < asked_ns
+            for child in able
+            if child not in but
+        ):
             time.sleep(0.001)  # between two looks at the condition
 
 
@@ -630,7 +634,7 @@ def test_worker_that_does_not_answer_is_ended_and_another_started(open_theatre: 
     theatre.acts[Role.WORKER] = [theatre.goes_silent, theatre.loads]
     theatre.opened()
     theatre.until(lambda: all(child.ready for child in theatre.supervisor._of(Role.WORKER)))
-    let_looks_pass(theatre, 6)
+    let_looks_pass(theatre, 6, *theatre.supervisor._of(Role.WORKER))
     theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
     assert [child.role for child in theatre.died] == [Role.WORKER]
 
@@ -648,7 +652,7 @@ def test_api_server_that_is_stopped_is_ended_and_another_started(open_theatre: O
     assert stopped.process.pid is not None
     os.kill(stopped.process.pid, signal.SIGSTOP)
     theatre.board.alive_ns[2 + 1] = 1  # what it may still have said before it stopped
-    let_looks_pass(theatre, 7, but=stopped)
+    let_looks_pass(theatre, 7, stopped)
     theatre.until(lambda: len(theatre.started(Role.API_SERVER, 1)) == 2)
     assert [(child.role, child.index) for child in theatre.died] == [(Role.API_SERVER, 1)]
 

@@ -172,6 +172,8 @@ def test_several_nested_inputs_and_outputs_of_every_kind_keep_their_names_and_ty
         ("batch_mask", "BOOL", [-1, -1]),
         ("ids", "INT32", [-1, 1]),
     ]
+    # Alike where sizes are; nothing where only the rows vary.
+    assert [i.get("dims") for i in report["inputs"]] == [["rows", "length", None], ["rows", "length"], None]
     assert [(o["name"], o["datatype"], o["shape"]) for o in report["outputs"]] == [
         ("scores", "FP32", [-1, 3]),
         ("any", "BOOL", [-1]),

@@ -16,7 +16,16 @@ import pytest
 from service.codec_process import client, orders
 from service.codec_process.client import CodecProcess, CodecsFailed
 from service.codecs import BodyType, TensorHeaders, decode, json_codec
-from service.errors import BadJson, BadTensor, DeadlinePassed, ModelFailed, NotReady, QueueFull, ServiceError
+from service.errors import (
+    BadJson,
+    BadTensor,
+    DeadlinePassed,
+    ModelFailed,
+    NotReady,
+    QueueFull,
+    ServiceError,
+    TooLarge,
+)
 from service.signature import Signature, TensorSpec
 from service.ticketed import Lane, Ticketed
 from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Rig
@@ -341,14 +350,33 @@ def test_a_body_whose_time_is_over_is_told_so_and_a_process_that_hangs_on_it_is_
     run(test)
 
 
-def test_inputs_that_find_no_room_are_refused():
+# 6 characters become 8 bytes of two numbers, and 8 of an answer: 72,000, 96,000 and 96,000 bytes.
+TEXT = b'{"inputs":[' + b"[0,0]," * 12_000 + b"[0,0]]}"
+
+
+@pytest.mark.parametrize("data_bytes", [100_000, 230_000])
+def test_inputs_that_would_find_no_room_if_they_were_alone_are_told_so(data_bytes):
     async def test():
-        async with open_shop(data_bytes=100_000) as shop:
-            # 4 characters become 8 bytes of two numbers, and there is room for the text alone.
-            text = b'{"inputs":[' + b"[0,0]," * 12_000 + b"[0,0]]}"
-            body, _ = shop.ask(text)
-            assert isinstance(await body.end(), QueueFull)
+        async with open_shop(data_bytes=data_bytes) as shop:
+            body, _ = shop.ask(TEXT)
+            error = await body.end()
+            assert isinstance(error, TooLarge)
+            assert "rows or fewer" in str(error)
             again, _ = shop.ask(rows(1))
+            assert await again.end() is None
+            shop.rig.dispatcher.release(again)
+
+    run(test)
+
+
+def test_inputs_that_find_no_room_beside_others_are_to_come_again():
+    async def test():
+        async with open_shop(data_bytes=400_000) as shop:
+            other = shop.body(bytes(200_000))
+            body, _ = shop.ask(TEXT)
+            assert isinstance(await body.end(), QueueFull)
+            shop.rig.dispatcher.release(other)
+            again, _ = shop.ask(TEXT)
             assert await again.end() is None
             shop.rig.dispatcher.release(again)
 

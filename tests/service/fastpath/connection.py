@@ -118,7 +118,7 @@ class House:
     def __init__(
         self, limit_bytes: int = LIMIT_BYTES, request_timeout_s: float | None = None, **rig: Any
     ) -> None:
-        self.rig = Rig(**rig)
+        self.rig = Rig(**{"workers": 1, **rig})
         self.worker = self.rig.new_worker()
         self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
         self.lines: list[tuple[Call, int]] = []

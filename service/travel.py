@@ -1,0 +1,44 @@
+"""Whether a model's tensors can travel to a worker at all: through a ticket, and through an API server's memory."""
+
+from dataclasses import replace
+from math import prod
+
+from service.artifact import Artifact
+from service.repository import Broken, ModelEntry, Repository
+from service.transport.layout import Layout
+
+
+def without_what_cannot_travel(found: Repository, arena_bytes: int) -> Repository:
+    """The repository, with those versions among the broken whose tensors cannot travel to a worker."""
+    entries: list[ModelEntry] = []
+    broken = list(found.broken)
+    for entry in found.entries:
+        good: list[Artifact] = []
+        bad: list[Broken] = []
+        for artifact in entry.artifacts:
+            try:
+                layout = Layout(artifact.signature)
+                _check_room(layout, arena_bytes)
+            except ValueError as error:
+                problem = f"{entry.name}/{artifact.version} cannot be served: {error}"
+                bad.append(Broken(entry.name, artifact.version, (problem,)))
+            else:
+                good.append(artifact)
+        if good:
+            entries.append(replace(entry, artifacts=tuple(good)))
+            broken += bad
+        else:
+            broken.append(Broken(entry.name, "", tuple(one.problems[0] for one in bad)))
+    return Repository(tuple(entries), tuple(broken))
+
+
+def _check_room(layout: Layout, arena_bytes: int) -> None:
+    """Raise ValueError unless an API server's memory has room for the inputs of one row."""
+    row_bytes = sum(
+        spec.dtype.itemsize * prod(max(1, dim) for dim in spec.row_shape) for spec in layout.signature.inputs
+    )
+    if row_bytes > arena_bytes:
+        raise ValueError(
+            f"one row of its inputs takes {row_bytes} bytes, and an API server has {arena_bytes}; expected room for a "
+            "row: set a larger --arena-bytes, or mend the signature"
+        )
