@@ -301,7 +301,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _size,
         256 * 2**20,
         "bytes",
-        "of bodies that one API server is receiving in parts, at most; more are answered 429",
+        "what came of the bodies that one API server is receiving in parts, at most; more are answered 429; as much "
+        "again of answers that clients are slow to take",
     ),
     Setting(
         "drain_grace_s",
