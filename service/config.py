@@ -303,8 +303,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _size,
         256 * 2**20,
         "bytes",
-        "of bodies that one API server is receiving in parts, at most; more are answered 429; unless given, at least 4 "
-        "times --max-body-bytes",
+        "what came of the bodies that one API server is receiving in parts, at most; more are answered 429; as much "
+        "again of answers that clients are slow to take; unless given, at least 4 times --max-body-bytes",
     ),
     Setting(
         "drain_grace_s",
