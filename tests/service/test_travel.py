@@ -35,8 +35,6 @@ def test_models_of_which_no_row_fits_with_its_answer_are_broken_and_say_what_wou
     assert {entry.name for entry in found.entries} == set(served)
     for problem in found.problems():
         assert "one row of its inputs takes 768 bytes and its answer" in problem
-        assert (
-            f"an API server has {arena_bytes}; expected room for a row (a request, where the model counts no rows): set a larger --arena-bytes"
-            in problem
-        )
+        assert f"an API server has {arena_bytes}; expected room for a row" in problem
+        assert "set a larger --arena-bytes" in problem
     assert len(found.problems()) == 3 - len(served)
