@@ -55,7 +55,9 @@ class RouteTable:
                     methods, parameters = candidates, found.groupdict()
                     break
             else:
-                raise NotFound(f"there is nothing at {path[:200]!r}; GET /docs lists what there is")
+                raise NotFound(
+                    f"there is nothing at {path[:200]!r}{self._hint(path)}; GET /docs lists what there is"
+                )
         try:
             return methods[method], parameters
         except KeyError:
@@ -63,3 +65,19 @@ class RouteTable:
             raise MethodNotAllowed(
                 f"{path[:200]!r} does not answer {method[:20]}; expected {' or '.join(allow)}", allow
             ) from None
+
+    def _hint(self, path: str) -> str:
+        """What was probably meant: the same path without slashes too many, its fixed words in lower case."""
+        segments = [segment for segment in path.split("/") if segment]
+        for known in self._by_path:
+            words = [word for word in known.split("/") if word]
+            if len(words) == len(segments) and all(
+                word.startswith("{") or word == segment.lower()
+                for word, segment in zip(words, segments, strict=True)
+            ):
+                meant = "".join(
+                    f"/{segment if word.startswith('{') else word}"
+                    for word, segment in zip(words, segments, strict=True)
+                )
+                return f", perhaps {meant[:200]!r} was meant"
+        return ""

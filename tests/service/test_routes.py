@@ -57,6 +57,29 @@ def test_any_other_path_is_not_found(path):
         TABLE.match("POST", path)
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/predict/", "/predict"),
+        ("/predict/m/", "/predict/m"),
+        ("//predict//M", "/predict/M"),
+        ("/Predict/m", "/predict/m"),
+        ("/PREDICT/m/Versions/2/", "/predict/m/versions/2"),
+        ("predict", "/predict"),
+    ],
+)
+def test_a_path_that_is_nearly_one_is_told_which_was_meant(path, meant):
+    with pytest.raises(NotFound, match=f"perhaps '{meant}' was meant; GET /docs"):
+        TABLE.match("POST", path)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/axb", "/predict/m/x/2", "/predict/m/versions"])
+def test_a_path_that_is_like_none_gets_no_hint(path):
+    with pytest.raises(NotFound) as caught:
+        TABLE.match("POST", path)
+    assert "perhaps" not in str(caught.value)
+
+
 def test_a_template_is_no_path():
     assert TABLE.match("POST", "/predict/{model}")[1] == {"model": "{model}"}
 

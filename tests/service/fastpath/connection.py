@@ -208,6 +208,11 @@ class Connection:
         if data:
             self.protocol.data_received(data)
 
+    def end(self) -> None:
+        """The client sends no more, and reads on."""
+        if not self.socket.closing and not self.protocol.eof_received():
+            self.socket.close()
+
     def leave(self) -> None:
         """The client goes."""
         self.socket.closing = True
