@@ -10,8 +10,8 @@ stdout and stderr (log_pipes.py), exporter.py writes /metrics (scrapes.py).
 The life of a request:
 
  1. Its head arrives at an API server, in a subclass of uvicorn's protocol. An ordinary `POST /predict` is kept there
-    (fastpath/protocol.py, heads.py); whatever else goes through ASGI (http.py, predict.py): the long way, which ends
-    in the same queue (dispatch_engine.py).
+    (fastpath/protocol.py, head_reader.py, heads.py); whatever else goes through ASGI (http.py, predict.py): the long
+    way, which ends in the same queue (dispatch_engine.py).
  2. It is given a place: a slot and bytes in the API server's arena (transport/slots.py, arena.py). A raw body is
     received straight into it; JSON and npy are decoded into it (fastpath/exchange.py, codecs/), large ones
     by the API server's codec process (codec_process/).

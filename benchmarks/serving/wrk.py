@@ -10,18 +10,22 @@ from typing import Final
 
 from benchmarks.serving.contenders import Request
 
-# The script sends one request over and over, which wrk formats once, and prints its figures at the end.
+FIGURES: Final = """\
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("FIGURES requests=%d duration_us=%d p50_us=%d p99_us=%d status=%d socket=%d\\n",
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), e.status,
+    e.connect + e.read + e.write + e.timeout))
+end
+"""
+"""The end of every script: prints what parse() reads."""
+
+# Sends one request over and over, which wrk formats once.
 _SCRIPT: Final = """\
 local file = io.open(%(body)s, "rb")
 wrk.method, wrk.body = "POST", file:read("*all")
 file:close()
 %(headers)s
-function done(summary, latency, requests)
-  local e = summary.errors
-  io.write(string.format("FIGURES requests=%%d duration_us=%%d p50_us=%%d p99_us=%%d status=%%d socket=%%d\\n",
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), e.status,
-    e.connect + e.read + e.write + e.timeout))
-end
 """
 
 
@@ -48,11 +52,14 @@ def run(port: int, request: Request, connections: int, seconds: int) -> Load:
         body, script = Path(folder, "body"), Path(folder, "post.lua")
         body.write_bytes(request.body)
         headers = "\n".join(f"wrk.headers[{_lua(k)}] = {_lua(v)}" for k, v in request.headers.items())
-        script.write_text(_SCRIPT % {"body": _lua(str(body)), "headers": headers})
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script)]
-        url = f"http://127.0.0.1:{port}{request.path}"
-        output = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
-    return parse(output)
+        script.write_text(_SCRIPT % {"body": _lua(str(body)), "headers": headers} + FIGURES)
+        return load(f"http://127.0.0.1:{port}{request.path}", script, connections, seconds)
+
+
+def load(url: str, script: Path, connections: int, seconds: int) -> Load:
+    """Load by a script that ends in FIGURES."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script), url]
+    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def parse(output: str) -> Load:

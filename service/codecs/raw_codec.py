@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def only_input(signature: Signature, media_type: str) -> TensorSpec:
 
 def check_headers(headers: TensorHeaders, spec: TensorSpec) -> None:
     """Raise BadTensor when X-Tensor-Name or X-Tensor-Datatype says something else than the signature."""
-    if headers.name is not None and headers.name != spec.name:
+    if headers.name is not None and not _names(headers.name, spec.name):
         raise BadTensor(
             f"X-Tensor-Name is {headers.name[:100]!r}; expected {spec.name!r}: correct or drop it"
         )
@@ -100,6 +100,15 @@ def check_headers(headers: TensorHeaders, spec: TensorSpec) -> None:
             f"X-Tensor-Datatype is {headers.datatype[:100]!r} but input {spec.name!r} is {spec.datatype}; "
             f"convert the tensor to {spec.datatype}"
         )
+
+
+def _names(sent: str, name: str) -> bool:
+    """Whether a header names the tensor: as it is, percent-encoded as answers have it, or in UTF-8, whose bytes come
+    here as Latin-1."""
+    try:
+        return name in (sent, unquote(sent)) or sent.encode("latin-1").decode() == name
+    except UnicodeError:
+        return False
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

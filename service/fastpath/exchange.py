@@ -196,7 +196,7 @@ class Exchange(Ticketed):
                     "/v2/health/ready answers 200"
                 )
             if head.raw:
-                self.rows = head.length // head.route.raw_row_bytes
+                self.rows = head.length // head.row_bytes
                 if head.length > LARGE_COPY_BYTES:  # what could never be served is told before it is sent
                     dispatcher.check_fits(self, *self._room())
         except ServiceError as error:

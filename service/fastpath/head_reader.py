@@ -95,12 +95,14 @@ class HeadReader:
 
     def _read_line(self, line: bytes) -> Field | None:
         """What a line says that was not kept; None when it is not plainly a header."""
+        if line.translate(None, _VISIBLE):
+            return None
         name, colon, value = line.partition(b":")
         if not colon or not name or name.translate(None, _TOKEN):
             return None
         if value.startswith(b" "):
             value = value[1:]
-        if value.translate(None, _VISIBLE) or value != value.strip(b" "):
+        if value.startswith(b" ") or value.endswith(b" "):
             return None
         field = field_of(name.lower(), value)
         if field.says != ID:

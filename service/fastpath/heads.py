@@ -6,9 +6,8 @@ returns None and the long way answers. Where the lines come from: head_reader.py
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 from service.codecs import BodyType, body_type
@@ -21,7 +20,7 @@ from service.ticketed import Lane
 _LENGTH_DIGITS: Final = 15
 _REQUEST_ID: Final = re.compile(rb"[\x20-\x7e]{1,128}")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-fvV:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)
-_BITS: Final = {BodyType.JSON: 1, BodyType.RAW: 2, BodyType.NPY: 4}
+_KINDS: Final = (BodyType.JSON, BodyType.RAW, BodyType.NPY)
 _ANY: Final = 7
 _CLOSE: Final = 1
 _KEEP: Final = 2
@@ -58,7 +57,28 @@ _NAMES: Final = {
 """Headers that mean something here; SPECIAL: only the long way knows what."""
 
 
-@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a route does with a body of one type; made once, so that a request looks up nothing.
+
+    raw: whether the body is the rows' own bytes. quick: None where the codecs must look. row_bytes: bytes of a row in
+    a raw body that needs no look at its values; 0 when there is no such thing. counter: Metrics.answered_counter.
+    """
+
+    def __init__(self, route: "Route", kind: BodyType) -> None:
+        lane, signature = route.lane, route.signature
+        self.kind = kind
+        self.raw = kind is BodyType.RAW
+        self.json = kind is BodyType.JSON
+        self.media_type = kind.value.encode()
+        self.quick = QuickJson.of(lane.model, lane.version, signature) if self.json else None
+        self.counter = route.counters[kind]
+        fits = lane.layout.one_fixed_input and signature.inputs[0].datatype != "BOOL"
+        self.row_bytes = lane.layout.input_row_bytes if fits else 0
+        self.counts_rows = signature.counts_rows
+        # A body of raw bytes or npy holds one tensor.
+        self.short = self.json or (len(signature.outputs) == 1 and (not self.raw or self.row_bytes > 0))
+
+
 class Route:
     """A request target that names one version of one model.
 
@@ -66,76 +86,69 @@ class Route:
     counters: Metrics.answered_counter of each type.
     """
 
-    path: str
-    query: str
-    pattern: str
-    lane: Lane
-    signature: Signature
-    counters: Mapping[BodyType, Callable[..., None]]
-
-    @property
-    def target(self) -> bytes:
+    def __init__(
+        self,
+        path: str,
+        query: str,
+        pattern: str,
+        lane: Lane,
+        signature: Signature,
+        counters: Mapping[BodyType, Callable[..., None]],
+    ) -> None:
+        self.path = path
+        self.query = query
+        self.pattern = pattern
+        self.lane = lane
+        self.signature = signature
+        self.counters = counters
+        self.target = (path + query).encode()
         """As a request line has it."""
-        return (self.path + self.query).encode()
-
-    @cached_property
-    def one_output(self) -> bool:
-        """Whether a body of raw bytes can hold the answer."""
-        return len(self.signature.outputs) == 1
-
-    @cached_property
-    def quick(self) -> QuickJson | None:
-        """The quick way through JSON, where the model allows it."""
-        return QuickJson.of(self.lane.model, self.lane.version, self.signature)
-
-    @cached_property
-    def raw_row_bytes(self) -> int:
-        """Bytes of a row in a raw body that needs no look at its values; 0 when there is no such thing."""
-        fits = self.lane.layout.one_fixed_input and self.signature.inputs[0].datatype != "BOOL"
-        return self.lane.layout.input_row_bytes if fits else 0
-
-    def takes_raw(self, size: int) -> bool:
-        """Whether a raw body of so many bytes is rows, as they are."""
-        if not self.raw_row_bytes or size % self.raw_row_bytes:
-            return False
-        return self.signature.counts_rows or size == self.raw_row_bytes
+        self.plans = [Plan(self, kind) for kind in _KINDS]
 
 
 class Field:
     """What one header line says.
 
-    number: of Content-Length the length, of Connection the options, of Content-Type and Accept the bits of body types.
-    value: of X-Request-Id and X-Timeout-Ms.
+    number: of Content-Length the length, of Connection the options, of Content-Type the place of its body type in
+    _KINDS, of Accept a bit for each. value: of X-Request-Id and X-Timeout-Ms.
     """
 
-    def __init__(self, says: int, number: int = 0, value: bytes = b"", kind: BodyType | None = None) -> None:
+    def __init__(self, says: int, number: int = 0, value: bytes = b"") -> None:
         self.says = says
         self.number = number
         self.value = value
-        self.kind = kind
 
 
 class Head:
-    """What the head of an ordinary call says, with what its route has for that type at hand.
+    """What the head of an ordinary call says, with its route's plan for that type at hand.
 
-    raw: whether the body is the rows' own bytes. quick: None where the codecs must look. request_id, timeout_ms: as
-    the client gave them; empty when it did not, or gave an id that is none. keep_alive: whether the connection serves
-    on after the answer. old: HTTP/1.0, which must be told so.
+    request_id, timeout_ms: as the client gave them; empty when it did not, or gave an id that is none. keep_alive:
+    whether the connection serves on after the answer. old: HTTP/1.0, which must be told so.
     """
 
-    def __init__(self, route: Route, kind: BodyType, length: int) -> None:
+    def __init__(
+        self,
+        route: Route,
+        plan: Plan,
+        length: int,
+        request_id: bytes,
+        timeout_ms: bytes,
+        keep_alive: bool,
+        old: bool,
+    ) -> None:
         self.route = route
         self.lane = route.lane
-        self.kind = kind
-        self.raw = kind is BodyType.RAW
-        self.media_type = kind.value.encode()
+        self.kind = plan.kind
+        self.raw = plan.raw
+        self.row_bytes = plan.row_bytes
+        self.media_type = plan.media_type
+        self.quick = plan.quick
+        self.counter = plan.counter
         self.length = length
-        self.quick = route.quick if kind is BodyType.JSON else None
-        self.counter = route.counters[kind]
-        self.request_id = b""
-        self.timeout_ms = b""
-        self.keep_alive = True
-        self.old = False
+        self.request_id = request_id
+        self.timeout_ms = timeout_ms
+        self.keep_alive = keep_alive
+        self.old = old
 
 
 @dataclass(frozen=True)
@@ -158,7 +171,7 @@ def field_of(name: bytes, value: bytes) -> Field:
             kind = body_type(value.decode("latin-1"))
         except UnsupportedMediaType:
             return _SPECIAL_FIELD
-        return Field(says, _BITS[kind], kind=kind)
+        return Field(says, _KINDS.index(kind))
     if says == _ACCEPT:
         return Field(says, _wins(value.decode("latin-1")))
     if says == ID:
@@ -184,10 +197,10 @@ def is_host(value: bytes) -> bool:
 def _wins(accept: str) -> int:
     """The bits of those types whose requests get an answer of their own type."""
     bits = 0
-    for kind, bit in _BITS.items():
+    for at, kind in enumerate(_KINDS):
         try:
             if answer_types(accept, kind)[0] is kind:
-                bits |= bit
+                bits |= 1 << at
         except NotAcceptable:
             pass
     return bits
@@ -200,12 +213,11 @@ def _connection(value: bytes) -> Field:
     return Field(_CONNECTION, _CLOSE if b"close" in options else _KEEP if b"keep-alive" in options else 0)
 
 
-def head_of(route: Route, old: bool, fields: Iterable[Field], limits: Limits) -> Head | None:
+def head_of(route: Route, old: bool, fields: list[Field], limits: Limits) -> Head | None:
     """What an ordinary head says; None when the call must take the long way. old: HTTP/1.0."""
-    seen = options = type_bit = 0
-    length = -1
+    seen = options = 0
+    length = kind = -1
     accepts = _ANY
-    kind: BodyType | None = None
     request_id = timeout_ms = b""
     for field in fields:
         says = field.says
@@ -218,7 +230,7 @@ def head_of(route: Route, old: bool, fields: Iterable[Field], limits: Limits) ->
         if says == _LENGTH:
             length = field.number
         elif says == _TYPE:
-            kind, type_bit = field.kind, field.number
+            kind = field.number
         elif says == _ACCEPT:
             accepts = field.number
         elif says == ID:
@@ -227,15 +239,12 @@ def head_of(route: Route, old: bool, fields: Iterable[Field], limits: Limits) ->
             timeout_ms = field.value
         elif says == _CONNECTION:
             options = field.number
-    if kind is None or not accepts & type_bit or not (old or seen & (1 << _HOST_LINE)):
+    if kind < 0 or not accepts >> kind & 1 or not (old or seen & (1 << _HOST_LINE)):
         return None
-    if not 0 < length <= (limits.json_bytes if kind is BodyType.JSON else limits.body_bytes):
+    plan = route.plans[kind]
+    if not plan.short or not 0 < length <= (limits.json_bytes if plan.json else limits.body_bytes):
         return None
-    if kind is not BodyType.JSON and not route.one_output:
+    if plan.raw and (length % plan.row_bytes if plan.counts_rows else length != plan.row_bytes):
         return None
-    if kind is BodyType.RAW and not route.takes_raw(length):
-        return None
-    head = Head(route, kind, length)
-    head.request_id, head.timeout_ms, head.old = request_id, timeout_ms, old
-    head.keep_alive = options == _KEEP if old else options != _CLOSE
-    return head
+    keep_alive = options == _KEEP if old else options != _CLOSE
+    return Head(route, plan, length, request_id, timeout_ms, keep_alive, old)

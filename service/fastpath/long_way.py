@@ -10,10 +10,31 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.call import BROKEN
+from service.call import BROKEN, REFUSAL
 from service.errors import ServiceError
+from service.fastpath.rules import Target
 
 _QUEUE_FULL: Final = 429
+
+
+def scope_of(
+    method: str, version: str, target: Target, headers: list[tuple[bytes, bytes]], error: ServiceError | None
+) -> Any:
+    """The ASGI scope of a request, without what its connection says. error: the answer, where that is settled."""
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": version,
+        "root_path": "",
+        "headers": headers,
+        "method": method,
+        "path": target.path,
+        "raw_path": target.raw_path,
+        "query_string": target.query,
+    }
+    if error is not None:
+        scope[REFUSAL] = error
+    return scope
 
 
 class LongCycle(RequestResponseCycle):

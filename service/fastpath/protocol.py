@@ -23,12 +23,11 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.call import REFUSAL
 from service.errors import BadRequest, Internal, ServiceError
 from service.fastpath.exchange import Exchange, Shop
 from service.fastpath.flow import Flow
 from service.fastpath.heads import Head, field_of, head_of
-from service.fastpath.long_way import LongCycle
+from service.fastpath.long_way import LongCycle, scope_of
 from service.fastpath.pace import CLOSE
 from service.fastpath.rules import Target, refusal, shown, target_of
 from service.fastpath.unread import Owing
@@ -295,16 +294,15 @@ class FastProtocol(HttpToolsProtocol):
         if parser.should_upgrade() and method != b"CONNECT":
             self._upgrading = True
             return
-        self._in_body = True
-        protocol = self._line.partition(b"\n")[0].rpartition(b" ")[2].partition(b"/")[0]
+        protocol = self._first_line().rpartition(b" ")[2].partition(b"/")[0]
         self._line = b""  # what follows in the same data is another message
         error = refusal(method, version, protocol, self.headers)
-        if error is None:
-            head = self._ordinary(method, version)
-            if head is not None:
-                self._begin(head)
-                return
-        self._begin_long(method.decode("ascii"), version, error)
+        head = self._ordinary(method, version) if error is None else None
+        if head is not None:
+            self._begin(head)
+        else:
+            self._begin_long(method.decode("ascii"), version, error)
+        self._in_body = True
 
     def on_body(self, body: bytes) -> None:
         """See httptools."""
@@ -397,6 +395,11 @@ class FastProtocol(HttpToolsProtocol):
         else:
             self.transport.close()  # answered already, before its body
 
+    def _first_line(self) -> bytes:
+        """Of the present head, where it is known."""
+        end = self._line.find(b"\n")
+        return self._line[:end] if end >= 0 else self._line[:_HEAD_BYTES]
+
     def _peer(self) -> str:
         return "{}:{}".format(*self.client) if self.client else "a client"
 
@@ -488,33 +491,19 @@ class FastProtocol(HttpToolsProtocol):
 
     def _begin_long(self, method: str, version: str, error: ServiceError | None) -> None:
         """The long way: an ASGI scope, and a task as soon as it is its turn. error: the answer, if that is settled."""
-        url = self.url or self._line.partition(b"\n")[0]
+        url = self.url or self._first_line()
         target = Target(shown(url), url, b"")
         if error is None:
             try:
                 target = target_of(self.url)
             except BadRequest as no_target:
                 error = no_target
-        self.scope = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme or "http",
-            "root_path": self.root_path,
-            "headers": self.headers or [],
-            "state": self.app_state.copy(),
-            "method": method,
-            "path": target.path,
-            "raw_path": target.raw_path,
-            "query_string": target.query,
-            "extensions": {WIRE: self},  # type: ignore[dict-item]
-        }
+        self.scope = scope_of(method, version, target, self.headers or [], error)
+        self.scope["server"], self.scope["client"] = self.server, self.client
+        self.scope["scheme"], self.scope["state"] = self.scheme or "http", self.app_state.copy()
+        self.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
         length = next((value for name, value in self.headers or () if name == b"content-length"), b"")
         self._body_left = int(length) if length.isdigit() else 0
-        if error is not None:
-            self.scope[REFUSAL] = error  # type: ignore[typeddict-unknown-key]
         self.date_line()
         self.server_state.default_headers = list(self._date_header)
         busy = self.cycle is not None and not self.cycle.response_complete

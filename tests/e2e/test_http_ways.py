@@ -163,7 +163,7 @@ def test_both_ways_answer_alike(server: ServerProcess, name: str) -> None:
     assert stages(short[1].get("server-timing", "")) == stages(long[1].get("server-timing", ""))
 
 
-@pytest.mark.parametrize("way", ["Host: again", "Content-Encoding: identity"])
+@pytest.mark.parametrize("way", [[], ["Content-Encoding: identity"]])
 @pytest.mark.parametrize(
     ("header", "status"),
     [
@@ -174,10 +174,10 @@ def test_both_ways_answer_alike(server: ServerProcess, name: str) -> None:
     ],
 )
 def test_headers_mean_the_same_on_both_ways(
-    server: ServerProcess, way: str, header: str, status: int
+    server: ServerProcess, way: list[str], header: str, status: int
 ) -> None:
     with Wire(server) as wire:
-        wire.send(call(GOOD, JSON, header, *([way] if way.startswith("T") else [])))
+        wire.send(call(GOOD, JSON, header, *way))
         assert wire.answer()[0] == status
 
 
@@ -243,6 +243,74 @@ def test_http_1_0_is_answered_and_closed(server: ServerProcess) -> None:
         wire.send(call(GOOD).replace(b"HTTP/1.1", b"HTTP/1.0"))
         assert wire.answer()[0] == 200
         assert wire.closed()
+
+
+ENDED = {
+    "short": (call(GOOD), 200),
+    "long": (call(GOOD, JSON, "Content-Encoding: identity"), 200),
+    "raw": (call(np.float32([ROW]).tobytes(), RAW), 200),
+    "offer": (
+        call(GOOD, JSON, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAE"),
+        200,
+    ),
+    "old": (call(GOOD, JSON, "Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0"), 200),
+    "bad": (call(b"{"), 400),
+    "no such model": (call(GOOD, path="/predict/other"), 404),
+    **{
+        path: (f"GET {path} HTTP/1.1\r\nHost: t\r\n\r\n".encode(), 200)
+        for path in ("/health", "/v2/health/live", "/info", "/metrics", "/docs")
+    },
+}
+
+
+@pytest.mark.parametrize("name", ENDED)
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_client_that_ends_its_side_gets_its_answers_and_then_the_end(
+    server: ServerProcess, name: str, times: int
+) -> None:
+    message, status = ENDED[name]
+    with Wire(server) as wire:
+        wire.send(message * times)
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert [wire.answer()[0] for _ in range(times)] == [status] * times
+        assert wire.closed()
+
+
+@pytest.mark.parametrize("way", [[], ["Content-Encoding: identity"]])
+@pytest.mark.parametrize("cut", [1, len(GOOD) + 10])
+def test_a_client_that_ends_its_side_inside_a_request_gets_the_end(
+    server: ServerProcess, way: list[str], cut: int
+) -> None:
+    with Wire(server) as wire:
+        wire.send(call(GOOD, JSON, *way) + call(GOOD, JSON, *way)[:-cut])
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert wire.answer()[0] == 200
+        assert wire.closed()
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [("CONNECT x:443", 400), ("GET http://x", 400), ("POST http:///", 400), ("GET http://[::1", 400)],
+)
+@pytest.mark.parametrize("before", [b"", call(GOOD), call(GOOD, JSON, "Content-Encoding: identity")])
+def test_an_odd_target_is_answered_in_its_turn(
+    server: ServerProcess, target: str, status: int, before: bytes
+) -> None:
+    with Wire(server) as wire:
+        wire.send(before + f"{target} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
+        if before:
+            assert outputs(wire.answer()[2]) == [answered(ROW)]
+        found, headers, body = wire.answer()
+        assert (found, json.loads(body)["code"], headers["connection"]) == (status, "bad_request", "close")
+        assert len(headers["x-request-id"]) == 32
+        assert wire.closed()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_that_offers_http_2_gets_its_answer(server: ServerProcess) -> None:
+    command = ["curl", "-s", "--http2", "-H", f"Content-Type: {JSON}", "-d", GOOD.decode()]
+    done = subprocess.run([*command, f"{server.url}/predict/linear"], capture_output=True, check=True)
+    assert outputs(done.stdout) == [answered(ROW)]
 
 
 def test_a_client_that_waits_for_100_continue_gets_it(server: ServerProcess) -> None:

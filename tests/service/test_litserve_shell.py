@@ -32,6 +32,7 @@ from service.connections.acceptor import Acceptor
 from service.connections.descriptors import Room
 from service.connections.shares import Shares
 from service.fastpath.flow import Flow
+from service.fastpath.long_way import LongCycle
 from service.fastpath.protocol import FastProtocol
 from service.litserve_shell import FoldServer, FrontMiddleware, UvicornServer, WorkerApi, WorkerLoop
 from service.supervisor import Role
@@ -70,6 +71,7 @@ OURS = [
     (UvicornServer, uvicorn.Server),
     (FastProtocol, HttpToolsProtocol),
     (Flow, FlowControl),
+    (LongCycle, RequestResponseCycle),
 ]
 
 

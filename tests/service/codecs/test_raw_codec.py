@@ -133,3 +133,18 @@ def test_a_name_cannot_break_out_of_its_header(name):
     value = tensor_headers(name, "FP32", (1,))[0][1]
     assert value.isascii()
     assert value.isprintable()
+
+
+@pytest.mark.parametrize(
+    "sent", ["größe", "gr%C3%B6%C3%9Fe", "gr%c3%b6%c3%9fe", "größe".encode().decode("latin-1")]
+)
+def test_a_name_is_read_as_it_is_percent_encoded_and_in_utf_8(sent):
+    signature = Signature((TensorSpec("größe", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
+    assert decode(bytes(4), signature, TensorHeaders(name=sent))["größe"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("sent", ["grosse", "gr%C3%B6", "%", "\xff", ""])
+def test_another_name_is_refused_however_it_is_written(sent):
+    signature = Signature((TensorSpec("größe", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
+    with pytest.raises(BadTensor, match="X-Tensor-Name"):
+        decode(bytes(4), signature, TensorHeaders(name=sent))
