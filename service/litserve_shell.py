@@ -8,8 +8,8 @@ Seams of LitServe 0.2.19 and uvicorn 0.54 that are used, and held by tests/servi
 LitServer.{app, devices, lifespan, launch_single_inference_worker, _get_request_queue, _transport,
 workers_setup_status}; litserve.server._Server.run; LitLoop.__call__ in the worker; uvicorn's Config(http=class),
 Server.{startup, servers, main_loop, shutdown, capture_signals} and what fastpath/protocol.py, flow.py and long_way.py
-override of HttpToolsProtocol, FlowControl and RequestResponseCycle. Not used: LitServe's routes, queues, manager process,
-GZip, timeouts, worker monitor, signal handling and log output, and uvicorn's accepting (connections/).
+override of HttpToolsProtocol, FlowControl and RequestResponseCycle. Not used: LitServe's routes, queues, manager
+process, GZip, timeouts, worker monitor, signal handling and log output, and uvicorn's accepting (connections/).
 """
 
 import asyncio
