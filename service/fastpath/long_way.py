@@ -5,6 +5,7 @@ left; a client of HTTP/1.0 is told that its connection is kept; who is refused f
 short way.
 """
 
+import asyncio
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
@@ -15,6 +16,27 @@ from service.errors import ServiceError
 from service.fastpath.rules import Target
 
 _QUEUE_FULL: Final = 429
+
+
+class Rest:
+    """In a cycle's transport's place when the first bytes of its answer were sent already: leaves those out."""
+
+    def __init__(self, transport: asyncio.Transport, sent: int) -> None:
+        self._transport = transport
+        self._sent = sent
+
+    def write(self, data: bytes) -> None:
+        """See asyncio.Transport."""
+        self._transport.write(data[self._sent :])
+        self._sent = 0
+
+    def is_closing(self) -> bool:
+        """See asyncio.Transport."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """See asyncio.Transport."""
+        self._transport.close()
 
 
 def scope_of(
@@ -50,6 +72,15 @@ class LongCycle(RequestResponseCycle):
         self.keep_alive = False
         self._broken = error
         self.message_event.set()
+
+    def begin_answer(self, beginning: bytes) -> bool:
+        """Send what every answer begins with, now. False when the answer has begun."""
+        if self.response_started:
+            return False
+        self.waiting_for_100_continue = False  # its body has come whole
+        self.transport.write(beginning)
+        self.transport = Rest(self.transport, len(beginning))  # type: ignore[assignment]
+        return True
 
     async def receive(self) -> Any:
         """See ASGI."""

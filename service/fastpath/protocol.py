@@ -29,6 +29,7 @@ from service.fastpath.flow import Flow
 from service.fastpath.heads import Head, field_of, head_of
 from service.fastpath.long_way import LongCycle, scope_of
 from service.fastpath.pace import CLOSE
+from service.fastpath.resets import was_reset
 from service.fastpath.rules import Target, refusal, shown, target_of
 from service.fastpath.unread import Owing
 from service.holdings import Holding
@@ -43,6 +44,9 @@ _CHUNKS_BYTES: Final = 512
 """Of a chunked body the parser is given at least so much at once: it may be full of what looks like its end."""
 _HEAD_BYTES: Final = 65_536
 """A head, or the trailers of a chunked body, may have so many bytes; a little more where one read brings them."""
+_BEGINNING: Final = b"HTTP/1.1 "
+"""What every answer begins with."""
+_LOOK_S: Final = 0.002
 _LINGER_S: Final = 2.0
 """How long the rest of a body is waited for whose call was refused, before the connection is closed: closed under a
 client that still sends, its system would throw the answer away unread."""
@@ -91,6 +95,10 @@ class FastProtocol(HttpToolsProtocol):
         """The exchange whose body is awaited or which awaits its answer."""
         self._running: Any = None
         """The cycle that is being answered; others wait in the pipeline."""
+        self._own_begun = False
+        """Whether a part of its answer was sent."""
+        self._cut_beginning = False
+        """Whether _BEGINNING was sent ahead of it."""
         self._parsing = False
         """Whether the parser is inside a message."""
         self._in_body = False
@@ -323,11 +331,7 @@ class FastProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """See asyncio.Protocol. The client sends no more: what came whole is answered, then the connection closed.
-
-        A client that has gone altogether looks the same until something is written to it. Its answers are made all
-        the same; a reset, which cannot be mistaken, gives its requests up at once.
-        """
+        """See asyncio.Protocol. The client sends no more: what came whole is answered, then the connection closed."""
         if self._flow.kept:
             self._ended = True  # what was read is parsed first
             return True
@@ -346,7 +350,28 @@ class FastProtocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             return False
         self.cycle.keep_alive = False
+        self._ask_whether_gone()
         return True
+
+    def _ask_whether_gone(self) -> None:
+        """A client that has gone looks like one that only sends no more, until something is sent to it: its system
+        resets the connection then. So what every answer begins with is sent at once, and the rest when it is there."""
+        if self._own is not None:
+            if not self._own_begun:
+                self.transport.write(_BEGINNING)
+                self._own_begun = self._cut_beginning = True
+        else:
+            self._running.begin_answer(_BEGINNING)
+        self._look_whether_gone(_LOOK_S)
+
+    def _look_whether_gone(self, again_s: float) -> None:
+        """Give up when the client's system has reset the connection, which is not told while nothing is read."""
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if was_reset(self.transport):
+            self.transport.abort()
+        else:
+            self.loop.call_later(again_s, self._look_whether_gone, min(2 * again_s, 1.0))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -486,6 +511,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def _begin(self, head: Head) -> Exchange:
         self._own = self.cycle = self._running = own = Exchange(self.shop, head, self)
+        self._own_begun = False
         own.begin()
         return own
 
@@ -549,7 +575,7 @@ class FastProtocol(HttpToolsProtocol):
         transport = self.transport
         if transport.is_closing():
             return
-        transport.write(message)
+        transport.write(self._rest(message))
         if not own.keep_alive and own.missing:
             self.loop.call_later(_LINGER_S, transport.close)
         elif not own.keep_alive:
@@ -560,9 +586,17 @@ class FastProtocol(HttpToolsProtocol):
         """Send a part of the answer to the call under way that is not the last; `then` is called when there is room for
         another."""
         if not self.transport.is_closing():
-            self.transport.write(part)
+            self._own_begun = True
+            self.transport.write(self._rest(part))
             if not self._flow.when_taken(then):
                 self.loop.call_later(0.0, then)
+
+    def _rest(self, message: bytes) -> bytes:
+        """Without what was sent ahead of it."""
+        if not self._cut_beginning:
+            return message
+        self._cut_beginning = False
+        return message[len(_BEGINNING) :]
 
     @property
     def last(self) -> bool:
