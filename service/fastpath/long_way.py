@@ -73,14 +73,13 @@ class LongCycle(RequestResponseCycle):
         self._broken = error
         self.message_event.set()
 
-    def begin_answer(self, beginning: bytes) -> bool:
-        """Send what every answer begins with, now. False when the answer has begun."""
+    def begin_answer(self, beginning: bytes) -> None:
+        """Send what every answer begins with, now, unless the answer has begun."""
         if self.response_started:
-            return False
+            return
         self.waiting_for_100_continue = False  # its body has come whole
         self.transport.write(beginning)
         self.transport = Rest(self.transport, len(beginning))  # type: ignore[assignment]
-        return True
 
     async def receive(self) -> Any:
         """See ASGI."""

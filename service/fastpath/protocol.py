@@ -95,6 +95,8 @@ class FastProtocol(HttpToolsProtocol):
         """The exchange whose body is awaited or which awaits its answer."""
         self._running: Any = None
         """The cycle that is being answered; others wait in the pipeline."""
+        self._ended = False
+        """Whether the client sends no more."""
         self._own_begun = False
         """Whether a part of its answer was sent."""
         self._cut_beginning = False
@@ -350,7 +352,9 @@ class FastProtocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             return False
         self.cycle.keep_alive = False
-        self._ask_whether_gone()
+        if not self._ended:  # the end is told again when reading is resumed
+            self._ended = True
+            self._ask_whether_gone()
         return True
 
     def _ask_whether_gone(self) -> None:

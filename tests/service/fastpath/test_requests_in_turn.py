@@ -11,6 +11,7 @@ import pytest
 
 from service import http as http_front
 from service.call import Call
+from service.fastpath import protocol as protocol_module
 from tests.service.fastpath.connection import JSON, LONG, PATH, Connection, House, call, rows
 from tests.service.repositories import sample
 
@@ -159,6 +160,43 @@ def test_an_end_inside_a_request_gives_it_up_and_keeps_the_answers_before_it(
             code="499",
         )
         assert bool(gone) == (not before and missing > 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_a_client_that_seems_to_have_left_is_sent_what_every_answer_begins_with_once(
+    way: tuple[str, ...],
+) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(rows(1.0), JSON, *way))
+        await house.rest()
+        for _ in range(2):
+            connection.end()  # told again when reading is resumed
+        assert connection.socket.written == b"HTTP/1.1 "
+        await house.turn(lambda: connection.socket.closing)
+        assert values(connection) == [[2.0]]
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+def test_a_client_that_has_left_is_given_up_before_any_batch(
+    monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(protocol_module, "was_reset", lambda transport: bool(transport.written))
+
+    async def test(house: House) -> None:
+        connection = house.connect()
+        connection.send(call(rows(1.0), JSON, *way))
+        await house.rest()
+        connection.end()
+        await house.rest()
+        await house.turn()
+        assert house.free
+        assert connection.socket.aborted
+        assert not house.worker.sessions[0].batches
 
     run(test)
 
