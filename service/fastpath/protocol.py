@@ -95,8 +95,8 @@ class FastProtocol(HttpToolsProtocol):
         """The exchange whose body is awaited or which awaits its answer."""
         self._running: Any = None
         """The cycle that is being answered; others wait in the pipeline."""
-        self._ended = False
-        """Whether the client sends no more."""
+        self._asked = False
+        """Whether a client that sends no more was asked whether it is gone."""
         self._own_begun = False
         """Whether a part of its answer was sent."""
         self._cut_beginning = False
@@ -336,6 +336,7 @@ class FastProtocol(HttpToolsProtocol):
         """See asyncio.Protocol. The client sends no more: what came whole is answered, then the connection closed."""
         if self._flow.kept:
             self._ended = True  # what was read is parsed first
+            self._ask_whether_gone()
             return True
         return self._end_of_input()
 
@@ -352,20 +353,21 @@ class FastProtocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             return False
         self.cycle.keep_alive = False
-        if not self._ended:  # the end is told again when reading is resumed
-            self._ended = True
-            self._ask_whether_gone()
+        self._ask_whether_gone()
         return True
 
     def _ask_whether_gone(self) -> None:
         """A client that has gone looks like one that only sends no more, until something is sent to it: its system
         resets the connection then. So what every answer begins with is sent at once, and the rest when it is there."""
-        if self._own is not None:
-            if not self._own_begun:
-                self.transport.write(_BEGINNING)
-                self._own_begun = self._cut_beginning = True
-        else:
-            self._running.begin_answer(_BEGINNING)
+        running = self._running
+        if self._asked or running is None or running.response_complete:
+            return
+        self._asked = True
+        if self._own is None:
+            running.begin_answer(_BEGINNING)
+        elif not self._own_begun:
+            self.transport.write(_BEGINNING)
+            self._own_begun = self._cut_beginning = True
         self._look_whether_gone(_LOOK_S)
 
     def _look_whether_gone(self, again_s: float) -> None:
