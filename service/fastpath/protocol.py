@@ -74,6 +74,8 @@ class FastProtocol(HttpToolsProtocol):
     """Called when a connection is lost."""
     _chunks = 0
     """Parts of bodies that were read lately, on all connections."""
+    _next_turn = False
+    """Whether that is forgotten in the next turn of the event loop."""
     _date_s = -1
     _date_line = b""
     _date_header: tuple[tuple[bytes, bytes], ...] = ()
@@ -195,8 +197,7 @@ class FastProtocol(HttpToolsProtocol):
             if isinstance(self.parser, _Deaf) or self.transport.is_closing():
                 return end
             if FastProtocol._chunks > _CHUNKS and self._in_body:
-                self.loop.call_soon(self._forget_chunks)
-                flow.pause(0.0)
+                self._wait_for_the_next_turn()
                 break
             at = self._parse_piece(data, at)
             if self._unparsed_bytes > _HEAD_BYTES:
@@ -292,9 +293,18 @@ class FastProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does, for pipelining
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
+    def _wait_for_the_next_turn(self) -> None:
+        """Enough was read in this one."""
+        if (
+            not FastProtocol._next_turn
+        ):  # one for all: each would let another connection go on in the same turn
+            FastProtocol._next_turn = True
+            self.loop.call_soon(self._forget_chunks)
+        self._flow.pause(0.0)
+
     @staticmethod
     def _forget_chunks() -> None:
-        FastProtocol._chunks = 0
+        FastProtocol._chunks, FastProtocol._next_turn = 0, False
 
     def on_message_begin(self) -> None:
         """See httptools."""
