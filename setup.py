@@ -20,6 +20,7 @@ COMPILED = (
     "service/fastpath/heads.py",
     "service/forecast.py",
     "service/request_ring.py",
+    "service/room.py",
     "service/ticketed.py",
     "service/transport/extents.py",
     "service/transport/records.py",

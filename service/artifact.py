@@ -18,7 +18,7 @@ from service.documents import shown
 from service.errors import ConfigError
 from service.manifest import MANIFEST, read_manifest
 from service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
-from service.signature import Signature
+from service.signature import ONE_BY_ONE, Signature
 from service.stated_signature import parse_signature
 
 REFERENCE: Final = "reference.npz"
@@ -37,7 +37,8 @@ class Artifact:
     """A version that can be served.
 
     file: what the backend loads. manifest: empty for files that foldserve did not export.
-    max_batch_size: the largest batch, from config.yaml, else the manifest.
+    max_batch_size: the largest batch, from config.yaml, else the manifest; 1 where the model counts no rows, and a
+        request is one.
     """
 
     model: str
@@ -101,6 +102,8 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
     if manifest:
         _check_covers(manifest, file, backend, where)
     largest = config.batch_buckets[-1] if config.batch_buckets else config.max_batch_size
+    if largest == 0:
+        largest = 1
     return Artifact(
         model=model,
         version=version,
@@ -182,7 +185,7 @@ def _signature(
     if against:
         raise ConfigError(
             f"{where} cannot be served in batches: {against}; give dims that need not be equal names of their own, and "
-            "export the model with rows that do not depend on each other"
+            f"export the model with rows that do not depend on each other, or {ONE_BY_ONE}"
         )
     return signature
 
@@ -191,7 +194,7 @@ def _stated(
     manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
 ) -> Signature:
     if manifest:
-        return parse_signature(manifest)
+        return parse_signature(manifest).counting_rows(config.max_batch_size != 0)
     if config.signature:
         return config.signature
     if backend != "onnxruntime":
@@ -203,7 +206,7 @@ def _stated(
     from service.backends.onnxruntime_backend import read_signature
 
     try:
-        return read_signature(file)
+        return read_signature(file, counts_rows=config.max_batch_size != 0)
     except LoadError as error:
         if error.cause:
             log.error("%s", error)

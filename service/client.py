@@ -100,7 +100,8 @@ def send(target: Target, arrays: dict[str, np.ndarray], timeout_ms: float) -> Re
         kind, body = BodyType.NPY, encode_npy(arrays[""])
     else:
         kind = BodyType.JSON
-        body = orjson.dumps({"inputs": arrays}, option=orjson.OPT_SERIALIZE_NUMPY)
+        values = {name: array if array.ndim else array.item() for name, array in arrays.items()}
+        body = orjson.dumps({"inputs": values}, option=orjson.OPT_SERIALIZE_NUMPY)
     headers = {"Content-Type": kind.value, "Accept": _ACCEPT, "X-Timeout-Ms": f"{timeout_ms:g}"}
     started_s = time.perf_counter()
     # The server keeps the time; the socket is given more, so that the 504 of a server that is slow can arrive.

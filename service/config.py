@@ -236,7 +236,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _size,
         64 * 2**20,
         "bytes",
-        "largest request body; more is answered 413 (512KiB, 64MiB, 1GiB can be written so)",
+        "largest request body; more is answered 413 (512KiB, 64MiB, 1GiB can be written so); unless given, no more "
+        "than --arena-bytes and --receive-bytes",
     ),
     Setting(
         "max_json_bytes",
@@ -261,7 +262,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _size,
         512 * 2**20,
         "bytes",
-        "shared memory of one API server for the inputs and outputs of requests under way; grows to this as needed",
+        "shared memory of one API server for the inputs and outputs of requests under way; grows to this as needed; "
+        "unless given, at least 8 times --max-body-bytes",
     ),
     Setting(
         "request_timeout_ms",
@@ -302,7 +304,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         256 * 2**20,
         "bytes",
         "what came of the bodies that one API server is receiving in parts, at most; more are answered 429; as much "
-        "again of answers that clients are slow to take",
+        "again of answers that clients are slow to take; unless given, at least 4 times --max-body-bytes",
     ),
     Setting(
         "drain_grace_s",
@@ -373,30 +375,33 @@ def load_settings(
 
 
 def _settle_limits(values: dict[str, Any], given: Mapping[str, str]) -> list[str]:
-    """Have the limits on bodies fit together: by defaults that follow, and a problem where somebody asked for another.
+    """Have the limits on bodies fit together: those that nobody gave follow those that somebody did.
 
     given: where each value comes from that is no default.
+    Returns: what contradicts each other of those that were given.
     """
-    limit, json_limit = values["max_body_bytes"], values["max_json_bytes"]
-    told_limit = (
-        f"the {limit} of {given.get('max_body_bytes', 'max_body_bytes (default)')}, which bounds every body"
-    )
-    problems = []
-    if json_limit > limit and "max_json_bytes" in given:
-        problems.append(
-            f"{given['max_json_bytes']} is {json_limit}, more than {told_limit}; lower the one or raise the other"
-        )
-    values["max_json_bytes"] = min(limit, json_limit)
+    largest = "max_body_bytes"
     for name in ("arena_bytes", "receive_bytes"):
-        if values[name] >= limit:
-            continue
-        if name in given:
+        if name in given and largest not in given:
+            values[largest] = min(values[largest], values[name])
+        elif name not in given:
+            times = _BY_NAME[name].default // _BY_NAME[largest].default
+            values[name] = max(values[name], times * values[largest])
+    limit = values[largest]
+    told_limit = f"the {limit} of {given.get(largest, 'max_body_bytes (default)')}, which bounds every body"
+    problems = []
+    if values["max_json_bytes"] > limit and "max_json_bytes" in given:
+        problems.append(
+            f"{given['max_json_bytes']} is {values['max_json_bytes']}, more than {told_limit}; lower the one or raise "
+            "the other"
+        )
+    values["max_json_bytes"] = min(limit, values["max_json_bytes"])
+    for name in ("arena_bytes", "receive_bytes"):
+        if values[name] < limit:
             problems.append(
                 f"{given[name]} is {values[name]}, less than {told_limit} and must find room in it; raise the one or "
                 "lower the other"
             )
-        else:
-            values[name] = _BY_NAME[name].default // _BY_NAME["max_body_bytes"].default * limit
     return problems
 
 

@@ -28,6 +28,7 @@ from service.errors import (
 from service.forecast import RunTime, combined
 from service.lifecycle import State
 from service.log_limits import with_id
+from service.room import Rooms
 from service.ticketed import Lane, Ticketed
 from service.transport.arena import MappedArena
 from service.transport.board import READY, MappedBoard
@@ -37,10 +38,6 @@ from service.transport.slots import SlotPool
 from service.watch import Watch
 
 _READ_BYTES: Final = DONE.itemsize * 1024
-_FIRST_ROOM_FACTOR: Final = 4
-"""Room for outputs of unknown shape at first, as a multiple of the inputs' bytes; grown when it is too little."""
-_MOST_ROOMS: Final = 4096
-"""Shapes of inputs for which the room of their outputs is remembered."""
 _DOUBT_NS: Final = 1_000_000_000
 """How often a request that a forecast is against is let in, to see."""
 _SCARCE: Final = 7 / 8
@@ -107,6 +104,7 @@ class Dispatcher:
         """In the places that make_room() would have given back for half-sent bodies."""
         self._epoch = board.epoch[index] % EPOCHS
         self._pool = SlotPool(arena)
+        self._rooms = Rooms(self._pool, arena.data_bytes)
         self._done_fd = done_fd
         self._outbox = [bytearray() for _ in lanes]
         self._flush_planned = False
@@ -116,7 +114,6 @@ class Dispatcher:
         self._changed: set[int] = set()
         self._views: list[_View | None] = [None] * len(lanes)
         self._awaiting_room: set[int] = set()
-        self._room: dict[tuple[int, tuple[int, ...]], int] = {}
         self._requests = [0] * len(lanes)
         self._rows = [0] * len(lanes)
         self._bytes = [0] * len(lanes)
@@ -164,11 +161,7 @@ class Dispatcher:
 
     def output_room(self, lane: Lane, rows: int, dims: Sequence[int], input_bytes: int) -> int:
         """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
-        exact = lane.layout.output_room(rows)
-        if exact is not None:
-            return exact
-        per_row = self._room.get((lane.index, tuple(dims)))
-        return input_bytes * _FIRST_ROOM_FACTOR if per_row is None else per_row * rows
+        return self._rooms.of_outputs(lane, rows, dims, input_bytes)
 
     def reserve(self, request: Ticketed, input_bytes: int, output_bytes: int) -> memoryview:
         """Give the request a place with this room; return the bytes of its inputs, to be filled.
@@ -176,13 +169,15 @@ class Dispatcher:
         Raises: TooLarge when there would be no such room if nobody else were there; QueueFull when the arena has no
             slot or no such room left.
         """
-        place = None
-        if not self._over_its_share(request.lane):
-            place = self._pool.take(input_bytes, output_bytes)
-            while place is None and self.make_room():
+        modest = not self._over_its_share(request.lane)
+        place = self._pool.take(input_bytes, output_bytes) if modest else None
+        if place is None:
+            self.check_fits(
+                request, input_bytes, output_bytes
+            )  # before others give up their places for nothing
+            while modest and place is None and self.make_room():
                 place = self._pool.take(input_bytes, output_bytes)
         if place is None:
-            self.check_fits(request, input_bytes, output_bytes)
             raise QueueFull(
                 f"a request of {input_bytes} bytes finds no room: {len(self.in_flight)} requests are in flight and "
                 f"{self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
@@ -193,20 +188,7 @@ class Dispatcher:
 
     def check_fits(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
         """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""
-        size = self.arena.data_bytes
-        if self._pool.could_hold(input_bytes, output_bytes):
-            return
-        needed, rows = input_bytes + output_bytes, request.rows
-        fitting = rows * size // needed
-        # What a row takes is rounded up, and so is what was counted: a little less surely fits.
-        advice = (
-            f"send {fitting * 3 // 4} rows or fewer at once" if fitting * 3 // 4 > 0 else "send smaller rows"
-        )
-        raise TooLarge(
-            f"the request takes {input_bytes} bytes and its answer {output_bytes}, {needed} together; the server has "
-            f"{size} for all requests under way; "
-            f"{advice if rows else 'send less at once'}, or have --arena-bytes raised"
-        )
+        self._rooms.check(request, input_bytes, output_bytes)
 
     def lend(self, request: Ticketed, input_bytes: int, output_bytes: int) -> bool:
         """Give the request a place with this room for as long as nobody else needs it; False when there is none.
@@ -456,23 +438,26 @@ class Dispatcher:
 
     def _run_again_with_room(self, request: Ticketed, needed: int) -> None:
         """The outputs did not fit: set aside what they need, remember it for such inputs, run once more."""
-        if len(self._room) >= _MOST_ROOMS:
-            self._room.clear()
-        self._room[request.lane.index, tuple(request.dims)] = -(-needed // request.rows)
-        assert request.place is not None
-        found = self._pool.widen(request.place, needed)
+        place = request.place
+        assert place is not None
+        try:
+            self.check_fits(request, len(place.inputs), needed)
+        except TooLarge as never:
+            # Not remembered: the next request of such inputs may have a smaller answer, and nobody would find out.
+            self.settle(request, never)
+            return
+        self._rooms.remember(request, needed)
+        found = self._pool.widen(place, needed)
         while not found and self.make_room():
-            found = self._pool.widen(request.place, needed)
+            found = self._pool.widen(place, needed)
         if found:
             self.enqueue(request)
             return
-        full = QueueFull(f"the answer needs {needed} bytes and there is no such room; try again")
-        try:
-            self.check_fits(request, len(request.place.inputs), needed)
-        except TooLarge as never:
-            self.settle(request, never)
-        else:
-            self.settle(request, full)
+        full = QueueFull(
+            f"the answer needs {needed} bytes, and other requests have that room now; try again later",
+            retry_after_s=self.load(request.lane).wait_s(0),
+        )
+        self.settle(request, full)
 
     def _count(self, request: Ticketed, sign: int) -> None:
         """Count a request that waits or runs, or count it no longer (-1)."""

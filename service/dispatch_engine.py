@@ -280,7 +280,7 @@ def served_models(entries: Sequence[ModelEntry]) -> list[ServedModel]:
                     version=artifact.version,
                     signature=artifact.signature,
                     backend=artifact.backend,
-                    max_batch_size=artifact.max_batch_size,
+                    max_batch_size=artifact.max_batch_size if artifact.signature.counts_rows else 0,
                     ready=False,
                     manifest=artifact.summary(),
                 )

@@ -80,8 +80,8 @@ def docs_page(engine: Engine, settings: ServeSettings, scheme: str, host: str) -
         f"<h1>foldserve</h1><p>{len(models)} model{'s' * (len(models) != 1)}, {state}. "
         f'<a href="/info">/info</a> &middot; <a href="/metrics">/metrics</a> &middot; '
         f'<a href="/openapi.json">/openapi.json</a></p><table>{routes}</table>'
-        "<p>The first dim of every tensor counts the rows. Add <code>-i</code> to see the headers: "
-        "<code>Server-Timing</code> tells where the time went. Errors are "
+        "<p>The first dim of every tensor counts the rows, where no model says otherwise. Add <code>-i</code> to see "
+        "the headers: <code>Server-Timing</code> tells where the time went. Errors are "
         '<code>{"error": what, "code": stable word}</code>.</p>'
         f"{sections}</html>\n"
     )
@@ -98,14 +98,16 @@ def _model_section(model: ServedModel, base: str) -> str:
         for kind, specs in (("input", version.signature.inputs), ("output", version.signature.outputs))
         for spec in specs
     )
+    batches = f"batches of up to {version.max_batch_size} rows"
+    if not version.signature.counts_rows:
+        batches = "one request at a time: no dim counts rows"
     examples = "".join(
         f"<p>{title}</p><pre>{escape(command)}</pre>"
         for title, command in _examples(model.name, version, base)
     )
     return (
         f"<h2>{escape(model.name)}{state}</h2>"
-        f"<p>Version {escape(version.version)}{also}, {escape(version.backend)}, "
-        f"batches of up to {version.max_batch_size} rows.</p>"
+        f"<p>Version {escape(version.version)}{also}, {escape(version.backend)}, {batches}.</p>"
         f"<table><tr><th></th><th>name</th><th>datatype</th><th>shape</th></tr>{rows}</table>{examples}"
     )
 
@@ -146,7 +148,7 @@ def _examples(model: str, version: ServedVersion, base: str) -> list[tuple[str, 
         headers += f" -H 'X-Tensor-Shape: {','.join(map(str, shape))}'"
     examples.append(
         (
-            f"Raw little-endian {spec.datatype} ({size} bytes are one row):",
+            f"Raw little-endian {spec.datatype} ({size} bytes are one {'row' if spec.counts_rows else 'request'}):",
             f"head -c {size} /dev/zero > x.bin\ncurl {headers} --data-binary @x.bin -o y.bin \\\n  {target}",
         )
     )
@@ -166,4 +168,4 @@ def _zeros(spec: TensorSpec, shape: tuple[int, ...]) -> object:
 
 
 def _example_shape(spec: TensorSpec) -> tuple[int, ...]:
-    return (1, *(_EXAMPLE_DIM if dim == ANY else dim for dim in spec.row_shape))
+    return spec.of_rows(1, tuple(_EXAMPLE_DIM if dim == ANY else dim for dim in spec.row_shape))

@@ -24,7 +24,8 @@ class ServedVersion:
     """One version of a model, as the front sees it.
 
     backend: "onnxruntime" or "torchscript".
-    max_batch_size: rows that one run takes at most (a bigger request is split behind the engine).
+    max_batch_size: rows that one run takes at most (a bigger request is split behind the engine); 0 = the model counts
+        no rows, and a run takes one request.
     ready: loaded, warmed and in agreement with its reference.
     returning: it was ready, its worker died and is being started again; requests are taken and wait.
     manifest: what /info tells of the artifact (JSON values only); empty when foldserve did not export it.

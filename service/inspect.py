@@ -71,7 +71,10 @@ def _is_version(folder: Path) -> bool:
 def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
     """The lines that describe one version."""
     manifest = artifact.manifest
-    served = f"served by {artifact.backend}, batches of up to {artifact.max_batch_size} rows"
+    batches = f"batches of up to {artifact.max_batch_size} rows"
+    if not artifact.signature.counts_rows:
+        batches = "one request at a time"
+    served = f"served by {artifact.backend}, {batches}"
     yield f"{artifact.model}/{artifact.version}  {served}"
     if manifest:
         yield (

@@ -53,9 +53,11 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
         check_reference(artifact, buckets, session, reference, allowed)
     else:
         rows = find_rows(artifact, buckets, session, known_values=on_gpu)
-    if rows and config.warmup:
+    counts_rows = artifact.signature.counts_rows
+    # Where no rows are counted there is one size, and no other trial of whether the outputs are the signature's.
+    if rows and (config.warmup or not counts_rows):
         warm(artifact, buckets, session, rows, reference, allowed)
-    if rows:
+    if rows and counts_rows:
         check_rows(artifact, buckets, session, rows, bool(reference), known_values=on_gpu)
     return session
 
@@ -83,7 +85,7 @@ def tolerance(artifact: Artifact, device: str, options: SessionOptions) -> float
 
 
 def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
-    """The arrays of reference.npz, "input.<name>" and "output.<name>"; none when there is no such file.
+    """The arrays of reference.npz, "input.<name>" and "output.<name>", as a batch; none when there is no such file.
 
     Raises: LoadError when the file is broken or lacks one of them.
     """
@@ -109,11 +111,14 @@ def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile, zlib and numpy raise whatever a damaged file leads them to
         raise LoadError(f"{path} cannot be used; export the model again", error) from error
     _check_reference_fits(artifact, path, reference)
-    return reference
+    if artifact.signature.counts_rows:
+        return reference
+    return {name: array[np.newaxis] for name, array in reference.items()}
 
 
 def _check_reference_fits(artifact: Artifact, path: Path, reference: dict[str, np.ndarray]) -> None:
-    """Raise LoadError unless the arrays are what the signature says, with the same number of rows, at least one."""
+    """Raise LoadError unless the arrays are what the signature says, and have the same number of rows, where it counts
+    any, at least one."""
     signature = artifact.signature
     named = [
         *((f"input.{spec.name}", spec) for spec in signature.inputs),
@@ -130,7 +135,7 @@ def _check_reference_fits(artifact: Artifact, path: Path, reference: dict[str, n
                 f"{path} cannot be used: {name} is {array.dtype} {list(array.shape)}, the signature says "
                 f"{spec.datatype} {list(spec.shape)}; export the model again"
             )
-        if len(array) != rows or not 0 < rows <= _MOST_REFERENCE_ROWS:
+        if spec.counts_rows and (len(array) != rows or not 0 < rows <= _MOST_REFERENCE_ROWS):
             raise LoadError(
                 f"{path} cannot be used: {name} has {len(array)} rows; expected 1 to {_MOST_REFERENCE_ROWS}, and as "
                 f"many as {named[0][0]}; export the model again"
@@ -220,8 +225,9 @@ def find_rows(
         ) from first
     log.warning(
         "%s could not be warmed with zeros, ones or random numbers, dims of any size being 1 to %d: %s; its first "
-        "requests will be slow, and whether its outputs count rows is not known",
+        "requests will be slow, and whether its outputs %s is not known",
         *(artifact.file, max(GUESSED_DIMS), first),
+        "count rows" if signature.counts_rows else "are what its signature says",
     )
     return None
 

@@ -57,6 +57,7 @@ class QueueConfig:
 class ModelConfig:
     """One model's settings, checked. backend, max_batch_size, signature: None = from the artifact.
 
+    max_batch_size: 0 = the model counts no rows, and runs one request at a time.
     instances: sessions of the model in each worker. instances_given: whether the file says so; see on().
     """
 
@@ -122,6 +123,12 @@ def parse_model_config(given: Any, where: str) -> ModelConfig:
             problems.append(f"{where}: {key.name} is {shown(flat[key.name])}; expected {key.expected}")
             values[key.name] = key.default
     problems += _disagreements(values, where)
+    signature = values["signature"]
+    if signature is not None and values["max_batch_size"] != 0:
+        try:
+            signature = signature.counting_rows(True)
+        except ValueError as error:
+            problems.append(f"{where}: signature: {error}")
     if problems:
         raise ConfigError(*problems)
     return ModelConfig(
@@ -147,7 +154,7 @@ def parse_model_config(given: Any, where: str) -> ModelConfig:
             nhwc=values["session.nhwc"],
             memory_limit_bytes=values["session.memory_limit_bytes"],
         ),
-        signature=values["signature"],
+        signature=signature,
     )
 
 
@@ -269,14 +276,19 @@ def _providers(value: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
 
 def _signature(value: Any) -> Signature:
     try:
-        return parse_signature(value)
+        return parse_signature(value, counts_rows=False)  # whether rows are counted, another key says
     except ValueError as error:
         raise _SayMore(str(error)) from error
 
 
 KEYS: Final[tuple[Key, ...]] = (
     Key("backend", None, f"one of {', '.join(BACKENDS)}", _one_of(*BACKENDS)),
-    Key("max_batch_size", None, f"a whole number of rows, 1 to {LARGEST_BATCH}", _whole(1, LARGEST_BATCH)),
+    Key(
+        "max_batch_size",
+        None,
+        f"a whole number of rows, 1 to {LARGEST_BATCH}, or 0 for one request at a time",
+        _whole(0, LARGEST_BATCH),
+    ),
     Key("max_queue_delay_ms", 0.0, "milliseconds, at least 0 (0 = take what waits)", _milliseconds(0)),
     Key(
         "batch_buckets",
@@ -310,7 +322,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key(
         "signature",
         None,
-        "inputs and outputs, each a list of {name, datatype, shape}, with shape[0] = -1 for the rows",
+        "inputs and outputs, each a list of {name, datatype, shape}, with shape[0] = -1 for the rows, if it counts any",
         _signature,
     ),
 )

@@ -139,8 +139,11 @@ _COMPONENTS: Final[dict[str, Any]] = {
             "properties": {"error": _TEXT, "code": _TEXT},
         },
         "Tensor": {
-            "type": "array",
-            "description": "Nested lists; the first level counts the rows",
+            "type": ["array", "number", "boolean"],
+            "description": (
+                "Nested lists; the first level counts the rows, unless the model has max_batch_size 0 in /info; no "
+                "list where it has no dims"
+            ),
             "items": {},
         },
         "Inputs": {

@@ -1,9 +1,9 @@
 """What an API server does when a worker has died: no request of its own is lost.
 
 Run on the event loop, told by the supervisor, which knows that the process is dead: nothing of it can still
-write. The order matters: first the records it left behind, then the slots it held, then the tickets that
-died in its hands. Which those are cannot be seen, so every ticket that waits is made void and written again, after a
-moment in which each instance has been seen not to be marking slots: who had looked at one before has marked it by then.
+write. The slots that it held are known by its number. The tickets that died in its hands cannot be seen, so every
+ticket that waits is made void and written again, after a moment in which each instance has been seen not to be marking
+slots: who had looked at one before has marked it by then.
 Nothing here waits.
 """
 
@@ -29,9 +29,9 @@ def after_worker_death(dispatcher: Dispatcher, serial: int) -> list[Ticketed]:
 
     Returns: what it held and is run again. What it may have had in hand is known, and written anew, a moment later.
     """
-    again = retry_held(dispatcher, serial)
-    LostTickets(dispatcher).look_later()
-    return again
+    lost = LostTickets(dispatcher)  # first: a ticket that is written from now on was in no dead hands
+    lost.look_later()
+    return retry_held(dispatcher, serial)
 
 
 def retry_held(dispatcher: Dispatcher, serial: int) -> list[Ticketed]:

@@ -15,13 +15,10 @@ from service.backends import LoadError, Session
 from service.backends.base import DeviceLost, OutOfMemory
 from service.buckets import bucket_for, padded
 from service.difference import relative_error
-from service.signature import ANY, Signature
+from service.signature import ANY, ONE_BY_ONE, Signature
 from service.trial_rows import Rows, one, repeated
 
 Arrays = Mapping[str, np.ndarray]
-
-ONE_BY_ONE = "set `max_batch_size: 0` in config.yaml, which runs one request at a time"
-"""The mend for every model that cannot run several requests together."""
 
 log = logging.getLogger(__name__)
 
@@ -166,12 +163,12 @@ def check_outputs(name: str, signature: Signature, outputs: Arrays, rows: int) -
     """Raise LoadError unless a batch's outputs have its rows, and the signature's datatypes and dims."""
     for spec in signature.outputs:
         array = outputs[spec.name]
-        fits = array.ndim == len(spec.shape) and all(
-            want in (ANY, got) for got, want in zip(array.shape, spec.shape, strict=True)
+        fits = array.ndim == len(spec.batch_shape) and all(
+            want in (ANY, got) for got, want in zip(array.shape, spec.batch_shape, strict=True)
         )
         if not fits or array.dtype != spec.dtype:
             raise LoadError(
-                f"{name} gives output {spec.name!r} as {array.dtype} {list(array.shape)}; expected "
+                f"{name} gives output {spec.name!r} as {array.dtype} {list(spec.of_batch(array.shape))}; expected "
                 f"{spec.datatype} {list(spec.shape)}, as the signature says: mend it in config.yaml, or "
                 "export the model again"
             )

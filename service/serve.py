@@ -246,7 +246,8 @@ def tell_what_is_served(
         load_s = metrics.load_seconds(*version_of(artifact))
         state = f"ready in {load_s:.1f} s" if ready[lane] else f"NOT READY: {(problems or ['not loaded'])[0]}"
         name = "/".join(version_of(artifact)).ljust(width)
-        lines.append(f"  {name}  {artifact.backend:11}  batch {artifact.max_batch_size:<4}  {state}")
+        batch = str(artifact.max_batch_size) if artifact.signature.counts_rows else "none"
+        lines.append(f"  {name}  {artifact.backend:11}  batch {batch:<4}  {state}")
     lines += [f"  {name.ljust(width)}  NOT READY: {problem}" for name, problem in broken.items()]
     lines.append("  POST /predict/<model>   GET /info  /metrics  /docs  /v2/health/ready")
     tell("\n".join(lines))

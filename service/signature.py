@@ -5,7 +5,7 @@ mistake in one request never meets another's rows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,8 @@ from service.errors import BadTensor
 
 ANY = -1
 """The dim that may have any size."""
+ONE_BY_ONE = "set `max_batch_size: 0` in config.yaml, which runs one request at a time"
+"""The mend for every model that cannot run several requests together."""
 _DIMS_SHOWN = 16
 
 
@@ -22,7 +24,9 @@ _DIMS_SHOWN = 16
 class TensorSpec:
     """One input or output: its name, its OIP datatype, its shape with -1 for a dim of any size.
 
-    shape[0] is -1 and counts the rows; every other dim is -1 or at least 1.
+    Every dim is -1 or at least 1. counts_rows: whether dim 0, which is -1 then, counts rows that are independent of
+    each other. Where it does not, the shape is that of a whole request, which has any number of dims, none too, and
+    which is one row to whoever makes batches.
     dims: the name of each dim, "" where it has none; () when none has. Inputs' dims of one name have one size.
     Raises: ValueError when the shape is another one, ConfigError for an unknown datatype.
     """
@@ -31,12 +35,14 @@ class TensorSpec:
     datatype: str
     shape: tuple[int, ...]
     dims: tuple[str, ...] = field(default=(), compare=False)
+    counts_rows: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         numpy_dtype(self.datatype)
-        if not self.shape or self.shape[0] != ANY:
+        if self.counts_rows and (not self.shape or self.shape[0] != ANY):
             raise ValueError(
-                f"tensor {self.name!r} has shape {list(self.shape)}; dim 0 counts the rows and must be -1"
+                f"tensor {self.name!r} has shape {list(self.shape)}; dim 0 counts the rows and must be -1; for a model "
+                f"that does not count rows, {ONE_BY_ONE}"
             )
         if any(dim < 1 and dim != ANY for dim in self.shape):
             raise ValueError(
@@ -52,10 +58,27 @@ class TensorSpec:
         """The little-endian numpy dtype."""
         return numpy_dtype(self.datatype)
 
-    @property
+    @cached_property
     def row_shape(self) -> tuple[int, ...]:
-        """The shape of one row: the shape without its first dim."""
-        return self.shape[1:]
+        """The shape of one row."""
+        return self.row_of(self.shape)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The shape of a batch, whose dim 0 counts the rows."""
+        return (ANY, *self.row_shape)
+
+    def row_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one row of a request whose tensor has this shape."""
+        return shape[1:] if self.counts_rows else shape
+
+    def of_batch(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the model itself gave an output that has this one in a batch."""
+        return shape if self.counts_rows else shape[1:]
+
+    def of_rows(self, rows: int, row_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a request's tensor that has so many rows of this shape."""
+        return (rows, *row_shape) if self.counts_rows else row_shape
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype} {list(self.shape)}"
@@ -65,7 +88,7 @@ class TensorSpec:
 class Signature:
     """A model's inputs and outputs, in the model's own order.
 
-    Raises: ValueError when there is no input or no output, or two of one name.
+    Raises: ValueError when there is no input or no output, two of one name, or only some count rows.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -79,6 +102,21 @@ class Signature:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"two {what}s are named {', '.join(twice)}: each needs a name of its own")
+        if len({spec.counts_rows for spec in (*self.inputs, *self.outputs)}) > 1:
+            raise ValueError("some tensors count rows and others do not; expected all or none")
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether a request may have several rows, and share a batch with others; otherwise it is run alone."""
+        return self.inputs[0].counts_rows
+
+    def counting_rows(self, counts_rows: bool) -> "Signature":
+        """The same shapes, taken so. Raises: ValueError when they cannot count rows."""
+
+        def taken(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(replace(spec, counts_rows=counts_rows) for spec in specs)
+
+        return Signature(taken(self.inputs), taken(self.outputs))
 
     @cached_property
     def inputs_by_name(self) -> dict[str, TensorSpec]:
@@ -98,15 +136,17 @@ class Signature:
             for axis, name in enumerate(spec.dims):
                 if name and spec.shape[axis] == ANY:
                     named.setdefault(name, []).append((spec, axis))
-        # That all inputs have as many rows is asked of every model.
+        # That all inputs have as many rows is asked of every model that counts them.
         return {
-            name: places for name, places in named.items() if len(places) > 1 and any(a for _, a in places)
+            name: places
+            for name, places in named.items()
+            if len(places) > 1 and not (self.counts_rows and all(axis == 0 for _, axis in places))
         }
 
     def rows_elsewhere(self) -> str:
         """Why rows cannot be counted, when another dim must be as large as the number of rows; "" when none must."""
         for name, places in self._equal_dims.items():
-            rows = [spec.name for spec, axis in places if axis == 0]
+            rows = [spec.name for spec, axis in places if axis == 0 and spec.counts_rows]
             if rows:
                 spec, axis = next((spec, axis) for spec, axis in places if axis)
                 return (
@@ -128,7 +168,7 @@ class Signature:
         raise BadTensor(f"input {missing} is missing; expected exactly {expected}; send every input")
 
     def check_inputs(self, arrays: Mapping[str, np.ndarray]) -> int:
-        """Return how many rows the arrays hold.
+        """Return how many rows the arrays hold: 1 where the model does not count any.
 
         Raises: BadTensor, naming the input, what it got, what was expected and the mend, for a missing or
             unknown input, a wrong datatype, rank or dim, inputs that differ in rows or in dims of one name, or no rows
@@ -140,7 +180,9 @@ class Signature:
         for spec in self.inputs:
             array = arrays[spec.name]
             check_array(spec, array)
-            if rows < 0:
+            if not spec.counts_rows:
+                rows = 1
+            elif rows < 0:
                 rows, first = len(array), spec.name
             elif len(array) != rows:
                 raise BadTensor(
@@ -186,7 +228,7 @@ def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
     """Raise BadTensor unless shape has spec's rank and its fixed dims, and no dim is 0."""
     if len(shape) != len(spec.shape):
         hint = ""
-        if len(shape) == len(spec.shape) - 1:
+        if spec.counts_rows and len(shape) == len(spec.shape) - 1:
             hint = "; for a single row, wrap it once more: the first dim counts the rows"
         raise BadTensor(
             f"input {spec.name!r} has shape {shown_shape(shape)} with {len(shape)} dims; "
@@ -199,5 +241,5 @@ def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
                 f"({list(spec.shape)}, -1 is any size)"
             )
     if 0 in shape:
-        what = "rows" if shape[0] == 0 else f"elements: dim {shape.index(0)} is 0"
+        what = "rows" if spec.counts_rows and shape[0] == 0 else f"elements: dim {shape.index(0)} is 0"
         raise BadTensor(f"input {spec.name!r} has no {what} (shape {list(shape)}); expected at least one")

@@ -12,17 +12,21 @@ _MOST_CHARACTERS: Final = 256
 _LARGEST_DIM: Final = 2**40
 
 
-def parse_signature(value: Any) -> Signature:
-    """The signature of {"inputs": [...], "outputs": [...]}. Raises: ValueError: what is wrong, what was expected."""
+def parse_signature(value: Any, counts_rows: bool = True) -> Signature:
+    """The signature of {"inputs": [...], "outputs": [...]}. Raises: ValueError: what is wrong, what was expected.
+
+    Args:
+        counts_rows: whether dim 0 is to count rows.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"it is {shown(value)}; expected inputs and outputs")
     try:
-        return Signature(_specs(value, "inputs"), _specs(value, "outputs"))
+        return Signature(_specs(value, "inputs", counts_rows), _specs(value, "outputs", counts_rows))
     except ConfigError as error:
         raise ValueError(str(error)) from error
 
 
-def _specs(value: dict[Any, Any], what: str) -> tuple[TensorSpec, ...]:
+def _specs(value: dict[Any, Any], what: str, counts_rows: bool) -> tuple[TensorSpec, ...]:
     if what not in value:
         raise ValueError(f"{what!r} is missing")
     entries = value[what]
@@ -30,10 +34,10 @@ def _specs(value: dict[Any, Any], what: str) -> tuple[TensorSpec, ...]:
         raise ValueError(
             f"{what} is {shown(entries)}; expected a list of at most {_MOST_TENSORS}, with name, datatype and shape"
         )
-    return tuple(_spec(entry, f"{what}[{place}]") for place, entry in enumerate(entries))
+    return tuple(_spec(entry, f"{what}[{place}]", counts_rows) for place, entry in enumerate(entries))
 
 
-def _spec(entry: Any, where: str) -> TensorSpec:
+def _spec(entry: Any, where: str, counts_rows: bool) -> TensorSpec:
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is {shown(entry)}; expected name, datatype and shape")
     missing = [key for key in ("name", "datatype", "shape") if key not in entry]
@@ -48,11 +52,12 @@ def _spec(entry: Any, where: str) -> TensorSpec:
         raise ValueError(f"{where}.datatype is {shown(datatype)}; expected a text such as FP32")
     if not isinstance(shape, list) or len(shape) > _MOST_DIMS or not all(map(_is_dim, shape)):
         raise ValueError(
-            f"{where}.shape is {shown(shape)}; expected a list of at most {_MOST_DIMS} dims: -1 for the rows, then "
-            "whole numbers of at least 1, -1 for any size, or a name for a size that all dims of that name share"
+            f"{where}.shape is {shown(shape)}; expected a list of at most {_MOST_DIMS} dims: -1 for the rows, where "
+            "the model counts any, then whole numbers of at least 1, -1 for any size, or a name for a size that all "
+            "dims of that name share"
         )
     sizes = tuple(ANY if isinstance(dim, str) else dim for dim in shape)
-    return TensorSpec(name, datatype, sizes, _names(entry, shape, where))
+    return TensorSpec(name, datatype, sizes, _names(entry, shape, where), counts_rows=counts_rows)
 
 
 def _names(entry: dict[Any, Any], shape: list[Any], where: str) -> tuple[str, ...]:

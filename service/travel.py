@@ -6,6 +6,7 @@ from math import prod
 from service.artifact import Artifact
 from service.repository import Broken, ModelEntry, Repository
 from service.transport.layout import Layout
+from service.transport.slots import place_bytes
 
 
 def without_what_cannot_travel(found: Repository, arena_bytes: int) -> Repository:
@@ -33,12 +34,17 @@ def without_what_cannot_travel(found: Repository, arena_bytes: int) -> Repositor
 
 
 def _check_room(layout: Layout, arena_bytes: int) -> None:
-    """Raise ValueError unless an API server's memory has room for the inputs of one row."""
-    row_bytes = sum(
-        spec.dtype.itemsize * prod(max(1, dim) for dim in spec.row_shape) for spec in layout.signature.inputs
-    )
-    if row_bytes > arena_bytes:
+    """Raise ValueError unless an API server's memory has room for a row and its answer, with dims of any size as 1."""
+    inputs = layout.input_bytes(1, (1,) * layout.dynamic_dims)
+    outputs = layout.output_room(1)
+    if outputs is None:
+        outputs = sum(
+            spec.dtype.itemsize * prod(max(1, dim) for dim in spec.row_shape)
+            for spec in layout.signature.outputs
+        )
+    if place_bytes(inputs, outputs) > arena_bytes:
         raise ValueError(
-            f"one row of its inputs takes {row_bytes} bytes, and an API server has {arena_bytes}; expected room for a "
-            "row: set a larger --arena-bytes, or mend the signature"
+            f"one row of its inputs takes {inputs} bytes and its answer {outputs}, and an API server has "
+            f"{arena_bytes}; expected room for a row (a request, where the model counts no rows): set a larger "
+            "--arena-bytes, or mend the signature"
         )

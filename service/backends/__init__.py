@@ -4,10 +4,11 @@ Backends are imported when first used: a server of ONNX files never loads torch.
 """
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.backends.base import LoadError, LoadSession, Session, SessionOptions, Workload
+from service.backends.one_row import OneRowSession
 from service.signature import Signature
 
 
@@ -51,7 +52,11 @@ def load_session(
     options: SessionOptions,
     workload: Workload = Workload(),  # noqa: B008 - frozen
 ) -> Session:
-    """Load a model's file. Raises DeviceLost; LoadError, also when the backend's package is not installed."""
+    """Load a model's file.
+
+    The session of a model that counts no rows takes and gives batches of one row, as those of others do.
+    Raises: DeviceLost; LoadError, also when the backend's package is not installed.
+    """
     row = BACKENDS[backend]
     try:
         load: LoadSession = importlib.import_module(row.module).load_session
@@ -62,7 +67,11 @@ def load_session(
         raise LoadError(
             f"backend {backend} needs the package {package}, which is not installed: {mend}"
         ) from error
-    return load(path, signature, device, options, workload)
+    if signature.counts_rows:
+        return load(path, signature, device, options, workload)
+    # What it is given may have any dims: no memory and no graphs for so many rows.
+    workload = replace(workload, buckets=(), shared=False)
+    return OneRowSession(load(path, signature, device, options, workload))
 
 
 __all__ = ["BACKENDS", "Backend", "LoadError", "Session", "SessionOptions", "Workload", "load_session"]

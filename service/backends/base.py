@@ -125,7 +125,10 @@ class LoadSession(Protocol):
     def __call__(
         self, path: Path, signature: Signature, device: str, options: SessionOptions, workload: Workload
     ) -> Session:
-        """Load `path` on `device` ("cpu", "cuda:0"). Raises LoadError, DeviceLost."""
+        """Load `path` on `device` ("cpu", "cuda:0"); the session takes and gives the signature's own shapes.
+
+        Raises: LoadError, DeviceLost.
+        """
         ...
 
 

@@ -107,8 +107,8 @@ class OnnxCudaSession:
         """See base.Session."""
         try:
             self._cuda.use()
-            rows = len(next(iter(inputs.values())))
-            if rows > self._rows:
+            rows = len(next(iter(inputs.values()))) if self._rows else 0  # else they may have no dims at all
+            if not self._rows or rows > self._rows:
                 arrays = self._session.run(self._output_names, dict(inputs), self._plain)
                 return dict(zip(self._output_names, arrays, strict=True))
             self._run_bound(self._bound.get(rows) or self._bind(rows, _NO_GRAPH), rows, inputs)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from service.backends.base import LoadError
 from service.datatypes import word_for_onnx
 from service.errors import ConfigError
-from service.signature import ANY, TensorSpec
+from service.signature import ANY, ONE_BY_ONE, TensorSpec
 
 SIZED_BY_VALUES: Final = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "Loop"})
 """Operators whose outputs are as many as there are values of a kind (a Loop's: as its condition lets pass)."""
@@ -55,7 +55,7 @@ def check_dim_names(path: Path, session: Any) -> None:
             f"{', '.join(map(repr, sorted(rows)))}, and the model has operators that size their outputs by values "
             f"({', '.join(choosing)}): so it does not count rows, and the answers of requests that are run together "
             "could not be told apart; expected one name: name the dims alike if they are equal, export the model with "
-            "an output for each row, or set `max_batch_size: 0` in config.yaml, which runs one request at a time"
+            f"an output for each row, or {ONE_BY_ONE}"
         )
 
 

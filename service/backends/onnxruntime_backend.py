@@ -32,7 +32,7 @@ from service.backends.onnx_says import check_dim_names, check_tensors
 from service.datatypes import word_for_onnx
 from service.errors import ConfigError
 from service.onnx_runtime import onnxruntime as ort
-from service.signature import ANY, Signature, TensorSpec
+from service.signature import ANY, ONE_BY_ONE, Signature, TensorSpec
 
 _NO_NAMES = frozenset({"?", "*", "-1", "None", "unknown"})
 """What converters write for every dim whose name they do not know: it says nothing of sizes."""
@@ -139,16 +139,18 @@ def _open_as_exported(
     return session
 
 
-def read_signature(path: Path) -> Signature:
+def read_signature(path: Path, counts_rows: bool = True) -> Signature:
     """The signature of an ONNX file that has no manifest.
 
+    Args:
+        counts_rows: whether dim 0 is to count rows.
     Raises: LoadError when the file cannot be read, or its dim 0 does not count rows.
     """
     session = _open(path, [(CPU, {})], threads=1)  # one thread: no pool is started in the asking process
     try:
         return Signature(
-            tuple(_spec(path, "input", tensor) for tensor in session.get_inputs()),
-            tuple(_spec(path, "output", tensor) for tensor in session.get_outputs()),
+            tuple(_spec(path, "input", tensor, counts_rows) for tensor in session.get_inputs()),
+            tuple(_spec(path, "output", tensor, counts_rows) for tensor in session.get_outputs()),
         )
     except (ConfigError, ValueError) as error:
         raise LoadError(f"{path}: {error}") from error
@@ -186,7 +188,7 @@ def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSessio
         raise load_error(str(path), "is not a model that onnxruntime can load", error) from error
 
 
-def _spec(path: Path, what: str, tensor: Any) -> TensorSpec:
+def _spec(path: Path, what: str, tensor: Any, counts_rows: bool) -> TensorSpec:
     if not tensor.type.startswith("tensor("):
         raise LoadError(
             f"{path}: {what} {tensor.name!r} is a {tensor.type}, which cannot be served; expected tensors: export the "
@@ -194,10 +196,10 @@ def _spec(path: Path, what: str, tensor: Any) -> TensorSpec:
         )
     # onnxruntime gives a number for a fixed dim, a name or None for a dynamic one.
     shape = tuple(dim if isinstance(dim, int) and dim >= 0 else ANY for dim in tensor.shape)
-    if not shape or shape[0] != ANY:
+    if counts_rows and (not shape or shape[0] != ANY):
         raise LoadError(
             f"{path}: {what} {tensor.name!r} has shape {tensor.shape}; expected a dynamic dim 0, which is "
-            "the rows: export the model again with a dynamic first dim"
+            f"the rows: export the model again with a dynamic first dim, or {ONE_BY_ONE}"
         )
     names = tuple(dim if isinstance(dim, str) and dim not in _NO_NAMES else "" for dim in tensor.shape)
-    return TensorSpec(tensor.name, word_for_onnx(tensor.type), shape, names)
+    return TensorSpec(tensor.name, word_for_onnx(tensor.type), shape, names, counts_rows=counts_rows)

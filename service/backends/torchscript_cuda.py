@@ -76,11 +76,11 @@ class TorchScriptCudaSession:
         return {name: answer.numpy() for name, answer in zip(self._outputs, answers, strict=True)}
 
     def _on_device(self, name: str, array: np.ndarray) -> torch.Tensor:
-        rows = len(array)
-        if rows > self._rows:
+        if not self._rows or len(array) > self._rows:
             # A copy in any case (read-only memory besides, of which torch warns): the module may work in place.
             owned = array if array.flags.writeable else array.copy()
             return torch.from_numpy(owned).to(self._device, copy=True)
+        rows = len(array)
         staging = self._host[name][:rows]
         if array.ctypes.data != staging.ctypes.data:
             np.copyto(staging, array, casting="no")
@@ -183,12 +183,15 @@ def _tensors(result: Any) -> list[torch.Tensor]:
 
 
 def _example(signature: Signature, device: torch.device) -> list[torch.Tensor]:
-    """Two rows for each input, random where they are floats and zero where not; none where dims may be of any size."""
+    """Two rows for each input (a request where none are counted), random where they are floats and zero where not; none
+    where dims may be of any size."""
     if any(ANY in spec.row_shape for spec in signature.inputs):
         return []
     rng = np.random.default_rng(0)
     arrays = (
-        (rng.standard_normal if spec.dtype.kind == "f" else np.zeros)((2, *spec.row_shape)).astype(spec.dtype)
+        (rng.standard_normal if spec.dtype.kind == "f" else np.zeros)(spec.of_rows(2, spec.row_shape)).astype(
+            spec.dtype
+        )
         for spec in signature.inputs
     )
     return [torch.from_numpy(array).to(device) for array in arrays]

@@ -9,7 +9,7 @@ import torch
 def as_sequence(result: Any, names: tuple[str, ...]) -> Sequence[torch.Tensor]:
     """The outputs by the signature's names: a module returns a tensor, a tuple or list, or a dict by name.
 
-    Raises: ValueError when there are more or fewer, or one is missing.
+    Raises: ValueError when there are more or fewer, one is missing, or one is no tensor.
     """
     if isinstance(result, torch.Tensor):
         tensors: Sequence[torch.Tensor] = [result]
@@ -22,7 +22,13 @@ def as_sequence(result: Any, names: tuple[str, ...]) -> Sequence[torch.Tensor]:
             )
         tensors = [result[name] for name in names]
     else:
-        tensors = list(result)
+        tensors = list(result) if isinstance(result, Sequence) else [result]
+    others = sorted({type(one).__name__ for one in tensors if not isinstance(one, torch.Tensor)})
+    if others:
+        raise ValueError(
+            f"the module returned {', '.join(others)} among its outputs; expected tensors: have it return "
+            "torch.tensor(number) for a number"
+        )
     if len(tensors) != len(names):
         raise ValueError(
             f"the module returned {len(tensors)} tensors, the signature has {len(names)} outputs"

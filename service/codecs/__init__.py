@@ -130,7 +130,7 @@ class LaidOut:
 def lay_out(kind: BodyType, outputs: Mapping[str, np.ndarray], signature: Signature) -> LaidOut:
     """What encode() makes of one output as RAW or NPY; nothing is copied that is little-endian and in order."""
     ((name, given),) = outputs.items()
-    array = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("<"))
+    array = np.asarray(given, dtype=given.dtype.newbyteorder("<"), order="C")
     headers = raw_codec.tensor_headers(name, signature.outputs_by_name[name].datatype, array.shape)
     prefix = b"" if kind is BodyType.RAW else npy_codec.header_of(array)
     return LaidOut(prefix, array.reshape(-1).view(np.uint8).data, headers)

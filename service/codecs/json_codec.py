@@ -44,7 +44,7 @@ def decode(body: bytes | bytearray | memoryview, signature: Signature) -> dict[s
         names += len(given)
         signature.check_names(given)
         values = given
-    elif isinstance(given, list):
+    elif isinstance(given, list) or not signature.inputs[0].shape:
         values = {_only_input(signature).name: given}
     else:
         raise BadJson(f'"inputs" is {kind_of(given)}; {_EXPECTED}')
@@ -68,7 +68,7 @@ def encode(model: str, version: str, outputs: Mapping[str, np.ndarray]) -> bytes
     )
 
 
-def _encodable(name: str, array: np.ndarray) -> np.ndarray:
+def _encodable(name: str, array: np.ndarray) -> np.ndarray | np.generic:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         first = int(np.isfinite(array).argmin())
         place = tuple(int(index) for index in np.unravel_index(first, array.shape))
@@ -77,7 +77,8 @@ def _encodable(name: str, array: np.ndarray) -> np.ndarray:
             "finite numbers: the input may be outside what the network was trained on. To get the numbers "
             "as they are, send 'Accept: application/x-npy' or 'Accept: application/octet-stream'"
         )
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    native = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return native if native.ndim else native[()]  # orjson has no word for an array without dims
 
 
 def _inputs_of(document: Any) -> Any:
@@ -146,8 +147,8 @@ def _to_array(value: Any, spec: TensorSpec, numbers_only: bool) -> np.ndarray:
     wanted = _BOOLEANS if kind == "b" else _NUMBERS
     array: np.ndarray | None = None
     # Never a string into numpy: the longest one times the number of elements is the memory that it would
-    # take.
-    if (numbers_only and kind != "b") or _leaf_types(value, len(shape)) <= wanted:
+    # take. The screen has seen what lies in lists.
+    if (numbers_only and kind != "b" and shape) or _leaf_types(value, len(shape)) <= wanted:
         try:
             array = _CONVERT[kind](value, spec.dtype)
         except (ValueError, TypeError, ArithmeticError):  # ragged lists; an object; a number out of range
@@ -165,18 +166,19 @@ def _shape_by_first_elements(value: Any, spec: TensorSpec) -> tuple[int, ...]:
         if not value:
             break
         value = value[0]
-    if not shape:
+    if spec.shape and not shape:
         raise BadTensor(
             f"input {spec.name!r} is {kind_of(value)}; expected lists nested {len(spec.shape)} deep"
         )
-    if shape[0] == 0:
-        raise BadTensor(f"input {spec.name!r} has no rows; expected at least one")
+    if shape and shape[0] == 0:
+        what = "rows" if spec.counts_rows else "elements"
+        raise BadTensor(f"input {spec.name!r} has no {what}; expected at least one")
     return tuple(shape)
 
 
 def _leaf_types(value: Any, rank: int) -> set[type]:
     """The Python types of all leaves; an empty list's type (not a number's) when the lists are ragged."""
-    leaves = value
+    leaves = value if rank else [value]
     for _ in range(rank - 1):
         leaves = chain.from_iterable(leaves)
     try:

@@ -28,6 +28,8 @@ class QuickJson:
     def of(cls, model: str, version: str, signature: Signature) -> "QuickJson | None":
         """For a model with one input of floats, all of whose dims but the rows are fixed, and one output."""
         first = signature.inputs[0]
+        if not signature.counts_rows:
+            return None
         if len(signature.inputs) > 1 or first.dtype.kind != "f" or ANY in first.row_shape:
             return None
         if len(signature.outputs) > 1 or ANY in signature.outputs[0].row_shape:

@@ -86,7 +86,7 @@ def decode(
     # Before the reshape: numpy has errors of its own for a shape such as (0, 10**18, 10**18).
     check_shape(spec, shape)
     array = np.frombuffer(view, dtype=dtype, offset=start).reshape(shape, order="F" if fortran else "C")
-    array = aligned(np.ascontiguousarray(array, dtype=dtype.newbyteorder("<")))
+    array = aligned(np.asarray(array, dtype=dtype.newbyteorder("<"), order="C"))
     check_array(spec, array)
     check_booleans(array, spec)
     return {spec.name: array}
@@ -94,7 +94,7 @@ def decode(
 
 def encode(array: np.ndarray) -> bytes:
     """Return the array as a .npy file, version 1.0, little-endian and C-ordered."""
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     return b"".join((header_of(array), array.data))
 
 

@@ -1,8 +1,8 @@
 """Raw bodies (application/octet-stream): the little-endian, row-major numbers of one tensor and nothing else.
 
 The datatype comes from the model's signature and the number of rows from the size, exactly: bytes left over
-are refused. A model with a free dim besides the rows needs the header X-Tensor-Shape. Decoding copies
-nothing: the array is a view of the body (unless the body starts at an odd address).
+are refused. A model with a free dim besides the rows (any, where it counts none) needs the header X-Tensor-Shape.
+Decoding copies nothing: the array is a view of the body (unless the body starts at an odd address).
 """
 
 import math
@@ -19,6 +19,7 @@ from service.signature import ANY, Signature, TensorSpec, check_shape
 # Never two runs of spaces with nothing certain between them: such a pattern tries every way to share them out, which
 # takes the square of their number.
 _SHAPE: Final = re.compile(r"\[?\s*(\d{1,18}(?:\s*,\s*\d{1,18}){0,31})\s*(?:,\s*)?\]?", re.ASCII)
+_NO_DIMS: Final = "[]"
 _SHAPE_CHARS: Final = 1000
 """Room for 32 sizes of 18 digits with commas and spaces between."""
 
@@ -70,7 +71,7 @@ def tensor_headers(name: str, datatype: str, shape: tuple[int, ...]) -> tuple[tu
     return (
         ("X-Tensor-Name", name),
         ("X-Tensor-Datatype", datatype),
-        ("X-Tensor-Shape", ",".join(map(str, shape))),
+        ("X-Tensor-Shape", ",".join(map(str, shape)) or _NO_DIMS),
     )
 
 
@@ -115,7 +116,12 @@ def check_booleans(array: np.ndarray, spec: TensorSpec) -> None:
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """Read X-Tensor-Shape: "2,3,32,32" (spaces and one pair of brackets allowed). Raises BadTensor."""
+    """Read X-Tensor-Shape: "2,3,32,32" (spaces and one pair of brackets allowed); "[]" for no dims.
+
+    Raises: BadTensor.
+    """
+    if text.strip() == _NO_DIMS:
+        return ()
     match = _SHAPE.fullmatch(text.strip()) if len(text) <= _SHAPE_CHARS else None
     if match is None:
         raise BadTensor(
@@ -144,6 +150,12 @@ def _shape_from_size(size: int, spec: TensorSpec) -> tuple[int, ...]:
             "alone does not settle; send the header X-Tensor-Shape, such as "
             f"'X-Tensor-Shape: {','.join(str(2 if dim == ANY else dim) for dim in spec.shape)}'"
         )
+    if not spec.counts_rows:
+        if size != row_bytes:
+            raise BadTensor(
+                f"the body has {size} bytes; expected {row_bytes}, which {spec} takes: send one request's tensor"
+            )
+        return spec.shape
     rows, left_over = divmod(size, row_bytes)
     if left_over:
         raise BadTensor(

@@ -94,6 +94,12 @@ class Route:
         fits = self.lane.layout.one_fixed_input and self.signature.inputs[0].datatype != "BOOL"
         return self.lane.layout.input_row_bytes if fits else 0
 
+    def takes_raw(self, size: int) -> bool:
+        """Whether a raw body of so many bytes is rows, as they are."""
+        if not self.raw_row_bytes or size % self.raw_row_bytes:
+            return False
+        return self.signature.counts_rows or size == self.raw_row_bytes
+
 
 class Field:
     """What one header line says.
@@ -227,7 +233,7 @@ def head_of(route: Route, old: bool, fields: Iterable[Field], limits: Limits) ->
         return None
     if kind is not BodyType.JSON and not route.one_output:
         return None
-    if kind is BodyType.RAW and (not route.raw_row_bytes or length % route.raw_row_bytes):
+    if kind is BodyType.RAW and not route.takes_raw(length):
         return None
     head = Head(route, kind, length)
     head.request_id, head.timeout_ms, head.old = request_id, timeout_ms, old

@@ -20,6 +20,11 @@ def rounded(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
+def aligned(nbytes: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
 class Extents:
     """The free space of `size` bytes from `start`."""
 
@@ -33,6 +38,8 @@ class Extents:
     def take(self, nbytes: int) -> tuple[int, int] | None:
         """A block of at least nbytes as (offset, size), or None when there is no such space left."""
         size = rounded(nbytes)
+        if size > self._size:  # what rounding makes too large fits all the same when nothing else is there
+            size = aligned(nbytes)
         blocks = self._free.get(size)
         if blocks:
             self.used_bytes += size

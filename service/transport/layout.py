@@ -2,6 +2,9 @@
 
 Both sides compute the same places from the signature, the rows and the dynamic dims, so that a ticket need
 not carry them. An output whose shape is only known after the run is preceded by its dims.
+
+A worker sees batches, whose dim 0 counts rows; a client the model's own shapes, which are the same but where the model
+counts no rows: a request is one row then.
 """
 
 from collections.abc import Sequence
@@ -49,11 +52,12 @@ class Layout:
         )
 
     def dims_of(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """The sizes of the dynamic dims, rows left out, for inputs of these shapes in the signature's order."""
+        """The sizes of the dynamic dims, rows left out, of a request whose inputs have these shapes, in the signature's
+        order."""
         return tuple(
             got
             for spec, shape in zip(self.signature.inputs, shapes, strict=True)
-            for expected, got in zip(spec.row_shape, shape[1:], strict=True)
+            for expected, got in zip(spec.row_shape, spec.row_of(shape), strict=True)
             if expected == ANY
         )
 
@@ -62,7 +66,7 @@ class Layout:
         return DIMS_STRUCT.unpack(dims)[: self.dynamic_dims] if self.dynamic_dims else ()
 
     def input_shapes(self, rows: int, dims: Sequence[int]) -> list[tuple[int, ...]]:
-        """The full shapes of the inputs."""
+        """The shapes of the inputs in a batch."""
         left = iter(dims)
         return [
             (rows, *(int(next(left)) if dim == ANY else dim for dim in spec.row_shape))
@@ -109,7 +113,7 @@ class Layout:
             at = _aligned(at + array.nbytes)
 
     def read_outputs(self, memory: memoryview, rows: int) -> dict[str, np.ndarray]:
-        """The outputs of one request, as views of its output bytes."""
+        """The outputs of one request, in the shapes that its client is given, as views of its output bytes."""
         outputs: dict[str, np.ndarray] = {}
         at = 0
         for spec in self.signature.outputs:
@@ -119,7 +123,8 @@ class Layout:
                 row_shape = tuple(int(dim) for dim in dims[: len(row_shape)])
                 at += _DIMS_BYTES
             size = rows * prod(row_shape)
-            outputs[spec.name] = np.frombuffer(memory, spec.dtype, size, at).reshape(rows, *row_shape)
+            shape = spec.of_rows(rows, row_shape)
+            outputs[spec.name] = np.frombuffer(memory, spec.dtype, size, at).reshape(shape)
             at = _aligned(at + size * spec.dtype.itemsize)
         return outputs
 

@@ -12,7 +12,7 @@ import numpy as np
 from service import lifecycle
 from service.lifecycle import State
 from service.transport.arena import ATTEMPT_AT, ATTEMPT_STRUCT, HEADER, HELD_AT, QUEUED_STRUCT, MappedArena
-from service.transport.extents import ALIGNMENT, Extents, rounded
+from service.transport.extents import Extents, aligned
 
 TEXT_ROOM: Final = 1024
 """Bytes of outputs that every place has at least: the text of an error must fit."""
@@ -30,6 +30,11 @@ _QUEUED: Final = int(State.QUEUED)
 _GIVEN_UP: Final = HEADER.fields["given_up"][1]  # type: ignore[index]
 
 
+def place_bytes(input_bytes: int, output_bytes: int) -> int:
+    """What a place with this room takes of the arena."""
+    return aligned(aligned(input_bytes) + max(output_bytes, TEXT_ROOM))
+
+
 class Place:
     """A slot and its bytes. Offsets are from the start of the arena."""
 
@@ -38,6 +43,7 @@ class Place:
         "_key",
         "_memory",
         "_spans",
+        "_whole",
         "attempt",
         "input_at",
         "inputs",
@@ -50,7 +56,7 @@ class Place:
     def __init__(self, memory: memoryview, slot: int, key: tuple[int, int], span: tuple[int, int]) -> None:
         input_bytes, _ = key
         offset, size = span
-        input_room = _input_room(input_bytes)
+        input_room = aligned(input_bytes)
         self.slot = slot
         # It goes on from what the slot had, in an earlier place or an earlier life: no old record can match.
         self.attempt = QUEUED_STRUCT.unpack_from(memory, slot * HEADER.itemsize + ATTEMPT_AT)[0]
@@ -64,6 +70,7 @@ class Place:
         self._header = slot * HEADER.itemsize
         self._key = key
         self._spans = [span]
+        self._whole = True
 
     def set_state(self, state: int) -> None:
         """Move the slot; lifecycle.py says which moves are this side's."""
@@ -132,12 +139,12 @@ class SlotPool:
 
     def could_hold(self, input_bytes: int, output_bytes: int) -> bool:
         """Whether there is such room while nobody has any of it."""
-        return rounded(_input_room(input_bytes) + max(output_bytes, TEXT_ROOM)) <= self._data_bytes
+        return place_bytes(input_bytes, output_bytes) <= self._data_bytes
 
     def give(self, place: Place) -> None:
         """Take back a place that no worker can touch."""
         place.set_state(_FREE)
-        if len(place._spans) == 1:
+        if place._whole:
             kept = self._kept.get(place._key)
             if kept is None:
                 if len(self._kept) == MOST_KEPT:
@@ -149,19 +156,42 @@ class SlotPool:
             self._free(place)
 
     def widen(self, place: Place, output_bytes: int) -> bool:
-        """Give a place other output bytes, enough for output_bytes; False when there is no such room."""
-        span = self._extents.take(max(output_bytes, TEXT_ROOM))
+        """Give a place other output bytes, enough for output_bytes; False when there is no such room.
+
+        Where room is scarce its present output bytes are given back first: what is in them is worth nothing. It keeps
+        the first of them even then, for the text of an error.
+        """
+        output_bytes = max(output_bytes, TEXT_ROOM)
+        span = self._extents.take(output_bytes)
         if span is None:
             self._break_up()
-            span = self._extents.take(max(output_bytes, TEXT_ROOM))
+            span = self._extents.take(output_bytes)
+        if span is None:
+            self._narrow(place)
+            span = self._extents.take(output_bytes)
         if span is None:
             return False
         for outgrown in place._spans[1:]:
             self._extents.give(*outgrown)
         place._spans[1:] = [span]
+        place._whole = False
         place.output_at = span[0]
         place.outputs = self._memory[span[0] : span[0] + span[1]]
         return True
+
+    def _narrow(self, place: Place) -> None:
+        """Leave a place the least output bytes."""
+        for outgrown in place._spans[1:]:
+            self._extents.give(*outgrown)
+        offset, size = place._spans[0]
+        least = place_bytes(len(place.inputs), TEXT_ROOM)
+        place._spans = [(offset, least)]
+        place._whole = False
+        place.views = None
+        if size > least:
+            self._extents.give(offset + least, size - least)
+        place.output_at = offset + least - TEXT_ROOM
+        place.outputs = self._memory[place.output_at : offset + least]
 
     @property
     def lent_bytes(self) -> int:
@@ -176,7 +206,7 @@ class SlotPool:
     def _make(self, key: tuple[int, int]) -> Place | None:
         if not self._slots:
             return None
-        span = self._extents.take(_input_room(key[0]) + max(key[1], TEXT_ROOM))
+        span = self._extents.take(place_bytes(*key))
         if span is None:
             return None
         return Place(self._memory, self._slots.pop(), key, span)
@@ -192,8 +222,3 @@ class SlotPool:
                 self._free(place)
         self._kept.clear()
         self._kept_bytes = 0
-
-
-def _input_room(input_bytes: int) -> int:
-    """Bytes from a place's start to its outputs."""
-    return -(-input_bytes // ALIGNMENT) * ALIGNMENT

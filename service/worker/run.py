@@ -339,14 +339,15 @@ def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:
     """Raise WrongOutput unless an output is what the signature says, for a batch of `rows` rows."""
     fits = (
         output.dtype == spec.dtype
-        and output.ndim == len(spec.shape)
+        and output.ndim == len(spec.batch_shape)
         and len(output) == rows
         and all(want in (ANY, got) for want, got in zip(spec.row_shape, output.shape[1:], strict=True))
     )
     if not fits:
+        batch = f" from a batch of {rows} rows" if spec.counts_rows else ""
         raise WrongOutput(
-            f"output {spec.name!r} came as {output.dtype} {list(output.shape)} from a batch of {rows} rows; the "
-            f"signature says {spec.datatype} {list(spec.shape)}"
+            f"output {spec.name!r} came as {output.dtype} {list(spec.of_batch(output.shape))}{batch}; the signature "
+            f"says {spec.datatype} {list(spec.shape)}"
         )
 
 

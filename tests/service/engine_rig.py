@@ -206,11 +206,12 @@ class Rig:
 
     async def recover(self, worker: "RigWorker", api: int = 0) -> list[Any]:
         """What an API server does when it hears of a death, to the end. Returns: what is run again of what was held."""
-        again = retry_held(self.dispatchers[api], worker.serial)
         lost = LostTickets(self.dispatchers[api])
+        again = retry_held(self.dispatchers[api], worker.serial)
         lost.look_later()
         while not lost.over:
             await asyncio.sleep(0.001)  # it looks again by itself, until nobody marks any more
+        self.dispatchers[api].flush()
         return again
 
     def new_worker(

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from service.backends import onnx_cuda
 from service.backends.base import DeviceLost, OutOfMemory
+from service.backends.one_row import OneRowSession
 from service.backends.onnx_cuda import OnnxCudaSession, Target
 from service.backends.onnxruntime_backend import read_signature
 from tests.service.cuda_fakes import FakeCuda, Watched, rows_of
@@ -76,6 +77,23 @@ def test_rows_gathered_in_the_sessions_own_memory_are_not_copied_on_the_host(
     buffers["x"][:3] = x = rows_of(3)
     np.testing.assert_allclose(linear.run({"x": buffers["x"][:3]})["y"], x @ WEIGHT, rtol=1e-5)
     assert cuda.copied == [(buffers["x"].ctypes.data, 3 * 16)]
+
+
+@pytest.mark.parametrize("shape", [[], [1, 3], ["n"]])
+def test_a_model_that_counts_no_rows_is_run_plainly_in_its_own_shapes(
+    tmp_path: Path, cuda: FakeCuda, on_device: None, shape: list[Any]
+) -> None:
+    specs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    path = save_onnx(
+        tmp_path / "m.onnx", [helper.make_node("Identity", ["x"], ["y"])], specs[:1], specs[1:], {}
+    )
+    signature = read_signature(path, counts_rows=False)
+    session = OneRowSession(
+        OnnxCudaSession(opened(path), signature, Target("cpu", 0, cuda), cuda.new_stream(), rows=0)
+    )
+    assert session.host_buffers(1) is None
+    x = np.full([1, *(5 if size == "n" else size for size in shape)], 7, np.float32)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], x)
 
 
 def test_read_only_rows_of_a_request_are_taken(linear: OnnxCudaSession) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from service.backends import LoadError, SessionOptions, load_session, torchscript_cuda
 from service.backends.torchscript_cuda import frozen, set_tf32
+from service.backends.torchscript_outputs import as_sequence
 from service.signature import Signature, TensorSpec
 from tests.service.repositories import WEIGHT, save_scripted
 
@@ -199,3 +200,9 @@ def test_tf32_is_off_unless_asked_for_and_one_setting_for_the_process(
     ):
         set_tf32(True)
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("output", [7, (torch.ones(1, 3), 7), [None], {"y": 1.5}])
+def test_what_is_no_tensor_among_the_outputs_is_told(output: object) -> None:
+    with pytest.raises(ValueError, match=r"expected tensors: have it return torch.tensor"):
+        as_sequence(output, ("y",))

@@ -11,6 +11,7 @@ import torch
 
 from service.backends import torchscript_cuda
 from service.backends.base import DeviceLost, OutOfMemory
+from service.backends.one_row import OneRowSession
 from service.backends.torchscript_cuda import TorchScriptCudaSession
 from service.signature import Signature, TensorSpec
 from tests.service.cuda_fakes import rows_of
@@ -51,6 +52,18 @@ def linear(tmp_path: Path) -> TorchScriptCudaSession:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return session_of(torch.jit.load(str(save_scripted(tmp_path))).eval())
+
+
+@pytest.mark.parametrize("shape", [(), (1, 3)])
+def test_a_model_that_counts_no_rows_is_run_in_its_own_shapes(shape: tuple[int, ...]) -> None:
+    spec = TensorSpec("x", "FP32", shape, counts_rows=False)
+    signature = Signature((spec,), (TensorSpec("y", "FP32", shape, counts_rows=False),))
+    (example,) = torchscript_cuda._example(signature, torch.device("cpu"))
+    assert tuple(example.shape) == shape
+    session = OneRowSession(session_of(torch.nn.Identity(), 0, signature))
+    assert session.host_buffers(1) is None
+    x = np.full((1, *shape), 7, np.float32)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], x)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9])

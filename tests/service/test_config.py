@@ -221,3 +221,45 @@ def test_the_limit_of_json_follows_a_lower_limit_of_all_bodies():
     assert load_settings({"max_body_bytes": "1MiB"}, {}).max_json_bytes == 2**20
     assert load_settings({"max_body_bytes": "1GiB"}, {}).max_json_bytes == 16 * 2**20
     assert load_settings({"max_json_bytes": "64MiB"}, {}).max_json_bytes == 64 * 2**20
+
+
+MIB = 2**20
+
+
+def limits(**given):
+    settings = load_settings(given, {})
+    return settings.max_body_bytes // MIB, settings.arena_bytes // MIB, settings.receive_bytes // MIB
+
+
+@pytest.mark.parametrize(
+    ("given", "settled"),
+    [
+        ({}, (64, 512, 256)),
+        ({"max_body_bytes": "1GiB"}, (1024, 8192, 4096)),
+        ({"max_body_bytes": "1MiB"}, (1, 512, 256)),
+        ({"arena_bytes": "1MiB"}, (1, 1, 256)),
+        ({"receive_bytes": "2MiB"}, (2, 512, 2)),
+        ({"receive_bytes": "2MiB", "arena_bytes": "1MiB"}, (1, 1, 2)),
+        ({"max_body_bytes": "1GiB", "arena_bytes": "1GiB"}, (1024, 1024, 4096)),
+        ({"max_body_bytes": "300MiB", "arena_bytes": "1GiB", "receive_bytes": "300MiB"}, (300, 1024, 300)),
+    ],
+)
+def test_a_limit_that_is_not_given_follows_those_that_are(given, settled):
+    assert limits(**given) == settled
+
+
+def test_every_given_limit_that_a_given_body_does_not_fit_is_named_with_where_it_comes_from():
+    file = written("receive_bytes: 16MiB")
+    told = problems({"max_body_bytes": "64MiB"}, {"FOLDSERVE_ARENA_BYTES": "1MiB"}, file)
+    assert len(told) == 2
+    for problem in told:
+        assert "less than the 67108864 of --max-body-bytes" in problem
+        assert "raise the one or lower the other" in problem
+    assert told[0].startswith("FOLDSERVE_ARENA_BYTES is 1048576,")
+    assert told[1].startswith("receive_bytes in settings.yaml is 16777216,")
+
+
+def test_the_limit_of_json_follows_whatever_lowers_that_of_all_bodies():
+    assert load_settings({"arena_bytes": "1MiB"}, {}).max_json_bytes == 2**20
+    (problem,) = problems({"arena_bytes": "1MiB", "max_json_bytes": "2MiB"})
+    assert "--max-json-bytes is 2097152, more than the 1048576 of max_body_bytes (default)" in problem

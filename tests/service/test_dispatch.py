@@ -137,6 +137,42 @@ async def test_answer_that_no_arena_can_hold_is_too_large_for_ever() -> None:
 
 
 @on_loop
+async def test_answer_that_never_fits_does_not_shut_out_smaller_ones_of_such_inputs() -> None:
+    rig = Rig(DYNAMIC, data_bytes=1 << 16)
+    columns = [1 << 16, 5000]
+    worker = rig.new_worker(on_run=lambda x: np.zeros((len(x), columns.pop(0)), np.float32))
+    too_large = rig.ask(1.0)
+    rig.work(worker)
+    assert isinstance(too_large.ends[0], TooLarge)
+    columns.append(5000)  # once more, with room
+    request = rig.ask(1.0)
+    rig.work(worker)
+    assert request.ends == [None]
+    assert rig.all_free()
+
+
+@on_loop
+async def test_answer_that_fits_an_otherwise_empty_arena_is_given_at_once() -> None:
+    rig = Rig(DYNAMIC, data_bytes=1 << 16)
+    wide = np.zeros((1, 10_000), np.float32)
+    request = rig.ask(1.0, length=3000)  # 12 KB, and four times as much for the outputs: nearly all there is
+    rig.work(rig.new_worker(on_run=lambda x: wide))
+    np.testing.assert_array_equal(request.y, wide)
+    assert rig.all_free()
+
+
+@on_loop
+async def test_guess_of_an_answers_size_shuts_out_no_request_that_fits() -> None:
+    rig = Rig(DYNAMIC, data_bytes=1 << 16)
+    request = rig.ask(
+        1.0, length=7000
+    )  # 28 KB, and as much for the answer; four times as much would never fit
+    rig.work(rig.new_worker())
+    assert request.right
+    assert rig.all_free()
+
+
+@on_loop
 async def test_request_that_an_empty_arena_cannot_hold_is_too_large_and_told_what_fits() -> None:
     rig = Rig(data_bytes=1 << 16, max_batch_size=100_000, max_rows=100_000)
     with pytest.raises(
@@ -144,7 +180,7 @@ async def test_request_that_an_empty_arena_cannot_hold_is_too_large_and_told_wha
     ) as refused:
         rig.ask(*range(10_000))
     fitting = int(re.search(r"send (\d+) rows", str(refused.value))[1])  # type: ignore[index]
-    assert fitting > 1000
+    assert fitting * 16 > (1 << 16) - 1024  # 16 bytes a row, but for the alignment
     rig.ask(*range(fitting))
 
 
@@ -158,7 +194,7 @@ async def test_request_that_finds_no_room_because_of_others_is_to_come_again() -
 
 @on_loop
 async def test_shapes_of_which_the_room_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.dispatch._MOST_ROOMS", 10)
+    monkeypatch.setattr("service.room._MOST_ROOMS", 10)
     rig = Rig(DYNAMIC)
     worker = rig.new_worker(on_run=lambda x: np.zeros((len(x), 5000), np.float32))
     for length in range(1, 40):
@@ -167,7 +203,7 @@ async def test_shapes_of_which_the_room_is_remembered_are_bounded(monkeypatch: p
             worker.loops[0].turn(wait=False)
             rig.dispatcher.receive()
             rig.dispatcher.flush()
-        assert len(rig.dispatcher._room) <= 10
+        assert len(rig.dispatcher._rooms._per_row) <= 10
     assert rig.all_free()
 
 

@@ -137,8 +137,8 @@ class RandomLife:
         except Dead:
             self.rig.worker_dies(worker)
             for dispatcher in self.rig.dispatchers:
-                retry_held(dispatcher, worker.serial)
                 self.searches.append(LostTickets(dispatcher))
+                retry_held(dispatcher, worker.serial)
             self.workers[index] = self.new_worker(index)
 
     def look(self) -> None:

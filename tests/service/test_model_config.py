@@ -94,7 +94,18 @@ def test_version_policy_has_four_forms(given: Any, policy: VersionPolicy) -> Non
     ("given", "problem"),
     [
         ({"backend": "tensorflow"}, "backend is 'tensorflow'; expected one of onnxruntime, torchscript"),
-        ({"max_batch_size": 0}, "max_batch_size is 0; expected a whole number of rows"),
+        ({"max_batch_size": -1}, "max_batch_size is -1; expected a whole number of rows"),
+        ({"max_batch_size": 0, "batch_buckets": [1]}, "batch_buckets end with 1 and max_batch_size is 0"),
+        (
+            {
+                "signature": {
+                    "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4]}],
+                    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1]}],
+                }
+            },
+            "signature: tensor 'x' has shape [1, 4]; dim 0 counts the rows and must be -1; for a model that does not "
+            "count rows, set `max_batch_size: 0`",
+        ),
         ({"max_batch_size": True}, "max_batch_size is True; expected a whole number of rows"),
         ({"max_queue_delay_ms": -1}, "max_queue_delay_ms is -1; expected milliseconds"),
         ({"max_queue_delay_ms": float("nan")}, "max_queue_delay_ms is nan; expected milliseconds"),
@@ -126,6 +137,20 @@ def test_bad_value_is_told_with_what_was_expected(given: Any, problem: str) -> N
     (told,) = caught.value.problems
     assert told.startswith("config.yaml of model m")
     assert problem in told
+
+
+def test_with_max_batch_size_0_a_signature_may_have_any_shapes() -> None:
+    given = {
+        "max_batch_size": 0,
+        "signature": {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4]}],
+            "outputs": [{"name": "y", "datatype": "FP32", "shape": []}],
+        },
+    }
+    signature = parse_model_config(given, "c").signature
+    assert signature is not None
+    assert not signature.counts_rows
+    assert [spec.shape for spec in (*signature.inputs, *signature.outputs)] == [(1, 4), ()]
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import service.worker.take as take_module
+from service import recovery
 from service.errors import ModelCrashed
 from service.lifecycle import MOVES, State
 from service.transport.fence import Fence
@@ -92,6 +93,18 @@ async def test_death_at_any_point_costs_no_request(point: Any) -> None:
     rig.work(rig.new_worker())
     assert all(request.right for request in asked)
     assert rig.all_free()
+
+
+@on_loop
+async def test_what_a_dead_worker_held_is_queued_again_at_once() -> None:
+    rig = Rig()
+    worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(Dead()))
+    request = rig.ask(1.0)
+    dies(worker, rig)
+    assert recovery.after_worker_death(rig.dispatcher, worker.serial) == [request]
+    rig.dispatcher.flush()
+    rig.work(rig.new_worker(1))  # no time has passed
+    assert request.right
 
 
 @pytest.mark.parametrize("point", POINTS)

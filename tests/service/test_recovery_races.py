@@ -29,8 +29,8 @@ class Death:
     def begin(self) -> None:
         if self.search is None:
             self.rig.worker_dies(self.doomed)
-            retry_held(self.rig.dispatchers[0], self.doomed.serial)
             self.search = LostTickets(self.rig.dispatchers[0])
+            retry_held(self.rig.dispatchers[0], self.doomed.serial)
             until_ns = time.monotonic_ns() + 2 * SETTLE_NS
             while time.monotonic_ns() < until_ns:
                 pass  # now nothing but the other's marking can keep it

@@ -64,6 +64,63 @@ def test_a_spec_with_an_impossible_shape_cannot_be_made(shape):
         TensorSpec("x", "FP32", shape)
 
 
+@pytest.mark.parametrize("shape", [(0,), (-2,), (3, 0)])
+def test_dims_below_one_are_refused_where_no_rows_are_counted_too(shape):
+    with pytest.raises(ValueError, match=r"-1 or at least 1"):
+        TensorSpec("x", "FP32", shape, counts_rows=False)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (-1, 3), (3, -1)])
+def test_a_spec_that_counts_no_rows_has_any_dims_and_a_request_is_one_row(shape):
+    spec = TensorSpec("x", "FP32", shape, counts_rows=False)
+    assert spec.row_shape == shape
+    assert spec.batch_shape == (-1, *shape)
+    assert spec.of_batch((1, *shape)) == spec.of_rows(1, shape) == shape
+
+
+def test_inputs_of_a_model_that_counts_no_rows_are_one_row_whatever_their_sizes():
+    signature = Signature(
+        tuple(
+            TensorSpec(name, "FP32", shape, counts_rows=False)
+            for name, shape in (("a", (-1,)), ("b", (2, 3)), ("c", ()))
+        ),
+        (TensorSpec("y", "FP32", (), counts_rows=False),),
+    )
+    given = {"a": np.zeros(5, "f4"), "b": np.zeros((2, 3), "f4"), "c": np.zeros((), "f4")}
+    assert signature.check_inputs(given) == 1
+    with pytest.raises(BadTensor, match=r"input 'b' has shape \[1, 3\]: dim 0 is 1; expected 2"):
+        signature.check_inputs({**given, "b": np.zeros((1, 3), "f4")})
+    with pytest.raises(BadTensor, match=r"input 'a' has no elements: dim 0 is 0"):
+        signature.check_inputs({**given, "a": np.zeros(0, "f4")})
+
+
+def test_dims_of_one_name_have_one_size_in_every_dim_of_a_model_that_counts_no_rows():
+    def spec(name, *dims):
+        return TensorSpec(name, "FP32", (-1,) * len(dims), dims, counts_rows=False)
+
+    signature = Signature((spec("ids", "n"), spec("edges", "n", "n")), (spec("y", "n"),))
+    assert signature.rows_elsewhere() == ""
+    good = {"ids": np.zeros(3, "f4"), "edges": np.zeros((3, 3), "f4")}
+    assert signature.check_inputs(good) == 1
+    for wrong in ({"ids": np.zeros(2, "f4")}, {"edges": np.zeros((3, 4), "f4")}):
+        with pytest.raises(BadTensor, match="expected one size, for both are 'n'"):
+            signature.check_inputs({**good, **wrong})
+
+
+def test_a_signature_counts_rows_in_all_its_tensors_or_in_none():
+    with pytest.raises(ValueError, match="all or none"):
+        Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,), counts_rows=False),))
+
+
+def test_a_shape_that_counts_no_rows_tells_the_setting_for_such_models():
+    fixed = Signature(
+        (TensorSpec("x", "FP32", (1, 3), counts_rows=False),),
+        (TensorSpec("y", "FP32", (), counts_rows=False),),
+    )
+    with pytest.raises(ValueError, match="max_batch_size: 0"):
+        fixed.counting_rows(True)
+
+
 def test_a_spec_of_an_unknown_datatype_cannot_be_made():
     with pytest.raises(ConfigError):
         TensorSpec("x", "BYTES", (-1,))

@@ -29,6 +29,7 @@ CPU_LIMIT_S: Final = 0.1
 MESSAGE_LIMIT: Final = 4_000
 """Characters of an error: what a client sends comes back to it, and into a log, only in extracts."""
 _Y: Final = (TensorSpec("y", "FP32", (-1, 2)),)
+_UNCOUNTED: Final = (TensorSpec("y", "FP32", (-1, 6), counts_rows=False),)
 
 SIGNATURES: Final = tuple(
     Signature(tuple(TensorSpec(*spec) for spec in inputs), _Y)
@@ -44,6 +45,14 @@ SIGNATURES: Final = tuple(
         [("flags", "BOOL", (-1, 4))],
         [("a", "FP32", (-1, 2)), ("b", "INT64", (-1,))],
         [("ids", "INT64", (-1, -1)), ("mask", "BOOL", (-1, -1))],
+    )
+) + tuple(
+    Signature(tuple(TensorSpec(*spec, counts_rows=False) for spec in inputs), _UNCOUNTED)
+    for inputs in (
+        [("x", "FP32", ())],
+        [("x", "BOOL", ())],
+        [("x", "FP16", (1, 4))],
+        [("image", "UINT8", (1, -1, -1)), ("scale", "INT16", ())],
     )
 )
 
@@ -101,7 +110,9 @@ class _Subject:
             _npy((1, 0), self.tensors[1][first].astype(self.tensors[1][first].dtype.newbyteorder(">")))
         )
         self.raw = [tensors[first].tobytes() for tensors in self.tensors]
-        self.shapes = [",".join(map(str, tensors[first].shape)).encode() for tensors in self.tensors]
+        self.shapes = [
+            (",".join(map(str, tensors[first].shape)) or "[]").encode() for tensors in self.tensors
+        ]
         if len(self.signature.inputs) == 1:
             self.json += [json.dumps({"inputs": value[first]}).encode() for value in values]
         self.quick = QuickJson.of("m", "1", self.signature)
@@ -167,7 +178,7 @@ class _Subject:
             )
         if array.dtype.newbyteorder("<") != spec.dtype:
             return {}
-        return {spec.name: np.ascontiguousarray(array, spec.dtype)}
+        return {spec.name: np.asarray(array, spec.dtype, order="C")}
 
     def _by_bytes(self, body: bytes) -> dict[str, np.ndarray]:
         (spec,) = self.signature.inputs
@@ -175,10 +186,10 @@ class _Subject:
 
 
 def _tensor(spec: TensorSpec, rows: int, chosen: np.random.Generator) -> np.ndarray:
-    shape = [rows, *(5 if dim == -1 else dim for dim in spec.row_shape)]
+    shape = spec.of_rows(rows, tuple(5 if dim == -1 else dim for dim in spec.row_shape))
     if spec.dtype.kind == "f":
-        return np.round(chosen.standard_normal(shape), 3).astype(spec.dtype)
-    return chosen.integers(0, 2 if spec.dtype.kind == "b" else 100, shape).astype(spec.dtype)
+        return np.round(np.asarray(chosen.standard_normal(shape)), 3).astype(spec.dtype)
+    return np.asarray(chosen.integers(0, 2 if spec.dtype.kind == "b" else 100, shape)).astype(spec.dtype)
 
 
 def _npy(version: tuple[int, int], array: np.ndarray) -> bytes:

@@ -114,3 +114,45 @@ def test_full_arena_is_told_without_losing_what_is_kept() -> None:
     places.give(kept)
     assert places.take(8000, 0) is None
     assert places.take(500, 0) is not None  # made of what was kept
+
+
+def test_whole_arena_can_be_had_at_once_whatever_its_size() -> None:
+    data_bytes = (1 << 16) + 3 * 64
+    places = pool(data_bytes=data_bytes)
+    other = places.take(100, 100)
+    assert other is not None
+    assert places.could_hold(data_bytes - TEXT_ROOM, 0)
+    assert places.take(data_bytes - TEXT_ROOM, 0) is None
+    places.give(other)
+    assert places.take(data_bytes - TEXT_ROOM, 0) is not None
+    for inputs, outputs in ((data_bytes - TEXT_ROOM + 1, 0), (1, data_bytes - 63), (data_bytes, data_bytes)):
+        assert not pool(data_bytes=data_bytes).could_hold(inputs, outputs)
+        assert pool(data_bytes=data_bytes).take(inputs, outputs) is None
+    for inputs, outputs in ((data_bytes // 2, data_bytes // 2 - 64), (1, data_bytes - 64)):
+        assert pool(data_bytes=data_bytes).could_hold(inputs, outputs)
+        assert pool(data_bytes=data_bytes).take(inputs, outputs) is not None
+
+
+@given(st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 30_000)), min_size=1, max_size=12))
+def test_places_that_are_widened_where_room_is_scarce_never_overlap_and_all_come_back(
+    steps: list[tuple[int, int]],
+) -> None:
+    places = pool()
+    lent: list[Place] = []
+    for inputs, outputs in steps:
+        place = places.take(inputs, inputs)
+        if place is None:
+            continue
+        place.inputs[:] = bytes([len(lent) + 1]) * inputs
+        lent.append(place)
+        for widened in lent:
+            if places.widen(widened, outputs):
+                assert len(widened.outputs) >= max(outputs, TEXT_ROOM)
+            assert len(widened.outputs) >= TEXT_ROOM  # the text of an error fits in any case
+            widened.outputs[:] = bytes(len(widened.outputs))
+        for number, written in enumerate(lent):
+            assert bytes(written.inputs) == bytes([number + 1]) * len(written.inputs)
+    for place in lent:
+        places.give(place)
+    assert places.lent_bytes == 0
+    assert places.take(1 << 15, (1 << 15) - TEXT_ROOM) is not None
