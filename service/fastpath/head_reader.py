@@ -16,6 +16,8 @@ from service.fastpath.heads import ID, Field, Head, Limits, Route, field_of, hea
 
 _LARGEST_HEAD: Final = 16_384
 """Bytes: longer ones are not read here."""
+_MOST_LINES: Final = 256
+"""Lines, likewise."""
 _TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _VISIBLE: Final = bytes(range(0x20, 0x7F))
 
@@ -71,7 +73,9 @@ class HeadReader:
         known = self.heads.kept.get(head)
         if known is not None:
             return known
-        lines = head.split(b"\r\n")
+        lines = head.split(b"\r\n", _MOST_LINES)
+        if len(lines) > _MOST_LINES:
+            return None
         first = lines[0]
         route, old = self._new.get(first), False
         if route is None:

@@ -30,7 +30,7 @@ from service.fastpath.heads import Head, field_of, head_of
 from service.fastpath.long_way import LongCycle, scope_of
 from service.fastpath.pace import CLOSE
 from service.fastpath.resets import was_reset
-from service.fastpath.rules import Target, refusal, shown, target_of
+from service.fastpath.rules import MOST_HEADERS, Target, refusal, shown, target_of, too_many_headers
 from service.fastpath.unread import Owing
 from service.holdings import Holding
 from service.http import WIRE
@@ -42,6 +42,10 @@ _SHORTEST_HEAD_BYTES: Final = len(b"GET / HTTP/1.1")
 """No head ends before: what a client sends is not cut into thousands of pieces that are no heads."""
 _CHUNKS_BYTES: Final = 512
 """Of a chunked body the parser is given at least so much at once: it may be full of what looks like its end."""
+_CHUNKED_PIECE_BYTES: Final = 32_768
+"""And no more than so much."""
+_CHUNKS: Final = 4_000
+"""Chunks that are read in one turn of the event loop on all connections, or a piece more: they may be of a byte."""
 _HEAD_BYTES: Final = 65_536
 """A head, or the trailers of a chunked body, may have so many bytes; a little more where one read brings them."""
 _BEGINNING: Final = b"HTTP/1.1 "
@@ -71,6 +75,10 @@ class FastProtocol(HttpToolsProtocol):
     shop: Shop
     left: Callable[[], None] = staticmethod(_nobody_counts)
     """Called when a connection is lost."""
+    _chunks = 0
+    """Parts of bodies that were read lately, on all connections."""
+    _next_turn = False
+    """Whether that is forgotten in the next turn of the event loop."""
     _date_s = -1
     _date_line = b""
     _date_header: tuple[tuple[bytes, bytes], ...] = ()
@@ -197,11 +205,16 @@ class FastProtocol(HttpToolsProtocol):
         while at < end and not self.pipeline and not flow.pauses:
             if isinstance(self.parser, _Deaf) or self.transport.is_closing():
                 return end
+            if FastProtocol._chunks > _CHUNKS and self._in_body:
+                self._wait_for_the_next_turn()
+                break
             at = self._parse_piece(data, at)
             if self._unparsed_bytes > _HEAD_BYTES:
                 self._break_off(
                     BadRequest(f"the head is larger than {_HEAD_BYTES} bytes; send fewer or shorter headers")
                 )
+            elif self._parsing and not self._in_body and len(self.headers or ()) > MOST_HEADERS:
+                self._break_off(too_many_headers())
         if self._own is not None and self._own.missing:
             self._own.await_body()
         return at
@@ -239,8 +252,9 @@ class FastProtocol(HttpToolsProtocol):
         """Where the body, of which more begins there, ends; or a part of it that is hardly longer than it."""
         if self._body_left:
             return min(len(data), at + self._body_left)
-        end = data.find(_HEAD_END, at + _CHUNKS_BYTES) + 4  # which is how chunks and trailers end too
-        return len(data) if end < 4 else end
+        most = min(len(data), at + _CHUNKED_PIECE_BYTES)
+        end = data.find(_HEAD_END, at + _CHUNKS_BYTES, most) + 4  # which is how chunks and trailers end too
+        return most if end < 4 else end
 
     def _give_parser(self, data: bytes) -> None:
         """Let the parser have it."""
@@ -288,6 +302,19 @@ class FastProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does, for pipelining
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
+    def _wait_for_the_next_turn(self) -> None:
+        """Enough was read in this one."""
+        if (
+            not FastProtocol._next_turn
+        ):  # one for all: each would let another connection go on in the same turn
+            FastProtocol._next_turn = True
+            self.loop.call_soon(self._forget_chunks)
+        self._flow.pause(0.0)
+
+    @staticmethod
+    def _forget_chunks() -> None:
+        FastProtocol._chunks, FastProtocol._next_turn = 0, False
+
     def on_message_begin(self) -> None:
         """See httptools."""
         self._parsing = True
@@ -295,6 +322,11 @@ class FastProtocol(HttpToolsProtocol):
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools. Trailers are not kept, and of a head no more lines than tell that there are too many."""
+        if not self._in_body and len(self.headers) <= MOST_HEADERS:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """See httptools."""
@@ -320,6 +352,7 @@ class FastProtocol(HttpToolsProtocol):
         if self._own is not None and self.cycle is self._own:
             self._feed(self._own, body)
         elif not isinstance(self.cycle, Exchange):
+            FastProtocol._chunks += 1
             self._body_left = max(0, self._body_left - len(body))
             super().on_body(body)
 

@@ -13,6 +13,9 @@ import httptools
 from service.errors import BadRequest, NotImplementedHere, ServiceError, VersionNotSupported
 from service.fastpath.heads import is_host
 
+MOST_HEADERS: Final = 1024
+"""Header lines of a request. A line of three bytes takes over a hundred once it is read."""
+
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 _SHOWN: Final = 100
@@ -57,7 +60,14 @@ def refusal(method: bytes, version: str, protocol: bytes, headers: RawHeaders) -
         return BadRequest(
             "CONNECT asks for a tunnel, and this server is no proxy; ask for a path, as in POST /predict"
         )
+    if len(headers) > MOST_HEADERS:
+        return too_many_headers()
     return _host_refusal(version, headers) or _coding_refusal(version, headers)
+
+
+def too_many_headers() -> BadRequest:
+    """For a head of which no more is kept."""
+    return BadRequest(f"the head has more than {MOST_HEADERS} lines; send fewer headers")
 
 
 def _host_refusal(version: str, headers: RawHeaders) -> ServiceError | None:

@@ -158,6 +158,7 @@ class House:
         self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
         self.front.bodies = bodies
         FastProtocol.shop = self.shop
+        FastProtocol._chunks, FastProtocol._next_turn = 0, False  # of a loop that is gone
         self.config = uvicorn.Config(
             self.front, http=FastProtocol, ws="none", log_config=None, access_log=False
         )

@@ -16,6 +16,7 @@ from service import http as http_front
 from service.fastpath import protocol as protocol_module
 from service.fastpath import unread as unread_module
 from service.fastpath.pace import CLOSE, FREE
+from service.fastpath.rules import MOST_HEADERS
 from service.fastpath.unread import PATIENCE_S
 from tests.service.fastpath.connection import (
     JSON,
@@ -463,6 +464,58 @@ def test_a_client_that_leaves_frees_its_place_and_counts_once_as_499(
         if where == "in the queue":
             assert not house.worker.sessions[0].batches  # it never took a place in a batch
         assert sample(house.metrics, "foldserve_requests_total", **labels) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["a whole head", "half a head"])
+def test_a_head_of_very_many_lines_is_refused_and_not_kept(ends: bool) -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        lines = b"a:b\r\n" * 10_000
+        connection.send(b"POST /predict/m0 HTTP/1.1\r\nHost: test\r\n" + lines + b"\r\n" * ends)
+        assert len(connection.protocol.headers) <= MOST_HEADERS + 1
+        await house.turn(lambda: connection.socket.closing)
+        (answer,) = connection.answers()
+        assert (answer.status, answer.code) == (400, "bad_request")
+        assert "more than 1024 lines" in str(answer.body)
+        assert house.free
+
+    run(test)
+
+
+def test_trailers_are_read_past_and_not_kept() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        body = b"%x\r\n%b\r\n0\r\n" % (len(rows(1.0)), rows(1.0))
+        head = call(b"", JSON, "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+        connection.send(head + body + b"a:b\r\n" * 10_000)
+        assert len(connection.protocol.headers) < 10
+        connection.send(b"\r\n" + call(rows(2.0)))
+        await house.turn(lambda: len(connection.answers()) == 2)
+        assert [answer.values for answer in connection.answers()] == [[2.0], [3.0]]
+        assert house.free
+
+    run(test)
+
+
+def test_a_body_of_very_small_chunks_is_read_over_several_turns() -> None:
+    async def test(house: House) -> None:
+        connection = house.connect()
+        body = b"".join(b"1\r\n%c\r\n" % byte for byte in rows(1.0).ljust(40_000)) + b"0\r\n\r\n"
+        head = call(b"", JSON, "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+        connection.send(head + body)
+        turns = 0
+        while house.shop.dispatcher.in_flight == {} and not connection.answers():
+            assert connection.protocol._chunks < 15_000
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 2
+        await house.turn(lambda: bool(connection.answers()))
+        assert connection.answers()[0].values == [2.0]
+        connection.send(call(rows(2.0)))
+        await house.turn(lambda: len(connection.answers()) == 2)
+        assert house.free
 
     run(test)
 
