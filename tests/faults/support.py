@@ -230,7 +230,10 @@ class SteadyLoad:
             if not {CRASH, HANG, SLOW, GATED}.isdisjoint(row):
                 continue
             try:
-                status, _, answer = await caller.ask(row)
+                status, headers, answer = await caller.ask(row)
+                if headers.get("connection") == "close" and not self.stopping:
+                    caller.close()
+                    await caller.open()
             except (OSError, EOFError):
                 self.broken.append(caller.own_port)
                 return
