@@ -506,6 +506,8 @@ class Exchange(Ticketed):
 
     def _refuse(self, error: ServiceError) -> None:
         """Fail while the place is still ours."""
+        if self.response_complete:
+            return  # given up by what it asked for: others had to make room, its own connection among them
         self._end_waiting()
         self._shop.dispatcher.release(self)
         self._fail(error)
