@@ -8,6 +8,7 @@
     unread.py       answers that their clients do not take
     pace.py         how quickly refused clients may come again
     long_way.py     uvicorn's request cycle, for whatever is not ordinary
+    resets.py       whether a client that sends no more has left
     rules.py        what no request may be, and what its target says
 
 Whatever is not ordinary (other queries than ?version=, chunked bodies, Expect, what is sent ahead, other types,
