@@ -46,7 +46,10 @@ class Holdings:
         return True
 
     def _make_room(self, nbytes: int, newcomer: "Holding") -> bool:
-        """Whether so many bytes more fit, when others have given way as far as they must."""
+        """Whether so many bytes more fit, when others have given way as far as they must.
+
+        To give way may end a connection, and with it the newcomer itself: then it may hold nothing any more.
+        """
         share = self.limit_bytes // len(self._holders)
         modest = newcomer.nbytes + nbytes <= share
         now_s = self._clock_s()
@@ -56,7 +59,7 @@ class Holdings:
             stalled = now_s - holder.moved_s >= STALLED_S
             if holder is not newcomer and holder.nbytes and (stalled or (modest and holder.nbytes > share)):
                 self._end(holder)
-        return self.used_bytes + nbytes <= self.limit_bytes
+        return newcomer in self._holders and self.used_bytes + nbytes <= self.limit_bytes
 
     def _end(self, holder: "Holding") -> None:
         holder.end()

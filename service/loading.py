@@ -313,7 +313,7 @@ def _compare(
 
 
 def _last_rows(outputs: Arrays, reference: dict[str, np.ndarray]) -> Arrays:
-    """The last outputs of a batch of _rows_like(), in the places of a reference's, whose others they leave.
+    """The last outputs of a batch of repeated() rows, in the places of a reference's, whose others they leave.
 
     The last, for a batch that is not wholly run has its first rows. With the others, for differences are relative to
     the largest value of all.

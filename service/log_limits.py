@@ -10,6 +10,7 @@ Knows nothing of where lines go (logs.py).
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,12 @@ class Limits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.summarise: Callable[[logging.LogRecord, str], None] = lambda record, text: None
         self._clock = clock
+        self._begin()
+        # What the parent left out is its own to tell; its timer has no thread in a child, and its lock may be held.
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        """Nothing was logged yet in this process."""
         self._places: dict[tuple[str, int], _Place] = {}
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None

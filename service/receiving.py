@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from service.body import BodyMemory, append_part
+from service.codec_process import PIECE_BYTES
 from service.dispatch import Dispatcher
 from service.ticketed import Ticketed
 
@@ -23,8 +24,6 @@ LENT_BYTES: Final = 4 * 2**20
 """Larger bodies wait in memory of their own: so much is copied, at most, when one leaves its place."""
 LENT_SHARE: Final = 2
 """Half-sent bodies are lent at most one in so many of the arena's slots and bytes."""
-COPIED_BYTES: Final = 2**20
-"""What is copied in one turn of the event loop, or one part more."""
 
 
 class Receiving:
@@ -71,11 +70,9 @@ class Receiving:
         oldest.leave_its_place()
         return True
 
-    def settle(self, half: "HalfBody") -> bool:
-        """The place that this body waits in, if it does, is lent no longer; returns whether."""
-        nbytes = self._lent.pop(half, 0)
-        self.dispatcher.lent_bytes -= nbytes
-        return nbytes > 0
+    def settle(self, half: "HalfBody") -> None:
+        """The place that this body waits in, if it does, is lent no longer."""
+        self.dispatcher.lent_bytes -= self._lent.pop(half, 0)
 
 
 class HalfBody:
@@ -110,8 +107,11 @@ class HalfBody:
         self._of.dispatcher.release(self._request)
 
     def copy_some(self, memory: memoryview, at: int) -> int:
-        """Copy the next parts into memory, and keep them no longer; returns where the rest goes, 0 for no rest."""
-        end = at + COPIED_BYTES
+        """Copy the next parts into memory, PIECE_BYTES or one part more, and keep them no longer.
+
+        Returns: where the rest goes, 0 for no rest.
+        """
+        end = at + PIECE_BYTES
         while self._parts and at < end:
             part = self._parts.pop(0)
             memory[at : at + len(part)] = part

@@ -140,10 +140,7 @@ def _serve(
         return make_api_server(index, transport, entries, settings, metrics, served, broken)
 
     def renew_turn(model: int) -> None:
-        queue = transport.queues[model]
-        if queue.readers > 1:
-            board.turn[model] += 1
-            queue.give_turn(board.turn[model])
+        transport.queues[model].renew_turn(board, model)
 
     def died(child: Child) -> None:
         if child.role is Role.WORKER:

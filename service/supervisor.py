@@ -395,6 +395,9 @@ class Supervisor:
         """Ask every child that can answer; kill those that have not for too long."""
         now_s = time.monotonic()
         self._look_at_s = now_s + self._liveness.every_s
+        for child in self._children.values():
+            # What clients are served by may stop before it has reported, or answered, for the first time.
+            child.ready = child.ready or self._serves(child)
         # A worker that loads has no time to answer, and an API server has said that it serves when it answers first.
         able = [child for child in self._children.values() if child.role is Role.API_SERVER or child.ready]
         for child in self._liveness.look(able, self._answered_ns, self._ask, int(now_s * 1e9)):
@@ -402,6 +405,11 @@ class Supervisor:
                 limit_s = self._run_limit_ns / 1e9
                 _log.error("%s has not answered for more than %g s; it is ended", child, limit_s)
                 child.process.kill()
+
+    def _serves(self, child: Child) -> bool:
+        if child.role is Role.WORKER:
+            return self._board.serves_all(child.index)
+        return self._board.connections[child.index] > 0
 
     def _ask(self, child: Child) -> None:
         with contextlib.suppress(BrokenPipeError):

@@ -135,6 +135,10 @@ class CodecProcess:
         Raises: QueueFull when too many wait; the request keeps its place then.
         """
         if len(self._waiting) >= MOST_WAITING:
+            # Those given up are passed over when it is their turn: meanwhile they keep nobody out.
+            self._waiting = [one for one in self._waiting if one[2].wanted]
+            heapq.heapify(self._waiting)
+        if len(self._waiting) >= MOST_WAITING:
             raise QueueFull(
                 f"{len(self._waiting)} large bodies wait to be decoded, which is the most at a time; try again "
                 "later, or send raw bytes, which need no decoding"

@@ -248,11 +248,13 @@ class Exchange(Ticketed):
             return
         # It waited in memory of its own.
         input_bytes, output_bytes = self._room()
-        memory = self._shop.dispatcher.reserve(self, input_bytes, output_bytes)
+        dispatcher = self._shop.dispatcher
+        memory = dispatcher.reserve(self, input_bytes, output_bytes)
 
         def go_on(at: int) -> None:
             if self.response_complete:
-                return  # late, or the client is gone
+                dispatcher.release(self)  # late, or the client is gone
+                return
             rest = half.copy_some(memory, at)
             if rest:
                 self._connection.call_later(0.0, lambda: go_on(rest))
@@ -473,6 +475,11 @@ class Exchange(Ticketed):
 
     def _queue(self, now_ns: int) -> None:
         """Queue the request, whose inputs are in its place. Raises ServiceError."""
+        if self.response_complete:
+            self._shop.dispatcher.release(
+                self
+            )  # its connection was ended to make room, for itself as it happened
+            return
         deadline_ns = min(self._deadline_ns(), now_ns + int(self.lane.timeout_s * 1e9))
         self._shop.dispatcher.submit(self, now_ns, deadline_ns)
 
@@ -506,6 +513,8 @@ class Exchange(Ticketed):
 
     def _refuse(self, error: ServiceError) -> None:
         """Fail while the place is still ours."""
+        if self.response_complete:
+            return  # given up by what it asked for: others had to make room, its own connection among them
         self._end_waiting()
         self._shop.dispatcher.release(self)
         self._fail(error)

@@ -167,6 +167,10 @@ class MappedBoard:
         workers, models = range(self.dimensions.workers), range(self._models)
         return any(self.ready[worker, model] for worker in workers for model in models)
 
+    def serves_all(self, worker: int) -> bool:
+        """Whether a worker serves every model: it has nothing left to load."""
+        return all(self.ready[worker, model] == READY for model in range(self._models))
+
     def lowest_ceiling_rows(self, model: int) -> int:
         """Rows that a run of the model may have in every worker; 0 when no device lacked room."""
         rows = [self.ceiling_rows[worker, model] for worker in range(self.dimensions.workers)]

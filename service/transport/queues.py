@@ -18,6 +18,7 @@ import time
 from collections import deque
 from typing import Final
 
+from service.transport.board import MappedBoard
 from service.transport.handles import Handle
 from service.transport.records import PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
 
@@ -67,6 +68,24 @@ class ModelQueue:
             os.write(self.turn_writer.fd, TURN_STRUCT.pack(generation) + tickets)
             return True
         return False
+
+    def renew_turn(self, board: MappedBoard, model: int) -> None:
+        """Replace the turn, in whose hands it may be: they may be dead or stopped. For the supervisor.
+
+        A turn that waits in its pipe is in nobody's hands. Replaced while nobody comes to read, again and again, turns
+        would fill the pipe, and the one that is valid be the one that found no room.
+        """
+        if self.turn_reader is None or _waits(self.turn_reader.fd):
+            return
+        board.turn[model] += 1
+        self.give_turn(board.turn[model])
+
+
+def _waits(fd: int) -> bool:
+    """Whether there is anything to read."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _resize(fd: int, nbytes: int) -> None:

@@ -106,7 +106,7 @@ class Place:
 
 
 class SlotPool:
-    """All places of one arena. free() says how much is left, for tests and messages."""
+    """All places of one arena."""
 
     def __init__(self, arena: MappedArena) -> None:
         self._memory = arena.bytes

@@ -199,10 +199,7 @@ class Rig:
 
     def renew_turn(self, lane: int) -> None:
         """Replace the turn to read a model's queue, as the supervisor does."""
-        queue = self.transport.queues[lane]
-        if queue.readers > 1:
-            self.board.turn[lane] += 1
-            queue.give_turn(self.board.turn[lane])
+        self.transport.queues[lane].renew_turn(self.board, lane)
 
     async def recover(self, worker: "RigWorker", api: int = 0) -> list[Any]:
         """What an API server does when it hears of a death, to the end. Returns: what is run again of what was held."""

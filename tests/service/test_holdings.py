@@ -55,6 +55,20 @@ def test_a_modest_newcomer_finds_room_and_who_stood_still_longest_above_the_shar
     assert of.used_bytes == 50 + 5 + 10
 
 
+def test_a_newcomer_that_ends_with_one_who_gives_way_for_it_holds_nothing() -> None:
+    clock = Clock()
+    of = Holdings(100, clock)
+    body: Holding
+    # As one connection: what it was sent too early, and the body that is being fed from there.
+    sent_early = of.open(lambda: body.end())
+    assert sent_early.take(60)
+    clock.now_s += STALLED_S
+    body = of.open(lambda: None)
+    assert body.take(30)
+    assert not body.take(20)
+    assert (of.used_bytes, len(of), body.nbytes) == (0, 0, 0)
+
+
 def test_nobody_who_moves_gives_way_to_one_that_takes_more_than_its_share() -> None:
     of = Holdings(100, Clock())
     holders = [Who(of, 30) for _ in range(3)]

@@ -167,6 +167,23 @@ def test_the_count_comes_without_another_record(pipe: Pipe, monkeypatch: pytest.
         found += os.read(pipe.reader, 4096)
 
 
+def test_a_forked_process_begins_anew_and_tells_nothing_of_what_its_parent_left_out(pipe: Pipe) -> None:
+    writes = outlet(pipe, Limits(Clock()))
+    for number in range(FULL + SHORT + 5):
+        writes.handle(record("number %d", number))
+    pipe.read()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            writes.handle(record("of the child"))
+            writes.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert pipe.read() == b"ERROR of the child\n"
+    writes.flush()
+    assert b"5 more like the ones before" in pipe.read()
+
+
 def test_what_is_left_out_holds_no_frames() -> None:
     limits = Limits(Clock())
     for _ in range(FULL + SHORT + 1):

@@ -99,6 +99,12 @@ class Theatre:
         self.report(Word.WORKER_READY, index)
         signal.pause()
 
+    def serves_and_stops(self, index: int, lifeline: Handle) -> None:
+        """A worker or an API server that serves, and stops before it has said so."""
+        self.board.ready[index, 0] = READY
+        self.board.connections[index] = 1
+        signal.pause()
+
     def dies(self, index: int, lifeline: Handle) -> None:
         """A worker or an API server that dies as soon as it is started."""
         os._exit(3)
@@ -655,6 +661,21 @@ def test_api_server_that_is_stopped_is_ended_and_another_started(open_theatre: O
     let_looks_pass(theatre, 7, stopped)
     theatre.until(lambda: len(theatre.started(Role.API_SERVER, 1)) == 2)
     assert [(child.role, child.index) for child in theatre.died] == [(Role.API_SERVER, 1)]
+
+
+@pytest.mark.parametrize("role", Role)
+def test_child_that_serves_and_stops_before_it_ever_reports_or_answers_is_ended_too(
+    open_theatre: Open, role: Role
+) -> None:
+    theatre = open_theatre()
+    theatre.acts[role].insert(0, theatre.serves_and_stops)
+    theatre.supervisor.start_workers(1)
+    theatre.supervisor.start_api_servers(1)
+    (stopped,) = theatre.supervisor._of(role)
+    theatre.until(lambda: theatre.supervisor._serves(stopped))
+    let_looks_pass(theatre, 7, stopped)
+    theatre.until(lambda: len(theatre.started(role)) == 2)
+    assert [child.role for child in theatre.died] == [role]
 
 
 def test_worker_that_loads_for_long_is_not_asked_and_not_ended(open_theatre: Open) -> None:

@@ -400,6 +400,26 @@ def test_more_bodies_than_may_wait_are_refused_and_keep_their_place(monkeypatch)
     run(test)
 
 
+def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr(client, "MOST_WAITING", 2)
+
+    async def test():
+        async with open_shop() as shop:
+            for _ in range(5):
+                _, job = shop.ask(rows(1))
+                job.give_up()
+            wanted = [shop.ask(rows(1))[0] for _ in range(2)]
+            late = shop.body(rows(1))
+            with pytest.raises(QueueFull, match="2 large bodies wait"):
+                shop.codecs.decode(late, BodyType.JSON, 5, None, time.monotonic_ns() + MINUTE_NS, late.then)
+            for body in wanted:
+                assert await body.end() is None
+            for body in (late, *wanted):
+                shop.rig.dispatcher.release(body)
+
+    run(test)
+
+
 def test_a_small_body_does_not_wait_behind_large_ones():
     async def test():
         async with open_shop() as shop:

@@ -68,3 +68,23 @@ def test_empty_packet_of_an_old_generation_is_passed_over() -> None:
     queue.give_turn(5)
     assert turn.take(False) == b""
     assert turn.may_read
+
+
+def test_turn_that_is_renewed_while_nobody_reads_is_there_for_the_first_who_does() -> None:
+    queue, shared = ModelQueue(2), board()
+    dead, next_one, third = (SharedTurn(queue, shared, 0) for _ in range(3))
+    assert dead.take(False) == b""  # and never gives it
+    for _ in range(20):  # workers that die while they load, or batches that take long
+        queue.renew_turn(shared, 0)
+    assert next_one.take(False) == b""
+    assert next_one.may_read
+    assert third.take(False) is None
+    queue.renew_turn(shared, 0)
+    assert third.take(False) == b""
+    assert third.may_read
+
+
+def test_queue_of_one_reader_has_no_turn_to_renew() -> None:
+    queue, shared = ModelQueue(1), board()
+    queue.renew_turn(shared, 0)
+    assert shared.turn[0] == 0
