@@ -76,7 +76,7 @@ def unharmed(
         with Prober(port, pids) as before:
             time.sleep(_QUIET_S)  # the time in which nothing happens is what is measured
         counts.quiet_ms = before["seen_ms"]
-        descriptors = open_descriptors(family.server)
+        descriptors = open_descriptors(pids)
         sent = Hogs(port, counts, seed, hogs)
         with Prober(port, pids) as prober:
             asyncio.run(_ask_beside(Clients(port, counts, seed, served), budget, sent))
@@ -85,7 +85,7 @@ def unharmed(
             f"beside {name}" for name in sent.beside(prober["from_s"], prober["to_s"])
         ]
         check_calm(family.server, counts, served)
-        check_descriptors(family.server, counts, descriptors)
+        check_descriptors(family.server, pids, counts, descriptors)
     return counts
 
 
