@@ -80,6 +80,11 @@ class LogPipes:
         """Whether there is a pump to look after."""
         return bool(self._sources)
 
+    @property
+    def pids(self) -> set[int]:
+        """Of the pump, if there is one."""
+        return {self._process.pid} if self._sources else set()
+
     def fileno(self) -> int:
         """Readable when the pump has ended; another one after each renew()."""
         return self._alive

@@ -118,13 +118,17 @@ class Child:
 
 
 class Helper(Protocol):
-    """A process that serves the others and holds nothing of a request: all that is to be done is to start it again."""
+    """What serves the others and holds nothing of a request, a process that helps them most of all: all that is to be
+    done is to start it again."""
 
     def fileno(self) -> int:
-        """Readable when it has ended; another descriptor after each renew()."""
+        """Readable when it has ended; maybe another descriptor after each renew()."""
 
     def renew(self) -> None:
-        """Start it again. Raises: OSError when that cannot be at this moment; it may be called again then."""
+        """Start it again, or see to what has ended.
+
+        Raises: OSError when that cannot be at this moment; it is tried again then.
+        """
 
 
 StartChild = Callable[[Role, int, int, Handle], BaseProcess]
@@ -231,6 +235,10 @@ class Supervisor:
         self._restarts.clear()
         self._deadline_s = None
         self.phase = Phase.CLOSED
+
+    def pids(self) -> set[int]:
+        """Of the children that are waited for here."""
+        return {child.process.pid for child in self._children.values() if child.process.pid}
 
     def close_in_child(self) -> None:
         """In a forked child: let go of the other children's lifelines, which end with the parent alone."""
