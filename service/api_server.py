@@ -123,7 +123,9 @@ def make_api_server(
     )
     buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
     memory = transport.arenas[index].memory
-    codecs = CodecProcess(dispatcher, memory.handle.fd, memory.nbytes, settings.log_level)
+    codecs = CodecProcess(
+        dispatcher, memory.handle.fd, memory.nbytes, settings.log_level, settings.run_limit_s
+    )
     engine = DispatchEngine(dispatcher, codecs, served_models(entries), devices.of_workers, buckets, broken)
 
     routes = make_routes(lanes, entries, settings.default_model, metrics, broken)

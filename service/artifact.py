@@ -4,11 +4,9 @@ Reads and checks files only; loads no model (but asks onnxruntime for a bare ONN
 nothing. The manifest's format is the export's (models/export/); the keys that serving needs are read here.
 """
 
-import hashlib
 import logging
 import os
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +14,7 @@ from typing import Any, Final
 from service.backends import BACKENDS, LoadError
 from service.documents import shown
 from service.errors import ConfigError
+from service.file_sums import EXPORT, START, Sums, check_files, sums_now
 from service.manifest import MANIFEST, read_manifest
 from service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
 from service.signature import ONE_BY_ONE, Signature
@@ -24,7 +23,6 @@ from service.stated_signature import parse_signature
 REFERENCE: Final = "reference.npz"
 log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 2**20
 _SHOWN: Final = (
     "created", "source", "opset", "precision", "kept_fp32", "parameter_count", "memory", "fold", "parity",
     "tool_versions",
@@ -39,6 +37,7 @@ class Artifact:
     file: what the backend loads. manifest: empty for files that foldserve did not export.
     max_batch_size: the largest batch, from config.yaml, else the manifest; 1 where the model counts no rows, and a
         request is one.
+    found: without a manifest, what the file, and those that it takes weights from, were when it was read.
     """
 
     model: str
@@ -49,6 +48,7 @@ class Artifact:
     signature: Signature
     max_batch_size: int
     manifest: Mapping[str, Any]
+    found: Sums
 
     @property
     def reference(self) -> Path | None:
@@ -71,18 +71,22 @@ class Artifact:
             return None
         return float(self.manifest["parity"][BACKENDS[self.backend].parity][key])
 
+    def changed(self) -> str:
+        """What is not as it was exported, or found by the server, of what is about to be loaded, and the mend; "" when
+        nothing is."""
+        if self.manifest:
+            expected = {self.file.name: self.manifest["files"][self.file.name]}
+            origin, mend = EXPORT, "export the model again, or restore the file"
+        else:
+            expected = dict(self.found)
+            origin = START
+            mend = "restart the server to serve what is there now, or restore the file"
+        problems = (check.problem for check in check_files(self.folder, expected, origin) if check.problem)
+        return next((f"{problem}; {mend}" for problem in problems), "")
+
     def summary(self) -> dict[str, Any]:
         """The part of the manifest that GET /info shows."""
         return {key: self.manifest[key] for key in _SHOWN if key in self.manifest}
-
-
-@dataclass(frozen=True)
-class FileCheck:
-    """Whether one file of an artifact is what its manifest says; problem is "" when it is."""
-
-    name: str
-    size_bytes: int
-    problem: str
 
 
 def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -> Artifact:
@@ -101,6 +105,7 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
     )
     if manifest:
         _check_covers(manifest, file, backend, where)
+    found = {} if manifest else _found(folder, file, where)  # before anything else is read of them
     largest = config.batch_buckets[-1] if config.batch_buckets else config.max_batch_size
     if largest == 0:
         largest = 1
@@ -113,35 +118,17 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
         signature=_signature(manifest, file, backend, where, config),
         max_batch_size=largest or manifest.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
         manifest=manifest,
+        found=found,
     )
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[FileCheck]:
-    """Compare every file that the manifest lists with its size and sha256."""
-    for name in manifest["files"]:
-        yield check_file(folder, manifest, name)
-
-
-def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> FileCheck:
-    """Compare one file with its size and sha256 in the manifest."""
-    expected = manifest["files"][name]
-    path = folder / name
+def _found(folder: Path, file: Path, where: str) -> Sums:
     try:
-        status = path.stat()
-        size = status.st_size
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read for ever
-            return FileCheck(name, 0, f"{path} is no ordinary file")
-        if size != expected["size"]:
-            return FileCheck(name, size, f"{path} has {size} bytes, the manifest says {expected['size']}")
-        found = _sha256(path)
+        return sums_now(folder, file)
     except OSError as error:
-        return FileCheck(name, 0, f"{path} cannot be read: {error}")
-    if found != expected["sha256"]:
-        problem = (
-            f"{path} has sha256 {found}, the manifest says {expected['sha256']}: it was changed after export"
-        )
-        return FileCheck(name, size, problem)
-    return FileCheck(name, size, "")
+        raise ConfigError(
+            f"{file.name} of {where} cannot be read: {error.strerror}; expected a file that this user may read"
+        ) from error
 
 
 def _check_covers(manifest: Mapping[str, Any], file: Path, backend: str, where: str) -> None:
@@ -211,11 +198,3 @@ def _stated(
         if error.cause:
             log.error("%s", error)
         raise ConfigError(error.shown_in(file.parents[2])) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

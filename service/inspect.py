@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from service.artifact import Artifact, FileCheck, check_files, read_artifact
+from service.artifact import Artifact, read_artifact
 from service.errors import ConfigError
+from service.file_sums import EXPORT, FileCheck, check_files
 from service.model_config import read_model_config
 from service.repository import CONFIG, VERSION_NAME, has_model_file
 
@@ -40,7 +41,7 @@ def inspect(target: Path, out: TextIO) -> int:
             for problem in error.problems:
                 print(f"  {problem}", file=out)
             continue
-        checks = list(check_files(folder, artifact.manifest)) if artifact.manifest else []
+        checks = list(check_files(folder, artifact.manifest.get("files", {}), EXPORT))
         for line in describe(artifact, checks):
             print(line, file=out)
         damaged += any(check.problem for check in checks)

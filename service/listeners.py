@@ -19,13 +19,17 @@ _DROP: Final = struct.pack("HBBI", 0x06, 0, 0, 0)  # linux/filter.h: BPF_RET | B
 def take_no_more(listeners: Iterable[socket.socket]) -> None:
     """Have the kernel drop what comes for these sockets, in whatever process they are used (TCP, Linux; else nothing).
 
-    Connections that were taken before are not touched.
+    Connections that were taken before are not touched. Where the system lets this user set no filter, or somebody has
+    locked the socket's, all but one that come before the others are accepted are dropped.
     """
     program = ctypes.create_string_buffer(_DROP, len(_DROP))
     of_filter = struct.pack("HP", 1, ctypes.addressof(program))  # struct sock_fprog
     for listener in listeners:
         if sys.platform == "linux" and listener.family in (socket.AF_INET, socket.AF_INET6):
-            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, of_filter)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, of_filter)
+            except OSError:  # the end must go on, with whatever the system allows
+                listener.listen(0)
 
 
 def close_ours(listeners: Iterable[socket.socket]) -> None:

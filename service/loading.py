@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.artifact import Artifact, check_file
+from service.artifact import Artifact
 from service.backends import LoadError, Session, SessionOptions, Workload, load_session
 from service.backends.base import DeviceLost, NoRoom, OutOfMemory
 from service.buckets import bucket_for, buckets_for, padded, sizes_to_warm
@@ -37,10 +37,9 @@ _MOST_REFERENCE_ROWS = 1024
 
 def load_model(artifact: Artifact, config: ModelConfig, device: str, options: SessionOptions) -> Session:
     """Load, check and warm a model on a device. Raises: LoadError, DeviceLost."""
-    if artifact.file.name in artifact.manifest.get("files", {}):
-        found = check_file(artifact.folder, artifact.manifest, artifact.file.name)
-        if found.problem:
-            raise LoadError(f"{found.problem}; export the model again, or restore the file")
+    changed = artifact.changed()
+    if changed:
+        raise LoadError(changed)
     buckets = buckets_for(device, config.batch_buckets, artifact.max_batch_size)
     session = load_session(
         artifact.backend, artifact.file, artifact.signature, device, options, workload(artifact, buckets)

@@ -80,37 +80,50 @@ class LogPipes:
         """Whether there is a pump to look after."""
         return bool(self._sources)
 
+    @property
+    def pids(self) -> set[int]:
+        """Of the pump, if there is one."""
+        return {self._process.pid} if self._sources else set()
+
     def fileno(self) -> int:
         """Readable when the pump has ended; another one after each renew()."""
         return self._alive
 
     def renew(self) -> None:
-        """Start another pump in the place of one that ended."""
+        """Start another pump in the place of one that ended. Raises: OSError; then all is as before."""
         code = self._process.wait()
-        os.close(self._control)
-        os.close(self._alive)
+        gone = (self._control, self._alive)
         self._start(_YOUNG_S if time.monotonic() - self._started_s < _YOUNG_S else 0.0)
+        for fd in gone:
+            os.close(fd)
         _log.error("the process that writes the log ended with code %s, and was started again", code)
 
     def _start(self, pause_s: float) -> None:
-        self._alive, theirs = os.pipe()  # the pump alone holds the writing end
-        control, self._control = os.pipe()
-        ways = [f"{source}={fd}" for fd, source in self._sources.items()]
-        command = [sys.executable, "-I", "-S", str(_PUMP), str(os.getpid()), str(pause_s), *ways]
-        self._started_s = time.monotonic()
-        try:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            alive, alive_writer = _pipe(ours, theirs)  # the pump alone holds the writing end
+            control, control_reader = reversed(_pipe(theirs, ours))
+            ways = [f"{source}={fd}" for fd, source in self._sources.items()]
+            command = [sys.executable, "-I", "-S", str(_PUMP), str(os.getpid()), str(pause_s), *ways]
+            self._started_s = time.monotonic()
             with stop_signals_blocked():
                 self._process = subprocess.Popen(
                     command,
-                    stdin=control,
+                    stdin=control_reader,
                     stdout=self._real[1],
                     stderr=self._real[2],
-                    pass_fds=(theirs, *self._sources.values()),
+                    pass_fds=(alive_writer, *self._sources.values()),
                     cwd="/",
                 )
-        finally:
-            os.close(control)
-            os.close(theirs)
+            self._alive, self._control = alive, control
+            ours.pop_all()
+
+
+def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe, each end of which is closed with a stack."""
+    reader, writer = os.pipe()
+    readers.callback(os.close, reader)
+    writers.callback(os.close, writer)
+    return reader, writer
 
 
 def _may_wait(fd: int) -> bool:

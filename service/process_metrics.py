@@ -76,16 +76,22 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     waiting = [pid]
     while waiting:
-        parent = waiting.pop()
-        with contextlib.suppress(OSError):  # it ended while we looked
-            for thread in _PROC.joinpath(str(parent), "task").iterdir():
-                pids = _children(thread)
-                found += pids
-                waiting += pids
+        pids = children(waiting.pop())
+        found += pids
+        waiting += pids
     return found
 
 
-def _children(thread: Path) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Of a process, those that have ended and nobody has asked after among them."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it ended while we looked
+        for thread in _PROC.joinpath(str(pid), "task").iterdir():
+            found += _of_thread(thread)
+    return found
+
+
+def _of_thread(thread: Path) -> list[int]:
     try:
         return [int(word) for word in (thread / "children").read_text().split()]
     except OSError:  # likewise

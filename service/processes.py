@@ -1,7 +1,7 @@
 """Small things about processes and signals that Python leaves to the operating system.
 
-Owner of the signal handlers: the supervising process. Its children are started with SIGINT and SIGTERM
-blocked: a terminal's Ctrl-C and many service managers signal every process of the group, and only the
+Owner of the signal handlers: the supervising process. Its children are started with SIGINT, SIGTERM and
+SIGHUP blocked: a terminal's Ctrl-C and end and many service managers signal every process of the group, and only the
 supervisor may decide when the others end.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -47,7 +47,7 @@ def leave_removed_folder() -> None:
 
 @contextlib.contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """Processes started inside do not see SIGINT and SIGTERM: blocked signals stay so across exec."""
+    """Processes started inside do not see the stop signals: blocked signals stay so across exec."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -67,7 +67,10 @@ def open_standard_streams() -> None:
 
 
 class StopSignals:
-    """Counts SIGINT and SIGTERM, and makes a file descriptor readable at each, for the loop that waits.
+    """Counts SIGINT, SIGTERM and SIGHUP, and makes a file descriptor readable at each, for the loop that waits.
+
+    SIGHUP, the terminal's end, counts as the first signal only: terminals and service managers send it after another,
+    and mean no haste by it. Where it is ignored (nohup) it stays so.
 
     A context manager; used in the main thread. Raises nothing in whatever code a signal happens to interrupt.
     In forked children the handler does nothing (uvicorn calls the handlers that it found when it ends).
@@ -83,7 +86,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or self._before[number] != signal.SIG_IGN:
+                signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -105,7 +109,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._pid:
-            self.count += 1
+            self.count = max(1, self.count) if number == signal.SIGHUP else self.count + 1
             with contextlib.suppress(BlockingIOError):  # full: the loop is woken already
                 os.write(self._write, b"\0")
 

@@ -5,11 +5,14 @@ before a scrape is in it. Owned by the event loop. What is written: exporter.py.
 """
 
 import asyncio
+import contextlib
+import errno
 import logging
 import socket
 import subprocess
 import sys
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeVar
 
 from prometheus_client.exposition import choose_encoder
 
@@ -18,6 +21,7 @@ from service.exporter import FORMATS, LENGTH_BYTES, ExporterPlan
 from service.transport.handles import pickled_for_exec
 
 _log = logging.getLogger("foldserve.scrapes")
+_T = TypeVar("_T")
 
 ANSWER_S: Final = 10.0
 """How long a scrape may take: Prometheus waits no longer."""
@@ -81,7 +85,7 @@ class Scrapes:
     async def _ask(self, wanted: bytes) -> bytes:
         loop = asyncio.get_running_loop()
         if self._exporter is None:
-            self._exporter = await asyncio.to_thread(self._start)
+            self._exporter = await _in_thread(self._start)
             data = self._exporter.plan
             await loop.sock_sendall(self._exporter.ours, len(data).to_bytes(LENGTH_BYTES, "little") + data)
         ours = self._exporter.ours
@@ -110,7 +114,18 @@ class Scrapes:
         self._exporter = None
         ours.close()
         process.kill()
-        await asyncio.to_thread(process.wait)
+        with contextlib.suppress(OSError):  # no thread can be had: it is buried when the next is started
+            await _in_thread(process.wait)
+
+
+async def _in_thread(what: Callable[[], _T]) -> _T:
+    """Call something that blocks. Raises: OSError also when the limit on processes allows no thread."""
+    loop = asyncio.get_running_loop()
+    try:
+        future = loop.run_in_executor(None, what)
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
+    return await future
 
 
 async def _receive(source: socket.socket, nbytes: int) -> bytearray:

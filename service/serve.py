@@ -25,6 +25,7 @@ from service.litserve_shell import FoldServer
 from service.log_pipes import LogPipes
 from service.logs import configure_logging, tell
 from service.metrics import Metrics, Plan, build_info
+from service.orphans import Orphans
 from service.processes import StopSignals
 from service.repository import ModelEntry, Repository, look_through
 from service.supervisor import LOAD_ATTEMPTS, Child, Role, Supervisor
@@ -174,12 +175,14 @@ def _serve(
     )
     if pipes.pumps:
         supervisor.watch(pipes)
-    return server.run(
-        sockets,
-        supervisor,
-        settings.api_servers,
-        lambda: tell_what_is_served(settings, urls(sockets), entries, devices, board, metrics, broken),
-    )
+    with Orphans(lambda: supervisor.pids() | pipes.pids) as orphans:
+        supervisor.watch(orphans)
+        return server.run(
+            sockets,
+            supervisor,
+            settings.api_servers,
+            lambda: tell_what_is_served(settings, urls(sockets), entries, devices, board, metrics, broken),
+        )
 
 
 def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int | None) -> None:

@@ -118,13 +118,17 @@ class Child:
 
 
 class Helper(Protocol):
-    """A process that serves the others and holds nothing of a request: all that is to be done is to start it again."""
+    """What serves the others and holds nothing of a request, a process that helps them most of all: all that is to be
+    done is to start it again."""
 
     def fileno(self) -> int:
-        """Readable when it has ended; another descriptor after each renew()."""
+        """Readable when it has ended; maybe another descriptor after each renew()."""
 
     def renew(self) -> None:
-        """Start it again. Raises: OSError when that cannot be; it is not tried any more then."""
+        """Start it again, or see to what has ended.
+
+        Raises: OSError when that cannot be at this moment; it is tried again then.
+        """
 
 
 StartChild = Callable[[Role, int, int, Handle], BaseProcess]
@@ -183,6 +187,8 @@ class Supervisor:
         self._close_s = close_s
         self._deadline_s: float | None = None
         self._restarts: list[tuple[float, Role, int]] = []
+        self._renewals: list[tuple[float, Helper, float]] = []
+        """When a helper is tried again, and how long it waits after that, should it fail again."""
         self._children: dict[int, Child] = {}
         self._failed_starts: dict[tuple[Role, int], int] = {}
         self._serials = 0
@@ -230,6 +236,10 @@ class Supervisor:
         self._deadline_s = None
         self.phase = Phase.CLOSED
 
+    def pids(self) -> set[int]:
+        """Of the children that are waited for here."""
+        return {child.process.pid for child in self._children.values() if child.process.pid}
+
     def close_in_child(self) -> None:
         """In a forked child: let go of the other children's lifelines, which end with the parent alone."""
         for child in self._children.values():
@@ -239,7 +249,11 @@ class Supervisor:
     # -- one turn of the loop
 
     def _turn(self) -> None:
-        wakeups = [self._look_at_s, *(at for at, _, _ in self._restarts)]
+        wakeups = [
+            self._look_at_s,
+            *(at for at, _, _ in self._restarts),
+            *(at for at, _, _ in self._renewals),
+        ]
         if self._deadline_s is not None:
             wakeups.append(self._deadline_s)
         for key, _ in self._selector.select(max(0.0, min(wakeups) - time.monotonic())):
@@ -256,6 +270,13 @@ class Supervisor:
                 self._restarts.append((now + FENCE_LOOK_S, role, index))
                 continue
             self._try_to_launch(role, index)
+        self._renew_due(now)
+
+    def _renew_due(self, now: float) -> None:
+        due = [renewal for renewal in self._renewals if renewal[0] <= now]
+        self._renewals = [renewal for renewal in self._renewals if renewal[0] > now]
+        for _, helper, pause_s in due:
+            self._try_to_renew(helper, pause_s)
 
     def _loading(self) -> bool:
         waiting = {child.index for child in self._of(Role.WORKER) if not child.ready}
@@ -371,10 +392,18 @@ class Supervisor:
 
     def _renew(self, helper: Helper) -> None:
         self._selector.unregister(helper.fileno())
+        self._try_to_renew(helper, RESTART_PAUSE_S)
+
+    def _try_to_renew(self, helper: Helper, pause_s: float) -> None:
+        """Start a helper again, or plan to, as _try_to_launch()."""
         try:
             helper.renew()
         except OSError as error:
-            _log.error("%s cannot be started again: %s", type(helper).__name__, error)
+            hint = _HINTS.get(error.errno or 0, "")
+            name = type(helper).__name__
+            _log.error("%s cannot be started again: %s%s; again in %g s", name, error, hint, pause_s)
+            then_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self._renewals.append((time.monotonic() + pause_s, helper, then_s))
             return
         self.watch(helper)
 

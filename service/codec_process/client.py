@@ -37,6 +37,8 @@ MAX_DEATHS: Final = 2
 """A job at whose work the process died so often is not tried again."""
 _NS_A_BYTE: Final = 50
 """About what decoding takes, for the order in which jobs have their turn."""
+_MOST_NS_A_BYTE: Final = 1000
+"""More than it takes on a busy machine."""
 
 
 class CodecsFailed(Exception):
@@ -63,6 +65,7 @@ class Job:
         self.output_bytes = output_bytes
         self.deadline_ns = deadline_ns
         self.deaths = 0
+        self.nbytes = 0
         self.sized = Sized(0)
         self.source, self.made = Room(request.lane), Room(request.lane)
         self.source.place, request.place = request.place, None
@@ -98,9 +101,13 @@ class CodecProcess:
     Args:
         dispatcher: gives places.
         arena_fd, arena_bytes: the arena's memory, as the process maps it.
+        work_limit_s: how long the process may work on a job beyond what its size may need, however much time the
+            request has; then it hangs.
     """
 
-    def __init__(self, dispatcher: Dispatcher, arena_fd: int, arena_bytes: int, log_level: str) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, arena_fd: int, arena_bytes: int, log_level: str, work_limit_s: float
+    ) -> None:
         self._dispatcher = dispatcher
         self._arena_fd = arena_fd
         lanes = tuple(CodecLane(lane.model, lane.version, lane.layout.signature) for lane in dispatcher.lanes)
@@ -110,6 +117,9 @@ class CodecProcess:
         self._numbers = itertools.count()
         self._job: Job | None = None
         """What the process works on."""
+        self._work_limit_s = work_limit_s
+        self._limit: asyncio.TimerHandle | None = None
+        """When it has worked on that for too long."""
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
@@ -168,6 +178,7 @@ class CodecProcess:
         return self._add(Job(self, request, order, lambda sized: 0, deadline_ns, then), nbytes)
 
     def _add(self, job: Job, nbytes: int) -> Job:
+        job.nbytes = nbytes
         turn = time.monotonic_ns() + nbytes * _NS_A_BYTE
         heapq.heappush(self._waiting, (turn, next(self._numbers), job))
         # Not at once: the caller is to have its Job before `then` can be called.
@@ -198,6 +209,13 @@ class CodecProcess:
         self._dispatcher.release(job.source)
         self._dispatcher.release(job.made)
 
+    def _rests(self) -> None:
+        """The process works on nothing any more."""
+        self._job = None
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
     def _next(self) -> None:
         """Give the process the next order, when it has none."""
         while self._job is None and self._waiting:
@@ -219,6 +237,8 @@ class CodecProcess:
                     continue
                 # It died this moment: its end is read next, and goes on with this job.
             self._job = job
+            limit_s = self._work_limit_s + job.nbytes * _MOST_NS_A_BYTE / 1e9
+            self._limit = self._loop.call_later(limit_s, self._hangs, job)
 
     # -- what the process says
 
@@ -284,7 +304,7 @@ class CodecProcess:
         self._end(job, None)
 
     def _end(self, job: Job, error: Exception | None) -> None:
-        self._job = None
+        self._rests()
         self._free(job)
         job.over(error)
         self._next()
@@ -332,7 +352,8 @@ class CodecProcess:
         channel.close()
         process.kill()  # it may have closed the socket itself, on its way out after a fault
         code = process.wait()
-        self._process = self._channel = self._job = None
+        self._process = self._channel = None
+        self._rests()
         _log.warning("the codec process %d ended with code %d", process.pid, code)
         if job is not None:
             job.deaths += 1

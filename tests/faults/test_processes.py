@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.process_metrics import descendants
 from tests.e2e.server_process import ServerProcess, left_behind, serving, wait_gone
 from tests.faults.support import (
     GATED,
@@ -144,6 +145,31 @@ def test_killed_api_server_breaks_its_own_connections_alone_and_a_new_one_serves
         server.wait_until("/v2/health/ready", 200)
         asyncio.run(run())
         assert server.end(signal.SIGTERM) == 0
+
+
+def test_processes_killed_again_and_again_leave_no_zombie_and_no_descriptor(tmp_path: Path) -> None:
+    rows = [[float(number), 0.0, 0.0, 0.0] for number in range(60_000)]
+    large = httpx.Request("POST", "http://x", json={"inputs": rows}).content
+
+    def all_at_work() -> int:
+        """Have the processes that help an API server started. Returns: descriptors of the supervisor."""
+        server.wait_until("/v2/health/ready", 200)
+        server.wait_until("/metrics", 200)
+        answer = server.post("/predict/linear", content=large, headers={"content-type": "application/json"})
+        assert answer.status_code == 200
+        return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+    with serving(make_repository(tmp_path / "repository"), tmp_path / "output") as server:
+        held = all_at_work()
+        for _ in range(3):
+            (api_server,) = server.api_servers()
+            helpers = set(descendants(api_server))
+            assert len(helpers) == 2
+            for pid in [api_server, *server.workers()]:
+                os.kill(pid, signal.SIGKILL)
+            server.until(lambda gone={api_server, *helpers}: not gone & set(descendants(server.process.pid)))
+            assert all_at_work() == held
+        assert server.end(signal.SIGHUP) == 0
 
 
 def test_worker_and_api_server_killed_in_the_same_moment_both_come_back(tmp_path: Path) -> None:

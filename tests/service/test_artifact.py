@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.artifact import check_files, read_artifact
+from service.artifact import read_artifact
 from service.errors import ConfigError
+from service.file_sums import EXPORT, check_files
 from service.manifest import read_manifest
 from tests.service.repositories import config, save_exported, save_linear, save_scripted
 
@@ -119,7 +120,7 @@ def test_manifest_that_is_not_json_is_refused(exported: Path) -> None:
 
 
 def test_untouched_files_pass_their_check(exported: Path) -> None:
-    checks = list(check_files(exported, read_manifest(exported, "linear/1")))
+    checks = list(check_files(exported, read_manifest(exported, "linear/1")["files"], EXPORT))
     assert {check.name for check in checks} == {"model.onnx", "reference.npz"}
     assert not any(check.problem for check in checks)
 
@@ -130,7 +131,11 @@ def test_changed_shortened_and_missing_files_are_told_apart(exported: Path) -> N
     content = model.read_bytes()
 
     def problem() -> str:
-        return next(check.problem for check in check_files(exported, manifest) if check.name == "model.onnx")
+        return next(
+            check.problem
+            for check in check_files(exported, manifest["files"], EXPORT)
+            if check.name == "model.onnx"
+        )
 
     model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "it was changed after export" in problem()
@@ -216,4 +221,6 @@ def test_file_of_a_manifest_that_is_a_pipe_or_a_device_is_told_and_not_read(expo
     manifest["files"] = {"pipe": {**HASHES, "size": 0}, "device": {**HASHES, "size": 0}}
     os.mkfifo(exported / "pipe")
     (exported / "device").symlink_to("/dev/zero")
-    assert all("no ordinary file" in check.problem for check in check_files(exported, manifest))
+    assert all(
+        "no ordinary file" in check.problem for check in check_files(exported, manifest["files"], EXPORT)
+    )

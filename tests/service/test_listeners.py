@@ -6,13 +6,22 @@ import pytest
 
 from service.listeners import close_ours, take_no_more
 
+SO_DETACH_FILTER, SO_LOCK_FILTER = 27, 44  # asm-generic/socket.h
+
 
 def listening() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-def test_what_was_taken_before_can_still_be_accepted_and_answered_and_nothing_more_is_taken() -> None:
+@pytest.mark.parametrize("may_filter", [True, False])
+def test_what_was_taken_before_can_still_be_accepted_and_answered_and_nothing_more_is_taken(
+    may_filter: bool,
+) -> None:
     with listening() as listener, socket.create_connection(listener.getsockname()) as early:
+        if not may_filter:  # refused as to a user without CAP_NET_ADMIN, where the system asks for that
+            listener.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+            with pytest.raises(PermissionError):
+                listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
         early.sendall(b"sent before")
         take_no_more([listener])
         with pytest.raises(TimeoutError):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from service.artifact import Artifact, read_artifact
@@ -81,6 +82,34 @@ def test_file_changed_after_export_is_refused_before_it_is_loaded(folder: Path) 
     save_linear(folder / "model.onnx", weight=WEIGHT + 1)
     with pytest.raises(LoadError, match="it was changed after export; export the model again, or restore"):
         load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
+
+
+def test_file_without_a_manifest_that_is_another_than_when_it_was_read_is_refused(folder: Path) -> None:
+    save_linear(folder / "model.onnx")
+    artifact = artifact_in(folder)
+    load_model(artifact, config(), "cpu", ONE_THREAD)
+    save_linear(folder / "model.onnx", weight=WEIGHT + 1)
+    with pytest.raises(
+        LoadError, match="it was changed since; restart the server to serve what is there now"
+    ):
+        load_model(artifact, config(), "cpu", ONE_THREAD)
+    save_linear(folder / "model.onnx")  # the same bytes, though at another time
+    load_model(artifact, config(), "cpu", ONE_THREAD)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "parts/" + "w" * 200])
+def test_weights_that_lie_beside_the_file_are_held_to_what_they_were_too(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    model = onnx.load(save_linear(folder / "model.onnx"))
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location=name, size_threshold=0)
+    (folder / "notes.txt").write_text("beside it, and no part of it")
+    artifact = artifact_in(folder)
+    (folder / "notes.txt").write_text("other notes")
+    load_model(artifact, config(), "cpu", ONE_THREAD)
+    weights = folder / name
+    weights.write_bytes((np.frombuffer(weights.read_bytes(), np.float32) + 1).tobytes())
+    with pytest.raises(LoadError, match="it was changed since"):
+        load_model(artifact, config(), "cpu", ONE_THREAD)
 
 
 def test_broken_reference_is_told(folder: Path) -> None:

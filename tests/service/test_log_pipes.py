@@ -157,6 +157,33 @@ def test_a_pump_that_is_killed_is_replaced_and_no_line_of_the_pipe_is_lost() -> 
     assert process.communicate(timeout=60)[0] == b"in between\nafter\n"
 
 
+def test_a_pump_that_cannot_be_started_again_now_leaves_all_as_it_was_and_can_be_tried_again() -> None:
+    body = "\n    ".join(
+        [
+            "import resource, select, signal",
+            "os.kill(pipes._process.pid, signal.SIGKILL)",
+            "select.select([pipes], [], [])",
+            "before = len(os.listdir('/proc/self/fd'))",
+            "top = max(map(int, os.listdir('/proc/self/fd')))",
+            "limits = resource.getrlimit(resource.RLIMIT_NOFILE)",
+            "for free in range(5):",
+            "    resource.setrlimit(resource.RLIMIT_NOFILE, (top + free, limits[1]))",
+            "    try:",
+            "        pipes.renew()",
+            "    except OSError as error:",
+            "        tell(f'error {error.errno}') if free == 0 else None",
+            "    else:",
+            "        break",
+            "resource.setrlimit(resource.RLIMIT_NOFILE, limits)",
+            "pipes.renew() if pipes._process.poll() is not None else None",
+            "tell(str(len(os.listdir('/proc/self/fd')) - before))",
+        ]
+    )
+    process = started(body, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.communicate(timeout=60)[0] == b"error 24\n0\n"
+    assert process.returncode == 0
+
+
 def test_the_pump_ends_soon_after_its_parent_even_while_nobody_reads() -> None:
     body = "[tell('x' * 200) for _ in range(20_000)]; os.write(2, b'full\\n'); sys.stdin.read()"
     process = started(body, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -27,6 +27,27 @@ def test_signals_are_counted_and_wake_the_waiting_loop() -> None:
         assert stop.count == 2
 
 
+def test_hangup_begins_the_end_and_hastens_none() -> None:
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert connection.wait([stop], 5) == [stop]
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.count == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.count == 2
+
+
+def test_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.count == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_handlers_are_put_back_at_the_end() -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopSignals():
@@ -55,6 +76,7 @@ def test_process_started_inside_does_not_see_the_stop_signals() -> None:
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
     assert process.communicate()[0] == "done\n"
     assert process.returncode == 0
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}

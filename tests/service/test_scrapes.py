@@ -128,6 +128,17 @@ def test_a_process_that_cannot_be_started_is_told(
         asyncio.run(Scrapes(plan, 60)(""))
 
 
+def test_no_thread_to_start_the_process_from_is_told_alike(
+    plan: ExporterPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor.submit", cannot)
+    with pytest.raises(MetricsUnavailable, match="cannot be started"):
+        asyncio.run(Scrapes(plan, 60)(""))
+
+
 def test_the_process_ends_when_its_api_server_is_gone(plan: ExporterPlan) -> None:
     async def main() -> None:
         scrapes = Scrapes(plan, 60)

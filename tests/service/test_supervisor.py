@@ -332,6 +332,37 @@ def test_api_servers_that_die_together_are_both_started_again(open_theatre: Open
     assert list(theatre.board.epoch) == [1, 1]
 
 
+def test_helper_that_cannot_be_started_again_now_is_started_later(open_theatre: Open) -> None:
+    class Flaky:
+        def __init__(self) -> None:
+            self.pipes = [os.pipe()]
+            self.errors = [errno.EAGAIN, errno.EMFILE, errno.ENOMEM]
+            self.times_s: list[float] = []
+
+        def fileno(self) -> int:
+            return self.pipes[-1][0]
+
+        def end(self) -> None:
+            os.close(self.pipes[-1][1])
+
+        def renew(self) -> None:
+            self.times_s.append(time.monotonic())
+            if self.errors:
+                raise OSError(self.errors.pop(), "not now")
+            self.pipes.append(os.pipe())
+
+    theatre = open_theatre().opened()
+    helper = Flaky()
+    theatre.supervisor.watch(helper)
+    helper.end()
+    theatre.until(lambda: len(helper.pipes) == 2)
+    first, *_, last = helper.times_s
+    assert len(helper.times_s) == 4
+    assert last - first >= 7 * PAUSE_S
+    helper.end()  # it is watched again
+    theatre.until(lambda: len(helper.pipes) == 3)
+
+
 def test_child_that_cannot_be_started_now_is_started_later(
     open_theatre: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

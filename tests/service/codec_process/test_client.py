@@ -37,6 +37,7 @@ PAIR = Signature(
 FLAGS = Signature((TensorSpec("x", "BOOL", (-1, 3)),), (TensorSpec("y", "FP64", (-1,)),))
 LANES = (FIXED, DYNAMIC, PAIR, FLAGS)
 LIMIT_S = 60.0
+WORK_LIMIT_S = 60.0
 
 
 class Body(Ticketed):
@@ -71,7 +72,7 @@ class Shop:
     def __init__(self, **rig: int) -> None:
         self.rig = Rig(*LANES, **{"data_bytes": 1 << 23, **rig})
         memory = self.rig.transport.arenas[0].memory
-        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info")
+        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)
 
     def body(self, data: bytes, lane: int = 0) -> Body:
         body = Body(self.rig.lanes[lane])
@@ -346,6 +347,25 @@ def test_a_body_whose_time_is_over_is_told_so_and_a_process_that_hangs_on_it_is_
             shop.rig.dispatcher.release(patient)
             assert shop.codecs.pid not in (None, pid)
             assert len(late.ends) == len(waiting.ends) == 1
+
+    run(test)
+
+
+def test_a_process_that_stands_still_is_replaced_after_the_limit_though_the_request_has_all_the_time():
+    async def test():
+        async with open_shop() as shop:
+            pid = await shop.started()
+            os.kill(pid, signal.SIGSTOP)
+            shop.codecs._work_limit_s = 0.1
+            body, _ = shop.ask(rows(4), seconds=1e6)
+            behind, _ = shop.ask(rows(5), seconds=1e6)
+            await shop.until(lambda: shop.codecs._job is not None)
+            shop.codecs._work_limit_s = WORK_LIMIT_S  # of what is begun from here on
+            assert await body.end() is None
+            assert await behind.end() is None
+            assert shop.codecs.pid not in (None, pid)
+            for done in (body, behind):
+                shop.rig.dispatcher.release(done)
 
     run(test)
 

@@ -36,6 +36,7 @@ RAW = "application/octet-stream"
 LONG = "Content-Encoding: identity"
 """A header that only the long way knows, and that changes nothing."""
 LIMIT_BYTES = 100_000
+WORK_LIMIT_S = 60.0
 
 
 def call(body: bytes, kind: str = JSON, *headers: str, path: str = PATH, method: str = "POST") -> bytes:
@@ -125,7 +126,7 @@ class House:
         lane = self.rig.lanes[0]
         counters = {kind: self.metrics.answered_counter(PROTOCOLS[kind], "m0", "1") for kind in BodyType}
         memory = self.rig.transport.arenas[0].memory
-        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info")
+        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)
         bodies = BodyMemory(max(1 << 20, limit_bytes))
         receiving = Receiving(bodies, self.rig.dispatcher)
         self.now_s = 1000.0
