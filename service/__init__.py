@@ -2,10 +2,11 @@
 
 The processes: `foldserve serve` is the supervisor; it starts API servers, which speak HTTP, and workers, which run
 models. They share memory and pipes that are made before any of them starts (transport/). Around them: cli.py, config.py
-(the settings), repository.py, artifact.py and model_config.py (what is served), connections/ (where it listens, and who
-takes a connection), serve.py (puts all together), supervisor.py (keeps it alive), litserve_shell.py (LitServe and
-uvicorn). Processes that help them: codec_process/ reads and writes what is large, log_pump.py copies what all write to
-stdout and stderr (log_pipes.py), exporter.py writes /metrics (scrapes.py).
+(the settings), repository.py, artifact.py and model_config.py (what is served), file_sums.py (whether its files are
+still those), connections/ (where it listens, and who takes a connection), serve.py (puts all together), supervisor.py
+(keeps it alive), orphans.py x, litserve_shell.py (LitServe and uvicorn). Processes that help
+them: codec_process/ reads and writes what is large, log_pump.py copies what all write to stdout and stderr
+(log_pipes.py), exporter.py writes /metrics (scrapes.py).
 
 The life of a request:
 
