@@ -144,7 +144,8 @@ def make_api_server(
     front = Front(engine, settings, metrics, scrapes)
     unread = Unread(settings.receive_bytes)
     receiving = Receiving(front.bodies, dispatcher)
-    dispatcher.make_room = lambda: receiving.make_room() or unread.end_stalled()
+    arena_bytes = dispatcher.arena.data_bytes
+    dispatcher.make_room = lambda nbytes: receiving.make_room() or unread.free_place(nbytes, arena_bytes)
     shop = Shop(
         routes={route.target: route for route in routes},
         dispatcher=dispatcher,

@@ -97,9 +97,9 @@ class Dispatcher:
         self.board = board
         self.writers = writers
         self.in_flight: dict[int, Ticketed] = {}
-        self.make_room: Callable[[], bool] = lambda: False
+        self.make_room: Callable[[int], bool] = lambda nbytes: False
         """Has somebody give back a place that is held for a request that is not whole, or for an answer that is not
-        read; False when nobody has any."""
+        read, because so many bytes are needed; False when nobody has any that must."""
         self.lent_bytes = 0
         """In the places that make_room() would have given back for half-sent bodies."""
         self._epoch = board.epoch[index] % EPOCHS
@@ -175,7 +175,7 @@ class Dispatcher:
             self.check_fits(
                 request, input_bytes, output_bytes
             )  # before others give up their places for nothing
-            while modest and place is None and self.make_room():
+            while modest and place is None and self.make_room(input_bytes + output_bytes):
                 place = self._pool.take(input_bytes, output_bytes)
         if place is None:
             raise QueueFull(
@@ -448,7 +448,7 @@ class Dispatcher:
             return
         self._rooms.remember(request, needed)
         found = self._pool.widen(place, needed)
-        while not found and self.make_room():
+        while not found and self.make_room(needed):
             found = self._pool.widen(place, needed)
         if found:
             self.enqueue(request)

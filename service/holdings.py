@@ -37,13 +37,9 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def end_stalled(self) -> bool:
-        """Have the one who stands still for the longest time give way, if anybody does."""
-        first = next(iter(self._holders), None)
-        if first is None or self._clock_s() - first.moved_s < STALLED_S:
-            return False
-        self._end(first)
-        return True
+    def now_s(self) -> float:
+        """CLOCK_MONOTONIC."""
+        return self._clock_s()
 
     def _make_room(self, nbytes: int, newcomer: "Holding") -> bool:
         """Whether so many bytes more fit, when others have given way as far as they must.

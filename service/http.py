@@ -20,7 +20,7 @@ from service.codecs import BodyType
 from service.config import ServeSettings
 from service.docs_page import docs_page
 from service.engine import Engine
-from service.errors import DeadlinePassed, Draining, Internal, NotReady, ServiceError
+from service.errors import DeadlinePassed, Draining, Internal, NotReady, QueueFull, ServiceError
 from service.log_limits import with_id
 from service.predict import predict
 from service.routes import Route, RouteTable
@@ -67,8 +67,9 @@ class Wire(Protocol):
         """Whether nothing has been read after the request under way."""
         ...
 
-    def owe(self, nbytes: int) -> None:
-        """So many bytes more of an answer, or less if negative, wait until its client takes what came before."""
+    def owe(self, nbytes: int) -> bool:
+        """So many bytes more of an answer, or less if negative, wait until its client takes what came before; False
+        when there is no room for them."""
         ...
 
 
@@ -149,6 +150,10 @@ class Front:
                 Internal(f"the server failed on this request; its log tells why, under id {call.request_id}")
             )
         wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+        if wire is not None and answer.rest and not wire.owe(sum(map(len, answer.rest))):
+            full = _too_much_unread(answer.length)
+            call.error_code = full.code
+            answer = error_answer(full)
         closes = answer.close or (self.engine.draining() and (wire is None or wire.last))
         await _send(answer, call, receive, send, closes, wire)
         self._finished(call, route, answer.status)
@@ -270,6 +275,13 @@ def _unread(call: Call) -> bool:
     return sent and closing and not call.body_bytes
 
 
+def _too_much_unread(nbytes: int) -> QueueFull:
+    return QueueFull(
+        f"the answer has {nbytes} bytes, and other clients have not taken theirs yet, so that there is no room to "
+        "keep it; try again later, or send fewer rows at once"
+    )
+
+
 async def _send(
     answer: Answer, call: Call, receive: Receive, send: Send, closes: bool, wire: Wire | None
 ) -> None:
@@ -283,12 +295,10 @@ async def _send(
         headers.append((b"server-timing", call.server_timing().encode("ascii")))
     if closes:
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     linger = (answer.close or _unread(call)) and "expect" not in call.headers
-    part, rest = answer.body, answer.rest
-    if wire is not None:
-        wire.owe(sum(map(len, rest)))
+    part, rest = answer.body, answer.rest  # what waits in rest is owed already
     try:
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         while rest:
             await send({"type": "http.response.body", "body": part, "more_body": True})
             part = rest.popleft()

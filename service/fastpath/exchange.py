@@ -27,7 +27,7 @@ from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, Servic
 from service.fastpath.head_reader import HeadReader
 from service.fastpath.heads import Head, Route
 from service.fastpath.pace import Pace
-from service.fastpath.unread import Unread
+from service.fastpath.unread import Owing, Unread
 from service.log_limits import with_id
 from service.metrics import STAGES, Metrics
 from service.receiving import HalfBody, Receiving
@@ -79,6 +79,11 @@ class Connection(Protocol):
     def begin_answer(self, part: bytes, then: Callable[[], None]) -> None:
         """Send a part of the answer to the call under way that is not the last; `then` is called when there is room for
         another."""
+        ...
+
+    @property
+    def owing(self) -> Owing:
+        """What its client has not taken."""
         ...
 
     @property
@@ -409,16 +414,21 @@ class Exchange(Ticketed):
         """Send an answer that ends in what lies in the place, as quickly as the client takes it: a piece in a turn of
         the event loop at most."""
         encode_s = (monotonic_ns() - started_ns) / 1e9
-        connection = self._connection
+        connection, place = self._connection, self.place
+        assert place is not None
+        owing = connection.owing
+        owing.begin_place(len(place.inputs) + len(place.outputs), len(rest))
 
         def go_on(at: int) -> None:
             if self.response_complete:
                 return  # the client is gone
             end = at + _SENT_BYTES
             piece = bytes(rest[at:end])
+            owing.sent(end)
             if end < len(rest):
                 connection.begin_answer(piece, lambda: go_on(end))
                 return
+            owing.end_place()
             self._shop.dispatcher.release(self)
             self.response_complete = True
             connection.answer(piece)

@@ -643,9 +643,15 @@ class FastProtocol(HttpToolsProtocol):
         missing = 0 if self._own is None else self._own.missing
         return not self.pipeline and self._ahead_bytes <= missing
 
-    def owe(self, nbytes: int) -> None:
-        """So many bytes more of an answer, or less if negative, wait until its client takes what came before."""
-        self._flow.owing.more(nbytes)
+    def owe(self, nbytes: int) -> bool:
+        """So many bytes more of an answer, or less if negative, wait until its client takes what came before; False
+        when there is no room for them."""
+        return self._flow.owing.more(nbytes)
+
+    @property
+    def owing(self) -> Owing:
+        """What its client has not taken."""
+        return self._flow.owing
 
     def refused(self) -> bool:
         """A call is to be answered 429: look at nothing more for a while (pace.py); True to close its connection."""

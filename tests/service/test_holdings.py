@@ -86,19 +86,6 @@ def test_who_stands_still_gives_way_to_anybody_the_longest_first_and_no_more_tha
     assert [holder.gone for holder in holders] == [0, 1, 1, 0, 0]
 
 
-def test_end_stalled_ends_one_who_stands_still_and_nobody_else() -> None:
-    clock = Clock()
-    of = Holdings(100, clock)
-    assert not of.end_stalled()
-    first, second = Who(of, 20), Who(of, 20)
-    assert not of.end_stalled()
-    clock.now_s += STALLED_S
-    second.holding.moved()
-    assert of.end_stalled()
-    assert not of.end_stalled()
-    assert (first.gone, second.gone, of.used_bytes) == (1, 0, 20)
-
-
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60), st.floats(0, 3)), max_size=200))
 def test_whatever_comes_the_bound_holds_and_the_first_bytes_of_a_newcomer_find_room(
     moves: list[tuple[int, int, float]],

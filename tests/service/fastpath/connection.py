@@ -131,7 +131,10 @@ class House:
         receiving = Receiving(bodies, self.rig.dispatcher)
         self.now_s = 1000.0
         unread = Unread(1 << 20, lambda: self.now_s)
-        self.rig.dispatcher.make_room = lambda: receiving.make_room() or unread.end_stalled()
+        arena_bytes = self.rig.dispatcher.arena.data_bytes
+        self.rig.dispatcher.make_room = lambda nbytes: (
+            receiving.make_room() or unread.free_place(nbytes, arena_bytes)
+        )
         route = Route(PATH, "", "/predict/{model}", lane, FIXED, counters)
         self.shop = Shop(
             routes={PATH.encode(): route},

@@ -295,3 +295,29 @@ def test_what_the_process_says_is_short_enough_for_a_packet():
     from service.errors import BadTensor
 
     assert len(orders.refusal(BadTensor("x" * 8_000))) < orders.PACKET_BYTES
+
+
+def test_a_large_answer_of_the_long_way_that_there_is_no_room_to_keep_is_refused_and_not_cut():
+    async def test() -> None:
+        async with open_house() as house:
+            first, second = house.connect(), house.connect()
+            write = first.socket.write
+
+            def behind(data: bytes) -> None:
+                write(data)
+                first.socket.unsent_bytes += len(data)
+                first.protocol.pause_writing()
+
+            first.socket.write = behind
+            send(first, call(LARGE.tobytes(), RAW, LONG))
+            await until(house, lambda: first.socket.written)
+            assert house.shop.unread.used_bytes > house.shop.unread.limit_bytes  # nobody else has any
+            send(second, call(LARGE.tobytes(), RAW, LONG))
+            found = await answer(house, second)
+            assert (found.status, found.code) == (429, "queue_full")
+            assert not first.socket.closing
+            first.leave()
+            send(second, call(LARGE.tobytes(), RAW, LONG))
+            np.testing.assert_array_equal(numbers(RAW, await answer(house, second)), LARGE + 1)
+
+    asyncio.run(test())

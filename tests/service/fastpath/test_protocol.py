@@ -914,7 +914,7 @@ def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
         while dispatcher.lend(one := Room(house.rig.lanes[0]), 8, 8):
             held.append(one)
 
-        def make_room() -> bool:
+        def make_room(nbytes: int) -> bool:
             connection.protocol.abort()  # as a client that takes nothing of an earlier answer is ended
             dispatcher.release(held.pop())
             return True
