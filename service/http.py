@@ -249,16 +249,15 @@ def _this_task() -> "asyncio.Task[Any]":
 
 
 def _call_of(scope: Scope) -> Call:
-    headers: dict[str, str] = {}
-    accepts: list[str] = []
+    lines: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        headers[key] = text
-        if key == "accept":
-            accepts.append(text)
-    if len(accepts) > 1:
-        # Several lines make one list (RFC 9110, 5.3); of other headers the last line counts.
-        headers["accept"] = ",".join(accepts)
+        of_name = lines.setdefault(name.decode("latin-1"), [])
+        text = value.decode("latin-1")
+        if text not in of_name:  # said twice is said once
+            of_name.append(text)
+    # Several lines make one list (RFC 9110, 5.3). Of a header that can have one value alone that is none, and refused:
+    # to believe one of two lines would be to read a body as something that it may not be.
+    headers = {name: ",".join(of_name) for name, of_name in lines.items()}
     return Call(
         method=scope["method"],
         path=scope["path"],

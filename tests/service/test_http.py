@@ -217,3 +217,22 @@ def test_cancelling_a_request_gives_it_up_behind():
 
 def test_config_error_is_no_service_error():
     assert not hasattr(ConfigError("x"), "status")
+
+
+@pytest.mark.parametrize(
+    ("lines", "refused"),
+    [
+        ([("content-encoding", "gzip"), ("content-encoding", "identity")], (415, "unsupported_media_type")),
+        ([("content-type", "application/x-npy")], (415, "unsupported_media_type")),
+        ([("x-timeout-ms", "5"), ("x-timeout-ms", "60000")], (400, "bad_request")),
+    ],
+)
+def test_of_two_lines_that_contradict_each_other_none_is_believed(lines, refused):
+    headers = [("content-type", "application/json"), *lines]
+    reply = call(front(), "POST", "/predict/double", b'{"inputs": [[1, 2, 3]]}', headers)
+    assert reply.error() == refused
+
+
+def test_header_that_is_said_twice_alike_is_said_once():
+    headers = [("content-type", "application/json")] * 2 + [("x-timeout-ms", "60000")] * 2
+    assert call(front(), "POST", "/predict/double", b'{"inputs": [[1, 2, 3]]}', headers).status == 200
