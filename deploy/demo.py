@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models import efficientnet_lite0, train_digits
-from service.artifact import check_files
 from service.errors import ConfigError
+from service.file_sums import EXPORT, check_files
 from service.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +121,8 @@ def ensure_exported(network: str) -> None:
 def why_not_usable(folder: Path) -> str | None:
     """What is wrong with an artifact, or None."""
     try:
-        checks = list(check_files(folder, read_manifest(folder, f"{folder.parent.name}/{folder.name}")))
+        manifest = read_manifest(folder, f"{folder.parent.name}/{folder.name}")
+        checks = list(check_files(folder, manifest.get("files", {}), EXPORT))
     except ConfigError as error:
         return str(error)
     return next((f"{check.name}: {check.problem}" for check in checks if check.problem), None)

@@ -203,11 +203,18 @@ def test_model_that_cannot_be_loaded_is_told_without_the_folders_of_the_server(t
         server.until(lambda: server.post("/predict/good", content=row, headers=JSON).status_code == 200)
         pages = [server.get(path).text for path in ("/info", "/docs", "/v2/health/ready", "/metrics")]
         assert not [page for page in pages if "hidden-folder" in page or "onnxruntime_src" in page]
-        problems = {
-            model["name"]: model["versions"][0]["manifest"]["problem"]
-            for model in server.get("/info").json()["models"]
-            if not model["ready"]
-        }
+
+        def problems_now() -> dict[str, str]:
+            return {
+                model["name"]: model["versions"][0]["manifest"]["problem"]
+                for model in server.get("/info").json()["models"]
+                if not model["ready"]
+            }
+
+        server.until(
+            lambda: "loading" not in problems_now().values()
+        )  # each is served as soon as it is loaded
+        problems = problems_now()
         assert set(problems) == {"cut", "odd", "external"}
         for name, problem in problems.items():
             assert problem.startswith(f"{name}/1/model.onnx is not a model that onnxruntime can load")
