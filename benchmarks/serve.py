@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         "--against",
         type=Path,
         help="another checkout in which `make wheel` was run: only foldserve, here and there, one pair after another; "
-        "exit code 1 when a row is more than 5 % worse here",
+        "exit code 1 when a row is more than 5 %% worse here",
     )
     result.add_argument("--markdown", type=Path, help="a file that gets the tables too")
     return result
