@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from service import recovery
 from service.access_log import log_access
 from service.admission import Bounds
+from service.call import PROTOCOL_OF
 from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.config import ServeSettings
@@ -24,7 +25,7 @@ from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
 from service.engine import NOTHING_BROKEN
 from service.exporter import ExporterPlan
-from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
+from service.fastpath.exchange import RequestIds, Shop
 from service.fastpath.head_reader import HeadReader
 from service.fastpath.heads import Limits, Route
 from service.fastpath.pace import Pace
@@ -207,7 +208,8 @@ def make_routes(
             targets += [(path, f"?version={artifact.version}", pattern, lane) for path, pattern in paths]
         for path, query, pattern, lane in targets:
             counters = {
-                kind: metrics.answered_counter(PROTOCOLS[kind], lane.model, lane.version) for kind in BodyType
+                kind: metrics.answered_counter(PROTOCOL_OF[kind], lane.model, lane.version)
+                for kind in BodyType
             }
             routes.append(Route(path, query, pattern, lane, lane.layout.signature, counters))
     return routes

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl
 
-from service.codecs import TensorHeaders
+from service.codecs import BodyType, TensorHeaders
 from service.errors import BadRequest
 
 REFUSAL: Final = "foldserve.refusal"
 """In a scope: the ServiceError with which the request is to be answered, whatever it asks."""
 BROKEN: Final = "error"
 """In an http.disconnect: the ServiceError that ended the body."""
+CLIENT_GONE: Final = 499
+"""The status, in the log and the metrics alone, of a request whose client left before its answer."""
+PROTOCOL_OF: Final = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
+"""How the log and the metrics name the type of a body."""
 MAX_TIMEOUT_MS: Final = 86_400_000
 _REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _MILLISECONDS: Final = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)

@@ -15,7 +15,7 @@ from service import pages
 from service.access_log import log_access, open_access_log
 from service.answers import Answer, error_answer, json_answer
 from service.body import BodyMemory, BodyTooLarge, ClientGone, Receive, read_body
-from service.call import REFUSAL, Call
+from service.call import CLIENT_GONE, REFUSAL, Call
 from service.codecs import BodyType
 from service.config import ServeSettings
 from service.docs_page import docs_page
@@ -31,7 +31,6 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Any]
 
 PREDICT_PATHS: Final = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
-CLIENT_GONE_STATUS: Final = 499
 WIRE: Final = "foldserve.wire"
 """The ASGI extension that is the request's connection, a Wire."""
 # After a 413, what the client still sends is read and dropped for so long: if the connection were closed
@@ -137,7 +136,7 @@ class Front:
             call.error_code = error.code
             answer = error_answer(error, close=isinstance(error, BodyTooLarge) or REFUSAL in scope)
         except ClientGone:
-            self._finished(call, route, CLIENT_GONE_STATUS)
+            self._finished(call, route, CLIENT_GONE)
             return
         except Exception:
             _log.exception(

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import numpy as np
 
 from service.answers import Answer
-from service.call import Call
+from service.call import PROTOCOL_OF, Call
 from service.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from service.codecs import BodyType, answer_type, body_type, check_kind, decode, encode, pick_outputs
 from service.engine import Engine, Filled, ServedModel, ServedVersion
@@ -26,7 +26,6 @@ from service.errors import (
 )
 
 _NAMES_SHOWN = 20
-_PROTOCOLS = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
 
 
 async def predict(
@@ -54,7 +53,7 @@ async def predict(
     chosen = find_version(engine, served, _one_version(version, query.get("version")))
     call.version = chosen.version
     own = body_type(call.headers.get("content-type"))
-    call.protocol = _PROTOCOLS[own]
+    call.protocol = PROTOCOL_OF[own]
     _refuse_encoding(call.headers.get("content-encoding"))
     check_kind(own, chosen.signature)
     names = pick_outputs(chosen.signature, query.get("output"))

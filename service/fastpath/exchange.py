@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from service.answers import error_answer
-from service.call import Call, allowed_s
+from service.call import CLIENT_GONE, PROTOCOL_OF, Call, allowed_s
 from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from service.codec_process.client import CodecProcess, Job
 from service.codecs import BodyType, decode, encode, lay_out
@@ -34,8 +34,6 @@ from service.receiving import HalfBody, Receiving
 from service.ticketed import NO_BOUND_S, Ticketed
 from service.transport.extents import rounded
 
-CLIENT_GONE: Final = 499
-
 _OK: Final = (
     b"HTTP/1.1 200 OK\r\n%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b"
     b'server-timing: decode;dur=%.3f, queue;dur=%.3f, %bencode;dur=%.3f, batch;desc="%d"\r\n%b\r\n%b'
@@ -45,7 +43,6 @@ _SENT_BYTES: Final = 256 * 1024
 """Of a large answer: what is sent at once, and so what is kept of it when the client takes nothing."""
 _KEPT: Final = b"connection: keep-alive\r\n"
 """What a client that speaks HTTP/1.0 must be told."""
-PROTOCOLS: Final = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
 _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
 _log = logging.getLogger("foldserve.http")
@@ -586,7 +583,7 @@ class Exchange(Ticketed):
         head, path = self._head, self._head.route.path
         call = Call("POST", path, head.route.query[1:], {}, request_id=self.request_id)
         call.route, call.model, call.version = head.route.pattern, self.lane.model, self.lane.version
-        call.protocol = PROTOCOLS[head.kind]
+        call.protocol = PROTOCOL_OF[head.kind]
         call.rows, call.batch_rows = self.rows, self.batch_rows
         call.body_bytes = 0 if self.missing else head.length
         if self._decode_s >= 0.0:

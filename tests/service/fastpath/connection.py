@@ -14,11 +14,11 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service.body import BodyMemory
-from service.call import Call
+from service.call import PROTOCOL_OF, Call
 from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.dispatch_engine import DispatchEngine
-from service.fastpath.exchange import PROTOCOLS, RequestIds, Shop
+from service.fastpath.exchange import RequestIds, Shop
 from service.fastpath.head_reader import HeadReader
 from service.fastpath.heads import Limits, Route
 from service.fastpath.pace import Pace
@@ -124,7 +124,7 @@ class House:
         self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
         self.lines: list[tuple[Call, int]] = []
         lane = self.rig.lanes[0]
-        counters = {kind: self.metrics.answered_counter(PROTOCOLS[kind], "m0", "1") for kind in BodyType}
+        counters = {kind: self.metrics.answered_counter(PROTOCOL_OF[kind], "m0", "1") for kind in BodyType}
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)
         bodies = BodyMemory(max(1 << 20, limit_bytes))
