@@ -15,6 +15,7 @@ COMPILED = (
     "service/codecs/json_quick.py",
     "service/dispatch.py",
     "service/dispatch_engine.py",
+    "service/fastpath/answer_lines.py",
     "service/fastpath/exchange.py",
     "service/fastpath/head_reader.py",
     "service/fastpath/heads.py",

@@ -25,6 +25,7 @@ from service.dispatch import Dispatcher
 from service.dispatch_engine import DispatchEngine, served_models
 from service.engine import NOTHING_BROKEN
 from service.exporter import ExporterPlan
+from service.fastpath.answer_lines import AnswerLines
 from service.fastpath.exchange import RequestIds, Shop
 from service.fastpath.head_reader import HeadReader
 from service.fastpath.heads import Limits, Route
@@ -158,6 +159,7 @@ def make_api_server(
         ids=RequestIds(),
         pace=Pace(),
         unread=unread,
+        lines=AnswerLines(),
         request_timeout_s=settings.request_timeout_s,
     )
     return ApiServer(dispatcher, front, shop, Shares(board, index), metrics)

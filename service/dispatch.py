@@ -25,7 +25,7 @@ from service.errors import (
     TooLarge,
     new_error_id,
 )
-from service.forecast import RunTime, combined
+from service.forecast import UNKNOWN, RunTime, combined
 from service.lifecycle import State
 from service.log_limits import with_id
 from service.room import Rooms
@@ -38,6 +38,8 @@ from service.transport.slots import SlotPool
 from service.watch import Watch
 
 _READ_BYTES: Final = DONE.itemsize * 1024
+_FORECAST_NS: Final = 1_000_000
+"""How long a view's forecast is used before it is looked up again: it is made from the quickest batches of seconds."""
 _DOUBT_NS: Final = 1_000_000_000
 """How often a request that a forecast is against is let in, to see."""
 _SCARCE: Final = 7 / 8
@@ -121,6 +123,11 @@ class Dispatcher:
         # All of what is there; _rows and _bytes are what stands in the line.
         self._held_bytes = [0] * len(lanes)
         self._doubted_ns = [0] * len(lanes)
+        self._forecasts = [UNKNOWN] * len(lanes)
+        self._forecast_ns = [0] * len(lanes)
+        # Who has no more than these is not large: most need no closer look.
+        self._small_rows = [min(lane.max_batch_size, lane.bounds.max_rows // 2) for lane in lanes]
+        self._small_bytes = [lane.bounds.max_bytes // 2 for lane in lanes]
         self._api_servers = range(board.dimensions.api_servers)
         self._workers = range(board.dimensions.workers)
         self._loop = asyncio.get_running_loop()
@@ -140,24 +147,33 @@ class Dispatcher:
         view = self._views[m]
         if view is not None:
             return view.ready
-        return any(ready[worker, m] for worker in self._workers)
+        for worker in self._workers:
+            if ready[worker, m]:
+                return True
+        return False
 
     def load(self, lane: Lane) -> Load:
         """What the lane's queue holds, over all API servers, and how quickly it is served."""
+        return self._load(lane, self._forecast(lane.index, time.monotonic_ns()))
+
+    def _load(self, lane: Lane, run_time: RunTime) -> Load:
         board, m = self.board, lane.index
         rows, nbytes = self._rows[m], self._bytes[m]
         for api in self._api_servers:
             if api != self.index:
                 rows += board.queued_rows[api, m]
                 nbytes += board.queued_bytes[api, m]
-        run_time = combined(
-            [
-                (RunTime(*board.run_time(worker, m)), board.run_measured_ns[worker, m])
-                for worker in self._workers
-            ],
-            time.monotonic_ns(),
-        )
         return Load(rows, nbytes, lane.max_batch_size, lane.instances, run_time, self._large[m] > 0)
+
+    def _forecast(self, m: int, now_ns: int) -> RunTime:
+        """What a batch of the lane takes."""
+        board = self.board
+        of_workers = [
+            (RunTime(*board.run_time(worker, m)), board.run_measured_ns[worker, m])
+            for worker in self._workers
+        ]
+        self._forecasts[m], self._forecast_ns[m] = combined(of_workers, now_ns), now_ns
+        return self._forecasts[m]
 
     def output_room(self, lane: Lane, rows: int, dims: Sequence[int], input_bytes: int) -> int:
         """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
@@ -200,14 +216,14 @@ class Dispatcher:
 
     def _over_its_share(self, lane: Lane) -> bool:
         """Whether the arena is scarce and this model has its part of it: one busy model must not shut out another."""
-        arena, m, lanes = self.arena, lane.index, len(self.lanes)
+        m, lanes = lane.index, len(self.lanes)
+        if lanes == 1:
+            return False
+        arena = self.arena
         slots = len(arena.state)
-        return lanes > 1 and (
-            (len(self.in_flight) > slots * _SCARCE and self._requests[m] * lanes > slots)
-            or (
-                self._pool.lent_bytes - self.lent_bytes > arena.data_bytes * _SCARCE
-                and self._held_bytes[m] * lanes > arena.data_bytes
-            )
+        return (len(self.in_flight) > slots * _SCARCE and self._requests[m] * lanes > slots) or (
+            self._pool.lent_bytes - self.lent_bytes > arena.data_bytes * _SCARCE
+            and self._held_bytes[m] * lanes > arena.data_bytes
         )
 
     def put(self, request: Ticketed, inputs: Mapping[str, np.ndarray], rows: int) -> None:
@@ -261,8 +277,12 @@ class Dispatcher:
 
     def _view(self, lane: Lane) -> _View:
         """The lane's view; kept when the end of this turn, which forgets it, is planned."""
-        m = lane.index
-        view = _View(self.ready(lane), self.load(lane), self._rows[m], self._bytes[m], lane.bounds)
+        m, now_ns = lane.index, time.monotonic_ns()
+        forecast = self._forecasts[m]
+        if now_ns - self._forecast_ns[m] >= _FORECAST_NS:
+            forecast = self._forecast(m, now_ns)
+        load = self._load(lane, forecast)
+        view = _View(self.ready(lane), load, self._rows[m], self._bytes[m], lane.bounds)
         if self._flush_planned:
             self._views[m] = view
             self._viewed.append(m)
@@ -465,7 +485,8 @@ class Dispatcher:
         assert request.place is not None
         m, nbytes = lane.index, len(request.place.inputs)
         self._held_bytes[m] += sign * nbytes
-        if is_large(rows, nbytes, lane.max_batch_size, lane.bounds):
+        small = rows <= self._small_rows[m] and nbytes <= self._small_bytes[m]
+        if not small and is_large(rows, nbytes, lane.max_batch_size, lane.bounds):
             self._large[m] += sign
             rows, nbytes = in_line(rows, nbytes, lane.max_batch_size)
         self._rows[m] += sign * rows

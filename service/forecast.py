@@ -46,6 +46,8 @@ class RunTimes:
         self._began_ns = 0
         self._now: dict[int, tuple[int, int]] = {}
         self._before: dict[int, tuple[int, int]] = {}
+        self._line = UNKNOWN
+        """What they make."""
 
     def add(self, rows: int, took_ns: int, now_ns: int) -> RunTime:
         """Count a batch of `rows` rows, padding included. Returns: the forecast from now on."""
@@ -53,11 +55,15 @@ class RunTimes:
             self._before = self._now if now_ns - self._began_ns < 2 * EPOCH_NS else {}
             self._now = {}
             self._began_ns = now_ns
+            self._line = UNKNOWN
         size = rows.bit_length()
         quickest = self._now.get(size)
         if quickest is None or took_ns * quickest[1] < quickest[0] * rows:
             self._now[size] = (max(1, took_ns), rows)
-        return self._fit()
+            self._line = UNKNOWN
+        if self._line is UNKNOWN:
+            self._line = self._fit()
+        return self._line
 
     def _fit(self) -> RunTime:
         """A line through the quickest batches of the smallest and of the largest size."""

@@ -9,8 +9,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import monotonic_ns
 from typing import Final, Protocol
@@ -19,11 +18,12 @@ import numpy as np
 
 from service.answers import error_answer
 from service.call import CLIENT_GONE, PROTOCOL_OF, Call, allowed_s
-from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from service.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
 from service.codec_process.client import CodecProcess, Job
 from service.codecs import BodyType, decode, encode, lay_out
 from service.dispatch import Dispatcher
 from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError
+from service.fastpath.answer_lines import AnswerLines
 from service.fastpath.head_reader import HeadReader
 from service.fastpath.heads import Head, Route
 from service.fastpath.pace import Pace
@@ -48,13 +48,8 @@ _STATUS_LINES: Final = {status.value: f"{status.value} {status.phrase}".encode()
 _log = logging.getLogger("foldserve.http")
 
 
-@lru_cache(maxsize=64)
-def _batch_timing(gather_s: float, run_s: float, scatter_s: float) -> bytes:
-    """The stages that all requests of a batch share; they are answered one after the other."""
-    return b"gather;dur=%.3f, run;dur=%.3f, scatter;dur=%.3f, " % (
-        *(gather_s * 1e3, run_s * 1e3),
-        scatter_s * 1e3,
-    )
+def _nanoseconds(timeout_s: float | None) -> int:
+    return int((NO_BOUND_S if timeout_s is None else timeout_s) * 1e9)
 
 
 def _lines(headers: Sequence[tuple[str, str]]) -> bytes:
@@ -64,10 +59,6 @@ def _lines(headers: Sequence[tuple[str, str]]) -> bytes:
 
 class Connection(Protocol):
     """What an exchange needs of the connection that it came on."""
-
-    def date_line(self) -> bytes:
-        """The Date header of now, with its line end."""
-        ...
 
     def answer(self, message: bytes) -> None:
         """Send the whole answer to the call under way, or the last part of it."""
@@ -106,7 +97,7 @@ class Timer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shop:
     """What every exchange of an API server shares.
 
@@ -126,6 +117,11 @@ class Shop:
     pace: Pace
     request_timeout_s: float | None
     unread: Unread
+    lines: AnswerLines
+    request_timeout_ns: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.request_timeout_ns = _nanoseconds(self.request_timeout_s)
 
 
 class RequestIds:
@@ -173,6 +169,7 @@ class Exchange(Ticketed):
         self._head = head
         self._connection = connection
         self._timeout_s = shop.request_timeout_s
+        self._timeout_ns = shop.request_timeout_ns
         self._draining = shop.dispatcher.board.draining
         # Not class values: the compiler leaves those of classes that it does not compile unset.
         self._timer: Timer | None = None
@@ -192,6 +189,7 @@ class Exchange(Ticketed):
         try:
             if head.timeout_ms:
                 self._timeout_s = allowed_s(head.timeout_ms.decode("latin-1"), self._timeout_s)
+                self._timeout_ns = _nanoseconds(self._timeout_s)
             if not dispatcher.ready(lane):
                 raise NotReady(
                     f"model {lane.model!r} version {lane.version} is not ready; try again when "
@@ -332,18 +330,19 @@ class Exchange(Ticketed):
 
     def _success(self, headers: bytes, length: int, encode_s: float, body: bytes) -> bytes:
         """The head of the answer with its body, or the beginning of it."""
+        lines = self._shop.lines
         queue_s, gather_s, run_s, scatter_s = self.stages_s
         if self._draining[0]:
             self._close_if_last()
         return _OK % (
-            self._connection.date_line(),
+            lines.date(),
             self._head.media_type,
             length,
             self._made_id(),
             headers,
             self._decode_s * 1e3,
             queue_s * 1e3,
-            _batch_timing(gather_s, run_s, scatter_s),
+            lines.batch_timing(gather_s, run_s, scatter_s),
             encode_s * 1e3,
             self.batch_rows,
             self._connection_line(),
@@ -455,7 +454,7 @@ class Exchange(Ticketed):
         started_ns = now_ns = monotonic_ns()
         head, dispatcher = self._head, self._shop.dispatcher
         if not head.raw:
-            if head.length > (LARGE_JSON_BYTES if head.kind is BodyType.JSON else LARGE_COPY_BYTES):
+            if head.length > head.loop_bytes:
                 self._decode_elsewhere(started_ns)
                 return
             body = self._body
@@ -487,8 +486,8 @@ class Exchange(Ticketed):
                 self
             )  # its connection was ended to make room, for itself as it happened
             return
-        deadline_ns = min(self._deadline_ns(), now_ns + int(self.lane.timeout_s * 1e9))
-        self._shop.dispatcher.submit(self, now_ns, deadline_ns)
+        deadline_ns, latest_ns = self._deadline_ns(), now_ns + self._head.queue_ns
+        self._shop.dispatcher.submit(self, now_ns, min(deadline_ns, latest_ns))
 
     def _decoded(self, started_ns: int) -> int:
         """The time, CLOCK_MONOTONIC, at which decoding has ended."""
@@ -498,8 +497,7 @@ class Exchange(Ticketed):
 
     def _deadline_ns(self) -> int:
         """CLOCK_MONOTONIC at which its time is over."""
-        timeout_s = self._timeout_s
-        return self._began_ns + int((NO_BOUND_S if timeout_s is None else timeout_s) * 1e9)
+        return self._began_ns + self._timeout_ns
 
     def _late(self) -> None:
         """The time is over, and the body is not there."""
@@ -535,7 +533,7 @@ class Exchange(Ticketed):
         call = self._call()
         lines = [
             b"HTTP/1.1 " + _STATUS_LINES[answer.status],
-            b"\r\n" + self._connection.date_line(),
+            b"\r\n" + self._shop.lines.date(),
             f"content-type: {answer.content_type}\r\ncontent-length: {len(answer.body)}\r\n".encode(),
             b"x-request-id: " + self._made_id() + b"\r\n",
             *(f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in answer.headers),

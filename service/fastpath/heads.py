@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from service.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from service.codecs import BodyType, body_type
 from service.codecs.json_quick import QuickJson
 from service.codecs.media_types import answer_types
@@ -62,6 +63,7 @@ class Plan:
 
     raw: whether the body is the rows' own bytes. quick: None where the codecs must look. row_bytes: bytes of a row in
     a raw body that needs no look at its values; 0 when there is no such thing. counter: Metrics.answered_counter.
+    loop_bytes: a body of more is not decoded on the event loop. queue_ns: the longest from being queued to the answer.
     """
 
     def __init__(self, route: "Route", kind: BodyType) -> None:
@@ -75,6 +77,8 @@ class Plan:
         fits = lane.layout.one_fixed_input and signature.inputs[0].datatype != "BOOL"
         self.row_bytes = lane.layout.input_row_bytes if fits else 0
         self.counts_rows = signature.counts_rows
+        self.loop_bytes = LARGE_JSON_BYTES if self.json else LARGE_COPY_BYTES
+        self.queue_ns = int(lane.timeout_s * 1e9)
         # A body of raw bytes or npy holds one tensor.
         self.short = self.json or (len(signature.outputs) == 1 and (not self.raw or self.row_bytes > 0))
 
@@ -144,6 +148,8 @@ class Head:
         self.media_type = plan.media_type
         self.quick = plan.quick
         self.counter = plan.counter
+        self.loop_bytes = plan.loop_bytes
+        self.queue_ns = plan.queue_ns
         self.length = length
         self.request_id = request_id
         self.timeout_ms = timeout_ms

@@ -17,7 +17,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from email.utils import formatdate
 from typing import Any, Final
 
 import httptools
@@ -79,9 +78,6 @@ class FastProtocol(HttpToolsProtocol):
     """Parts of bodies that were read lately, on all connections."""
     _next_turn = False
     """Whether that is forgotten in the next turn of the event loop."""
-    _date_s = -1
-    _date_line = b""
-    _date_header: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -149,9 +145,11 @@ class FastProtocol(HttpToolsProtocol):
                 head = self._read(data, end) if end > 3 else None
                 if head is not None and len(data) - end <= head.length:
                     own = self._begin(head)
-                    self._feed(own, data[end:])
+                    own.feed(data[end:])
                     if own.missing:
                         own.await_body()
+                    elif own.response_complete:
+                        self._end_own(own)
                     return
         at = self._parse(data, 0)
         if at < len(data):
@@ -569,8 +567,7 @@ class FastProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
         length = next((value for name, value in self.headers or () if name == b"content-length"), b"")
         self._body_left = int(length) if length.isdigit() else 0
-        self.date_line()
-        self.server_state.default_headers = list(self._date_header)
+        self.server_state.default_headers = [(b"date", self.shop.lines.date_value())]
         busy = self.cycle is not None and not self.cycle.response_complete
         self.cycle = LongCycle(
             scope=self.scope,
@@ -599,9 +596,13 @@ class FastProtocol(HttpToolsProtocol):
     def _feed(self, own: Exchange, data: bytes) -> None:
         own.feed(data)
         if own.response_complete and not own.missing:
-            self._own = None
-            if not own.keep_alive:
-                self.transport.close()
+            self._end_own(own)
+
+    def _end_own(self, own: Exchange) -> None:
+        """It is answered, and its body is read."""
+        self._own = None
+        if not own.keep_alive:
+            self.transport.close()
 
     # -- what an exchange asks for
 
@@ -614,7 +615,7 @@ class FastProtocol(HttpToolsProtocol):
         transport = self.transport
         if transport.is_closing():
             return
-        transport.write(self._rest(message))
+        transport.write(self._rest(message) if self._cut_beginning else message)
         if not own.keep_alive and own.missing:
             self.loop.call_later(_LINGER_S, transport.close)
         elif not own.keep_alive:
@@ -663,13 +664,3 @@ class FastProtocol(HttpToolsProtocol):
     def call_later(self, seconds: float, then: Callable[[], None]) -> asyncio.TimerHandle:
         """Call `then` on the event loop after so many seconds."""
         return self.loop.call_later(seconds, then)
-
-    def date_line(self) -> bytes:
-        """The Date line, made anew once a second when it is needed: no timer, so that an idle server sleeps."""
-        now_s = int(time.time())
-        if now_s != FastProtocol._date_s:
-            value = formatdate(now_s, usegmt=True).encode()
-            FastProtocol._date_s = now_s
-            FastProtocol._date_line = b"date: %b\r\n" % value
-            FastProtocol._date_header = ((b"date", value),)
-        return FastProtocol._date_line

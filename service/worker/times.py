@@ -2,9 +2,13 @@
 
 import threading
 import time
+from typing import Final
 
 from service.forecast import FRESH_NS, UNKNOWN, RunTimes
 from service.transport.board import MappedBoard
+
+_TELL_NS: Final = FRESH_NS // 100
+"""How often it is told that a forecast still holds."""
 
 
 class BatchTimes:
@@ -17,6 +21,7 @@ class BatchTimes:
         self._lock = threading.Lock()
         self._run_time = UNKNOWN
         self._measured_ns = 0
+        self._told_ns = 0
 
     def run_ns(self, rows: int) -> int:
         """What a batch of so many rows takes at best; 0 while that is not known."""
@@ -27,6 +32,8 @@ class BatchTimes:
         """Count a batch of `rows` rows, padding included."""
         now_ns = time.monotonic_ns()
         with self._lock:
-            self._run_time = self._learned.add(rows, int(batch_s * 1e9), now_ns)
+            run_time = self._learned.add(rows, int(batch_s * 1e9), now_ns)
             self._measured_ns = now_ns
-            self._board.write_run_time(*self._place, self._run_time, now_ns)
+            if run_time is not self._run_time or now_ns - self._told_ns >= _TELL_NS:
+                self._run_time, self._told_ns = run_time, now_ns
+                self._board.write_run_time(*self._place, run_time, now_ns)

@@ -18,6 +18,7 @@ from service.call import PROTOCOL_OF, Call
 from service.codec_process.client import CodecProcess
 from service.codecs import BodyType
 from service.dispatch_engine import DispatchEngine
+from service.fastpath.answer_lines import AnswerLines
 from service.fastpath.exchange import RequestIds, Shop
 from service.fastpath.head_reader import HeadReader
 from service.fastpath.heads import Limits, Route
@@ -147,6 +148,7 @@ class House:
             ids=RequestIds(),
             pace=Pace(time.monotonic),  # a thread that never has time to spare
             unread=unread,
+            lines=AnswerLines(),
             request_timeout_s=request_timeout_s,
         )
         self.engine = DispatchEngine(

@@ -13,12 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import http as http_front
-from service.fastpath import protocol as protocol_module
 from service.fastpath import unread as unread_module
 from service.fastpath.pace import CLOSE, FREE
 from service.fastpath.rules import MOST_HEADERS
 from service.fastpath.unread import PATIENCE_S
-from service.ticketed import Room
 from tests.service.fastpath.connection import (
     JSON,
     LIMIT_BYTES,
@@ -868,68 +866,5 @@ def test_an_error_of_ours_is_answered_500_and_the_others_of_its_batch_are_not_to
         assert [statuses(connection) for connection in connections] == [[500], [200], [200]]
         assert connections[0].answers()[0].code == "internal"
         assert house.free
-
-    run(test)
-
-
-def test_the_date_is_that_of_the_second_also_after_the_clock_was_set_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Time:
-        now_s = 1_000_000_000.25
-
-        def time(self) -> float:
-            return self.now_s
-
-    clock = Time()
-    monkeypatch.setattr(protocol_module, "time", clock)
-    monkeypatch.setattr(protocol_module.FastProtocol, "_date_s", -1)
-
-    async def test(house: House) -> None:
-        connection = house.connect()
-        seen = []
-        for step_s in (0.5, 0.5, -3600.0, 0.0):
-            seen.append(connection.protocol.date_line()[10:-6])
-            clock.now_s += step_s
-        assert seen == [
-            *[b" 09 Sep 2001 01:46:40"] * 2,
-            b" 09 Sep 2001 01:46:41",
-            b" 09 Sep 2001 00:46:41",
-        ]
-
-    try:
-        run(test)
-    finally:
-        protocol_module.FastProtocol._date_s = -1
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize(("body", "kind"), [(rows(1.0), JSON), (np.float32([[7, 7]]).tobytes(), RAW)])
-def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
-    body: bytes, kind: str, parts: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def test(house: House) -> None:
-        dispatcher, connection = house.rig.dispatcher, house.connect()
-        held = []
-        while dispatcher.lend(one := Room(house.rig.lanes[0]), 8, 8):
-            held.append(one)
-
-        def make_room(nbytes: int) -> bool:
-            connection.protocol.abort()  # as a client that takes nothing of an earlier answer is ended
-            dispatcher.release(held.pop())
-            return True
-
-        dispatcher.make_room = make_room
-        whole = call(body, kind)
-        at = len(whole) - 3 if parts == 2 else len(whole)
-        connection.send(whole[:at])
-        connection.send(whole[at:])
-        await house.turn()
-        connection.leave()
-        for one in held:
-            dispatcher.release(one)
-        assert house.free
-        assert [status for _, status in house.lines] == [499]
-        assert caplog.records == []
 
     run(test)
