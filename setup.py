@@ -11,6 +11,7 @@ from setuptools import setup
 
 COMPILED = (
     "service/admission.py",
+    "service/body.py",
     "service/buckets.py",
     "service/codecs/json_quick.py",
     "service/dispatch.py",
@@ -19,7 +20,10 @@ COMPILED = (
     "service/fastpath/exchange.py",
     "service/fastpath/head_reader.py",
     "service/fastpath/heads.py",
+    "service/fastpath/unread.py",
     "service/forecast.py",
+    "service/holdings.py",
+    "service/receiving.py",
     "service/request_ring.py",
     "service/room.py",
     "service/ticketed.py",

@@ -147,10 +147,7 @@ class Dispatcher:
         view = self._views[m]
         if view is not None:
             return view.ready
-        for worker in self._workers:
-            if ready[worker, m]:
-                return True
-        return False
+        return any(ready[worker, m] for worker in self._workers)
 
     def load(self, lane: Lane) -> Load:
         """What the lane's queue holds, over all API servers, and how quickly it is served."""
