@@ -17,6 +17,7 @@ from service.fastpath import unread as unread_module
 from service.fastpath.pace import CLOSE, FREE
 from service.fastpath.rules import MOST_HEADERS
 from service.fastpath.unread import PATIENCE_S
+from service.ticketed import Room
 from tests.service.fastpath.connection import (
     JSON,
     LIMIT_BYTES,
@@ -866,5 +867,37 @@ def test_an_error_of_ours_is_answered_500_and_the_others_of_its_batch_are_not_to
         assert [statuses(connection) for connection in connections] == [[500], [200], [200]]
         assert connections[0].answers()[0].code == "internal"
         assert house.free
+
+    run(test)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("body", "kind"), [(rows(1.0), JSON), (np.float32([[7, 7]]).tobytes(), RAW)])
+def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
+    body: bytes, kind: str, parts: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(house: House) -> None:
+        dispatcher, connection = house.rig.dispatcher, house.connect()
+        held = []
+        while dispatcher.lend(one := Room(house.rig.lanes[0]), 8, 8):
+            held.append(one)
+
+        def make_room(nbytes: int) -> bool:
+            connection.protocol.abort()  # as a client that takes nothing of an earlier answer is ended
+            dispatcher.release(held.pop())
+            return True
+
+        dispatcher.make_room = make_room
+        whole = call(body, kind)
+        at = len(whole) - 3 if parts == 2 else len(whole)
+        connection.send(whole[:at])
+        connection.send(whole[at:])
+        await house.turn()
+        connection.leave()
+        for one in held:
+            dispatcher.release(one)
+        assert house.free
+        assert [status for _, status in house.lines] == [499]
+        assert caplog.records == []
 
     run(test)
