@@ -9,22 +9,22 @@ the raw graph, and which graphs are refused: cleaning.py. Who may change the gra
 """
 
 import dataclasses
-import traceback
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.utils import _pytree as pytree
 
-from models.errors import BadExample, ExportError, NotCapturable
+from models.errors import BadExample, NotCapturable
 from models.export.cleaning import clean_graph
 from models.export.example import ROWS, Example, checked_names, unique_names
 from models.export.quiet import quiet
+from models.export.refusals import reason, refuse, user_line
 from models.recurrent import symbolic_length
 
 # Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round
@@ -73,7 +73,7 @@ def capture(
             program = program.run_decompositions({})
             raw = program.module(check_guards=False)
         except Exception as error:
-            _refuse(error, example)
+            refuse(error, example)
     graph_module = clean_graph(raw, program, example.names)
     out_spec = program.call_spec.out_spec
     own_names = unique_names(_output_names(out_spec), taken=example.names)
@@ -99,8 +99,8 @@ def _run_once(module: nn.Module, example: Example) -> None:
             for n, t in zip(example.names, example.tensors, strict=True)
         )
         raise BadExample(
-            f"the network fails on its own example ({shapes}): {type(error).__name__}: "
-            f"{error}{_user_line(error)}. Give example inputs that the network accepts, dim 0 = rows."
+            f"the network fails on its own example ({shapes}): {reason(error)}"
+            f"{user_line(error)}. Give example inputs that the network accepts, dim 0 = rows."
         ) from error
 
 
@@ -113,13 +113,13 @@ def _export(module: nn.Module, example: Example) -> tuple[torch.export.ExportedP
         try:
             with quiet(), torch.no_grad(), symbolic_length():
                 return torch.export.export(module, arguments, dynamic_shapes=shapes), dims
-        except torch._dynamo.exc.UserError as error:
+        except UserError as error:
             refined = _refined(error, example, dims) or _raised(error, example, dims)
             if refined is None:
-                _refuse(error, example)
+                refuse(error, example)
             dims = refined
         except Exception as error:
-            _refuse(error, example)
+            refuse(error, example)
     raise NotCapturable(
         f"no sizes could be found for the dynamic axes {sorted(labels - {ROWS})}; give fewer of them"
     )
@@ -171,57 +171,6 @@ def _is_axes(value: object) -> bool:
 
 def _bounds(dim: Any) -> tuple[str, Any, Any]:
     return dim.__name__, getattr(dim, "min", None), getattr(dim, "max", None)
-
-
-def _refuse(error: Exception, example: Example) -> NoReturn:
-    """Turn what torch.export raised into the reason and the mend."""
-    if isinstance(error, ExportError):
-        raise error
-    text = str(error)
-    place = _user_line(error)
-    if "data-dependent" in text or "DataDependent" in type(error).__name__:
-        raise NotCapturable(
-            f"control flow depends on values{place}: torch.export cannot keep both branches, and baking one "
-            "in would answer wrong without a word. Write it with torch.where or masks, or take the branch "
-            "out of forward."
-        ) from error
-    if "onstraints violated" in text or "pecializ" in text:
-        raise NotCapturable(_specialised(text, example) + place) from error
-    first = text.strip().splitlines()[0] if text.strip() else ""
-    raise NotCapturable(
-        f"torch.export refuses the network{place}: {type(error).__name__}: {first}. Change that line of the "
-        "network; there is no fall-back to tracing, which would bake values in."
-    ) from error
-
-
-def _specialised(text: str, example: Example) -> str:
-    reasons = [line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")]
-    fixes = text.partition("Suggested fixes:")[2].partition("The error above")[0].split("\n")
-    asked = sorted({label for axes in example.axes for label in axes.values()} - {ROWS})
-    suggested = "; ".join(line.strip() for line in fixes if line.strip())
-    fixed_rows = any(line.strip().startswith(f"{ROWS} =") for line in fixes)
-    why = f" torch.export says: {suggested or (reasons[0] if reasons else text.strip().splitlines()[0])}."
-    if fixed_rows or not asked:
-        return (
-            f"the network fixes the number of rows at that of the example, {example.rows} in dim 0.{why} "
-            "Use x.shape[0] or -1 in view and reshape, no Python loop over the rows, and rows in dim 0"
-        )
-    return (
-        f"the network does not take every size of the dynamic axes {asked}.{why} Make the axis static, or "
-        "the network free of that size"
-    )
-
-
-def _user_line(error: BaseException) -> str:
-    """` at file.py, line 3, in forward: if x.sum() > 0:` for the innermost frame of the user's code, or
-    ``.
-    """
-    torch_folder = str(Path(torch.__file__).parent)
-    own_folder = str(Path(__file__).parent)
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((torch_folder, own_folder, "<")) and frame.line:
-            return f" at {Path(frame.filename).name}, line {frame.lineno}, in {frame.name}: `{frame.line}`"
-    return ""
 
 
 def _output_names(out_spec: pytree.TreeSpec) -> tuple[str, ...]:
