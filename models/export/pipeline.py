@@ -19,7 +19,7 @@ from models.errors import BadExample
 from models.export.artifact import check_free, check_name, check_version, new_version
 from models.export.capture import CapturedGraph, capture
 from models.export.convert import Converted, convert, without_unused
-from models.export.copying import double_graph, eval_copy
+from models.export.copying import EvalCopy, double_graph, eval_copy
 from models.export.example import Example, read_example
 from models.export.first_difference import with_every_value
 from models.export.fold import FoldReport, fold_batch_norms
@@ -77,7 +77,7 @@ class Job:
     precision: Precision
     folder: Path
     example: Example = field(init=False)
-    copy: nn.Module = field(init=False)
+    copy: EvalCopy = field(init=False)
     captured: CapturedGraph = field(init=False)
     double: fx.GraphModule = field(init=False)
     reference: EagerReference = field(init=False)
