@@ -163,9 +163,8 @@ def write_folded(target: registry.Target, folder: Path) -> tuple[Variant, dict[s
 
 def capture_of(target: registry.Target) -> CapturedGraph:
     """The graph that the export starts from."""
-    module = eval_copy(target.module)
-    example = read_example(module, target.example_inputs, target.dynamic_axes, target.input_names)
-    return capture(module, example)
+    example = read_example(target.module, target.example_inputs, target.dynamic_axes, target.input_names)
+    return capture(eval_copy(target.module), example)
 
 
 def write_unfolded(captured: CapturedGraph, folder: Path) -> Variant:

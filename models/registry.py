@@ -7,7 +7,7 @@ import difflib
 import importlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Target:
     dynamic_axes: per input, the dims besides rows that are dynamic, and their names: {"x": {1: "length"}}.
     input_names: None for the parameter names of the module's forward.
     source: TARGET as it was given, for the manifest.
+    note: what was done to the names in the weights file, in one line; empty where nothing was.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Target:
     dynamic_axes: dict[str, dict[int, str]] | None
     input_names: tuple[str, ...] | None
     source: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,19 @@ def available() -> tuple[str, ...]:
     return tuple(NETWORKS)
 
 
-def resolve(target: str, weights: Path | None = None) -> Target:
+def resolve(target: str, weights: Path | None = None, weights_key: str | None = None) -> Target:
     """Build the network that target names, and load weights into it, if given.
+
+    weights_key: which of several sets of weights in the file, as in weights.load_weights.
 
     Raises ExportErrors: UnknownTarget when it cannot be found or imported, FactoryFailed when it cannot be
     built, MissingExtra when it needs a package that is not installed, and those of models.weights. For a
     factory the current directory becomes importable.
     """
     found = _resolve_factory(target) if ":" in target else _resolve_network(target)
-    if weights is not None:
-        load_weights(found.module, weights)
-    return found
+    if weights is None:
+        return found
+    return replace(found, note=load_weights(found.module, weights, weights_key))
 
 
 def _resolve_network(target: str) -> Target:

@@ -1,164 +1,158 @@
-"""Load a file of weights into a network, without ever running what is in the file.
+"""Load a file of weights into a network, strictly: every name of the network and of the file's weights is used.
 
-Two formats: .safetensors, and what torch.save(module.state_dict(), path) writes, read with weights_only=True.
-Strict: every key of the network and of the file is used. Nothing is renamed, stripped or left out in silence.
+What the file is, is weights_file.py's; where in it the weights are, checkpoint.py's. What had to be done to the names
+is returned in one line, for the user to read.
 """
 
-import pickle
-import re
-import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from models.errors import UnsafeWeights, WeightsDoNotFit, WeightsUnreadable
+from models.checkpoint import Found, choose, fits, misfits, search, some
+from models.errors import WeightsDoNotFit, WeightsUnreadable
+from models.weights_file import SAVE, read_weights
 
-_SAVE = "torch.save(module.state_dict(), path), or safetensors.torch.save_file(module.state_dict(), path)"
 
-
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path, key: str | None = None) -> str:
     """Copy the weights in path into module, in place; floats are cast to the dtype of the module.
 
-    A key may be missing where torch itself can do without it: the second name of a tied weight, and
-    num_batches_tracked in files from before torch 0.4.
+    A training checkpoint is looked through, and the names that wrappers and trainers add are taken off (checkpoint.py).
+    A name may be missing where torch itself can do without it: the second name of a tied weight, and
+    num_batches_tracked in files from before torch 0.4. Weights on the meta device become the file's.
 
+    Args:
+        key: where in a checkpoint to look, as "ema" or "ema.module", when several places fit.
+    Returns: one line that says what was taken and renamed; "" where the file has the network's own names.
     Raises:
         WeightsUnreadable: there is no such file, it is damaged, or it holds something else than weights.
-        UnsafeWeights: the file is a pickle of more than tensors; it was not run.
-        WeightsDoNotFit: lists every missing, unexpected and mis-shaped key. The module is as it was.
+        UnsafeWeights: the file is a pickle of more than plain data; it was not run.
+        WeightsDoNotFit: lists every missing, unexpected and mis-shaped name, or the places that fit alike. The
+            module is as it was.
     """
-    weights = _read(path)
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    problems = _misfits(module.state_dict(), weights)
-    if not problems:
-        try:
-            report = module.load_state_dict(weights, strict=False)
-        except RuntimeError as error:  # from a module with its own way of loading
-            problems = [str(error)]
-        else:
-            problems = [f"missing: {name}" for name in _really_missing(module, report.missing_keys)]
-            problems += [f"unexpected: {name}" for name in report.unexpected_keys]
+    content = read_weights(path)
+    wanted = module.state_dict()
+    places = search(_tree(content, path), wanted, _tied(wanted))
+    if key is not None:
+        places = _under(places, key, path)
+    if not places:
+        raise WeightsUnreadable(
+            f"the weights file {path} holds no tensors under names, but {_described(content)}; expected a state "
+            f"dict, or a checkpoint that has one; write it with {SAVE}"
+        )
+    fitting = [place for place in places if fits(place, wanted)]
+    if not fitting and (wanted or places[0].unexpected):
+        raise WeightsDoNotFit(_not_fitting(module, path, places[0]))
+    chosen, others = choose(fitting) if fitting else (places[0], [])
+    if chosen is None:
+        raise WeightsDoNotFit(
+            f"the weights file {path} holds several weights that fit {type(module).__name__}: "
+            f"{some(sorted(other.place for other in others))}; choose one: --weights-key {others[0].place}"
+        )
+    _copy(module, wanted, chosen, path)
+    partial = [place for place in places if place.averaged and place.names and place not in fitting]
+    return _told(chosen, others, partial, path)
+
+
+def _tree(content: Any, path: Path) -> Mapping[Any, Any]:
+    if isinstance(content, Mapping):
+        return content
+    raise WeightsUnreadable(
+        f"the weights file {path} holds a {type(content).__name__}; expected names with tensors; "
+        f"write it with {SAVE}"
+    )
+
+
+def _under(places: list[Found], key: str, path: Path) -> list[Found]:
+    chosen = [place for place in places if place.place == key or place.place.startswith(f"{key}.")]
+    if not chosen:
+        known = sorted({place.place.partition(".")[0] for place in places if place.place})
+        there = f"it has {some(known)}" if known else "its names are the network's own"
+        raise WeightsDoNotFit(f"the weights file {path} has nothing under {key!r} (--weights-key); {there}")
+    return chosen
+
+
+def _copy(module: nn.Module, wanted: Mapping[str, Any], place: Found, path: Path) -> None:
+    """Load what was found. Raises: WeightsDoNotFit for what a module with its own way of loading does not take."""
+    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in wanted.items()}
+    # Where weights are on the meta device there is nothing to copy into: they become the file's tensors.
+    hollow = any(isinstance(value, Tensor) and value.is_meta for value in wanted.values())
+    weights = place.weights()
+    if hollow:
+        weights = {name: value.to(wanted[name].dtype) for name, value in weights.items()}
+    try:
+        report = module.load_state_dict(_with_versions(weights, place), strict=False, assign=hollow)
+    except RuntimeError as error:
+        problems = [str(error)]
     else:
-        problems += [f"missing: {name}" for name in before if name not in weights]
-        problems += [f"unexpected: {name}" for name in weights if name not in before]
+        tied = _tied(module.state_dict())
+        problems = [
+            f"missing: {name}"
+            for name in report.missing_keys
+            if name in place.missing or (name not in tied and not name.endswith("num_batches_tracked"))
+        ]
+        problems += [f"unexpected: {name}" for name in report.unexpected_keys]
     if problems:
         module.load_state_dict(before, strict=False)
-        raise WeightsDoNotFit(_not_fitting(module, path, problems, list(weights), list(before)))
+        raise WeightsDoNotFit(_problems(module, path, problems))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise WeightsUnreadable(
-            f"the weights file {path} {what}; expected a .safetensors or a torch.save file; check --weights"
-        )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, dict):
-        raise WeightsUnreadable(
-            f"the weights file {path} holds a {type(content).__name__}; expected names with tensors; "
-            f"write it with {_SAVE}"
-        )
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise WeightsUnreadable(
-            f"the weights file {path} holds more than tensors, under {_some(others)}; expected the state "
-            "dict alone (a training checkpoint often has it under 'state_dict' or 'model'); write it with "
-            f"{_SAVE}"
-        )
-    return content
+def _with_versions(weights: Mapping[str, Any], place: Found) -> "OrderedDict[str, Any]":
+    """The weights with the versions of their modules, as torch.save writes them: old ones are converted by them."""
+    state = OrderedDict(weights)
+    versions = place.versions
+    if versions is not None:
+        owners = {name.rpartition(".")[0]: there.rpartition(".")[0] for name, there in place.names.items()}
+        state._metadata = {here: versions[there] for here, there in owners.items() if there in versions}  # type: ignore[attr-defined]
+    return state
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise WeightsUnreadable(
-            f"the weights file {path} cannot be read as safetensors ({error}); it may be cut short, or have "
-            "the wrong suffix; write it again with safetensors.torch.save_file(module.state_dict(), path)"
-        ) from error
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # About odd pickles and TorchScript files; the errors below say it better.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Only the name that torch refused: the rest of its message advises weights_only=False.
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        asks = f"it asks for {refused[1]}" if refused else "it is a pickle of another kind"
-        raise UnsafeWeights(
-            f"the weights file {path} was not loaded: {asks}, and a pickle can run any code while it loads. "
-            f"Expected tensors alone. Where you trust the file, load it in your own program and write {_SAVE}"
-        ) from error
-    except (
-        Exception
-    ) as error:  # a damaged file stops torch's reader in any way there is: IndexError, TypeError ...
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise WeightsUnreadable(
-            f"the weights file {path} cannot be read ({reason}); expected a .safetensors or a torch.save "
-            f"file; it may be cut short or be something else; write it again with {_SAVE}"
-        ) from error
-
-
-def _misfits(wanted: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
-    """Return a line for each key in both whose tensors cannot be copied; all differences of kind or shape."""
-    lines = []
-    for name, there in weights.items():
-        here = wanted.get(name)
-        if here is None:
-            continue
-        if here.shape != there.shape:
-            lines.append(f"mis-shaped: {name} is {_shape(there)} in the file, {_shape(here)} in the network")
-        elif (here.is_floating_point(), here.is_complex()) != (there.is_floating_point(), there.is_complex()):
-            lines.append(f"mis-typed: {name} is {there.dtype} in the file, {here.dtype} in the network")
-    return lines
-
-
-def _really_missing(module: nn.Module, missing: list[str]) -> list[str]:
-    """Drop the second names of tied weights: the tensor was filled under its first name."""
-    state = module.state_dict()
-    filled = {
-        (tensor.data_ptr(), tensor.shape, tensor.stride())
-        for name, tensor in state.items()
-        if name not in missing and tensor.numel()
-    }
-    return [
-        name
-        for name in missing
-        if (state[name].data_ptr(), state[name].shape, state[name].stride()) not in filled
-    ]
-
-
-def _not_fitting(
-    module: nn.Module, path: Path, problems: list[str], there: list[str], here: list[str]
-) -> str:
-    lines = "\n  ".join(problems)
-    mend = "Export the network that these weights were trained for, or save its state dict again."
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if (
-            there
-            and all(name.startswith(prefix) for name in there)
-            and here
-            and not here[0].startswith(prefix)
-        ):
-            mend = (
-                f"Every key in the file begins with {prefix!r} (DataParallel, torch.compile or a trainer "
-                "puts such a prefix there): save the state dict of the network inside."
+def _tied(state: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """Of each name whose tensor has several: all of them. The tensor is filled under any."""
+    groups: dict[tuple[Any, ...], set[str]] = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.numel():
+            storage = (
+                tensor.untyped_storage()._cdata,
+                tensor.storage_offset(),
+                tensor.shape,
+                tensor.stride(),
             )
+            groups.setdefault(storage, set()).add(name)
+    return {name: frozenset(names) for names in groups.values() if len(names) > 1 for name in names}
+
+
+def _told(chosen: Found, others: list[Found], partial: list[Found], path: Path) -> str:
+    parts = [chosen.told()]
+    if others:
+        places = [other.place or "the names themselves" for other in others]
+        parts.append(f"{some(places)} would fit too (--weights-key chooses)")
+    if partial and not chosen.averaged:
+        lack = partial[0].missing + partial[0].unexpected
+        parts.append(f"not the averaged weights in {partial[0].place!r}, which do not fit: {some(lack)}")
+    told = "; ".join(part for part in parts if part)
+    return f"the weights file {path}: {told}" if told else ""
+
+
+def _not_fitting(module: nn.Module, path: Path, place: Found) -> str:
+    wanted = module.state_dict()
+    problems = misfits(place, wanted)
+    problems += [f"missing: {name}" for name in place.missing]
+    problems += [f"unexpected: {name}" for name in place.unexpected]
+    return _problems(module, path, problems, f" (looked at {place.place!r})" if place.place else "")
+
+
+def _problems(module: nn.Module, path: Path, problems: list[str], where: str = "") -> str:
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return f"the weights file {path} does not fit {type(module).__name__}, {count}:\n  {lines}\n{mend}"
+    lines = "\n  ".join(problems)
+    return (
+        f"the weights file {path}{where} does not fit {type(module).__name__}, {count}:\n  {lines}\n"
+        "Export the network that these weights were trained for, or save its state dict again."
+    )
 
 
-def _shape(tensor: Tensor) -> str:
-    return "(" + ", ".join(map(str, tensor.shape)) + ")"
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + rest
+def _described(content: Mapping[Any, Any]) -> str:
+    kinds = [f"{name!r} ({type(value).__name__})" for name, value in list(content.items())[:5]]
+    return ", ".join(kinds) or "nothing"

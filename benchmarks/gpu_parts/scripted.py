@@ -33,9 +33,8 @@ class Scripted:
 def write(subject: Subject, precision: Precision, folder: Path) -> Scripted:
     """Capture the network, and write it with its norms folded and with all of them left."""
     target = registry.resolve(subject.target)
-    module = eval_copy(target.module)
-    example = read_example(module, target.example_inputs, target.dynamic_axes, target.input_names)
-    captured = capture(module, example)
+    example = read_example(target.module, target.example_inputs, target.dynamic_axes, target.input_names)
+    captured = capture(eval_copy(target.module), example)
     graph = copy.deepcopy(captured.graph_module)
     fold_batch_norms(graph)
     name = f"{subject.key}-{precision.exported}"

@@ -52,6 +52,11 @@ def versions(repository: Path, name: str) -> tuple[int, ...]:
     return tuple(sorted(int(text) for text in found))
 
 
+def next_version(repository: Path, name: str) -> int:
+    """The version that an export without one becomes: the newest and one more, or 1."""
+    return max(versions(repository, name), default=0) + 1
+
+
 def check_free(repository: Path, name: str, version: int) -> None:
     """Raises: VersionExists. Asked before the work begins; new_version asks again at its end."""
     folder = repository / name / str(version)

@@ -1,6 +1,6 @@
 """Capture a network as one graph of ATen operators, with torch.export.
 
-    before  an nn.Module in eval mode and an Example
+    before  an eval copy of an nn.Module (copying.py) and an Example
     after   CapturedGraph: a flat fx graph, tensors in, tuple of tensors out, rows symbolic
 
 torch.export sees hooks, parametrizations, functional norms and reused modules, and refuses what a tracer
@@ -9,22 +9,25 @@ the raw graph, and which graphs are refused: cleaning.py. Who may change the gra
 """
 
 import dataclasses
-import traceback
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
+from torch._dynamo.exc import UserError
 from torch.export import Dim
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.utils import _pytree as pytree
 
-from models.errors import BadExample, ExportError, NotCapturable
+from models.errors import BadExample, NotCapturable
+from models.export.caches import without_caches
 from models.export.cleaning import clean_graph
+from models.export.copying import EvalCopy, fresh_copy
 from models.export.example import ROWS, Example, checked_names, unique_names
+from models.export.plain_names import any_names, give_plain_names
 from models.export.quiet import quiet
+from models.export.refusals import reason, refuse, user_line
+from models.export.running import plain_ways
 from models.recurrent import symbolic_length
 
 # Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round
@@ -59,21 +62,22 @@ class CapturedGraph:
 
 
 def capture(
-    module: nn.Module, example: Example, output_names: tuple[str, ...] | None = None
+    network: EvalCopy, example: Example, output_names: tuple[str, ...] | None = None
 ) -> CapturedGraph:
-    """Return the graph of module, which is in eval mode on the CPU (copying.py); module is left unchanged.
+    """Return the graph of network; the weights are shared with it.
 
     Raises: BadExample when the network cannot run the example; NotCapturable with the reason and the mend
     when torch.export refuses, or when the graph is one that cannot be served row by row (cleaning.py).
     """
-    _run_once(module, example)
-    program, dims = _export(module, example)
-    with quiet(), symbolic_length():
+    _run_once(network, example)
+    program, dims = _export(network, example)
+    with quiet(), symbolic_length(), any_names():
         try:
             program = program.run_decompositions({})
             raw = program.module(check_guards=False)
         except Exception as error:
-            _refuse(error, example)
+            refuse(error, example)
+        give_plain_names(raw)
     graph_module = clean_graph(raw, program, example.names)
     out_spec = program.call_spec.out_spec
     own_names = unique_names(_output_names(out_spec), taken=example.names)
@@ -87,39 +91,40 @@ def capture(
     return CapturedGraph(graph_module, example.tensors, example.names, names, shapes, out_spec)
 
 
-def _run_once(module: nn.Module, example: Example) -> None:
+def _run_once(network: EvalCopy, example: Example) -> None:
     """Run the example eagerly, so that a wrong shape is told in the network's own words."""
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            example.call(module, [t.clone() for t in example.tensors])
+        with plain_ways(network.converted):
+            example.call(fresh_copy(network.module), [t.clone() for t in example.tensors])
     except Exception as error:
         shapes = ", ".join(
             f"{n}: {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
             for n, t in zip(example.names, example.tensors, strict=True)
         )
         raise BadExample(
-            f"the network fails on its own example ({shapes}): {type(error).__name__}: "
-            f"{error}{_user_line(error)}. Give example inputs that the network accepts, dim 0 = rows."
+            f"the network fails on its own example ({shapes}): {reason(error)}"
+            f"{user_line(error)}. Give example inputs that the network accepts, dim 0 = rows."
         ) from error
 
 
-def _export(module: nn.Module, example: Example) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+def _export(network: EvalCopy, example: Example) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
     labels = {label for axes in example.axes for label in axes.values()}
     dims: dict[str, Any] = {label: Dim(label, min=1) for label in sorted(labels)}
     arguments = tuple(pytree.tree_unflatten([t.clone() for t in example.tensors], example.in_spec))
+    module = without_caches(network, example)
     for _ in range(_MOST_REFINEMENTS):
         shapes = example.dynamic_shapes(dims)
         try:
-            with quiet(), torch.no_grad(), symbolic_length():
-                return torch.export.export(module, arguments, dynamic_shapes=shapes), dims
-        except torch._dynamo.exc.UserError as error:
+            with quiet(), plain_ways(network.converted), symbolic_length(), any_names():
+                # A copy each time: what a capture leaves in a network are stand-ins without numbers.
+                return torch.export.export(fresh_copy(module), arguments, dynamic_shapes=shapes), dims
+        except UserError as error:
             refined = _refined(error, example, dims) or _raised(error, example, dims)
             if refined is None:
-                _refuse(error, example)
+                refuse(error, example)
             dims = refined
         except Exception as error:
-            _refuse(error, example)
+            refuse(error, example)
     raise NotCapturable(
         f"no sizes could be found for the dynamic axes {sorted(labels - {ROWS})}; give fewer of them"
     )
@@ -171,57 +176,6 @@ def _is_axes(value: object) -> bool:
 
 def _bounds(dim: Any) -> tuple[str, Any, Any]:
     return dim.__name__, getattr(dim, "min", None), getattr(dim, "max", None)
-
-
-def _refuse(error: Exception, example: Example) -> NoReturn:
-    """Turn what torch.export raised into the reason and the mend."""
-    if isinstance(error, ExportError):
-        raise error
-    text = str(error)
-    place = _user_line(error)
-    if "data-dependent" in text or "DataDependent" in type(error).__name__:
-        raise NotCapturable(
-            f"control flow depends on values{place}: torch.export cannot keep both branches, and baking one "
-            "in would answer wrong without a word. Write it with torch.where or masks, or take the branch "
-            "out of forward."
-        ) from error
-    if "onstraints violated" in text or "pecializ" in text:
-        raise NotCapturable(_specialised(text, example) + place) from error
-    first = text.strip().splitlines()[0] if text.strip() else ""
-    raise NotCapturable(
-        f"torch.export refuses the network{place}: {type(error).__name__}: {first}. Change that line of the "
-        "network; there is no fall-back to tracing, which would bake values in."
-    ) from error
-
-
-def _specialised(text: str, example: Example) -> str:
-    reasons = [line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")]
-    fixes = text.partition("Suggested fixes:")[2].partition("The error above")[0].split("\n")
-    asked = sorted({label for axes in example.axes for label in axes.values()} - {ROWS})
-    suggested = "; ".join(line.strip() for line in fixes if line.strip())
-    fixed_rows = any(line.strip().startswith(f"{ROWS} =") for line in fixes)
-    why = f" torch.export says: {suggested or (reasons[0] if reasons else text.strip().splitlines()[0])}."
-    if fixed_rows or not asked:
-        return (
-            f"the network fixes the number of rows at that of the example, {example.rows} in dim 0.{why} "
-            "Use x.shape[0] or -1 in view and reshape, no Python loop over the rows, and rows in dim 0"
-        )
-    return (
-        f"the network does not take every size of the dynamic axes {asked}.{why} Make the axis static, or "
-        "the network free of that size"
-    )
-
-
-def _user_line(error: BaseException) -> str:
-    """` at file.py, line 3, in forward: if x.sum() > 0:` for the innermost frame of the user's code, or
-    ``.
-    """
-    torch_folder = str(Path(torch.__file__).parent)
-    own_folder = str(Path(__file__).parent)
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((torch_folder, own_folder, "<")) and frame.line:
-            return f" at {Path(frame.filename).name}, line {frame.lineno}, in {frame.name}: `{frame.line}`"
-    return ""
 
 
 def _output_names(out_spec: pytree.TreeSpec) -> tuple[str, ...]:

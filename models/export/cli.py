@@ -62,7 +62,14 @@ class ExportCommand:
         parser.add_argument(
             "--weights",
             metavar="FILE",
-            help="a .safetensors file, or one that torch.load(weights_only=True) reads",
+            help="a .safetensors file, or one that torch.load(weights_only=True) reads: a state dict, or a training "
+            "checkpoint, whose weights are found in it",
+        )
+        parser.add_argument(
+            "--weights-key",
+            metavar="KEY",
+            help="which weights of a checkpoint that has several, as model or ema.module (default: the averaged ones, "
+            "else those that are called as usual)",
         )
         parser.add_argument(
             "--example",
@@ -137,14 +144,20 @@ class ProgressLines:
 def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult":
     # Here and not above: --help and other commands must not wait for torch.
     from models.errors import BadExample
-    from models.export.artifact import check_name, versions
+    from models.export.artifact import check_name
     from models.export.example_option import examples_from
     from models.export.pipeline import DEFAULT_MAX_BATCH_SIZE, export_model
     from models.registry import resolve
 
     if args.name is not None:
         check_name(args.name)  # before a large network is built
-    target = resolve(args.target, Path(args.weights) if args.weights else None)
+    if args.weights_key is not None and args.weights is None:
+        raise BadExample(
+            "--weights-key says where in a weights file to look; give the file too: --weights FILE"
+        )
+    target = resolve(args.target, Path(args.weights) if args.weights else None, args.weights_key)
+    if target.note:
+        print(f"foldserve export: {target.note}", file=sys.stderr)
     name = check_name(args.name or target.name)
     inputs, axes, input_names = target.example_inputs, target.dynamic_axes, target.input_names
     if args.example:
@@ -154,15 +167,12 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
             f"{args.target} gives no example inputs; add --example NAME:DTYPE:SIZES, for example --example "
             "x:FP32:-1x3x224x224, or let the factory return (module, example_inputs)"
         )
-    version = args.version
-    if version is None:
-        version = max(versions(Path(args.repository), name), default=0) + 1
     return export_model(
         target.module,
         inputs,
         args.repository,
         name=name,
-        version=version,
+        version=args.version,
         dynamic_axes=axes,
         input_names=input_names,
         max_batch_size=DEFAULT_MAX_BATCH_SIZE if args.max_batch_size is None else args.max_batch_size,
@@ -235,6 +245,10 @@ def _slowest(seconds: Mapping[str, float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m models.export`: the same command without the server's command line around it."""
     command = ExportCommand()
-    parser = argparse.ArgumentParser(prog="python -m models.export", description=command.help)
+    parser = argparse.ArgumentParser(
+        prog="python -m models.export",
+        description=command.help,
+        allow_abbrev=False,  # as in service/cli.py
+    )
     command.configure(parser)
     return command.run(parser.parse_args(arguments))

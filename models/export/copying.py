@@ -1,57 +1,95 @@
-"""The copy of the user's network that an export works on: in eval mode, on the CPU, in float32.
+"""The copies of the user's network that an export works on.
 
-    before  module      anything that runs: training mode, hooks, pruned, weight_norm, half precision, on a
-    GPU after   eval_copy   the same computation, eval mode, CPU, every floating parameter and buffer in
-    float32
+    before  module        anything that runs: training mode, hooks, pruned, weight_norm, half precision, on a GPU
+    after   eval_copy     the same computation, eval mode, CPU, floating weights in float32
+            fresh_copy    one of those again for a single run; its parameters are shared
+            double_copy   the eval copy in float64
 
-The module given is only read. Networks in half, bfloat16 or float64 are captured and folded in float32 too;
-the precision of the files is a setting of its own (convert.py), measured against this copy.
+The module given is only read. Whoever runs a network runs a fresh copy: forward may keep what it made (a grid for the
+shape it met, a position table, a count), and what one run leaves behind must not become part of the next one, least of
+all of the captured graph.
+
+Weights in 16 bits are written as float32, which is exact; the precision of the files is a setting of its own
+(convert.py). float64 beside other float types is there for its digits and stays. A network wholly in float64 is written
+as float32, by choice: ONNX Runtime has float64 kernels for few operators (no convolution), and GPUs compute it 32 to 64
+times slower. EvalCopy.converted keeps the types that the weights had: forward may name them (float32_mode.py).
 """
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from models.errors import NotCapturable
 from models.export.float64_mode import is_smaller_float
+from models.export.refusals import reason
 
 
-def eval_copy(module: nn.Module) -> nn.Module:
+@dataclass(frozen=True)
+class EvalCopy:
+    """A network in eval mode, on the CPU, in float32. Never run itself: see fresh_copy.
+
+    converted: the float types that weights of the user's module had and that are float32 now.
+    """
+
+    module: nn.Module
+    converted: frozenset[torch.dtype]
+
+
+def eval_copy(module: nn.Module) -> EvalCopy:
     """Return a deep copy of module in eval mode, on the CPU, in float32; module itself is unchanged.
 
-    Raises: NotCapturable when module holds a ScriptModule, or something that cannot be copied.
+    Eval mode is what the module's own eval() makes of it: where a part of it keeps training (Monte-Carlo dropout), so
+    does the copy, and the random numbers are refused later (cleaning.py).
+    Raises: NotCapturable when module holds weights without values, a ScriptModule or a quantised module, or
+    something that cannot be copied.
     """
-    _refuse_script_modules(module)
+    _refuse_script_and_quantised_modules(module)
     _refuse_lazy_parameters(module)
-    # copy.deepcopy refuses tensors that are results of autograd. Pruned and old-style weight_norm modules
-    # keep such a tensor as the attribute `weight` (a pre-hook makes it anew at each call), so their copies
-    # are put into the memo beforehand; the originals stay as they are.
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed_tensors(module)}
+    _refuse_weights_without_values(module)
+    kept = list(_attribute_tensors(module))
+    converted = _to_convert({t.dtype for t in (*module.parameters(), *module.buffers(), *kept)})
+
+    def plain(tensor: Tensor) -> Tensor:
+        wanted = torch.float32 if tensor.dtype in converted else tensor.dtype
+        return tensor.detach().to(device="cpu", dtype=wanted)
+
+    # Not reached by Module.to and Module.float: tensors that are plain attributes. And copy.deepcopy refuses those
+    # that are results of autograd: pruned and old-style weight_norm modules keep one as the attribute `weight` (a
+    # pre-hook makes it anew at each call). So their copies are put into the memo beforehand.
+    changed = [t for t in kept if not t.is_leaf or t.dtype in converted or t.device.type != "cpu"]
+    memo: dict[int, Any] = {id(t): plain(t.detach().clone()) for t in changed}
     try:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:
         raise NotCapturable(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}); the export works "
+            f"{type(module).__name__} cannot be copied ({reason(error)}); the export works "
             "on a deep copy so that yours stays unchanged. Keep files, locks, generators and tensors with a "
             "gradient history out of the module's attributes, or define __deepcopy__."
         ) from error
     duplicate.eval()
-    for submodule in duplicate.modules():
-        submodule.training = False  # for modules whose own train() does not pass the flag on
-    duplicate.to(device="cpu")
-    duplicate.float()
+    duplicate._apply(plain)  # type: ignore[no-untyped-call]  # of Module.to and Module.float, one by one
     for parameter in duplicate.parameters():
         parameter.requires_grad_(False)
-    return duplicate
+    return EvalCopy(duplicate, converted)
+
+
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of an eval or double copy for one run. It shares the parameters, so it costs little memory."""
+    memo: dict[int, Any] = {id(p): p for p in module.parameters()}
+    return copy.deepcopy(module, memo)
 
 
 def double_copy(module: nn.Module) -> nn.Module:
     """Return a deep copy of an eval copy in float64, the reference that every answer is compared with."""
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in _computed_tensors(module)}
+    memo: dict[int, Any] = {
+        id(t): t.detach().clone().double() for t in _attribute_tensors(module) if t.is_floating_point()
+    }
     duplicate = copy.deepcopy(module, memo)
     return duplicate.double()
 
@@ -70,13 +108,36 @@ def double_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
     return duplicate
 
 
-def _refuse_script_modules(module: nn.Module) -> None:
+def _to_convert(dtypes: set[torch.dtype]) -> frozenset[torch.dtype]:
+    """The types of weights that become float32: all others, or all but float64 where that is not the only one."""
+    floats = {dtype for dtype in dtypes if dtype.is_floating_point}
+    stays = {torch.float32} if floats == {torch.float64} else {torch.float32, torch.float64}
+    return frozenset(floats - stays)
+
+
+# Where torch keeps quantised modules, now and under its older names.
+_QUANTISED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "torch.nn.quantized",
+    "torch.nn.intrinsic",
+)
+
+
+def _refuse_script_and_quantised_modules(module: nn.Module) -> None:
     for path, submodule in module.named_modules():
+        where = f"submodule {path!r}" if path else "the network"
         if isinstance(submodule, torch.jit.ScriptModule):
-            where = f"submodule {path!r}" if path else "the network"
             raise NotCapturable(
                 f"{where} is a ScriptModule ({submodule.original_name}); torch.export cannot see into it. "
                 "Give the nn.Module that it was scripted or traced from."
+            )
+        packed = any(isinstance(value, torch.ScriptObject) for value in vars(submodule).values())
+        if packed or type(submodule).__module__.startswith(_QUANTISED):
+            raise NotCapturable(
+                f"{where} is quantised ({type(submodule).__module__}.{type(submodule).__qualname__}): its weights "
+                "are packed for one library's kernels, which ATen and ONNX operators cannot read. Export the float "
+                "network from before the quantisation; --precision fp16 or bf16 makes its files smaller."
             )
 
 
@@ -84,25 +145,47 @@ def _refuse_lazy_parameters(module: nn.Module) -> None:
     lazy = [name for name, p in (*module.named_parameters(), *module.named_buffers()) if is_lazy(p)]
     if lazy:
         raise NotCapturable(
-            f"the parameters {', '.join(lazy)} have no size yet (lazy modules); run the network once on an "
+            f"the parameters {_some(lazy)} have no size yet (lazy modules); run the network once on an "
             "example and train or load its weights before the export"
         )
 
 
-def _computed_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Every tensor with a gradient history that an attribute of module or of a submodule holds."""
+def _refuse_weights_without_values(module: nn.Module) -> None:
+    named = [*module.named_parameters(), *module.named_buffers()]
+    named += [("a tensor kept as an attribute", t) for t in _attribute_tensors(module)]
+    empty = [name for name, tensor in named if tensor.is_meta or isinstance(tensor, FakeTensor)]
+    if empty:
+        raise NotCapturable(
+            f"the weights {_some(empty)} are on the device 'meta': they have a size and no values. Make room for them "
+            "with module.to_empty(device='cpu') and load the trained weights (load_state_dict) before the export; "
+            "load_state_dict(..., assign=True) does both."
+        )
+
+
+def _some(names: list[str]) -> str:
+    """The names, or the first three of them and how many more there are."""
+    rest = len(names) - 3
+    return ", ".join(names) if rest <= 1 else f"{', '.join(names[:3])} and {rest} more"
+
+
+def _attribute_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that an attribute of module or of a submodule holds, and that is neither parameter nor buffer."""
+    registered = {"_parameters", "_buffers", "_modules"}
     for submodule in module.modules():
-        for value in vars(submodule).values():
-            yield from _computed_tensors_in(value)
+        for name, value in vars(submodule).items():
+            if name not in registered:
+                yield from _tensors_in(value)
+        # A result of autograd may be kept as a buffer too; deepcopy refuses it there as well.
+        yield from (b for b in submodule._buffers.values() if b is not None and not b.is_leaf)
 
 
-def _computed_tensors_in(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        if not value.is_leaf:
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if not isinstance(value, nn.Parameter):
             yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _computed_tensors_in(item)
+            yield from _tensors_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _computed_tensors_in(item)
+            yield from _tensors_in(item)

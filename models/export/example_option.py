@@ -1,7 +1,8 @@
 """Read `--example NAME:DTYPE:SIZES`: an input of a network, described on the command line.
 
 x:FP32:-1x3x224x224 is an input x of float32 pictures; a -1 is a dynamic axis, the first one the rows. Types
-are the words of the Open Inference Protocol. Pure: text in, tensors out.
+are the words of the Open Inference Protocol, or the names that torch and numpy have for them (float32), in any
+case. Pure: text in, tensors out.
 """
 
 import re
@@ -13,7 +14,13 @@ from torch import Tensor
 from models.errors import BadExample
 from models.export.datatypes import OIP_WORDS
 
-_TYPES = {word: dtype for dtype, word in OIP_WORDS.items()}
+# As users write them, in small letters: fp32 or float32. Not `float` or `int`: they have one size in torch and another
+# in numpy.
+_TYPES = {
+    name: dtype
+    for dtype, word in OIP_WORDS.items()
+    for name in (word.lower(), str(dtype).removeprefix("torch."))
+}
 _ROWS = 2
 # The size of a dynamic axis in the example: even and composite, since networks halve their inputs.
 _DYNAMIC_SIZE = 32
@@ -49,7 +56,7 @@ def examples_from(
             axes[name] = mine
         names.append(name)
         concrete = [_ROWS if axis == 0 else _DYNAMIC_SIZE if n == -1 else n for axis, n in enumerate(shape)]
-        inputs.append(_values(_TYPES[word], concrete, generator))
+        inputs.append(_values(_TYPES[word.lower()], concrete, generator))
     if problems:
         raise BadExample("--example " + "; ".join(problems))
     return tuple(inputs), axes, tuple(names)
@@ -60,8 +67,9 @@ def _problem(name: str, word: str, sizes: str, names: Sequence[str]) -> str | No
         return f"{name!r} is no name for an input; expected letters, digits and '_'"
     if name in names:
         return f"the input {name!r} is given twice"
-    if word not in _TYPES:
-        return f"{word!r} is no type; expected one of {', '.join(_TYPES)}"
+    if word.lower() not in _TYPES:
+        known = ", ".join(f"{oip} ({str(dtype).removeprefix('torch.')})" for dtype, oip in OIP_WORDS.items())
+        return f"{word!r} is no type; expected one of {known}"
     if not re.fullmatch(r"(-1|[1-9][0-9]*)(x(-1|[1-9][0-9]*))*", sizes):
         return f"{sizes!r} are no sizes; expected numbers or -1 joined by 'x', for example -1x3x224x224"
     if not sizes.startswith("-1"):

@@ -1,22 +1,31 @@
-"""Run a network, or its graph, wholly in float64, also where it names a smaller float type itself.
+"""Run a network, or its graph, wholly in float64, while it believes to be in float32.
 
-`module.double()` is not enough: a forward that says `x.float()` or `torch.zeros(n)` brings float32 back, and
-either fails (mixed types) or rounds, and then the reference would be no reference. Inside
-`float64_arithmetic()` every float type that an operator is asked for becomes float64. Knows nothing of
-networks or files.
+`module.double()` is not enough. A forward that says `x.float()` or `torch.zeros(n)` brings float32 back, and either
+fails (mixed types) or rounds, and then the reference would be no reference. And one that asks for the type
+(`torch.finfo(x.dtype).eps`, `if x.dtype == torch.float32`, `torch.tensor(0.1)`) would compute something else than
+the network that is exported, which is in float32. So within `float64_arithmetic()`
+
+    every operator computes in float64: float types asked for, tensors that come in and tensors that go out
+    every question for a type is answered as in float32
+
+Knows nothing of networks or files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base is untyped
+    """What the operators do."""
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -24,9 +33,47 @@ class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        wide_args = [torch.float64 if is_smaller_float(a) else a for a in args]
-        wide_kwargs = {k: torch.float64 if is_smaller_float(v) else v for k, v in (kwargs or {}).items()}
-        return func(*wide_args, **wide_kwargs)
+        schema = getattr(func, "_schema", None)
+        written = {a.name for a in schema.arguments if a.is_write} if schema is not None else set()
+        names = [a.name for a in schema.arguments] if schema is not None else []
+        wide_args = [
+            a if name in written else _wide(a)
+            for name, a in zip(names + [""] * (len(args) - len(names)), args, strict=False)
+        ]
+        wide_kwargs = {k: v if k in written else _wide(v) for k, v in (kwargs or {}).items()}
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # for operators that are asked for no type, as zeros(n)
+        try:
+            result = func(*wide_args, **wide_kwargs)
+        finally:
+            torch.set_default_dtype(default)
+        return result if written else _wide(result)
+
+
+class _ShownAsFloat32(TorchFunctionMode):
+    """What forward is told."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if result is torch.float64:
+            return torch.float32
+        if func is Tensor.type and isinstance(result, str):
+            return result.replace("DoubleTensor", "FloatTensor")
+        return result
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in _SMALLER else value
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+        return type(value)(_wide(item) for item in value) if type(value) in {list, tuple} else value
+    return torch.float64 if is_smaller_float(value) else value
 
 
 def is_smaller_float(value: object) -> bool:
@@ -36,19 +83,15 @@ def is_smaller_float(value: object) -> bool:
 
 @contextmanager
 def float64_arithmetic() -> Iterator[None]:
-    """Within: float64 is the default type, no gradients, and no operator casts to a smaller float type.
+    """Within: operators compute in float64 alone and without gradients, and say that they are in float32.
 
-    The default type is the whole process's: one thread exports at a time, as with torch.export itself.
+    While an operator runs, the default type of the whole process is float64: one thread exports at a time, as with
+    torch.export itself.
     """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.no_grad(), _Float64Mode():  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        torch.set_default_dtype(default)
+    with torch.no_grad(), _Float64Mode(), _ShownAsFloat32():  # type: ignore[no-untyped-call]
+        yield
 
 
-def widened(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def widened(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors with the floating ones in float64, the others as they are."""
     return tuple(t.double() if t.is_floating_point() else t for t in tensors)

@@ -16,10 +16,10 @@ import onnx
 from torch import Tensor, fx, nn
 
 from models.errors import BadExample
-from models.export.artifact import check_free, check_name, check_version, new_version
+from models.export.artifact import check_free, check_name, check_version, new_version, next_version
 from models.export.capture import CapturedGraph, capture
 from models.export.convert import Converted, convert, without_unused
-from models.export.copying import double_graph, eval_copy
+from models.export.copying import EvalCopy, double_graph, eval_copy
 from models.export.example import Example, read_example
 from models.export.first_difference import with_every_value
 from models.export.fold import FoldReport, fold_batch_norms
@@ -77,7 +77,7 @@ class Job:
     precision: Precision
     folder: Path
     example: Example = field(init=False)
-    copy: nn.Module = field(init=False)
+    copy: EvalCopy = field(init=False)
     captured: CapturedGraph = field(init=False)
     double: fx.GraphModule = field(init=False)
     reference: EagerReference = field(init=False)
@@ -216,7 +216,7 @@ def export_model(
     destination: str | Path,
     *,
     name: str,
-    version: int | str = 1,
+    version: int | str | None = None,
     dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -234,7 +234,8 @@ def export_model(
         tensors. Dim 0
             of every tensor is the rows. Integers show the range of valid values.
         destination: the repository; made if it does not exist.
-        name: letters, digits, '_', '-', '.'. version: a positive integer that does not exist yet.
+        name: letters, digits, '_', '-', '.'. version: a positive integer that does not exist yet;
+            default the newest one of that name and one more, or 1.
         dynamic_axes: {input: {axis: label}} for axes other than the rows; axes of one label have one size.
         input_names, output_names: names in the files; default forward's parameters, and `y` (or the keys of a
         dict,
@@ -246,8 +247,9 @@ def export_model(
         progress: called when a step begins and when it has ended.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
     """
-    repository, number = Path(destination), check_version(version)
+    repository = Path(destination)
     _check_settings(module, check_name(name), max_batch_size)
+    number = next_version(repository, name) if version is None else check_version(version)
     chosen = check_precision(precision, opset)
     check_free(repository, name, number)
     seconds: dict[str, float] = {}

@@ -5,7 +5,6 @@ network with further dynamic axes gets one more case with other sizes. Each case
 float32 eager network is off by itself, from which the tolerance of verify.py comes.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from models.errors import BadExample, NotCapturable
-from models.export.copying import double_copy
+from models.export.copying import EvalCopy, double_copy, fresh_copy
 from models.export.difference import Difference, difference
 from models.export.example import ROWS, Example
 from models.export.float64_mode import float64_arithmetic, widened
+from models.export.refusals import reason
+from models.export.running import plain_ways
 from models.export.sampling import random_inputs
 
 # One row, where broadcasting and squeeze go wrong; an even and an odd batch, neither a usual bucket.
@@ -46,23 +47,34 @@ class Case:
 class EagerReference:
     """The user's network, run eagerly in float64 and in float32 on flat inputs. Owns the float64 copy."""
 
-    def __init__(self, module: nn.Module, example: Example) -> None:
-        """module: the eval copy in float32 (copying.py); only read."""
-        self._module = module
-        self._double = double_copy(module)
+    def __init__(self, network: EvalCopy, example: Example) -> None:
+        """network: the eval copy in float32; only read."""
+        self._network = network
+        self._double = double_copy(network.module)
         self._example = example
 
     def run_float64(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs in float64 (integers stay). Raises: what the network raises."""
-        with float64_arithmetic(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tuple(pytree.tree_leaves(self._example.call(self._double, widened(inputs))))
+        return self._run_float64(fresh_copy(self._double), inputs)
+
+    def run_float64_after(
+        self, earlier: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The same of one network that has answered others before. Raises: what the network raises."""
+        module = fresh_copy(self._double)
+        for others in earlier:
+            self._run_float64(module, others)
+        return self._run_float64(module, inputs)
+
+    def _run_float64(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        with plain_ways(), float64_arithmetic():
+            return tuple(pytree.tree_leaves(self._example.call(module, widened(inputs))))
 
     def run_float32(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs as the user's own program computes them."""
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tuple(pytree.tree_leaves(self._example.call(self._module, [t.clone() for t in inputs])))
+        with plain_ways(self._network.converted):
+            module = fresh_copy(self._network.module)
+            return tuple(pytree.tree_leaves(self._example.call(module, [t.clone() for t in inputs])))
 
     def case(self, inputs: tuple[Tensor, ...], *, fresh: bool) -> Case:
         """Run inputs. Raises: BadExample when the network fails or answers with another number of rows."""
@@ -74,7 +86,7 @@ class EagerReference:
             shapes = [tuple(t.shape) for t in inputs]
             raise BadExample(
                 f"the eager network fails on inputs drawn like its example, with the shapes {shapes}: "
-                f"{type(error).__name__}: {error}. It must take every number of rows from 1 up, and every "
+                f"{reason(error)}. It must take every number of rows from 1 up, and every "
                 "value in the range that the example shows; give an example that shows the valid range."
             ) from error
         for index, tensor in enumerate(wanted):
@@ -110,7 +122,7 @@ class EagerReference:
             plain = self.run_float32(inputs)
         except Exception as error:
             raise BadExample(
-                f"the eager network fails on a batch of {rows} rows: {type(error).__name__}: {error}. It "
+                f"the eager network fails on a batch of {rows} rows: {reason(error)}. It "
                 "must take every number of rows up to max_batch_size; give a smaller one (--max-batch-size)."
             ) from error
         own_errors = tuple(difference(g, w) for g, w in zip(plain, wanted, strict=True))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from models.errors import NotCapturable
+from models.export.plain_names import is_plain
 from models.export.quiet import quiet
 from models.export.torchscript_source import torchscript_source
 
@@ -89,8 +90,8 @@ def run_torchscript(scripted: torch.jit.ScriptModule, inputs: tuple[Tensor, ...]
 
 def _attribute_name(target: str, taken: set[str]) -> str:
     """`layer1.0.weight` → `layer1_0_weight`, a number behind it where two would be the same."""
-    name = re.sub(r"\W", "_", target)
-    if not name.isidentifier() or name in {"training", "forward"} or hasattr(nn.Module, name):
+    name = re.sub(r"\W", "_", target, flags=re.ASCII)
+    if not is_plain(name) or name in {"training", "forward"} or hasattr(nn.Module, name):
         name = f"weight_{name}"
     number = 1
     unique = name

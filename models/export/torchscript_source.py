@@ -186,7 +186,7 @@ def _value(value: Any, names: Mapping[fx.Node, str]) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"float('{value}')"
     if isinstance(value, bool | int | float | str) or value is None:
-        return repr(value)
+        return ascii(value)
     if isinstance(value, torch.dtype | torch.memory_format):
         return str(value)
     if isinstance(value, torch.device):

@@ -51,8 +51,7 @@ def pictures(rows: int = 2) -> Tensor:
 
 def captured(module: nn.Module, *inputs: Any, axes: dict[str, dict[int, str]] | None = None) -> CapturedGraph:
     """Capture module as an export does."""
-    copied = eval_copy(module)
-    return capture(copied, read_example(copied, inputs, axes, None))
+    return capture(eval_copy(module), read_example(module, inputs, axes, None))
 
 
 def batches(tensors: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:

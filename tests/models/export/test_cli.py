@@ -1,18 +1,22 @@
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import torch
 
-from models.errors import BadExample
-from models.export import pipeline
+from models.errors import BadExample, VersionExists
+from models.export import export_model, pipeline
 from models.export.cli import ExportCommand, ProgressLines, main, table
 from models.export.example_option import examples_from
 from models.export.pipeline import Progress
+from models.registry import resolve
+from service.cli import main as service_main
 
 
 def test_the_command_is_found_by_the_name_export():
@@ -41,6 +45,53 @@ def test_the_version_is_the_next_one_when_none_is_given(tmp_path, capsys):
     (tmp_path / "m" / "4").mkdir(parents=True)
     assert main(["mlp", "--repository", str(tmp_path), "--name", "m", "--max-batch-size", "4"]) == 0
     assert json.loads((tmp_path / "m" / "5" / "manifest.json").read_text())["max_batch_size"] == 4
+
+
+def test_the_command_of_the_readme_is_taken_word_for_word_with_a_factory_of_the_users(
+    tmp_path, monkeypatch, capsys
+):
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    (command,) = re.findall(r"foldserve export (my_package\.my_file:.*)", readme)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "my_file.py").write_text(
+        "from torch import nn\n\ndef my_factory():\n    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert main(command.split()) == 0
+    assert "inputs         x FP32 -1x3x224x224" in capsys.readouterr().out
+
+
+def test_what_was_done_to_the_names_in_a_weights_file_is_told_in_one_line(tmp_path, capsys):
+    state = resolve("mlp").module.state_dict()
+    file = tmp_path / "w.ckpt"
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}}, file)
+    arguments = ["mlp", "--repository", str(tmp_path), "--max-batch-size", "4"]
+    assert main([*arguments, "--weights", str(file)]) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.endswith("w.ckpt: taken from 'state_dict', the prefix 'model.' is dropped")
+    assert main([*arguments, "--weights-key", "ema"]) == 2
+    assert "give the file too: --weights FILE" in capsys.readouterr().err
+
+
+def test_options_are_not_abbreviated(tmp_path, capsys):
+    for run in (main, lambda words: service_main(["export", *words])):
+        with pytest.raises(SystemExit) as ended:
+            run(["mlp", "--repository", str(tmp_path), "--weight", "net.pt"])
+        assert ended.value.code == 2
+        assert "--weight" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_takes_the_next_version_as_the_command_does(tmp_path, capsys):
+    arguments = ["mlp", "--repository", str(tmp_path), "--max-batch-size", "2"]
+    assert main(arguments) == 0
+    network = resolve("mlp")
+    for expected in ("2", "3"):
+        done = export_model(network.module, network.example_inputs, tmp_path, name="mlp", max_batch_size=2)
+        assert done.report["version"] == done.folder.name == expected
+    with pytest.raises(VersionExists, match="export as --version 4"):
+        export_model(network.module, network.example_inputs, tmp_path, name="mlp", version=2)
 
 
 def test_an_example_on_the_command_line_takes_the_place_of_the_networks_own(tmp_path, capsys):
@@ -133,13 +184,18 @@ def test_examples_are_read_with_their_dynamic_axes():
     assert names == ("x", "ids")
 
 
+@pytest.mark.parametrize("word", ["FP32", "fp32", "float32", "Float32"])
+def test_types_go_by_the_words_of_the_protocol_and_by_those_of_torch_and_numpy(word):
+    assert examples_from([f"x:{word}:-1x3"])[0][0].dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("x", r"'x': expected NAME:DTYPE:SIZES"),
         (":FP32:-1", r"expected NAME:DTYPE:SIZES"),
         ("a b:FP32:-1", r"'a b' is no name for an input"),
-        ("x:float:-1", r"'float' is no type; expected one of BOOL"),
+        ("x:float:-1", r"'float' is no type; expected one of BOOL \(bool\), .*, FP32 \(float32\)"),
         ("x:FP32:-1x0", r"'-1x0' are no sizes"),
         ("x:FP32:", r"'' are no sizes"),
         ("x:FP32:2x3", r"the first size is the rows and must be -1, not 2"),

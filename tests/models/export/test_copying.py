@@ -15,7 +15,7 @@ def test_the_given_module_keeps_its_mode_its_flags_and_every_value():
     module = ConvNorm()
     module.norm.eval()  # a mixed state: the network trains, its norm does not
     before = copy.deepcopy(module.state_dict())
-    duplicate = eval_copy(module)
+    duplicate = eval_copy(module).module
     with torch.no_grad():
         duplicate(pictures())
         for parameter in duplicate.parameters():
@@ -26,13 +26,17 @@ def test_the_given_module_keeps_its_mode_its_flags_and_every_value():
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
-def test_the_copy_is_in_eval_mode_even_when_a_submodule_overrides_train():
-    class Stubborn(nn.Dropout):
-        def train(self, mode: bool = True) -> "Stubborn":
-            self.training = True
-            return self
+class AlwaysDrops(nn.Dropout):
+    def train(self, mode: bool = True) -> "AlwaysDrops":
+        return super().train(True)
 
-    assert not any(m.training for m in eval_copy(nn.Sequential(Stubborn())).modules())
+
+def test_the_copy_trains_exactly_where_the_networks_own_eval_leaves_it_training():
+    modes = {
+        path: m.training
+        for path, m in eval_copy(nn.Sequential(AlwaysDrops(), ConvNorm())).module.named_modules()
+    }
+    assert {path for path, training in modes.items() if training} == {"0"}
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
@@ -45,7 +49,7 @@ def test_modules_whose_weight_is_computed_are_copied_and_keep_their_own():
             copy.deepcopy(layer)  # why the memo is needed at all
         weight = layer.weight
         want = layer(pictures(1) * 0 + 1)
-        assert torch.equal(eval_copy(layer)(pictures(1) * 0 + 1), want)
+        assert torch.equal(eval_copy(layer).module(pictures(1) * 0 + 1), want)
         assert layer.weight is not None
         assert weight.grad_fn is not None
 
@@ -53,12 +57,12 @@ def test_modules_whose_weight_is_computed_are_copied_and_keep_their_own():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_become_float32_and_the_module_keeps_its_own(dtype):
     module = ConvNorm().to(dtype)
-    assert {p.dtype for p in eval_copy(module).parameters()} == {torch.float32}
+    assert {p.dtype for p in eval_copy(module).module.parameters()} == {torch.float32}
     assert {p.dtype for p in module.parameters()} == {dtype}
 
 
 def test_double_copy_is_float64_and_leaves_the_float32_copy():
-    single = eval_copy(ConvNorm())
+    single = eval_copy(ConvNorm()).module
     assert {p.dtype for p in double_copy(single).parameters()} == {torch.float64}
     assert {p.dtype for p in single.parameters()} == {torch.float32}
 
