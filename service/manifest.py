@@ -158,6 +158,5 @@ _KEYS: Final[Mapping[str, Check]] = {
     "parameter_count": _or_none(_whole(0)),
     "fold": _record({"found": _whole(0), "folded": _whole(0), "left": _PLACES}),
     "parity": _mapping(_PARITY),
-    "not_tried": _list(_text),
 }
 """Inputs and outputs are stated_signature.py's."""

@@ -5,7 +5,6 @@ export knows only the flat row of tensors; `unflatten` gives the structure back 
 called. Knows nothing of graphs.
 """
 
-import enum
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,18 +23,6 @@ ROWS = "rows"
 _CAPTURE_ROWS = 2
 
 
-class Breadth(enum.Enum):
-    """How closely what is drawn follows the example, the widest first.
-
-    WHOLE: anything within the range of the whole tensor. COLUMN: within the range at its place of the static axes.
-    ROWS: rows of the example as they are.
-    """
-
-    WHOLE = "whole"
-    COLUMN = "column"
-    ROWS = "rows"
-
-
 @dataclass(frozen=True)
 class Example:
     """The flat example inputs of a network and which of their axes may vary.
@@ -45,7 +32,6 @@ class Example:
     axes: one per tensor, {axis: label}; axis 0 always has the label "rows".
     in_spec: how the flat tensors make up the arguments of forward.
     parameters: forward's parameter names in the order of the arguments; `*args` counts once.
-    breadth: how closely other inputs must follow these (sampling.py).
     """
 
     tensors: tuple[torch.Tensor, ...]
@@ -54,7 +40,6 @@ class Example:
     in_spec: pytree.TreeSpec
     parameters: tuple[str, ...]
     star: str | None
-    breadth: Breadth = Breadth.WHOLE
 
     @property
     def rows(self) -> int:

@@ -41,7 +41,6 @@ def manifest(
     parameters: int,
     fold: FoldReport,
     parity: Mapping[str, Parity],
-    not_tried: Sequence[str],
     files: Sequence[Path],
 ) -> dict[str, Any]:
     """The content of manifest.json. files are hashed now, so they must be complete.
@@ -79,7 +78,6 @@ def manifest(
             "folded": fold.folded,
             "left": [{"where": left.where, "reason": left.reason} for left in fold.left],
         },
-        **({"not_tried": list(not_tried)} if not_tried else {}),
         "parity": {**of_files, "fold_float64": of_fold},
     }
 

@@ -9,7 +9,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ from models.export.fold import FoldReport, fold_batch_norms
 from models.export.manifest import count_parameters, manifest, write_manifest, write_reference
 from models.export.memory import measure_memory
 from models.export.precision import FP32, Precision, check_precision
-from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference, run_float32
-from models.export.sampling import not_tried, settled
+from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
@@ -94,9 +92,8 @@ class Job:
 
 
 def _copy(job: Job) -> None:
-    example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
+    job.example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
     job.copy = eval_copy(job.module)
-    job.example = settled(example, partial(run_float32, job.copy, example))
 
 
 def _capture(job: Job) -> None:
@@ -192,7 +189,6 @@ def _describe(job: Job) -> None:
         parameters=count_parameters(job.module),
         fold=job.fold,
         parity=job.parity,
-        not_tried=not_tried(job.example),
         files=[path for name in _FILES if (path := job.folder / name).exists()],
     )
     write_manifest(job.report, job.folder / "manifest.json")

@@ -44,13 +44,6 @@ class Case:
         return self.inputs[0].shape[0]
 
 
-def run_float32(network: EvalCopy, example: Example, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The flat outputs as the user's own program computes them. Raises: what the network raises."""
-    with plain_ways(network.converted):
-        module = fresh_copy(network.module)
-        return tuple(pytree.tree_leaves(example.call(module, [t.clone() for t in inputs])))
-
-
 class EagerReference:
     """The user's network, run eagerly in float64 and in float32 on flat inputs. Owns the float64 copy."""
 
@@ -79,7 +72,9 @@ class EagerReference:
 
     def run_float32(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs as the user's own program computes them."""
-        return run_float32(self._network, self._example, inputs)
+        with plain_ways(self._network.converted):
+            module = fresh_copy(self._network.module)
+            return tuple(pytree.tree_leaves(self._example.call(module, [t.clone() for t in inputs])))
 
     def case(self, inputs: tuple[Tensor, ...], *, fresh: bool) -> Case:
         """Run inputs. Raises: BadExample when the network fails or answers with another number of rows."""
