@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from models.errors import ExportError, FactoryFailed, UnknownTarget
+from models.image_input import ImageInput
 from models.weights import load_weights
 
 _SEED = 0
@@ -32,6 +33,7 @@ class Target:
     dynamic_axes: per input, the dims besides rows that are dynamic, and their names: {"x": {1: "length"}}.
     input_names: None for the parameter names of the module's forward.
     source: TARGET as it was given, for the manifest.
+    labels: names of the output's columns; None where the network says none.
     note: what was done to the names in the weights file, in one line; empty where nothing was.
     """
 
@@ -41,6 +43,7 @@ class Target:
     dynamic_axes: dict[str, dict[int, str]] | None
     input_names: tuple[str, ...] | None
     source: str
+    labels: tuple[str, ...] | None = None
     note: str = ""
 
 
@@ -110,6 +113,7 @@ def _resolve_network(target: str) -> Target:
         dynamic_axes=getattr(file, "DYNAMIC_AXES", None),
         input_names=entry.input_names,
         source=target,
+        labels=file.labels() if hasattr(file, "labels") else None,
     )
 
 
@@ -131,6 +135,8 @@ def _resolve_factory(target: str) -> Target:
         )
     _make_current_directory_importable()
     module, example_inputs = _call(target, _find(target, module_name, attribute))
+    if not example_inputs and isinstance(module, ImageInput) and module.geometry["size"] is not None:
+        example_inputs = module.example_inputs()
     return Target(
         name=module_name.rpartition(".")[2]
         if attribute in ("build", "factory")

@@ -105,19 +105,27 @@ class PredictCommand:
     """Send files to a server once."""
 
     name = "predict"
-    help = "send .npy files to a running server and print the answers"
+    help = "send .npy files or pictures to a running server and print the answers"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("url", metavar="URL", help="the server, as in http://localhost:8000")
         parser.add_argument("model", metavar="MODEL", help="the model's name")
         parser.add_argument(
             "files",
-            metavar="FILE.npy",
+            metavar="FILE.npy|FILE.jpg|FILE.png",
             nargs="+",
-            help="each file is one request; for a model with several inputs, NAME=FILE.npy for each of them",
+            help="each file is one request; for a model with several inputs, NAME=FILE.npy for each of them; a "
+            "picture is decoded as the export declared it (ImageInput)",
         )
         parser.add_argument("--version", metavar="V", help="the version [default: the server's]")
         parser.add_argument("--output", metavar="NAME", help="only this output [default: all]")
+        parser.add_argument(
+            "--top",
+            metavar="N",
+            type=int,
+            help="print the labels of the N largest numbers of each row, where the model has labels [default: 5 for "
+            "pictures, none for .npy]",
+        )
         parser.add_argument(
             "--timeout-ms",
             metavar="MS",
@@ -130,7 +138,7 @@ class PredictCommand:
         from service.client import predict_files
 
         return predict_files(
-            args.url, args.model, args.files, args.version, args.output, args.timeout_ms, sys.stdout
+            args.url, args.model, args.files, args.version, args.output, args.timeout_ms, sys.stdout, args.top
         )
 
 

@@ -80,6 +80,11 @@ class ExportCommand:
             "network's own example)",
         )
         parser.add_argument(
+            "--labels",
+            metavar="FILE",
+            help="names of the output's columns: one a line, or a JSON list (default: the network's own, if any)",
+        )
+        parser.add_argument(
             "--max-batch-size",
             metavar="ROWS",
             type=int,
@@ -146,6 +151,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
     from models.errors import BadExample
     from models.export.artifact import check_name
     from models.export.example_option import examples_from
+    from models.export.labels import read_labels
     from models.export.pipeline import DEFAULT_MAX_BATCH_SIZE, export_model
     from models.registry import resolve
 
@@ -155,6 +161,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
         raise BadExample(
             "--weights-key says where in a weights file to look; give the file too: --weights FILE"
         )
+    labels = read_labels(Path(args.labels)) if args.labels else None
     target = resolve(args.target, Path(args.weights) if args.weights else None, args.weights_key)
     if target.note:
         print(f"foldserve export: {target.note}", file=sys.stderr)
@@ -178,6 +185,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
         max_batch_size=DEFAULT_MAX_BATCH_SIZE if args.max_batch_size is None else args.max_batch_size,
         opset=args.opset,
         precision=args.precision,
+        labels=target.labels if labels is None else labels,
         source=target.source,
         progress=progress,
     )
@@ -192,6 +200,7 @@ def table(result: "ExportResult") -> str:
         ("written", str(result.folder)),
         ("inputs", _signature(report["inputs"])),
         ("outputs", _signature(report["outputs"])),
+        *_picture(report),
         ("batch norms", f"{fold['found']} found, {fold['folded']} folded, {len(fold['left'])} left"),
         *(("", f"left: {left['where']}: {left['reason']}") for left in fold["left"]),
         ("fold, float64", _parity(report["parity"]["fold_float64"])),
@@ -211,6 +220,30 @@ def _onnx(report: Mapping[str, Any]) -> str:
     if "onnx" in report["parity"]:
         return f"{_parity(report['parity']['onnx'])}, opset {report['opset']}"
     return f"no file: ONNX Runtime's CPU provider has no {report['precision']} kernels, so it could not be compared"
+
+
+def _picture(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How a picture becomes the input, and what the columns of the output are called, where the network says so."""
+    rows = []
+    if "image" in report:
+        image = report["image"]
+        size = (
+            "any size"
+            if image["size"] is None
+            else f"{image['resize']} to {image['size'][0]} x {image['size'][1]}"
+        )
+        parity = report["parity"]["pictures"]
+        rows = [
+            ("pictures", f"JPEG or PNG, {size}, {image['colour']}, {image['layout']}"),
+            (
+                "",
+                f"decoded ones: max difference {parity['max_rel']:.1e} relative from what is declared, in float64",
+            ),
+        ]
+    if "labels" in report:
+        labels = report["labels"]
+        rows.append(("labels", f"{len(labels)}: {labels[0]} ... {labels[-1]}"))
+    return rows
 
 
 def _memory(memory: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ float32 eager network is off by itself, from which the tolerance of verify.py co
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,11 @@ class EagerReference:
         self._network = network
         self._double = double_copy(network.module)
         self._example = example
+
+    @property
+    def double(self) -> Any:
+        """The network's copy in float64; only to be run."""
+        return self._double
 
     def run_float64(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs in float64 (integers stay). Raises: what the network raises."""
