@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from models.errors import ExportError, FactoryFailed, UnknownTarget
 from models.image_input import ImageInput
+from models.user_modules import OWN_PACKAGES, is_own_name, own_packages_aside, project_has_them
 from models.weights import load_weights
 
 _SEED = 0
@@ -134,7 +135,7 @@ def _resolve_factory(target: str) -> Target:
             "name, as my_nets.resnet:build for the function build in my_nets/resnet.py"
         )
     _make_current_directory_importable()
-    module, example_inputs = _call(target, _find(target, module_name, attribute))
+    module, example_inputs = _made(target, module_name, attribute)
     if not example_inputs and isinstance(module, ImageInput) and module.geometry["size"] is not None:
         example_inputs = module.example_inputs()
     return Target(
@@ -147,6 +148,29 @@ def _resolve_factory(target: str) -> Target:
         input_names=None,
         source=target,
     )
+
+
+def _made(target: str, module_name: str, attribute: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """What the factory returns, its module imported as the project's own program would import it.
+
+    A project that has a package `models` means that one; where its file imports foldserve's instead
+    (models.image_input, say), it is not to be found in the project's, and foldserve's is taken.
+    """
+    if not project_has_them():
+        return _call(target, _find(target, module_name, attribute))
+    try:
+        with own_packages_aside():
+            return _call(target, _find(target, module_name, attribute))
+    except ExportError as error:
+        cause = error.__cause__
+        if is_own_name(module_name) or not (
+            isinstance(cause, ModuleNotFoundError) and is_own_name(cause.name or "")
+        ):
+            raise
+        try:
+            return _call(target, _find(target, module_name, attribute))
+        except ExportError:
+            raise error from cause
 
 
 def _make_current_directory_importable() -> None:
@@ -186,12 +210,17 @@ def _find(target: str, module_name: str, attribute: str) -> Any:
 def _not_importable(target: str, module_name: str, error: ModuleNotFoundError) -> str:
     missing = error.name or module_name
     if missing != module_name and not module_name.startswith(missing + "."):
+        if is_own_name(missing):
+            return (
+                f"{target!r}: {module_name} was found, but it imports {missing}, which is neither in a package "
+                f"{missing.partition('.')[0]!r} of the current directory ({os.getcwd()}) nor in foldserve's"
+            )
         return (
             f"{target!r}: {module_name} was found, but it imports {missing}, which is not installed; install "
             "it beside foldserve"
         )
     first = module_name.partition(".")[0]
-    if first in ("models", "service"):
+    if first in OWN_PACKAGES and not project_has_them():
         return (
             f"{target!r}: there is no module {module_name}; the package name {first!r} is foldserve's own, "
             "so a package of yours with that name cannot be imported beside it; rename yours"

@@ -9,6 +9,7 @@ onnxruntime.
 import argparse
 import contextlib
 import difflib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -232,6 +233,7 @@ def _run(command: Command, args: argparse.Namespace) -> int:
 
 
 def _load(entry: EntryPoint) -> Command:
+    _find_own_package(entry.module.partition(".")[0])
     try:
         made: Any = entry.load()
     except ModuleNotFoundError as error:
@@ -240,6 +242,17 @@ def _load(entry: EntryPoint) -> Command:
         return _Missing(entry.name, error.name or "a module")
     command: Command = made()
     return command
+
+
+def _find_own_package(name: str) -> None:
+    """Import foldserve's package of that name, and not another that PYTHONPATH leads to (a project's `models`)."""
+    file = Path(__file__).resolve().parents[1] / name / "__init__.py"
+    if name not in _OWN_PACKAGES or name in sys.modules or not file.exists():
+        return
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
+    if spec is not None and spec.loader is not None:
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
 
 
 def _sentence(text: str) -> str:

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   foldserve export mlp --repository models-repository
-  foldserve export my_package.nets:build --example x:FP32:-1x3x224x224 --weights weights.safetensors
-  foldserve export my_package.nets:encoder --example tokens:INT64:-1x-1
+  foldserve export my_package.nets:build \\
+      --example x:FP32:-1x3x224x224 --weights last.ckpt
+  foldserve export my_package.nets:pictures --labels labels.txt
 
-In --example the first size is the rows, always -1; any other -1 makes that axis dynamic. Values of an example
-are random; for integer inputs give example_inputs in the factory instead, when not every small number is
-valid."""
+In --example the first size is the rows, always -1; any other
+-1 makes that axis dynamic. Values of an example are random; for
+integer inputs give example_inputs in the factory instead, when
+not every small number is valid."""
 
 
 # What the extra `export` brings (pyproject.toml).
@@ -42,8 +44,8 @@ class ExportCommand:
         parser.add_argument(
             "target",
             metavar="TARGET",
-            help="a network's name in models/, or package.module:factory, which returns a module or (module, "
-            "example_inputs)",
+            help="package.module:factory of yours, which returns a module or (module, example_inputs); or a network "
+            "that comes with foldserve, such as resnet18",
         )
         parser.add_argument(
             "--repository",

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from models.errors import BadExample, MissingExtra, ParityFailed
 from models.export.difference import NONE, difference
 from models.export.example import Example
-from models.export.float64_mode import float64_arithmetic
 from models.export.reference import Case, EagerReference
 from models.export.verify import FOLD_TOLERANCE, Parity
 from models.image_input import ImageInput, picture_input
@@ -40,19 +38,20 @@ def settled_picture(module: ImageInput, example: Example) -> PictureInput | None
         raise BadExample(str(error)) from None
 
 
-def picture_case(image: PictureInput, example: Example, reference: EagerReference) -> tuple[Case, Parity]:
+def picture_case(
+    module: ImageInput, image: PictureInput, example: Example, reference: EagerReference
+) -> tuple[Case, Parity]:
     """A batch of decoded pictures with eager's answers, and how far these are from the definition.
 
-    Raises: ParityFailed when the module answers otherwise than its declaration says.
+    module: its eval copy, settled. Raises: ParityFailed when the module answers otherwise than its declaration says.
     """
     bodies = sample_pictures(image, example)
     batch = torch.from_numpy(np.stack([decode(body, image) for body in bodies]))
     case = reference.case((batch,), fresh=False)
-    inner: ImageInput = reference.double
-    with float64_arithmetic():
-        defined = inner.network(inner.network_input(np.stack([pixels(body, image) for body in bodies])))
+    shown = np.stack([pixels(body, image) for body in bodies])
+    defined = reference.run_part_float64("network", module.network_input(shown))
     total = NONE
-    for index, (got, want) in enumerate(zip(case.wanted, pytree.tree_leaves(defined), strict=True)):
+    for index, (got, want) in enumerate(zip(case.wanted, defined, strict=True)):
         found = difference(got, want)
         if not found.max_rel <= FOLD_TOLERANCE:
             raise ParityFailed(

@@ -100,8 +100,8 @@ class Job:
 def _copy(job: Job) -> None:
     job.example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
     job.copy = eval_copy(job.module)
-    if isinstance(job.copy, ImageInput):
-        job.picture = settled_picture(job.copy, job.example)
+    if isinstance(job.copy.module, ImageInput):
+        job.picture = settled_picture(job.copy.module, job.example)
 
 
 def _capture(job: Job) -> None:
@@ -117,8 +117,9 @@ def _run_eager(job: Job) -> None:
     check_rows(job.reference, small, job.double)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
     job.cases = small + large
-    if job.picture is not None:
-        case, job.parity["pictures"] = picture_case(job.picture, job.example, job.reference)
+    if job.picture is not None and isinstance(job.copy.module, ImageInput):
+        found = picture_case(job.copy.module, job.picture, job.example, job.reference)
+        case, job.parity["pictures"] = found
         job.cases += (case,)
 
 
@@ -203,7 +204,7 @@ def _describe(job: Job) -> None:
         fold=job.fold,
         parity=job.parity,
         files=[path for name in _FILES if (path := job.folder / name).exists()],
-        image=image_of_manifest(job.copy, job.picture),
+        image=image_of_manifest(job.copy.module, job.picture),
         labels=job.labels,
     )
     write_manifest(job.report, job.folder / "manifest.json")

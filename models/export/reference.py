@@ -7,7 +7,6 @@ float32 eager network is off by itself, from which the tolerance of verify.py co
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +53,6 @@ class EagerReference:
         self._double = double_copy(network.module)
         self._example = example
 
-    @property
-    def double(self) -> Any:
-        """The network's copy in float64; only to be run."""
-        return self._double
-
     def run_float64(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs in float64 (integers stay). Raises: what the network raises."""
         return self._run_float64(fresh_copy(self._double), inputs)
@@ -75,6 +69,12 @@ class EagerReference:
     def _run_float64(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with plain_ways(), float64_arithmetic():
             return tuple(pytree.tree_leaves(self._example.call(module, widened(inputs))))
+
+    def run_part_float64(self, part: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The flat outputs of a submodule in float64. Raises: what it raises."""
+        module = fresh_copy(self._double).get_submodule(part)
+        with plain_ways(), float64_arithmetic():
+            return tuple(pytree.tree_leaves(module(*inputs)))
 
     def run_float32(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs as the user's own program computes them."""
