@@ -46,17 +46,17 @@ def build() -> nn.Module:
 
 def example_inputs() -> tuple[Tensor, ...]:
     """Return one input x, float32 (2, 3, 224, 224), in the range [-127 / 128, 1]."""
-    return ((example_inputs_uint8()[0].float() - MEAN) / STD,)
+    return ((torch.randint(0, 256, (2, 3, SIZE, SIZE)).float() - MEAN) / STD,)
 
 
 def build_uint8() -> nn.Module:
-    """Return the same network behind ImageInput: uint8 (N, 3, 224, 224) RGB pictures in, 1000 logits out."""
-    return ImageInput(build(), mean=MEAN, std=STD)
+    """Return the same network behind ImageInput: uint8 (N, 224, 224, 3) RGB pictures in, 1000 logits out."""
+    return ImageInput(build(), mean=MEAN, std=STD, size=SIZE, resize="stretch", interpolation="bicubic")
 
 
 def example_inputs_uint8() -> tuple[Tensor, ...]:
-    """Return one input pictures, uint8 (2, 3, 224, 224)."""
-    return (torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8),)
+    """Return one input pictures, uint8 (2, 224, 224, 3)."""
+    return (torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8),)
 
 
 def resized(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

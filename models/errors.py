@@ -42,6 +42,10 @@ class BadExample(ExportError):
     """The example inputs do not fit the network, or are no tensors with the rows in dim 0."""
 
 
+class BadLabels(ExportError):
+    """The labels cannot be read, or are not as many as an output has columns."""
+
+
 class NotCapturable(ExportError):
     """torch.export cannot capture the network (for example, control flow that depends on values)."""
 

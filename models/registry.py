@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from models.errors import ExportError, FactoryFailed, UnknownTarget
+from models.image_input import ImageInput
+from models.user_modules import OWN_PACKAGES, is_own_name, own_packages_aside, project_has_them
 from models.weights import load_weights
 
 _SEED = 0
@@ -32,6 +34,7 @@ class Target:
     dynamic_axes: per input, the dims besides rows that are dynamic, and their names: {"x": {1: "length"}}.
     input_names: None for the parameter names of the module's forward.
     source: TARGET as it was given, for the manifest.
+    labels: names of the output's columns; None where the network says none.
     note: what was done to the names in the weights file, in one line; empty where nothing was.
     """
 
@@ -41,6 +44,7 @@ class Target:
     dynamic_axes: dict[str, dict[int, str]] | None
     input_names: tuple[str, ...] | None
     source: str
+    labels: tuple[str, ...] | None = None
     note: str = ""
 
 
@@ -110,6 +114,7 @@ def _resolve_network(target: str) -> Target:
         dynamic_axes=getattr(file, "DYNAMIC_AXES", None),
         input_names=entry.input_names,
         source=target,
+        labels=file.labels() if hasattr(file, "labels") else None,
     )
 
 
@@ -130,7 +135,9 @@ def _resolve_factory(target: str) -> Target:
             "name, as my_nets.resnet:build for the function build in my_nets/resnet.py"
         )
     _make_current_directory_importable()
-    module, example_inputs = _call(target, _find(target, module_name, attribute))
+    module, example_inputs = _made(target, module_name, attribute)
+    if not example_inputs and isinstance(module, ImageInput) and module.geometry["size"] is not None:
+        example_inputs = module.example_inputs()
     return Target(
         name=module_name.rpartition(".")[2]
         if attribute in ("build", "factory")
@@ -141,6 +148,29 @@ def _resolve_factory(target: str) -> Target:
         input_names=None,
         source=target,
     )
+
+
+def _made(target: str, module_name: str, attribute: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """What the factory returns, its module imported as the project's own program would import it.
+
+    A project that has a package `models` means that one; where its file imports foldserve's instead
+    (models.image_input, say), it is not to be found in the project's, and foldserve's is taken.
+    """
+    if not project_has_them():
+        return _call(target, _find(target, module_name, attribute))
+    try:
+        with own_packages_aside():
+            return _call(target, _find(target, module_name, attribute))
+    except ExportError as error:
+        cause = error.__cause__
+        if is_own_name(module_name) or not (
+            isinstance(cause, ModuleNotFoundError) and is_own_name(cause.name or "")
+        ):
+            raise
+        try:
+            return _call(target, _find(target, module_name, attribute))
+        except ExportError:
+            raise error from cause
 
 
 def _make_current_directory_importable() -> None:
@@ -180,12 +210,17 @@ def _find(target: str, module_name: str, attribute: str) -> Any:
 def _not_importable(target: str, module_name: str, error: ModuleNotFoundError) -> str:
     missing = error.name or module_name
     if missing != module_name and not module_name.startswith(missing + "."):
+        if is_own_name(missing):
+            return (
+                f"{target!r}: {module_name} was found, but it imports {missing}, which is neither in a package "
+                f"{missing.partition('.')[0]!r} of the current directory ({os.getcwd()}) nor in foldserve's"
+            )
         return (
             f"{target!r}: {module_name} was found, but it imports {missing}, which is not installed; install "
             "it beside foldserve"
         )
     first = module_name.partition(".")[0]
-    if first in ("models", "service"):
+    if first in OWN_PACKAGES and not project_has_them():
         return (
             f"{target!r}: there is no module {module_name}; the package name {first!r} is foldserve's own, "
             "so a package of yours with that name cannot be imported beside it; rename yours"

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _SHOWN: Final = (
     "created", "source", "opset", "precision", "kept_fp32", "parameter_count", "memory", "fold", "parity",
-    "tool_versions",
+    "tool_versions", "image", "labels",
 )  # fmt: skip
 """What of the manifest GET /info shows."""
 

@@ -9,6 +9,7 @@ onnxruntime.
 import argparse
 import contextlib
 import difflib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -105,19 +106,27 @@ class PredictCommand:
     """Send files to a server once."""
 
     name = "predict"
-    help = "send .npy files to a running server and print the answers"
+    help = "send .npy files or pictures to a running server and print the answers"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("url", metavar="URL", help="the server, as in http://localhost:8000")
         parser.add_argument("model", metavar="MODEL", help="the model's name")
         parser.add_argument(
             "files",
-            metavar="FILE.npy",
+            metavar="FILE.npy|FILE.jpg|FILE.png",
             nargs="+",
-            help="each file is one request; for a model with several inputs, NAME=FILE.npy for each of them",
+            help="each file is one request; for a model with several inputs, NAME=FILE.npy for each of them; a "
+            "picture is decoded as the export declared it (ImageInput)",
         )
         parser.add_argument("--version", metavar="V", help="the version [default: the server's]")
         parser.add_argument("--output", metavar="NAME", help="only this output [default: all]")
+        parser.add_argument(
+            "--top",
+            metavar="N",
+            type=int,
+            help="print the labels of the N largest numbers of each row, where the model has labels [default: 5 for "
+            "pictures, none for .npy]",
+        )
         parser.add_argument(
             "--timeout-ms",
             metavar="MS",
@@ -130,7 +139,7 @@ class PredictCommand:
         from service.client import predict_files
 
         return predict_files(
-            args.url, args.model, args.files, args.version, args.output, args.timeout_ms, sys.stdout
+            args.url, args.model, args.files, args.version, args.output, args.timeout_ms, sys.stdout, args.top
         )
 
 
@@ -224,6 +233,7 @@ def _run(command: Command, args: argparse.Namespace) -> int:
 
 
 def _load(entry: EntryPoint) -> Command:
+    _find_own_package(entry.module.partition(".")[0])
     try:
         made: Any = entry.load()
     except ModuleNotFoundError as error:
@@ -232,6 +242,17 @@ def _load(entry: EntryPoint) -> Command:
         return _Missing(entry.name, error.name or "a module")
     command: Command = made()
     return command
+
+
+def _find_own_package(name: str) -> None:
+    """Import foldserve's package of that name, and not another that PYTHONPATH leads to (a project's `models`)."""
+    file = Path(__file__).resolve().parents[1] / name / "__init__.py"
+    if name not in _OWN_PACKAGES or name in sys.modules or not file.exists():
+        return
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
+    if spec is not None and spec.loader is not None:
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
 
 
 def _sentence(text: str) -> str:

@@ -11,6 +11,7 @@ from service.artifact import Artifact, read_artifact
 from service.errors import ConfigError
 from service.file_sums import EXPORT, FileCheck, check_files
 from service.model_config import read_model_config
+from service.pictures import PictureInput
 from service.repository import CONFIG, VERSION_NAME, has_model_file
 
 _DIGEST_CHARS: Final = 16
@@ -89,6 +90,7 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
         yield f"  input    {spec}"
     for spec in artifact.signature.outputs:
         yield f"  output   {spec}"
+    yield from _picture_lines(manifest)
     yield from _fold_lines(manifest.get("fold"))
     yield from _parity_lines(manifest.get("parity"))
     for check in checks:
@@ -115,6 +117,16 @@ def _precision_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     )
     for kept in manifest["kept_fp32"]:
         yield f"           in fp32 {kept['where']}: {kept['reason']}"
+
+
+def _picture_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    if "image" in manifest:
+        image = PictureInput.from_manifest(manifest["image"])
+        size = "of any size" if image.size is None else f"{image.resize} to {image.size[0]} x {image.size[1]}"
+        yield f"  pictures JPEG or PNG, {size}, {image.colour}, {image.layout}"
+    labels = manifest.get("labels")
+    if labels:
+        yield f"  labels   {len(labels)}: {labels[0]} ... {labels[-1]}"
 
 
 def _fold_lines(fold: Mapping[str, Any] | None) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from service.documents import BadDocument, parse_json, read_regular, shown
 from service.errors import ConfigError
+from service.pictures import PictureInput
 from service.stated_signature import parse_signature
 
 MANIFEST: Final = "manifest.json"
@@ -138,6 +139,16 @@ def _files(value: Any, where: str) -> Problems:
             yield f"{where} with the name {shown(name)}; expected names of files beside the manifest"
 
 
+def _image(value: Any, where: str) -> Problems:
+    if not isinstance(value, dict):
+        yield f"{where} {shown(value)}; expected how a picture becomes the input"
+        return
+    try:
+        PictureInput.from_manifest(value)
+    except ValueError as error:
+        yield f"{where}: {error}"
+
+
 _PLACES = _list(_record({"where": _text, "reason": _text}))
 _PARITY = _record(
     {"max_rel": _error, "tolerance": _error}, {"max_abs": _error, "rows_tried": _list(_whole(0))}
@@ -158,5 +169,7 @@ _KEYS: Final[Mapping[str, Check]] = {
     "parameter_count": _or_none(_whole(0)),
     "fold": _record({"found": _whole(0), "folded": _whole(0), "left": _PLACES}),
     "parity": _mapping(_PARITY),
+    "image": _image,
+    "labels": _list(_text),
 }
 """Inputs and outputs are stated_signature.py's."""

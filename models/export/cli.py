@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   foldserve export mlp --repository models-repository
-  foldserve export my_package.nets:build --example x:FP32:-1x3x224x224 --weights weights.safetensors
-  foldserve export my_package.nets:encoder --example tokens:INT64:-1x-1
+  foldserve export my_package.nets:build \\
+      --example x:FP32:-1x3x224x224 --weights last.ckpt
+  foldserve export my_package.nets:pictures --labels labels.txt
 
-In --example the first size is the rows, always -1; any other -1 makes that axis dynamic. Values of an example
-are random; for integer inputs give example_inputs in the factory instead, when not every small number is
-valid."""
+In --example the first size is the rows, always -1; any other
+-1 makes that axis dynamic. Values of an example are random; for
+integer inputs give example_inputs in the factory instead, when
+not every small number is valid."""
 
 
 # What the extra `export` brings (pyproject.toml).
@@ -42,8 +44,8 @@ class ExportCommand:
         parser.add_argument(
             "target",
             metavar="TARGET",
-            help="a network's name in models/, or package.module:factory, which returns a module or (module, "
-            "example_inputs)",
+            help="package.module:factory of yours, which returns a module or (module, example_inputs); or a network "
+            "that comes with foldserve, such as resnet18",
         )
         parser.add_argument(
             "--repository",
@@ -78,6 +80,11 @@ class ExportCommand:
             default=[],
             help="an input, as x:FP32:-1x3x224x224; once per input, in forward's order (default: the "
             "network's own example)",
+        )
+        parser.add_argument(
+            "--labels",
+            metavar="FILE",
+            help="names of the output's columns: one a line, or a JSON list (default: the network's own, if any)",
         )
         parser.add_argument(
             "--max-batch-size",
@@ -146,6 +153,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
     from models.errors import BadExample
     from models.export.artifact import check_name
     from models.export.example_option import examples_from
+    from models.export.labels import read_labels
     from models.export.pipeline import DEFAULT_MAX_BATCH_SIZE, export_model
     from models.registry import resolve
 
@@ -155,6 +163,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
         raise BadExample(
             "--weights-key says where in a weights file to look; give the file too: --weights FILE"
         )
+    labels = read_labels(Path(args.labels)) if args.labels else None
     target = resolve(args.target, Path(args.weights) if args.weights else None, args.weights_key)
     if target.note:
         print(f"foldserve export: {target.note}", file=sys.stderr)
@@ -178,6 +187,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
         max_batch_size=DEFAULT_MAX_BATCH_SIZE if args.max_batch_size is None else args.max_batch_size,
         opset=args.opset,
         precision=args.precision,
+        labels=target.labels if labels is None else labels,
         source=target.source,
         progress=progress,
     )
@@ -192,6 +202,7 @@ def table(result: "ExportResult") -> str:
         ("written", str(result.folder)),
         ("inputs", _signature(report["inputs"])),
         ("outputs", _signature(report["outputs"])),
+        *_picture(report),
         ("batch norms", f"{fold['found']} found, {fold['folded']} folded, {len(fold['left'])} left"),
         *(("", f"left: {left['where']}: {left['reason']}") for left in fold["left"]),
         ("fold, float64", _parity(report["parity"]["fold_float64"])),
@@ -211,6 +222,30 @@ def _onnx(report: Mapping[str, Any]) -> str:
     if "onnx" in report["parity"]:
         return f"{_parity(report['parity']['onnx'])}, opset {report['opset']}"
     return f"no file: ONNX Runtime's CPU provider has no {report['precision']} kernels, so it could not be compared"
+
+
+def _picture(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How a picture becomes the input, and what the columns of the output are called, where the network says so."""
+    rows = []
+    if "image" in report:
+        image = report["image"]
+        size = (
+            "any size"
+            if image["size"] is None
+            else f"{image['resize']} to {image['size'][0]} x {image['size'][1]}"
+        )
+        parity = report["parity"]["pictures"]
+        rows = [
+            ("pictures", f"JPEG or PNG, {size}, {image['colour']}, {image['layout']}"),
+            (
+                "",
+                f"decoded ones: max difference {parity['max_rel']:.1e} relative from what is declared, in float64",
+            ),
+        ]
+    if "labels" in report:
+        labels = report["labels"]
+        rows.append(("labels", f"{len(labels)}: {labels[0]} ... {labels[-1]}"))
+    return rows
 
 
 def _memory(memory: Mapping[str, int]) -> str:

@@ -42,16 +42,20 @@ def manifest(
     fold: FoldReport,
     parity: Mapping[str, Parity],
     files: Sequence[Path],
+    image: Mapping[str, Any] | None,
+    labels: Sequence[str] | None,
 ) -> dict[str, Any]:
     """The content of manifest.json. files are hashed now, so they must be complete.
 
     opset: None where there is no ONNX file. kept: what stays in float32 in a lower precision, for reasons of this
-    network. parity: "torchscript" and "onnx" for each file that is there, and "fold_float64", which is relative only:
-    its scale is float64's.
+    network. parity: "torchscript" and "onnx" for each file that is there, and "fold_float64" and, of an ImageInput,
+    "pictures", which are relative only: their scale is float64's. image, labels: how a picture becomes the input, and
+    the names of the output's columns; left out where there are none.
     """
     of_files = {form: parity[form].to_manifest() for form in ("torchscript", "onnx") if form in parity}
-    of_fold = parity["fold_float64"].to_manifest()
-    del of_fold["max_abs"]
+    in_float64 = {form: parity[form].to_manifest() for form in ("fold_float64", "pictures") if form in parity}
+    for entry in in_float64.values():
+        del entry["max_abs"]
     return {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -64,7 +68,7 @@ def manifest(
                 _specs(captured, "placeholder", captured.input_names), captured.dynamic_shapes, strict=True
             )
         ],
-        "outputs": _specs(captured, "output", captured.output_names),
+        "outputs": output_specs(captured),
         "opset": opset,
         "precision": precision.word,
         "kept_fp32": [{"where": one.where, "reason": one.reason} for one in kept],
@@ -78,7 +82,9 @@ def manifest(
             "folded": fold.folded,
             "left": [{"where": left.where, "reason": left.reason} for left in fold.left],
         },
-        "parity": {**of_files, "fold_float64": of_fold},
+        "parity": {**of_files, **in_float64},
+        **({} if image is None else {"image": dict(image)}),
+        **({} if labels is None else {"labels": list(labels)}),
     }
 
 
@@ -131,6 +137,11 @@ def _version(*distributions: str) -> str:
 
 def _output_nodes(captured: CapturedGraph) -> list[Any]:
     return list(captured.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
+
+
+def output_specs(captured: CapturedGraph) -> list[dict[str, Any]]:
+    """Name, datatype and shape of each output."""
+    return _specs(captured, "output", captured.output_names)
 
 
 def _specs(captured: CapturedGraph, op: str, names: Sequence[str]) -> list[dict[str, Any]]:

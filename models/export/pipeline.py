@@ -23,13 +23,17 @@ from models.export.copying import EvalCopy, double_graph, eval_copy
 from models.export.example import Example, read_example
 from models.export.first_difference import with_every_value
 from models.export.fold import FoldReport, fold_batch_norms
-from models.export.manifest import count_parameters, manifest, write_manifest, write_reference
+from models.export.labels import check_labels
+from models.export.manifest import count_parameters, manifest, output_specs, write_manifest, write_reference
 from models.export.memory import measure_memory
+from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
 from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
+from models.image_input import ImageInput, image_of_manifest
+from service.pictures import PictureInput
 
 DEFAULT_MAX_BATCH_SIZE = 32
 
@@ -75,6 +79,7 @@ class Job:
     max_batch_size: int
     opset: int | None
     precision: Precision
+    labels: Sequence[str] | None
     folder: Path
     example: Example = field(init=False)
     copy: EvalCopy = field(init=False)
@@ -86,6 +91,7 @@ class Job:
     folded_double: fx.GraphModule = field(init=False)
     fold: FoldReport = field(init=False)
     converted: Converted = field(init=False)
+    picture: PictureInput | None = None
     onnx_model: onnx.ModelProto | None = None
     parity: dict[str, Parity] = field(default_factory=dict)
     report: dict[str, Any] = field(init=False)
@@ -94,10 +100,14 @@ class Job:
 def _copy(job: Job) -> None:
     job.example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
     job.copy = eval_copy(job.module)
+    if isinstance(job.copy.module, ImageInput):
+        job.picture = settled_picture(job.copy.module, job.example)
 
 
 def _capture(job: Job) -> None:
     job.captured = capture(job.copy, job.example, tuple(job.output_names) if job.output_names else None)
+    if job.labels is not None:
+        check_labels(job.labels, output_specs(job.captured))
     job.double = double_graph(job.captured.graph_module)
 
 
@@ -107,6 +117,10 @@ def _run_eager(job: Job) -> None:
     check_rows(job.reference, small, job.double)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
     job.cases = small + large
+    if job.picture is not None and isinstance(job.copy.module, ImageInput):
+        found = picture_case(job.copy.module, job.picture, job.example, job.reference)
+        case, job.parity["pictures"] = found
+        job.cases += (case,)
 
 
 def _fold(job: Job) -> None:
@@ -190,6 +204,8 @@ def _describe(job: Job) -> None:
         fold=job.fold,
         parity=job.parity,
         files=[path for name in _FILES if (path := job.folder / name).exists()],
+        image=image_of_manifest(job.copy.module, job.picture),
+        labels=job.labels,
     )
     write_manifest(job.report, job.folder / "manifest.json")
 
@@ -223,6 +239,7 @@ def export_model(
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
     opset: int | None = None,
     precision: str = FP32.word,
+    labels: Sequence[str] | None = None,
     source: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExportResult:
@@ -243,6 +260,7 @@ def export_model(
         max_batch_size: rows of the largest batch that a server will run; verified as such.
         opset: the ONNX operator set, default 18.
         precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
+        labels: names of the classes, one for each column of the output, for the manifest.
         source: what the manifest says the network came from; default the class of module.
         progress: called when a step begins and when it has ended.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
@@ -266,6 +284,7 @@ def export_model(
             max_batch_size,
             opset,
             chosen,
+            labels,
             folder,
         )
         for index, (step, run) in enumerate(STEPS, start=1):

@@ -70,6 +70,12 @@ class EagerReference:
         with plain_ways(), float64_arithmetic():
             return tuple(pytree.tree_leaves(self._example.call(module, widened(inputs))))
 
+    def run_part_float64(self, part: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The flat outputs of a submodule in float64. Raises: what it raises."""
+        module = fresh_copy(self._double).get_submodule(part)
+        with plain_ways(), float64_arithmetic():
+            return tuple(pytree.tree_leaves(module(*inputs)))
+
     def run_float32(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs as the user's own program computes them."""
         with plain_ways(self._network.converted):

@@ -1,5 +1,6 @@
 """models/registry.py: names, factories of the user's own, and what each mistake is told."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from models.errors import ExportError, FactoryFailed, UnknownTarget, WeightsDoNotFit
+from models.image_input import ImageInput
 from models.registry import available, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +209,82 @@ def test_factory_that_cannot_be_found_is_told_where_and_what_was_expected(user_m
 def test_factory_that_gives_no_network_is_told_what_it_gave(user_modules, attribute, message):
     with pytest.raises(FactoryFailed, match=message):
         resolve(f"user_nets.plain:{attribute}")
+
+
+NET = """
+from torch import nn
+import models.parts
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(models.parts.SIZE, 3)
+def build():
+    from models.late import Late
+    return Late()
+"""
+
+
+@pytest.fixture
+def own_models(user_modules):
+    """The user's project has a package `models`, with file names that foldserve's has too."""
+    folder = user_modules / "models"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from models.resnet import Net\n")
+    (folder / "resnet.py").write_text(NET)
+    (folder / "parts.py").write_text("SIZE = 7\n")
+    (folder / "late.py").write_text("from models import Net\nclass Late(Net):\n    pass\n")
+    (user_modules / "user_own.py").write_text("from models import Net\ndef build():\n    return Net()\n")
+    (user_modules / "user_image.py").write_text(
+        "from torch import nn\nfrom models.image_input import ImageInput\n"
+        "def build():\n    return ImageInput(nn.Flatten(), 0.0, 1.0, size=4)\n"
+    )
+    (user_modules / "user_both.py").write_text("from models import Net\nimport models.image_input\n")
+    return user_modules
+
+
+@pytest.mark.parametrize("target", ["models.resnet:build", "models:Net", "user_own:build"])
+def test_package_of_the_users_that_is_called_models_is_the_one_that_is_meant(own_models, target):
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "models"}
+    module = resolve(target).module
+    assert module.in_features == 7
+    assert {n: m for n, m in sys.modules.items() if n.partition(".")[0] == "models"} == before
+    # And it runs, long after its package has left the table of modules.
+    assert module(torch.zeros(2, 7)).shape == (2, 3)
+
+
+def test_image_input_is_foldserves_beside_a_package_of_the_users_called_models(own_models):
+    target = resolve("user_image:build")
+    assert isinstance(target.module, ImageInput)
+    assert tuple(target.example_inputs[0].shape) == (2, 4, 4, 3)
+    assert resolve("resnet_small").module.__class__.__module__ == "models.resnet"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("models.nope:build", r"there is no module models\.nope; expected a module in the current directory"),
+        ("models.resnet:nope", r"models\.resnet has no 'nope'"),
+        (
+            "user_both:build",
+            r"it imports models\.image_input, which is neither in a package 'models' of the current",
+        ),
+    ],
+)
+def test_what_is_in_no_package_called_models_is_told(own_models, target, message):
+    with pytest.raises(UnknownTarget, match=message):
+        resolve(target)
+
+
+def test_command_is_found_where_pythonpath_leads_to_another_package_called_models(own_models):
+    done = subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main(['export', 'nope'])"],
+        cwd=own_models,
+        env={**os.environ, "PYTHONPATH": str(own_models)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr.startswith("foldserve export: there is no network 'nope'"), done.stderr
 
 
 def test_error_that_a_factory_raises_on_purpose_keeps_its_words(user_modules):

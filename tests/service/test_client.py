@@ -3,14 +3,18 @@ import contextlib
 import io
 import socket
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.cli import main
 from service.client import predict_files
 from service.errors import ConfigError
-from tests.service.support import engine, front, running
+from service.pictures import PictureInput
+from service.signature import Signature, TensorSpec
+from tests.service.support import NumpyEngine, engine, front, running, served
 
 ROWS = np.array([[1, 2, 3], [4, 5, 6]], "f4")
 
@@ -28,9 +32,9 @@ def file(tmp_path, monkeypatch):
     return "x.npy"
 
 
-def ask(url, model, *files, version=None, output=None, timeout_ms=10_000.0):
+def ask(url, model, *files, version=None, output=None, timeout_ms=10_000.0, top=None):
     out = io.StringIO()
-    return predict_files(url, model, files, version, output, timeout_ms, out), out.getvalue()
+    return predict_files(url, model, files, version, output, timeout_ms, out, top), out.getvalue()
 
 
 def test_a_file_is_sent_and_the_answer_printed(url, file):
@@ -177,8 +181,9 @@ def copy(source, target):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("circle.png", b"\x89PNG\r\n\x1a\nrest", "is a PNG picture, no .npy file; decode it"),
-        ("photo.npy", b"\xff\xd8\xff\xe0rest", "is a JPEG picture"),
+        ("circle.png", b"\x89PNG\r\n\x1a\nrest", "is a PNG picture that cannot be used: "),
+        ("photo.npy", b"\xff\xd8\xff\xe0rest", "is a JPEG picture that cannot be used: "),
+        ("old.gif", b"GIF89a" + bytes(20), "is a GIF picture; expected a JPEG, a PNG, or a .npy file"),
         ("empty.npy", b"", "is no .npy file but empty"),
         ("text.npy", b"hello", "is no .npy file; save the array with numpy.save"),
         ("cut.npy", b"\x93NUMPY\x01\x00", "is a .npy file that cannot be used"),
@@ -194,6 +199,70 @@ def test_file_that_is_no_array_is_told_for_what_it_is(file, tmp_path, name, cont
     assert problem.startswith(f"{name} {says}")
     assert "pickle" not in problem
     assert "Errno" not in problem
+
+
+@pytest.fixture(scope="module")
+def url_of_pictures():
+    """A server whose model takes pictures of 4 x 6, and has labels for its three columns: red, green, blue."""
+    signature = Signature(
+        (TensorSpec("pictures", "UINT8", (-1, 4, 6, 3)),), (TensorSpec("y", "FP32", (-1, 3)),)
+    )
+    image = PictureInput("pictures", size=(4, 6)).to_manifest()
+    model = served("colours", ("1", signature), ("2", signature))
+    versions = {
+        "1": replace(model.versions["1"], manifest={}),
+        "2": replace(model.versions["2"], manifest={"image": image, "labels": ["red", "green", "blue"]}),
+    }
+
+    def means(inputs):
+        return {"y": inputs["pictures"].mean(axis=(1, 2), dtype="f4")}
+
+    running_engine = NumpyEngine(
+        {("colours", "1"): means, ("colours", "2"): means}, {"colours": replace(model, versions=versions)}
+    )
+    with running(front(running_engine)) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_picture_is_decoded_as_the_manifest_says_and_answered_with_labels(url_of_pictures, tmp_path, kind):
+    path = tmp_path / "photo"
+    Image.new("RGB", (90, 70), (200, 10, 100)).save(path, kind)
+    code, shown = ask(url_of_pictures, "colours", str(path))
+    assert code == 0
+    assert "y float32 [1, 3]" in shown
+    assert [line.split()[1] for line in shown.splitlines()[-3:]] == ["red", "blue", "green"]
+    code, shown = ask(url_of_pictures, "colours", str(path), top=1)
+    assert [line.split()[1] for line in shown.splitlines()[-1:]] == ["red"]
+
+
+def test_labels_of_an_array_are_printed_when_asked_for(url_of_pictures, tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.stack([np.full((4, 6, 3), (1, 2, 3)), np.full((4, 6, 3), (3, 2, 1))]).astype(np.uint8))
+    code, shown = ask(url_of_pictures, "colours", str(path), top=1)
+    assert code == 0
+    assert [line.split()[1] for line in shown.splitlines()[-2:]] == ["blue", "red"]
+    assert "blue" not in ask(url_of_pictures, "colours", str(path))[1]
+    with pytest.raises(ConfigError, match="--top is 0; expected how many labels"):
+        ask(url_of_pictures, "colours", str(path), top=0)
+
+
+@pytest.mark.parametrize(("model", "version"), [("colours", "1"), ("nobody", None)])
+def test_picture_for_a_model_that_says_nothing_of_pictures_is_refused_with_the_way(
+    url_of_pictures, tmp_path, capsys, model, version
+):
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (9, 7)).save(path)
+    assert ask(url_of_pictures, model, str(path), version=version)[0] == 1
+    assert f"does not say how model '{model}' takes pictures; export the network with an ImageInput" in (
+        capsys.readouterr().err
+    )
+
+
+def test_picture_for_a_server_that_is_none_is_told(tmp_path, capsys):
+    Image.new("RGB", (9, 7)).save(tmp_path / "photo.png")
+    assert ask("localhost:1", "m", str(tmp_path / "photo.png"))[0] == 1
+    assert "cannot be reached" in capsys.readouterr().err
 
 
 def test_folder_is_no_file(file, tmp_path):

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,35 @@ def shown(target):
 def test_a_version_without_an_onnx_file_says_so(tmp_path):
     exported(tmp_path / "linear" / "1", opset=None)
     assert "exported 2026-01-02T03:04:05Z, no ONNX file, " in shown(tmp_path)[1]
+
+
+def test_pictures_and_labels_of_a_version_are_told(tmp_path):
+    image = {"input": "x", "size": [224, 200], "resize": "pad", "layout": "CHW", "inside": {"mean": 1.0}}
+    exported(tmp_path / "linear" / "1", image=image, labels=["cat", "dog", "cow"])
+    code, text = shown(tmp_path)
+    assert code == 0
+    assert "pictures JPEG or PNG, pad to 224 x 200, RGB, CHW" in text
+    assert "labels   3: cat ... cow" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image": []}, r"image \[\]; expected how a picture becomes the input"),
+        (
+            {"image": {"input": "x", "resize": "squash"}},
+            "image: resize 'squash'; expected one of crop, stretch",
+        ),
+        ({"image": {"size": None}}, "image: image lacks a key"),
+        ({"labels": "cat"}, "labels 'cat'; expected a list"),
+        ({"labels": ["cat", 1]}, r"labels\[1\] 1; expected a text"),
+    ],
+)
+def test_pictures_and_labels_that_cannot_be_are_refused(tmp_path, changes, says):
+    exported(tmp_path / "linear" / "1", **changes)
+    code, text = shown(tmp_path)
+    assert code == 1
+    assert re.search(says, text), text
 
 
 def test_a_version_is_described(repository):

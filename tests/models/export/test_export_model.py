@@ -224,7 +224,7 @@ def test_nothing_is_begun_for_a_version_that_exists(tmp_path):
     folder = tmp_path / "m" / "1"
     folder.mkdir(parents=True)
     with pytest.raises(VersionExists):
-        export_model(Fn(lambda x: pytest.fail("was run")), (pictures(),), tmp_path, name="m")
+        export_model(Fn(lambda x: pytest.fail("was run")), (pictures(),), tmp_path, name="m", version=1)
     assert list(folder.iterdir()) == []
 
 
