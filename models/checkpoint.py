@@ -45,7 +45,7 @@ class Found:
     keys: of dicts, from the outside in. prefix: of the names there, with its dot. inner: what the network's own names
     have before them, with its dot. names: the network's name -> the file's. values: by the file's names.
     versions: of the modules there, as torch.save keeps them beside a state dict.
-    dropped: names of wrappers that were taken out of the midst. outside: names beside the prefix, which are not used.
+    dropped: names of wrappers that were taken out of the midst.
     unexpected, missing: the file's names that the network lacks, and the network's that the file lacks.
     """
 
@@ -56,7 +56,6 @@ class Found:
     values: Mapping[str, Any] = field(repr=False)
     versions: Mapping[str, Any] | None = field(repr=False)
     dropped: tuple[str, ...] = ()
-    outside: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -68,6 +67,11 @@ class Found:
     def weights(self) -> dict[str, Any]:
         """The network's names with the file's values."""
         return {name: self.values[there] for name, there in self.names.items()}
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Names beside the prefix, which are not used."""
+        return tuple(name for name in self.values if not name.startswith(self.prefix))
 
     @property
     def averaged(self) -> bool:
@@ -228,12 +232,10 @@ def _compared(
         there = {name.removeprefix(prefix): name for name in names}
     both = {name: there[plain] for plain, name in here.items() if plain in there}
     missing = [name for plain, name in here.items() if plain not in there and not name.endswith(_COUNTER)]
-    inside = set(names)
     return replace(
         place,
         names=both,
         dropped=tuple(sorted(_wrappers([name.removeprefix(prefix) for name in names]) - _wrappers(wanted))),
-        outside=tuple(name for name in place.values if name not in inside),
         unexpected=tuple(name for plain, name in there.items() if plain not in here),
         missing=tuple(name for name in missing if tied.get(name, frozenset()).isdisjoint(both)),
     )

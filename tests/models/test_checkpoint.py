@@ -231,6 +231,40 @@ def test_weights_on_the_meta_device_become_the_files(tmp_path):
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
+class WithState(nn.Module):
+    """Keeps something beside tensors, as torch lets a module do."""
+
+    def __init__(self, kept: str = "") -> None:
+        super().__init__()
+        self.part = nn.Linear(2, 2)
+        self.kept = kept
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"kept": self.kept}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        self.kept = state["kept"]
+
+
+def test_extra_state_of_a_module_is_loaded_with_its_weights(tmp_path):
+    source = WithState("vocabulary")
+    content = {"state_dict": {f"model.{name}": value for name, value in source.state_dict().items()}}
+    module, _ = loaded(content, tmp_path, module=WithState())
+    assert module.kept == "vocabulary"
+    assert torch.equal(module.part.weight, source.part.weight)
+
+
+def test_small_network_is_found_in_a_large_file_in_time_linear_in_it(tmp_path):
+    """Ten thousand names beside two: the place that fits is told, and every other layer of its shapes makes it none."""
+    large = {
+        f"layers.{number}.{name}": torch.zeros(1) for number in range(5_000) for name in ("weight", "bias")
+    }
+    state = {"weight": torch.ones(3, 2), "bias": torch.ones(3)}
+    module, note = loaded({**large, **under("head.", state)}, tmp_path, module=nn.Linear(2, 3))
+    assert holds(module, state)
+    assert "the prefix 'head.' is dropped, not used, beside them: 'layers.0.weight'" in note
+
+
 def test_search_is_linear_in_the_depth_of_the_network(tmp_path):
     """A thousand layers inside a checkpoint of a trainer: seconds, were every place compared whole."""
     deep = nn.Sequential(*(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)) for _ in range(500)))
