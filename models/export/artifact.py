@@ -1,12 +1,16 @@
 """Put a new version into a repository, whole or not at all.
 
-    <repository>/<name>/.export-XXXX/   written here, flushed to the disk file by file
-    <repository>/<name>/<version>/      renamed to this, one step, when everything is there
+    <repository>/.export-XXXX/       written here, flushed to the disk file by file
+    <repository>/<name>/<version>/   renamed to this, one step, when everything is there
+
+A server passes over the first, and never sees a model without a version. Whoever writes there holds a lock on the
+folder, which ends with its process: what a killed export left is removed by the next one.
 
 Knows nothing of networks: a caller fills the folder. A version that exists is never touched.
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -17,26 +21,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import NameNotUsable, NotWritable, VersionExists
+from service.repository import MODEL_NAME, VERSION_NAME
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
-# The usual limit of a file name on Linux and macOS is 255 bytes.
-_LONGEST_NAME = 200
+_ASIDE = ".export-"
 
 
 def check_name(name: object) -> str:
     """Return name if it can be a model's folder and a part of a URL. Raises: NameNotUsable."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+    if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
         raise NameNotUsable(
-            f"the model name {name!r} cannot be a folder in a repository and a part of a URL; expected 1 to "
-            f"{_LONGEST_NAME} letters, digits, '_', '-' and '.', not beginning with '.' or '-' (and no "
-            "slash)"
+            f"the model name {_shortened(name)} cannot be a folder in a repository and a part of a URL; expected 1 to "
+            "128 letters, digits, '_', '-' and '.', not beginning with '.' or '-' (and no slash)"
         )
     return name
 
 
+def _shortened(name: object) -> str:
+    text = repr(name)
+    return text if len(text) <= 150 else f"{text[:140]}..."
+
+
 def check_version(version: object) -> int:
     """Return version as a positive integer; "3" is one too. Raises: NameNotUsable."""
-    if isinstance(version, str) and re.fullmatch(r"[1-9][0-9]{0,17}", version):
+    if isinstance(version, str) and VERSION_NAME.fullmatch(version):
         return int(version)
     if isinstance(version, int) and not isinstance(version, bool) and 0 < version < 10**18:
         return version
@@ -77,21 +84,28 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
     """
     check_free(repository, name, version)
     folder = repository / name
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    made = [parent for parent in (repository, *repository.parents) if not parent.exists()]
     aside: Path | None = None
+    lock = -1
     done = False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+        repository.mkdir(parents=True, exist_ok=True)
+        _remove_dead(repository)
+        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=repository))
+        lock = _locked(aside)
         aside.chmod(0o777 & ~_umask())  # mkdtemp gives 0700; the server may be another user
         yield aside
         for file in sorted(aside.iterdir()):
             _flush(file)
         _flush(aside)
         check_free(repository, name, version)
+        if not folder.is_dir():
+            made.insert(0, folder)
+            folder.mkdir(exist_ok=True)
         aside.rename(folder / str(version))
         done = True
         _flush(folder)
+        _flush(repository)
     except OSError as error:
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and aside is not None and not done:
             check_free(repository, name, version)
@@ -100,6 +114,8 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
             "space on that disk, or choose a repository that you may write to."
         ) from error
     finally:
+        if lock >= 0:
+            os.close(lock)
         if not done:
             if aside is not None:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -114,6 +130,31 @@ def sha256_and_size(path: Path) -> tuple[str, int]:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest(), path.stat().st_size
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the lock on folder, -1 where the file system has none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _remove_dead(repository: Path) -> None:
+    """Remove what exports left that have ended without cleaning up."""
+    for left in repository.glob(f"{_ASIDE}*"):
+        try:
+            lock = _locked(left)
+        except OSError:  # gone meanwhile, or another user's
+            continue
+        # Between mkdtemp and its lock a folder looks dead, and is empty: rmdir would be as wrong as rmtree.
+        if lock >= 0:
+            if any(left.iterdir()):
+                shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
 
 
 def _flush(path: Path) -> None:

@@ -5,8 +5,9 @@
 
 Why not torch.jit.trace: it bakes the batch size into reshapes, and corrupts the heap on aten.lstm. What
 changes on the way: overloads become packets (TorchScript picks by types), sizes are plain ints, an inference
-norm and its getitem become aten.batch_norm, device, layout and pin_memory go (the file runs where its weights
-are), empty lists and lists of optionals get their type. Pure: text out, nothing is compiled here.
+norm and its getitem become aten.batch_norm, tensors are made on the device of the first input, wherever the file
+runs, layout and pin_memory go, empty lists and lists of optionals get their type. Pure: text out, nothing is
+compiled here.
 """
 
 import builtins
@@ -24,6 +25,7 @@ from models.errors import NotCapturable
 aten = torch.ops.aten
 
 _DROPPED_KEYWORDS = frozenset({"device", "layout", "pin_memory"})
+"""What the graph says of these holds for the machine that exports. A device is written anew; see _device."""
 
 # ATen operators on sizes exist in TorchScript under their plain names.
 _SIZE_OPERATORS = {
@@ -84,6 +86,7 @@ def torchscript_source(graph_module: fx.GraphModule, weights: Mapping[str, str])
     Raises: NotCapturable for an operator that TorchScript has no counterpart of.
     """
     names = _local_names(graph_module.graph)
+    device = _device(graph_module.graph, names)
     lines: list[str] = []
     header = result = ""
     parameters = []
@@ -93,7 +96,7 @@ def torchscript_source(graph_module: fx.GraphModule, weights: Mapping[str, str])
         elif node.op == "get_attr":
             lines.append(f"{names[node]} = self.{weights[str(node.target)]}")
         elif node.op == "call_function":
-            lines.append(f"{names[node]} = {_expression(node, names)}")
+            lines.append(f"{names[node]} = {_expression(node, names, device)}")
         elif node.op == "output":
             outputs = [names[n] for n in node.args[0]]
             result = outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
@@ -107,7 +110,12 @@ def _local_names(graph: fx.Graph) -> dict[fx.Node, str]:
     return {node: f"v_{node.name}" for node in graph.nodes}
 
 
-def _expression(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
+def _device(graph: fx.Graph, names: Mapping[fx.Node, str]) -> str:
+    """Where the file runs: where its inputs are, and its weights were put."""
+    return f"{names[next(node for node in graph.nodes if node.op == 'placeholder')]}.device"
+
+
+def _expression(node: fx.Node, names: Mapping[fx.Node, str], device: str) -> str:
     target: Any = node.target
     if target is operator.getitem:
         return _getitem(node, names)
@@ -124,7 +132,7 @@ def _expression(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
     if target is getattr(torch, "sym_sum", None):
         return "(" + " + ".join(_value(a, names) for a in node.args[0]) + ")"  # type: ignore[union-attr]
     if isinstance(target, OpOverload) and target.namespace == "aten":
-        return _operator_call(node, target, names)
+        return _operator_call(node, target, names, device)
     raise NotCapturable(
         f"{node.name}: {target} has no counterpart in TorchScript; write this step with torch functions on "
         "tensors"
@@ -149,7 +157,7 @@ def _scalar_type(node: fx.Node) -> str:
     return "float" if isinstance(value, torch.SymFloat | float) else "int"
 
 
-def _operator_call(node: fx.Node, target: OpOverload, names: Mapping[fx.Node, str]) -> str:
+def _operator_call(node: fx.Node, target: OpOverload, names: Mapping[fx.Node, str], device: str) -> str:
     function = _SIZE_OPERATORS.get(target, f"torch.ops.aten.{target._opname}")
     schema = {argument.name: argument for argument in target._schema.arguments}
     positional = [
@@ -161,7 +169,14 @@ def _operator_call(node: fx.Node, target: OpOverload, names: Mapping[fx.Node, st
         for key, value in node.kwargs.items()
         if key not in _DROPPED_KEYWORDS
     ]
+    makes_one = not any(isinstance(value, fx.Node) and _is_tensor(value) for value in node.args)
+    if "device" in schema and (makes_one or node.kwargs.get("device") is not None):
+        keywords.append(f"device={device}")
     return f"{function}({', '.join(positional + keywords)})"
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _typed(value: Any, kind: Any, names: Mapping[fx.Node, str]) -> str:

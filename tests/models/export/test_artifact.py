@@ -1,5 +1,7 @@
 import os
 import resource
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from models.export.artifact import check_name, check_version, new_version, sha25
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", ".hidden", "a/b", "../a", "a b", "-x", "a\n", "ä", "x" * 201, None, 3]
+    "name", ["", ".", "..", ".hidden", "a/b", "../a", "a b", "-x", "a\n", "ä", "x" * 129, None, 3]
 )
 def test_names_that_are_no_folder_or_no_part_of_a_url_are_refused(name):
     with pytest.raises(NameNotUsable, match="cannot be a folder in a repository"):
@@ -103,7 +105,7 @@ def test_a_version_that_appears_meanwhile_is_kept_and_ours_goes(tmp_path):
         with new_version(tmp_path, "m", 1) as folder:
             (folder / "x").write_bytes(b"ours")
             other = tmp_path / "m" / "1"
-            other.mkdir()
+            other.mkdir(parents=True)
             (other / "x").write_bytes(b"theirs")
 
     with pytest.raises(VersionExists):
@@ -125,3 +127,41 @@ def test_sha256_and_size(tmp_path: Path):
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         3,
     )
+
+
+def test_nothing_but_a_dot_folder_is_in_the_repository_until_the_version_is_whole(tmp_path):
+    with new_version(tmp_path, "m", 1) as folder:
+        assert folder.parent == tmp_path
+        assert [entry.name[0] for entry in tmp_path.iterdir()] == ["."]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from models.export.artifact import new_version
+with new_version(Path(sys.argv[1]), "m", 1) as folder:
+    (folder / "model.pt").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_and_a_running_one_is_left_alone(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert (left / "model.pt").exists()
+    with new_version(tmp_path, "slow", 1) as running:
+        (running / "model.pt").write_bytes(b"not yet whole")
+        assert not left.exists()
+        with new_version(tmp_path, "quick", 1):
+            pass
+        assert running.exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["quick", "slow"]
+
+
+def test_two_exports_of_one_new_model_at_once_end_in_one_version_and_one_told_so(tmp_path):
+    with pytest.raises(VersionExists), new_version(tmp_path, "m", 1), new_version(tmp_path, "m", 1):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+    assert versions(tmp_path, "m") == (1,)

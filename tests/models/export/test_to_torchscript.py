@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.export.quiet import quiet
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from tests.models.export.support import ConvNorm, First, Fn, batches, captured, largest_difference, pictures
 
@@ -93,3 +94,36 @@ def test_weights_are_buffers_and_the_file_holds_no_path_of_this_machine():
     assert not list(loaded.parameters())
     assert {"conv_weight", "norm_running_mean"} <= {name for name, _ in loaded.named_buffers()}
     assert str(Path(__file__).parent).encode() not in buffer.getvalue()
+
+
+class Positions(nn.Module):
+    """Makes tensors in forward in every way there is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(x.shape[1], dtype=x.dtype)
+        mask = torch.ones(x.shape[1], x.shape[1]).tril()
+        added = torch.zeros(x.shape[0], 1, 1) + torch.full((1,), 0.5) + torch.linspace(0, 1, 4)
+        moved = x.to("cpu") + torch.tensor([1.0, 2.0, 3.0, 4.0]) + torch.scalar_tensor(2.0)
+        return mask @ (moved + added + torch.zeros_like(x) + x.new_ones(1)) + steps[:, None] + torch.eye(4)[0]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Positions(),
+        First(nn.LSTM(4, 5, batch_first=True)),
+        First(nn.GRU(4, 5, batch_first=True, bidirectional=True)),
+        First(nn.RNN(4, 5, batch_first=True)),
+        nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+    ],
+    ids=["positions", "lstm", "gru", "rnn", "attention"],
+)
+def test_the_file_runs_on_another_device_than_the_one_it_was_written_on(module, tmp_path):
+    """`meta` stands for a GPU: an operator on it refuses a tensor on the CPU as one on a GPU does."""
+    example = torch.randn(3, 6, 4)
+    save_torchscript(to_torchscript(captured(module.eval(), example).graph_module), tmp_path / "model.pt")
+    with quiet():
+        scripted = torch.jit.load(str(tmp_path / "model.pt"), map_location="meta")
+    (output,) = run_torchscript(scripted, (example.to("meta"),))
+    assert output.device.type == "meta"
+    assert output.shape[:2] == (3, 6)
