@@ -9,6 +9,7 @@ folder, which ends with its process: what a killed export left is removed by the
 Knows nothing of networks: a caller fills the folder. A version that exists is never touched.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -91,8 +92,7 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
     try:
         repository.mkdir(parents=True, exist_ok=True)
         _remove_dead(repository)
-        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=repository))
-        lock = _locked(aside)
+        aside, lock = _made_aside(repository)
         aside.chmod(0o777 & ~_umask())  # mkdtemp gives 0700; the server may be another user
         yield aside
         for file in sorted(aside.iterdir()):
@@ -132,28 +132,31 @@ def sha256_and_size(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), path.stat().st_size
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor that holds the lock on folder, -1 where the file system has none."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return -1
-    return descriptor
+def _made_aside(repository: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds the lock on it."""
+    while True:
+        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=repository))
+        lock = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody removes anything there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if aside.exists():
+            return aside, lock
+        os.close(lock)  # another export took it for dead before it was locked
 
 
 def _remove_dead(repository: Path) -> None:
-    """Remove what exports left that have ended without cleaning up."""
+    """Remove what exports left that have ended without cleaning up: nobody holds a lock on it."""
     for left in repository.glob(f"{_ASIDE}*"):
         try:
-            lock = _locked(left)
-        except OSError:  # gone meanwhile, or another user's
+            lock = os.open(left, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # no folder, gone meanwhile, or another user's
             continue
-        # Between mkdtemp and its lock a folder looks dead, and is empty: rmdir would be as wrong as rmtree.
-        if lock >= 0:
-            if any(left.iterdir()):
-                shutil.rmtree(left, ignore_errors=True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # it is being written
+            pass
+        finally:
             os.close(lock)
 
 

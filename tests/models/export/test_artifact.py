@@ -2,6 +2,7 @@ import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -151,13 +152,15 @@ def test_what_a_killed_export_left_is_removed_by_the_next_and_a_running_one_is_l
     assert killed.returncode == -9
     (left,) = tmp_path.iterdir()
     assert (left / "model.pt").exists()
+    (tmp_path / ".export-empty").mkdir()
+    (tmp_path / ".export-file").write_bytes(b"somebody's")
     with new_version(tmp_path, "slow", 1) as running:
         (running / "model.pt").write_bytes(b"not yet whole")
-        assert not left.exists()
+        assert sorted(tmp_path.iterdir()) == sorted([running, tmp_path / ".export-file"])
         with new_version(tmp_path, "quick", 1):
             pass
         assert running.exists()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["quick", "slow"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".export-file", "quick", "slow"]
 
 
 def test_two_exports_of_one_new_model_at_once_end_in_one_version_and_one_told_so(tmp_path):
@@ -165,3 +168,15 @@ def test_two_exports_of_one_new_model_at_once_end_in_one_version_and_one_told_so
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
     assert versions(tmp_path, "m") == (1,)
+
+
+def test_many_exports_that_begin_at_once_remove_nothing_of_each_other(tmp_path):
+    def export(number: int) -> None:
+        for version in range(1, 21):
+            with new_version(tmp_path, f"m{number}", version) as folder:
+                (folder / "model.pt").write_bytes(b"whole")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(export, range(8)))
+    assert [versions(tmp_path, f"m{number}") for number in range(8)] == [tuple(range(1, 21))] * 8
+    assert len(list(tmp_path.glob("m*/*/model.pt"))) == 160
