@@ -135,13 +135,17 @@ def sha256_and_size(path: Path) -> tuple[str, int]:
 def _made_aside(repository: Path) -> tuple[Path, int]:
     """A new folder, and the descriptor that holds the lock on it."""
     while True:
+        # Another export may take it for dead and remove it before it is locked.
         aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=repository))
-        lock = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            lock = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
         with contextlib.suppress(OSError):  # a file system without locks: nobody removes anything there
             fcntl.flock(lock, fcntl.LOCK_EX)
         if aside.exists():
             return aside, lock
-        os.close(lock)  # another export took it for dead before it was locked
+        os.close(lock)
 
 
 def _remove_dead(repository: Path) -> None:
