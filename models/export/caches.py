@@ -10,6 +10,7 @@ run on other sizes puts there anew. They are emptied on a copy, and the copy is 
 network does. Knows nothing of graphs; the gates behind compare every graph with the network as it was given.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ def _run(
 
 def _answers_alike(module: nn.Module, network: EvalCopy, example: Example, tensors: Sequence[Tensor]) -> bool:
     want = _run(fresh_copy(network.module), network, example, tensors)
-    got = _run(fresh_copy(module), network, example, tensors)
+    got = _run(copy_to_capture(module), network, example, tensors)
     if want is None or got is None or len(want) != len(got):
         return want is None
     return all(_same(g, w) for g, w in zip(got, want, strict=True))
@@ -109,11 +110,31 @@ def _put(module: nn.Module, place: _Place, value: Any) -> None:
     path, name = place
     submodule = module.get_submodule(path)
     if name in submodule._buffers:
-        submodule._buffers[name] = value
+        # As an attribute: torch.export takes no new tensor in the place of a buffer.
+        _keep_as_attribute(submodule, name, value)
     elif hasattr(type(submodule), name):
         delattr(submodule, name)  # the class says what it is before the first run
     else:
         vars(submodule)[name] = value
+
+
+def copy_to_capture(module: nn.Module) -> nn.Module:
+    """A fresh copy of module for one capture: what forward registers as a buffer is an attribute of the copy.
+
+    torch.export refuses buffers that come up in forward, whatever they are for; what is computed there is the same.
+    """
+    duplicate = fresh_copy(module)
+    for submodule in duplicate.modules():
+        vars(submodule)["register_buffer"] = functools.partial(_keep_as_attribute, submodule)
+    return duplicate
+
+
+def _keep_as_attribute(
+    submodule: nn.Module, name: str, value: Tensor | None, persistent: bool = True
+) -> None:
+    submodule._buffers.pop(name, None)
+    submodule._non_persistent_buffers_set.discard(name)
+    vars(submodule)[name] = value
 
 
 def _nothing(value: Any) -> Any:

@@ -20,7 +20,7 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 from torch.utils import _pytree as pytree
 
 from models.errors import BadExample, NotCapturable
-from models.export.caches import without_caches
+from models.export.caches import copy_to_capture, without_caches
 from models.export.cleaning import clean_graph
 from models.export.copying import EvalCopy, fresh_copy
 from models.export.example import ROWS, Example, checked_names, unique_names
@@ -28,6 +28,7 @@ from models.export.plain_names import any_names, give_plain_names
 from models.export.quiet import quiet
 from models.export.refusals import reason, refuse, user_line
 from models.export.running import plain_ways
+from models.export.symbolic_keys import sizes_as_keys
 from models.recurrent import symbolic_length
 
 # Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round
@@ -115,9 +116,9 @@ def _export(network: EvalCopy, example: Example) -> tuple[torch.export.ExportedP
     for _ in range(_MOST_REFINEMENTS):
         shapes = example.dynamic_shapes(dims)
         try:
-            with quiet(), plain_ways(network.converted), symbolic_length(), any_names():
+            with quiet(), plain_ways(network.converted), symbolic_length(), any_names(), sizes_as_keys():
                 # A copy each time: what a capture leaves in a network are stand-ins without numbers.
-                return torch.export.export(fresh_copy(module), arguments, dynamic_shapes=shapes), dims
+                return torch.export.export(copy_to_capture(module), arguments, dynamic_shapes=shapes), dims
         except UserError as error:
             refined = _refined(error, example, dims) or _raised(error, example, dims)
             if refined is None:

@@ -29,6 +29,7 @@ from models.export.memory import measure_memory
 from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
 from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
+from models.export.running import plain_process
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
@@ -271,7 +272,7 @@ def export_model(
     chosen = check_precision(precision, opset)
     check_free(repository, name, number)
     seconds: dict[str, float] = {}
-    with new_version(repository, name, number) as folder:
+    with plain_process(), new_version(repository, name, number) as folder:
         job = Job(
             module,
             example_inputs,
