@@ -172,7 +172,13 @@ def _refuse_lazy_parameters(module: nn.Module) -> None:
 
 def _refuse_weights_without_values(module: nn.Module) -> None:
     named = [*module.named_parameters(), *module.named_buffers()]
-    named += [("a tensor kept as an attribute", t) for t in _attribute_tensors(module)]
+    for path, submodule in module.named_modules():
+        named += [
+            (f"{path}.{name}" if path else name, tensor)
+            for name, value in vars(submodule).items()
+            if name not in _REGISTERED
+            for tensor in _tensors_in(value)
+        ]
     empty = [name for name, tensor in named if tensor.is_meta or isinstance(tensor, FakeTensor)]
     if empty:
         raise NotCapturable(
@@ -188,12 +194,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names) if rest <= 1 else f"{', '.join(names[:3])} and {rest} more"
 
 
+_REGISTERED = frozenset({"_parameters", "_buffers", "_modules"})
+
+
 def _attribute_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Every tensor that an attribute of module or of a submodule holds, and that is neither parameter nor buffer."""
-    registered = {"_parameters", "_buffers", "_modules"}
     for submodule in module.modules():
         for name, value in vars(submodule).items():
-            if name not in registered:
+            if name not in _REGISTERED:
                 yield from _tensors_in(value)
         # A result of autograd may be kept as a buffer too; deepcopy refuses it there as well.
         yield from (b for b in submodule._buffers.values() if b is not None and not b.is_leaf)

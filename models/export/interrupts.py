@@ -1,7 +1,7 @@
 """End an export at Ctrl-C, whatever is being done at that moment.
 
-KeyboardInterrupt may come up in any line of any library. Some swallow it (a bare except around an optional import), some
-make another error of it (a half-imported module lacks a name), and where it comes up in a callback or a destructor
+KeyboardInterrupt may come up in any line of any library. Some swallow it (a bare except around an optional import),
+some make another error of it (a half-imported module lacks a name), and where it comes up in a callback or a destructor
 Python prints it and goes on. So the signal is remembered, the next step of the export looks at it, and an error that
 comes after it counts as the end that was asked for. Knows nothing of exports.
 """
@@ -16,7 +16,8 @@ from typing import Any
 class Interrupts:
     """Within the block, from the main thread: SIGINT raises KeyboardInterrupt and is remembered.
 
-    came: whether one came. Outside of the main thread, which gets no signals, nothing is set.
+    came: whether one came. Nothing is set outside of the main thread, which alone gets signals, nor where the process
+    was started with SIGINT ignored, as in the background of a script.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,8 @@ class Interrupts:
         self._hook = sys.unraisablehook
 
     def __enter__(self) -> "Interrupts":
-        if threading.current_thread() is threading.main_thread():
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if threading.current_thread() is threading.main_thread() and not ignored:
             self._handler = signal.signal(signal.SIGINT, self._on_signal)
             self._hook = sys.unraisablehook
             sys.unraisablehook = self._on_unraisable
