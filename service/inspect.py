@@ -115,6 +115,8 @@ def _precision_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
         f"  computes {manifest['precision']}, weights {_size(memory['weights_bytes'])}, "
         f"at most {_size(memory['row_bytes'])} for each row"
     )
+    for word in manifest.get("converted_weights", ()):
+        yield f"           weights in {word} were converted to float32"
     for kept in manifest["kept_fp32"]:
         yield f"           in fp32 {kept['where']}: {kept['reason']}"
 

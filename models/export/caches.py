@@ -7,9 +7,11 @@ A network may remember what it made for the last shape it met (the grids of dete
 length). A size in such a memory is a number, and a capture would compare the symbolic size with it: the number of rows
 would be fixed at, or kept from, that of the last batch. What forward remembers is seen by running it: attributes that a
 run on other sizes puts there anew. They are emptied on a copy, and the copy is used only where it then answers as the
-network does. Knows nothing of graphs; the gates behind compare every graph with the network as it was given.
+network does. Knows nothing of graphs.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +29,8 @@ _SAME = 1e-5
 _Place = tuple[str, str]
 
 
-def without_caches(network: EvalCopy, example: Example) -> nn.Module:
-    """Return a copy of the network that holds nothing of earlier runs, or its module where that cannot be had."""
+def without_caches(network: EvalCopy, example: Example) -> EvalCopy:
+    """Return the network with nothing of earlier runs in it, or as it is where that cannot be had."""
     others = _other_sizes(example)
     probe = fresh_copy(network.module)
     before = _attributes(probe)
@@ -37,27 +39,30 @@ def without_caches(network: EvalCopy, example: Example) -> nn.Module:
     after = _attributes(probe)
     written = [place for place in before if place in after and after[place] is not before[place]]
     if not written:
-        return network.module
+        return network
     for empty in (_nothing, _nothing_in_it):
         emptied = fresh_copy(network.module)
         for place in written:
             _put(emptied, place, empty(before[place]))
         if all(_answers_alike(emptied, network, example, t) for t in (example.tensors, *others)):
-            return emptied
-    return network.module
+            return dataclasses.replace(network, module=emptied)
+    return network
 
 
 def _other_sizes(example: Example) -> tuple[tuple[Tensor, ...], ...]:
-    """The example's numbers with other rows, and with every dynamic axis twice as long."""
-    rows = tuple(_repeated(t, 0, t.shape[0] + 3) for t in example.tensors)
+    """The example's numbers with other rows, and with every dynamic axis twice as long.
+
+    Two other numbers of rows: one may be that of the last run, and nothing would be put anew.
+    """
+    rows = [tuple(_repeated(t, 0, t.shape[0] + more) for t in example.tensors) for more in (3, 4)]
     longer = []
-    for tensor, axes in zip(rows, example.axes, strict=True):
+    for tensor, axes in zip(rows[0], example.axes, strict=True):
         for axis, label in axes.items():
             if label != ROWS:
                 tensor = _repeated(tensor, axis, 2 * tensor.shape[axis])
         longer.append(tensor)
     has_others = any(label != ROWS for axes in example.axes for label in axes.values())
-    return (rows, tuple(longer)) if has_others else (rows,)
+    return (*rows, tuple(longer)) if has_others else tuple(rows)
 
 
 def _repeated(tensor: Tensor, axis: int, size: int) -> Tensor:
@@ -114,6 +119,29 @@ def _put(module: nn.Module, place: _Place, value: Any) -> None:
         delattr(submodule, name)  # the class says what it is before the first run
     else:
         vars(submodule)[name] = value
+
+
+def copy_to_capture(module: nn.Module) -> nn.Module:
+    """A fresh copy of module for one capture: what forward registers as a buffer is an attribute of the copy.
+
+    torch.export refuses buffers that come up in forward, whatever they are for; what is computed there is the same.
+    """
+    duplicate = fresh_copy(module)
+    for submodule in duplicate.modules():
+        # Emptied ones too: torch.export takes no new tensor in the place of a buffer.
+        for name, value in list(submodule._buffers.items()):
+            if value is None or value.numel() == 0:
+                _keep_as_attribute(submodule, name, value)
+        vars(submodule)["register_buffer"] = functools.partial(_keep_as_attribute, submodule)
+    return duplicate
+
+
+def _keep_as_attribute(
+    submodule: nn.Module, name: str, value: Tensor | None, persistent: bool = True
+) -> None:
+    submodule._buffers.pop(name, None)
+    submodule._non_persistent_buffers_set.discard(name)
+    vars(submodule)[name] = value
 
 
 def _nothing(value: Any) -> Any:

@@ -19,15 +19,16 @@ from torch.export import Dim
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.utils import _pytree as pytree
 
-from models.errors import BadExample, NotCapturable
-from models.export.caches import without_caches
+from models.errors import BadExample, ExportError, NotCapturable
+from models.export.caches import copy_to_capture
 from models.export.cleaning import clean_graph
 from models.export.copying import EvalCopy, fresh_copy
 from models.export.example import ROWS, Example, checked_names, unique_names
 from models.export.plain_names import any_names, give_plain_names
 from models.export.quiet import quiet
-from models.export.refusals import reason, refuse, user_line
+from models.export.refusals import reason, refuse, refused_calls, user_line
 from models.export.running import plain_ways
+from models.export.symbolic_keys import sizes_as_keys
 from models.recurrent import symbolic_length
 
 # Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round
@@ -94,8 +95,10 @@ def capture(
 def _run_once(network: EvalCopy, example: Example) -> None:
     """Run the example eagerly, so that a wrong shape is told in the network's own words."""
     try:
-        with plain_ways(network.converted):
+        with refused_calls(), plain_ways(network.converted):
             example.call(fresh_copy(network.module), [t.clone() for t in example.tensors])
+    except ExportError:
+        raise
     except Exception as error:
         shapes = ", ".join(
             f"{n}: {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
@@ -103,7 +106,7 @@ def _run_once(network: EvalCopy, example: Example) -> None:
         )
         raise BadExample(
             f"the network fails on its own example ({shapes}): {reason(error)}"
-            f"{user_line(error)}. Give example inputs that the network accepts, dim 0 = rows."
+            f"{user_line(error)}. Give example inputs that the network accepts, dim 0 = rows, or mend that line."
         ) from error
 
 
@@ -111,13 +114,14 @@ def _export(network: EvalCopy, example: Example) -> tuple[torch.export.ExportedP
     labels = {label for axes in example.axes for label in axes.values()}
     dims: dict[str, Any] = {label: Dim(label, min=1) for label in sorted(labels)}
     arguments = tuple(pytree.tree_unflatten([t.clone() for t in example.tensors], example.in_spec))
-    module = without_caches(network, example)
     for _ in range(_MOST_REFINEMENTS):
         shapes = example.dynamic_shapes(dims)
         try:
-            with quiet(), plain_ways(network.converted), symbolic_length(), any_names():
+            with quiet(), plain_ways(network.converted), symbolic_length(), any_names(), sizes_as_keys():
                 # A copy each time: what a capture leaves in a network are stand-ins without numbers.
-                return torch.export.export(fresh_copy(module), arguments, dynamic_shapes=shapes), dims
+                return torch.export.export(
+                    copy_to_capture(network.module), arguments, dynamic_shapes=shapes
+                ), dims
         except UserError as error:
             refined = _refined(error, example, dims) or _raised(error, example, dims)
             if refined is None:

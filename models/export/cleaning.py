@@ -138,7 +138,8 @@ def _refuse_operator(node: fx.Node) -> None:
         if torch.Tag.nondeterministic_seeded in target.tags and _draws(node, target):
             raise NotCapturable(
                 f"{where(node)} draws random numbers, also in eval mode: the answers cannot be compared or "
-                "repeated. Use self.training for dropout, or pass the noise in as an input."
+                "repeated. Use self.training for dropout, with an eval() that reaches it, or pass the noise in as "
+                "an input."
             )
         if target._schema.is_mutable:
             raise NotCapturable(

@@ -7,9 +7,11 @@ and errors go to stderr. Exit codes: 0 exported, 2 an error that the user can me
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+
+from models.export.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from models.export.pipeline import ExportResult, Progress
@@ -105,27 +107,39 @@ class ExportCommand:
         """Export, and print the table. Returns the exit code; every ExportError is told on stderr, in
         full.
         """
-        from models.errors import ExportError
+        with Interrupts() as interrupts:
+            return _run(args, interrupts)
 
-        try:
-            result = _export(args, ProgressLines(sys.stderr))
-        except ExportError as error:
+
+def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    from models.errors import ExportError
+
+    lines = ProgressLines(sys.stderr)
+
+    def progress(event: "Progress") -> None:
+        interrupts.raise_if_came()
+        lines(event)
+
+    try:
+        result = _export(args, progress)
+    except BaseException as error:
+        # An error behind a Ctrl-C is what a library made of it.
+        if interrupts.came or isinstance(error, KeyboardInterrupt):
+            print("foldserve export: stopped; nothing was written", file=sys.stderr)
+            return 130
+        if isinstance(error, ExportError):
             print(f"foldserve export: {error}", file=sys.stderr)
             return 2
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in _EXTRA:
-                raise
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRA:
             print(
                 f"foldserve export: the package {error.name!r} is not installed; it comes with the extra "
                 "`export`: pip install 'foldserve[export]'",
                 file=sys.stderr,
             )
             return 2
-        except KeyboardInterrupt:
-            print("foldserve export: stopped; nothing was written", file=sys.stderr)
-            return 130
-        print(table(result))
-        return 0
+        raise
+    print(table(result))
+    return 0
 
 
 class ProgressLines:
@@ -148,7 +162,7 @@ class ProgressLines:
         self._stream.flush()
 
 
-def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult":
+def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) -> "ExportResult":
     # Here and not above: --help and other commands must not wait for torch.
     from models.errors import BadExample
     from models.export.artifact import check_name
@@ -207,6 +221,10 @@ def table(result: "ExportResult") -> str:
         *(("", f"left: {left['where']}: {left['reason']}") for left in fold["left"]),
         ("fold, float64", _parity(report["parity"]["fold_float64"])),
         ("precision", report["precision"]),
+        *(
+            ("", f"weights in {word} were converted to float32")
+            for word in report.get("converted_weights", ())
+        ),
         *(("", f"in fp32: {kept['where']}: {kept['reason']}") for kept in report["kept_fp32"]),
         ("TorchScript", _parity(report["parity"]["torchscript"])),
         ("ONNX", _onnx(report)),

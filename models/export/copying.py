@@ -10,9 +10,10 @@ shape it met, a position table, a count), and what one run leaves behind must no
 all of the captured graph.
 
 Weights in 16 bits are written as float32, which is exact; the precision of the files is a setting of its own
-(convert.py). float64 beside other float types is there for its digits and stays. A network wholly in float64 is written
-as float32, by choice: ONNX Runtime has float64 kernels for few operators (no convolution), and GPUs compute it 32 to 64
-times slower. EvalCopy.converted keeps the types that the weights had: forward may name them (float32_mode.py).
+(convert.py). Parameters in float64 are written as float32 too, by choice: ONNX Runtime has float64 kernels for few
+operators (no convolution), and GPUs compute it 32 to 64 times slower. Where only buffers are in float64 (a table of
+frequencies), they are there for their digits and stay. EvalCopy.converted keeps the types that the weights had: forward
+may name them (float32_mode.py).
 """
 
 import copy
@@ -53,7 +54,9 @@ def eval_copy(module: nn.Module) -> EvalCopy:
     _refuse_lazy_parameters(module)
     _refuse_weights_without_values(module)
     kept = list(_attribute_tensors(module))
-    converted = _to_convert({t.dtype for t in (*module.parameters(), *module.buffers(), *kept)})
+    converted = _to_convert(
+        {p.dtype for p in module.parameters()}, {t.dtype for t in (*module.buffers(), *kept)}
+    )
 
     def plain(tensor: Tensor) -> Tensor:
         wanted = torch.float32 if tensor.dtype in converted else tensor.dtype
@@ -104,15 +107,32 @@ def double_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
         if node.op == "call_function":
             node.args = tuple(torch.float64 if is_smaller_float(a) else a for a in node.args)
             node.kwargs = {k: torch.float64 if is_smaller_float(v) else v for k, v in node.kwargs.items()}
+            if _makes_the_default_type(node):
+                node.kwargs = {**node.kwargs, "dtype": torch.float64}
     duplicate.recompile()
     return duplicate
 
 
-def _to_convert(dtypes: set[torch.dtype]) -> frozenset[torch.dtype]:
-    """The types of weights that become float32: all others, or all but float64 where that is not the only one."""
-    floats = {dtype for dtype in dtypes if dtype.is_floating_point}
-    stays = {torch.float32} if floats == {torch.float64} else {torch.float32, torch.float64}
-    return frozenset(floats - stays)
+def _makes_the_default_type(node: fx.Node) -> bool:
+    """Whether node makes a float tensor out of numbers and is told no type, as zeros(n)."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or (node.all_input_nodes and any(_is_tensor(n) for n in node.all_input_nodes)):
+        return False
+    position = next((i for i, a in enumerate(schema.arguments) if a.name == "dtype"), None)
+    if position is None or position < len(node.args) or node.kwargs.get("dtype") is not None:
+        return False
+    return _is_tensor(node) and is_smaller_float(node.meta["val"].dtype)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _to_convert(of_parameters: set[torch.dtype], of_others: set[torch.dtype]) -> frozenset[torch.dtype]:
+    """The types of weights that become float32: all others, but not float64 of tables beside learned numbers."""
+    floats = {dtype for dtype in of_parameters | of_others if dtype.is_floating_point}
+    only_tables = torch.float64 not in of_parameters and floats != {torch.float64}
+    return frozenset(floats - {torch.float32} - ({torch.float64} if only_tables else set()))
 
 
 # Where torch keeps quantised modules, now and under its older names.
@@ -152,7 +172,13 @@ def _refuse_lazy_parameters(module: nn.Module) -> None:
 
 def _refuse_weights_without_values(module: nn.Module) -> None:
     named = [*module.named_parameters(), *module.named_buffers()]
-    named += [("a tensor kept as an attribute", t) for t in _attribute_tensors(module)]
+    for path, submodule in module.named_modules():
+        named += [
+            (f"{path}.{name}" if path else name, tensor)
+            for name, value in vars(submodule).items()
+            if name not in _REGISTERED
+            for tensor in _tensors_in(value)
+        ]
     empty = [name for name, tensor in named if tensor.is_meta or isinstance(tensor, FakeTensor)]
     if empty:
         raise NotCapturable(
@@ -168,12 +194,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names) if rest <= 1 else f"{', '.join(names[:3])} and {rest} more"
 
 
+_REGISTERED = frozenset({"_parameters", "_buffers", "_modules"})
+
+
 def _attribute_tensors(module: nn.Module) -> Iterator[Tensor]:
     """Every tensor that an attribute of module or of a submodule holds, and that is neither parameter nor buffer."""
-    registered = {"_parameters", "_buffers", "_modules"}
     for submodule in module.modules():
         for name, value in vars(submodule).items():
-            if name not in registered:
+            if name not in _REGISTERED:
                 yield from _tensors_in(value)
         # A result of autograd may be kept as a buffer too; deepcopy refuses it there as well.
         yield from (b for b in submodule._buffers.values() if b is not None and not b.is_leaf)

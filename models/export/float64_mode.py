@@ -23,6 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
+_SIZES_IN_BYTES = (Tensor.element_size, Tensor.itemsize.__get__, Tensor.nbytes.__get__)  # type: ignore[attr-defined]
+
+
 class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base is untyped
     """What the operators do."""
 
@@ -60,9 +63,13 @@ class _ShownAsFloat32(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is Tensor.new_tensor and args[0].dtype == torch.float64:
+            kwargs = {"dtype": torch.float32, **(kwargs or {})}  # the numbers as a capture rounds them
         result = func(*args, **(kwargs or {}))
         if result is torch.float64:
             return torch.float32
+        if func in _SIZES_IN_BYTES and args[0].dtype == torch.float64:
+            return result // 2
         if func is Tensor.type and isinstance(result, str):
             return result.replace("DoubleTensor", "FloatTensor")
         return result

@@ -7,7 +7,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def manifest(
     opset: int | None,
     precision: Precision,
     kept: Sequence[KeptWide],
+    converted_weights: Collection[torch.dtype],
     memory: Memory,
     max_batch_size: int,
     parameters: int,
@@ -48,7 +49,8 @@ def manifest(
     """The content of manifest.json. files are hashed now, so they must be complete.
 
     opset: None where there is no ONNX file. kept: what stays in float32 in a lower precision, for reasons of this
-    network. parity: "torchscript" and "onnx" for each file that is there, and "fold_float64" and, of an ImageInput,
+    network. converted_weights: types that weights of the user's module had and the graph has not.
+    parity: "torchscript" and "onnx" for each file that is there, and "fold_float64" and, of an ImageInput,
     "pictures", which are relative only: their scale is float64's. image, labels: how a picture becomes the input, and
     the names of the output's columns; left out where there are none.
     """
@@ -72,6 +74,7 @@ def manifest(
         "opset": opset,
         "precision": precision.word,
         "kept_fp32": [{"where": one.where, "reason": one.reason} for one in kept],
+        **_converted(converted_weights),
         "tool_versions": tool_versions(),
         "max_batch_size": max_batch_size,
         "memory": memory.to_manifest(),
@@ -163,6 +166,11 @@ def _named(axes: Mapping[int, Any], dims: int) -> dict[str, Any]:
     if set(axes) <= {0}:
         return {}
     return {"dims": [str(axes[axis].__name__) if axis in axes else None for axis in range(dims)]}
+
+
+def _converted(types: Collection[torch.dtype]) -> dict[str, Any]:
+    """`converted_weights`, the types' names; nothing where every weight was in float32."""
+    return {"converted_weights": sorted(str(t).removeprefix("torch.") for t in types)} if types else {}
 
 
 def _file_entry(path: Path) -> dict[str, Any]:

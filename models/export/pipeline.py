@@ -5,9 +5,10 @@ and the folder that is written aside vanishes with it (artifact.py). Progress is
 prints here.
 """
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from models.errors import BadExample
 from models.export.artifact import check_free, check_name, check_version, new_version, next_version
+from models.export.caches import without_caches
 from models.export.capture import CapturedGraph, capture
 from models.export.convert import Converted, convert, without_unused
 from models.export.copying import EvalCopy, double_graph, eval_copy
@@ -29,6 +31,7 @@ from models.export.memory import measure_memory
 from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
 from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
+from models.export.running import plain_process
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
@@ -99,7 +102,7 @@ class Job:
 
 def _copy(job: Job) -> None:
     job.example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
-    job.copy = eval_copy(job.module)
+    job.copy = without_caches(eval_copy(job.module), job.example)
     if isinstance(job.copy.module, ImageInput):
         job.picture = settled_picture(job.copy.module, job.example)
 
@@ -198,6 +201,7 @@ def _describe(job: Job) -> None:
         opset=None if job.onnx_model is None else opset_of(job.onnx_model),
         precision=job.precision,
         kept=job.converted.kept,
+        converted_weights=job.copy.converted,
         memory=measure_memory(job.converted.captured),
         max_batch_size=job.max_batch_size,
         parameters=count_parameters(job.module),
@@ -262,7 +266,7 @@ def export_model(
         precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
         labels: names of the classes, one for each column of the output, for the manifest.
         source: what the manifest says the network came from; default the class of module.
-        progress: called when a step begins and when it has ended.
+        progress: called when a step begins and when it has ended; its errors end the export and come out unchanged.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
     """
     repository = Path(destination)
@@ -271,7 +275,7 @@ def export_model(
     chosen = check_precision(precision, opset)
     check_free(repository, name, number)
     seconds: dict[str, float] = {}
-    with new_version(repository, name, number) as folder:
+    with _errors_of_the_callback(), plain_process(), new_version(repository, name, number) as folder:
         job = Job(
             module,
             example_inputs,
@@ -317,6 +321,27 @@ def _result(folder: Path, report: dict[str, Any], seconds: dict[str, float]) -> 
     )
 
 
+@contextlib.contextmanager
+def _errors_of_the_callback() -> Iterator[None]:
+    """The caller's own error comes out as it went in."""
+    try:
+        yield
+    except _CallbackFailed as failed:
+        raise failed.error from None
+
+
+class _CallbackFailed(Exception):
+    """Carries an error of the caller's progress callback past those who ask whether the disk is full."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def _tell(progress: Callable[[Progress], None] | None, event: Progress) -> None:
-    if progress is not None:
+    if progress is None:
+        return
+    try:
         progress(event)
+    except Exception as error:
+        raise _CallbackFailed(error) from error

@@ -4,18 +4,22 @@ torch's own messages are written for people who debug torch: pages of advice, an
 or the standard library. Here they become what the person needs who wrote the network. Runs nothing, decides nothing.
 """
 
+import contextlib
 import re
 import site
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from models.errors import ExportError, NotCapturable
 from models.export.example import ROWS, Example
+
+_TORCH = Path(torch.__file__).parent
+_GRADIENTS_OF_FUNCTIONS = _TORCH / "_functorch" / "eager_transforms.py"
 
 # Sentences that tell the reader to debug torch, to switch a check off, or to write to its authors.
 _ADVICE = re.compile(
@@ -57,10 +61,68 @@ def refuse(error: Exception, example: Example) -> NoReturn:
         ) from error
     if "onstraints violated" in text or "pecializ" in text:
         raise NotCapturable(_specialised(text, example) + place) from error
+    known = _known(error)
+    if known:
+        raise NotCapturable(f"{known[0]}{place}: {known[1]}") from error
+    mend = "Change that line of the network" if place else "Write that part with other torch functions"
     raise NotCapturable(
-        f"torch.export refuses the network{place}: {reason(error)}. Change that line of the "
-        "network; there is no fall-back to tracing, which would bake values in."
+        f"torch.export refuses the network{place}: {reason(error)}. {mend}; there is no fall-back to tracing, "
+        "which would bake values in."
     ) from error
+
+
+_PACKED = (
+    "forward packs a padded batch",
+    "the sizes of a packed sequence depend on the values of the lengths, which torch.export and both files cannot "
+    "follow. Run the recurrent layer on the padded batch and mask what comes out with the lengths; for a "
+    "bidirectional layer flip each row by an index made of its length, and run both directions by themselves.",
+)
+_DIFFERENTIATES = (
+    "forward computes gradients",
+    "neither file can hold a backward pass. Write the derivative out with torch functions, or take it out of forward.",
+)
+# Functions of torch's that a capture lets through, and that make something else fail much later.
+_CALLS = (
+    (torch.autograd, "grad", _DIFFERENTIATES),
+    (torch.autograd, "backward", _DIFFERENTIATES),
+    (torch._VF, "_pack_padded_sequence", _PACKED),
+)
+
+
+class _Called(Exception):
+    """One of _CALLS was called. told: what forward does, and the reason and the mend."""
+
+    def __init__(self, told: tuple[str, str]) -> None:
+        super().__init__(told)
+        self.told = told
+
+
+@contextlib.contextmanager
+def refused_calls() -> Iterator[None]:
+    """Within: a forward that computes gradients or packs a batch is refused at its own line. Raises: NotCapturable."""
+
+    def refuser(told: tuple[str, str]) -> Callable[..., NoReturn]:
+        def refused(*args: Any, **kwargs: Any) -> NoReturn:
+            raise _Called(told)
+
+        return refused
+
+    originals = [getattr(owner, name) for owner, name, _ in _CALLS]
+    for owner, name, told in _CALLS:
+        setattr(owner, name, refuser(told))
+    try:
+        yield
+    except _Called as error:
+        raise NotCapturable(f"{error.told[0]}{user_line(error)}: {error.told[1]}") from error
+    finally:
+        for (owner, name, _), original in zip(_CALLS, originals, strict=True):
+            setattr(owner, name, original)
+
+
+def _known(error: BaseException) -> tuple[str, str] | None:
+    """What forward does, and the reason and the mend, where the way to the error leads through torch.func.grad."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return _DIFFERENTIATES if any(Path(f.filename) == _GRADIENTS_OF_FUNCTIONS for f in frames) else None
 
 
 def _specialised(text: str, example: Example) -> str:
@@ -114,4 +176,4 @@ _PACKAGES = _folders(
     iter([*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
 )
 _STANDARD_LIBRARY = _folders(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-_NEVER_USER_CODE = (Path(torch.__file__).parent, Path(__file__).parent)
+_NEVER_USER_CODE = (_TORCH, Path(__file__).parent)

@@ -280,3 +280,14 @@ def test_an_export_draws_no_number_from_the_users_generator(tmp_path):
     before = torch.random.get_rng_state()
     export_model(module, (torch.zeros(2, 3, 8, 8),), tmp_path, name="m")
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ValueError("of the caller")])
+def test_an_error_of_the_callers_callback_comes_out_as_it_is_and_leaves_nothing(error, tmp_path):
+    def fails(event):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        export_model(ConvNorm(), (pictures(),), tmp_path, name="m", progress=fails)
+    assert raised.value is error
+    assert list(tmp_path.iterdir()) == []
