@@ -7,10 +7,12 @@ import difflib
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -21,6 +23,7 @@ from models.user_modules import OWN_PACKAGES, is_own_name, own_packages_aside, p
 from models.weights import load_weights
 
 _SEED = 0
+_PLAIN_VALUES = (type(None), bool, int, float, complex, str)
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Target:
 
     name: what to call it in a repository when the user gives no name.
     module: as its factory returned it; weights loaded, mode untouched.
-    example_inputs: one per argument of forward, tensors or nested tensors; dim 0 = rows; empty when the
-        user's factory gave none.
+    example_inputs: one per argument of forward, or a dict by their names, tensors or nested tensors; dim 0 =
+        rows; empty when the user's factory gave none.
     dynamic_axes: per input, the dims besides rows that are dynamic, and their names: {"x": {1: "length"}}.
     input_names: None for the parameter names of the module's forward.
     source: TARGET as it was given, for the manifest.
@@ -40,7 +43,7 @@ class Target:
 
     name: str
     module: nn.Module
-    example_inputs: tuple[Any, ...]
+    example_inputs: tuple[Any, ...] | dict[str, Any]
     dynamic_axes: dict[str, dict[int, str]] | None
     input_names: tuple[str, ...] | None
     source: str
@@ -150,7 +153,9 @@ def _resolve_factory(target: str) -> Target:
     )
 
 
-def _made(target: str, module_name: str, attribute: str) -> tuple[nn.Module, tuple[Any, ...]]:
+def _made(
+    target: str, module_name: str, attribute: str
+) -> tuple[nn.Module, tuple[Any, ...] | dict[str, Any]]:
     """What the factory returns, its module imported as the project's own program would import it.
 
     A project that has a package `models` means that one; where its file imports foldserve's instead
@@ -231,7 +236,7 @@ def _not_importable(target: str, module_name: str, error: ModuleNotFoundError) -
     )
 
 
-def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Any, ...]]:
+def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Any, ...] | dict[str, Any]]:
     if isinstance(factory, nn.Module):
         return factory, ()
     if not callable(factory):
@@ -257,14 +262,17 @@ def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     )
 
 
-def _examples(target: str, given: Any) -> tuple[Any, ...]:
-    examples = (given,) if isinstance(given, Tensor) else given
-    leaves = pytree.tree_leaves(examples)
-    if isinstance(examples, (tuple, list)) and leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
-        return tuple(examples)
+def _examples(target: str, given: Any) -> tuple[Any, ...] | dict[str, Any]:
+    examples = (given,) if isinstance(given, Tensor | np.ndarray) else given
+    # Something beside plain values; what exactly, models/export/example.py looks at.
+    if any(not isinstance(leaf, _PLAIN_VALUES) for leaf in pytree.tree_leaves(examples)):
+        if isinstance(examples, Mapping):
+            return dict(examples)
+        if isinstance(examples, (tuple, list)):
+            return tuple(examples)
     raise FactoryFailed(
         f"{target!r} returned {_kind(given)} as example inputs; expected a tuple of tensors, one per input "
-        "of the network, dim 0 = rows"
+        "of the network, or a dict of them by name, dim 0 = rows"
     )
 
 

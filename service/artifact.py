@@ -24,8 +24,8 @@ REFERENCE: Final = "reference.npz"
 log = logging.getLogger(__name__)
 
 _SHOWN: Final = (
-    "created", "source", "opset", "precision", "kept_fp32", "converted_weights", "parameter_count", "memory", "fold",
-    "parity", "tool_versions", "image", "labels",
+    "created", "source", "opset", "precision", "kept_fp32", "converted_weights", "fixed_inputs", "left_out",
+    "parameter_count", "memory", "fold", "parity", "tool_versions", "image", "labels",
 )  # fmt: skip
 """What of the manifest GET /info shows."""
 

@@ -88,8 +88,13 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
         yield f"  from     {artifact.file.name}, not exported by foldserve: no fold, parity or hashes to show"
     for spec in artifact.signature.inputs:
         yield f"  input    {spec}"
+    for fixed in manifest.get("fixed_inputs", ()):
+        yield f"           fixed {fixed['name']} = {fixed['value']!r}"
     for spec in artifact.signature.outputs:
         yield f"  output   {spec}"
+    for left in manifest.get("left_out", ()):
+        value = f" = {left['value']!r}" if "value" in left else ""
+        yield f"           left out {left['name']}{value}: {left['reason']}"
     yield from _picture_lines(manifest)
     yield from _fold_lines(manifest.get("fold"))
     yield from _parity_lines(manifest.get("parity"))

@@ -73,6 +73,11 @@ def _text(value: Any, where: str) -> Problems:
         yield f"{where} {shown(value)}; expected a text"
 
 
+def _scalar(value: Any, where: str) -> Problems:
+    if value is not None and not isinstance(value, bool | int | float | str):
+        yield f"{where} {shown(value)}; expected a number, a text, true, false or null"
+
+
 def _whole(low: int, high: int = 2**63 - 1) -> Check:
     def check(value: Any, where: str) -> Problems:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -163,6 +168,8 @@ _KEYS: Final[Mapping[str, Check]] = {
     "precision": _text,
     "kept_fp32": _PLACES,
     "converted_weights": _list(_text),
+    "fixed_inputs": _list(_record({"name": _text, "value": _scalar})),
+    "left_out": _list(_record({"name": _text, "reason": _text}, {"value": _scalar})),
     "tool_versions": _mapping(_text),
     "max_batch_size": _whole(1, LARGEST_BATCH),
     "memory": _record({"weights_bytes": _whole(0), "row_bytes": _whole(0)}),

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from models.export.copying import EvalCopy, fresh_copy
 from models.export.example import ROWS, Example
 from models.export.running import plain_ways
+from models.export.structure import leaves
 
 # Emptied or not, the same operators run on the same numbers; another order of a sum is all that may differ.
 _SAME = 1e-5
@@ -75,7 +75,7 @@ def _run(
     """The flat answer, or None where the network does not take these sizes."""
     try:
         with plain_ways(network.converted):
-            return pytree.tree_leaves(example.call(module, [t.clone() for t in tensors]))
+            return [leaf for _, leaf in leaves(example.call(module, [t.clone() for t in tensors]))]
     except Exception:  # which sizes it takes is not asked here
         return None
 

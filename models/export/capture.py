@@ -24,6 +24,8 @@ from models.export.caches import copy_to_capture
 from models.export.cleaning import clean_graph
 from models.export.copying import EvalCopy, fresh_copy
 from models.export.example import ROWS, Example, checked_names, unique_names
+from models.export.flat import FlatNetwork, without_wrapper
+from models.export.outputs import Outputs
 from models.export.plain_names import any_names, give_plain_names
 from models.export.quiet import quiet
 from models.export.refusals import reason, refuse, refused_calls, user_line
@@ -44,7 +46,7 @@ class CapturedGraph:
         nodes are ATen overloads, getitem and arithmetic on sizes; weights are get_attr nodes.
     example_inputs: flat, one tensor per placeholder.
     dynamic_shapes: for torch.export on graph_module, one {axis: Dim} per placeholder.
-    out_spec: how the flat outputs make up what forward returns.
+    outputs: which parts of what forward returns the outputs are.
     """
 
     graph_module: fx.GraphModule
@@ -52,7 +54,7 @@ class CapturedGraph:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     dynamic_shapes: tuple[dict[int, Any], ...]
-    out_spec: pytree.TreeSpec
+    outputs: Outputs
 
     def with_graph(
         self, graph_module: fx.GraphModule, output_names: tuple[str, ...] | None = None
@@ -70,7 +72,7 @@ def capture(
     Raises: BadExample when the network cannot run the example; NotCapturable with the reason and the mend
     when torch.export refuses, or when the graph is one that cannot be served row by row (cleaning.py).
     """
-    _run_once(network, example)
+    returned = _run_once(network, example)
     program, dims = _export(network, example)
     with quiet(), symbolic_length(), any_names():
         try:
@@ -78,10 +80,10 @@ def capture(
             raw = program.module(check_guards=False)
         except Exception as error:
             refuse(error, example)
+        without_wrapper(raw, example.names)
         give_plain_names(raw)
-    graph_module = clean_graph(raw, program, example.names)
-    out_spec = program.call_spec.out_spec
-    own_names = unique_names(_output_names(out_spec), taken=example.names)
+    graph_module, outputs = clean_graph(raw, program, example.names, returned)
+    own_names = unique_names(outputs.names, taken=example.names)
     names = checked_names("output_names", output_names, own_names)
     taken = set(names) & set(example.names)
     if taken:
@@ -89,14 +91,14 @@ def capture(
             f"output_names and the inputs share the names {sorted(taken)}; a file needs different ones"
         )
     shapes = tuple({axis: dims[label] for axis, label in axes.items()} for axes in example.axes)
-    return CapturedGraph(graph_module, example.tensors, example.names, names, shapes, out_spec)
+    return CapturedGraph(graph_module, example.tensors, example.names, names, shapes, outputs)
 
 
-def _run_once(network: EvalCopy, example: Example) -> None:
-    """Run the example eagerly, so that a wrong shape is told in the network's own words."""
+def _run_once(network: EvalCopy, example: Example) -> Any:
+    """Run the example eagerly, so that a wrong shape is told in the network's own words; what it returns."""
     try:
         with refused_calls(), plain_ways(network.converted):
-            example.call(fresh_copy(network.module), [t.clone() for t in example.tensors])
+            return example.call(fresh_copy(network.module), [t.clone() for t in example.tensors])
     except ExportError:
         raise
     except Exception as error:
@@ -113,14 +115,14 @@ def _run_once(network: EvalCopy, example: Example) -> None:
 def _export(network: EvalCopy, example: Example) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
     labels = {label for axes in example.axes for label in axes.values()}
     dims: dict[str, Any] = {label: Dim(label, min=1) for label in sorted(labels)}
-    arguments = tuple(pytree.tree_unflatten([t.clone() for t in example.tensors], example.in_spec))
+    arguments = tuple(t.clone() for t in example.tensors)
     for _ in range(_MOST_REFINEMENTS):
-        shapes = example.dynamic_shapes(dims)
+        shapes = _shapes(example, dims)
         try:
             with quiet(), plain_ways(network.converted), symbolic_length(), any_names(), sizes_as_keys():
                 # A copy each time: what a capture leaves in a network are stand-ins without numbers.
                 return torch.export.export(
-                    copy_to_capture(network.module), arguments, dynamic_shapes=shapes
+                    FlatNetwork(copy_to_capture(network.module), example), arguments, dynamic_shapes=shapes
                 ), dims
         except UserError as error:
             refined = _refined(error, example, dims) or _raised(error, example, dims)
@@ -134,9 +136,14 @@ def _export(network: EvalCopy, example: Example) -> tuple[torch.export.ExportedP
     )
 
 
+def _shapes(example: Example, dims: dict[str, Any]) -> dict[str, Any]:
+    """What torch.export takes for a FlatNetwork: {axis: dim} for each of its inputs."""
+    return {"inputs": tuple({axis: dims[label] for axis, label in axes.items()} for axes in example.axes)}
+
+
 def _refined(error: Exception, example: Example, dims: dict[str, Any]) -> dict[str, Any] | None:
     """dims as torch.export suggests them (a bound, a multiple), or None where it suggests to fix one."""
-    shapes = example.dynamic_shapes(dims)
+    shapes = _shapes(example, dims)
     try:
         # torch appends advice after the suggestions, which its own reader stumbles over.
         suggestions = str(error).partition("The error above")[0]
@@ -180,18 +187,3 @@ def _is_axes(value: object) -> bool:
 
 def _bounds(dim: Any) -> tuple[str, Any, Any]:
     return dim.__name__, getattr(dim, "min", None), getattr(dim, "max", None)
-
-
-def _output_names(out_spec: pytree.TreeSpec) -> tuple[str, ...]:
-    """`y` for a single tensor; the keys of a dict or the fields of a named tuple; else y0, y1, ..."""
-    count = out_spec.num_leaves
-    if count == 1 and out_spec.is_leaf():
-        return ("y",)
-    dummy = pytree.tree_unflatten(list(range(count)), out_spec)
-    names = []
-    for path, index in pytree.tree_flatten_with_path(dummy)[0]:
-        words = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
-        numbers = [str(key.idx) for key in path if hasattr(key, "idx")]
-        named = "_".join([word for word in words if word] + numbers)
-        names.append(named if any(words) else f"y{index}")
-    return tuple(names)

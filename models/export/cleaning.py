@@ -1,10 +1,10 @@
 """Make the raw graph of torch.export one that can be folded, written and served.
 
     before  placeholders, weights, assertions, writes to buffers, norms that use the batch's own statistics
-    after   flat tensors in, flat tuple of tensors out; no assertion, write or such norm; tied weights once
+    after   flat tensors in, flat tuple of outputs out; no assertion, write or such norm; tied weights once
 
-Refused here, with the reason: outputs that are no tensors or have no rows, random numbers, state that one
-request would leave for the next, operators that a file of ATen or ONNX operators cannot hold.
+Which outputs: outputs.py. Refused here, with the reason: random numbers, state that one request would leave for
+the next, operators that a file of ATen or ONNX operators cannot hold.
 """
 
 import operator
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch._prims_common import is_contiguous_or_false
 
 from models.errors import NotCapturable
-from models.export.datatypes import OIP_WORDS
+from models.export.flat import inner_path
+from models.export.outputs import Outputs, select_outputs
 from models.export.training_norms import spell_out_training_norms
 
 aten = torch.ops.aten
@@ -34,6 +36,7 @@ _ASSERTIONS = frozenset(
         "_functional_sym_constrain_range_for_size",
     }
 )
+_RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 # Python's own operators on sizes, which torch.export leaves as plain functions.
 _MODULES_OF_SIZE_ARITHMETIC = frozenset({"_operator", "math", "builtins"})
 _SIZE_FUNCTIONS = frozenset(
@@ -51,18 +54,23 @@ _SIZE_FUNCTIONS = frozenset(
 
 
 def clean_graph(
-    raw: fx.GraphModule, program: torch.export.ExportedProgram, input_names: Sequence[str]
-) -> fx.GraphModule:
-    """Return the clean graph module. raw is used up.
+    raw: fx.GraphModule, program: torch.export.ExportedProgram, input_names: Sequence[str], returned: Any
+) -> tuple[fx.GraphModule, Outputs]:
+    """Return the clean graph module, and what it answers. raw is used up.
+
+    returned: what the eager network gave for the example.
 
     Raises: NotCapturable, naming the layer, when the network cannot be served row by row from a file.
     """
     graph = raw.graph
     graph.set_codegen(fx.graph.CodeGen())
     _drop_assertions_and_writes(graph)
+    outputs = select_outputs(graph, returned, input_names)
     _merge_tied_weights(raw)
     spell_out_training_norms(graph)
-    graph.eliminate_dead_code()
+    _lay_out_states(graph)
+    # Random numbers behind an answer that is left out are dead too, which torch would keep.
+    graph.eliminate_dead_code(is_impure_node=_has_effects)
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
@@ -70,11 +78,16 @@ def clean_graph(
     for node in graph.nodes:
         if node.op in {"call_function", "call_method", "call_module"}:
             _refuse_operator(node)
-    _refuse_outputs(graph, input_names)
     clean = fx.GraphModule(raw, graph, class_name="CapturedNetwork")
     clean.eval()
     clean.graph.lint()
-    return clean
+    return clean, outputs
+
+
+def _has_effects(node: fx.Node) -> bool:
+    if isinstance(node.target, OpOverload):
+        return bool(node.target._schema.is_mutable)
+    return node.op in {"placeholder", "output"} or node.is_impure()
 
 
 def where(node: fx.Node) -> str:
@@ -115,8 +128,31 @@ def _merge_tied_weights(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
 
 
+def _lay_out_states(graph: fx.Graph) -> None:
+    """Give recurrent layers their initial states densely laid out.
+
+    A state that comes in with the rows in dim 0 reaches the layer as a transposed view, and torch.onnx does not
+    write a layer of dynamic length on such a view.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in _RECURRENT:
+            continue
+        for state in node.args[1] if isinstance(node.args[1], list | tuple) else (node.args[1],):
+            value = state.meta["val"]
+            if is_contiguous_or_false(value):
+                continue
+            with graph.inserting_before(node):
+                dense = graph.call_function(
+                    aten.clone.default, (state,), {"memory_format": torch.contiguous_format}
+                )
+            dense.meta = {k: state.meta[k] for k in ("nn_module_stack", "stack_trace") if k in state.meta}
+            with value.fake_mode:
+                dense.meta["val"] = value.clone(memory_format=torch.contiguous_format)
+            node.replace_input_with(state, dense)
+
+
 def _refuse_state(graph: fx.Graph, program: torch.export.ExportedProgram) -> None:
-    written = set(program.graph_signature.buffers_to_mutate.values())
+    written = {inner_path(name) for name in program.graph_signature.buffers_to_mutate.values()}
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in written:
             raise NotCapturable(
@@ -174,38 +210,3 @@ def _draws(node: fx.Node, target: OpOverload) -> bool:
             )
             return bool(value)
     return True
-
-
-def _refuse_outputs(graph: fx.Graph, input_names: Sequence[str]) -> None:
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    rows: Any = placeholders[0].meta["val"].shape[0]
-    if isinstance(rows, int):
-        raise NotCapturable(
-            f"the network fixes the number of rows of {input_names[0]!r} at {rows}; use x.shape[0] instead "
-            "of a number"
-        )
-    outputs = graph.output_node().args[0]
-    if not isinstance(outputs, list | tuple) or not outputs:
-        raise NotCapturable("forward returns nothing; expected a tensor, or a tuple or dict of tensors")
-    for index, node in enumerate(outputs):
-        place = f"output {index} of forward" if len(outputs) > 1 else "what forward returns"
-        value = node.meta.get("val") if isinstance(node, fx.Node) else node
-        if not isinstance(value, torch.Tensor):
-            raise NotCapturable(
-                f"{place} is {'a number made of sizes' if isinstance(node, fx.Node) else repr(value)}; "
-                "expected a tensor with the rows in dim 0. Wrap the network in a module that returns only "
-                "its tensors."
-            )
-        first: Any = value.shape[0] if value.dim() else 0
-        if isinstance(first, int) or first.node.expr != rows.node.expr:
-            shape = "(" + ", ".join("rows" if str(d) == str(rows) else str(d) for d in value.shape) + ")"
-            raise NotCapturable(
-                f"{place} has the shape {shape}; expected dim 0 to be the rows, as in the inputs, since the "
-                "server gives each request its own rows. Return one entry per row."
-            )
-        if value.dtype not in OIP_WORDS:
-            raise NotCapturable(
-                f"{place} is {value.dtype}, which no client could be told; expected one of "
-                f"{', '.join(str(dtype) for dtype in OIP_WORDS)}. Convert it in forward, for example with "
-                ".float() or torch.view_as_real()."
-            )

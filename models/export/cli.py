@@ -23,8 +23,9 @@ examples:
       --example x:FP32:-1x3x224x224 --weights last.ckpt
   foldserve export my_package.nets:pictures --labels labels.txt
 
-In --example the first size is the rows, always -1; any other
--1 makes that axis dynamic. Values of an example are random; for
+In --example the first size is the rows, always -1, or else one
+size is the word `rows`, as in x:FP32:50xrowsx40; any other -1
+makes that axis dynamic. Values of an example are random; for
 integer inputs give example_inputs in the factory instead, when
 not every small number is valid."""
 
@@ -80,8 +81,8 @@ class ExportCommand:
             metavar="NAME:DTYPE:SIZES",
             action="append",
             default=[],
-            help="an input, as x:FP32:-1x3x224x224; once per input, in forward's order (default: the "
-            "network's own example)",
+            help="an input, as x:FP32:-1x3x224x224; once per input, named as forward's parameters, or in their "
+            "order (default: the network's own example)",
         )
         parser.add_argument(
             "--labels",
@@ -165,6 +166,7 @@ class ProgressLines:
 def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) -> "ExportResult":
     # Here and not above: --help and other commands must not wait for torch.
     from models.errors import BadExample
+    from models.export.arguments import arranged
     from models.export.artifact import check_name
     from models.export.example_option import examples_from
     from models.export.labels import read_labels
@@ -184,7 +186,7 @@ def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) ->
     name = check_name(args.name or target.name)
     inputs, axes, input_names = target.example_inputs, target.dynamic_axes, target.input_names
     if args.example:
-        inputs, axes, input_names = examples_from(args.example)
+        inputs, axes, input_names = arranged(target.module, *examples_from(args.example))
     if not inputs:
         raise BadExample(
             f"{args.target} gives no example inputs; add --example NAME:DTYPE:SIZES, for example --example "
@@ -215,7 +217,10 @@ def table(result: "ExportResult") -> str:
         ("network", f"{report['source']}, {report['parameter_count']:,} parameters"),
         ("written", str(result.folder)),
         ("inputs", _signature(report["inputs"])),
+        *(("", f"fixed: {one['name']} = {one['value']!r}") for one in report.get("fixed_inputs", ())),
         ("outputs", _signature(report["outputs"])),
+        *(("", f"left out: {_left_out(one)}") for one in report.get("left_out", ())),
+        *(("", text) for text in _moved(report)),
         *_picture(report),
         ("batch norms", f"{fold['found']} found, {fold['folded']} folded, {len(fold['left'])} left"),
         *(("", f"left: {left['where']}: {left['reason']}") for left in fold["left"]),
@@ -272,6 +277,20 @@ def _memory(memory: Mapping[str, int]) -> str:
 
 def _signature(specs: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{s['name']} {s['datatype']} {'x'.join(map(str, s['shape']))}" for s in specs)
+
+
+def _left_out(one: Mapping[str, Any]) -> str:
+    value = f" = {one['value']!r}" if "value" in one else ""
+    return f"{one['name']}{value}: {one['reason']}"
+
+
+def _moved(report: Mapping[str, Any]) -> list[str]:
+    """A line for each tensor whose rows lie elsewhere in the network itself."""
+    return [
+        f"transposed: {spec['name']} has its rows in dim {spec['rows_dim']} in the network, in dim 0 when served"
+        for spec in (*report["inputs"], *report["outputs"])
+        if "rows_dim" in spec
+    ]
 
 
 def _parity(parity: Mapping[str, Any]) -> str:

@@ -1,20 +1,21 @@
 """The example inputs: checked, flattened, in the served types, with the dynamic axes as torch.export wants.
 
-A network may take several inputs, nested ones (dicts, lists, tuples of tensors) and `*args`. From here on an
-export knows only the flat row of tensors; `unflatten` gives the structure back when the eager network is
-called. Knows nothing of graphs.
+A network may take several inputs, nested ones (structure.py), ones by name (arguments.py), and ones with the
+rows in another dim. From here on an export knows only the flat row of tensors with the rows in dim 0; `call`
+gives the network what it takes. Knows nothing of graphs.
 """
 
-import inspect
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from models.errors import BadExample
+from models.export.arguments import Arguments, bind
 from models.export.datatypes import OIP_WORDS
 
 ROWS = "rows"
@@ -22,108 +23,114 @@ ROWS = "rows"
 # The smallest batch to capture with: torch.export takes a size of 1 for a constant (0/1 specialisation).
 _CAPTURE_ROWS = 2
 
+# Python values that an example may hold beside tensors: settings, which the files hold as they are.
+_FIXED = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, enum.Enum, slice, range)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A Python value among the example inputs (None too): part of the files, not an input of theirs."""
+
+    name: str
+    value: Any
+
 
 @dataclass(frozen=True)
 class Example:
     """The flat example inputs of a network and which of their axes may vary.
 
-    tensors: the example, one tensor per input, dim 0 = rows, at least 2 rows, floats in float32.
+    tensors: the example as it is served, one tensor per input, dim 0 = rows, at least 2 rows, floats in float32.
     names: one per tensor, the names in the artifact.
-    axes: one per tensor, {axis: label}; axis 0 always has the label "rows".
-    in_spec: how the flat tensors make up the arguments of forward.
-    parameters: forward's parameter names in the order of the arguments; `*args` counts once.
+    axes: one per tensor, {axis: label} of the served tensor; axis 0 always has the label "rows".
+    arguments: what forward was given; its leaves are the inputs and the fixed values, in order.
+    rows_dims: one per tensor, the dim where the network has the rows; the others keep their order.
+    fixed: the leaves that are no tensors.
     """
 
     tensors: tuple[torch.Tensor, ...]
     names: tuple[str, ...]
     axes: tuple[dict[int, str], ...]
-    in_spec: pytree.TreeSpec
-    parameters: tuple[str, ...]
-    star: str | None
+    arguments: Arguments
+    rows_dims: tuple[int, ...]
+    fixed: tuple[Fixed, ...]
 
     @property
     def rows(self) -> int:
         return self.tensors[0].shape[0]
 
     def call(self, function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Any:
-        """Call function as the network is called, with these tensors in the places of the example."""
-        return function(*pytree.tree_unflatten(list(tensors), self.in_spec))
-
-    def dynamic_shapes(self, dims: Mapping[str, Any]) -> dict[str, Any]:
-        """What torch.export takes: forward's parameter → its argument's structure with {axis: dim} leaves."""
-        leaves = [{axis: dims[label] for axis, label in axes.items()} for axes in self.axes]
-        arguments = pytree.tree_unflatten(leaves, self.in_spec)
-        if self.star is None:
-            return dict(zip(self.parameters, arguments, strict=True))
-        plain = self.parameters[:-1]
-        return {**dict(zip(plain, arguments, strict=False)), self.star: tuple(arguments[len(plain) :])}
+        """Call function as the network is called, with these served tensors in the places of the example."""
+        moved = iter(t.movedim(0, dim) if dim else t for t, dim in zip(tensors, self.rows_dims, strict=True))
+        given = [next(moved) if _is_array(leaf) else leaf for _, leaf in self.arguments.named_leaves()]
+        return self.arguments.call(function, given)
 
 
 def read_example(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Any,
     dynamic_axes: Mapping[str, Mapping[int, str]] | None,
     input_names: Sequence[str] | None,
 ) -> Example:
     """Check the user's example and make it an Example.
 
+    example_inputs: a tuple by position or a mapping by name; tensors and numpy arrays are inputs, Python values
+        are fixed.
+    dynamic_axes: {input: {axis: label}}, axes as the network has them; the label "rows" says which one is the
+        rows, where it is not axis 0.
     Raises: BadExample, naming the input: not a tensor, no rows axis, row counts that differ, arguments that
     forward does not take, names that do not fit, a dynamic axis that the input does not have.
     """
-    if not isinstance(example_inputs, list | tuple):
+    arguments = bind(module, example_inputs)
+    named = arguments.named_leaves()
+    inputs = [(name, leaf) for name, leaf in named if _is_array(leaf)]
+    fixed = tuple(_checked_fixed(name, leaf) for name, leaf in named if not _is_array(leaf))
+    if not inputs:
         raise BadExample(
-            f"example_inputs is a {type(example_inputs).__name__}; expected a tuple with one entry per "
-            "argument of forward, for example (x,)"
+            "there is no tensor among example_inputs; expected at least one tensor whose dim 0 is the rows"
         )
-    arguments = tuple(example_inputs)
-    parameters, star = _bind(module, arguments)
-    leaves_with_paths, in_spec = pytree.tree_flatten_with_path(arguments)
-    if not leaves_with_paths:
-        raise BadExample("example_inputs is empty; expected at least one tensor whose dim 0 is the rows")
-    own_names = unique_names([_leaf_name(path, parameters, star) for path, _ in leaves_with_paths])
+    own_names = unique_names([name for name, _ in inputs])
     names = checked_names("input_names", input_names, own_names)
-    tensors = tuple(
-        _checked_tensor(name, leaf) for name, (_, leaf) in zip(names, leaves_with_paths, strict=True)
+    tensors = tuple(_checked_tensor(name, leaf) for name, (_, leaf) in zip(names, inputs, strict=True))
+    asked = _checked_axes(names, own_names, tensors, dynamic_axes or {})
+    rows_dims = tuple(next(axis for axis, label in mine.items() if label == ROWS) for mine in asked)
+    _check_rows(names, tensors, rows_dims)
+    served = tuple(t.movedim(dim, 0).contiguous() for t, dim in zip(tensors, rows_dims, strict=True))
+    axes = tuple(
+        dict(sorted((_served_axis(axis, dim), label) for axis, label in mine.items()))
+        for mine, dim in zip(asked, rows_dims, strict=True)
     )
-    rows = {name: t.shape[0] for name, t in zip(names, tensors, strict=True)}
+    return Example(_with_enough(served, axes), names, axes, arguments, rows_dims, fixed)
+
+
+def _is_array(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor | np.ndarray)
+
+
+def _served_axis(axis: int, rows_dim: int) -> int:
+    """Where an axis of the network's tensor is once its rows are in dim 0."""
+    return 0 if axis == rows_dim else axis + (axis < rows_dim)
+
+
+def _check_rows(names: Sequence[str], tensors: Sequence[torch.Tensor], rows_dims: Sequence[int]) -> None:
+    rows = {n: t.shape[dim] for n, t, dim in zip(names, tensors, rows_dims, strict=True)}
     if len(set(rows.values())) > 1:
+        where = "dim 0" if not any(rows_dims) else "the dims called 'rows', or else dim 0"
         raise BadExample(
-            f"the example inputs have different numbers of rows in dim 0: {rows}; expected one number. Dim "
-            "0 of every input is the rows; make what is no row a buffer of the network."
+            f"the example inputs have different numbers of rows in {where}: {rows}; expected one number. Make "
+            "what is no row a buffer of the network, and name the dim where an input has its rows elsewhere: "
+            f"dynamic_axes={{{names[-1]!r}: {{1: {ROWS!r}}}}}."
         )
-    axes = _checked_axes(names, own_names, tensors, dynamic_axes or {})
-    return Example(_with_enough(tensors, axes), names, axes, in_spec, parameters, star)
 
 
-def _bind(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], str | None]:
-    """forward's parameter names for these arguments, and the name of its `*args` when some of them go
-    there.
-    """
-    signature = inspect.signature(module.forward)
-    try:
-        bound = signature.bind(*arguments)
-    except TypeError as error:
+def _checked_fixed(name: str, leaf: object) -> Fixed:
+    value = leaf.item() if isinstance(leaf, np.generic) else leaf
+    if not isinstance(value, _FIXED):
         raise BadExample(
-            f"{type(module).__name__}.forward{signature} does not take the {len(arguments)} example inputs "
-            f"given: {error}"
-        ) from error
-    star = next(
-        (n for n in bound.arguments if signature.parameters[n].kind is inspect.Parameter.VAR_POSITIONAL), None
-    )
-    return tuple(bound.arguments), star
-
-
-def _leaf_name(path: tuple[Any, ...], parameters: tuple[str, ...], star: str | None) -> str:
-    """`x`, or `batch_image` for batch["image"], or `args_0`: the name torch.export gives the placeholder
-    too.
-    """
-    position = path[0].idx
-    if star is not None and position >= len(parameters) - 1:
-        words = [star, str(position - (len(parameters) - 1))]
-    else:
-        words = [parameters[position]]
-    words += [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path[1:]]
-    return "_".join(words)
+            f"example input {name!r} is a {type(leaf).__name__}; expected tensors or numpy arrays, or Python "
+            "values that stay fixed, in lists, tuples, dicts or dataclasses. Build the object in a module "
+            "around the network, whose forward takes its tensors."
+        )
+    return Fixed(name, value)
 
 
 def unique_names(names: Sequence[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
@@ -149,22 +156,36 @@ def checked_names(setting: str, given: Sequence[str] | None, own: tuple[str, ...
     return tuple(given)
 
 
-def _checked_tensor(name: str, leaf: object) -> torch.Tensor:
-    if not isinstance(leaf, torch.Tensor):
+def _checked_tensor(name: str, leaf: Any) -> torch.Tensor:
+    """A dense copy of leaf that shares nothing with it: no gradients, no strides of views, floats in float32."""
+    tensor = _from_numpy(name, leaf) if isinstance(leaf, np.ndarray) else leaf
+    if tensor.dim() == 0:
         raise BadExample(
-            f"example input {name!r} is {leaf!r} ({type(leaf).__name__}); expected a tensor. A fixed value "
-            "belongs into the network: wrap it in a module whose forward passes the value on."
+            f"example input {name!r} has no dimensions; expected dim 0 to be the rows. Give it one value per "
+            "row, or give a Python number, which stays fixed in the files."
         )
-    if leaf.dim() == 0:
-        raise BadExample(f"example input {name!r} has no dimensions; expected dim 0 to be the rows")
-    if 0 in leaf.shape:
-        raise BadExample(f"example input {name!r} has the shape {tuple(leaf.shape)}, with nothing in it")
-    if (leaf.dtype not in OIP_WORDS and leaf.dtype != torch.bfloat16) or leaf.is_sparse:
+    if 0 in tensor.shape:
+        raise BadExample(f"example input {name!r} has the shape {tuple(tensor.shape)}, with nothing in it")
+    if tensor.is_meta:
+        raise BadExample(f"example input {name!r} is on the device 'meta' and has no values; expected some")
+    known = tensor.dtype in OIP_WORDS or tensor.dtype == torch.bfloat16
+    if not known or tensor.layout != torch.strided or tensor.is_nested:
         raise BadExample(
-            f"example input {name!r} is {leaf.dtype}, {leaf.layout}; expected a dense, real tensor"
+            f"example input {name!r} is {tensor.dtype}, {tensor.layout}; expected a dense, real tensor"
         )
-    plain = leaf.detach().cpu()
+    plain = tensor.detach().cpu().resolve_neg().clone(memory_format=torch.contiguous_format)
     return plain.float() if plain.is_floating_point() else plain
+
+
+def _from_numpy(name: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
+    # torch reads the machine's byte order and forward strides only.
+    native = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    try:
+        return torch.from_numpy(native)
+    except TypeError as error:
+        raise BadExample(
+            f"example input {name!r} is a numpy array of {array.dtype}; expected numbers of up to 64 bits"
+        ) from error
 
 
 def _checked_axes(
@@ -173,31 +194,40 @@ def _checked_axes(
     tensors: tuple[torch.Tensor, ...],
     dynamic_axes: Mapping[str, Mapping[int, str]],
 ) -> tuple[dict[int, str], ...]:
-    """{axis: label} per input, axis 0 added; dynamic_axes may use the artifact's names or forward's."""
+    """{axis: label} per input, one of them the rows; dynamic_axes may use the artifact's names or forward's."""
     unknown = set(dynamic_axes) - set(names) - set(own_names)
     if unknown:
         raise BadExample(f"dynamic_axes names the inputs {sorted(unknown)}; the inputs are {list(names)}")
-    axes = []
-    for name, own, tensor in zip(names, own_names, tensors, strict=True):
-        asked = dynamic_axes.get(name, dynamic_axes.get(own, {}))
-        mine = {0: ROWS}
-        for axis, label in asked.items():
-            if not -tensor.dim() <= axis < tensor.dim():
-                raise BadExample(
-                    f"dynamic_axes asks for axis {axis} of {name!r}, whose example has the shape "
-                    f"{tuple(tensor.shape)}"
-                )
-            if axis % tensor.dim() == 0:
-                continue  # the rows, whatever the user calls them
-            if not str(label).isidentifier() or label == ROWS:
-                raise BadExample(
-                    f"dynamic_axes calls axis {axis} of {name!r} {label!r}; expected a name like 'length', "
-                    f"and not {ROWS!r}, which is dim 0"
-                )
-            mine[axis % tensor.dim()] = label
-        axes.append(dict(sorted(mine.items())))
+    axes = [
+        _axes_of(name, tensor, dynamic_axes.get(name, dynamic_axes.get(own, {})))
+        for name, own, tensor in zip(names, own_names, tensors, strict=True)
+    ]
     _check_labels_agree(names, tensors, axes)
     return tuple(axes)
+
+
+def _axes_of(name: str, tensor: torch.Tensor, asked: Mapping[int, str]) -> dict[int, str]:
+    for axis in asked:
+        if not -tensor.dim() <= axis < tensor.dim():
+            raise BadExample(
+                f"dynamic_axes asks for axis {axis} of {name!r}, whose example has the shape "
+                f"{tuple(tensor.shape)}"
+            )
+    labels = {axis % tensor.dim(): label for axis, label in asked.items()}
+    rows = [axis for axis, label in labels.items() if label == ROWS]
+    if len(rows) > 1:
+        raise BadExample(
+            f"dynamic_axes calls the axes {rows} of {name!r} {ROWS!r}; expected one: the rows lie in one dim"
+        )
+    if not rows:
+        labels[0] = ROWS  # whatever the user calls them
+    for axis, label in labels.items():
+        if not str(label).isidentifier():
+            raise BadExample(
+                f"dynamic_axes calls axis {axis} of {name!r} {label!r}; expected a name like 'length', or "
+                f"{ROWS!r} for the axis that counts the rows"
+            )
+    return labels
 
 
 def _check_labels_agree(
@@ -206,6 +236,8 @@ def _check_labels_agree(
     sizes: dict[str, tuple[int, str]] = {}
     for name, tensor, mine in zip(names, tensors, axes, strict=True):
         for axis, label in mine.items():
+            if label == ROWS:
+                continue  # _check_rows says more
             size, first = sizes.setdefault(label, (tensor.shape[axis], f"axis {axis} of {name!r}"))
             if size != tensor.shape[axis]:
                 raise BadExample(

@@ -1,8 +1,8 @@
 """Read `--example NAME:DTYPE:SIZES`: an input of a network, described on the command line.
 
-x:FP32:-1x3x224x224 is an input x of float32 pictures; a -1 is a dynamic axis, the first one the rows. Types
-are the words of the Open Inference Protocol, or the names that torch and numpy have for them (float32), in any
-case. Pure: text in, tensors out.
+x:FP32:-1x3x224x224 is an input x of float32 pictures; a -1 is a dynamic axis, the first one the rows, unless
+another is: x:FP32:50xrowsx40. Types are the words of the Open Inference Protocol, or the names that torch and numpy
+have for them (float32), in any case. Pure: text in, tensors out.
 """
 
 import re
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.errors import BadExample
 from models.export.datatypes import OIP_WORDS
+from models.export.example import ROWS
 
 # As users write them, in small letters: fp32 or float32. Not `float` or `int`: they have one size in torch and another
 # in numpy.
@@ -50,12 +51,18 @@ def examples_from(
         if problem:
             problems.append(f"{option!r}: {problem}")
             continue
-        shape = [int(text) for text in sizes.split("x")]
-        mine = {axis: f"{name}_{axis}" for axis, size in enumerate(shape) if size == -1 and axis > 0}
+        shape = sizes.split("x")
+        rows = shape.index(ROWS) if ROWS in shape else 0
+        mine = {axis: f"{name}_{axis}" for axis, size in enumerate(shape) if size == "-1" and axis != rows}
+        if rows:
+            mine[rows] = ROWS
         if mine:
             axes[name] = mine
         names.append(name)
-        concrete = [_ROWS if axis == 0 else _DYNAMIC_SIZE if n == -1 else n for axis, n in enumerate(shape)]
+        concrete = [
+            _ROWS if axis == rows else _DYNAMIC_SIZE if size == "-1" else int(size)
+            for axis, size in enumerate(shape)
+        ]
         inputs.append(_values(_TYPES[word.lower()], concrete, generator))
     if problems:
         raise BadExample("--example " + "; ".join(problems))
@@ -70,10 +77,16 @@ def _problem(name: str, word: str, sizes: str, names: Sequence[str]) -> str | No
     if word.lower() not in _TYPES:
         known = ", ".join(f"{oip} ({str(dtype).removeprefix('torch.')})" for dtype, oip in OIP_WORDS.items())
         return f"{word!r} is no type; expected one of {known}"
-    if not re.fullmatch(r"(-1|[1-9][0-9]*)(x(-1|[1-9][0-9]*))*", sizes):
+    if not re.fullmatch(r"(-1|rows|[1-9][0-9]*)(x(-1|rows|[1-9][0-9]*))*", sizes):
         return f"{sizes!r} are no sizes; expected numbers or -1 joined by 'x', for example -1x3x224x224"
-    if not sizes.startswith("-1"):
-        return f"the first size is the rows and must be -1, not {sizes.partition('x')[0]}"
+    counted = sizes.split("x").count(ROWS)
+    if counted > 1:
+        return f"{sizes!r} says `rows` {counted} times; expected one size that counts the rows"
+    if not counted and not sizes.startswith("-1"):
+        return (
+            f"the first size is the rows and must be -1, not {sizes.partition('x')[0]}; where another size is "
+            "the rows, write `rows` for it"
+        )
     return None
 
 

@@ -6,6 +6,7 @@ Keys and their meaning are a contract: the server's reader, service/manifest.py,
 import datetime
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from models.export.artifact import sha256_and_size
 from models.export.capture import CapturedGraph
 from models.export.convert import KeptWide
 from models.export.datatypes import OIP_WORDS
+from models.export.example import Example
 from models.export.fold import FoldReport
 from models.export.memory import Memory
+from models.export.outputs import Outputs
 from models.export.precision import Precision
 from models.export.verify import Parity
 
@@ -32,6 +35,7 @@ def manifest(
     name: str,
     version: int,
     source: str,
+    example: Example,
     captured: CapturedGraph,
     opset: int | None,
     precision: Precision,
@@ -48,6 +52,7 @@ def manifest(
 ) -> dict[str, Any]:
     """The content of manifest.json. files are hashed now, so they must be complete.
 
+    example: what the network was given, of which captured has the tensors.
     opset: None where there is no ONNX file. kept: what stays in float32 in a lower precision, for reasons of this
     network. converted_weights: types that weights of the user's module had and the graph has not.
     parity: "torchscript" and "onnx" for each file that is there, and "fold_float64" and, of an ImageInput,
@@ -65,12 +70,16 @@ def manifest(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": source,
         "inputs": [
-            {**spec, **_named(axes, len(spec["shape"]))}
-            for spec, axes in zip(
-                _specs(captured, "placeholder", captured.input_names), captured.dynamic_shapes, strict=True
+            {**spec, **_named(axes, len(spec["shape"])), **_rows_elsewhere(dim)}
+            for spec, axes, dim in zip(
+                _specs(captured, "placeholder", captured.input_names),
+                captured.dynamic_shapes,
+                example.rows_dims,
+                strict=True,
             )
         ],
         "outputs": output_specs(captured),
+        **_beside(example, captured.outputs),
         "opset": opset,
         "precision": precision.word,
         "kept_fp32": [{"where": one.where, "reason": one.reason} for one in kept],
@@ -143,8 +152,12 @@ def _output_nodes(captured: CapturedGraph) -> list[Any]:
 
 
 def output_specs(captured: CapturedGraph) -> list[dict[str, Any]]:
-    """Name, datatype and shape of each output."""
-    return _specs(captured, "output", captured.output_names)
+    """Name, datatype and shape of each output, and where the network has its rows."""
+    specs = _specs(captured, "output", captured.output_names)
+    return [
+        {**spec, **_rows_elsewhere(output.rows_dim)}
+        for spec, output in zip(specs, captured.outputs.kept, strict=True)
+    ]
 
 
 def _specs(captured: CapturedGraph, op: str, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -171,6 +184,25 @@ def _named(axes: Mapping[int, Any], dims: int) -> dict[str, Any]:
 def _converted(types: Collection[torch.dtype]) -> dict[str, Any]:
     """`converted_weights`, the types' names; nothing where every weight was in float32."""
     return {"converted_weights": sorted(str(t).removeprefix("torch.") for t in types)} if types else {}
+
+
+def _rows_elsewhere(dim: int) -> dict[str, Any]:
+    """`rows_dim`, where the network itself has the rows that the files have in dim 0; nothing where it is dim 0."""
+    return {"rows_dim": dim} if dim else {}
+
+
+def _beside(example: Example, outputs: Outputs) -> dict[str, Any]:
+    """What the network takes and returns beside the files' inputs and outputs; no key where there is none."""
+    fixed = [{"name": one.name, "value": _plain(one.value)} for one in example.fixed]
+    left_out = [one.to_manifest() for one in outputs.left_out]
+    return {key: value for key, value in (("fixed_inputs", fixed), ("left_out", left_out)) if value}
+
+
+def _plain(value: object) -> bool | int | str | float | None:
+    """A fixed value as JSON can hold it."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def _file_entry(path: Path) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Job:
     """Everything one export knows. Owned by export_model; a field is set by one step, then only read."""
 
     module: nn.Module
-    example_inputs: Sequence[Any]
+    example_inputs: Sequence[Any] | Mapping[str, Any]
     name: str
     version: int
     source: str
@@ -115,7 +115,7 @@ def _capture(job: Job) -> None:
 
 
 def _run_eager(job: Job) -> None:
-    job.reference = EagerReference(job.copy, job.example)
+    job.reference = EagerReference(job.copy, job.example, job.captured.outputs)
     small = job.reference.cases()
     check_rows(job.reference, small, job.double)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
@@ -197,6 +197,7 @@ def _describe(job: Job) -> None:
         name=job.name,
         version=job.version,
         source=job.source,
+        example=job.example,
         captured=job.captured,
         opset=None if job.onnx_model is None else opset_of(job.onnx_model),
         precision=job.precision,
@@ -232,7 +233,7 @@ STEPS: tuple[tuple[str, Callable[[Job], None]], ...] = (
 
 def export_model(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | Mapping[str, Any],
     destination: str | Path,
     *,
     name: str,
@@ -251,13 +252,14 @@ def export_model(
 
     Args:
         module: any nn.Module, in any mode; exported in eval mode, on the CPU.
-        example_inputs: a tuple, one entry per argument of forward; tensors, or dicts, lists, tuples of
-        tensors. Dim 0
-            of every tensor is the rows. Integers show the range of valid values.
+        example_inputs: a tuple, one entry per argument of forward, or a dict by their names; tensors or numpy
+            arrays, also nested in dicts, lists, tuples and dataclasses. Dim 0 of every tensor is the rows.
+            Integers show the range of valid values. None and Python numbers and texts stay fixed in the files.
         destination: the repository; made if it does not exist.
         name: letters, digits, '_', '-', '.'. version: a positive integer that does not exist yet;
             default the newest one of that name and one more, or 1.
-        dynamic_axes: {input: {axis: label}} for axes other than the rows; axes of one label have one size.
+        dynamic_axes: {input: {axis: label}} for axes other than the rows; axes of one label have one size. The
+            label "rows" names the axis that counts the rows where it is not axis 0; the files have it in dim 0.
         input_names, output_names: names in the files; default forward's parameters, and `y` (or the keys of a
         dict,
             or y0, y1, ...).

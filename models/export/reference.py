@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from models.errors import BadExample, NotCapturable
 from models.export.copying import EvalCopy, double_copy, fresh_copy
 from models.export.difference import Difference, difference
 from models.export.example import ROWS, Example
 from models.export.float64_mode import float64_arithmetic, widened
+from models.export.outputs import Outputs
 from models.export.refusals import reason
 from models.export.running import plain_ways
 from models.export.sampling import random_inputs
@@ -47,9 +47,10 @@ class Case:
 class EagerReference:
     """The user's network, run eagerly in float64 and in float32 on flat inputs. Owns the float64 copy."""
 
-    def __init__(self, network: EvalCopy, example: Example) -> None:
-        """network: the eval copy in float32; only read."""
+    def __init__(self, network: EvalCopy, example: Example, outputs: Outputs) -> None:
+        """network: the eval copy in float32; only read. outputs: what of its answers is served."""
         self._network = network
+        self._outputs = outputs
         self._double = double_copy(network.module)
         self._example = example
 
@@ -68,19 +69,19 @@ class EagerReference:
 
     def _run_float64(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with plain_ways(), float64_arithmetic():
-            return tuple(pytree.tree_leaves(self._example.call(module, widened(inputs))))
+            return self._outputs.read(self._example.call(module, widened(inputs)))
 
     def run_part_float64(self, part: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The flat outputs of a submodule in float64. Raises: what it raises."""
+        """The flat outputs, in float64, of a submodule that returns what the network does. Raises: what it raises."""
         module = fresh_copy(self._double).get_submodule(part)
         with plain_ways(), float64_arithmetic():
-            return tuple(pytree.tree_leaves(module(*inputs)))
+            return self._outputs.read(module(*inputs))
 
     def run_float32(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs as the user's own program computes them."""
         with plain_ways(self._network.converted):
             module = fresh_copy(self._network.module)
-            return tuple(pytree.tree_leaves(self._example.call(module, [t.clone() for t in inputs])))
+            return self._outputs.read(self._example.call(module, [t.clone() for t in inputs]))
 
     def case(self, inputs: tuple[Tensor, ...], *, fresh: bool) -> Case:
         """Run inputs. Raises: BadExample when the network fails or answers with another number of rows."""

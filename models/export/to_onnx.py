@@ -6,6 +6,8 @@ is left in the file is then made tidy: no stack traces with the paths of the exp
 outputs named as in the manifest, dim 0 called "rows".
 """
 
+import copy
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
     try:
         with quiet(), torch.no_grad(), symbolic_length():
             program: Any = torch.onnx.export(
-                captured.graph_module,
+                _with_weights_apart(captured),
                 captured.example_inputs,
                 dynamic_shapes=captured.dynamic_shapes,
                 input_names=list(captured.input_names),
@@ -70,6 +72,26 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
     except Exception as error:
         raise NotCapturable(f"torch.onnx wrote a model that onnx.checker refuses: {error}") from error
     return model
+
+
+def _with_weights_apart(captured: CapturedGraph) -> fx.GraphModule:
+    """The graph of captured, no weight called as an input or an output: all are values of one file, by name."""
+    graph_module = captured.graph_module
+    taken = {*captured.input_names, *captured.output_names}
+    weights = [node for node in graph_module.graph.nodes if node.op == "get_attr"]
+    if taken.isdisjoint(str(node.target) for node in weights):
+        return graph_module
+    taken |= {str(node.target) for node in weights}
+    apart = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+    for node in apart.graph.find_nodes(op="get_attr"):
+        if node.target in captured.input_names + captured.output_names:
+            name = f"weight_{str(node.target).replace('.', '_')}"
+            while name in taken or hasattr(apart, name):
+                name += "_"
+            apart.register_buffer(name, operator.attrgetter(str(node.target))(graph_module).detach())
+            node.target = name
+    apart.recompile()
+    return apart
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:

@@ -87,7 +87,8 @@ def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: f
                     f"{row} alone and in a batch of {case.rows} differ by {found.max_rel:.1e} "
                     f"relative{f', first at {place}' if place else ''}. The server batches rows of "
                     "different requests. Use running statistics in norms (no training=True, no "
-                    "track_running_stats=False), and rows in dim 0."
+                    "track_running_stats=False), and rows in dim 0; where an input has them in another, name it: "
+                    "dynamic_axes={'x': {1: 'rows'}}."
                 )
 
 

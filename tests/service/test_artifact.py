@@ -186,6 +186,12 @@ PARITY = {"max_rel": 0.0, "tolerance": 1e-4}
         ({"parity": {"onnx": {**PARITY, "tolerance": float("inf")}}}, "parity.onnx.tolerance inf"),
         ({"parity": {"onnx": {**PARITY, "tolerance": float("nan")}}}, "is not one"),
         ({"parity": 5}, "parity 5; expected a mapping"),
+        ({"fixed_inputs": [{"name": "mask"}]}, r"fixed_inputs\[0\]"),
+        (
+            {"fixed_inputs": [{"name": "mask", "value": [1]}]},
+            r"value \[1\]; expected a number, a text, true, false",
+        ),
+        ({"left_out": [{"name": "loss", "reason": None}]}, r"left_out\[0\].reason None; expected a text"),
         ({"name": 5}, "name 5; expected a text"),
         ({"version": 1}, "version 1; expected a text"),
         ({"format_version": True}, "format_version True"),

@@ -184,7 +184,7 @@ def describe(node: fx.Node) -> str:
     if node.op == "output":
         return "the network's output"
     if node.op == "placeholder":
-        return f"the network's input {node.name}"
+        return f"the network's input {node.target}"
     return node.name if name == node.name else f"{node.name} ({name})"
 
 

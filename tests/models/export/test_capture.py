@@ -6,6 +6,10 @@ import torch
 from torch import nn
 
 from models.errors import BadExample, ExportError, NotCapturable
+from models.export.capture import capture
+from models.export.cleaning import where
+from models.export.copying import eval_copy
+from models.export.example import read_example
 from tests.models.export.support import ConvNorm, First, Fn, batches, captured, largest_difference, pictures
 
 
@@ -33,9 +37,6 @@ REFUSED = [
     (Fn(lambda x: x * int(x.sum())), r"control flow depends on values"),
     (Fn(lambda x: x.view(2, -1)), r"fixes the number of rows at that of the example, 2 .*rows = 2"),
     (Fn(lambda x: torch.stack([row * 2 for row in x])), r"fixes the number of rows"),
-    (Fn(lambda x: (x, 3)), r"output 1 of forward is 3; expected a tensor"),
-    (Fn(lambda x: (x, None)), r"output 1 of forward is None; expected a tensor"),
-    (Fn(lambda x: (x, x.shape[0])), r"output 1 of forward is a number made of sizes"),
     (Fn(lambda x: None), r"forward returns is None; expected a tensor"),
     (Fn(lambda x: x.sum()), r"has the shape \(\); expected dim 0 to be the rows"),
     (Fn(lambda x: x.mean(0)), r"has the shape \(3, 8, 8\); expected dim 0"),
@@ -163,3 +164,44 @@ def test_length_that_may_not_fall_to_one_inside_is_captured_with_a_larger_least_
     graph = captured(network, torch.randn(2, 3, 9), axes={"input": {2: "length"}})
     for length in (4, 9, 33):
         assert graph.graph_module(torch.randn(1, 3, length))[0].shape == (1, 4, length - 2)
+
+
+class Awkward(nn.Module):
+    """Parts named as what a graph module has itself, and as our own wrapper of a network names them."""
+
+    def __init__(self):
+        super().__init__()
+        self.meta, self.graph, self.code, self.network = (nn.Linear(4, 4) for _ in range(4))
+        self.register_buffer("inputs_0", torch.randn(4))
+        self.plain = torch.randn(4)
+
+    def forward(self, input):
+        return self.network(self.code(self.graph(self.meta(input)))) + self.inputs_0 * self.plain
+
+
+def test_the_graph_has_the_names_of_the_network_whatever_they_are():
+    network = Awkward().eval()
+    graph = captured(network, torch.randn(2, 4))
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        assert torch.equal(graph.graph_module(x)[0], network(x))
+    nodes = list(graph.graph_module.graph.nodes)
+    assert [node.target for node in nodes if node.op == "placeholder"] == ["input"]
+    assert "network.weight" in {node.target for node in nodes if node.op == "get_attr"}
+    assert [where(node) for node in nodes if node.op == "call_function"][:4] == [
+        f"{part} (aten.linear)" for part in ("meta", "graph", "code", "network")
+    ]
+
+
+@pytest.mark.parametrize("names", [["a b", "_a_b"], ["a b", "a/b"], ["class", "input"], ["mul", "é"]])
+def test_inputs_may_have_any_names(names):
+    class Sum(nn.Module):
+        def forward(self, x, y):
+            return x + 2 * y
+
+    network = Sum().eval()
+    graph = capture(
+        eval_copy(network), read_example(network, (torch.ones(2, 1), torch.ones(2, 1)), None, names)
+    )
+    assert graph.input_names == tuple(names)
+    assert graph.graph_module(torch.ones(1, 1), torch.zeros(1, 1))[0].item() == 1

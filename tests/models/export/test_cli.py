@@ -187,6 +187,12 @@ def test_types_go_by_the_words_of_the_protocol_and_by_those_of_torch_and_numpy(w
     assert examples_from([f"x:{word}:-1x3"])[0][0].dtype == torch.float32
 
 
+def test_an_example_may_have_its_rows_in_another_dim():
+    (x, y), axes, _ = examples_from(["x:FP32:-1xrowsx3", "y:FP32:rowsx-1"])
+    assert (tuple(x.shape), tuple(y.shape)) == ((32, 2, 3), (2, 32))
+    assert axes == {"x": {0: "x_0", 1: "rows"}, "y": {1: "y_1"}}
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -196,7 +202,8 @@ def test_types_go_by_the_words_of_the_protocol_and_by_those_of_torch_and_numpy(w
         ("x:float:-1", r"'float' is no type; expected one of BOOL \(bool\), .*, FP32 \(float32\)"),
         ("x:FP32:-1x0", r"'-1x0' are no sizes"),
         ("x:FP32:", r"'' are no sizes"),
-        ("x:FP32:2x3", r"the first size is the rows and must be -1, not 2"),
+        ("x:FP32:2x3", r"the first size is the rows and must be -1, not 2; .* write `rows` for it"),
+        ("x:FP32:rowsx3xrows", r"says `rows` 2 times; expected one size"),
     ],
 )
 def test_an_example_that_cannot_be_read_is_refused_with_the_reason(option, message):

@@ -100,3 +100,23 @@ def test_weights_beyond_two_gibibytes_are_refused_before_the_work(monkeypatch):
 def test_the_exporter_writes_nothing_to_the_terminal(capfd):
     to_onnx(captured(ConvNorm(), pictures()))
     assert capfd.readouterr() == ("", "")
+
+
+def test_inputs_and_outputs_may_be_called_as_weights_and_operators_are():
+    class Namesakes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x, self.y = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([3.0]))
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, x, mul):
+            return {"y": x * self.x + self.y, "layer.weight": self.layer(mul), "add": x * mul}
+
+    network = Namesakes().eval()
+    inputs = (torch.ones(2, 1), torch.randn(2, 1))
+    graph = captured(network, *inputs)
+    session = onnx_session(to_onnx(graph))
+    assert [i.name for i in session.get_inputs()] == ["x", "mul"]
+    assert [o.name for o in session.get_outputs()] == ["y", "layer.weight", "add"]
+    with torch.no_grad():
+        assert largest_difference(run_onnx(session, inputs), tuple(network(*inputs).values())) < 1e-6
