@@ -162,6 +162,7 @@ _KEYS: Final[Mapping[str, Check]] = {
     "opset": _or_none(_whole(1)),
     "precision": _text,
     "kept_fp32": _PLACES,
+    "warnings": _list(_text),
     "tool_versions": _mapping(_text),
     "max_batch_size": _whole(1, LARGEST_BATCH),
     "memory": _record({"weights_bytes": _whole(0), "row_bytes": _whole(0)}),

@@ -8,6 +8,7 @@ called. Knows nothing of graphs.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ ROWS = "rows"
 _CAPTURE_ROWS = 2
 
 
+class Source(Enum):
+    """What further inputs are drawn from, the freest first."""
+
+    RANGES = "the ranges that the example shows"
+    VALUES = "the example's own values at each place, mixed"
+    ROWS = "the example's own rows"
+
+
 @dataclass(frozen=True)
 class Example:
     """The flat example inputs of a network and which of their axes may vary.
@@ -32,6 +41,7 @@ class Example:
     axes: one per tensor, {axis: label}; axis 0 always has the label "rows".
     in_spec: how the flat tensors make up the arguments of forward.
     parameters: forward's parameter names in the order of the arguments; `*args` counts once.
+    source: what further inputs are drawn from; refused: why from nothing freer, for the user (source.py).
     """
 
     tensors: tuple[torch.Tensor, ...]
@@ -40,6 +50,8 @@ class Example:
     in_spec: pytree.TreeSpec
     parameters: tuple[str, ...]
     star: str | None
+    source: Source = Source.RANGES
+    refused: str | None = None
 
     @property
     def rows(self) -> int:
