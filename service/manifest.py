@@ -170,6 +170,7 @@ _KEYS: Final[Mapping[str, Check]] = {
     "converted_weights": _list(_text),
     "fixed_inputs": _list(_record({"name": _text, "value": _scalar})),
     "left_out": _list(_record({"name": _text, "reason": _text}, {"value": _scalar})),
+    "warnings": _list(_text),
     "tool_versions": _mapping(_text),
     "max_batch_size": _whole(1, LARGEST_BATCH),
     "memory": _record({"weights_bytes": _whole(0), "row_bytes": _whole(0)}),

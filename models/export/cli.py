@@ -233,6 +233,7 @@ def table(result: "ExportResult") -> str:
         *(("", f"in fp32: {kept['where']}: {kept['reason']}") for kept in report["kept_fp32"]),
         ("TorchScript", _parity(report["parity"]["torchscript"])),
         ("ONNX", _onnx(report)),
+        *(("warning", text) for text in report.get("warnings", ())),
         ("memory", _memory(report["memory"])),
         ("sizes", ", ".join(f"{name} {_size(entry['size'])}" for name, entry in report["files"].items())),
         ("time", f"{sum(result.seconds.values()):.1f} s, {_slowest(result.seconds)}"),

@@ -35,6 +35,14 @@ class Fixed:
     value: Any
 
 
+class Source(enum.Enum):
+    """What further inputs are drawn from, the freest first."""
+
+    RANGES = "the ranges that the example shows"
+    VALUES = "the example's own values at each place, mixed"
+    ROWS = "the example's own rows"
+
+
 @dataclass(frozen=True)
 class Example:
     """The flat example inputs of a network and which of their axes may vary.
@@ -45,6 +53,7 @@ class Example:
     arguments: what forward was given; its leaves are the inputs and the fixed values, in order.
     rows_dims: one per tensor, the dim where the network has the rows; the others keep their order.
     fixed: the leaves that are no tensors.
+    source: what further inputs are drawn from; refused: why from nothing freer, for the user (source.py).
     """
 
     tensors: tuple[torch.Tensor, ...]
@@ -53,6 +62,8 @@ class Example:
     arguments: Arguments
     rows_dims: tuple[int, ...]
     fixed: tuple[Fixed, ...]
+    source: Source = Source.RANGES
+    refused: str | None = None
 
     @property
     def rows(self) -> int:

@@ -46,6 +46,7 @@ def manifest(
     parameters: int,
     fold: FoldReport,
     parity: Mapping[str, Parity],
+    warnings: Sequence[str],
     files: Sequence[Path],
     image: Mapping[str, Any] | None,
     labels: Sequence[str] | None,
@@ -57,7 +58,8 @@ def manifest(
     network. converted_weights: types that weights of the user's module had and the graph has not.
     parity: "torchscript" and "onnx" for each file that is there, and "fold_float64" and, of an ImageInput,
     "pictures", which are relative only: their scale is float64's. image, labels: how a picture becomes the input, and
-    the names of the output's columns; left out where there are none.
+    the names of the output's columns. warnings: what the parity does not show, and how to mend that. These three are
+    left out where there are none.
     """
     of_files = {form: parity[form].to_manifest() for form in ("torchscript", "onnx") if form in parity}
     in_float64 = {form: parity[form].to_manifest() for form in ("fold_float64", "pictures") if form in parity}
@@ -95,6 +97,7 @@ def manifest(
             "left": [{"where": left.where, "reason": left.reason} for left in fold.left],
         },
         "parity": {**of_files, **in_float64},
+        **({"warnings": list(warnings)} if warnings else {}),
         **({} if image is None else {"image": dict(image)}),
         **({} if labels is None else {"labels": list(labels)}),
     }

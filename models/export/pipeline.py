@@ -28,10 +28,12 @@ from models.export.fold import FoldReport, fold_batch_norms
 from models.export.labels import check_labels
 from models.export.manifest import count_parameters, manifest, output_specs, write_manifest, write_reference
 from models.export.memory import measure_memory
+from models.export.other_sizes import other_sizes
 from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
 from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
 from models.export.running import plain_process
+from models.export.source import with_source
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
@@ -101,8 +103,9 @@ class Job:
 
 
 def _copy(job: Job) -> None:
-    job.example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
-    job.copy = without_caches(eval_copy(job.module), job.example)
+    example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
+    job.copy = without_caches(eval_copy(job.module), example)
+    job.example = with_source(job.copy, example)  # before capture: from here on, inputs are drawn
     if isinstance(job.copy.module, ImageInput):
         job.picture = settled_picture(job.copy.module, job.example)
 
@@ -116,7 +119,7 @@ def _capture(job: Job) -> None:
 
 def _run_eager(job: Job) -> None:
     job.reference = EagerReference(job.copy, job.example, job.captured.outputs)
-    small = job.reference.cases()
+    small = job.reference.cases(other_sizes(job.example))
     check_rows(job.reference, small, job.double)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
     job.cases = small + large
@@ -208,6 +211,7 @@ def _describe(job: Job) -> None:
         parameters=count_parameters(job.module),
         fold=job.fold,
         parity=job.parity,
+        warnings=job.reference.warnings,
         files=[path for name in _FILES if (path := job.folder / name).exists()],
         image=image_of_manifest(job.copy.module, job.picture),
         labels=job.labels,

@@ -1,7 +1,7 @@
 """What the eager network answers, in float64, on the inputs that every file is compared on.
 
 The cases are the example itself and fresh random inputs of 1, 2 and 7 rows and of the largest bucket; a
-network with further dynamic axes gets one more case with other sizes. Each case also holds how far the
+network with further dynamic axes gets more cases with other sizes. Each case also holds how far the
 float32 eager network is off by itself, from which the tolerance of verify.py comes.
 """
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from models.errors import BadExample, NotCapturable
 from models.export.copying import EvalCopy, double_copy, fresh_copy
 from models.export.difference import Difference, difference
-from models.export.example import ROWS, Example
+from models.export.example import Example
 from models.export.float64_mode import float64_arithmetic, widened
 from models.export.outputs import Outputs
 from models.export.refusals import reason
 from models.export.running import plain_ways
-from models.export.sampling import random_inputs
+from models.export.sampling import random_inputs, unproved_values
+from models.export.source import fresh_inputs, is_finite
 
 # One row, where broadcasting and squeeze go wrong; an even and an odd batch, neither a usual bucket.
 ROW_COUNTS = (1, 2, 7)
@@ -53,6 +54,7 @@ class EagerReference:
         self._outputs = outputs
         self._double = double_copy(network.module)
         self._example = example
+        self._finite: tuple[bool, ...] = ()  # which outputs are, on the example; known after cases()
 
     def run_float64(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs in float64 (integers stay). Raises: what the network raises."""
@@ -106,14 +108,32 @@ class EagerReference:
         errors = tuple(difference(g, w) for g, w in zip(plain, wanted, strict=True))
         return Case(inputs, wanted, errors, fresh)
 
-    def cases(self) -> tuple[Case, ...]:
-        """The example, fresh inputs of each row count, and other sizes of the dynamic axes (if any work)."""
-        cases = [self.case(self._example.tensors, fresh=False)]
-        for rows in ROW_COUNTS:
-            cases.append(self.case(random_inputs(self._example, rows, seed=rows), fresh=True))
-        for sizes in self._other_sizes():
-            cases.append(self.case(random_inputs(self._example, 2, seed=101, sizes=sizes), fresh=True))
-        return tuple(cases)
+    def cases(self, sizes: Sequence[Sequence[Mapping[str, int]]] = ()) -> tuple[Case, ...]:
+        """The example, fresh inputs of each row count, and other sizes of the dynamic axes.
+
+        sizes: groups of {label: size}, as other_sizes.py makes them; of each the first that the network takes.
+        Raises: as case().
+        """
+        example = self.case(self._example.tensors, fresh=False)
+        self._finite = tuple(is_finite(tensor) for tensor in example.wanted)
+        fresh = [self.case(fresh_inputs(self._example, rows), fresh=True) for rows in ROW_COUNTS]
+        accepted = [next(filter(self._accepts, group), None) for group in sizes]
+        other = [self.case(self._of_sizes(one), fresh=True) for one in accepted if one is not None]
+        return (example, *fresh, *other)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the cases do not show, and how the user can mend it. Call after cases()."""
+        told = [*unproved_values(self._example)]
+        if self._example.refused is not None:
+            told.append(self._example.refused)
+        never = [str(index) for index, finite in enumerate(self._finite) if not finite]
+        if never:
+            told.append(
+                "the eager network answers its own example with values that are not finite, in output "
+                f"{', '.join(never)}: of such values only the places are compared."
+            )
+        return tuple(told)
 
     def large_case(self, cases: Sequence[Case], rows: int) -> Case:
         """A batch of the fresh rows of cases, again and again, so that float64 need not run again.
@@ -149,37 +169,16 @@ class EagerReference:
             t.shape[1:] == e.shape[1:] for t, e in zip(case.inputs, self._example.tensors, strict=True)
         )
 
-    def _other_sizes(self) -> tuple[dict[str, int], ...]:
-        """Sizes of the dynamic axes that the eager network accepts: 1 where it can, and one other than the
-        example's.
-
-        A network may take only multiples (of its strides, say), so the double is tried first.
-        """
-        own = {
-            label: tensor.shape[axis]
-            for tensor, axes in zip(self._example.tensors, self._example.axes, strict=True)
-            for axis, label in axes.items()
-            if label != ROWS
-        }
-        if not own:
-            return ()
-        ones = dict.fromkeys(own, 1)
-        others = (
-            {label: 2 * size for label, size in own.items()},
-            {label: size + 1 for label, size in own.items()},
-            {label: max(1, size - 1) for label, size in own.items()},
-            {label: max(1, size // 2) for label, size in own.items()},
-        )
-        accepted = [sizes for sizes in others if sizes not in (ones, own) and self._accepts(sizes)][:1]
-        return (*accepted, *([ones] if self._accepts(ones) else []))
+    def _of_sizes(self, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        return random_inputs(self._example, 2, seed=101, sizes=sizes)
 
     def _accepts(self, sizes: Mapping[str, int]) -> bool:
         try:
-            outputs = self.run_float32(random_inputs(self._example, 2, seed=101, sizes=sizes))
+            outputs = self.run_float32(self._of_sizes(sizes))
         except Exception:  # the eager network does not take this size, so nothing has to be right there
             return False
         # A step of a mean or a variance over nothing: no answer that a file could agree with.
-        return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
+        return all(is_finite(t) for t, finite in zip(outputs, self._finite, strict=True) if finite)
 
 
 def _repeated(parts: Sequence[Tensor], rows: int) -> Tensor:

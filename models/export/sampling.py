@@ -1,55 +1,87 @@
-"""Fresh random inputs that a network accepts, drawn in the image of its example.
+"""Fresh inputs that a network accepts, drawn in the image of its example.
 
-Floats follow the example's mean and spread (and stay positive where the example does); integers and pictures
-stay in the range that the example shows, so that ids stay valid; masks are rows of the example. Seeded: the
-same call gives the same tensors. Knows nothing of networks.
+Every input is of one kind, read from its example: a mask (masks.py), integers (integers.py) or floats (floats.py).
+A kind draws from the ranges that the example shows. Not every network takes all of that: an id may be valid in one
+row only together with another input. So an input can also be drawn closer to the example: its values, mixed, or its
+rows. Row 0, 1, 2, ... of a draw each have another pattern, so that few rows meet much: prefixes and scattered masks,
+values inside a range and at its ends. Seeded: the same call gives the same tensors. Knows nothing of networks.
 """
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.export.example import Example
+from models.export.example import Example, Source
+from models.export.floats import Floats
+from models.export.integers import Integers
+from models.export.masks import Masks
+
+_Array = npt.NDArray[Any]
+
+
+class _Kind(Protocol):
+    def from_ranges(self, shape: tuple[int, ...], scale: float, rng: np.random.Generator) -> _Array: ...
+
+    def from_values(self, shape: tuple[int, ...], rng: np.random.Generator) -> _Array: ...
+
+    def unproved(self, name: str) -> str | None: ...
 
 
 def random_inputs(
-    example: Example, rows: int, seed: int, sizes: Mapping[str, int] | None = None
+    example: Example,
+    rows: int,
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    scale: float = 1.0,
 ) -> tuple[Tensor, ...]:
-    """One tensor per input, with this many rows.
+    """One tensor per input, with this many rows, in the types of the example and drawn from its source.
 
     sizes: {label: size} for dynamic axes other than the rows; the example's size where a label is missing.
+    scale: how far floats stray from their mean, in units of the example's spread.
     """
-    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     wanted = {**(sizes or {}), "rows": rows}
+    # One pick of rows for all inputs: an example's row is valid as a whole.
+    picks = rng.integers(example.rows, size=rows)
     tensors = []
     for tensor, axes in zip(example.tensors, example.axes, strict=True):
-        shape = [wanted.get(axes.get(axis, ""), size) for axis, size in enumerate(tensor.shape)]
-        tensors.append(_like(tensor, shape, generator))
+        shape = tuple(wanted.get(axes.get(axis, ""), size) for axis, size in enumerate(tensor.shape))
+        values = tensor.numpy()
+        if tensor.numel() == 0:
+            drawn = np.zeros(shape, values.dtype)
+        elif example.source is Source.ROWS:
+            drawn = _rows_of(values, picks, shape)
+        elif example.source is Source.VALUES:
+            drawn = _kind(values, axes).from_values(shape, rng)
+        else:
+            drawn = _kind(values, axes).from_ranges(shape, scale, rng)
+        tensors.append(torch.from_numpy(np.ascontiguousarray(drawn.astype(values.dtype, copy=False))))
     return tuple(tensors)
 
 
-def _like(tensor: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
-    if tensor.dtype == torch.bool:
-        return _rows_of(tensor, shape, generator)
-    if not tensor.is_floating_point():
-        least, most = int(tensor.min()), int(tensor.max())
-        return torch.randint(least, most + 1, shape, generator=generator, dtype=torch.int64).to(tensor.dtype)
-    known = tensor[torch.isfinite(tensor)].double()
-    low, high = (float(known.min()), float(known.max())) if known.numel() else (-1.0, 1.0)
-    if low == high:
-        return torch.randn(shape, generator=generator, dtype=torch.float32)
-    if low >= 0:
-        return (torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low).float()
-    spread = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return (spread * float(known.std()) + float(known.mean())).float()
+def unproved_values(example: Example) -> tuple[str, ...]:
+    """Of which inputs the example shows so little that no draw tries more, and how to mend that."""
+    shown = zip(example.names, example.tensors, example.axes, strict=True)
+    told = (_kind(tensor.numpy(), axes).unproved(name) for name, tensor, axes in shown if tensor.numel())
+    return tuple(text for text in told if text is not None)
 
 
-def _rows_of(tensor: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
-    """Rows of the example in random order, repeated along a dynamic axis that is longer now."""
-    picks = torch.randint(0, tensor.shape[0], (shape[0],), generator=generator)
-    values = tensor[picks]
+def _kind(values: _Array, axes: Mapping[int, str]) -> _Kind:
+    """The kind of input that an example of these values shows. axes: the dynamic ones, as in Example."""
+    mask = Masks.read(values, axes)
+    if mask is not None:
+        return mask
+    return Floats(values, axes) if values.dtype.kind == "f" else Integers(values, axes)
+
+
+def _rows_of(values: _Array, picks: _Array, shape: tuple[int, ...]) -> _Array:
+    """These rows of the example, cut or repeated along a dynamic axis of another size."""
+    drawn = values[picks]
     for axis in range(1, len(shape)):
-        index = torch.arange(shape[axis]) % tensor.shape[axis]
-        values = values.index_select(axis, index)
-    return values
+        drawn = np.take(drawn, np.arange(shape[axis]) % values.shape[axis], axis=axis)
+    return drawn
