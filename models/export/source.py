@@ -12,10 +12,10 @@ from torch import Tensor
 
 from models.export.copying import EvalCopy, fresh_copy
 from models.export.example import Example, Source
+from models.export.flat import tensors_of
 from models.export.refusals import reason
 from models.export.running import plain_ways
 from models.export.sampling import random_inputs
-from models.export.structure import tensors_of
 
 # Rows: how far their floats stray, in units of the example's spread: far enough that clamps and saturations are met,
 # and near enough that the small number under the root of a norm counts.
