@@ -183,6 +183,8 @@ def _refuse_outputs(graph: fx.Graph, input_names: Sequence[str]) -> None:
             f"the network fixes the number of rows of {input_names[0]!r} at {rows}; use x.shape[0] instead "
             "of a number"
         )
+    # Each input has a symbol of its own for its rows, unless the network needs them to be as many.
+    every_rows = {node.meta["val"].shape[0].node.expr for node in placeholders}
     outputs = graph.output_node().args[0]
     if not isinstance(outputs, list | tuple) or not outputs:
         raise NotCapturable("forward returns nothing; expected a tensor, or a tuple or dict of tensors")
@@ -196,8 +198,9 @@ def _refuse_outputs(graph: fx.Graph, input_names: Sequence[str]) -> None:
                 "its tensors."
             )
         first: Any = value.shape[0] if value.dim() else 0
-        if isinstance(first, int) or first.node.expr != rows.node.expr:
-            shape = "(" + ", ".join("rows" if str(d) == str(rows) else str(d) for d in value.shape) + ")"
+        if isinstance(first, int) or first.node.expr not in every_rows:
+            shown = {str(expression) for expression in every_rows}
+            shape = "(" + ", ".join("rows" if str(d) in shown else str(d) for d in value.shape) + ")"
             raise NotCapturable(
                 f"{place} has the shape {shape}; expected dim 0 to be the rows, as in the inputs, since the "
                 "server gives each request its own rows. Return one entry per row."

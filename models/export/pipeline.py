@@ -29,6 +29,7 @@ from models.export.memory import measure_memory
 from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
 from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
+from models.export.settling import own_sizes
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
@@ -80,6 +81,7 @@ class Job:
     opset: int | None
     precision: Precision
     labels: Sequence[str] | None
+    all_sizes: bool
     folder: Path
     example: Example = field(init=False)
     copy: EvalCopy = field(init=False)
@@ -108,12 +110,14 @@ def _capture(job: Job) -> None:
     job.captured = capture(job.copy, job.example, tuple(job.output_names) if job.output_names else None)
     if job.labels is not None:
         check_labels(job.labels, output_specs(job.captured))
+    if job.all_sizes:
+        job.captured.sizes.check_all()
     job.double = double_graph(job.captured.graph_module)
 
 
 def _run_eager(job: Job) -> None:
     job.reference = EagerReference(job.copy, job.example)
-    small = job.reference.cases()
+    small = job.reference.cases(job.captured.sizes.edges(own_sizes(job.example)))
     check_rows(job.reference, small, job.double)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
     job.cases = small + large
@@ -240,6 +244,7 @@ def export_model(
     opset: int | None = None,
     precision: str = FP32.word,
     labels: Sequence[str] | None = None,
+    all_sizes: bool = False,
     source: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExportResult:
@@ -261,6 +266,8 @@ def export_model(
         opset: the ONNX operator set, default 18.
         precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
         labels: names of the classes, one for each column of the output, for the manifest.
+        all_sizes: refuse a network that takes sizes of a dynamic axis which the files cannot answer for, instead
+            of narrowing the axis (`dims` and `narrowed` in the manifest).
         source: what the manifest says the network came from; default the class of module.
         progress: called when a step begins and when it has ended.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
@@ -285,6 +292,7 @@ def export_model(
             opset,
             chosen,
             labels,
+            all_sizes,
             folder,
         )
         for index, (step, run) in enumerate(STEPS, start=1):

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from models.errors import BadExample, NotCapturable
 from models.export.copying import EvalCopy, double_copy, fresh_copy
 from models.export.difference import Difference, difference
-from models.export.example import ROWS, Example
+from models.export.example import Example
 from models.export.float64_mode import float64_arithmetic, widened
 from models.export.refusals import reason
 from models.export.running import plain_ways
@@ -105,12 +105,15 @@ class EagerReference:
         errors = tuple(difference(g, w) for g, w in zip(plain, wanted, strict=True))
         return Case(inputs, wanted, errors, fresh)
 
-    def cases(self) -> tuple[Case, ...]:
-        """The example, fresh inputs of each row count, and other sizes of the dynamic axes (if any work)."""
+    def cases(self, edges: Sequence[Mapping[str, int]] = ()) -> tuple[Case, ...]:
+        """The example, fresh inputs of each row count, and other sizes of the dynamic axes, those that work.
+
+        edges: sizes by name of axis (sizes.py).
+        """
         cases = [self.case(self._example.tensors, fresh=False)]
         for rows in ROW_COUNTS:
             cases.append(self.case(random_inputs(self._example, rows, seed=rows), fresh=True))
-        for sizes in self._other_sizes():
+        for sizes in filter(self._accepts, edges):
             cases.append(self.case(random_inputs(self._example, 2, seed=101, sizes=sizes), fresh=True))
         return tuple(cases)
 
@@ -147,30 +150,6 @@ class EagerReference:
         return all(
             t.shape[1:] == e.shape[1:] for t, e in zip(case.inputs, self._example.tensors, strict=True)
         )
-
-    def _other_sizes(self) -> tuple[dict[str, int], ...]:
-        """Sizes of the dynamic axes that the eager network accepts: 1 where it can, and one other than the
-        example's.
-
-        A network may take only multiples (of its strides, say), so the double is tried first.
-        """
-        own = {
-            label: tensor.shape[axis]
-            for tensor, axes in zip(self._example.tensors, self._example.axes, strict=True)
-            for axis, label in axes.items()
-            if label != ROWS
-        }
-        if not own:
-            return ()
-        ones = dict.fromkeys(own, 1)
-        others = (
-            {label: 2 * size for label, size in own.items()},
-            {label: size + 1 for label, size in own.items()},
-            {label: max(1, size - 1) for label, size in own.items()},
-            {label: max(1, size // 2) for label, size in own.items()},
-        )
-        accepted = [sizes for sizes in others if sizes not in (ones, own) and self._accepts(sizes)][:1]
-        return (*accepted, *([ones] if self._accepts(ones) else []))
 
     def _accepts(self, sizes: Mapping[str, int]) -> bool:
         try:

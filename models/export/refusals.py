@@ -15,7 +15,6 @@ from typing import NoReturn
 import torch
 
 from models.errors import ExportError, NotCapturable
-from models.export.example import ROWS, Example
 
 # Sentences that tell the reader to debug torch, to switch a check off, or to write to its authors.
 _ADVICE = re.compile(
@@ -43,7 +42,7 @@ def without_advice(text: str) -> str:
     return ""
 
 
-def refuse(error: Exception, example: Example) -> NoReturn:
+def refuse(error: Exception) -> NoReturn:
     """Turn what torch.export raised into the reason and the mend. Raises: always, an ExportError."""
     if isinstance(error, ExportError):
         raise error
@@ -55,30 +54,10 @@ def refuse(error: Exception, example: Example) -> NoReturn:
             "in would answer wrong without a word. Write it with torch.where or masks, or take the branch "
             "out of forward."
         ) from error
-    if "onstraints violated" in text or "pecializ" in text:
-        raise NotCapturable(_specialised(text, example) + place) from error
     raise NotCapturable(
         f"torch.export refuses the network{place}: {reason(error)}. Change that line of the "
         "network; there is no fall-back to tracing, which would bake values in."
     ) from error
-
-
-def _specialised(text: str, example: Example) -> str:
-    reasons = [line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")]
-    fixes = text.partition("Suggested fixes:")[2].partition("The error above")[0].split("\n")
-    asked = sorted({label for axes in example.axes for label in axes.values()} - {ROWS})
-    suggested = "; ".join(line.strip() for line in fixes if line.strip())
-    fixed_rows = any(line.strip().startswith(f"{ROWS} =") for line in fixes)
-    why = f" torch.export says: {suggested or (reasons[0] if reasons else without_advice(text))}."
-    if fixed_rows or not asked:
-        return (
-            f"the network fixes the number of rows at that of the example, {example.rows} in dim 0.{why} "
-            "Use x.shape[0] or -1 in view and reshape, no Python loop over the rows, and rows in dim 0"
-        )
-    return (
-        f"the network does not take every size of the dynamic axes {asked}.{why} Make the axis static, or "
-        "the network free of that size"
-    )
 
 
 def user_line(error: BaseException) -> str:
