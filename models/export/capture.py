@@ -96,9 +96,7 @@ def capture(
     shapes = tuple(
         {axis: sizes.name_of(name) for axis, name in axes.items()} for axes in settled.example.axes
     )
-    return CapturedGraph(
-        graph_module, settled.example.tensors, example.names, names, shapes, sizes, out_spec
-    )
+    return CapturedGraph(graph_module, settled.example.tensors, example.names, names, shapes, sizes, out_spec)
 
 
 def _run_once(network: EvalCopy, example: Example) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.printers import PythonPrinter
@@ -88,9 +88,7 @@ class Assumptions:
         return tuple(assumption for assumption in self.every if name in assumption.names)
 
 
-def read_assumptions(
-    program: torch.export.ExportedProgram, axes: Sequence[Mapping[int, str]]
-) -> Assumptions:
+def read_assumptions(program: torch.export.ExportedProgram, axes: Sequence[Mapping[int, str]]) -> Assumptions:
     """What program assumes of the axes, {axis: name} for each of its inputs in their order."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     named = [values[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 
 from models.errors import NotCapturable

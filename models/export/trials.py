@@ -5,6 +5,8 @@ on the same numbers, where a right graph calls the same kernels and agrees to th
 """
 
 import enum
+import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +21,9 @@ from models.export.sampling import random_inputs
 
 # A graph that took another branch is off by far more; kernels may differ where a norm was spelled out.
 _TOLERANCE = 1e-5
+# So much more than on the example's own sizes it may be elsewhere, and there so much at all.
+_FACTOR = 10.0
+_MOST_OWN_DIFFERENCE = 1e-3
 # Beyond all three a size is not tried: attention needs memory for the square of a length.
 _TIMES_THE_EXAMPLE = 4
 _CHEAP_SIZE = 2048
@@ -72,19 +77,35 @@ class Trials:
             self._known[key] = self._try(sizes) if self.affordable(sizes) else Verdict.UNTRIED
         return self._known[key]
 
+    @functools.cached_property
+    def comparable(self) -> bool:
+        """Whether the two agree on the example's own sizes: else another fault is in the way, and verify.py names it."""
+        return self._own_difference <= _MOST_OWN_DIFFERENCE
+
+    @functools.cached_property
+    def _own_difference(self) -> float:
+        off = self._difference(random_inputs(self._example, self._example.rows, seed=101))
+        return math.inf if off is None else off
+
     def _try(self, sizes: Mapping[str, int]) -> Verdict:
         inputs = random_inputs(self._example, sizes.get(ROWS, self._example.rows), seed=101, sizes=sizes)
+        off = self._difference(inputs)
+        if off is None:
+            return Verdict.REFUSED
+        return Verdict.RIGHT if off <= max(_TOLERANCE, _FACTOR * self._own_difference) else Verdict.WRONG
+
+    def _difference(self, inputs: tuple[Tensor, ...]) -> float | None:
+        """How far the graph is off, relative; None where the network has no answer, infinite where only it has."""
         wanted = self._eager(inputs)
         if wanted is None:
-            return Verdict.REFUSED
+            return None
         try:
             with torch.no_grad():
                 answer = self._graph_module(*(tensor.clone() for tensor in inputs))
             got = [leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor)]
+            return max(difference(mine, theirs).max_rel for mine, theirs in zip(got, wanted, strict=True))
         except Exception:  # whatever it is, the graph has no answer where the network has one
-            return Verdict.WRONG
-        off = [difference(mine, theirs).max_rel for mine, theirs in zip(got, wanted, strict=True)]
-        return Verdict.RIGHT if all(one <= _TOLERANCE for one in off) else Verdict.WRONG
+            return math.inf
 
 
 def eager_runner(call: Callable[[Sequence[Tensor]], Any]) -> Eager:
