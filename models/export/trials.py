@@ -79,7 +79,7 @@ class Trials:
 
     @functools.cached_property
     def comparable(self) -> bool:
-        """Whether the two agree on the example's own sizes: else another fault is in the way, and verify.py names it."""
+        """Whether the two agree on the example's own sizes; where not, verify.py names the fault."""
         return self._own_difference <= _MOST_OWN_DIFFERENCE
 
     @functools.cached_property
