@@ -51,4 +51,5 @@ class DimLink:
 
     def __str__(self) -> str:
         times = f"{self.times} * " if self.times != 1 else ""
-        return f"{times}{self.other!r}{f' {self.plus:+d}' if self.plus else ''}"
+        plus = f" {'+' if self.plus > 0 else '-'} {abs(self.plus)}" if self.plus else ""
+        return f"{times}{self.other!r}{plus}"
