@@ -58,9 +58,9 @@ class Allowed:
             self.verdicts[broken] = next(verdict for verdict in worst if verdict in found)
         return self.verdicts[broken]
 
-    def lost(self, least: int, most: int | None, multiple: int) -> str:
+    def lost(self, least: int, most: int | None, multiple: int) -> tuple[str, bool]:
         """What the network takes outside of a range, nearest to the example, and why the files do not; "" when
-        nothing.
+        nothing. And whether they do not, or would, at a size that the range leaves out.
         """
         told = ""
         for size in sorted((*range(1, self.limit + 1), *self.beyond), key=lambda s: abs(s - self.own)):
@@ -75,8 +75,8 @@ class Allowed:
                 continue
             assumption = self.assumptions.every[broken[0]]
             does = "answers otherwise than the files" if verdict is Verdict.WRONG else "was not tried"
-            return f"at {size} the network {does}: assumed is {assumption.text}{assumption.place}"
-        return told
+            return f"at {size} the network {does}: assumed is {assumption.text}{assumption.place}", True
+        return told, False
 
     def share(self, least: int, most: int | None, multiple: int) -> float:
         """Of the sizes that are allowed, as far as they were looked at, the part in a range."""

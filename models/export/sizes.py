@@ -107,9 +107,10 @@ class Sizes:
             return size if mine.most is None else min(size, mine.most // mine.multiple_of * mine.multiple_of)
 
         points = [{name: near(name, 1) for name in free}, {name: near(name, 2 * own[name]) for name in free}]
-        for index, name in enumerate(free):
-            step = self.ranges[name].multiple_of
-            points.append({n: near(n, own[n] + (step if n == name else -index * step)) for n in free})
+        steps = {name: self.ranges[name].multiple_of for name in free}
+        points.append(
+            {name: near(name, own[name] + (1 - 2 * i) * steps[name]) for i, name in enumerate(free)}
+        )
         return tuple(self.complete(point) for point in points)
 
     def complete(self, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -169,8 +170,8 @@ def _range(
 
     allowed = allowed_sizes(name, at, own[name], assumptions, trials)
     found = progression(own[name], allowed)
-    lost = allowed.lost(*found)
-    if lost and not allowed.worth_a_range(*found):
+    lost, wrong = allowed.lost(*found)
+    if wrong and not allowed.worth_a_range(*found):
         raise NotCapturable(
             f"the files would take only few of the sizes of {name!r} that the network takes, {SizeRange(*found)}: "
             f"{lost}. Make the axis static, or let forward do the same for every size."

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from models.export.difference import difference
 from models.export.example import ROWS, Example
+from models.export.quiet import quiet
 from models.export.sampling import random_inputs
 
 # A graph that took another branch is off by far more; kernels may differ where a norm was spelled out.
@@ -100,7 +101,7 @@ class Trials:
         if wanted is None:
             return None
         try:
-            with torch.no_grad():
+            with quiet(), torch.no_grad():  # fx prints what fails in a graph
                 answer = self._graph_module(*(tensor.clone() for tensor in inputs))
             got = [leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor)]
             return max(difference(mine, theirs).max_rel for mine, theirs in zip(got, wanted, strict=True))

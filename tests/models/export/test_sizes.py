@@ -82,6 +82,12 @@ def first_steps(x: Tensor) -> Tensor:
     return x[:, :4].reshape(x.shape[0], 16)
 
 
+def pyramid(x: Tensor) -> Tensor:
+    fine = functional.avg_pool1d(x.transpose(1, 2), 1, stride=4)
+    coarse = functional.avg_pool1d(fine, 1, stride=2)
+    return (fine + functional.interpolate(coarse, scale_factor=2)).mean(2)
+
+
 # Function, length of the example, the range, whether the network takes sizes beyond it.
 LENGTHS = [
     (longest, 12, SizeRange(1, 64, 1), True),
@@ -94,6 +100,7 @@ LENGTHS = [
     (padded, 12, SizeRange(1, None, 1), False),
     (windows, 16, SizeRange(8, None, 8), False),
     (halves, 12, SizeRange(2, None, 2), True),
+    (pyramid, 16, SizeRange(8, None, 8), True),
     (every_third, 12, SizeRange(1, None, 1), False),
     (from_the_table, 12, SizeRange(1, 50, 1), False),
     (looked_up, 12, SizeRange(1, 50, 1), False),
