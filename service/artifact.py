@@ -18,14 +18,14 @@ from service.file_sums import EXPORT, START, Sums, check_files, sums_now
 from service.manifest import MANIFEST, read_manifest
 from service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
 from service.signature import ONE_BY_ONE, Signature
-from service.stated_signature import parse_signature
+from service.stated_signature import parse_signature, with_sizes
 
 REFERENCE: Final = "reference.npz"
 log = logging.getLogger(__name__)
 
 _SHOWN: Final = (
-    "created", "source", "opset", "precision", "kept_fp32", "converted_weights", "fixed_inputs", "left_out",
-    "parameter_count", "memory", "fold", "parity", "tool_versions", "image", "labels",
+    "created", "source", "dims", "narrowed", "opset", "precision", "kept_fp32", "converted_weights", "fixed_inputs",
+    "left_out", "parameter_count", "memory", "fold", "parity", "tool_versions", "image", "labels",
 )  # fmt: skip
 """What of the manifest GET /info shows."""
 
@@ -181,7 +181,8 @@ def _stated(
     manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
 ) -> Signature:
     if manifest:
-        return parse_signature(manifest).counting_rows(config.max_batch_size != 0)
+        sized = with_sizes(parse_signature(manifest), manifest.get("dims", {}))
+        return sized.counting_rows(config.max_batch_size != 0)
     if config.signature:
         return config.signature
     if backend != "onnxruntime":

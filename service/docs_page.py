@@ -168,4 +168,4 @@ def _zeros(spec: TensorSpec, shape: tuple[int, ...]) -> object:
 
 
 def _example_shape(spec: TensorSpec) -> tuple[int, ...]:
-    return spec.of_rows(1, tuple(_EXAMPLE_DIM if dim == ANY else dim for dim in spec.row_shape))
+    return spec.example_shape(_EXAMPLE_DIM)

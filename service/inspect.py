@@ -96,6 +96,7 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
         value = f" = {left['value']!r}" if "value" in left else ""
         yield f"           left out {left['name']}{value}: {left['reason']}"
     yield from _picture_lines(manifest)
+    yield from _dim_lines(artifact)
     yield from _fold_lines(manifest.get("fold"))
     yield from _parity_lines(manifest.get("parity"))
     for check in checks:
@@ -105,6 +106,18 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
     tools = manifest.get("tool_versions")
     if tools:
         yield "  tools    " + ", ".join(f"{name} {version}" for name, version in tools.items())
+
+
+def _dim_lines(artifact: Artifact) -> Iterator[str]:
+    links = {link.name: f", and {link}" for link in artifact.signature.links}
+    told = set()
+    for spec in artifact.signature.inputs:
+        for name, allowed in zip(spec.dims, spec.ranges, strict=False):
+            if allowed is not None and name not in told:
+                told.add(name)
+                yield f"  dim      {name}: {allowed}{links.get(name, '')}"
+    for one in artifact.manifest.get("narrowed", ()):
+        yield f"           narrowed {one['dim']}: {one['reason']}"
 
 
 def _opset(manifest: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from service.documents import BadDocument, parse_json, read_regular, shown
 from service.errors import ConfigError
 from service.pictures import PictureInput
-from service.stated_signature import parse_signature
+from service.stated_signature import parse_signature, with_sizes
 
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
@@ -54,7 +54,7 @@ def read_manifest(folder: Path, where: str) -> dict[str, Any]:
     ]
     if not problems:
         try:
-            parse_signature(manifest)
+            with_sizes(parse_signature(manifest), manifest.get("dims", {}))
         except ValueError as error:
             problems.append(f"a bad input or output: {error}")
     if problems:
@@ -154,6 +154,11 @@ def _image(value: Any, where: str) -> Problems:
         yield f"{where}: {error}"
 
 
+_LARGEST_PLUS: Final = 2**40
+_DIM = _record(
+    {"min": _whole(1), "max": _or_none(_whole(1)), "multiple_of": _whole(1)},
+    {"equals": _record({"dim": _text, "times": _whole(1), "plus": _whole(-_LARGEST_PLUS, _LARGEST_PLUS)})},
+)
 _PLACES = _list(_record({"where": _text, "reason": _text}))
 _PARITY = _record(
     {"max_rel": _error, "tolerance": _error}, {"max_abs": _error, "rows_tried": _list(_whole(0))}
@@ -164,6 +169,8 @@ _KEYS: Final[Mapping[str, Check]] = {
     "version": _text,
     "created": _text,
     "source": _text,
+    "dims": _mapping(_DIM),
+    "narrowed": _list(_record({"dim": _text, "reason": _text})),
     "opset": _or_none(_whole(1)),
     "precision": _text,
     "kept_fp32": _PLACES,

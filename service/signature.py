@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from service.datatypes import numpy_dtype
+from service.dims import DimLink, DimRange
 from service.errors import BadTensor
 
 ANY = -1
@@ -28,6 +29,7 @@ class TensorSpec:
     each other. Where it does not, the shape is that of a whole request, which has any number of dims, none too, and
     which is one row to whoever makes batches.
     dims: the name of each dim, "" where it has none; () when none has. Inputs' dims of one name have one size.
+    ranges: which sizes each dim of any size may have, None where every one; () when all may have every one.
     Raises: ValueError when the shape is another one, ConfigError for an unknown datatype.
     """
 
@@ -35,6 +37,7 @@ class TensorSpec:
     datatype: str
     shape: tuple[int, ...]
     dims: tuple[str, ...] = field(default=(), compare=False)
+    ranges: tuple[DimRange | None, ...] = field(default=(), compare=False)
     counts_rows: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -68,6 +71,14 @@ class TensorSpec:
         """The shape of a batch, whose dim 0 counts the rows."""
         return (ANY, *self.row_shape)
 
+    def example_shape(self, size: int) -> tuple[int, ...]:
+        """A shape that a request of one row may have, with dims of any size near `size`."""
+        shape = [size if dim == ANY else dim for dim in self.shape]
+        for axis, allowed in enumerate(self.ranges):
+            if allowed is not None:
+                shape[axis] = allowed.near(size)
+        return self.of_rows(1, self.row_of(tuple(shape)))
+
     def row_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one row of a request whose tensor has this shape."""
         return shape[1:] if self.counts_rows else shape
@@ -93,6 +104,8 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    links: tuple[DimLink, ...] = field(default=(), compare=False)
+    """What sizes of the inputs' dims hang on others."""
 
     def __post_init__(self) -> None:
         for what, specs in (("input", self.inputs), ("output", self.outputs)):
@@ -116,7 +129,7 @@ class Signature:
         def taken(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
             return tuple(replace(spec, counts_rows=counts_rows) for spec in specs)
 
-        return Signature(taken(self.inputs), taken(self.outputs))
+        return Signature(taken(self.inputs), taken(self.outputs), self.links)
 
     @cached_property
     def inputs_by_name(self) -> dict[str, TensorSpec]:
@@ -191,7 +204,27 @@ class Signature:
                 )
         if self._equal_dims:
             self._check_equal_dims(arrays)
+        if self.links:
+            self._check_links(arrays)
         return rows
+
+    def _check_links(self, arrays: Mapping[str, np.ndarray]) -> None:
+        sizes = {
+            name: (arrays[spec.name].shape[axis], spec, axis)
+            for spec in self.inputs
+            for axis, name in enumerate(spec.dims)
+        }
+        for link in self.links:
+            if link.name not in sizes or link.other not in sizes:
+                continue
+            got, spec, axis = sizes[link.name]
+            other = sizes[link.other][0]
+            if got != link.size(other):
+                raise BadTensor(
+                    f"input {spec.name!r} has shape {list(arrays[spec.name].shape)}: dim {axis} ({link.name!r}) is "
+                    f"{got}, and {link.other!r} is {other}; expected {link.size(other)}, for it must be {link}: pad or "
+                    "cut one of them"
+                )
 
     def _check_equal_dims(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, places in self._equal_dims.items():
@@ -243,3 +276,15 @@ def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
     if 0 in shape:
         what = "rows" if spec.counts_rows and shape[0] == 0 else f"elements: dim {shape.index(0)} is 0"
         raise BadTensor(f"input {spec.name!r} has no {what} (shape {list(shape)}); expected at least one")
+    if spec.ranges:
+        _check_ranges(spec, shape)
+
+
+def _check_ranges(spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    for axis, allowed in enumerate(spec.ranges):
+        if allowed is not None and not allowed.takes(shape[axis]):
+            raise BadTensor(
+                f"input {spec.name!r} has shape {list(shape)}: dim {axis} ({spec.dims[axis]!r}) is {shape[axis]}; "
+                f"expected {allowed}, the sizes that the model was exported for: pad or cut it, or export the network "
+                "without that bound"
+            )

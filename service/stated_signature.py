@@ -1,7 +1,10 @@
 """A signature as a manifest or a config.yaml states it: plain values, of which any may be wrong."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
+from service.dims import DimLink, DimRange
 from service.documents import shown
 from service.errors import ConfigError
 from service.signature import ANY, Signature, TensorSpec
@@ -24,6 +27,31 @@ def parse_signature(value: Any, counts_rows: bool = True) -> Signature:
         return Signature(_specs(value, "inputs", counts_rows), _specs(value, "outputs", counts_rows))
     except ConfigError as error:
         raise ValueError(str(error)) from error
+
+
+def with_sizes(signature: Signature, dims: Mapping[str, Mapping[str, Any]]) -> Signature:
+    """The signature with what a manifest's `dims` say of the inputs' dims; manifest.py has looked at their types.
+
+    Raises: ValueError when a range holds no size.
+    """
+    ranges: dict[str, DimRange] = {}
+    links: list[DimLink] = []
+    for name, stated in dims.items():
+        allowed = DimRange(stated["min"], stated["max"], stated["multiple_of"])
+        if not allowed.takes(allowed.near(1)):
+            raise ValueError(f"dims.{name} is {shown(stated)}; expected a range that holds a size")
+        if allowed != DimRange():
+            ranges[name] = allowed
+        if "equals" in stated:
+            other = stated["equals"]
+            links.append(DimLink(name, other["dim"], other["times"], other["plus"]))
+    inputs = tuple(
+        spec
+        if ranges.keys().isdisjoint(spec.dims)
+        else replace(spec, ranges=tuple(map(ranges.get, spec.dims)))
+        for spec in signature.inputs
+    )
+    return replace(signature, inputs=inputs, links=tuple(links))
 
 
 def _specs(value: dict[Any, Any], what: str, counts_rows: bool) -> tuple[TensorSpec, ...]:

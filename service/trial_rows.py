@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from service.signature import ANY, Signature, TensorSpec
+from service.signature import Signature, TensorSpec
 
 Rows = dict[str, np.ndarray]
 """Input name -> array [rows, ...], the same number of rows for each."""
@@ -23,10 +23,8 @@ TRIED = 3
 
 
 def shapes_with(signature: Signature, dim: int) -> Shapes:
-    """The shapes of the inputs' rows, with `dim` for every dim of any size."""
-    return {
-        spec.name: tuple(dim if size == ANY else size for size in spec.row_shape) for spec in signature.inputs
-    }
+    """The shapes of the inputs' rows, with `dim`, or a size near it that is allowed, for every dim of any size."""
+    return {spec.name: spec.row_of(spec.example_shape(dim)) for spec in signature.inputs}
 
 
 def zeros(signature: Signature, rows: int, shapes: Shapes) -> Rows:

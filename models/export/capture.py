@@ -9,33 +9,31 @@ the raw graph, and which graphs are refused: cleaning.py. Who may change the gra
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.exc import UserError
 from torch.export import Dim
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
-from torch.utils import _pytree as pytree
 
-from models.errors import BadExample, ExportError, NotCapturable
+from models.errors import BadExample, ExportError
 from models.export.caches import copy_to_capture
 from models.export.cleaning import clean_graph
 from models.export.copying import EvalCopy, fresh_copy
-from models.export.example import ROWS, Example, checked_names, unique_names
-from models.export.flat import FlatNetwork, without_wrapper
+from models.export.example import Example, checked_names, unique_names
+from models.export.flat import FlatNetwork, tensors_of, without_wrapper
+from models.export.guards import read_assumptions
 from models.export.outputs import Outputs
 from models.export.plain_names import any_names, give_plain_names
 from models.export.quiet import quiet
 from models.export.refusals import reason, refuse, refused_calls, user_line
 from models.export.running import plain_ways
+from models.export.settling import own_sizes, settle
+from models.export.sizes import Sizes, find_sizes
 from models.export.symbolic_keys import sizes_as_keys
+from models.export.trials import Trials, eager_runner
 from models.recurrent import symbolic_length
-
-# Derived sizes (`length` must be a multiple of 8, say) come out of torch.export as suggestions, one round
-# each.
-_MOST_REFINEMENTS = 6
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,9 @@ class CapturedGraph:
 
     graph_module: placeholders are flat tensors named as the inputs, the output is a flat tuple of tensors;
         nodes are ATen overloads, getitem and arithmetic on sizes; weights are get_attr nodes.
-    example_inputs: flat, one tensor per placeholder.
-    dynamic_shapes: for torch.export on graph_module, one {axis: Dim} per placeholder.
+    example_inputs: flat, one tensor per placeholder; larger than the user's where that fixed an axis (settling.py).
+    dynamic_shapes: for torch.onnx.export on graph_module, one {axis: name} per placeholder.
+    sizes: which sizes of the dynamic axes the graph answers for.
     outputs: which parts of what forward returns the outputs are.
     """
 
@@ -53,7 +52,8 @@ class CapturedGraph:
     example_inputs: tuple[torch.Tensor, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
-    dynamic_shapes: tuple[dict[int, Any], ...]
+    dynamic_shapes: tuple[dict[int, str], ...]
+    sizes: Sizes
     outputs: Outputs
 
     def with_graph(
@@ -73,15 +73,20 @@ def capture(
     when torch.export refuses, or when the graph is one that cannot be served row by row (cleaning.py).
     """
     returned = _run_once(network, example)
-    program, dims = _export(network, example)
+    settled = settle(
+        example,
+        lambda enlarged: _export(network, enlarged),
+        eager_runner(lambda tensors: tensors_of(_run(network, example, tensors))),
+    )
     with quiet(), symbolic_length(), any_names():
         try:
-            program = program.run_decompositions({})
+            program = settled.program.run_decompositions({})
             raw = program.module(check_guards=False)
         except Exception as error:
-            refuse(error, example)
+            refuse(error)
         without_wrapper(raw, example.names)
         give_plain_names(raw)
+    assumptions = read_assumptions(program, example.axes)  # again: decomposing may assume more
     graph_module, outputs = clean_graph(raw, program, example.names, returned)
     own_names = unique_names(outputs.names, taken=example.names)
     names = checked_names("output_names", output_names, own_names)
@@ -90,15 +95,21 @@ def capture(
         raise BadExample(
             f"output_names and the inputs share the names {sorted(taken)}; a file needs different ones"
         )
-    shapes = tuple({axis: dims[label] for axis, label in axes.items()} for axes in example.axes)
-    return CapturedGraph(graph_module, example.tensors, example.names, names, shapes, outputs)
+    served = eager_runner(lambda tensors: outputs.read(_run(network, example, tensors)))
+    trials = Trials(served, graph_module, settled.example)
+    sizes = find_sizes(own_sizes(settled.example), assumptions, trials, settled.narrowed)
+    sizes.check_example(own_sizes(example))
+    shapes = tuple(
+        {axis: sizes.name_of(name) for axis, name in axes.items()} for axes in settled.example.axes
+    )
+    return CapturedGraph(graph_module, settled.example.tensors, example.names, names, shapes, sizes, outputs)
 
 
 def _run_once(network: EvalCopy, example: Example) -> Any:
     """Run the example eagerly, so that a wrong shape is told in the network's own words; what it returns."""
     try:
-        with refused_calls(), plain_ways(network.converted):
-            return example.call(fresh_copy(network.module), [t.clone() for t in example.tensors])
+        with refused_calls():
+            return _run(network, example, example.tensors)
     except ExportError:
         raise
     except Exception as error:
@@ -108,82 +119,23 @@ def _run_once(network: EvalCopy, example: Example) -> Any:
         )
         raise BadExample(
             f"the network fails on its own example ({shapes}): {reason(error)}"
-            f"{user_line(error)}. Give example inputs that the network accepts, dim 0 = rows, or mend that line."
+            f"{user_line(error)}. Give example inputs that the network accepts, dim 0 = rows."
         ) from error
 
 
-def _export(network: EvalCopy, example: Example) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
-    labels = {label for axes in example.axes for label in axes.values()}
-    dims: dict[str, Any] = {label: Dim(label, min=1) for label in sorted(labels)}
+def _run(network: EvalCopy, example: Example, tensors: Sequence[torch.Tensor]) -> Any:
+    with plain_ways(network.converted):
+        return example.call(fresh_copy(network.module), [t.clone() for t in tensors])
+
+
+def _export(network: EvalCopy, example: Example) -> torch.export.ExportedProgram:
+    # AUTO: torch.export notes what it assumes of a size, instead of refusing what is not every size.
+    shapes = {"inputs": tuple(dict.fromkeys(axes, Dim.AUTO) for axes in example.axes)}
     arguments = tuple(t.clone() for t in example.tensors)
-    for _ in range(_MOST_REFINEMENTS):
-        shapes = _shapes(example, dims)
-        try:
-            with quiet(), plain_ways(network.converted), symbolic_length(), any_names(), sizes_as_keys():
-                # A copy each time: what a capture leaves in a network are stand-ins without numbers.
-                return torch.export.export(
-                    FlatNetwork(copy_to_capture(network.module), example), arguments, dynamic_shapes=shapes
-                ), dims
-        except UserError as error:
-            refined = _refined(error, example, dims) or _raised(error, example, dims)
-            if refined is None:
-                refuse(error, example)
-            dims = refined
-        except Exception as error:
-            refuse(error, example)
-    raise NotCapturable(
-        f"no sizes could be found for the dynamic axes {sorted(labels - {ROWS})}; give fewer of them"
-    )
-
-
-def _shapes(example: Example, dims: dict[str, Any]) -> dict[str, Any]:
-    """What torch.export takes for a FlatNetwork: {axis: dim} for each of its inputs."""
-    return {"inputs": tuple({axis: dims[label] for axis, label in axes.items()} for axes in example.axes)}
-
-
-def _refined(error: Exception, example: Example, dims: dict[str, Any]) -> dict[str, Any] | None:
-    """dims as torch.export suggests them (a bound, a multiple), or None where it suggests to fix one."""
-    shapes = _shapes(example, dims)
     try:
-        # torch appends advice after the suggestions, which its own reader stumbles over.
-        suggestions = str(error).partition("The error above")[0]
-        refined = refine_dynamic_shapes_from_suggested_fixes(suggestions, shapes)
-    except Exception:  # no suggestions in the message, or none that torch can read back
-        return None
-    leaves = pytree.tree_leaves(refined, is_leaf=_is_axes)
-    better: dict[str, Any] = {}
-    for axes, mine in zip(example.axes, leaves, strict=True):
-        for axis, label in axes.items():
-            dim = mine[axis]
-            if isinstance(dim, int) or (label == ROWS and _bounds(dim) != _bounds(dims[ROWS])):
-                return None  # a fixed size, or a number of rows that must be a multiple
-            better[label] = dim
-    changed = any(_bounds(better[label]) != _bounds(dims[label]) for label in dims)
-    return better if changed else None
-
-
-def _raised(error: Exception, example: Example, dims: dict[str, Any]) -> dict[str, Any] | None:
-    """dims with the smallest size of each axis but the rows one higher, or None where that cannot help.
-
-    A size inside that comes out as 1 (a length of 3 before a kernel of 3) is special to torch.export, which
-    then gives a guard and no suggestion. The example itself must stay inside the bounds.
-    """
-    if "generated guard" not in str(error):
-        return None
-    sizes: dict[str, int] = {}
-    for axes, tensor in zip(example.axes, example.tensors, strict=True):
-        for axis, label in axes.items():
-            sizes[label] = min(sizes.get(label, tensor.shape[axis]), tensor.shape[axis])
-    raised = dict(dims)
-    for label, dim in dims.items():
-        if label != ROWS and hasattr(dim, "min") and dim.min < sizes[label]:
-            raised[label] = Dim(label, min=dim.min + 1, max=dim.max)
-    return raised if any(_bounds(raised[label]) != _bounds(dims[label]) for label in dims) else None
-
-
-def _is_axes(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(k, int) for k in value)
-
-
-def _bounds(dim: Any) -> tuple[str, Any, Any]:
-    return dim.__name__, getattr(dim, "min", None), getattr(dim, "max", None)
+        with quiet(), plain_ways(network.converted), symbolic_length(), any_names(), sizes_as_keys():
+            # A copy each time: what a capture leaves in a network are stand-ins without numbers.
+            flat = FlatNetwork(copy_to_capture(network.module), example)
+            return torch.export.export(flat, arguments, dynamic_shapes=shapes)
+    except Exception as error:
+        refuse(error)

@@ -104,6 +104,13 @@ class ExportCommand:
             "TorchScript file alone (default: fp32)",
         )
 
+        parser.add_argument(
+            "--all-sizes",
+            action="store_true",
+            help="refuse a network that takes more sizes of a dynamic axis than the files would (default: narrow the "
+            "axis, and say so)",
+        )
+
     def run(self, args: argparse.Namespace) -> int:
         """Export, and print the table. Returns the exit code; every ExportError is told on stderr, in
         full.
@@ -204,6 +211,7 @@ def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) ->
         opset=args.opset,
         precision=args.precision,
         labels=target.labels if labels is None else labels,
+        all_sizes=args.all_sizes,
         source=target.source,
         progress=progress,
     )
@@ -222,6 +230,8 @@ def table(result: "ExportResult") -> str:
         *(("", f"left out: {_left_out(one)}") for one in report.get("left_out", ())),
         *(("", text) for text in _moved(report)),
         *_picture(report),
+        *((f"dim {name}", _dim(dim)) for name, dim in report["dims"].items()),
+        *(("", f"narrowed: {one['dim']}: {one['reason']}") for one in report["narrowed"]),
         ("batch norms", f"{fold['found']} found, {fold['folded']} folded, {len(fold['left'])} left"),
         *(("", f"left: {left['where']}: {left['reason']}") for left in fold["left"]),
         ("fold, float64", _parity(report["parity"]["fold_float64"])),
@@ -292,6 +302,12 @@ def _moved(report: Mapping[str, Any]) -> list[str]:
         for spec in (*report["inputs"], *report["outputs"])
         if "rows_dim" in spec
     ]
+
+
+def _dim(dim: Mapping[str, Any]) -> str:
+    most = "or more" if dim["max"] is None else f"to {dim['max']}"
+    multiple = f", multiples of {dim['multiple_of']}" if dim["multiple_of"] > 1 else ""
+    return f"{dim['min']} {most}{multiple}"
 
 
 def _parity(parity: Mapping[str, Any]) -> str:

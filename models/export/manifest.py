@@ -82,6 +82,8 @@ def manifest(
         ],
         "outputs": output_specs(captured),
         **_beside(example, captured.outputs),
+        "dims": captured.sizes.to_manifest(),
+        "narrowed": [{"dim": one.name, "reason": one.reason} for one in captured.sizes.narrowed],
         "opset": opset,
         "precision": precision.word,
         "kept_fp32": [{"where": one.where, "reason": one.reason} for one in kept],
@@ -177,11 +179,11 @@ def _specs(captured: CapturedGraph, op: str, names: Sequence[str]) -> list[dict[
     ]
 
 
-def _named(axes: Mapping[int, Any], dims: int) -> dict[str, Any]:
+def _named(axes: Mapping[int, str], dims: int) -> dict[str, Any]:
     """`dims`, what an input's dynamic dims are called, alike for dims of one size; nothing where only rows vary."""
     if set(axes) <= {0}:
         return {}
-    return {"dims": [str(axes[axis].__name__) if axis in axes else None for axis in range(dims)]}
+    return {"dims": [axes.get(axis) for axis in range(dims)]}
 
 
 def _converted(types: Collection[torch.dtype]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from models.export.structure import Path, leaves
 
 aten = torch.ops.aten
 
+_Rows = frozenset[Any]
+"""The symbols that stand for the number of rows."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -67,7 +70,7 @@ def select_outputs(graph: fx.Graph, returned: Any, input_names: Sequence[str]) -
     graph: of flat tensors, rows in dim 0 of its inputs. returned: what eager forward gave for the example.
     Raises: NotCapturable when nothing holds rows, or when a part is no tensor that could be served.
     """
-    rows = _rows_symbol(graph, input_names)
+    rows = _rows_symbols(graph, input_names)
     named = _named_leaves(returned)
     nodes: list[Any] = list(graph.output_node().args[0])  # type: ignore[arg-type]
     tensors = iter(range(len(nodes)))
@@ -92,14 +95,16 @@ def select_outputs(graph: fx.Graph, returned: Any, input_names: Sequence[str]) -
     return Outputs(tuple(names), tuple(kept), tuple(left_out))
 
 
-def _rows_symbol(graph: fx.Graph, input_names: Sequence[str]) -> Any:
-    rows = graph.find_nodes(op="placeholder")[0].meta["val"].shape[0]
-    if isinstance(rows, int):
-        raise NotCapturable(
-            f"the network fixes the number of rows of {input_names[0]!r} at {rows}; use x.shape[0] instead "
-            "of a number"
-        )
-    return rows
+def _rows_symbols(graph: fx.Graph, input_names: Sequence[str]) -> _Rows:
+    """What the number of rows is called in the graph: each input has a symbol of its own, unless the network needs
+    them to be as many."""
+    sizes = [node.meta["val"].shape[0] for node in graph.find_nodes(op="placeholder")]
+    for name, size in zip(input_names, sizes, strict=True):
+        if isinstance(size, int):
+            raise NotCapturable(
+                f"the network fixes the number of rows of {name!r} at {size}; use x.shape[0] instead of a number"
+            )
+    return frozenset(size.node.expr for size in sizes)
 
 
 def _named_leaves(returned: Any) -> list[tuple[str, Any]]:
@@ -116,7 +121,7 @@ def _name(path: Path, index: int) -> str:
     return "_".join(words + numbers) if words else f"y{index}"
 
 
-def _rows_dim(value: Tensor, rows: Any) -> int | None:
+def _rows_dim(value: Tensor, rows: _Rows) -> int | None:
     """The dim that counts the rows: dim 0 where it does, or else the only one that does."""
     dims = [dim for dim, size in enumerate(value.shape) if _is(size, rows)]
     others = [size for dim, size in enumerate(value.shape) if dim not in dims and _counts(size, rows)]
@@ -125,13 +130,14 @@ def _rows_dim(value: Tensor, rows: Any) -> int | None:
     return dims[0] if len(dims) == 1 and not others else None
 
 
-def _is(size: Any, rows: Any) -> bool:
-    return not isinstance(size, int) and bool(size.node.expr == rows.node.expr)
+def _is(size: Any, rows: _Rows) -> bool:
+    return not isinstance(size, int) and bool(size.node.expr in rows)
 
 
-def _counts(size: Any, rows: Any) -> bool:
+def _counts(size: Any, rows: _Rows) -> bool:
     """Whether a size depends on the number of rows: rows * heads, say."""
-    return not isinstance(size, int) and bool(size.node.expr.free_symbols & rows.node.expr.free_symbols)
+    symbols = frozenset().union(*(one.free_symbols for one in rows))
+    return not isinstance(size, int) and bool(size.node.expr.free_symbols & symbols)
 
 
 def _rows_first(graph: fx.Graph, node: fx.Node, dim: int) -> fx.Node:
@@ -156,7 +162,7 @@ def _no_tensor(name: str, leaf: Any) -> LeftOut:
     )
 
 
-def _without_rows(name: str, node: fx.Node, leaf: Tensor, rows: Any) -> LeftOut:
+def _without_rows(name: str, node: fx.Node, leaf: Tensor, rows: _Rows) -> LeftOut:
     """Raises: NotCapturable when a tensor without rows may be an answer to them."""
     if _is_constant(node):
         number = _number(leaf) if leaf.numel() == 1 else None
@@ -187,7 +193,7 @@ def _number(leaf: Tensor) -> float | int | bool | str:
     return value if exact else str(value)
 
 
-def _nothing_kept(named: Sequence[tuple[str, Any]], nodes: Sequence[fx.Node], rows: Any) -> str:
+def _nothing_kept(named: Sequence[tuple[str, Any]], nodes: Sequence[fx.Node], rows: _Rows) -> str:
     if not named:
         return "forward returns nothing; expected a tensor, or a tuple or dict of tensors"
     name, first = next(((n, leaf) for n, leaf in named if isinstance(leaf, Tensor)), named[0])
@@ -197,7 +203,7 @@ def _nothing_kept(named: Sequence[tuple[str, Any]], nodes: Sequence[fx.Node], ro
     return _no_rows(place, nodes[0].meta["val"], rows)
 
 
-def _no_rows(place: str, value: Tensor, rows: Any) -> str:
+def _no_rows(place: str, value: Tensor, rows: _Rows) -> str:
     shape = "(" + ", ".join("rows" if _is(size, rows) else str(size) for size in value.shape) + ")"
     return (
         f"{place} has the shape {shape}; expected dim 0 to be the rows, as in the inputs, or one other dim, "

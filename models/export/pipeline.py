@@ -28,11 +28,11 @@ from models.export.fold import FoldReport, fold_batch_norms
 from models.export.labels import check_labels
 from models.export.manifest import count_parameters, manifest, output_specs, write_manifest, write_reference
 from models.export.memory import measure_memory
-from models.export.other_sizes import other_sizes
 from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
 from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
 from models.export.running import plain_process
+from models.export.settling import own_sizes
 from models.export.source import with_source
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
@@ -85,6 +85,7 @@ class Job:
     opset: int | None
     precision: Precision
     labels: Sequence[str] | None
+    all_sizes: bool
     folder: Path
     example: Example = field(init=False)
     copy: EvalCopy = field(init=False)
@@ -114,12 +115,14 @@ def _capture(job: Job) -> None:
     job.captured = capture(job.copy, job.example, tuple(job.output_names) if job.output_names else None)
     if job.labels is not None:
         check_labels(job.labels, output_specs(job.captured))
+    if job.all_sizes:
+        job.captured.sizes.check_all()
     job.double = double_graph(job.captured.graph_module)
 
 
 def _run_eager(job: Job) -> None:
     job.reference = EagerReference(job.copy, job.example, job.captured.outputs)
-    small = job.reference.cases(other_sizes(job.example))
+    small = job.reference.cases(job.captured.sizes.edges(own_sizes(job.example)))
     check_rows(job.reference, small, job.double)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
     job.cases = small + large
@@ -249,6 +252,7 @@ def export_model(
     opset: int | None = None,
     precision: str = FP32.word,
     labels: Sequence[str] | None = None,
+    all_sizes: bool = False,
     source: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExportResult:
@@ -271,6 +275,8 @@ def export_model(
         opset: the ONNX operator set, default 18.
         precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
         labels: names of the classes, one for each column of the output, for the manifest.
+        all_sizes: refuse a network that takes sizes of a dynamic axis which the files cannot answer for, instead
+            of narrowing the axis (`dims` and `narrowed` in the manifest).
         source: what the manifest says the network came from; default the class of module.
         progress: called when a step begins and when it has ended; its errors end the export and come out unchanged.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
@@ -295,6 +301,7 @@ def export_model(
             opset,
             chosen,
             labels,
+            all_sizes,
             folder,
         )
         for index, (step, run) in enumerate(STEPS, start=1):

@@ -108,17 +108,16 @@ class EagerReference:
         errors = tuple(difference(g, w) for g, w in zip(plain, wanted, strict=True))
         return Case(inputs, wanted, errors, fresh)
 
-    def cases(self, sizes: Sequence[Sequence[Mapping[str, int]]] = ()) -> tuple[Case, ...]:
-        """The example, fresh inputs of each row count, and other sizes of the dynamic axes.
+    def cases(self, edges: Sequence[Mapping[str, int]] = ()) -> tuple[Case, ...]:
+        """The example, fresh inputs of each row count, and other sizes of the dynamic axes, those that work.
 
-        sizes: groups of {label: size}, as other_sizes.py makes them; of each the first that the network takes.
+        edges: sizes by name of axis (sizes.py).
         Raises: as case().
         """
         example = self.case(self._example.tensors, fresh=False)
         self._finite = tuple(is_finite(tensor) for tensor in example.wanted)
         fresh = [self.case(fresh_inputs(self._example, rows), fresh=True) for rows in ROW_COUNTS]
-        accepted = [next(filter(self._accepts, group), None) for group in sizes]
-        other = [self.case(self._of_sizes(one), fresh=True) for one in accepted if one is not None]
+        other = [self.case(self._of_sizes(one), fresh=True) for one in edges if self._accepts(one)]
         return (example, *fresh, *other)
 
     @property

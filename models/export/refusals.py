@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import torch
 
 from models.errors import ExportError, NotCapturable
-from models.export.example import ROWS, Example
 
 _TORCH = Path(torch.__file__).parent
 _GRADIENTS_OF_FUNCTIONS = _TORCH / "_functorch" / "eager_transforms.py"
@@ -47,7 +46,7 @@ def without_advice(text: str) -> str:
     return ""
 
 
-def refuse(error: Exception, example: Example) -> NoReturn:
+def refuse(error: Exception) -> NoReturn:
     """Turn what torch.export raised into the reason and the mend. Raises: always, an ExportError."""
     if isinstance(error, ExportError):
         raise error
@@ -59,8 +58,6 @@ def refuse(error: Exception, example: Example) -> NoReturn:
             "in would answer wrong without a word. Write it with torch.where or masks, or take the branch "
             "out of forward."
         ) from error
-    if "onstraints violated" in text or "pecializ" in text:
-        raise NotCapturable(_specialised(text, example) + place) from error
     known = _known(error)
     if known:
         raise NotCapturable(f"{known[0]}{place}: {known[1]}") from error
@@ -123,24 +120,6 @@ def _known(error: BaseException) -> tuple[str, str] | None:
     """What forward does, and the reason and the mend, where the way to the error leads through torch.func.grad."""
     frames = traceback.extract_tb(error.__traceback__)
     return _DIFFERENTIATES if any(Path(f.filename) == _GRADIENTS_OF_FUNCTIONS for f in frames) else None
-
-
-def _specialised(text: str, example: Example) -> str:
-    reasons = [line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")]
-    fixes = text.partition("Suggested fixes:")[2].partition("The error above")[0].split("\n")
-    asked = sorted({label for axes in example.axes for label in axes.values()} - {ROWS})
-    suggested = "; ".join(line.strip() for line in fixes if line.strip())
-    fixed_rows = any(line.strip().startswith(f"{ROWS} =") for line in fixes)
-    why = f" torch.export says: {suggested or (reasons[0] if reasons else without_advice(text))}."
-    if fixed_rows or not asked:
-        return (
-            f"the network fixes the number of rows at that of the example, {example.rows} in dim 0.{why} "
-            "Use x.shape[0] or -1 in view and reshape, no Python loop over the rows, and rows in dim 0"
-        )
-    return (
-        f"the network does not take every size of the dynamic axes {asked}.{why} Make the axis static, or "
-        "the network free of that size"
-    )
 
 
 def user_line(error: BaseException) -> str:

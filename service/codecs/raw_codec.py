@@ -157,7 +157,7 @@ def _shape_from_size(size: int, spec: TensorSpec) -> tuple[int, ...]:
         raise BadTensor(
             f"input {spec.name!r} has shape {list(spec.shape)} (-1 is any size), which the size of the body "
             "alone does not settle; send the header X-Tensor-Shape, such as "
-            f"'X-Tensor-Shape: {','.join(str(2 if dim == ANY else dim) for dim in spec.shape)}'"
+            f"'X-Tensor-Shape: {','.join(map(str, spec.example_shape(2)))}'"
         )
     if not spec.counts_rows:
         if size != row_bytes:

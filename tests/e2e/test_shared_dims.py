@@ -1,5 +1,7 @@
-"""Inputs that share a dim, on whole servers: from an ONNX file, from an export, from config.yaml."""
+"""Dims whose sizes are bound, to each other or to a range, on whole servers: from an ONNX file, from an export, from
+config.yaml."""
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -23,6 +26,22 @@ class Masked(torch.nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return (ids * mask).sum(1)
+
+
+class LastSteps(torch.nn.Module):
+    """The mean of the last 64 steps, by a branch that only one side of is in the files."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] > 64:
+            x = x[:, -64:]
+        return x.mean(1)
+
+
+class Steps(torch.nn.Module):
+    """The steps between points, each weighted."""
+
+    def forward(self, points: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return ((points[:, 1:] - points[:, :-1]) * weights).sum(1)
 
 
 def bare_onnx(path: Path, *dims: tuple[Any, Any]) -> None:
@@ -53,6 +72,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = folder / "scripted" / "1" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "name": "scripted"}))
     (folder / "scripted" / "config.yaml").write_text("backend: torchscript\n")
+    x = torch.randn(2, 12, 3)
+    export_model(LastSteps(), (x,), folder, name="bounded", dynamic_axes={"x": {1: "length"}})
+    steps = (torch.ones(2, 6), torch.ones(2, 5))
+    axes = {"points": {1: "points"}, "weights": {1: "steps"}}
+    export_model(Steps(), steps, folder, name="linked", dynamic_axes=axes)
     (folder / "stated" / "1").mkdir(parents=True)
     shutil.copy(folder / "exported" / "1" / "model.pt", folder / "stated" / "1" / "model.pt")
     (folder / "stated" / "config.yaml").write_text(
@@ -99,3 +123,44 @@ def test_model_whose_rows_are_another_dim_too_is_not_served_and_says_why(server:
     why = "dim 1 of input 'ids' is named 'N', as dim 0 of input 'ids' is"
     assert why in server.output
     assert ask(server, "mixed", 1, 1).status_code in (404, 503)
+
+
+def steps_body(kind: str, length: int) -> dict[str, Any]:
+    """Two rows of so many steps of three numbers, as httpx sends them."""
+    x = np.ones((2, length, 3), "f4")
+    if kind == "json":
+        return {"json": {"inputs": x.tolist()}}
+    if kind == "npy":
+        file = io.BytesIO()
+        np.save(file, x)
+        return {"content": file.getvalue(), "headers": {"Content-Type": "application/x-npy"}}
+    shape = {"Content-Type": "application/octet-stream", "X-Tensor-Shape": f"2,{length},3"}
+    return {"content": x.tobytes(), "headers": shape}
+
+
+@pytest.mark.parametrize("query", ["", "?version=1"])
+@pytest.mark.parametrize("kind", ["json", "npy", "raw"])
+def test_a_size_that_the_files_do_not_answer_for_is_400_with_the_range_in_every_form(
+    server: ServerProcess, kind: str, query: str
+) -> None:
+    server.until(lambda: server.post("/predict/bounded", **steps_body(kind, 64)).status_code == 200)
+    for length, status in ((1, 200), (64, 200), (65, 400), (200, 400)):
+        answer = server.post(f"/predict/bounded{query}", **steps_body(kind, length))
+        assert answer.status_code == status, answer.text
+        if status == 400:
+            assert answer.json()["code"] == "bad_tensor"
+            assert f"dim 1 ('length') is {length}; expected 1 to 64" in answer.json()["error"]
+    told = server.get("/info").text.replace(" ", "")
+    assert '"dims":{"length":{"min":1,"max":64,"multiple_of":1}}' in told
+
+
+@pytest.mark.parametrize("query", ["", "?version=1"])
+def test_a_size_that_hangs_on_another_is_compared(server: ServerProcess, query: str) -> None:
+    def ask_steps(points: int, weights: int) -> httpx.Response:
+        body = {"inputs": {"points": [[1.0] * points], "weights": [[1.0] * weights]}}
+        return server.post(f"/predict/linked{query}", json=body)
+
+    server.until(lambda: ask_steps(4, 3).status_code == 200)
+    answer = ask_steps(4, 4)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_tensor"), answer.text
+    assert "'points' is" in answer.json()["error"] or "('points') is" in answer.json()["error"]

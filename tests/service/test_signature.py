@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from service.dims import DimLink, DimRange
 from service.errors import BadTensor, ConfigError
 from service.signature import Signature, TensorSpec
 from tests.service.support import DOUBLE, PAIR, SEQUENCE
@@ -194,3 +195,48 @@ def test_a_dim_that_shares_the_name_of_the_rows_keeps_them_from_being_counted():
 def test_a_spec_needs_a_name_for_each_dim_or_for_none():
     with pytest.raises(ValueError, match=r"2 dims \[-1, 3\] and 1 names"):
         TensorSpec("x", "FP32", (-1, 3), ("N",))
+
+
+def ranged(allowed, **more):
+    spec = TensorSpec("x", "FP32", (-1, -1, 4), ("rows", "length", ""), (None, allowed, None), **more)
+    return Signature((spec,), (TensorSpec("y", "FP32", (-1, 3)),))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "good", "bad", "says"),
+    [
+        (
+            DimRange(1, 64),
+            64,
+            65,
+            r"dim 1 \('length'\) is 65; expected 1 to 64, the sizes that the model was exported",
+        ),
+        (DimRange(8), 8, 7, r"dim 1 \('length'\) is 7; expected at least 8, .*: pad or cut it"),
+        (DimRange(4, None, 4), 8, 10, r"is 10; expected at least 4, a multiple of 4"),
+    ],
+)
+def test_a_size_outside_of_the_range_of_its_dim_is_refused_with_the_range(allowed, good, bad, says):
+    signature = ranged(allowed)
+    assert signature.check_inputs({"x": np.zeros((2, good, 4), "f4")}) == 2
+    with pytest.raises(BadTensor, match=says):
+        signature.check_inputs({"x": np.zeros((2, bad, 4), "f4")})
+
+
+def test_no_elements_at_all_are_told_as_such_whatever_the_range():
+    with pytest.raises(BadTensor, match="has no elements: dim 1 is 0"):
+        ranged(DimRange(8)).check_inputs({"x": np.zeros((2, 0, 4), "f4")})
+
+
+def test_an_example_shape_has_sizes_that_the_ranges_take():
+    assert ranged(DimRange(8, None, 8)).inputs[0].example_shape(2) == (1, 8, 4)
+    assert ranged(DimRange(1, 64)).inputs[0].example_shape(100) == (1, 64, 4)
+
+
+def test_a_size_that_hangs_on_another_is_compared_with_it():
+    specs = tuple(TensorSpec(name, "FP32", (-1, -1), ("rows", name)) for name in ("a", "b"))
+    signature = Signature(specs, (TensorSpec("y", "FP32", (-1,)),), (DimLink("a", "b", 2, 1),))
+    assert signature.check_inputs({"a": np.zeros((2, 7), "f4"), "b": np.zeros((2, 3), "f4")}) == 2
+    with pytest.raises(
+        BadTensor, match=r"dim 1 \('a'\) is 6, and 'b' is 3; expected 7, for it must be 2 \* 'b' \+ 1"
+    ):
+        signature.check_inputs({"a": np.zeros((2, 6), "f4"), "b": np.zeros((2, 3), "f4")})

@@ -1,10 +1,11 @@
-"""Signatures as manifests and config.yaml state them: names of dims."""
+"""Signatures as manifests and config.yaml state them: names of dims, and the sizes that they may have."""
 
 from typing import Any
 
 import pytest
 
-from service.stated_signature import parse_signature
+from service.dims import DimLink, DimRange
+from service.stated_signature import parse_signature, with_sizes
 
 
 def stated(**of_the_input: Any) -> dict[str, Any]:
@@ -49,3 +50,30 @@ def test_dims_have_the_names_that_the_shape_or_the_export_gives_them(
 def test_names_that_are_none_are_refused_with_what_was_expected(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_signature(stated(**given))
+
+
+def sizes(least: int, most: int | None, multiple_of: int, **more: Any) -> dict[str, Any]:
+    return {"min": least, "max": most, "multiple_of": multiple_of, **more}
+
+
+def test_ranges_of_a_manifest_stand_at_the_dims_of_their_names() -> None:
+    plain = parse_signature(stated(dims=["rows", "length", None]))
+    signature = with_sizes(
+        plain,
+        {
+            "length": sizes(8, 64, 8),
+            "free": sizes(1, None, 1),
+            "other": sizes(9, 65, 1, equals={"dim": "length", "times": 1, "plus": 1}),
+        },
+    )
+    assert signature.inputs[0].ranges == (None, DimRange(8, 64, 8), None)
+    assert signature.links == (DimLink("other", "length", 1, 1),)
+    assert signature.counting_rows(True) == signature
+    assert signature.counting_rows(True).links == signature.links
+    assert with_sizes(plain, {}).inputs[0].ranges == ()
+
+
+@pytest.mark.parametrize("bad", [sizes(9, 8, 1), sizes(1, 7, 8), sizes(9, 15, 8)])
+def test_a_range_that_holds_no_size_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"dims.length is .*; expected a range that holds a size"):
+        with_sizes(parse_signature(stated(dims=["rows", "length", None])), {"length": bad})

@@ -64,7 +64,7 @@ def test_a_free_dim_is_settled_by_the_header():
 
 
 def test_a_free_dim_without_the_header_is_refused_with_an_example():
-    with pytest.raises(BadTensor, match="send the header X-Tensor-Shape, such as 'X-Tensor-Shape: 2,2'"):
+    with pytest.raises(BadTensor, match="send the header X-Tensor-Shape, such as 'X-Tensor-Shape: 1,2'"):
         decode(bytes(16), SEQUENCE)
 
 
