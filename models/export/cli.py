@@ -100,6 +100,14 @@ class ExportCommand:
             help="of the weights and of most computing; inputs and outputs keep their types; bf16 writes the "
             "TorchScript file alone (default: fp32)",
         )
+        parser.add_argument(
+            "--tolerance",
+            metavar="[OUTPUT=]NUMBER",
+            action="append",
+            default=[],
+            help="how far answers may be off, relative to the values of their column; for all outputs or for one "
+            "(default: from the network's own error, at most 0.01 in fp32, 0.1 in fp16 and bf16)",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Export, and print the table. Returns the exit code; every ExportError is told on stderr, in
@@ -155,6 +163,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
     from models.export.example_option import examples_from
     from models.export.labels import read_labels
     from models.export.pipeline import DEFAULT_MAX_BATCH_SIZE, export_model
+    from models.export.tolerance import tolerance_from
     from models.registry import resolve
 
     if args.name is not None:
@@ -188,6 +197,7 @@ def _export(args: argparse.Namespace, progress: ProgressLines) -> "ExportResult"
         opset=args.opset,
         precision=args.precision,
         labels=target.labels if labels is None else labels,
+        tolerance=tolerance_from(args.tolerance),
         source=target.source,
         progress=progress,
     )
@@ -210,6 +220,7 @@ def table(result: "ExportResult") -> str:
         *(("", f"in fp32: {kept['where']}: {kept['reason']}") for kept in report["kept_fp32"]),
         ("TorchScript", _parity(report["parity"]["torchscript"])),
         ("ONNX", _onnx(report)),
+        *(("", note) for note in _notes(report["parity"])),
         ("memory", _memory(report["memory"])),
         ("sizes", ", ".join(f"{name} {_size(entry['size'])}" for name, entry in report["files"].items())),
         ("time", f"{sum(result.seconds.values()):.1f} s, {_slowest(result.seconds)}"),
@@ -246,6 +257,12 @@ def _picture(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         labels = report["labels"]
         rows.append(("labels", f"{len(labels)}: {labels[0]} ... {labels[-1]}"))
     return rows
+
+
+def _notes(parity: Mapping[str, Any]) -> list[str]:
+    """What the figures of the files do not say, once for each output."""
+    outputs = [entry for form in parity.values() for entry in form.get("outputs", {}).items()]
+    return list(dict.fromkeys(f"{name}: {figures['note']}" for name, figures in outputs if "note" in figures))
 
 
 def _memory(memory: Mapping[str, int]) -> str:
