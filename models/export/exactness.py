@@ -14,7 +14,6 @@ What the rounding costs is measured with the files as they are (verify.py).
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
@@ -23,10 +22,12 @@ from torch import Tensor
 from models.export.float64_mode import float64_arithmetic, widened
 from models.export.to_torchscript import load_torchscript, run_torchscript
 
+Types = Mapping[int, int]
 Runner = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 _LOWER = frozenset({torch.float16, torch.bfloat16})
-_LOWER_ONNX = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "stash_type"})
+"""Those that say what type an operator casts to, makes, or computes in."""
 
 
 def torchscript_in_float64(path: Path, weights: Sequence[Tensor] = ()) -> Runner:
@@ -56,12 +57,17 @@ def torchscript_in_float64(path: Path, weights: Sequence[Tensor] = ()) -> Runner
 
 def onnx_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of model with float32 wherever it has a 16-bit float type."""
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    for function in wide.functions:
-        _widen_nodes(function.node)
-    _widen_graph(wide.graph)
-    return wide
+    return retyped(model, {TensorProto.FLOAT16: TensorProto.FLOAT, TensorProto.BFLOAT16: TensorProto.FLOAT})
+
+
+def retyped(model: onnx.ModelProto, types: Types) -> onnx.ModelProto:
+    """A copy of model with other types of ONNX in the place of some."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    for function in other.functions:
+        _retype_nodes(function.node, types)
+    _retype_graph(other.graph, types)
+    return other
 
 
 def _by_rounded(weights: Sequence[Tensor]) -> Mapping[object, Tensor]:
@@ -78,28 +84,27 @@ def _key(tensor: Tensor) -> object:
     return tensor.dtype, tuple(tensor.shape), bits
 
 
-def _widen_graph(graph: onnx.GraphProto) -> None:
+def _retype_graph(graph: onnx.GraphProto, types: Types) -> None:
     for tensor in graph.initializer:
-        _widen_tensor(tensor)
+        _retype_tensor(tensor, types)
     for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type in _LOWER_ONNX:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    _widen_nodes(graph.node)
+        of_value = value.type.tensor_type
+        of_value.elem_type = types.get(of_value.elem_type, of_value.elem_type)
+    _retype_nodes(graph.node, types)
 
 
-def _widen_nodes(nodes: Sequence[onnx.NodeProto]) -> None:
+def _retype_nodes(nodes: Sequence[onnx.NodeProto], types: Types) -> None:
     for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                _widen_tensor(attribute.t)
+                _retype_tensor(attribute.t, types)
             if attribute.HasField("g"):
-                _widen_graph(attribute.g)
-            # The type that an operator casts to, or makes.
-            if attribute.name in ("to", "dtype", "stash_type") and attribute.i in _LOWER_ONNX:
-                attribute.i = TensorProto.FLOAT
+                _retype_graph(attribute.g, types)
+            if attribute.name in _TYPE_ATTRIBUTES:
+                attribute.i = types.get(attribute.i, attribute.i)
 
 
-def _widen_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type in _LOWER_ONNX:
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), name))
+def _retype_tensor(tensor: onnx.TensorProto, types: Types) -> None:
+    if tensor.data_type in types:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(types[tensor.data_type])
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
