@@ -5,6 +5,7 @@ network with further dynamic axes gets one more case with other sizes. Each case
 eager network answers: how far that is off is what the tolerances of tolerance.py come from.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -75,8 +76,10 @@ class EagerReference:
 
         Raises: what the network raises.
         """
-        module = fresh_copy(self._double)
-        if weights is not None:
+        if weights is None:
+            module = fresh_copy(self._double)
+        else:
+            module = copy.deepcopy(self._double)  # a fresh copy shares its weights
             with torch.no_grad():
                 for tensor in (*module.parameters(), *module.buffers()):
                     tensor.copy_(weights(tensor))

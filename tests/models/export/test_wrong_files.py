@@ -1,4 +1,4 @@
-"""The proof is worth what it catches: deliberate faults in written files. All of them: python -m tests.models.export.wrong."""
+"""The proof is worth what it catches: deliberate faults in written files. All: python -m tests.models.export.wrong."""
 
 import operator
 

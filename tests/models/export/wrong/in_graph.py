@@ -1,4 +1,4 @@
-"""Faults in the graph that TorchScript is written from: what a wrong pass or writer could do. The graph given is kept."""
+"""Faults in the graph that TorchScript is written from: what a wrong pass or writer could do. The graph is copied."""
 
 import copy
 import operator

@@ -139,9 +139,7 @@ def _other_axis(graph: onnx.GraphProto, index: int) -> None:
 
 
 _KINDS: tuple[
-    tuple[
-        str, Callable[[onnx.GraphProto], list[tuple[int, str]]], Callable[[onnx.GraphProto, int], None]
-    ],
+    tuple[str, Callable[[onnx.GraphProto], list[tuple[int, str]]], Callable[[onnx.GraphProto, int], None]],
     ...,
 ] = (
     ("zeroed weight", _weights(lambda dims: len(dims) > 1), _on_weight(np.zeros_like)),

@@ -150,8 +150,7 @@ def table(verdicts: list[Verdict]) -> str:
     for kind in dict.fromkeys(v.kind for v in verdicts):
         counts = Counter((v.precision, v.what) for v in verdicts if v.kind == kind)
         cells = [
-            f"{counts[word, 'caught']} of {counts[word, 'caught'] + counts[word, 'missed']}"
-            for word in words
+            f"{counts[word, 'caught']} of {counts[word, 'caught'] + counts[word, 'missed']}" for word in words
         ]
         same = sum(number for (_, what), number in counts.items() if what == "same")
         lines.append(f"| {kind} | {' | '.join(cells)} | {same or ''} |")
