@@ -1,6 +1,6 @@
 """Is every wrong file caught? All networks of models/, all precisions, both files, every kind of fault.
 
-    python -m tests.models.export.wrong                          some twenty minutes
+    python -m tests.models.export.wrong                          half an hour; most is the large networks
     python -m tests.models.export.wrong --networks mlp,unet --precisions bf16 --places 9
 
 Prints what was missed and the table of docs/folding.md; ends with 1 when a fault was missed.
@@ -42,7 +42,7 @@ def main() -> int:
             for verdict in missed:
                 print(f"    missed: {verdict.kind} at {verdict.place} in {verdict.file}", flush=True)
             verdicts += found
-    print(table(verdicts))
+    print(table(verdicts), table(verdicts, "network"), sep="\n\n")
     missed = [v for v in verdicts if v.what == "missed"]
     print(f"{len(missed)} of {len(verdicts)} faults missed")
     return 1 if missed else 0

@@ -69,6 +69,7 @@ class Trial:
             max_batch_size=pipeline.DEFAULT_MAX_BATCH_SIZE,
             opset=None,
             precision=PRECISIONS[precision],
+            labels=None,
             tolerance=None,
             folder=folder,
         )
@@ -143,15 +144,15 @@ def _onnx_in_float64(model: onnx.ModelProto) -> Runner:
     return run
 
 
-def table(verdicts: list[Verdict]) -> str:
-    """Kinds down, precisions across, as docs/folding.md has it: caught of those that change something."""
+def table(verdicts: list[Verdict], rows: str = "kind") -> str:
+    """Kinds (or networks) down, precisions across, as docs/folding.md has it: caught of those that change something."""
     words = list(dict.fromkeys(v.precision for v in verdicts))
-    lines = [f"| fault | {' | '.join(words)} | changes nothing |", "|---" * (len(words) + 2) + "|"]
-    for kind in dict.fromkeys(v.kind for v in verdicts):
-        counts = Counter((v.precision, v.what) for v in verdicts if v.kind == kind)
+    lines = [f"| {rows} | {' | '.join(words)} | changes nothing |", "|---" * (len(words) + 2) + "|"]
+    for name in dict.fromkeys(getattr(v, rows) for v in verdicts):
+        counts = Counter((v.precision, v.what) for v in verdicts if getattr(v, rows) == name)
         cells = [
             f"{counts[word, 'caught']} of {counts[word, 'caught'] + counts[word, 'missed']}" for word in words
         ]
         same = sum(number for (_, what), number in counts.items() if what == "same")
-        lines.append(f"| {kind} | {' | '.join(cells)} | {same or ''} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {same or ''} |")
     return "\n".join(lines)
