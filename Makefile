@@ -16,6 +16,8 @@ JOBS ?= 2
 ARGS ?=
 # Which benchmark.
 WHAT ?= fold
+# Arguments for the wrong files of `make torture`, which take as long again.
+FAULTS ?=
 
 # The stamp is named after what it stands for: this folder, the requirements, their pins and the way they are
 # installed. A changed file or a moved checkout installs again; a new mtime alone does not.
@@ -56,7 +58,8 @@ bench: install ## tables of benchmarks/README.md: WHAT=fold (default), serve, pe
 	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)
 
 torture: wheel ## ten minutes of fuzzing, kills, stops and greedy clients: docs/reliability.md; ARGS='--seconds 60' for less
-	@PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) exec $(PY) -P -m tests.torture $(ARGS)
+	@PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(PY) -P -m tests.torture $(ARGS)
+	@exec $(PY) -m tests.models.export.wrong $(FAULTS)
 
 soak: wheel ## a million requests of mixed sizes, memory must stay flat; ARGS='--requests 20000' to try it
 	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m benchmarks.soak $(ARGS)

@@ -31,6 +31,19 @@ _SHOWN: Final = (
 
 
 @dataclass(frozen=True)
+class Parity:
+    """How an output of the file agreed with the eager network at the export, on its CPU.
+
+    max_rel: how far it was off, in the measure of difference.py. tolerance: how far it may be.
+    by_column: whether the columns were looked at one by one; not in a manifest that has no figures for each output.
+    """
+
+    max_rel: float
+    tolerance: float
+    by_column: bool
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A version that can be served.
 
@@ -56,20 +69,15 @@ class Artifact:
         path = self.folder / REFERENCE
         return path if path.is_file() else None
 
-    @property
-    def tolerance(self) -> float | None:
-        """How far answers may be from the reference, relative to its largest; None without a manifest."""
-        return self._parity("tolerance")
-
-    @property
-    def measured_error(self) -> float | None:
-        """How far they were at the export, on its CPU, likewise; None without a manifest."""
-        return self._parity("max_rel")
-
-    def _parity(self, key: str) -> float | None:
+    def parity(self, output: str) -> Parity | None:
+        """What the export measured of an output; None without a manifest."""
         if not self.manifest:
             return None
-        return float(self.manifest["parity"][BACKENDS[self.backend].parity][key])
+        whole = self.manifest["parity"][BACKENDS[self.backend].parity]
+        figures = whole.get("outputs", {}).get(output)
+        if figures is None:
+            return Parity(float(whole["max_rel"]), float(whole["tolerance"]), by_column=False)
+        return Parity(float(figures["max_rel"]), float(figures["tolerance"]), by_column=True)
 
     def changed(self) -> str:
         """What is not as it was exported, or found by the server, of what is about to be loaded, and the mend; "" when

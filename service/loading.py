@@ -10,11 +10,12 @@ other models are served. Knows neither queues nor processes.
 import logging
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from service.artifact import Artifact
+from service.artifact import Artifact, Parity
 from service.backends import LoadError, Session, SessionOptions, Workload, load_session
 from service.backends.base import DeviceLost, NoRoom, OutOfMemory
 from service.buckets import bucket_for, buckets_for, padded, sizes_to_warm
@@ -45,7 +46,7 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
         artifact.backend, artifact.file, artifact.signature, device, options, workload(artifact, buckets)
     )
     reference = read_reference(artifact)
-    allowed = tolerance(artifact, device, options)
+    allowed = allowances(artifact, device, options)
     on_gpu = device != "cpu"
     rows: Rows | None = _inputs_of(reference, artifact)
     if rows:
@@ -69,18 +70,40 @@ def workload(artifact: Artifact, buckets: tuple[int, ...]) -> Workload:
     return Workload(buckets, memory["weights_bytes"], memory["row_bytes"])
 
 
-def tolerance(artifact: Artifact, device: str, options: SessionOptions) -> float | None:
-    """How far answers may be from the reference, relative to its largest; None when the artifact does not tell.
+@dataclass(frozen=True)
+class Allowance:
+    """How far an output may be from the reference. axes: whose columns are looked at one by one."""
+
+    tolerance: float
+    axes: tuple[int, ...]
+
+
+def allowances(artifact: Artifact, device: str, options: SessionOptions) -> dict[str, Allowance]:
+    """Of every output; none when the artifact does not tell."""
+    found = {}
+    for spec in artifact.signature.outputs:
+        parity = artifact.parity(spec.name)
+        if parity is None:
+            return {}
+        axes = (axis for axis, size in enumerate(spec.batch_shape) if axis > 0 and size != ANY)
+        found[spec.name] = Allowance(
+            tolerance(parity, device, options), tuple(axes) if parity.by_column else ()
+        )
+    return found
+
+
+def tolerance(parity: Parity, device: str, options: SessionOptions) -> float:
+    """How far an output may be from the reference, in the measure of difference.py.
 
     What the manifest states. Where a GPU may use TF32, at least what rounding to its 11 significant bits should cost
     this network, reckoned as the export does for fp16, which has as many: 4 times what the export measured in float32
     (24 bits), for 2**13 times the rounding; at least 8 roundings, at most a tenth. Keep in step with
-    models/export/verify.py.
+    models/export/tolerance.py.
     """
-    stated, measured = artifact.tolerance, artifact.measured_error
-    if stated is None or measured is None or device == "cpu" or not options.tf32:
-        return stated
-    return max(stated, min(0.1, max(8 * _TF32_ROUNDOFF, 4 * measured * _TF32_ROUNDOFF / _FP32_ROUNDOFF)))
+    if device == "cpu" or not options.tf32:
+        return parity.tolerance
+    expected = parity.max_rel * _TF32_ROUNDOFF / _FP32_ROUNDOFF
+    return max(parity.tolerance, min(0.1, max(8 * _TF32_ROUNDOFF, 4 * expected)))
 
 
 def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
@@ -155,15 +178,15 @@ def check_reference(
     buckets: tuple[int, ...],
     session: Session,
     reference: dict[str, np.ndarray],
-    allowed: float | None,
+    allowed: Mapping[str, Allowance],
 ) -> None:
     """Compare the session's answers with the eager network's.
 
     Args:
-        allowed: relative to the largest value, see tolerance(); None = nothing to compare with.
+        allowed: per output; empty = nothing to compare with.
     Raises: DeviceLost; LoadError when they differ by more.
     """
-    if allowed is None:
+    if not allowed:
         return
     inputs = _inputs_of(reference, artifact)
     _compare(artifact, _answers(artifact, buckets, session, inputs), reference, allowed, "")
@@ -237,7 +260,7 @@ def warm(
     session: Session,
     rows: Rows,
     reference: dict[str, np.ndarray],
-    allowed: float | None,
+    allowed: Mapping[str, Allowance],
 ) -> None:
     """Run every batch size that may come, so that no client waits for a first run.
 
@@ -267,7 +290,7 @@ def warm(
                 continue
             raise _failed(f"{artifact.file} failed while warming {size} rows", error) from error
         check_outputs(str(artifact.file), artifact.signature, outputs, size)
-        if reference and allowed is not None:
+        if reference and allowed:
             _compare(
                 artifact, _last_rows(outputs, reference), reference, allowed, f" in a batch of {size} rows"
             )
@@ -298,16 +321,21 @@ def _answers(artifact: Artifact, buckets: tuple[int, ...], session: Session, inp
 
 
 def _compare(
-    artifact: Artifact, answers: Arrays, reference: dict[str, np.ndarray], allowed: float, where: str
+    artifact: Artifact,
+    answers: Arrays,
+    reference: dict[str, np.ndarray],
+    allowed: Mapping[str, Allowance],
+    where: str,
 ) -> None:
     """Raise LoadError unless the answers are the reference's."""
     for name, got in answers.items():
-        found = relative_error(got, reference[f"output.{name}"])
-        if not found <= allowed:
+        most = allowed[name]
+        found = relative_error(got, reference[f"output.{name}"], most.axes)
+        if not found <= most.tolerance:
             raise LoadError(
-                f"{artifact.file} does not agree with its reference{where}: output {name!r} is off by {found:.3g} "
-                f"of the largest value, {allowed:.3g} is allowed by the manifest; it is not served: export it "
-                "again, or look for a change of device or runtime"
+                f"{artifact.file} does not agree with its reference{where}: output {name!r} is off by {found:.3g} of "
+                f"the largest value{' of a column' if most.axes else ''}, {most.tolerance:.3g} is allowed by the "
+                "manifest; it is not served: export it again, or look for a change of device or runtime"
             )
 
 
@@ -315,7 +343,7 @@ def _last_rows(outputs: Arrays, reference: dict[str, np.ndarray]) -> Arrays:
     """The last outputs of a batch of repeated() rows, in the places of a reference's, whose others they leave.
 
     The last, for a batch that is not wholly run has its first rows. With the others, for differences are relative to
-    the largest value of all.
+    the values of all.
     """
     found: dict[str, np.ndarray] = {}
     for name, output in outputs.items():

@@ -160,8 +160,14 @@ _DIM = _record(
     {"equals": _record({"dim": _text, "times": _whole(1), "plus": _whole(-_LARGEST_PLUS, _LARGEST_PLUS)})},
 )
 _PLACES = _list(_record({"where": _text, "reason": _text}))
+_FIGURES: Final[Mapping[str, Check]] = {"max_rel": _error, "tolerance": _error}
 _PARITY = _record(
-    {"max_rel": _error, "tolerance": _error}, {"max_abs": _error, "rows_tried": _list(_whole(0))}
+    _FIGURES,
+    {
+        "max_abs": _error,
+        "rows_tried": _list(_whole(0)),
+        "outputs": _mapping(_record(_FIGURES, {"max_abs": _error})),
+    },
 )
 _REQUIRED: Final = ("name", "version", "inputs", "outputs", "files", "parity")
 _KEYS: Final[Mapping[str, Check]] = {

@@ -63,6 +63,14 @@ class CapturedGraph:
         names = self.output_names if output_names is None else output_names
         return dataclasses.replace(self, graph_module=graph_module, output_names=names)
 
+    def fixed_axes(self) -> tuple[tuple[int, ...], ...]:
+        """Per output, the axes other than the rows that have one size whatever the inputs."""
+        shapes = [node.meta["val"].shape for node in self.graph_module.graph.output_node().args[0]]  # type: ignore[union-attr]
+        return tuple(
+            tuple(axis for axis, size in enumerate(shape) if axis > 0 and isinstance(size, int))
+            for shape in shapes
+        )
+
 
 def capture(
     network: EvalCopy, example: Example, output_names: tuple[str, ...] | None = None

@@ -103,6 +103,14 @@ class ExportCommand:
             help="of the weights and of most computing; inputs and outputs keep their types; bf16 writes the "
             "TorchScript file alone (default: fp32)",
         )
+        parser.add_argument(
+            "--tolerance",
+            metavar="[OUTPUT=]NUMBER",
+            action="append",
+            default=[],
+            help="how far answers may be off, relative to the values of their column; for all outputs or for one "
+            "(default: from the network's own error, at most 0.01 in fp32, 0.1 in fp16 and bf16)",
+        )
 
         parser.add_argument(
             "--all-sizes",
@@ -178,6 +186,7 @@ def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) ->
     from models.export.example_option import examples_from
     from models.export.labels import read_labels
     from models.export.pipeline import DEFAULT_MAX_BATCH_SIZE, export_model
+    from models.export.tolerance import tolerance_from
     from models.registry import resolve
 
     if args.name is not None:
@@ -212,6 +221,7 @@ def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) ->
         precision=args.precision,
         labels=target.labels if labels is None else labels,
         all_sizes=args.all_sizes,
+        tolerance=tolerance_from(args.tolerance),
         source=target.source,
         progress=progress,
     )
@@ -244,6 +254,7 @@ def table(result: "ExportResult") -> str:
         ("TorchScript", _parity(report["parity"]["torchscript"])),
         ("ONNX", _onnx(report)),
         *(("warning", text) for text in report.get("warnings", ())),
+        *(("", note) for note in _notes(report["parity"])),
         ("memory", _memory(report["memory"])),
         ("sizes", ", ".join(f"{name} {_size(entry['size'])}" for name, entry in report["files"].items())),
         ("time", f"{sum(result.seconds.values()):.1f} s, {_slowest(result.seconds)}"),
@@ -280,6 +291,12 @@ def _picture(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         labels = report["labels"]
         rows.append(("labels", f"{len(labels)}: {labels[0]} ... {labels[-1]}"))
     return rows
+
+
+def _notes(parity: Mapping[str, Any]) -> list[str]:
+    """What the figures of the files do not say, once for each output."""
+    outputs = [entry for form in parity.values() for entry in form.get("outputs", {}).items()]
+    return list(dict.fromkeys(f"{name}: {figures['note']}" for name, figures in outputs if "note" in figures))
 
 
 def _memory(memory: Mapping[str, int]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from models.export.cleaning import where
-from models.export.difference import difference
+from models.export.difference import difference, scale_of
 from models.export.float64_mode import float64_arithmetic, widened
 
 Values = Mapping[str, Tensor]
@@ -58,12 +58,17 @@ def with_every_value(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, tupl
     return duplicate, tuple(node.name for node in nodes)
 
 
+def _apart(got: Tensor, want: Tensor) -> float:
+    """By column, as the outputs are: difference.py."""
+    return difference(got, want, scale_of([want], range(1, want.dim()))).max_rel
+
+
 def first_difference(
     graph: fx.Graph,
     got: Values,
     want: Values,
     tolerance: float,
-    apart: Callable[[Tensor, Tensor], float] = lambda g, w: difference(g, w).max_rel,
+    apart: Callable[[Tensor, Tensor], float] = _apart,
 ) -> str | None:
     """The place of the first node that differs, or None when no chain of differences reaches the output.
 
@@ -84,6 +89,16 @@ def first_difference(
         else:
             reaches[node] = below
     return where(first) if first is not None else None
+
+
+def first_lost_digits(
+    graph_module: fx.GraphModule, double: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float
+) -> str | None:
+    """The place of the first node that float32 is off at. double: the same graph in float64."""
+    recorder = _Recorder(graph_module)
+    with torch.no_grad():
+        recorder.run(*(tensor.clone() for tensor in inputs))
+    return first_difference(graph_module.graph, recorder.values, graph_values(double, inputs), tolerance)
 
 
 def first_row_mixing(graph_module: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float) -> str | None:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from models.errors import BadExample, MissingExtra, ParityFailed
-from models.export.difference import NONE, difference
+from models.export.difference import difference
 from models.export.example import Example
 from models.export.reference import Case, EagerReference
-from models.export.verify import FOLD_TOLERANCE, Parity
+from models.export.verify import FOLD_TOLERANCE, OutputParity, Parity
 from models.image_input import ImageInput, picture_input
 from service.pictures import PictureInput, decode, pixels
 
@@ -50,7 +50,7 @@ def picture_case(
     case = reference.case((batch,), fresh=False)
     shown = np.stack([pixels(body, image) for body in bodies])
     defined = reference.run_part_float64("network", module.network_input(shown))
-    total = NONE
+    total: dict[str, OutputParity] = {}
     for index, (got, want) in enumerate(zip(case.wanted, defined, strict=True)):
         found = difference(got, want)
         if not found.max_rel <= FOLD_TOLERANCE:
@@ -59,8 +59,8 @@ def picture_case(
                 f"ImageInput declares it ({found.max_rel:.1e} relative in float64, tolerance {FOLD_TOLERANCE:.0e}); "
                 "a subclass with a forward of its own does this: put it into the network inside"
             )
-        total = total.worse(found)
-    return case, Parity(total, (len(bodies),), FOLD_TOLERANCE)
+        total[str(index)] = OutputParity(found, FOLD_TOLERANCE)
+    return case, Parity(total, (len(bodies),))
 
 
 def sample_pictures(image: PictureInput, example: Example) -> Sequence[bytes]:

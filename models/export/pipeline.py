@@ -7,6 +7,8 @@ prints here.
 
 import contextlib
 import copy
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,21 +24,31 @@ from models.export.caches import without_caches
 from models.export.capture import CapturedGraph, capture
 from models.export.convert import Converted, convert, without_unused
 from models.export.copying import EvalCopy, double_graph, eval_copy
+from models.export.exactness import onnx_in_float32, torchscript_in_float64
 from models.export.example import Example, read_example
-from models.export.first_difference import with_every_value
+from models.export.first_difference import first_lost_digits, with_every_value
 from models.export.fold import FoldReport, fold_batch_norms
 from models.export.labels import check_labels
 from models.export.manifest import count_parameters, manifest, output_specs, write_manifest, write_reference
 from models.export.memory import measure_memory
 from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
-from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
+from models.export.reference import ROW_COUNTS, Case, EagerReference, is_reference
 from models.export.running import plain_process
+from models.export.settled import with_settled
 from models.export.settling import own_sizes
 from models.export.source import with_source
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
-from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
+from models.export.tolerance import Output, as_in_float32, check_chosen, outputs_of
+from models.export.verify import (
+    Parity,
+    check_conditioned,
+    check_file,
+    check_fold,
+    check_rows,
+    locate_in_graph,
+)
 from models.image_input import ImageInput, image_of_manifest
 from service.pictures import PictureInput
 
@@ -86,6 +98,7 @@ class Job:
     precision: Precision
     labels: Sequence[str] | None
     all_sizes: bool
+    tolerance: float | Mapping[str, float] | None
     folder: Path
     example: Example = field(init=False)
     copy: EvalCopy = field(init=False)
@@ -93,6 +106,7 @@ class Job:
     double: fx.GraphModule = field(init=False)
     reference: EagerReference = field(init=False)
     cases: tuple[Case, ...] = field(init=False)
+    outputs: tuple[Output, ...] = field(init=False)
     folded: CapturedGraph = field(init=False)
     folded_double: fx.GraphModule = field(init=False)
     fold: FoldReport = field(init=False)
@@ -125,11 +139,20 @@ def _run_eager(job: Job) -> None:
     small = job.reference.cases(job.captured.sizes.edges(own_sizes(job.example)))
     check_rows(job.reference, small, job.double)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
-    job.cases = small + large
+    cases = small + large
     if job.picture is not None and isinstance(job.copy.module, ImageInput):
         found = picture_case(job.copy.module, job.picture, job.example, job.reference)
         case, job.parity["pictures"] = found
-        job.cases += (case,)
+        cases += (case,)
+    job.cases = with_settled(job.reference, cases, job.precision)
+    names, axes = job.captured.output_names, job.captured.fixed_axes()
+    job.outputs = outputs_of(names, axes, job.cases, job.precision, check_chosen(job.tolerance, names))
+    check_conditioned(job.outputs, job.precision, lambda tolerance: _lost_digits(job, tolerance))
+
+
+def _lost_digits(job: Job, tolerance: float) -> str | None:
+    case = next(case for case in job.cases if is_reference(case))
+    return first_lost_digits(job.captured.graph_module, job.double, case.inputs, tolerance)
 
 
 def _fold(job: Job) -> None:
@@ -139,13 +162,11 @@ def _fold(job: Job) -> None:
     folded_double = copy.deepcopy(job.double)
     fold_batch_norms(folded_double)
     job.folded_double = without_unused(folded_double)
-    job.parity["fold_float64"] = check_fold(job.double, job.folded_double, job.cases)
+    job.parity["fold_float64"] = check_fold(job.double, job.folded_double, job.cases, job.outputs)
 
 
 def _convert(job: Job) -> None:
-    # The large case holds the rows of the others again: it would show no other numbers.
-    batches = [case.inputs for case in job.cases if case.rows <= max(ROW_COUNTS) or not case.fresh]
-    job.converted = convert(job.folded, job.precision, batches)
+    job.converted = convert(job.folded, job.precision, [case.inputs for case in _few(job)])
 
 
 def _write_torchscript(job: Job) -> None:
@@ -161,43 +182,76 @@ def _write_onnx(job: Job) -> None:
 
 def _verify_torchscript(job: Job) -> None:
     scripted = load_torchscript(job.folder / "model.pt")
-    for _ in range(2):  # TorchScript optimises after its first runs; what serves is the optimised form
-        run_torchscript(scripted, job.cases[0].inputs)
-    every, names = with_every_value(job.converted.captured.graph_module)
+    locate = functools.partial(_locate_torchscript, job)
+    warming = iter(range(2))
+
+    def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        for _ in warming:  # TorchScript optimises after its first runs; what serves is the optimised form
+            run_torchscript(scripted, inputs)
+        return run_torchscript(scripted, inputs)
+
+    if job.precision.is_lower:
+        weights = [*job.folded.graph_module.parameters(), *job.folded.graph_module.buffers()]
+        wide = torchscript_in_float64(job.folder / "model.pt", weights)
+        outputs = as_in_float32(job.outputs)
+        check_file("TorchScript file without its roundings", wide, _few(job), outputs, FP32, locate)
     job.parity["torchscript"] = check_file(
-        "TorchScript",
-        lambda inputs: run_torchscript(scripted, inputs),
+        "TorchScript file",
+        run,
         job.cases,
-        job.captured.output_names,
+        job.outputs,
         job.precision,
-        locate_in_graph(
-            job.folded_double, names, lambda inputs: run_torchscript(to_torchscript(every), inputs)
-        ),
+        locate,
     )
+
+
+def _locate_torchscript(job: Job, case: Case, tolerance: float) -> str | None:
+    every, names = with_every_value(job.converted.captured.graph_module)
+    got = run_torchscript(to_torchscript(every), case.inputs)
+    return locate_in_graph(job.folded_double, dict(zip(names, got, strict=True)), case, tolerance)
 
 
 def _verify_onnx(job: Job) -> None:
     if job.onnx_model is None:
         return
+    locate = functools.partial(_locate_onnx, job)
+    if job.precision.is_lower:
+        rounded = torchscript_in_float64(job.folder / "model.pt")
+        cases = [dataclasses.replace(case, wanted=rounded(case.inputs)) for case in _few(job)]
+        wide = onnx_session(onnx_in_float32(onnx.load(job.folder / "model.onnx")))
+        check_file(
+            "ONNX file without its roundings",
+            lambda inputs: run_onnx(wide, inputs),
+            cases,
+            as_in_float32(job.outputs),
+            FP32,
+            locate,
+        )
     session = load_onnx(job.folder / "model.onnx")
-    every, names = with_every_value(job.converted.captured.graph_module)
-
-    def run_every(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        captured = job.converted.captured.with_graph(every, output_names=names)
-        return run_onnx(onnx_session(to_onnx(captured, job.opset)), inputs)
-
     job.parity["onnx"] = check_file(
-        "ONNX",
+        "ONNX file",
         lambda inputs: run_onnx(session, inputs),
         job.cases,
-        job.captured.output_names,
+        job.outputs,
         job.precision,
-        locate_in_graph(job.folded_double, names, run_every),
+        locate,
     )
 
 
+def _locate_onnx(job: Job, case: Case, tolerance: float) -> str | None:
+    every, names = with_every_value(job.converted.captured.graph_module)
+    captured = job.converted.captured.with_graph(every, output_names=names)
+    got = run_onnx(onnx_session(to_onnx(captured, job.opset)), case.inputs)
+    return locate_in_graph(job.folded_double, dict(zip(names, got, strict=True)), case, tolerance)
+
+
+def _few(job: Job) -> tuple[Case, ...]:
+    """The cases of few rows: float64 is slow, and the large batch has the same rows again."""
+    return tuple(case for case in job.cases if case.rows <= max(ROW_COUNTS) or not case.fresh)
+
+
 def _describe(job: Job) -> None:
-    case = next(c for c in job.cases if c.fresh and c.rows == REFERENCE_ROWS)
+    case = next(c for c in job.cases if is_reference(c))
     write_reference(job.captured, case.inputs, case.wanted, job.folder / "reference.npz")
     job.report = manifest(
         name=job.name,
@@ -253,6 +307,7 @@ def export_model(
     precision: str = FP32.word,
     labels: Sequence[str] | None = None,
     all_sizes: bool = False,
+    tolerance: float | Mapping[str, float] | None = None,
     source: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExportResult:
@@ -277,6 +332,9 @@ def export_model(
         labels: names of the classes, one for each column of the output, for the manifest.
         all_sizes: refuse a network that takes sizes of a dynamic axis which the files cannot answer for, instead
             of narrowing the axis (`dims` and `narrowed` in the manifest).
+        tolerance: how far a file may be off, relative to the values of its column: one number for all outputs, or
+            {output: number}; default what models/export/tolerance.py derives from the network's own error, at most
+            1e-2 in fp32 and 0.1 in 16 bits.
         source: what the manifest says the network came from; default the class of module.
         progress: called when a step begins and when it has ended; its errors end the export and come out unchanged.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
@@ -302,6 +360,7 @@ def export_model(
             chosen,
             labels,
             all_sizes,
+            tolerance,
             folder,
         )
         for index, (step, run) in enumerate(STEPS, start=1):

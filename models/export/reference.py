@@ -1,12 +1,13 @@
 """What the eager network answers, in float64, on the inputs that every file is compared on.
 
 The cases are the example itself and fresh random inputs of 1, 2 and 7 rows and of the largest bucket; a
-network with further dynamic axes gets more cases with other sizes. Each case also holds how far the
-float32 eager network is off by itself, from which the tolerance of verify.py comes.
+network with further dynamic axes gets more cases with other sizes. Each case also holds what the float32
+eager network answers: how far that is off is what the tolerances of tolerance.py come from.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +34,31 @@ _LARGE_BATCH_FACTOR = 20.0
 
 @dataclass(frozen=True)
 class Case:
-    """One batch: the inputs as served, float64 eager's outputs, float32 eager's own error per output."""
+    """One batch: the inputs as served, and what eager answers in float64 (wanted) and in float32 (plain).
+
+    settled: per output of integers or booleans, which elements are beyond doubt (settled.py); all, where
+    it has no entry.
+    """
 
     inputs: tuple[Tensor, ...]
     wanted: tuple[Tensor, ...]
-    own_error: tuple[Difference, ...]
+    plain: tuple[Tensor, ...]
     fresh: bool
+    settled: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
         return self.inputs[0].shape[0]
+
+    @property
+    def own_error(self) -> tuple[Difference, ...]:
+        """How far float32 eager is off by itself, per output."""
+        return tuple(difference(g, w) for g, w in zip(self.plain, self.wanted, strict=True))
+
+
+def is_reference(case: Case) -> bool:
+    """Whether this is the case that reference.npz holds."""
+    return case.fresh and case.rows == REFERENCE_ROWS
 
 
 class EagerReference:
@@ -56,9 +72,21 @@ class EagerReference:
         self._example = example
         self._finite: tuple[bool, ...] = ()  # which outputs are, on the example; known after cases()
 
-    def run_float64(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The flat outputs in float64 (integers stay). Raises: what the network raises."""
-        return self._run_float64(fresh_copy(self._double), inputs)
+    def run_float64(
+        self, inputs: Sequence[Tensor], weights: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """The flat outputs in float64 (integers stay). weights: what to run with in the place of each weight.
+
+        Raises: what the network raises.
+        """
+        if weights is None:
+            module = fresh_copy(self._double)
+        else:
+            module = copy.deepcopy(self._double)  # a fresh copy shares its weights
+            with torch.no_grad():
+                for tensor in (*module.parameters(), *module.buffers()):
+                    tensor.copy_(weights(tensor))
+        return self._run_float64(module, inputs)
 
     def run_float64_after(
         self, earlier: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor]
@@ -105,8 +133,7 @@ class EagerReference:
                     f"output {index}; expected {rows} in dim 0. A squeeze() without a dim does this at one "
                     "row: name the dim."
                 )
-        errors = tuple(difference(g, w) for g, w in zip(plain, wanted, strict=True))
-        return Case(inputs, wanted, errors, fresh)
+        return Case(inputs, wanted, plain, fresh)
 
     def cases(self, edges: Sequence[Mapping[str, int]] = ()) -> tuple[Case, ...]:
         """The example, fresh inputs of each row count, and other sizes of the dynamic axes, those that work.
@@ -151,8 +178,8 @@ class EagerReference:
                 f"the eager network fails on a batch of {rows} rows: {reason(error)}. It "
                 "must take every number of rows up to max_batch_size; give a smaller one (--max-batch-size)."
             ) from error
-        own_errors = tuple(difference(g, w) for g, w in zip(plain, wanted, strict=True))
-        for index, found in enumerate(own_errors):
+        large = Case(inputs, wanted, plain, fresh=True)
+        for index, found in enumerate(large.own_error):
             usual = max(case.own_error[index].max_rel for case in cases)
             if not found.max_rel <= max(_LARGE_BATCH_TOLERANCE, _LARGE_BATCH_FACTOR * usual):
                 raise NotCapturable(
@@ -160,7 +187,7 @@ class EagerReference:
                     f"{found.max_rel:.1e} relative between a batch of {rows} and one of {max(ROW_COUNTS)} "
                     "or fewer rows. Each row must be answered by itself."
                 )
-        return Case(inputs, wanted, own_errors, fresh=True)
+        return large
 
     def _has_own_sizes(self, case: Case) -> bool:
         """Whether the case has the example's sizes behind the rows: only such rows can be put together."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.artifact import read_artifact
+from service.artifact import Parity, read_artifact
 from service.errors import ConfigError
 from service.file_sums import EXPORT, check_files
 from service.manifest import read_manifest
@@ -33,7 +33,7 @@ def test_exported_version_is_described_by_its_manifest(exported: Path) -> None:
     assert artifact.file == exported / "model.onnx"
     assert artifact.max_batch_size == 8
     assert artifact.reference == exported / "reference.npz"
-    assert artifact.tolerance == 1e-4
+    assert artifact.parity("y") == Parity(0.0, 1e-4, by_column=False)
     assert [str(spec) for spec in artifact.signature.inputs] == ["x FP32 [-1, 4]"]
     assert artifact.summary()["parameter_count"] == 12
     assert "files" not in artifact.summary()
@@ -53,7 +53,7 @@ def test_bare_onnx_file_of_any_name_is_described_by_itself(tmp_path: Path) -> No
     artifact = read_artifact(tmp_path, "m", "1", config())
     assert artifact.file.name == "net.onnx"
     assert [str(spec) for spec in artifact.signature.outputs] == ["y FP32 [-1, 3]"]
-    assert (artifact.manifest, artifact.reference, artifact.tolerance) == ({}, None, None)
+    assert (artifact.manifest, artifact.reference, artifact.parity("y")) == ({}, None, None)
     assert artifact.max_batch_size == 32
 
 
@@ -185,6 +185,11 @@ PARITY = {"max_rel": 0.0, "tolerance": 1e-4}
         ({"parity": {"onnx": {**PARITY, "tolerance": "x"}}}, "parity.onnx.tolerance 'x'; expected a number"),
         ({"parity": {"onnx": {**PARITY, "tolerance": float("inf")}}}, "parity.onnx.tolerance inf"),
         ({"parity": {"onnx": {**PARITY, "tolerance": float("nan")}}}, "is not one"),
+        (
+            {"parity": {"onnx": {**PARITY, "outputs": {"y": {"max_rel": 0.0}}}}},
+            "no parity.onnx.outputs.y.tolerance",
+        ),
+        ({"parity": {"onnx": {**PARITY, "outputs": [5]}}}, r"parity.onnx.outputs \[5\]; expected a mapping"),
         ({"parity": 5}, "parity 5; expected a mapping"),
         ({"fixed_inputs": [{"name": "mask"}]}, r"fixed_inputs\[0\]"),
         (

@@ -1,5 +1,6 @@
 """The steps to "ready", and each way to fail one."""
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from service.artifact import Artifact, read_artifact
 from service.backends import LoadError, SessionOptions, Workload
 from service.backends.base import DeviceLost, NoRoom, OutOfMemory
 from service.difference import relative_error
-from service.loading import load_model, tolerance
+from service.loading import allowances, load_model
 from tests.service.repositories import WEIGHT, config, save_exported, save_linear, save_lookup, save_scripted
 
 ONE_THREAD = SessionOptions(threads=1)
@@ -253,18 +254,18 @@ def test_tf32_may_be_off_by_what_its_rounding_should_cost(
     manifest = save_exported(folder)
     manifest["parity"]["onnx"]["max_rel"] = measured
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    found = tolerance(artifact_in(folder), device, SessionOptions(tf32=tf32))
-    assert found == pytest.approx(allowed)
+    found = allowances(artifact_in(folder), device, SessionOptions(tf32=tf32))
+    assert found["y"].tolerance == pytest.approx(allowed)
 
 
 def test_file_without_a_manifest_has_no_tolerance(folder: Path) -> None:
     save_linear(folder / "model.onnx")
-    assert tolerance(artifact_in(folder), "cuda:0", SessionOptions(tf32=True)) is None
+    assert allowances(artifact_in(folder), "cuda:0", SessionOptions(tf32=True)) == {}
 
 
 def test_tf32_is_reckoned_as_the_export_reckons_fp16() -> None:
     from models.export.precision import PRECISIONS
-    from models.export.verify import file_tolerance
+    from models.export.tolerance import file_tolerance
 
     assert PRECISIONS["fp16"].roundoff == 2.0**-11
     assert file_tolerance(PRECISIONS["fp16"], 3e-7) == pytest.approx(4 * 3e-7 * 2**13)
@@ -416,3 +417,38 @@ def test_server_and_export_measure_alike(got: list[float], want: list[float], er
 
     exports = difference(torch.from_numpy(np.array(got)), torch.from_numpy(np.array(want))).max_rel
     assert exports == pytest.approx(error)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_server_and_export_measure_columns_and_masks_alike(seed: int) -> None:
+    import torch
+
+    from models.export.difference import difference, scale_of
+
+    random = np.random.default_rng(seed)
+    shape = (5, *random.integers(1, 7, size=random.integers(0, 4)))
+    want = random.normal(size=shape) * 10.0 ** random.integers(-6, 4, size=shape[-1])
+    want[random.random(shape) < 0.2] = random.choice([0.0, -1e9, np.nan, np.finfo(np.float32).min])
+    got = want * (1 + 1e-3 * random.normal(size=shape))
+    axes = tuple(axis for axis in range(1, len(shape)) if random.random() < 0.7)
+    wanted = torch.from_numpy(want)
+    exports = difference(torch.from_numpy(got), wanted, scale_of([wanted], axes)).max_rel
+    assert relative_error(got, want, axes) == pytest.approx(exports)
+
+
+def test_each_output_is_held_to_its_own_tolerance_in_each_of_its_columns(folder: Path) -> None:
+    manifest = save_exported(folder)
+    with np.load(folder / "reference.npz") as arrays:
+        reference = dict(arrays)
+    reference["output.y"][:, 2] *= 1.01
+    np.savez(folder / "reference.npz", **reference)
+    data = (folder / "reference.npz").read_bytes()
+    manifest["files"]["reference.npz"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    figures = {"max_abs": 0.0, "max_rel": 0.0, "tolerance": 2e-3}
+    manifest["parity"]["onnx"] |= {"tolerance": 0.5, "outputs": {"y": figures}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(LoadError, match=r"output 'y' is off by .* of a column, 0.002 is allowed"):
+        load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
+    figures["tolerance"] = 0.02
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)

@@ -172,7 +172,7 @@ class Attention(nn.Module):
     ],
 )
 def test_no_row_of_attention_is_ever_masked_wholly(ignored, mask, causal):
-    reference, example = reference_of(
+    reference, _ = reference_of(
         Attention(ignored=ignored, causal=causal),
         torch.randint(0, 50, (2, 8)),
         mask,

@@ -104,15 +104,6 @@ def test_a_file_that_cannot_run_is_told_with_the_shapes(tmp_path, monkeypatch):
         export(ConvNorm(), tmp_path)
 
 
-def test_a_network_of_few_digits_gets_twenty_times_its_own_error(tmp_path):
-    # Adding and subtracting 1e6 leaves float32 steps of 6e-8 * 1e6 = 0.06; the least of the inputs tried reach 0.3, so
-    # that half a step is a tenth of them.
-    report = export(Fn(lambda x: (x + 1e6) - 1e6), tmp_path).report["parity"]
-    assert 1e-2 < report["onnx"]["tolerance"] < 3.0
-    assert report["onnx"]["max_rel"] < report["onnx"]["tolerance"]
-    assert report["fold_float64"]["tolerance"] == 1e-10
-
-
 MIXERS = {
     "batch statistics": (
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),

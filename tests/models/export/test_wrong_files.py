@@ -1,0 +1,70 @@
+"""The proof is worth what it catches: deliberate faults in written files. All: python -m tests.models.export.wrong."""
+
+import operator
+
+import pytest
+import torch
+
+from models.export.to_torchscript import to_torchscript
+from tests.models.export.wrong import in_graph
+from tests.models.export.wrong.trial import Trial, _same, table
+
+# Between them and the mlp: convolutions and padding, a recurrent layer, norms and attention, each precision and file.
+TRIED = [("convnet", "fp16"), ("lstm", "bf16"), ("transformer", "bf16")]
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory):
+    return Trial("mlp", "fp32", tmp_path_factory.mktemp("mlp"))
+
+
+def assert_all_caught(trial):
+    verdicts = [*trial.torchscript(most=1), *trial.onnx(most=1)]
+    print(table(verdicts))
+    assert [v for v in verdicts if v.what == "missed"] == []
+    assert sum(v.what == "caught" for v in verdicts) >= 5 * len({v.file for v in verdicts})
+
+
+@pytest.mark.parametrize(("name", "precision"), TRIED)
+def test_every_fault_in_a_written_file_is_caught(name, precision, tmp_path):
+    assert_all_caught(Trial(name, precision, tmp_path))
+
+
+def test_every_fault_in_the_files_of_the_mlp_is_caught(mlp):
+    assert_all_caught(mlp)
+
+
+def test_a_fault_that_changes_nothing_is_told_by_running_it_in_float64(mlp, monkeypatch):
+    """Two channels of a hidden layer swapped together with what reads them: another file, the same function."""
+
+    def swapped(graph_module):
+        wrong = in_graph._wrong(graph_module, next(iter(graph_module.graph.nodes)).name, lambda *_: None)()
+        names = [str(node.target) for node in wrong.graph.nodes if node.op == "get_attr"]
+        weights = [operator.attrgetter(name)(wrong) for name in names]
+        first, bias, second = (weights[index] for index in (0, 1, 2))
+        with torch.no_grad():
+            for tensor in (first, bias):
+                tensor[[0, 1]] = tensor[[1, 0]]
+            second[:, [0, 1]] = second[:, [1, 0]]
+        return wrong
+
+    monkeypatch.setattr(
+        in_graph, "faults", lambda graph_module, most: [("swap", "all", lambda: swapped(graph_module))]
+    )
+    assert [v.what for v in mlp.torchscript(most=1)] == ["same"]
+
+
+def test_a_fault_that_no_case_reaches_is_not_taken_for_one_that_changes_nothing():
+    x = torch.rand(16, 3, dtype=torch.float64)
+    assert _same((x,), (x * (1 + 1e-14),)) == "same"
+    assert _same((x,), (x * (1 + 1e-9),)) == "missed"
+
+
+def test_a_graph_that_is_made_wrong_is_a_copy(mlp):
+    graph = mlp._job.converted.captured.graph_module
+    before = to_torchscript(graph).state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    for _, _, make in in_graph.faults(graph, most=1):
+        make()
+    after = to_torchscript(graph).state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
