@@ -14,6 +14,7 @@ from models.export import export_model, pipeline
 from models.export.cli import table
 from models.export.copying import eval_copy
 from models.export.example import read_example
+from models.export.outputs import Output, Outputs
 from models.export.reference import EagerReference
 from models.export.source import with_source
 from tests.models.export.support import Fn
@@ -22,7 +23,7 @@ from tests.models.export.support import Fn
 def reference_of(module: nn.Module, *inputs: Tensor, axes: dict[str, dict[int, str]] | None = None) -> Any:
     copied = eval_copy(module)
     example = with_source(copied, read_example(copied.module, inputs, axes, None))
-    return EagerReference(copied, example), example
+    return EagerReference(copied, example, Outputs(("y",), (Output(0, 0),), ())), example
 
 
 class Rows(nn.Module):

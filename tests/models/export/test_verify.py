@@ -64,8 +64,8 @@ def test_a_wrong_fold_is_caught_in_float64_and_its_layer_named(tmp_path, monkeyp
 def test_a_wrong_torchscript_file_is_caught_and_its_layer_named(tmp_path, monkeypatch):
     right = torchscript_source._operator_call
 
-    def wrong(node, target, names):
-        text = right(node, target, names)
+    def wrong(node, target, names, device):
+        text = right(node, target, names, device)
         is_second = target is torch.ops.aten.conv2d.default and "second" in str(node.meta["nn_module_stack"])
         return f"({text}) * 1.01" if is_second else text
 

@@ -70,6 +70,7 @@ class Trial:
             opset=None,
             precision=PRECISIONS[precision],
             labels=None,
+            all_sizes=False,
             tolerance=None,
             folder=folder,
         )
