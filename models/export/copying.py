@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from models.errors import NotCapturable
-from models.export.float64_mode import is_smaller_float
 from models.export.refusals import reason
 
 
@@ -92,20 +91,6 @@ def double_copy(module: nn.Module) -> nn.Module:
     }
     duplicate = copy.deepcopy(module, memo)
     return duplicate.double()
-
-
-def double_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same for a captured graph: every floating weight is float64, and every float type that a node
-    asks for.
-    """
-    duplicate: fx.GraphModule = copy.deepcopy(graph_module)
-    duplicate.double()
-    for node in duplicate.graph.nodes:
-        if node.op == "call_function":
-            node.args = tuple(torch.float64 if is_smaller_float(a) else a for a in node.args)
-            node.kwargs = {k: torch.float64 if is_smaller_float(v) else v for k, v in node.kwargs.items()}
-    duplicate.recompile()
-    return duplicate
 
 
 def _to_convert(dtypes: set[torch.dtype]) -> frozenset[torch.dtype]:

@@ -5,30 +5,31 @@ and the folder that is written aside vanishes with it (artifact.py). Progress is
 prints here.
 """
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from models.errors import BadExample
 from models.export.artifact import check_free, check_name, check_version, new_version, next_version
 from models.export.capture import CapturedGraph, capture
-from models.export.convert import Converted, convert, without_unused
-from models.export.copying import EvalCopy, double_graph, eval_copy
+from models.export.convert import Converted, convert
+from models.export.copying import EvalCopy, eval_copy
 from models.export.example import Example, read_example
 from models.export.first_difference import with_every_value
 from models.export.fold import FoldReport, fold_batch_norms
+from models.export.fold.exact import forget
+from models.export.graph_copy import copied, without_unused
 from models.export.labels import check_labels
 from models.export.manifest import count_parameters, manifest, output_specs, write_manifest, write_reference
 from models.export.memory import measure_memory
 from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
 from models.export.reference import REFERENCE_ROWS, ROW_COUNTS, Case, EagerReference
+from models.export.tidying import give_back_memory
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.verify import Parity, check_file, check_fold, check_rows, locate_in_graph
@@ -66,7 +67,11 @@ class ExportResult:
 
 @dataclass
 class Job:
-    """Everything one export knows. Owned by export_model; a field is set by one step, then only read."""
+    """What one export knows. Owned by export_model.
+
+    A field is set by one step, then only read. What holds the weights once more is let go of by the last step that
+    reads it: copy and reference by "run eager". captured: the network's graph; from "fold" on the folded one.
+    """
 
     module: nn.Module
     example_inputs: Sequence[Any]
@@ -84,15 +89,13 @@ class Job:
     example: Example = field(init=False)
     copy: EvalCopy = field(init=False)
     captured: CapturedGraph = field(init=False)
-    double: fx.GraphModule = field(init=False)
     reference: EagerReference = field(init=False)
     cases: tuple[Case, ...] = field(init=False)
-    folded: CapturedGraph = field(init=False)
-    folded_double: fx.GraphModule = field(init=False)
     fold: FoldReport = field(init=False)
     converted: Converted = field(init=False)
     picture: PictureInput | None = None
-    onnx_model: onnx.ModelProto | None = None
+    image: dict[str, Any] | None = None
+    written_opset: int | None = None
     parity: dict[str, Parity] = field(default_factory=dict)
     report: dict[str, Any] = field(init=False)
 
@@ -102,41 +105,43 @@ def _copy(job: Job) -> None:
     job.copy = eval_copy(job.module)
     if isinstance(job.copy.module, ImageInput):
         job.picture = settled_picture(job.copy.module, job.example)
+    job.image = image_of_manifest(job.copy.module, job.picture)
 
 
 def _capture(job: Job) -> None:
     job.captured = capture(job.copy, job.example, tuple(job.output_names) if job.output_names else None)
     if job.labels is not None:
         check_labels(job.labels, output_specs(job.captured))
-    job.double = double_graph(job.captured.graph_module)
 
 
 def _run_eager(job: Job) -> None:
     job.reference = EagerReference(job.copy, job.example)
     small = job.reference.cases()
-    check_rows(job.reference, small, job.double)
+    check_rows(job.reference, small, job.captured.graph_module)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
     job.cases = small + large
     if job.picture is not None and isinstance(job.copy.module, ImageInput):
         found = picture_case(job.copy.module, job.picture, job.example, job.reference)
         case, job.parity["pictures"] = found
         job.cases += (case,)
+    del job.copy, job.reference
 
 
 def _fold(job: Job) -> None:
-    graph_module = copy.deepcopy(job.captured.graph_module)
+    original = job.captured.graph_module
+    graph_module = copied(original)
     job.fold = fold_batch_norms(graph_module)
-    job.folded = job.captured.with_graph(without_unused(graph_module))
-    folded_double = copy.deepcopy(job.double)
-    fold_batch_norms(folded_double)
-    job.folded_double = without_unused(folded_double)
-    job.parity["fold_float64"] = check_fold(job.double, job.folded_double, job.cases)
+    folded = without_unused(graph_module)
+    give_back_memory()
+    job.parity["fold_float64"] = check_fold(original, folded, job.cases)
+    forget(folded.graph)
+    job.captured = job.captured.with_graph(folded)
 
 
 def _convert(job: Job) -> None:
     # The large case holds the rows of the others again: it would show no other numbers.
     batches = [case.inputs for case in job.cases if case.rows <= max(ROW_COUNTS) or not case.fresh]
-    job.converted = convert(job.folded, job.precision, batches)
+    job.converted = convert(job.captured, job.precision, batches)
 
 
 def _write_torchscript(job: Job) -> None:
@@ -146,36 +151,39 @@ def _write_torchscript(job: Job) -> None:
 def _write_onnx(job: Job) -> None:
     if not job.precision.onnx:  # precision.py says why
         return
-    job.onnx_model = to_onnx(job.converted.captured, job.opset)
-    save_onnx(job.onnx_model, job.folder / "model.onnx")
+    model = to_onnx(job.converted.captured, job.opset)
+    save_onnx(model, job.folder / "model.onnx")
+    job.written_opset = opset_of(model)
 
 
 def _verify_torchscript(job: Job) -> None:
     scripted = load_torchscript(job.folder / "model.pt")
     for _ in range(2):  # TorchScript optimises after its first runs; what serves is the optimised form
         run_torchscript(scripted, job.cases[0].inputs)
-    every, names = with_every_value(job.converted.captured.graph_module)
+
+    def run_every(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        every, names = with_every_value(job.converted.captured.graph_module)
+        return dict(zip(names, run_torchscript(to_torchscript(every), inputs), strict=True))
+
     job.parity["torchscript"] = check_file(
         "TorchScript",
         lambda inputs: run_torchscript(scripted, inputs),
         job.cases,
         job.captured.output_names,
         job.precision,
-        locate_in_graph(
-            job.folded_double, names, lambda inputs: run_torchscript(to_torchscript(every), inputs)
-        ),
+        locate_in_graph(job.captured.graph_module, run_every),
     )
 
 
 def _verify_onnx(job: Job) -> None:
-    if job.onnx_model is None:
+    if job.written_opset is None:
         return
     session = load_onnx(job.folder / "model.onnx")
-    every, names = with_every_value(job.converted.captured.graph_module)
 
-    def run_every(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def run_every(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        every, names = with_every_value(job.converted.captured.graph_module)
         captured = job.converted.captured.with_graph(every, output_names=names)
-        return run_onnx(onnx_session(to_onnx(captured, job.opset)), inputs)
+        return dict(zip(names, run_onnx(onnx_session(to_onnx(captured, job.opset)), inputs), strict=True))
 
     job.parity["onnx"] = check_file(
         "ONNX",
@@ -183,7 +191,7 @@ def _verify_onnx(job: Job) -> None:
         job.cases,
         job.captured.output_names,
         job.precision,
-        locate_in_graph(job.folded_double, names, run_every),
+        locate_in_graph(job.captured.graph_module, run_every),
     )
 
 
@@ -195,7 +203,7 @@ def _describe(job: Job) -> None:
         version=job.version,
         source=job.source,
         captured=job.captured,
-        opset=None if job.onnx_model is None else opset_of(job.onnx_model),
+        opset=job.written_opset,
         precision=job.precision,
         kept=job.converted.kept,
         memory=measure_memory(job.converted.captured),
@@ -204,7 +212,7 @@ def _describe(job: Job) -> None:
         fold=job.fold,
         parity=job.parity,
         files=[path for name in _FILES if (path := job.folder / name).exists()],
-        image=image_of_manifest(job.copy.module, job.picture),
+        image=job.image,
         labels=job.labels,
     )
     write_manifest(job.report, job.folder / "manifest.json")
@@ -216,7 +224,7 @@ STEPS: tuple[tuple[str, Callable[[Job], None]], ...] = (
     ("copy", _copy),  # first: from here on the user's module is only counted
     ("capture", _capture),
     ("run eager", _run_eager),  # before the fold: a network that cannot be served at all is told so at once
-    ("fold", _fold),  # in float64 and float32; the float64 gate ends here, before any file is written
+    ("fold", _fold),  # one fold, in float32; the float64 gate proves it before any file is written
     ("set precision", _convert),  # behind the gate: the errors of a fold and of rounding are told apart
     ("write TorchScript", _write_torchscript),
     ("write ONNX", _write_onnx),
@@ -291,6 +299,7 @@ def export_model(
             _tell(progress, Progress(step, index, len(STEPS), None))
             begun = time.perf_counter()
             run(job)
+            give_back_memory()
             seconds[step] = time.perf_counter() - begun
             _tell(progress, Progress(step, index, len(STEPS), seconds[step]))
     return _result(repository / name / str(number), job.report, seconds)

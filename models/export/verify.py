@@ -1,7 +1,7 @@
 """Proof in numbers that the export did not change the answers. Nothing is trusted: the files are run.
 
 1. Rows: a row's answer in a batch is its answer alone; else it could not be batched with other people's rows.
-2. The fold: the float64 graph, folded, against the float64 eager network. Tolerance 1e-10 relative: float64
+2. The fold: the folded graph, run in float64, against the float64 eager network. Tolerance 1e-10 relative: float64
    carries 2e-16, some thousand roundings make 1e-13; a right fold measures below 1e-12, a wrong one 1e-1, and
    there is nothing in between.
 3. The files: TorchScript and ONNX Runtime against float64 eager, with the tolerance of their precision.
@@ -20,7 +20,7 @@ The measure, also in the manifest: difference.py. The inputs: reference.py.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ from torch import Tensor, fx
 
 from models.errors import NotCapturable, ParityFailed
 from models.export.difference import NONE, Difference, difference
-from models.export.first_difference import first_difference, first_row_mixing, graph_values
-from models.export.float64_mode import float64_arithmetic, widened
+from models.export.first_difference import first_difference, first_row_mixing
+from models.export.float64_graph import float64_values, run_float64
 from models.export.precision import FP32, Precision
 from models.export.reference import ROW_COUNTS, Case, EagerReference
 
@@ -62,7 +62,7 @@ class Parity:
         }
 
 
-def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: fx.GraphModule) -> None:
+def check_rows(reference: EagerReference, cases: Sequence[Case], graph_module: fx.GraphModule) -> None:
     """Raises: NotCapturable, naming the layer, when a row's answer depends on the other rows of its batch."""
     small = next(c for c in cases if c.fresh)
     # One that has answered other requests before must answer as one that has not.
@@ -81,7 +81,7 @@ def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: f
         for index, (single, batch) in enumerate(zip(alone, case.wanted, strict=True)):
             found = difference(batch[row : row + 1], single)
             if found.max_rel > ROW_TOLERANCE:
-                place = first_row_mixing(double_graph, case.inputs, ROW_TOLERANCE)
+                place = first_row_mixing(graph_module, case.inputs, ROW_TOLERANCE)
                 raise NotCapturable(
                     f"the answer for a row depends on the other rows of its batch: output {index} of row "
                     f"{row} alone and in a batch of {case.rows} differ by {found.max_rel:.1e} "
@@ -92,20 +92,40 @@ def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: f
 
 
 def check_fold(original: fx.GraphModule, folded: fx.GraphModule, cases: Sequence[Case]) -> Parity:
-    """Compare the folded float64 graph with float64 eager. original: the float64 graph before the fold.
+    """Compare the folded graph, run in float64, with float64 eager. original: the graph before the fold.
 
+    What is run is the graph that will be written, its constants as they were before rounding (float64_graph.py).
     Raises: ParityFailed, naming the first layer that differs.
     """
     chosen = [case for case in cases if case.rows in ROW_COUNTS]
     total = NONE
     for case in chosen:
-        outputs = _run_float64(folded, case.inputs)
+        outputs = _answers(original, folded, case)
         for index, (got, want) in enumerate(zip(outputs, case.wanted, strict=True)):
             found = difference(got, want)
             if not found.max_rel <= FOLD_TOLERANCE:
                 raise ParityFailed(_fold_message(original, folded, case, index, found))
             total = total.worse(found)
     return Parity(total, _rows(chosen), FOLD_TOLERANCE)
+
+
+def _answers(original: fx.GraphModule, folded: fx.GraphModule, case: Case) -> tuple[Tensor, ...]:
+    """The folded graph's outputs. Raises: ParityFailed where it does not take inputs that the eager network takes."""
+    try:
+        return run_float64(folded, case.inputs)
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in case.inputs]
+        fails = f"on inputs of the shapes {shapes} that the eager network takes: {error}"
+        try:
+            run_float64(original, case.inputs)
+        except Exception:
+            raise ParityFailed(
+                f"the captured graph fails, before any fold, {fails}. forward takes another path at these sizes; make "
+                "the axis static, or forward free of its size."
+            ) from error
+        raise ParityFailed(
+            f"the folded graph fails {fails}. This is a fault of the fold; please report the network."
+        ) from error
 
 
 def file_tolerance(precision: Precision, own_error: float) -> float:
@@ -157,26 +177,22 @@ def check_file(
 
 
 def locate_in_graph(
-    folded_double: fx.GraphModule, names: Sequence[str], run: Runner
+    folded: fx.GraphModule, run_every: Callable[[tuple[Tensor, ...]], Mapping[str, Tensor]]
 ) -> Callable[[Case, float], str | None]:
-    """A `locate` for check_file. run, names: the file form and the names of with_every_value."""
+    """A `locate` for check_file. run_every: what the file's form gives for every node, by name."""
 
     def locate(case: Case, tolerance: float) -> str | None:
-        got = dict(zip(names, run(case.inputs), strict=True))
-        return first_difference(folded_double.graph, got, graph_values(folded_double, case.inputs), tolerance)
+        return first_difference(
+            folded.graph, run_every(case.inputs), float64_values(folded, case.inputs), tolerance
+        )
 
     return locate
-
-
-def _run_float64(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    with float64_arithmetic():
-        return tuple(graph_module(*widened(inputs)))
 
 
 def _fold_message(
     original: fx.GraphModule, folded: fx.GraphModule, case: Case, index: int, found: Difference
 ) -> str:
-    captured = difference(_run_float64(original, case.inputs)[index], case.wanted[index])
+    captured = difference(run_float64(original, case.inputs)[index], case.wanted[index])
     size = (
         f"output {index}, {case.rows} rows, {found.max_rel:.1e} relative in float64, tolerance "
         f"{FOLD_TOLERANCE:.0e}"
@@ -188,7 +204,10 @@ def _fold_message(
             "a Python number that changes. Make it an input or a buffer."
         )
     place = first_difference(
-        folded.graph, graph_values(folded, case.inputs), graph_values(original, case.inputs), FOLD_TOLERANCE
+        folded.graph,
+        float64_values(folded, case.inputs),
+        float64_values(original, case.inputs),
+        FOLD_TOLERANCE,
     )
     return (
         f"folding changed the answers ({size}). {_first_layer(place)} This is a fault of the fold; please "
