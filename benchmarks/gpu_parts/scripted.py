@@ -10,11 +10,12 @@ import torch
 from benchmarks.gpu_parts.networks import Precision, Subject
 from models import registry
 from models.export.capture import CapturedGraph, capture
-from models.export.convert import convert, without_unused
+from models.export.convert import convert
 from models.export.copying import eval_copy
 from models.export.datatypes import OIP_WORDS
 from models.export.example import read_example
 from models.export.fold import fold_batch_norms
+from models.export.graph_copy import without_unused
 from models.export.precision import PRECISIONS
 from models.export.to_torchscript import save_torchscript, to_torchscript
 from service.signature import ANY, Signature, TensorSpec

@@ -8,7 +8,6 @@ same places. Nothing is clamped: what does not fit stays in float32, and the rea
 nothing of files.
 """
 
-import copy
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch._ops import OpOverload
 from models.errors import PrecisionNotUsable
 from models.export.capture import CapturedGraph
 from models.export.cleaning import where
+from models.export.graph_copy import copied, without_unused
 from models.export.mixed import Choice, Facts, choose, is_float32
 from models.export.precision import Precision
 
@@ -69,18 +69,6 @@ def convert(
     return Converted(captured.with_graph(lower), kept)
 
 
-def without_unused(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph around only the weights that it reads: folded or converted ones have replaced others."""
-    graph_module.graph.eliminate_dead_code()
-    for node in list(graph_module.graph.nodes):
-        if node.op == "get_attr" and not node.users:
-            graph_module.graph.erase_node(node)
-    with torch.no_grad():
-        slim = fx.GraphModule(graph_module, graph_module.graph, class_name="FoldedNetwork")
-    slim.eval()
-    return slim
-
-
 def _nothing_lower(precision: Precision, kept: Sequence[KeptWide]) -> str:
     reasons = "".join(f" {one.where} stays in float32: {one.reason}." for one in kept)
     return (
@@ -93,7 +81,7 @@ def _written(
     original: fx.GraphModule, choices: dict[fx.Node, Choice], precision: Precision
 ) -> fx.GraphModule:
     by_name = {node.name: choice for node, choice in choices.items()}
-    graph_module = copy.deepcopy(original)
+    graph_module = copied(original)
     caster = _Caster(graph_module, precision, by_name)
     for node in list(graph_module.graph.nodes):
         if node.op == "output":

@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from models.errors import NotCapturable
-from models.export.float64_mode import is_smaller_float
 from models.export.refusals import reason
 
 
@@ -95,37 +94,6 @@ def double_copy(module: nn.Module) -> nn.Module:
     }
     duplicate = copy.deepcopy(module, memo)
     return duplicate.double()
-
-
-def double_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same for a captured graph: every floating weight is float64, and every float type that a node
-    asks for.
-    """
-    duplicate: fx.GraphModule = copy.deepcopy(graph_module)
-    duplicate.double()
-    for node in duplicate.graph.nodes:
-        if node.op == "call_function":
-            node.args = tuple(torch.float64 if is_smaller_float(a) else a for a in node.args)
-            node.kwargs = {k: torch.float64 if is_smaller_float(v) else v for k, v in node.kwargs.items()}
-            if _makes_the_default_type(node):
-                node.kwargs = {**node.kwargs, "dtype": torch.float64}
-    duplicate.recompile()
-    return duplicate
-
-
-def _makes_the_default_type(node: fx.Node) -> bool:
-    """Whether node makes a float tensor out of numbers and is told no type, as zeros(n)."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or (node.all_input_nodes and any(_is_tensor(n) for n in node.all_input_nodes)):
-        return False
-    position = next((i for i, a in enumerate(schema.arguments) if a.name == "dtype"), None)
-    if position is None or position < len(node.args) or node.kwargs.get("dtype") is not None:
-        return False
-    return _is_tensor(node) and is_smaller_float(node.meta["val"].dtype)
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _to_convert(of_parameters: set[torch.dtype], of_others: set[torch.dtype]) -> frozenset[torch.dtype]:

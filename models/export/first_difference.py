@@ -8,42 +8,23 @@ values agree again. So only a node from which an unbroken chain of differing nod
 counts. Nothing here runs on the way of a good export.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from models.export.cleaning import where
 from models.export.difference import difference, scale_of
-from models.export.float64_mode import float64_arithmetic, widened
+from models.export.float64_graph import float64_values
+from models.export.graph_copy import copied
 
 Values = Mapping[str, Tensor]
 
 
-def graph_values(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The value of every float node of a float64 graph module, run in float64."""
-    recorder = _Recorder(graph_module)
-    with float64_arithmetic():
-        recorder.run(*widened(inputs))
-    return recorder.values
-
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
-        self.values: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        if isinstance(value, Tensor) and n.op == "call_function":
-            self.values[n.name] = value
-        return value
-
-
 def with_every_value(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """A copy whose outputs are all float values, and the names of their nodes; for a file's own run."""
-    duplicate = copy.deepcopy(graph_module)
+    duplicate = copied(graph_module)
     graph = duplicate.graph
     nodes = [
         node
@@ -91,20 +72,33 @@ def first_difference(
     return where(first) if first is not None else None
 
 
-def first_lost_digits(
-    graph_module: fx.GraphModule, double: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float
-) -> str | None:
-    """The place of the first node that float32 is off at. double: the same graph in float64."""
+class _Recorder(fx.Interpreter):
+    """Keeps the value of every call that gives one tensor, by node name."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module, garbage_collect_values=False)
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and n.op == "call_function":
+            self.values[n.name] = value
+        return value
+
+
+def first_lost_digits(graph_module: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float) -> str | None:
+    """The place of the first node that float32 is off at, against float64."""
     recorder = _Recorder(graph_module)
     with torch.no_grad():
         recorder.run(*(tensor.clone() for tensor in inputs))
-    return first_difference(graph_module.graph, recorder.values, graph_values(double, inputs), tolerance)
+    exact = float64_values(graph_module, inputs)
+    return first_difference(graph_module.graph, recorder.values, exact, tolerance)
 
 
 def first_row_mixing(graph_module: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float) -> str | None:
-    """The place of the first node whose first row changes when run alone. graph_module: in float64."""
-    together = graph_values(graph_module, inputs)
-    alone = graph_values(graph_module, [t[:1] for t in inputs])
+    """The place of the first node whose first row changes when run alone, in float64."""
+    together = float64_values(graph_module, inputs)
+    alone = float64_values(graph_module, [t[:1] for t in inputs])
     rows = inputs[0].shape[0]
     first_rows = {
         name: value[:1] for name, value in together.items() if value.dim() and value.shape[0] == rows

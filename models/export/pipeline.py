@@ -6,28 +6,30 @@ prints here.
 """
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
-from torch import Tensor, fx, nn
+import torch
+from torch import Tensor, nn
 
 from models.errors import BadExample
 from models.export.artifact import check_free, check_name, check_version, new_version, next_version
 from models.export.caches import without_caches
 from models.export.capture import CapturedGraph, capture
-from models.export.convert import Converted, convert, without_unused
-from models.export.copying import EvalCopy, double_graph, eval_copy
+from models.export.convert import Converted, convert
+from models.export.copying import EvalCopy, eval_copy
 from models.export.exactness import onnx_in_float32, torchscript_in_float64
 from models.export.example import Example, read_example
 from models.export.first_difference import first_lost_digits, with_every_value
 from models.export.fold import FoldReport, fold_batch_norms
+from models.export.fold.exact import forget
+from models.export.graph_copy import copied, without_unused
 from models.export.labels import check_labels
 from models.export.manifest import count_parameters, manifest, output_specs, write_manifest, write_reference
 from models.export.memory import measure_memory
@@ -38,6 +40,7 @@ from models.export.running import plain_process
 from models.export.settled import with_settled
 from models.export.settling import own_sizes
 from models.export.source import with_source
+from models.export.tidying import give_back_memory
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.tolerance import Output, as_in_float32, check_chosen, outputs_of
@@ -83,7 +86,11 @@ class ExportResult:
 
 @dataclass
 class Job:
-    """Everything one export knows. Owned by export_model; a field is set by one step, then only read."""
+    """What one export knows. Owned by export_model.
+
+    A field is set by one step, then only read. What holds the weights once more is let go of by the last step that
+    reads it: copy and reference by "run eager". captured: the network's graph; from "fold" on the folded one.
+    """
 
     module: nn.Module
     example_inputs: Sequence[Any] | Mapping[str, Any]
@@ -103,16 +110,16 @@ class Job:
     example: Example = field(init=False)
     copy: EvalCopy = field(init=False)
     captured: CapturedGraph = field(init=False)
-    double: fx.GraphModule = field(init=False)
     reference: EagerReference = field(init=False)
     cases: tuple[Case, ...] = field(init=False)
     outputs: tuple[Output, ...] = field(init=False)
-    folded: CapturedGraph = field(init=False)
-    folded_double: fx.GraphModule = field(init=False)
+    warnings: tuple[str, ...] = ()
+    converted_weights: Collection[torch.dtype] = ()
     fold: FoldReport = field(init=False)
     converted: Converted = field(init=False)
     picture: PictureInput | None = None
-    onnx_model: onnx.ModelProto | None = None
+    image: dict[str, Any] | None = None
+    written_opset: int | None = None
     parity: dict[str, Parity] = field(default_factory=dict)
     report: dict[str, Any] = field(init=False)
 
@@ -120,9 +127,11 @@ class Job:
 def _copy(job: Job) -> None:
     example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
     job.copy = without_caches(eval_copy(job.module), example)
+    job.converted_weights = job.copy.converted
     job.example = with_source(job.copy, example)  # before capture: from here on, inputs are drawn
     if isinstance(job.copy.module, ImageInput):
         job.picture = settled_picture(job.copy.module, job.example)
+    job.image = image_of_manifest(job.copy.module, job.picture)
 
 
 def _capture(job: Job) -> None:
@@ -131,13 +140,12 @@ def _capture(job: Job) -> None:
         check_labels(job.labels, output_specs(job.captured))
     if job.all_sizes:
         job.captured.sizes.check_all()
-    job.double = double_graph(job.captured.graph_module)
 
 
 def _run_eager(job: Job) -> None:
     job.reference = EagerReference(job.copy, job.example, job.captured.outputs)
     small = job.reference.cases(job.captured.sizes.edges(own_sizes(job.example)))
-    check_rows(job.reference, small, job.double)
+    check_rows(job.reference, small, job.captured.graph_module)
     large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
     cases = small + large
     if job.picture is not None and isinstance(job.copy.module, ImageInput):
@@ -145,6 +153,8 @@ def _run_eager(job: Job) -> None:
         case, job.parity["pictures"] = found
         cases += (case,)
     job.cases = with_settled(job.reference, cases, job.precision)
+    job.warnings = job.reference.warnings
+    del job.copy, job.reference
     names, axes = job.captured.output_names, job.captured.fixed_axes()
     job.outputs = outputs_of(names, axes, job.cases, job.precision, check_chosen(job.tolerance, names))
     check_conditioned(job.outputs, job.precision, lambda tolerance: _lost_digits(job, tolerance))
@@ -152,21 +162,22 @@ def _run_eager(job: Job) -> None:
 
 def _lost_digits(job: Job, tolerance: float) -> str | None:
     case = next(case for case in job.cases if is_reference(case))
-    return first_lost_digits(job.captured.graph_module, job.double, case.inputs, tolerance)
+    return first_lost_digits(job.captured.graph_module, case.inputs, tolerance)
 
 
 def _fold(job: Job) -> None:
-    graph_module = copy.deepcopy(job.captured.graph_module)
+    original = job.captured.graph_module
+    graph_module = copied(original)
     job.fold = fold_batch_norms(graph_module)
-    job.folded = job.captured.with_graph(without_unused(graph_module))
-    folded_double = copy.deepcopy(job.double)
-    fold_batch_norms(folded_double)
-    job.folded_double = without_unused(folded_double)
-    job.parity["fold_float64"] = check_fold(job.double, job.folded_double, job.cases, job.outputs)
+    folded = without_unused(graph_module)
+    give_back_memory()
+    job.parity["fold_float64"] = check_fold(original, folded, job.cases, job.outputs)
+    forget(folded.graph)
+    job.captured = job.captured.with_graph(folded)
 
 
 def _convert(job: Job) -> None:
-    job.converted = convert(job.folded, job.precision, [case.inputs for case in _few(job)])
+    job.converted = convert(job.captured, job.precision, [case.inputs for case in _few(job)])
 
 
 def _write_torchscript(job: Job) -> None:
@@ -176,8 +187,9 @@ def _write_torchscript(job: Job) -> None:
 def _write_onnx(job: Job) -> None:
     if not job.precision.onnx:  # precision.py says why
         return
-    job.onnx_model = to_onnx(job.converted.captured, job.opset)
-    save_onnx(job.onnx_model, job.folder / "model.onnx")
+    model = to_onnx(job.converted.captured, job.opset)
+    save_onnx(model, job.folder / "model.onnx")
+    job.written_opset = opset_of(model)
 
 
 def _verify_torchscript(job: Job) -> None:
@@ -191,7 +203,8 @@ def _verify_torchscript(job: Job) -> None:
         return run_torchscript(scripted, inputs)
 
     if job.precision.is_lower:
-        weights = [*job.folded.graph_module.parameters(), *job.folded.graph_module.buffers()]
+        graph_module = job.captured.graph_module
+        weights = [*graph_module.parameters(), *graph_module.buffers()]
         wide = torchscript_in_float64(job.folder / "model.pt", weights)
         outputs = as_in_float32(job.outputs)
         check_file("TorchScript file without its roundings", wide, _few(job), outputs, FP32, locate)
@@ -208,11 +221,11 @@ def _verify_torchscript(job: Job) -> None:
 def _locate_torchscript(job: Job, case: Case, tolerance: float) -> str | None:
     every, names = with_every_value(job.converted.captured.graph_module)
     got = run_torchscript(to_torchscript(every), case.inputs)
-    return locate_in_graph(job.folded_double, dict(zip(names, got, strict=True)), case, tolerance)
+    return locate_in_graph(job.captured.graph_module, dict(zip(names, got, strict=True)), case, tolerance)
 
 
 def _verify_onnx(job: Job) -> None:
-    if job.onnx_model is None:
+    if job.written_opset is None:
         return
     locate = functools.partial(_locate_onnx, job)
     if job.precision.is_lower:
@@ -242,7 +255,7 @@ def _locate_onnx(job: Job, case: Case, tolerance: float) -> str | None:
     every, names = with_every_value(job.converted.captured.graph_module)
     captured = job.converted.captured.with_graph(every, output_names=names)
     got = run_onnx(onnx_session(to_onnx(captured, job.opset)), case.inputs)
-    return locate_in_graph(job.folded_double, dict(zip(names, got, strict=True)), case, tolerance)
+    return locate_in_graph(job.captured.graph_module, dict(zip(names, got, strict=True)), case, tolerance)
 
 
 def _few(job: Job) -> tuple[Case, ...]:
@@ -259,18 +272,18 @@ def _describe(job: Job) -> None:
         source=job.source,
         example=job.example,
         captured=job.captured,
-        opset=None if job.onnx_model is None else opset_of(job.onnx_model),
+        opset=job.written_opset,
         precision=job.precision,
         kept=job.converted.kept,
-        converted_weights=job.copy.converted,
+        converted_weights=job.converted_weights,
         memory=measure_memory(job.converted.captured),
         max_batch_size=job.max_batch_size,
         parameters=count_parameters(job.module),
         fold=job.fold,
         parity=job.parity,
-        warnings=job.reference.warnings,
+        warnings=job.warnings,
         files=[path for name in _FILES if (path := job.folder / name).exists()],
-        image=image_of_manifest(job.copy.module, job.picture),
+        image=job.image,
         labels=job.labels,
     )
     write_manifest(job.report, job.folder / "manifest.json")
@@ -282,7 +295,7 @@ STEPS: tuple[tuple[str, Callable[[Job], None]], ...] = (
     ("copy", _copy),  # first: from here on the user's module is only counted
     ("capture", _capture),
     ("run eager", _run_eager),  # before the fold: a network that cannot be served at all is told so at once
-    ("fold", _fold),  # in float64 and float32; the float64 gate ends here, before any file is written
+    ("fold", _fold),  # one fold, in float32; the float64 gate proves it before any file is written
     ("set precision", _convert),  # behind the gate: the errors of a fold and of rounding are told apart
     ("write TorchScript", _write_torchscript),
     ("write ONNX", _write_onnx),
@@ -367,6 +380,7 @@ def export_model(
             _tell(progress, Progress(step, index, len(STEPS), None))
             begun = time.perf_counter()
             run(job)
+            give_back_memory()
             seconds[step] = time.perf_counter() - begun
             _tell(progress, Progress(step, index, len(STEPS), seconds[step]))
     return _result(repository / name / str(number), job.report, seconds)

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from models.errors import NotCapturable
 from models.export.capture import CapturedGraph
 from models.export.onnx_rnn import TRANSLATIONS
+from models.export.onnx_stream import check_onnx, write_onnx
 from models.export.quiet import quiet
 from models.recurrent import symbolic_length
 from service.onnx_runtime import onnxruntime
@@ -68,7 +69,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
         ) from error
     _tidy(model)
     try:
-        onnx.checker.check_model(model, full_check=True)
+        check_onnx(model)
     except Exception as error:
         raise NotCapturable(f"torch.onnx wrote a model that onnx.checker refuses: {error}") from error
     return model
@@ -96,7 +97,8 @@ def _with_weights_apart(captured: CapturedGraph) -> fx.GraphModule:
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     """Write model to path; the same model gives the same bytes."""
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    with path.open("wb") as file:
+        write_onnx(model, file)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

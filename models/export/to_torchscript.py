@@ -7,7 +7,6 @@ graph.
 
 import functools
 import hashlib
-import io
 import operator
 import re
 from pathlib import Path
@@ -67,12 +66,10 @@ def _holder_type(digest: str) -> type[nn.Module]:
 
 def save_torchscript(scripted: torch.jit.ScriptModule, path: Path) -> None:
     """Write scripted to path; the same module gives the same bytes. Raises: OSError."""
-    # By way of memory: torch's own writer puts the file's name into the archive, and ends a full disk with a
-    # RuntimeError that says neither why nor where.
-    buffer = io.BytesIO()
-    with quiet():
-        torch.jit.save(scripted, buffer)
-    path.write_bytes(buffer.getbuffer())
+    # By way of Python's own file: torch's writer puts the file's name into the archive, and ends the process on a
+    # full disk.
+    with path.open("wb") as file, quiet():
+        torch.jit.save(scripted, file)
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:

@@ -1,7 +1,7 @@
 """Proof in numbers that the export did not change the answers. Nothing is trusted: the files are run.
 
 1. Rows: a row's answer in a batch is its answer alone; else it could not be batched with other people's rows.
-2. The fold: the float64 graph, folded, against the float64 eager network. Tolerance 1e-10 relative: float64
+2. The fold: the folded graph, run in float64, against the float64 eager network. Tolerance 1e-10 relative: float64
    carries 2e-16, some thousand roundings make 1e-13; a right fold measures below 1e-12, a wrong one 1e-1, and
    there is nothing in between. Where a network multiplies roundings, 20 times what float64 itself moves when it
    sums in another order (other_order.py) from weights that are rounded the other way, as a fold rounds them again;
@@ -12,7 +12,6 @@
 The measure, also in the manifest: difference.py. The inputs: reference.py.
 """
 
-import copy
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +23,12 @@ from torch import Tensor, fx
 
 from models.errors import NotCapturable, ParityFailed
 from models.export.difference import NONE, Difference, difference
-from models.export.first_difference import Values, first_difference, first_row_mixing, graph_values
-from models.export.float64_mode import float64_arithmetic, widened
+from models.export.first_difference import Values, first_difference, first_row_mixing
+from models.export.float64_graph import float64_values, run_float64
 from models.export.other_order import OtherOrder
 from models.export.precision import Precision
 from models.export.reference import ROW_COUNTS, Case, EagerReference
-from models.export.tolerance import (
-    LARGEST_TOLERANCE,
-    OWN_ERROR_FACTOR,
-    Output,
-    ill_conditioned,
-    refusal,
-)
+from models.export.tolerance import LARGEST_TOLERANCE, OWN_ERROR_FACTOR, Output, ill_conditioned, refusal
 
 FOLD_TOLERANCE = 1e-10
 LARGEST_FOLD_TOLERANCE = 1e-7
@@ -90,7 +83,7 @@ class Parity:
         }
 
 
-def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: fx.GraphModule) -> None:
+def check_rows(reference: EagerReference, cases: Sequence[Case], graph_module: fx.GraphModule) -> None:
     """Raises: NotCapturable, naming the layer, when a row's answer depends on the other rows of its batch."""
     small = next(c for c in cases if c.fresh)
     # One that has answered other requests before must answer as one that has not.
@@ -109,7 +102,7 @@ def check_rows(reference: EagerReference, cases: Sequence[Case], double_graph: f
         for index, (single, batch) in enumerate(zip(alone, case.wanted, strict=True)):
             found = difference(batch[row : row + 1], single)
             if found.max_rel > ROW_TOLERANCE:
-                place = first_row_mixing(double_graph, case.inputs, ROW_TOLERANCE)
+                place = first_row_mixing(graph_module, case.inputs, ROW_TOLERANCE)
                 raise NotCapturable(
                     f"the answer for a row depends on the other rows of its batch: output {index} of row "
                     f"{row} alone and in a batch of {case.rows} differ by {found.max_rel:.1e} "
@@ -136,14 +129,15 @@ def check_conditioned(
 def check_fold(
     original: fx.GraphModule, folded: fx.GraphModule, cases: Sequence[Case], outputs: Sequence[Output]
 ) -> Parity:
-    """Compare the folded float64 graph with float64 eager. original: the float64 graph before the fold.
+    """Compare the folded graph, run in float64, with float64 eager. original: the graph before the fold.
 
+    What is run is the graph that will be written, its constants as they were before rounding (float64_graph.py).
     Raises: ParityFailed, naming the first layer that differs.
     """
     chosen = [case for case in cases if case.rows in ROW_COUNTS]
     total = {output.name: OutputParity(NONE, FOLD_TOLERANCE) for output in outputs}
     for case in chosen:
-        answers = _run_float64(folded, case.inputs)
+        answers = _answers(original, folded, case)
         for index, (output, got) in enumerate(zip(outputs, answers, strict=True)):
             found = output.difference(case, index, got)
             before, allowed = total[output.name].difference, total[output.name].tolerance
@@ -155,17 +149,35 @@ def check_fold(
     return Parity(total, _rows(chosen))
 
 
+def _answers(original: fx.GraphModule, folded: fx.GraphModule, case: Case) -> tuple[Tensor, ...]:
+    """The folded graph's outputs. Raises: ParityFailed where it does not take inputs that the eager network takes."""
+    try:
+        return run_float64(folded, case.inputs)
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in case.inputs]
+        fails = f"on inputs of the shapes {shapes} that the eager network takes: {error}"
+        try:
+            run_float64(original, case.inputs)
+        except Exception:
+            raise ParityFailed(
+                f"the captured graph fails, before any fold, {fails}. forward takes another path at these sizes; make "
+                "the axis static, or forward free of its size."
+            ) from error
+        raise ParityFailed(
+            f"the folded graph fails {fails}. This is a fault of the fold; please report the network."
+        ) from error
+
+
 def _fold_tolerance(original: fx.GraphModule, case: Case, output: Output, index: int) -> float:
     """What float64 itself leaves: 20 times what other roundings move; see above."""
-    rounded = copy.deepcopy(original)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in (*rounded.parameters(), *rounded.buffers()):
-            if weight.is_floating_point():
-                up = torch.rand(weight.shape, generator=generator) < 0.5
-                weight.copy_(torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf).to(weight)))
+
+    def rounded(weight: Tensor) -> Tensor:
+        up = torch.rand(weight.shape, generator=generator) < 0.5
+        return torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf).to(weight))
+
     with OtherOrder():  # type: ignore[no-untyped-call]
-        turned = _run_float64(rounded, case.inputs)[index]
+        turned = run_float64(original, case.inputs, rounded)[index]
     moved = output.difference(case, index, turned).max_rel
     return min(LARGEST_FOLD_TOLERANCE, max(FOLD_TOLERANCE, ORDER_FACTOR * moved))
 
@@ -227,14 +239,9 @@ def _in_column(output: Output) -> str:
     return " to the values of its column" if output.axes else ""
 
 
-def locate_in_graph(folded_double: fx.GraphModule, got: Values, case: Case, tolerance: float) -> str | None:
+def locate_in_graph(folded: fx.GraphModule, got: Values, case: Case, tolerance: float) -> str | None:
     """The first layer at which a file's form differs. got: its value of every node, by name."""
-    return first_difference(folded_double.graph, got, graph_values(folded_double, case.inputs), tolerance)
-
-
-def _run_float64(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    with float64_arithmetic():
-        return tuple(graph_module(*widened(inputs)))
+    return first_difference(folded.graph, got, float64_values(folded, case.inputs), tolerance)
 
 
 def _fold_message(
@@ -246,7 +253,7 @@ def _fold_message(
     found: Difference,
     allowed: float,
 ) -> str:
-    captured = output.difference(case, index, _run_float64(original, case.inputs)[index])
+    captured = output.difference(case, index, run_float64(original, case.inputs)[index])
     size = (
         f"output {index}, {case.rows} rows, {found.max_rel:.1e} relative in float64, tolerance {allowed:.0e}"
     )
@@ -257,7 +264,7 @@ def _fold_message(
             "a Python number that changes. Make it an input or a buffer."
         )
     place = first_difference(
-        folded.graph, graph_values(folded, case.inputs), graph_values(original, case.inputs), allowed
+        folded.graph, float64_values(folded, case.inputs), float64_values(original, case.inputs), allowed
     )
     return (
         f"folding changed the answers ({size}). {_first_layer(place)} This is a fault of the fold; please "

@@ -2,17 +2,21 @@
 
 A constant is a parameter or buffer that nothing in the graph writes to, or a pure expression of constants
 (weight_norm, spectral_norm, weight standardisation, pruning masks, kernels that are summed, a batch norm of a
-weight). Expressions are computed once, in their own dtype, as the network itself would. Owns the memo of
-values; the graph is changed only by materialise().
+weight). Expressions are computed once: in their own dtype, as the network itself would, which is what the files
+hold; and in float64, which is what folds are computed from (exact.py). Owns the memo of values; the graph is
+changed only by materialise().
 """
 
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_arg
 
+from models.export.float64_mode import float64_arithmetic
+from models.export.fold.exact import beyond, exact_value, remainder
 from models.export.fold.graph import aten, is_call, schema_of, value_of
 from models.export.fold.plan import NewConstant, Refused, insert_constant
 
@@ -72,43 +76,51 @@ def _written_storages(gm: fx.GraphModule) -> set[int]:
     return written
 
 
+@dataclass(frozen=True)
+class _Value:
+    """A constant as the network itself computes it, in its own types, and as it is in float64.
+
+    Tensors, or lists of them for calls with several outputs.
+    """
+
+    held: Any
+    exact: Any
+
+
 class Constants:
     """The constants of one graph. value(node) is the tensor, or None when node is not constant."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
         self._written = _written_storages(gm)
-        self._known: dict[fx.Node, Any] = {}
-        # A module converted after its capture (a double copy for the gate) still says float32 in its
-        # metadata.
-        self._live_dtypes: dict[torch.dtype, torch.dtype] = {}
-        for node in gm.graph.find_nodes(op="get_attr"):
-            held = attribute(gm, str(node.target))
-            if isinstance(held, Tensor) and held.is_floating_point() and isinstance(value_of(node), Tensor):
-                self._live_dtypes[value_of(node).dtype] = held.dtype
+        self._known: dict[fx.Node, _Value | None] = {}
 
     def value(self, node: object) -> Tensor | None:
-        """The constant tensor that node always gives, or None."""
+        """The constant tensor that node always gives, exactly (exact.py), or None.
+
+        In float64 where the graph's own type would hold a rounding of it.
+        """
         found = self._lookup(node) if isinstance(node, fx.Node) else None
-        return found if isinstance(found, Tensor) else None
+        if found is None or not isinstance(node, fx.Node):
+            return None
+        exact = self._exact(node)
+        return exact if isinstance(exact, Tensor) else None
 
     def is_constant(self, node: object) -> bool:
         return isinstance(node, fx.Node) and self._lookup(node) is not None
-
-    def dtype_of(self, node: fx.Node) -> torch.dtype:
-        """The dtype that node's value has when the graph runs."""
-        dtype: torch.dtype = value_of(node).dtype
-        return self._live_dtypes.get(dtype, dtype)
-
-    def _live(self, leaf: Any) -> Any:
-        """A dtype that the graph names, as it is when the graph runs."""
-        return self._live_dtypes.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
 
     def optional(self, node: object) -> bool:
         """True for None and for constants: an absent bias is as good as a known one."""
         return node is None or self.is_constant(node)
 
-    def _lookup(self, node: fx.Node) -> Any:
+    def _exact(self, node: fx.Node) -> Any:
+        """The exact value of a node that is known to be constant."""
+        found = self._known[node]
+        assert found is not None, "the caller has seen that it is constant"
+        # Stored constants are read anew each time: to keep what is exact of all of them would be twice the weights.
+        return exact_value(node, found.held) if node.op == "get_attr" else found.exact
+
+    def _lookup(self, node: fx.Node) -> "_Value | None":
         # Iterative over the expression: a long chain of constants must not run into the recursion limit.
         todo = [node]
         while todo:
@@ -136,25 +148,33 @@ class Constants:
         random = torch.Tag.nondeterministic_seeded in target.tags
         return not random and not schema.name.split("::")[-1].startswith(_UNINITIALISED)
 
-    def _compute(self, node: fx.Node) -> Any:
+    def _compute(self, node: fx.Node) -> "_Value | None":
         if node.op == "get_attr":
             held = attribute(self._gm, str(node.target))
             if not isinstance(held, Tensor) or held.untyped_storage().data_ptr() in self._written:
                 return None
-            return held.detach()
+            return _Value(held.detach(), held.detach())
         if not self._might_be_constant(node):
             return None
         inputs = [self._known.get(n) for n in node.all_input_nodes]
-        if any(value is None for value in inputs) or self._grows_too_much(node, inputs):
+        if any(value is None for value in inputs):
             return None
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._known[n])
-        args, kwargs = map_aggregate((args, kwargs), self._live)
-        target: Any = node.target
+        held_of = {n: value.held for n, value in zip(node.all_input_nodes, inputs, strict=True) if value}
+        if self._grows_too_much(node, list(held_of.values())):
+            return None
+        exact_of = {n: self._exact(n) for n in node.all_input_nodes}
         try:
             with torch.no_grad():
-                return target(*args, **kwargs)
+                held = _called(node, held_of)
+                if node.target in _VIEWS and all(exact_of[n] is held_of[n] for n in exact_of):
+                    return _Value(held, held)
+                if node.target in _VIEWS:
+                    return _Value(held, _called(node, exact_of))
+                with float64_arithmetic():
+                    exact = _called(node, {n: _widened(value) for n, value in exact_of.items()})
         except (RuntimeError, NotImplementedError):
             return None  # no kernel for this dtype here: then it stays an expression, and is computed where it runs
+        return _Value(held, exact) if _agree(held, exact) else None
 
     def _grows_too_much(self, node: fx.Node, inputs: list[Any]) -> bool:
         made = value_of(node)
@@ -190,18 +210,46 @@ class Constants:
             if value is None or not node.all_input_nodes or not self._computes(node):
                 continue
             with self._gm.graph.inserting_before(node):
-                made = insert_constant(self._gm, NewConstant(value.clone(), f"{node.name}_computed"))
+                held = self._known[node].held.clone()  # type: ignore[union-attr]  # value() has seen it
+                name = f"{node.name}_computed"
+                made = insert_constant(self._gm, NewConstant(held, name, beyond(value, held)))
             node.replace_all_uses_with(made, delete_user_cb=lambda user: not self.is_constant(user))
         self._gm.graph.eliminate_dead_code()
 
 
+def _called(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
+    target: Any = node.target
+    return target(*args, **kwargs)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_widened(item) for item in value]
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _agree(held: Any, exact: Any) -> bool:
+    """False when an expression has another outcome in float64: a whole number that a rounding decides, an overflow.
+
+    Such an expression is no constant that a fold may build on; it stays in the graph, and each precision computes it.
+    """
+    if isinstance(held, list | tuple):
+        return all(_agree(mine, other) for mine, other in zip(held, exact, strict=True))
+    if not isinstance(held, Tensor):
+        return bool(held == exact)
+    if not held.is_floating_point():
+        return torch.equal(held, exact)
+    return torch.equal(held.isfinite(), exact.isfinite())
+
+
 def rounded(value: Tensor, dtype: torch.dtype, name: str) -> NewConstant:
     """value (float64) rounded once to dtype, as a new constant. Raises Refused when it is not finite there."""
-    held = value.to(dtype).contiguous()
+    held = value.to(dtype, copy=True).contiguous()
     if not bool(held.isfinite().all()):
         word = str(dtype).removeprefix("torch.")
         raise Refused(f"the folded {name} would not be finite in {word}")
-    return NewConstant(held.clone(), name)
+    return NewConstant(held, name, remainder(value, held))
 
 
 def rounded_weight(value: Tensor, dtype: torch.dtype, channel_axis: int, name: str) -> NewConstant:
@@ -211,8 +259,14 @@ def rounded_weight(value: Tensor, dtype: torch.dtype, channel_axis: int, name: s
     a few bits, and the folded answer would be wrong where the unfolded one is right (a tiny gamma in
     float16).
     """
-    largest = value.abs().movedim(channel_axis, 0).flatten(1).amax(1) if value.numel() else value.new_zeros(1)
-    if bool(((largest > 0) & (largest < torch.finfo(dtype).smallest_normal)).any()):
-        word = str(dtype).removeprefix("torch.")
-        raise Refused(f"the folded {name} would lose its precision: it falls below {word}'s normal numbers")
+    if value.numel():
+        others = [axis for axis in range(value.ndim) if axis != channel_axis]
+        largest = torch.maximum(
+            value.amax(others), -value.amin(others)
+        )  # of the magnitudes, without a copy of them
+        if bool(((largest > 0) & (largest < torch.finfo(dtype).smallest_normal)).any()):
+            word = str(dtype).removeprefix("torch.")
+            raise Refused(
+                f"the folded {name} would lose its precision: it falls below {word}'s normal numbers"
+            )
     return rounded(value, dtype, name)

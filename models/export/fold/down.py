@@ -21,6 +21,7 @@ from models.export.fold.up import (
     TRANSPOSED_CONVOLUTIONS,
     is_transposed,
     matmul_operands,
+    not_a_matrix,
     not_constant,
 )
 
@@ -87,17 +88,17 @@ def _conv_moved(site: Site) -> Moved:
         scaled = held * scale.reshape(-1, 1, *spatial)
         taps = (held * shift.reshape(-1, 1, *spatial)).flatten(2).sum(2)
         added = taps.reshape(groups, -1, weight.shape[1]).sum(1).flatten()
-        new = rounded(scaled, weight.dtype, name)
+        new = rounded(scaled, site.dtype("weight"), name)
     else:  # (cout, cin/g, k...): the filters of group j read the channels of group j
         grouped = held.reshape(groups, -1, *weight.shape[1:])
         scaled = (grouped * scale.reshape(groups, 1, -1, *spatial)).flatten(0, 1)
         added = (grouped * shift.reshape(groups, 1, -1, *spatial)).flatten(2).sum(2).flatten()
-        new = rounded_weight(scaled, weight.dtype, 0, name)
-    return Moved((site.rewrite(weight=new, bias=_plus(site, bias, added, weight.dtype)),))
+        new = rounded_weight(scaled, site.dtype("weight"), 0, name)
+    return Moved((site.rewrite(weight=new, bias=_plus(site, bias, added, site.dtype("weight"))),))
 
 
 def _linear_why_not(site: Site) -> str | None:
-    reason = only_as(site, "input") or not_constant(site, "weight", "bias")
+    reason = only_as(site, "input") or not_constant(site, "weight", "bias") or not_a_matrix(site)
     return reason or site.wrong_axis(rank_of(site.node("input")) - 1)
 
 
@@ -105,8 +106,8 @@ def _linear_moved(site: Site) -> Moved:
     weight, bias = site.weight("weight"), site.optional_weight("bias")
     scale, shift = site.along(-1, site.node("input"))
     held = weight.double()
-    new = rounded_weight(held * scale, weight.dtype, 0, f"{site.call.name}_weight")
-    return Moved((site.rewrite(weight=new, bias=_plus(site, bias, held @ shift, weight.dtype)),))
+    new = rounded_weight(held * scale, site.dtype("weight"), 0, f"{site.call.name}_weight")
+    return Moved((site.rewrite(weight=new, bias=_plus(site, bias, held @ shift, site.dtype("weight"))),))
 
 
 def _addmm_why_not(site: Site) -> str | None:
@@ -120,8 +121,8 @@ def _addmm_moved(site: Site) -> Moved:
     weight, bias = site.weight("mat2"), site.weight("self")
     scale, shift = site.along(-1, site.node("mat1"))
     held = weight.double()
-    new = rounded_weight(held * scale.reshape(-1, 1), weight.dtype, 1, f"{site.call.name}_weight")
-    added = rounded(bias.double() + shift @ held, bias.dtype, f"{site.call.name}_bias")
+    new = rounded_weight(held * scale.reshape(-1, 1), site.dtype("mat2"), 1, f"{site.call.name}_weight")
+    added = rounded(bias.double() + shift @ held, site.dtype("self"), f"{site.call.name}_bias")
     return Moved((site.rewrite(self=added, mat2=new),))
 
 
@@ -142,10 +143,10 @@ def _matmul_moved(site: Site) -> Moved:
     scale, shift = site.along(-1, site.node(left))
     held, name = weight.double(), f"{site.call.name}_weight"
     scaled = held * scale.reshape(-1, 1)
-    added = _plus(site, None, shift @ held, weight.dtype)
+    added = _plus(site, None, shift @ held, site.dtype(right))
     if added is None:
-        return Moved((site.rewrite(**{right: rounded_weight(scaled, weight.dtype, 1, name)}),))
-    new = rounded_weight(scaled.t(), weight.dtype, 0, name)
+        return Moved((site.rewrite(**{right: rounded_weight(scaled, site.dtype(right), 1, name)}),))
+    new = rounded_weight(scaled.t(), site.dtype(right), 0, name)
     return Moved((site.rewrite(aten.linear.default, input=site.node(left), weight=new, bias=added),))
 
 
@@ -161,12 +162,13 @@ def _batch_norm_moved(site: Site) -> Moved:
     own_scale, own_shift = (tensor.reshape(-1).expand(mean.numel()) for tensor in (own.scale, own.shift))
     scale, shift = site.along(1, site.node("input"))
     gamma = site.optional_weight("weight")
+    dtype = site.dtype("running_mean" if gamma is None else "weight")
     gamma = torch.ones_like(mean) if gamma is None else gamma
     # own(scale * x + shift) = own_scale * scale * (x - mean) + beta', as the call computes it with gamma' =
     # gamma * scale.
     beta = own_scale * shift + own_shift + own_scale * scale * mean.double()
-    weight = rounded(gamma.double() * scale, gamma.dtype, f"{site.call.name}_weight")
-    bias = rounded(beta, gamma.dtype, f"{site.call.name}_bias")
+    weight = rounded(gamma.double() * scale, dtype, f"{site.call.name}_weight")
+    bias = rounded(beta, dtype, f"{site.call.name}_bias")
     return Moved((site.rewrite(weight=weight, bias=bias),))
 
 

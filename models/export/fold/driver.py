@@ -58,7 +58,8 @@ def fold_batch_norms(gm: fx.GraphModule) -> FoldReport:
     gm is an unlifted graph of aten calls (torch.export, run_decompositions({}), module()): parameters and
     buffers are get_attr nodes, node.meta["val"] has the symbolic shapes. Any floating dtype. New weights are
     new buffers; existing tensors are never written to, and those that nothing reads any more are removed from
-    gm. Folded weights are computed in float64 and rounded once. A second call changes nothing.
+    gm. Folded weights are computed in float64 and rounded once; what rounding took away stays with their nodes
+    until exact.forget, so that gm can be proved in float64 (float64_graph.py). A second call changes nothing.
     """
     with torch.no_grad():
         gm.graph.eliminate_dead_code()
@@ -175,7 +176,8 @@ def _remove_unread_tensors(gm: fx.GraphModule) -> None:
     """Delete the parameters and buffers of gm that no get_attr node names."""
     read = {str(node.target) for node in gm.graph.find_nodes(op="get_attr")}
     for name in [name for name, _ in (*gm.named_parameters(), *gm.named_buffers())]:
-        inside_subgraph = any(name.startswith(f"{target}.") for target in read)
-        if name not in read and not inside_subgraph:
+        # A subgraph is read by the path of its module: then all that it holds is.
+        paths = (name[:end] for end, letter in enumerate(f"{name}.") if letter == ".")
+        if not any(path in read for path in paths):
             owner, _, leaf = name.rpartition(".")
             delattr(gm.get_submodule(owner), leaf)

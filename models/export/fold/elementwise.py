@@ -139,7 +139,7 @@ def _shift_kept(site: Site, source: fx.Node, own: Affine) -> Step:
     """a * (x + d) + c = a * x + (a * d + c): the constant takes the shift, what is before only the scale."""
     constant = rounded(
         site.affine.scale * own.shift + site.affine.shift,
-        site.constants.dtype_of(site.call),
+        dtype_of(site.call),
         f"{site.call.name}_shift",
     )
     demand = Demand(
@@ -150,9 +150,7 @@ def _shift_kept(site: Site, source: fx.Node, own: Affine) -> Step:
 
 def _scale_kept(site: Site, source: fx.Node, own: Affine) -> Step:
     """a * (k * x) = (a * k) * x: the constant takes the scale, and nothing is asked of what is before."""
-    constant = rounded(
-        site.affine.scale * own.scale, site.constants.dtype_of(site.call), f"{site.call.name}_scale"
-    )
+    constant = rounded(site.affine.scale * own.scale, dtype_of(site.call), f"{site.call.name}_scale")
     return Step((site.rewrite(aten.mul.Tensor, self=source, other=constant),))
 
 
@@ -260,7 +258,7 @@ def _constant_moved(site: Site, source: fx.Node, own: Affine) -> Moved:
     if fits:
         name = f"{call.name}_shift" if adds else f"{call.name}_scale"
         target: Any = aten.add.Tensor if adds else aten.mul.Tensor
-        constant = rounded(both.shift if adds else both.scale, site.constants.dtype_of(call), name)
+        constant = rounded(both.shift if adds else both.scale, dtype_of(call), name)
         changes: dict[str, Any] = {"self": source, "other": constant} | ({"alpha": 1} if adds else {})
         return Moved((site.rewrite(target, **changes),))
     return Moved((Bypass(call, source),), {None: both})

@@ -72,9 +72,11 @@ def _shuffled(site: Site) -> tuple[int, torch.Tensor]:
     if target is aten.flip.default:
         return axis, index.flip(0)
     if target is aten.roll.default:
-        if not isinstance(values["shifts"][dims.index(axis)], int):
+        # A dim may be named twice, and is then rolled twice.
+        shifts = [shift for dim, shift in zip(dims, values["shifts"], strict=True) if dim == axis]
+        if not all(isinstance(shift, int) for shift in shifts):
             raise Refused(f"{describe(site.call)} rolls by a dynamic number")
-        return axis, index.roll(values["shifts"][dims.index(axis)])
+        return axis, index.roll(sum(shifts))
     if target is aten.index_select.default:
         chosen = site.constants.value(values["index"])
         if chosen is None:

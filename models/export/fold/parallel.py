@@ -127,9 +127,9 @@ def _merged(candidate: Candidate, term: _Term, constants: Constants) -> Edit:
     middle = tuple(size // 2 for size in weight.shape[2:])
     for channel in range(weight.shape[0]):
         taps[(channel, channel % weight.shape[1], *middle)] += term.ratio * scale[channel]
-    new_weight = rounded_weight(taps, weight.dtype, 0, f"{call.name}_weight")
+    new_weight = rounded_weight(taps, site.dtype("weight"), 0, f"{call.name}_weight")
     moved = term.ratio * shift if bias is None else bias.double() + term.ratio * shift
-    return site.rewrite(weight=new_weight, bias=rounded(moved, weight.dtype, f"{call.name}_bias"))
+    return site.rewrite(weight=new_weight, bias=rounded(moved, site.dtype("weight"), f"{call.name}_bias"))
 
 
 def _conv_why_not(site: Site, source: fx.Node) -> str | None:

@@ -17,6 +17,8 @@ from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.fx.node import map_aggregate
 
+from models.export.fold.exact import Lost, keep
+
 
 class Refused(Exception):
     """A fold that would not be exact, or not possible; str() is the reason that the report lists."""
@@ -24,10 +26,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True, eq=False)
 class NewConstant:
-    """A tensor to be stored in the graph module; name is the stem of its buffer's name."""
+    """A tensor to be stored in the graph module; name is the stem of its buffer's name.
+
+    lost: what value, a rounded number, has lost (exact.py); None for nothing.
+    """
 
     value: Tensor
     name: str
+    lost: Lost | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +153,7 @@ def insert_constant(gm: fx.GraphModule, constant: NewConstant) -> fx.Node:
     gm.register_buffer(name, constant.value)
     node = gm.graph.get_attr(name)
     node.meta["val"] = _fake(gm, constant.value)
+    keep(node, constant.lost)
     return node
 
 

@@ -6,7 +6,7 @@ The hidden state is not touched. DeepSpeech 2 puts a norm before each of its rec
 """
 
 from models.export.fold.constants import rounded, rounded_weight
-from models.export.fold.graph import aten, describe, rank_of
+from models.export.fold.graph import aten, describe, dtype_of, rank_of
 from models.export.fold.rules import DownRule, Moved, Site
 
 _RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
@@ -40,11 +40,12 @@ def _moved(site: Site) -> Moved:
         weight = site.constants.value(params[place])
         assert weight is not None, "why_not has seen that it is constant"
         held, name = weight.double(), f"{site.call.name}_weight_{direction}"
-        params[place] = rounded_weight(held * scale, weight.dtype, 0, name)
+        params[place] = rounded_weight(held * scale, dtype_of(values["params"][place]), 0, name)
         bias = site.constants.value(params[place + 2]) if values["has_biases"] else None
         if bias is not None:
             moved = bias.double() + held @ shift
-            params[place + 2] = rounded(moved, bias.dtype, f"{site.call.name}_bias_{direction}")
+            label = f"{site.call.name}_bias_{direction}"
+            params[place + 2] = rounded(moved, dtype_of(values["params"][place + 2]), label)
     return Moved((site.rewrite(params=params),))
 
 

@@ -16,7 +16,7 @@ from torch import fx
 
 from models.export.fold.affine import Affine
 from models.export.fold.constants import Constants
-from models.export.fold.graph import arguments, call_arguments, describe, rank_of, shape_of, static
+from models.export.fold.graph import arguments, call_arguments, describe, dtype_of, rank_of, shape_of, static
 from models.export.fold.plan import Edit, Refused, Rewrite
 
 
@@ -73,7 +73,7 @@ class Site:
         return found
 
     def weight(self, name: str) -> torch.Tensor:
-        """The constant called name, in its own dtype. why_not has seen that it is one."""
+        """The constant called name, exactly (Constants.value). why_not has seen that it is one."""
         found = self.constants.value(self.arguments[name])
         if found is None:
             raise Refused(f"the {name} of {describe(self.call)} is not a constant")
@@ -81,6 +81,10 @@ class Site:
 
     def optional_weight(self, name: str) -> torch.Tensor | None:
         return None if self.arguments.get(name) is None else self.weight(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that the graph has the argument called name in, which new constants in its place are rounded to."""
+        return dtype_of(self.node(name))
 
     def rewrite(self, target: Any = None, /, **changes: Any) -> Rewrite:
         """The same call (or one of target) with some arguments changed."""

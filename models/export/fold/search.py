@@ -48,7 +48,7 @@ class Search:
         if held is not None and held.is_floating_point() and demand.reader is not None:
             if uses(demand.reader, value) != 1:
                 raise Refused(f"{describe(demand.reader)} takes {describe(value)} twice")
-            new = rounded(affine.scale * held.double() + affine.shift, held.dtype, value.name)
+            new = rounded(affine.scale * held.double() + affine.shift, dtype_of(value), value.name)
             return plan.plus([Substitute(demand.reader, value, new)])
         self._check_readers(demand)
         call, output = producer_of(value)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from models.export.fold.constants import rounded, rounded_weight
-from models.export.fold.graph import aten, describe, parts, rank_of
+from models.export.fold.graph import aten, describe, dtype_of, parts, rank_of
 from models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
 from models.export.fold.plan import Bypass, Refused
 from models.export.fold.rules import Demand, Site, Step, UpRule
@@ -43,6 +43,13 @@ def not_constant(site: Site, *names: str) -> str | None:
     for name in names:
         if not site.constants.optional(site.arguments.get(name)):
             return f"the {name} of {describe(site.call)} is not a constant"
+    return None
+
+
+def not_a_matrix(site: Site) -> str | None:
+    """The reason when the weight of a linear call is a vector: its output then has no axis of features."""
+    if site.weight("weight").ndim != 2:
+        return f"the weight of {describe(site.call)} is not a matrix"
     return None
 
 
@@ -73,13 +80,17 @@ def _conv_steps(site: Site) -> list[Step]:
         scaled = (held * scale.reshape(groups, 1, -1, *spatial)).flatten(0, 1)
         filters = scaled.reshape(held.shape).transpose(1, 2).flatten(0, 1)
         rounded_weight(
-            filters, weight.dtype, 0, f"{site.call.name}_weight"
+            filters, site.dtype("weight"), 0, f"{site.call.name}_weight"
         )  # refuses what underflows, per filter
-        new = rounded(scaled, weight.dtype, f"{site.call.name}_weight")
+        new = rounded(scaled, site.dtype("weight"), f"{site.call.name}_weight")
     else:
-        scaled = weight.double() * scale.reshape(-1, 1, *spatial)
-        new = rounded_weight(scaled, weight.dtype, 0, f"{site.call.name}_weight")
-    return [Step((site.rewrite(weight=new, bias=_scaled_shifted(site, bias, scale, shift, weight.dtype)),))]
+        scaled = weight * scale.reshape(-1, 1, *spatial)  # float64, as scale is
+        new = rounded_weight(scaled, site.dtype("weight"), 0, f"{site.call.name}_weight")
+    return [
+        Step(
+            (site.rewrite(weight=new, bias=_scaled_shifted(site, bias, scale, shift, site.dtype("weight"))),)
+        )
+    ]
 
 
 def _conv_why_not(site: Site) -> str | None:
@@ -93,17 +104,18 @@ def _last_axis(site: Site) -> str | None:
 
 
 def _linear_why_not(site: Site) -> str | None:
-    reason = not_constant(site, "weight", "bias")
-    if reason is None and site.weight("weight").ndim != 2:
-        return f"the weight of {describe(site.call)} is not a matrix"
-    return reason or _last_axis(site)
+    return not_constant(site, "weight", "bias") or not_a_matrix(site) or _last_axis(site)
 
 
 def _linear_steps(site: Site) -> list[Step]:
     weight, bias = site.weight("weight"), site.optional_weight("bias")
     scale, shift = site.along(-1, site.call)
-    new = rounded_weight(weight.double() * scale.reshape(-1, 1), weight.dtype, 0, f"{site.call.name}_weight")
-    return [Step((site.rewrite(weight=new, bias=_scaled_shifted(site, bias, scale, shift, weight.dtype)),))]
+    new = rounded_weight(weight * scale.reshape(-1, 1), site.dtype("weight"), 0, f"{site.call.name}_weight")
+    return [
+        Step(
+            (site.rewrite(weight=new, bias=_scaled_shifted(site, bias, scale, shift, site.dtype("weight"))),)
+        )
+    ]
 
 
 def _addmm_why_not(site: Site) -> str | None:
@@ -115,8 +127,8 @@ def _addmm_why_not(site: Site) -> str | None:
 def _addmm_steps(site: Site) -> list[Step]:
     weight, bias = site.weight("mat2"), site.weight("self")
     scale, shift = site.along(-1, site.call)
-    new_weight = rounded_weight(weight.double() * scale, weight.dtype, 1, f"{site.call.name}_weight")
-    new_bias = rounded(bias.double() * scale + shift, bias.dtype, f"{site.call.name}_bias")
+    new_weight = rounded_weight(weight.double() * scale, site.dtype("mat2"), 1, f"{site.call.name}_weight")
+    new_bias = rounded(bias.double() * scale + shift, site.dtype("self"), f"{site.call.name}_bias")
     return [Step((site.rewrite(self=new_bias, mat2=new_weight),))]
 
 
@@ -145,21 +157,21 @@ def _matmul_steps(site: Site) -> list[Step]:
         scale, shift = site.along(-2, site.call)
         if bool((shift != 0).any()):
             raise Refused(f"{describe(site.call)} has no bias to take the norm's shift")
-        new = rounded_weight(weight.double() * scale.reshape(-1, 1), weight.dtype, 0, name)
+        new = rounded_weight(weight.double() * scale.reshape(-1, 1), site.dtype(left), 0, name)
         return [Step((site.rewrite(**{left: new}),))]
     scale, shift = site.along(-1, site.call)
     if not bool((shift != 0).any()):
-        new = rounded_weight(weight.double() * scale, weight.dtype, 1, name)
+        new = rounded_weight(weight.double() * scale, site.dtype(right), 1, name)
         return [Step((site.rewrite(**{right: new}),))]
-    new = rounded_weight((weight.double() * scale).t(), weight.dtype, 0, name)
-    bias = rounded(shift, weight.dtype, f"{site.call.name}_bias")
+    new = rounded_weight((weight.double() * scale).t(), site.dtype(right), 0, name)
+    bias = rounded(shift, site.dtype(right), f"{site.call.name}_bias")
     return [Step((site.rewrite(aten.linear.default, input=site.node(left), weight=new, bias=bias),))]
 
 
 def _embedding_steps(site: Site) -> list[Step]:
     table = site.weight("weight")
     scale, shift = site.along(-1, site.call)
-    new = rounded(table.double() * scale + shift, table.dtype, f"{site.call.name}_weight")
+    new = rounded(table.double() * scale + shift, site.dtype("weight"), f"{site.call.name}_weight")
     return [Step((site.rewrite(weight=new),))]
 
 
@@ -167,8 +179,8 @@ def _gamma_beta(site: Site, shape: tuple[int, ...], scale: Tensor, shift: Tensor
     """The call with gamma * scale and beta * scale + shift, made where they were absent."""
     weight = site.optional_weight("weight")
     bias = site.optional_weight("bias") if beta else None
-    held = weight if weight is not None else bias
-    dtype = held.dtype if held is not None else site.constants.dtype_of(site.value)
+    given = "weight" if weight is not None else "bias" if bias is not None else None
+    dtype = site.dtype(given) if given else dtype_of(site.value)
     gamma = scale if weight is None else weight.double() * scale
     changes = {"weight": rounded(gamma.expand(shape), dtype, f"{site.call.name}_weight")}
     if beta:

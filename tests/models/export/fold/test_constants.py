@@ -121,6 +121,23 @@ def test_random_numbers_are_no_constant():
     assert not constants.is_constant(random)
 
 
+def test_whole_number_that_a_rounding_decides_is_no_constant():
+    """0.1 + 0.2 in float32 is 0.3 rounded up, in float64 more than 0.3: the two precisions pick other channels."""
+    net = Net(
+        lambda net, x: net.norm(
+            net.a(x)[:, ((net.tenths[0] + net.tenths[1]) * 10).ceil().long().reshape(1) - torch.tensor([3])]
+        ),
+        a=conv(),
+        norm=nn.BatchNorm2d(1),
+        tenths=nn.Parameter(torch.tensor([0.1, 0.2])),
+    )
+    graph = capture(net.eval(), images())
+    index = next(node for node in graph.graph.nodes if str(node.target).startswith("aten.ceil"))
+    user = next(iter(index.users))
+    assert Constants(graph).value(index) is not None  # a float is as exact as its type
+    assert Constants(graph).value(user) is None
+
+
 def test_buffer_that_the_graph_writes_to_is_no_constant():
     def forward(net, x):
         net.count.add_(1.0)

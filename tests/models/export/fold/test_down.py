@@ -77,6 +77,15 @@ def test_norm_on_axis_one_stays_before_a_linear_layer_on_axis_two():
     assert_stays(module, sequences(6, 6), "linear has its features on axis 2, the norm acts on axis 1")
 
 
+def test_norm_stays_before_a_linear_layer_whose_weight_is_a_vector():
+    net = Net(
+        lambda net, x: nn.functional.linear(net.norm(x), net.weight)[:, None],
+        norm=nn.BatchNorm1d(6),
+        weight=nn.Parameter(torch.randn(6)),
+    )
+    assert_stays(net, vectors(6), "is not a matrix")
+
+
 def test_norm_folds_into_a_product_with_a_constant_matrix():
     for forward in (
         lambda net, x: net.norm(x.sigmoid()) @ net.matrix,

@@ -215,16 +215,6 @@ def test_float32_folds_within_float32_rounding():
     assert float((wanted - got).abs().max()) < 1e-5
 
 
-def test_graph_converted_to_float64_after_its_capture_folds_in_float64():
-    """The gate folds a double copy, whose metadata still says float32."""
-    module = randomise_norms(chain(nn.GroupNorm(2, 4, affine=False), nn.BatchNorm2d(4), nn.Sigmoid())).eval()
-    graph = capture(module, images()).double()
-    assert fold_batch_norms(graph).left == ()
-    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
-    with torch.no_grad():
-        assert float((module.double()(x) - graph(x)).abs().max()) < 1e-12
-
-
 def test_norm_inside_a_branch_of_control_flow_is_reported():
     def forward(net, x):
         return torch.cond(x.sum() > 0, lambda y: net.norm(net.a(y)), lambda y: net.a(y) * 2, (x,))

@@ -64,6 +64,12 @@ MOVES = {
     "unsqueeze": (nn.Linear(4, 6), Net(lambda net, x: x[:, :, None]), nn.BatchNorm1d(6), vectors()),
     "flip of the channels": (conv(), Net(lambda net, x: x.flip(1)), nn.BatchNorm2d(4), images()),
     "roll of the channels": (conv(), Net(lambda net, x: x.roll(1, 1)), nn.BatchNorm2d(4), images()),
+    "roll of a dim that is named twice": (
+        conv(),
+        Net(lambda net, x: x.roll((1, 2, 2), (1, -3, 3))),
+        nn.BatchNorm2d(4),
+        images(),
+    ),
     "roll of the pixels": (conv(), Net(lambda net, x: x.roll((1, 2), (2, 3))), nn.BatchNorm2d(4), images()),
     "expand over pixels": (
         conv(4, 6, 6),

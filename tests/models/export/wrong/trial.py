@@ -96,10 +96,10 @@ class Trial:
 
     def onnx(self, most: int) -> list[Verdict]:
         """Every fault of in_onnx.py at `most` places of each kind; none where there is no ONNX file."""
-        model = self._job.onnx_model
-        if model is None:
-            return []
         path = self._job.folder / "model.onnx"
+        if not path.exists():
+            return []
+        model = onnx.load(path)
         right: tuple[Tensor, ...] | None = None
         verdicts = []
         for kind, place, make in in_onnx.faults(model, most):
