@@ -50,6 +50,14 @@ class NotCapturable(ExportError):
     """torch.export cannot capture the network (for example, control flow that depends on values)."""
 
 
+class FormNotWritten(NotCapturable):
+    """One of the two files cannot be written, loaded or run; the message is the reason alone: the other one may do."""
+
+
+class FormNotUsable(ExportError):
+    """The one file asked for is none that we write, or does not go with another setting."""
+
+
 class PrecisionNotUsable(ExportError):
     """The precision asked for is none that we write, or does not go with another setting."""
 

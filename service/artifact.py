@@ -14,7 +14,7 @@ from typing import Any, Final
 from service.backends import BACKENDS, LoadError
 from service.documents import shown
 from service.errors import ConfigError
-from service.file_sums import EXPORT, START, Sums, check_files, sums_now
+from service.file_sums import EXPORT, START, Sums, check_files, check_model, sums_now
 from service.manifest import MANIFEST, read_manifest
 from service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
 from service.signature import ONE_BY_ONE, Signature
@@ -24,8 +24,8 @@ REFERENCE: Final = "reference.npz"
 log = logging.getLogger(__name__)
 
 _SHOWN: Final = (
-    "created", "source", "dims", "narrowed", "opset", "precision", "kept_fp32", "converted_weights", "fixed_inputs",
-    "left_out", "parameter_count", "memory", "fold", "parity", "tool_versions", "image", "labels",
+    "created", "source", "dims", "narrowed", "opset", "not_written", "precision", "kept_fp32", "converted_weights",
+    "fixed_inputs", "left_out", "parameter_count", "memory", "fold", "parity", "tool_versions", "image", "labels",
 )  # fmt: skip
 """What of the manifest GET /info shows."""
 
@@ -83,14 +83,12 @@ class Artifact:
         """What is not as it was exported, or found by the server, of what is about to be loaded, and the mend; "" when
         nothing is."""
         if self.manifest:
-            expected = {self.file.name: self.manifest["files"][self.file.name]}
-            origin, mend = EXPORT, "export the model again, or restore the file"
+            checks = check_model(self.folder, self.file, self.manifest["files"], EXPORT)
+            mend = "export the model again, or restore the file"
         else:
-            expected = dict(self.found)
-            origin = START
+            checks = check_files(self.folder, self.found, START)
             mend = "restart the server to serve what is there now, or restore the file"
-        problems = (check.problem for check in check_files(self.folder, expected, origin) if check.problem)
-        return next((f"{problem}; {mend}" for problem in problems), "")
+        return next((f"{check.problem}; {mend}" for check in checks if check.problem), "")
 
     def summary(self) -> dict[str, Any]:
         """The part of the manifest that GET /info shows."""
@@ -107,7 +105,7 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
             f"{MANIFEST} of {where} is of {shown(manifest['name'])}, version {shown(manifest['version'])}; "
             "expected the folder's names: move the folder, or export again with --name and --version"
         )
-    file = _model_file(folder, where, config.backend)
+    file = _model_file(folder, where, config.backend, manifest)
     backend = config.backend or next(
         name for name, row in BACKENDS.items() if Path(row.file).suffix == file.suffix
     )
@@ -153,7 +151,7 @@ def _check_covers(manifest: Mapping[str, Any], file: Path, backend: str, where: 
         )
 
 
-def _model_file(folder: Path, where: str, backend: str | None) -> Path:
+def _model_file(folder: Path, where: str, backend: str | None, manifest: Mapping[str, Any]) -> Path:
     """The file to serve: the backend's own name, or the only file with its ending."""
     rows = [BACKENDS[backend]] if backend else list(BACKENDS.values())
     for row in rows:
@@ -164,6 +162,12 @@ def _model_file(folder: Path, where: str, backend: str | None) -> Path:
         others = sorted(path for path in folder.glob(f"*{named.suffix}") if path.is_file())
         if len(others) == 1:
             return others[0]
+    for missing in manifest.get("not_written", ()):
+        if backend and missing["file"] == rows[0].file:
+            raise ConfigError(
+                f"{where} holds no {missing['file']}, which the export did not write: {missing['reason']}; "
+                f"expected the file that `backend: {backend}` runs: leave `backend` out of config.yaml"
+            )
     names = " or ".join(row.file for row in rows)
     raise ConfigError(
         f"{where} holds no {names}; expected one: export the model into the repository, or change `backend` in "

@@ -65,19 +65,37 @@ def _check(folder: Path, name: str, expected: Mapping[str, Any], origin: Origin)
     return FileCheck(name, size, "")
 
 
+def check_model(folder: Path, file: Path, sums: Sums, origin: Origin) -> Iterator[FileCheck]:
+    """Compare a model's file, and those that it takes its weights from, which must all be among sums."""
+    check = _check(folder, file.name, sums[file.name], origin)
+    yield check
+    if check.problem:
+        return
+    try:
+        names = sorted(weight_files(file))
+    except OSError as error:
+        yield FileCheck(file.name, check.size_bytes, f"{file} cannot be read: {error}")
+        return
+    for name in names:
+        if name in sums:
+            yield _check(folder, name, sums[name], origin)
+        else:
+            problem = f"{file} takes weights from {name[:200]!r}, of which {origin.says} nothing"
+            yield FileCheck(name, 0, problem)
+
+
 def sums_now(folder: Path, file: Path) -> Sums:
     """Of a model's file, and of those in its folder that it takes its weights from. Raises: OSError."""
-    names = {file.name} | (_named_in(file) if file.suffix == ".onnx" else set())
     return {
         name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-        for name in sorted(names)
+        for name in sorted({file.name} | weight_files(file))
         if (folder / name).is_file()
     }
 
 
-def _named_in(file: Path) -> set[str]:
-    """The files in which an ONNX file says that tensors lie."""
-    if not file.stat().st_size:
+def weight_files(file: Path) -> set[str]:
+    """The files beside its own in which an ONNX file says that tensors lie; none for other files. Raises: OSError."""
+    if file.suffix != ".onnx" or not file.stat().st_size:
         return set()
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         places = ((found.end(), found[1]) for found in _LOCATION.finditer(content))

@@ -9,7 +9,7 @@ from typing import Any, Final, TextIO
 
 from service.artifact import Artifact, read_artifact
 from service.errors import ConfigError
-from service.file_sums import EXPORT, FileCheck, check_files
+from service.file_sums import EXPORT, FileCheck, check_files, check_model
 from service.model_config import read_model_config
 from service.pictures import PictureInput
 from service.repository import CONFIG, VERSION_NAME, has_model_file
@@ -42,13 +42,23 @@ def inspect(target: Path, out: TextIO) -> int:
             for problem in error.problems:
                 print(f"  {problem}", file=out)
             continue
-        checks = list(check_files(folder, artifact.manifest.get("files", {}), EXPORT))
+        checks = _checks(artifact)
         for line in describe(artifact, checks):
             print(line, file=out)
         damaged += any(check.problem for check in checks)
     if damaged:
         print(f"{damaged} of {len(folders)} versions have problems", file=out)
     return 1 if damaged else 0
+
+
+def _checks(artifact: Artifact) -> list[FileCheck]:
+    """Of every file that the manifest names, and of those that it should name."""
+    files = artifact.manifest.get("files", {})
+    if not files:
+        return []
+    checks = list(check_model(artifact.folder, artifact.file, files, EXPORT))
+    others = {name: files[name] for name in files if name not in {check.name for check in checks}}
+    return [*checks, *check_files(artifact.folder, others, EXPORT)]
 
 
 def version_folders(target: Path) -> Iterator[Path]:
@@ -99,8 +109,9 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
     yield from _dim_lines(artifact)
     yield from _fold_lines(manifest.get("fold"))
     yield from _parity_lines(manifest.get("parity"))
+    yield from _missing_lines(manifest)
     for check in checks:
-        digest = str(manifest["files"][check.name].get("sha256", ""))[:_DIGEST_CHARS]
+        digest = str(manifest["files"].get(check.name, {}).get("sha256", "?"))[:_DIGEST_CHARS]
         state = f"DAMAGED: {check.problem}" if check.problem else "ok"
         yield f"  file     {check.name}  {_size(check.size_bytes)}  sha256 {digest}...  {state}"
     tools = manifest.get("tool_versions")
@@ -118,6 +129,11 @@ def _dim_lines(artifact: Artifact) -> Iterator[str]:
                 yield f"  dim      {name}: {allowed}{links.get(name, '')}"
     for one in artifact.manifest.get("narrowed", ()):
         yield f"           narrowed {one['dim']}: {one['reason']}"
+
+
+def _missing_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    for missing in manifest.get("not_written", ()):
+        yield f"  no file  {missing['file']}: {missing['reason']}"
 
 
 def _opset(manifest: Mapping[str, Any]) -> str:

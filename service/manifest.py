@@ -178,6 +178,7 @@ _KEYS: Final[Mapping[str, Check]] = {
     "dims": _mapping(_DIM),
     "narrowed": _list(_record({"dim": _text, "reason": _text})),
     "opset": _or_none(_whole(1)),
+    "not_written": _list(_record({"file": _text, "reason": _text})),
     "precision": _text,
     "kept_fp32": _PLACES,
     "converted_weights": _list(_text),

@@ -7,7 +7,7 @@
  4. fold/                         batch norms into the weights around them, proved in float64
  5. precision.py, mixed.py,       fp16 or bf16 where asked for: which operators, and the casts between them
     convert.py
- 6. to_torchscript.py, to_onnx.py both files from that graph
+ 6. to_torchscript.py, to_onnx.py both files from that graph, or one: forms.py
  7. verify.py, difference.py      both files against the eager answers; first_difference.py names the guilty
     layer
  8. memory.py, manifest.py,       bytes of weights and of a row; manifest.json and reference.npz; renamed into

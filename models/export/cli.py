@@ -104,6 +104,11 @@ class ExportCommand:
             "TorchScript file alone (default: fp32)",
         )
         parser.add_argument(
+            "--only",
+            metavar="torchscript|onnx",
+            help="write and prove that file alone (default: both, or the one that can be written)",
+        )
+        parser.add_argument(
             "--tolerance",
             metavar="[OUTPUT=]NUMBER",
             action="append",
@@ -154,6 +159,10 @@ def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
             )
             return 2
         raise
+    if args.only is None:
+        for missing in result.report.get("not_written", ()):
+            text = f"{missing['file']} was NOT written, the other file alone was: {missing['reason']}"
+            print(f"foldserve export: {text}", file=sys.stderr)
     print(table(result))
     return 0
 
@@ -219,6 +228,7 @@ def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) ->
         max_batch_size=DEFAULT_MAX_BATCH_SIZE if args.max_batch_size is None else args.max_batch_size,
         opset=args.opset,
         precision=args.precision,
+        only=args.only,
         labels=target.labels if labels is None else labels,
         all_sizes=args.all_sizes,
         tolerance=tolerance_from(args.tolerance),
@@ -251,8 +261,8 @@ def table(result: "ExportResult") -> str:
             for word in report.get("converted_weights", ())
         ),
         *(("", f"in fp32: {kept['where']}: {kept['reason']}") for kept in report["kept_fp32"]),
-        ("TorchScript", _parity(report["parity"]["torchscript"])),
-        ("ONNX", _onnx(report)),
+        ("TorchScript", _form(report, "torchscript", "model.pt")),
+        ("ONNX", _form(report, "onnx", "model.onnx")),
         *(("warning", text) for text in report.get("warnings", ())),
         *(("", note) for note in _notes(report["parity"])),
         ("memory", _memory(report["memory"])),
@@ -263,10 +273,12 @@ def table(result: "ExportResult") -> str:
     return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
 
 
-def _onnx(report: Mapping[str, Any]) -> str:
-    if "onnx" in report["parity"]:
-        return f"{_parity(report['parity']['onnx'])}, opset {report['opset']}"
-    return f"no file: ONNX Runtime's CPU provider has no {report['precision']} kernels, so it could not be compared"
+def _form(report: Mapping[str, Any], form: str, file: str) -> str:
+    reasons = {missing["file"]: missing["reason"] for missing in report.get("not_written", ())}
+    if file in reasons:
+        return f"no file: {reasons[file]}"
+    opset = f", opset {report['opset']}" if form == "onnx" else ""
+    return f"{_parity(report['parity'][form])}{opset}"
 
 
 def _picture(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,11 @@ weights, and both can be looked at by themselves:
     TorchScript   run in float64; each weight that is one of the network's, rounded, has its own value back
                   → agrees with the eager network as a float32 file does
     ONNX          its 16-bit types replaced by float32
-                  → agrees as a float32 file does with the TorchScript file, run in float64 with its rounded weights
+                  → agrees as a float32 file does with the graph that both files are written from, run in float64
+                    with its rounded weights
+
+That graph is the network's: the TorchScript file shows it, or where there is none the graph itself, its weights too
+with their own values back.
 
 What the rounding costs is measured with the files as they are (verify.py).
 """
@@ -17,9 +21,11 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
-from torch import Tensor
+from torch import Tensor, fx
 
 from models.export.float64_mode import float64_arithmetic, widened
+from models.export.graph_copy import copied
+from models.export.onnx_stream import without_weights
 from models.export.to_torchscript import load_torchscript, run_torchscript
 
 Types = Mapping[int, int]
@@ -55,6 +61,18 @@ def torchscript_in_float64(path: Path, weights: Sequence[Tensor] = ()) -> Runner
     return run
 
 
+def with_own_weights(graph_module: fx.GraphModule, weights: Sequence[Tensor]) -> fx.GraphModule:
+    """A copy of graph_module in which each 16-bit weight that is one of weights, rounded, has its own value back."""
+    duplicate = copied(graph_module)
+    own = _by_rounded(weights)
+    for name, buffer in list(duplicate.named_buffers()):
+        original = own.get(_key(buffer)) if buffer.dtype in _LOWER else None
+        if original is not None:
+            owner, _, attribute = name.rpartition(".")
+            duplicate.get_submodule(owner).register_buffer(attribute, original)
+    return duplicate
+
+
 def onnx_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of model with float32 wherever it has a 16-bit float type."""
     return retyped(model, {TensorProto.FLOAT16: TensorProto.FLOAT, TensorProto.BFLOAT16: TensorProto.FLOAT})
@@ -62,8 +80,9 @@ def onnx_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def retyped(model: onnx.ModelProto, types: Types) -> onnx.ModelProto:
     """A copy of model with other types of ONNX in the place of some."""
-    other = onnx.ModelProto()
-    other.CopyFrom(model)
+    other = without_weights(model)
+    for weight in model.graph.initializer:  # one by one: a message of all of them may not be beyond 2 GiB
+        other.graph.initializer.append(weight)
     for function in other.functions:
         _retype_nodes(function.node, types)
     _retype_graph(other.graph, types)

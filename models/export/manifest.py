@@ -38,6 +38,7 @@ def manifest(
     example: Example,
     captured: CapturedGraph,
     opset: int | None,
+    not_written: Mapping[str, str],
     precision: Precision,
     kept: Sequence[KeptWide],
     converted_weights: Collection[torch.dtype],
@@ -54,12 +55,13 @@ def manifest(
     """The content of manifest.json. files are hashed now, so they must be complete.
 
     example: what the network was given, of which captured has the tensors.
-    opset: None where there is no ONNX file. kept: what stays in float32 in a lower precision, for reasons of this
-    network. converted_weights: types that weights of the user's module had and the graph has not.
+    opset: None where there is no ONNX file. not_written: the reason of each file that is not there.
+    kept: what stays in float32 in a lower precision, for reasons of this network. converted_weights: types that
+    weights of the user's module had and the graph has not.
     parity: "torchscript" and "onnx" for each file that is there, and "fold_float64" and, of an ImageInput,
     "pictures", which are relative only: their scale is float64's. image, labels: how a picture becomes the input, and
-    the names of the output's columns. warnings: what the parity does not show, and how to mend that. These three are
-    left out where there are none.
+    the names of the output's columns. warnings: what the parity does not show, and how to mend that. These three, and
+    not_written, are left out where there are none.
     """
     of_files = {form: parity[form].to_manifest() for form in ("torchscript", "onnx") if form in parity}
     in_float64 = {form: parity[form].to_manifest() for form in ("fold_float64", "pictures") if form in parity}
@@ -85,6 +87,7 @@ def manifest(
         "dims": captured.sizes.to_manifest(),
         "narrowed": [{"dim": one.name, "reason": one.reason} for one in captured.sizes.narrowed],
         "opset": opset,
+        **_not_written(not_written),
         "precision": precision.word,
         "kept_fp32": [{"where": one.where, "reason": one.reason} for one in kept],
         **_converted(converted_weights),
@@ -189,6 +192,12 @@ def _named(axes: Mapping[int, str], dims: int) -> dict[str, Any]:
 def _converted(types: Collection[torch.dtype]) -> dict[str, Any]:
     """`converted_weights`, the types' names; nothing where every weight was in float32."""
     return {"converted_weights": sorted(str(t).removeprefix("torch.") for t in types)} if types else {}
+
+
+def _not_written(reasons: Mapping[str, str]) -> dict[str, Any]:
+    """`not_written`, the files that are not there; nothing where both are."""
+    missing = [{"file": file, "reason": reason} for file, reason in reasons.items()]
+    return {"not_written": missing} if missing else {}
 
 
 def _rows_elsewhere(dim: int) -> dict[str, Any]:

@@ -1,15 +1,25 @@
-"""Check and write an ONNX model without a second copy of its weights.
+"""Check and write an ONNX model without a second copy of its weights, beyond 2 GiB in two files.
 
 onnx.checker and the protobuf library first make one string of the whole model, and the checker parses it again: three
 times the weights beside the model. Here the checker sees the model with its large weights declared as inputs, and the
 file is written weight by weight. It is an ordinary protobuf message: the fields of a message may come in any order, so
 the weights stand behind the rest of their graph.
+
+A message ends at 2 GiB. The weights of a larger model lie in a second file beside the first, in ONNX's own way
+(TensorProto.external_data: location, offset, length).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO
 
 import onnx
+
+# A protobuf message ends at 2 GiB; a little is left for the graph around the weights.
+LARGEST_MESSAGE_BYTES = 2**31 - 2**24
+# Of a weight that may lie in the second file, and the multiple at which it begins there: a runtime may then map it.
+_OUTSIDE_BYTES = 1024
+_PAGE_BYTES = 4096
 
 # What the checker needs to see: shapes, axes and other numbers that other shapes depend on.
 _SMALL_BYTES = 4096
@@ -20,7 +30,7 @@ _INITIALIZER = 5
 
 def check_onnx(model: onnx.ModelProto) -> None:
     """onnx.checker's full check of all but the numbers of large weights. Raises: what the checker raises."""
-    skeleton = _without_initializers(model)
+    skeleton = without_weights(model)
     for weight in model.graph.initializer:
         if weight.ByteSize() <= _SMALL_BYTES:
             skeleton.graph.initializer.append(weight)
@@ -31,13 +41,47 @@ def check_onnx(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(skeleton, full_check=True)
 
 
-def write_onnx(model: onnx.ModelProto, file: IO[bytes]) -> None:
-    """Write model; the same model gives the same bytes. Raises: OSError."""
-    outside = _without_initializers(model)
+def fits_one_message(model: onnx.ModelProto) -> bool:
+    """Whether model may be one message, weights inside."""
+    size = sum(int(weight.ByteSize()) for weight in model.graph.initializer)
+    return size <= LARGEST_MESSAGE_BYTES
+
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write model to path, and where it is too large for one message its weights to <path>.data beside it.
+
+    The same model gives the same bytes. Raises: OSError.
+    """
+    with path.open("wb") as file:
+        if fits_one_message(model):
+            _write_message(model, model.graph.initializer, file)
+            return
+        beside = path.with_name(f"{path.name}.data")
+        with beside.open("wb") as data:
+            _write_message(
+                model, [_moved(weight, data, beside.name) for weight in model.graph.initializer], file
+            )
+
+
+def _moved(weight: onnx.TensorProto, data: IO[bytes], location: str) -> onnx.TensorProto:
+    """weight with its numbers in data; itself where it is small, or its numbers are no raw bytes."""
+    content = weight.raw_data
+    if len(content) < _OUTSIDE_BYTES:
+        return weight
+    data.write(bytes(-data.tell() % _PAGE_BYTES))
+    moved = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+    moved.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", data.tell()), ("length", len(content))):
+        moved.external_data.add(key=key, value=str(value))
+    data.write(content)
+    return moved
+
+
+def _write_message(model: onnx.ModelProto, weights: Sequence[onnx.TensorProto], file: IO[bytes]) -> None:
+    outside = without_weights(model)
     graph = outside.graph.SerializeToString(deterministic=True)
     outside.ClearField("graph")
     file.write(outside.SerializeToString(deterministic=True))
-    weights = model.graph.initializer
     sizes = [weight.ByteSize() for weight in weights]
     length = len(graph) + sum(len(_head(_INITIALIZER, size)) + size for size in sizes)
     file.write(_head(_GRAPH, length) + graph)
@@ -46,7 +90,7 @@ def write_onnx(model: onnx.ModelProto, file: IO[bytes]) -> None:
         file.write(weight.SerializeToString(deterministic=True))
 
 
-def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of model with all but the weights of its graph."""
     copied = onnx.ModelProto()
     for field, value in _set_fields(model):

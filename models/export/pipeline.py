@@ -24,11 +24,13 @@ from models.export.caches import without_caches
 from models.export.capture import CapturedGraph, capture
 from models.export.convert import Converted, convert
 from models.export.copying import EvalCopy, eval_copy
-from models.export.exactness import onnx_in_float32, torchscript_in_float64
+from models.export.exactness import onnx_in_float32, torchscript_in_float64, with_own_weights
 from models.export.example import Example, read_example
 from models.export.first_difference import first_lost_digits, with_every_value
+from models.export.float64_graph import run_float64
 from models.export.fold import FoldReport, fold_batch_norms
 from models.export.fold.exact import forget
+from models.export.forms import ONNX, TORCHSCRIPT, Form, Forms, chosen_forms
 from models.export.graph_copy import copied, without_unused
 from models.export.labels import check_labels
 from models.export.manifest import count_parameters, manifest, output_specs, write_manifest, write_reference
@@ -72,12 +74,12 @@ class Progress:
 class ExportResult:
     """A finished version in a repository. report: the manifest's content. seconds: per step, in order.
 
-    onnx_path: None where the precision has no ONNX file (bf16).
+    onnx_path, torchscript_path: None where that file was not asked for or cannot be written (report["not_written"]).
     """
 
     folder: Path
     onnx_path: Path | None
-    torchscript_path: Path
+    torchscript_path: Path | None
     reference_path: Path
     manifest: Path
     report: dict[str, Any]
@@ -103,6 +105,7 @@ class Job:
     max_batch_size: int
     opset: int | None
     precision: Precision
+    forms: Forms
     labels: Sequence[str] | None
     all_sizes: bool
     tolerance: float | Mapping[str, float] | None
@@ -185,8 +188,6 @@ def _write_torchscript(job: Job) -> None:
 
 
 def _write_onnx(job: Job) -> None:
-    if not job.precision.onnx:  # precision.py says why
-        return
     model = to_onnx(job.converted.captured, job.opset)
     save_onnx(model, job.folder / "model.onnx")
     job.written_opset = opset_of(model)
@@ -203,9 +204,7 @@ def _verify_torchscript(job: Job) -> None:
         return run_torchscript(scripted, inputs)
 
     if job.precision.is_lower:
-        graph_module = job.captured.graph_module
-        weights = [*graph_module.parameters(), *graph_module.buffers()]
-        wide = torchscript_in_float64(job.folder / "model.pt", weights)
+        wide = torchscript_in_float64(job.folder / "model.pt", _weights(job))
         outputs = as_in_float32(job.outputs)
         check_file("TorchScript file without its roundings", wide, _few(job), outputs, FP32, locate)
     job.parity["torchscript"] = check_file(
@@ -225,13 +224,16 @@ def _locate_torchscript(job: Job, case: Case, tolerance: float) -> str | None:
 
 
 def _verify_onnx(job: Job) -> None:
-    if job.written_opset is None:
-        return
     locate = functools.partial(_locate_onnx, job)
     if job.precision.is_lower:
-        rounded = torchscript_in_float64(job.folder / "model.pt")
-        cases = [dataclasses.replace(case, wanted=rounded(case.inputs)) for case in _few(job)]
-        wide = onnx_session(onnx_in_float32(onnx.load(job.folder / "model.onnx")))
+        written = job.converted.captured.graph_module
+        if not job.forms.has(TORCHSCRIPT):  # else that file has shown that the graph is the network's
+            own = with_own_weights(written, _weights(job))
+            label = "graph in 16 bits without its roundings"
+            outputs = as_in_float32(job.outputs)
+            check_file(label, functools.partial(run_float64, own), _few(job), outputs, FP32, lambda *_: None)
+        cases = [dataclasses.replace(case, wanted=run_float64(written, case.inputs)) for case in _few(job)]
+        wide = onnx_session(onnx_in_float32(onnx.load(job.folder / "model.onnx")), job.folder)
         check_file(
             "ONNX file without its roundings",
             lambda inputs: run_onnx(wide, inputs),
@@ -254,8 +256,14 @@ def _verify_onnx(job: Job) -> None:
 def _locate_onnx(job: Job, case: Case, tolerance: float) -> str | None:
     every, names = with_every_value(job.converted.captured.graph_module)
     captured = job.converted.captured.with_graph(every, output_names=names)
-    got = run_onnx(onnx_session(to_onnx(captured, job.opset)), case.inputs)
+    got = run_onnx(onnx_session(to_onnx(captured, job.opset), job.folder), case.inputs)
     return locate_in_graph(job.captured.graph_module, dict(zip(names, got, strict=True)), case, tolerance)
+
+
+def _weights(job: Job) -> list[Tensor]:
+    """The network's, in float32."""
+    graph_module = job.captured.graph_module
+    return [*graph_module.parameters(), *graph_module.buffers()]
 
 
 def _few(job: Job) -> tuple[Case, ...]:
@@ -272,7 +280,8 @@ def _describe(job: Job) -> None:
         source=job.source,
         example=job.example,
         captured=job.captured,
-        opset=job.written_opset,
+        opset=job.written_opset if job.forms.has(ONNX) else None,
+        not_written=job.forms.not_written,
         precision=job.precision,
         kept=job.converted.kept,
         converted_weights=job.converted_weights,
@@ -282,14 +291,23 @@ def _describe(job: Job) -> None:
         fold=job.fold,
         parity=job.parity,
         warnings=job.warnings,
-        files=[path for name in _FILES if (path := job.folder / name).exists()],
+        files=sorted(job.folder.iterdir()),
         image=job.image,
         labels=job.labels,
     )
     write_manifest(job.report, job.folder / "manifest.json")
 
 
-_FILES = ("model.onnx", "model.pt", "reference.npz")
+def _in(form: Form, step: Callable[[Job], None]) -> Callable[[Job], None]:
+    """The step of one form, passed over where that is not written."""
+
+    def run(job: Job) -> None:
+        if job.forms.has(form):
+            with job.forms.attempt(form, job.folder):
+                step(job)
+
+    return run
+
 
 STEPS: tuple[tuple[str, Callable[[Job], None]], ...] = (
     ("copy", _copy),  # first: from here on the user's module is only counted
@@ -297,10 +315,11 @@ STEPS: tuple[tuple[str, Callable[[Job], None]], ...] = (
     ("run eager", _run_eager),  # before the fold: a network that cannot be served at all is told so at once
     ("fold", _fold),  # one fold, in float32; the float64 gate proves it before any file is written
     ("set precision", _convert),  # behind the gate: the errors of a fold and of rounding are told apart
-    ("write TorchScript", _write_torchscript),
-    ("write ONNX", _write_onnx),
-    ("verify TorchScript", _verify_torchscript),  # the files as a server loads them, not what they came from
-    ("verify ONNX", _verify_onnx),
+    ("write TorchScript", _in(TORCHSCRIPT, _write_torchscript)),
+    ("write ONNX", _in(ONNX, _write_onnx)),
+    # The files as a server loads them, not what they came from.
+    ("verify TorchScript", _in(TORCHSCRIPT, _verify_torchscript)),
+    ("verify ONNX", _in(ONNX, _verify_onnx)),
     ("write manifest", _describe),  # last: it has the hashes and the parity of everything above
 )
 
@@ -318,6 +337,7 @@ def export_model(
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
     opset: int | None = None,
     precision: str = FP32.word,
+    only: str | None = None,
     labels: Sequence[str] | None = None,
     all_sizes: bool = False,
     tolerance: float | Mapping[str, float] | None = None,
@@ -342,6 +362,8 @@ def export_model(
         max_batch_size: rows of the largest batch that a server will run; verified as such.
         opset: the ONNX operator set, default 18.
         precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
+        only: "torchscript" or "onnx", to write and prove that file alone; default both. Without it, where one cannot
+            be written or run at all, the other is exported alone: `not_written` in the manifest says why.
         labels: names of the classes, one for each column of the output, for the manifest.
         all_sizes: refuse a network that takes sizes of a dynamic axis which the files cannot answer for, instead
             of narrowing the axis (`dims` and `narrowed` in the manifest).
@@ -356,6 +378,7 @@ def export_model(
     _check_settings(module, check_name(name), max_batch_size)
     number = next_version(repository, name) if version is None else check_version(version)
     chosen = check_precision(precision, opset)
+    forms = chosen_forms(only, chosen, opset)
     check_free(repository, name, number)
     seconds: dict[str, float] = {}
     with _errors_of_the_callback(), plain_process(), new_version(repository, name, number) as folder:
@@ -371,6 +394,7 @@ def export_model(
             max_batch_size,
             opset,
             chosen,
+            forms,
             labels,
             all_sizes,
             tolerance,
@@ -398,8 +422,8 @@ def _check_settings(module: object, name: str, max_batch_size: object) -> None:
 def _result(folder: Path, report: dict[str, Any], seconds: dict[str, float]) -> ExportResult:
     return ExportResult(
         folder=folder,
-        onnx_path=folder / "model.onnx" if "model.onnx" in report["files"] else None,
-        torchscript_path=folder / "model.pt",
+        onnx_path=folder / ONNX.file if ONNX.file in report["files"] else None,
+        torchscript_path=folder / TORCHSCRIPT.file if TORCHSCRIPT.file in report["files"] else None,
         reference_path=folder / "reference.npz",
         manifest=folder / "manifest.json",
         report=report,

@@ -1,4 +1,4 @@
-"""Write a captured graph as an ONNX file, weights inside.
+"""Write a captured graph as an ONNX file, weights inside or, beyond 2 GiB, beside it.
 
 torch.onnx captures the graph module again (about half of its time) and translates it; its optimiser folds
 constants and may fold a norm right behind a convolution, which is right where it acts (verify.py looks). What
@@ -8,6 +8,7 @@ outputs named as in the manifest, dim 0 called "rows".
 
 import copy
 import operator
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from models.errors import NotCapturable
+from models.errors import FormNotWritten, NotCapturable
 from models.export.capture import CapturedGraph
 from models.export.onnx_rnn import TRANSLATIONS
-from models.export.onnx_stream import check_onnx, write_onnx
+from models.export.onnx_stream import check_onnx, fits_one_message, write_onnx
 from models.export.quiet import quiet
+from models.export.reasons import innermost, reason
 from models.recurrent import symbolic_length
 from service.onnx_runtime import onnxruntime
 
@@ -34,20 +36,16 @@ _OLDEST_OPSET = 18
 # go together. Without the fusion transformers are no slower there.
 _CRASHING_FUSION = "MatmulTransposeFusion"
 
-# A protobuf message ends at 2 GiB; a little is left for the graph around the weights.
-_MOST_WEIGHT_BYTES = 2**31 - 2**24
-
 
 def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProto:
     """Return the checked ONNX model of captured, with its input and output names.
 
-    Raises: NotCapturable when torch.onnx knows no translation of an operator, when the weights are 2 GiB or
-    more, or when opset is older than 18.
+    Raises: FormNotWritten when torch.onnx cannot write the network, as for an operator without a translation, or
+    writes what onnx.checker refuses; NotCapturable when opset is older than 18; OSError and MemoryError.
     """
     version = DEFAULT_OPSET if opset is None else opset
     if version < _OLDEST_OPSET:
         raise NotCapturable(f"opset is {version}; torch.onnx writes {_OLDEST_OPSET} or newer")
-    _refuse_too_large(captured.graph_module)
     try:
         with quiet(), torch.no_grad(), symbolic_length():
             program: Any = torch.onnx.export(
@@ -63,15 +61,17 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
             )
             model: onnx.ModelProto = program.model_proto
     except Exception as error:
-        raise NotCapturable(
-            f"torch.onnx cannot write the network: {_reason(error)}. Write that step with other torch "
-            "functions."
-        ) from error
+        cause = innermost(error)
+        if isinstance(cause, OSError | MemoryError):  # of the machine, and not of the network
+            raise cause from error
+        raise FormNotWritten(f"torch.onnx cannot write the network: {reason(cause)}") from error
     _tidy(model)
     try:
         check_onnx(model)
     except Exception as error:
-        raise NotCapturable(f"torch.onnx wrote a model that onnx.checker refuses: {error}") from error
+        raise FormNotWritten(
+            f"torch.onnx wrote a model that onnx.checker refuses: {reason(error)}"
+        ) from error
     return model
 
 
@@ -96,9 +96,8 @@ def _with_weights_apart(captured: CapturedGraph) -> fx.GraphModule:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write model to path; the same model gives the same bytes."""
-    with path.open("wb") as file:
-        write_onnx(model, file)
+    """Write model to path; the same model gives the same bytes. Raises: OSError."""
+    write_onnx(model, path)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -107,13 +106,20 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def load_onnx(path: Path) -> onnxruntime.InferenceSession:
-    """Open the file as a server on a CPU does. Raises: NotCapturable when ONNX Runtime does not take it."""
+    """Open the file as a server on a CPU does. Raises: FormNotWritten when ONNX Runtime does not take it."""
     return _session(str(path))
 
 
-def onnx_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Open a model that is in no file."""
-    return _session(model.SerializeToString())
+def onnx_session(model: onnx.ModelProto, folder: Path | None = None) -> onnxruntime.InferenceSession:
+    """Open a model that is in no file. folder: where one that is too large for one message lies meanwhile.
+
+    Raises: FormNotWritten when ONNX Runtime does not take it; OSError.
+    """
+    if fits_one_message(model):
+        return _session(model.SerializeToString())
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        write_onnx(model, Path(aside, "model.onnx"))
+        return load_onnx(Path(aside, "model.onnx"))
 
 
 def _session(source: str | bytes) -> onnxruntime.InferenceSession:
@@ -124,7 +130,10 @@ def _session(source: str | bytes) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise NotCapturable(f"ONNX Runtime cannot load the model that torch.onnx wrote: {error}") from error
+        text = reason(error)
+        if isinstance(source, str):
+            text = text.replace(source, Path(source).name)  # the manifest has it: no path of this machine
+        raise FormNotWritten(f"ONNX Runtime cannot load the model that torch.onnx wrote: {text}") from error
 
 
 def run_onnx(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -133,16 +142,6 @@ def run_onnx(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) 
         i.name: np.ascontiguousarray(t.numpy()) for i, t in zip(session.get_inputs(), inputs, strict=True)
     }
     return tuple(torch.from_numpy(np.asarray(array)) for array in session.run(None, feeds))
-
-
-def _refuse_too_large(graph_module: fx.GraphModule) -> None:
-    tensors = [*graph_module.parameters(), *graph_module.buffers()]
-    size = sum(t.numel() * t.element_size() for t in tensors)
-    if size > _MOST_WEIGHT_BYTES:
-        raise NotCapturable(
-            f"the weights are {size / 2**30:.2f} GiB; an ONNX file with its weights inside ends at 2 GiB, "
-            "and weights beside the file are not written here"
-        )
 
 
 def _tidy(model: onnx.ModelProto) -> None:
@@ -176,12 +175,3 @@ def _tidy_node(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
         if attribute.HasField("g"):
             _tidy_graph(attribute.g)
-
-
-def _reason(error: BaseException) -> str:
-    """The last line of the innermost cause: torch.onnx wraps what went wrong in pages of advice."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else ''}"

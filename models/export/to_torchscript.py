@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from models.errors import NotCapturable
+from models.errors import FormNotWritten
 from models.export.plain_names import is_plain
 from models.export.quiet import quiet
+from models.export.reasons import reason
 from models.export.torchscript_source import torchscript_source
 
 
 def to_torchscript(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
     """Return the script module of graph_module: flat tensors in, a tensor or a tuple of tensors out.
 
-    Raises: NotCapturable, with the compiler's first line, when TorchScript does not take an operator.
+    Raises: FormNotWritten, with the compiler's first line, when TorchScript does not take an operator.
     """
     names: dict[str, str] = {}
     buffers: dict[str, Tensor] = {}
@@ -46,10 +47,7 @@ def to_torchscript(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
             if not scripted._c._has_method("forward"):
                 scripted.define(source)
         except RuntimeError as error:
-            raise NotCapturable(
-                f"TorchScript does not take the captured graph: {_first_line(error)}. Please report the "
-                "network; writing that step with other torch functions is the way round."
-            ) from error
+            raise FormNotWritten(f"TorchScript does not take the network: {reason(error)}") from error
     return scripted  # type: ignore[no-any-return]
 
 
@@ -73,9 +71,12 @@ def save_torchscript(scripted: torch.jit.ScriptModule, path: Path) -> None:
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """Read the file as a server does."""
-    with quiet():
-        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
+    """Read the file as a server does. Raises: FormNotWritten when TorchScript does not take it."""
+    try:
+        with quiet():
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
+    except RuntimeError as error:
+        raise FormNotWritten(f"TorchScript cannot load the file that it wrote: {reason(error)}") from error
 
 
 def run_torchscript(scripted: torch.jit.ScriptModule, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -96,8 +97,3 @@ def _attribute_name(target: str, taken: set[str]) -> str:
         number += 1
         unique = f"{name}_{number}"
     return unique
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

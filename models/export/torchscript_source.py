@@ -20,7 +20,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from models.errors import NotCapturable
+from models.errors import FormNotWritten
 
 aten = torch.ops.aten
 
@@ -83,7 +83,7 @@ def torchscript_source(graph_module: fx.GraphModule, weights: Mapping[str, str])
 
     weights: get_attr target → the attribute's name on the script module.
     Returns the tensor itself for one output, a tuple of tensors for several.
-    Raises: NotCapturable for an operator that TorchScript has no counterpart of.
+    Raises: FormNotWritten for an operator that TorchScript has no counterpart of.
     """
     names = _local_names(graph_module.graph)
     device = _device(graph_module.graph, names)
@@ -133,17 +133,14 @@ def _expression(node: fx.Node, names: Mapping[fx.Node, str], device: str) -> str
         return "(" + " + ".join(_value(a, names) for a in node.args[0]) + ")"  # type: ignore[union-attr]
     if isinstance(target, OpOverload) and target.namespace == "aten":
         return _operator_call(node, target, names, device)
-    raise NotCapturable(
-        f"{node.name}: {target} has no counterpart in TorchScript; write this step with torch functions on "
-        "tensors"
-    )
+    raise FormNotWritten(f"{node.name}: {target} has no counterpart in TorchScript")
 
 
 def _getitem(node: fx.Node, names: Mapping[fx.Node, str]) -> str:
     source, index = node.args
     if isinstance(source, fx.Node) and source.target is aten._native_batch_norm_legit_no_training.default:
         if index != 0:
-            raise NotCapturable(
+            raise FormNotWritten(
                 f"{node.name} reads the saved statistics of a norm; they exist only for training"
             )
         return names[source]
@@ -206,6 +203,6 @@ def _value(value: Any, names: Mapping[fx.Node, str]) -> str:
         return str(value)
     if isinstance(value, torch.device):
         return f"torch.device('{value}')"
-    raise NotCapturable(
+    raise FormNotWritten(
         f"the graph holds the value {value!r} ({type(value).__name__}), which TorchScript cannot"
     )

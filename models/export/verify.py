@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from models.errors import NotCapturable, ParityFailed
+from models.errors import FormNotWritten, NotCapturable, ParityFailed
 from models.export.difference import NONE, Difference, difference
 from models.export.first_difference import Values, first_difference, first_row_mixing
 from models.export.float64_graph import float64_values, run_float64
 from models.export.other_order import OtherOrder
 from models.export.precision import Precision
+from models.export.reasons import reason
 from models.export.reference import ROW_COUNTS, Case, EagerReference
 from models.export.tolerance import LARGEST_TOLERANCE, OWN_ERROR_FACTOR, Output, ill_conditioned, refusal
 
@@ -194,13 +195,15 @@ def check_file(
 
     label: what the file is, as "TorchScript file". locate: the place of the first differing layer, asked only on
     failure.
-    Raises: ParityFailed.
+    Raises: ParityFailed; FormNotWritten where the file can run none of the cases: it has no answers to be wrong.
     """
     total = {output.name: NONE for output in outputs}
     for case in cases:
         try:
             answers = run(case.inputs)
         except Exception as error:
+            if not any(_runs(run, other) for other in cases if other is not case):
+                raise FormNotWritten(f"the {label} cannot be run: {reason(error)}") from error
             shapes = [tuple(t.shape) for t in case.inputs]
             raise ParityFailed(
                 f"the {label} fails on inputs of the shapes {shapes} that the eager network takes: {error}"
@@ -208,16 +211,32 @@ def check_file(
         for index, (output, got) in enumerate(zip(outputs, answers, strict=True)):
             found = output.difference(case, index, got)
             if not output.allows(found):
-                place = locate(case, max(output.tolerance, FOLD_TOLERANCE))
+                place = _located(locate, case, max(output.tolerance, FOLD_TOLERANCE))
                 raise ParityFailed(
                     f"the {label} answers differently from the eager network: output {output.name!r}, "
-                    f"{case.rows} rows, {_told(output, found, precision)}. {_first_layer(place)}"
+                    f"{case.rows} rows, {_told(output, found, precision)}. {place}"
                 )
             total[output.name] = total[output.name].worse(found)
     return Parity(
         {o.name: OutputParity(total[o.name], o.tolerance, _note(cases, i)) for i, o in enumerate(outputs)},
         _rows(cases),
     )
+
+
+def _located(locate: Callable[[Case, float], str | None], case: Case, tolerance: float) -> str:
+    """A sentence on the first layer that differs."""
+    try:
+        return _first_layer(locate(case, tolerance))
+    except FormNotWritten as error:  # of the file that shows every value, not of the wrong one
+        return f"Which layer it is could not be looked for: {error}."
+
+
+def _runs(run: Runner, case: Case) -> bool:
+    try:
+        run(case.inputs)
+    except Exception:
+        return False
+    return True
 
 
 def _note(cases: Sequence[Case], index: int) -> str:

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from models.errors import NotCapturable
-from models.export import to_onnx as module_under_test
 from models.export.to_onnx import (
     DEFAULT_OPSET,
     load_onnx,
@@ -89,12 +88,6 @@ def test_recurrent_layers_are_one_node_each_with_a_dynamic_length(layer):
 def test_an_operator_without_a_translation_is_refused_by_name():
     with pytest.raises(NotCapturable, match=r"torch.onnx cannot write the network.*adaptive_max_pool2d"):
         to_onnx(captured(Fn(lambda x: nn.functional.adaptive_max_pool2d(x, 3)), pictures()))
-
-
-def test_weights_beyond_two_gibibytes_are_refused_before_the_work(monkeypatch):
-    monkeypatch.setattr(module_under_test, "_MOST_WEIGHT_BYTES", 100)
-    with pytest.raises(NotCapturable, match=r"ends at 2 GiB"):
-        to_onnx(captured(ConvNorm(), pictures()))
 
 
 def test_the_exporter_writes_nothing_to_the_terminal(capfd):

@@ -17,6 +17,7 @@ from models.errors import ExportError
 from models.export import pipeline
 from models.export.difference import difference, scale_of
 from models.export.exactness import retyped, torchscript_in_float64
+from models.export.forms import chosen_forms
 from models.export.precision import PRECISIONS
 from models.export.sampling import random_inputs
 from models.export.to_onnx import save_onnx
@@ -69,6 +70,7 @@ class Trial:
             max_batch_size=pipeline.DEFAULT_MAX_BATCH_SIZE,
             opset=None,
             precision=PRECISIONS[precision],
+            forms=chosen_forms(None, PRECISIONS[precision], None),
             labels=None,
             all_sizes=False,
             tolerance=None,
