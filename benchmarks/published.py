@@ -1,6 +1,7 @@
 """How many batch norms of published networks are folded, and how exact the fold is.
 
     python benchmarks/published.py [NAME ...]        all of them, or those whose name starts with one of NAME
+    python benchmarks/published.py --packages        another question: how many published classes are exported right
 
 Needs torchvision, timm or transformers beside torch; what is not installed is skipped and said so. No weights
 are downloaded: every norm gets random statistics, which a wrong fold cannot survive (fresh ones, mean 0 and
@@ -8,6 +9,11 @@ variance 1, hide most mistakes). Each network is captured in float64 with a dyna
 and compared with itself at 1, 2 and 3 rows. Columns: batch norm calls found, left, largest difference
 relative to the largest output, seconds for the capture and for the fold, and why the first of those left is
 left. docs/folding.md shows the table.
+
+--packages installs pinned packages into build/published (benchmarks/packages/install.py), exports classes of theirs
+from small configurations with random weights, and compares the files with the networks. Whatever is not right is
+refused with a reason, or a fault of ours, of which one makes the exit code 1. Nothing is downloaded but the packages
+themselves: connections are refused once they are there. benchmarks/README.md shows the table.
 """
 
 import argparse
@@ -17,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +213,7 @@ def _reason(measured: Measured) -> str:
     return f"{first.where.removeprefix('network.')}: {first.reason}"
 
 
-def _has_kernels() -> None:
+def has_kernels() -> None:
     """torchvision's wheels want CUDA; without it their box operators are missing, which no network here uses."""
     if importlib.util.find_spec("torchvision") is None:
         return
@@ -228,10 +235,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="only networks whose name starts with this")
-    chosen = parser.parse_args().names
+    parser.add_argument("--packages", action="store_true", help="export classes of packages, whole")
+    arguments = parser.parse_args()
+    chosen = arguments.names
+    if arguments.packages:
+        sys.path.append(str(Path(__file__).parents[1]))  # a script's own folder is there alone
+        from benchmarks.packages.report import report
+
+        sys.exit(1 if report(chosen) else 0)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    _has_kernels()
+    has_kernels()
     skipped = {
         package for package in {n.package for n in NETWORKS} if importlib.util.find_spec(package) is None
     }

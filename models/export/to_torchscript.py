@@ -7,6 +7,7 @@ graph.
 
 import functools
 import hashlib
+import math  # noqa: F401  the source's math.ceil and the like are looked up here, where it is defined
 import operator
 import re
 from pathlib import Path

@@ -1,11 +1,12 @@
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models.export.quiet import quiet
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
@@ -126,3 +127,15 @@ def test_the_file_runs_on_another_device_than_the_one_it_was_written_on(module, 
     (output,) = run_torchscript(scripted, (example.to("meta"),))
     assert output.device.type == "meta"
     assert output.shape[:2] == (3, 6)
+
+
+@pytest.mark.parametrize("rounded", [math.ceil, math.floor, math.trunc])
+def test_sizes_rounded_with_math_are_in_the_file(rounded: Callable[[float], int]) -> None:
+    def to_a_multiple_of_four(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, rounded((x.shape[1] + 2) / 4) * 4))
+
+    graph = captured(Fn(to_a_multiple_of_four), torch.randn(2, 9), axes={"x": {1: "steps"}})
+    scripted = to_torchscript(graph.graph_module)
+    for steps in (5, 6, 8, 23):
+        x = torch.randn(2, steps)
+        assert torch.equal(run_torchscript(scripted, (x,))[0], to_a_multiple_of_four(x))

@@ -1,0 +1,86 @@
+"""The judge of published classes: what it calls right, refused and a fault, on networks made for the purpose."""
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from benchmarks.packages import trial
+from benchmarks.packages.published_class import Inputs, PublishedClass, Size
+from models.export import ExportResult, export_model
+from models.export.quiet import quiet
+from models.export.to_torchscript import load_torchscript
+
+
+class Steps(nn.Module):
+    """Shape: in float (N, T, 4), out (N, T, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x))
+
+
+class BranchOnValues(Steps):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > 0 else x[..., :3]
+
+
+def _steps(rows: int, size: Size) -> Inputs:
+    return (torch.randn(rows, *size, 4),)
+
+
+def _published(build: Any) -> PublishedClass:
+    return PublishedClass("made for this", "steps", build, _steps, ((6,), (1,), (9,)), {"x": {1: "steps"}})
+
+
+def test_a_class_whose_files_answer_as_it_does_is_right() -> None:
+    verdict = trial.tried(_published(Steps))
+    assert verdict.kind == "right", verdict.detail
+
+
+def test_a_class_that_the_export_refuses_is_refused_with_the_reason() -> None:
+    verdict = trial.tried(_published(BranchOnValues))
+    assert verdict.kind == "refused"
+    assert "sum" in verdict.detail
+
+
+def test_a_class_that_cannot_be_built_is_a_fault() -> None:
+    def build() -> nn.Module:
+        raise ValueError("no such configuration")
+
+    assert trial.tried(_published(build)).detail == "ValueError: no such configuration"
+
+
+def _spoil_onnx(result: ExportResult) -> None:
+    model = onnx.load(result.onnx_path)
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.1, weight.name))
+    onnx.save(model, result.onnx_path)
+
+
+def _spoil_torchscript(result: ExportResult) -> None:
+    scripted = load_torchscript(result.torchscript_path)
+    with torch.no_grad():
+        next(scripted.parameters()).mul_(1.1)
+    with quiet():
+        scripted.save(str(result.torchscript_path))
+
+
+@pytest.mark.parametrize("spoil", [_spoil_onnx, _spoil_torchscript])
+def test_a_file_with_another_weight_is_a_fault(
+    spoil: Callable[[ExportResult], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_a_wrong_file(*given: Any, **named: Any) -> ExportResult:
+        result = export_model(*given, **named)
+        spoil(result)
+        return result
+
+    monkeypatch.setattr(trial, "export_model", with_a_wrong_file)
+    assert trial.tried(_published(Steps)).kind == "fault"
