@@ -42,7 +42,7 @@ from models.export.running import plain_process
 from models.export.settled import with_settled
 from models.export.settling import own_sizes
 from models.export.source import with_source
-from models.export.tidying import give_back_memory
+from models.export.tidying import give_back_memory, large_blocks_given_back
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.tolerance import Output, as_in_float32, check_chosen, outputs_of
@@ -381,7 +381,12 @@ def export_model(
     forms = chosen_forms(only, chosen, opset)
     check_free(repository, name, number)
     seconds: dict[str, float] = {}
-    with _errors_of_the_callback(), plain_process(), new_version(repository, name, number) as folder:
+    with (
+        _errors_of_the_callback(),
+        plain_process(),
+        large_blocks_given_back(),
+        new_version(repository, name, number) as folder,
+    ):
         job = Job(
             module,
             example_inputs,

@@ -1,16 +1,41 @@
-"""Give memory back between the steps of an export.
+"""Give memory back while an export runs, so that what one step used does not stand beside what the next one needs.
 
 Torch leaves graphs and programs in reference cycles, with the weights that they read; and what the C library has had
-freed in pieces it keeps for itself. Either would stand beside what the next step needs. Knows nothing of networks.
+freed it keeps for itself: blocks of up to 32 MiB once it has met one of that size, which is a layer of most large
+networks. Only glibc is spoken to; elsewhere nothing is done. Knows nothing of networks.
 """
 
 import contextlib
 import ctypes
 import gc
+from collections.abc import Iterator
+
+# mallopt(3). From the first size on, a block lies in pages of its own, which free() gives back at once.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_OWN_PAGES_BYTES = 4 * 2**20
+# Where glibc comes to by itself once a block of 32 MiB was freed, and stays.
+_USUAL_LARGEST_BYTES = 32 * 2**20
 
 
 def give_back_memory() -> None:
-    """Collect what only cycles hold, and return freed memory to the system (where the C library can: glibc)."""
+    """Collect what only cycles hold, and return freed memory to the system."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def large_blocks_given_back() -> Iterator[None]:
+    """Within the block, what is freed of 4 MiB and more is the system's again at once."""
+    _set_malloc(_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
+    try:
+        yield
+    finally:
+        _set_malloc(_M_MMAP_THRESHOLD, _USUAL_LARGEST_BYTES)
+        _set_malloc(_M_TRIM_THRESHOLD, 2 * _USUAL_LARGEST_BYTES)
+
+
+def _set_malloc(what: int, number: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(what, number)

@@ -21,6 +21,7 @@ from models.export.plain_names import is_plain
 from models.export.quiet import quiet
 from models.export.reasons import reason
 from models.export.torchscript_source import torchscript_source
+from models.export.torchscript_stream import write_torchscript
 
 
 def to_torchscript(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
@@ -65,10 +66,8 @@ def _holder_type(digest: str) -> type[nn.Module]:
 
 def save_torchscript(scripted: torch.jit.ScriptModule, path: Path) -> None:
     """Write scripted to path; the same module gives the same bytes. Raises: OSError."""
-    # By way of Python's own file: torch's writer puts the file's name into the archive, and ends the process on a
-    # full disk.
-    with path.open("wb") as file, quiet():
-        torch.jit.save(scripted, file)
+    with quiet():
+        write_torchscript(scripted, path)
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
