@@ -38,7 +38,13 @@ def read_weights(path: Path) -> Any:
         UnsafeWeights: the file is a pickle of more than plain data; it was not run.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
+        what = (
+            "is a folder"
+            if path.is_dir()
+            else "is no ordinary file but a pipe or a device"
+            if path.exists()
+            else "is not there"
+        )
         raise WeightsUnreadable(
             f"the weights file {path} {what}; expected a .safetensors or a torch.save file; check --weights"
         )

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -168,6 +169,9 @@ BUILT_IN: Final[tuple[Command, ...]] = (ServeCommand(), InspectCommand(), Predic
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
     open_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A label or a name may be what the terminal's encoding lacks; stderr is so already.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {command.name: command for command in BUILT_IN}
     wanted = arguments[0] if arguments else ""

@@ -20,6 +20,7 @@ import orjson
 
 from service.codecs import BodyType
 from service.codecs.npy_codec import encode as encode_npy
+from service.documents import printable
 from service.errors import ConfigError
 from service.health_check import UnixConnection
 from service.model_card import ModelCard, model_card
@@ -115,7 +116,7 @@ def predict_files(
             print(_indented(_shown(array)), file=out)
             for row in array if array.ndim == 2 else ():
                 for name, score in card.top(row, DEFAULT_TOP if top is None else top):
-                    print(f"    {score:10.4f}  {name}", file=out)
+                    print(f"    {score:10.4f}  {printable(name)}", file=out)
     return 0
 
 

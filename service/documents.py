@@ -37,6 +37,13 @@ def shown(value: Any) -> str:
         return "a number of very many digits"
 
 
+def printable(text: str) -> str:
+    """The text for a terminal's line: what would move the cursor or begin another line is written as its escape."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
 def read_regular(path: Path, most_bytes: int) -> bytes:
     """The content of an ordinary file. Raises: BadDocument, FileNotFoundError."""
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from service.artifact import Artifact, read_artifact
+from service.documents import printable
 from service.errors import ConfigError
 from service.file_sums import EXPORT, FileCheck, check_files, check_model
 from service.model_config import read_model_config
@@ -44,7 +45,7 @@ def inspect(target: Path, out: TextIO) -> int:
             continue
         checks = _checks(artifact)
         for line in describe(artifact, checks):
-            print(line, file=out)
+            print(printable(line), file=out)
         damaged += any(check.problem for check in checks)
     if damaged:
         print(f"{damaged} of {len(folders)} versions have problems", file=out)
@@ -144,14 +145,16 @@ def _opset(manifest: Mapping[str, Any]) -> str:
 def _precision_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     if "precision" not in manifest:
         return
-    memory = manifest["memory"]
-    yield (
-        f"  computes {manifest['precision']}, weights {_size(memory['weights_bytes'])}, "
-        f"at most {_size(memory['row_bytes'])} for each row"
+    memory = manifest.get("memory")
+    needs = (
+        f", weights {_size(memory['weights_bytes'])}, at most {_size(memory['row_bytes'])} for each row"
+        if memory
+        else ""
     )
+    yield f"  computes {manifest['precision']}{needs}"
     for word in manifest.get("converted_weights", ()):
         yield f"           weights in {word} were converted to float32"
-    for kept in manifest["kept_fp32"]:
+    for kept in manifest.get("kept_fp32", ()):
         yield f"           in fp32 {kept['where']}: {kept['reason']}"
 
 

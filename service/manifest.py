@@ -12,6 +12,7 @@ from typing import Any, Final
 from service.documents import BadDocument, parse_json, read_regular, shown
 from service.errors import ConfigError
 from service.pictures import PictureInput
+from service.signature import Signature
 from service.stated_signature import parse_signature, with_sizes
 
 MANIFEST: Final = "manifest.json"
@@ -54,9 +55,11 @@ def read_manifest(folder: Path, where: str) -> dict[str, Any]:
     ]
     if not problems:
         try:
-            with_sizes(parse_signature(manifest), manifest.get("dims", {}))
+            signature = with_sizes(parse_signature(manifest), manifest.get("dims", {}))
         except ValueError as error:
             problems.append(f"a bad input or output: {error}")
+        else:
+            problems += _picture_problems(manifest, signature)
     if problems:
         more = [f"and {len(problems) - _MOST_PROBLEMS} more"] * (len(problems) > _MOST_PROBLEMS)
         raise ConfigError(
@@ -154,6 +157,21 @@ def _image(value: Any, where: str) -> Problems:
         yield f"{where}: {error}"
 
 
+def _picture_problems(manifest: Mapping[str, Any], signature: Signature) -> Problems:
+    """What is wrong with the input that `image` names."""
+    if "image" not in manifest:
+        return
+    name = manifest["image"]["input"]
+    found = next((spec for spec in signature.inputs if spec.name == name), None)
+    if found is None:
+        names = ", ".join(shown(spec.name) for spec in signature.inputs[:_MOST_PROBLEMS])
+        yield f"image.input {shown(name)}; expected the name of an input: {names}"
+    elif len(found.shape) != _PICTURE_DIMS:
+        yield f"image.input {shown(name)} of shape {list(found.shape)}; expected an input of {_PICTURE_DIMS} dims"
+
+
+_PICTURE_DIMS: Final = 4
+"""Rows, height, width and colours, in the order of the layout."""
 _LARGEST_PLUS: Final = 2**40
 _DIM = _record(
     {"min": _whole(1), "max": _or_none(_whole(1)), "multiple_of": _whole(1)},

@@ -13,6 +13,7 @@ _MOST_TENSORS: Final = 256
 _MOST_DIMS: Final = 32
 _MOST_CHARACTERS: Final = 256
 _LARGEST_DIM: Final = 2**40
+_NAMES_SHOWN: Final = 10
 
 
 def parse_signature(value: Any, counts_rows: bool = True) -> Signature:
@@ -32,11 +33,16 @@ def parse_signature(value: Any, counts_rows: bool = True) -> Signature:
 def with_sizes(signature: Signature, dims: Mapping[str, Mapping[str, Any]]) -> Signature:
     """The signature with what a manifest's `dims` say of the inputs' dims; manifest.py has looked at their types.
 
-    Raises: ValueError when a range holds no size.
+    Raises: ValueError when a range holds no size, or a name is of no input's dim: it would be checked of nothing.
     """
+    names = {name for spec in signature.inputs for name in spec.dims if name}
     ranges: dict[str, DimRange] = {}
     links: list[DimLink] = []
     for name, stated in dims.items():
+        if name not in names:
+            raise ValueError(
+                f"dims.{shown(name)}, and no input has a dim of that name; expected {_one_of(names)}"
+            )
         allowed = DimRange(stated["min"], stated["max"], stated["multiple_of"])
         if not allowed.takes(allowed.near(1)):
             raise ValueError(f"dims.{name} is {shown(stated)}; expected a range that holds a size")
@@ -44,6 +50,10 @@ def with_sizes(signature: Signature, dims: Mapping[str, Mapping[str, Any]]) -> S
             ranges[name] = allowed
         if "equals" in stated:
             other = stated["equals"]
+            if other["dim"] not in names - {name}:
+                raise ValueError(
+                    f"dims.{name}.equals.dim {shown(other['dim'])}; expected another dim: {_one_of(names - {name})}"
+                )
             links.append(DimLink(name, other["dim"], other["times"], other["plus"]))
     inputs = tuple(
         spec
@@ -52,6 +62,14 @@ def with_sizes(signature: Signature, dims: Mapping[str, Mapping[str, Any]]) -> S
         for spec in signature.inputs
     )
     return replace(signature, inputs=inputs, links=tuple(links))
+
+
+def _one_of(names: set[str]) -> str:
+    return (
+        f"one of {', '.join(map(shown, sorted(names)[:_NAMES_SHOWN]))}"
+        if names
+        else "none, for no dim is named"
+    )
 
 
 def _specs(value: dict[Any, Any], what: str, counts_rows: bool) -> tuple[TensorSpec, ...]:

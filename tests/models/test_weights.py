@@ -220,3 +220,6 @@ def test_file_that_is_not_there_and_a_folder_are_refused(tmp_path):
         load_weights(Small(), tmp_path / "none.pt")
     with pytest.raises(WeightsUnreadable, match="is a folder; expected"):
         load_weights(Small(), tmp_path)
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(WeightsUnreadable, match="is no ordinary file but a pipe or a device; expected"):
+        load_weights(Small(), tmp_path / "pipe.pt")

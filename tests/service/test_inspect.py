@@ -1,7 +1,10 @@
 import hashlib
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,7 +73,8 @@ def test_a_version_without_an_onnx_file_says_so(tmp_path):
 
 def test_pictures_and_labels_of_a_version_are_told(tmp_path):
     image = {"input": "x", "size": [224, 200], "resize": "pad", "layout": "CHW", "inside": {"mean": 1.0}}
-    exported(tmp_path / "linear" / "1", image=image, labels=["cat", "dog", "cow"])
+    inputs = [{"name": "x", "datatype": "UINT8", "shape": [-1, 3, 224, 200]}]
+    exported(tmp_path / "linear" / "1", image=image, labels=["cat", "dog", "cow"], inputs=inputs)
     code, text = shown(tmp_path)
     assert code == 0
     assert "pictures JPEG or PNG, pad to 224 x 200, RGB, CHW" in text
@@ -86,6 +90,11 @@ def test_pictures_and_labels_of_a_version_are_told(tmp_path):
             "image: resize 'squash'; expected one of crop, stretch",
         ),
         ({"image": {"size": None}}, "image: image lacks a key"),
+        ({"image": {"input": "z", "size": [8, 8]}}, "image.input 'z'; expected the name of an input: 'x'"),
+        (
+            {"image": {"input": "x", "size": [8, 8]}},
+            r"image.input 'x' of shape \[-1, 4\]; expected an input of 4",
+        ),
         ({"labels": "cat"}, "labels 'cat'; expected a list"),
         ({"labels": ["cat", 1]}, r"labels\[1\] 1; expected a text"),
     ],
@@ -95,6 +104,36 @@ def test_pictures_and_labels_that_cannot_be_are_refused(tmp_path, changes, says)
     code, text = shown(tmp_path)
     assert code == 1
     assert re.search(says, text), text
+
+
+@pytest.mark.parametrize("key", ["created", "source", "opset", "precision", "kept_fp32", "memory", "fold"])
+def test_a_version_is_described_without_a_key_that_may_be_missing(tmp_path, key):
+    folder = exported(tmp_path / "linear" / "1")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[key]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    code, text = shown(tmp_path)
+    assert (code, "linear/1  served by onnxruntime" in text) == (0, True)
+
+
+def test_texts_of_a_manifest_do_not_steer_the_terminal(tmp_path):
+    exported(
+        tmp_path / "linear" / "1", labels=["cat\x1b[2J", "été\n  fold     99"], converted_weights=["a\rb"]
+    )
+    code, text = shown(tmp_path)
+    assert code == 0
+    assert r"labels   2: cat\x1b[2J ... été\n  fold     99" in text
+    assert r"weights in a\rb were converted" in text
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_a_version_is_described_where_the_terminal_lacks_a_letter(tmp_path):
+    exported(tmp_path / "linear" / "1", labels=["été", "東京"])
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", "from service.cli import main; main()", "inspect", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"labels   2: \xe9t\xe9 ... \u6771\u4eac" in done.stdout
 
 
 def test_a_version_is_described(repository):

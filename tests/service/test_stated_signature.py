@@ -57,7 +57,7 @@ def sizes(least: int, most: int | None, multiple_of: int, **more: Any) -> dict[s
 
 
 def test_ranges_of_a_manifest_stand_at_the_dims_of_their_names() -> None:
-    plain = parse_signature(stated(dims=["rows", "length", None]))
+    plain = parse_signature(stated(shape=[-1, -1, -1, -1], dims=["rows", "length", "free", "other"]))
     signature = with_sizes(
         plain,
         {
@@ -66,7 +66,7 @@ def test_ranges_of_a_manifest_stand_at_the_dims_of_their_names() -> None:
             "other": sizes(9, 65, 1, equals={"dim": "length", "times": 1, "plus": 1}),
         },
     )
-    assert signature.inputs[0].ranges == (None, DimRange(8, 64, 8), None)
+    assert signature.inputs[0].ranges == (None, DimRange(8, 64, 8), None, DimRange(9, 65))
     assert signature.links == (DimLink("other", "length", 1, 1),)
     assert signature.counting_rows(True) == signature
     assert signature.counting_rows(True).links == signature.links
@@ -77,3 +77,24 @@ def test_ranges_of_a_manifest_stand_at_the_dims_of_their_names() -> None:
 def test_a_range_that_holds_no_size_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"dims.length is .*; expected a range that holds a size"):
         with_sizes(parse_signature(stated(dims=["rows", "length", None])), {"length": bad})
+
+
+@pytest.mark.parametrize(
+    ("dims", "says"),
+    [
+        ({"lenght": sizes(8, 64, 8)}, "dims.'lenght', and no input has .* expected one of 'length', 'rows'"),
+        (
+            {"length": sizes(8, 64, 8, equals={"dim": "lenght", "times": 2, "plus": 0})},
+            "dims.length.equals.dim 'lenght'; expected another dim: one of 'rows'",
+        ),
+        (
+            {"length": sizes(8, 64, 8, equals={"dim": "length", "times": 1, "plus": 0})},
+            "dims.length.equals.dim 'length'; expected another dim",
+        ),
+    ],
+)
+def test_a_range_or_a_link_that_would_be_checked_of_nothing_is_refused(
+    dims: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        with_sizes(parse_signature(stated(dims=["rows", "length", None])), dims)
