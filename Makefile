@@ -54,11 +54,7 @@ types: install ## mypy, strict, on models/ and service/
 wheel: install ## dist/: foldserve with the way of a request compiled; needs a C compiler
 	@sh deploy/dev/make-wheel.sh
 
-<<<<<<< HEAD
-bench: install ## tables of benchmarks/README.md: WHAT=fold (default), serve, peers, heads, stall, published or gpu; ARGS='--help' for options
-=======
-bench: install ## tables of benchmarks/README.md: WHAT=fold (default), export, serve, peers, heads, stall or gpu; ARGS='--help' for options
->>>>>>> cost
+bench: install ## tables of benchmarks/README.md: WHAT=fold (default), export, serve, peers, heads, stall, published or gpu; ARGS='--help' for options
 	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)
 
 torture: wheel ## ten minutes of fuzzing, kills, stops and greedy clients: docs/reliability.md; ARGS='--seconds 60' for less

@@ -15,7 +15,7 @@ from service.backends import BACKENDS, LoadError
 from service.documents import shown
 from service.errors import ConfigError
 from service.file_sums import EXPORT, START, Sums, check_files, check_model, sums_now
-from service.manifest import MANIFEST, read_manifest
+from service.manifest import MANIFEST, TOGETHER, read_manifest, runs_alone
 from service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
 from service.signature import ONE_BY_ONE, Signature
 from service.stated_signature import parse_signature, with_sizes
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _SHOWN: Final = (
     "created", "source", "dims", "narrowed", "opset", "not_written", "precision", "kept_fp32", "converted_weights",
-    "fixed_inputs", "left_out", "parameter_count", "memory", "fold", "parity", "tool_versions", "image", "labels",
+    "fixed_inputs", "left_out", "rows", "parameter_count", "memory", "fold", "parity", "tool_versions", "image", "labels",
 )  # fmt: skip
 """What of the manifest GET /info shows."""
 
@@ -113,6 +113,9 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
         _check_covers(manifest, file, backend, where)
     found = {} if manifest else _found(folder, file, where)  # before anything else is read of them
     largest = config.batch_buckets[-1] if config.batch_buckets else config.max_batch_size
+    if runs_alone(manifest):
+        _check_no_batches(largest, where)
+        largest = 0
     if largest == 0:
         largest = 1
     return Artifact(
@@ -126,6 +129,16 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
         manifest=manifest,
         found=found,
     )
+
+
+def _check_no_batches(largest: int | None, where: str) -> None:
+    """Raise ConfigError where config.yaml wants batches of a model whose rows belong together."""
+    if largest:
+        raise ConfigError(
+            f"config.yaml sets batches of {largest} rows, and {MANIFEST} of {where} says that the answer to a row "
+            f"hangs on all rows of its request (rows: {TOGETHER}); expected `max_batch_size: 0`, one request at a "
+            "time: remove max_batch_size and batch_buckets, or export the network with --rows independent"
+        )
 
 
 def _found(folder: Path, file: Path, where: str) -> Sums:
@@ -193,6 +206,8 @@ def _stated(
     manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
 ) -> Signature:
     if manifest:
+        if runs_alone(manifest):
+            return with_sizes(parse_signature(manifest, counts_rows=False), manifest.get("dims", {}))
         sized = with_sizes(parse_signature(manifest), manifest.get("dims", {}))
         return sized.counting_rows(config.max_batch_size != 0)
     if config.signature:

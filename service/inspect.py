@@ -11,6 +11,7 @@ from service.artifact import Artifact, read_artifact
 from service.documents import printable
 from service.errors import ConfigError
 from service.file_sums import EXPORT, FileCheck, check_files, check_model
+from service.manifest import runs_alone
 from service.model_config import read_model_config
 from service.pictures import PictureInput
 from service.repository import CONFIG, VERSION_NAME, has_model_file
@@ -87,6 +88,8 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
     batches = f"batches of up to {artifact.max_batch_size} rows"
     if not artifact.signature.counts_rows:
         batches = "one request at a time"
+        if runs_alone(manifest):
+            batches += ", whose rows belong together"
     served = f"served by {artifact.backend}, {batches}"
     yield f"{artifact.model}/{artifact.version}  {served}"
     if manifest:

@@ -17,6 +17,7 @@ from service.stated_signature import parse_signature, with_sizes
 
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
+TOGETHER: Final = "together"
 LARGEST_BATCH: Final = 65_536
 """Rows that a batch may have at most: all of them are run once before a model is ready."""
 _MOST_BYTES: Final = 16 * 2**20
@@ -54,8 +55,11 @@ def read_manifest(folder: Path, where: str) -> dict[str, Any]:
         problem for key, check in _KEYS.items() if key in manifest for problem in check(manifest[key], key)
     ]
     if not problems:
+        problems += _batch_problems(manifest)
         try:
-            signature = with_sizes(parse_signature(manifest), manifest.get("dims", {}))
+            signature = with_sizes(
+                parse_signature(manifest, counts_rows=not runs_alone(manifest)), manifest.get("dims", {})
+            )
         except ValueError as error:
             problems.append(f"a bad input or output: {error}")
         else:
@@ -66,6 +70,22 @@ def read_manifest(folder: Path, where: str) -> dict[str, Any]:
             *(f"{name} has {problem}: export the model again" for problem in problems[:_MOST_PROBLEMS] + more)
         )
     return dict(manifest)
+
+
+def _batch_problems(manifest: Mapping[str, Any]) -> Problems:
+    largest = manifest.get("max_batch_size")
+    if largest == 0 and not runs_alone(manifest):
+        yield (
+            f"max_batch_size 0; expected a whole number from 1 to {LARGEST_BATCH}, for its rows are not said to belong "
+            f"{TOGETHER}"
+        )
+    elif largest and runs_alone(manifest):
+        yield f"max_batch_size {largest}, and rows {TOGETHER}, of which no batch is made; expected 0"
+
+
+def runs_alone(manifest: Mapping[str, Any]) -> bool:
+    """Whether each request is run by itself, in the model's own shapes: its rows belong together."""
+    return manifest.get("rows") == TOGETHER
 
 
 # Checks ------------------------------------------------------------------------------------------------
@@ -86,6 +106,20 @@ def _whole(low: int, high: int = 2**63 - 1) -> Check:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             expected = f"from {low} to {high}" if high < 2**63 - 1 else f"of at least {low}"
             yield f"{where} {shown(value)}; expected a whole number {expected}"
+
+    return check
+
+
+def _largest_batch(value: Any, where: str) -> Problems:
+    """0 is for rows that belong together: _batch_problems."""
+    if isinstance(value, bool) or value != 0:
+        yield from _whole(1, LARGEST_BATCH)(value, where)
+
+
+def _one_of(*words: str) -> Check:
+    def check(value: Any, where: str) -> Problems:
+        if value not in words:
+            yield f"{where} {shown(value)}; expected one of {', '.join(words)}"
 
     return check
 
@@ -204,7 +238,8 @@ _KEYS: Final[Mapping[str, Check]] = {
     "left_out": _list(_record({"name": _text, "reason": _text}, {"value": _scalar})),
     "warnings": _list(_text),
     "tool_versions": _mapping(_text),
-    "max_batch_size": _whole(1, LARGEST_BATCH),
+    "rows": _one_of("independent", TOGETHER),
+    "max_batch_size": _largest_batch,
     "memory": _record({"weights_bytes": _whole(0), "row_bytes": _whole(0)}),
     "files": _files,
     "parameter_count": _or_none(_whole(0)),

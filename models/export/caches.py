@@ -54,7 +54,14 @@ def _other_sizes(example: Example) -> tuple[tuple[Tensor, ...], ...]:
 
     Two other numbers of rows: one may be that of the last run, and nothing would be put anew.
     """
-    rows = [tuple(_repeated(t, 0, t.shape[0] + more) for t in example.tensors) for more in (3, 4)]
+    with_dims = [t.dim() > 0 for t in example.tensors]
+    rows = [
+        tuple(
+            _repeated(t, 0, t.shape[0] + more) if has else t
+            for t, has in zip(example.tensors, with_dims, strict=True)
+        )
+        for more in (3, 4)
+    ]
     longer = []
     for tensor, axes in zip(rows[0], example.axes, strict=True):
         for axis, label in axes.items():

@@ -46,6 +46,7 @@ class CapturedGraph:
     dynamic_shapes: for torch.onnx.export on graph_module, one {axis: name} per placeholder.
     sizes: which sizes of the dynamic axes the graph answers for.
     outputs: which parts of what forward returns the outputs are.
+    together: whether the rows belong together (rows.py).
     """
 
     graph_module: fx.GraphModule
@@ -55,6 +56,7 @@ class CapturedGraph:
     dynamic_shapes: tuple[dict[int, str], ...]
     sizes: Sizes
     outputs: Outputs
+    together: bool = False
 
     def with_graph(
         self, graph_module: fx.GraphModule, output_names: tuple[str, ...] | None = None
@@ -65,9 +67,10 @@ class CapturedGraph:
 
     def fixed_axes(self) -> tuple[tuple[int, ...], ...]:
         """Per output, the axes other than the rows that have one size whatever the inputs."""
+        first = 0 if self.together else 1
         shapes = [node.meta["val"].shape for node in self.graph_module.graph.output_node().args[0]]  # type: ignore[union-attr]
         return tuple(
-            tuple(axis for axis, size in enumerate(shape) if axis > 0 and isinstance(size, int))
+            tuple(axis for axis, size in enumerate(shape) if axis >= first and isinstance(size, int))
             for shape in shapes
         )
 
@@ -95,7 +98,7 @@ def capture(
         without_wrapper(raw, example.names)
         give_plain_names(raw)
     assumptions = read_assumptions(program, example.axes)  # again: decomposing may assume more
-    graph_module, outputs = clean_graph(raw, program, example.names, returned)
+    graph_module, outputs = clean_graph(raw, program, example.names, returned, together=example.together)
     own_names = unique_names(outputs.names, taken=example.names)
     names = checked_names("output_names", output_names, own_names)
     taken = set(names) & set(example.names)
@@ -110,7 +113,16 @@ def capture(
     shapes = tuple(
         {axis: sizes.name_of(name) for axis, name in axes.items()} for axes in settled.example.axes
     )
-    return CapturedGraph(graph_module, settled.example.tensors, example.names, names, shapes, sizes, outputs)
+    return CapturedGraph(
+        graph_module,
+        settled.example.tensors,
+        example.names,
+        names,
+        shapes,
+        sizes,
+        outputs,
+        example.together,
+    )
 
 
 def _run_once(network: EvalCopy, example: Example) -> Any:

@@ -54,18 +54,23 @@ _SIZE_FUNCTIONS = frozenset(
 
 
 def clean_graph(
-    raw: fx.GraphModule, program: torch.export.ExportedProgram, input_names: Sequence[str], returned: Any
+    raw: fx.GraphModule,
+    program: torch.export.ExportedProgram,
+    input_names: Sequence[str],
+    returned: Any,
+    *,
+    together: bool = False,
 ) -> tuple[fx.GraphModule, Outputs]:
     """Return the clean graph module, and what it answers. raw is used up.
 
-    returned: what the eager network gave for the example.
+    returned: what the eager network gave for the example. together: whether the rows belong together (rows.py).
 
     Raises: NotCapturable, naming the layer, when the network cannot be served row by row from a file.
     """
     graph = raw.graph
     graph.set_codegen(fx.graph.CodeGen())
     _drop_assertions_and_writes(graph)
-    outputs = select_outputs(graph, returned, input_names)
+    outputs = select_outputs(graph, returned, input_names, together=together)
     _merge_tied_weights(raw)
     spell_out_training_norms(graph)
     _lay_out_states(graph)

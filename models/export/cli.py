@@ -90,6 +90,13 @@ class ExportCommand:
             help="names of the output's columns: one a line, or a JSON list (default: the network's own, if any)",
         )
         parser.add_argument(
+            "--rows",
+            metavar="independent|together",
+            default="independent",
+            help="together: an answer belongs to all that was sent with it (norms of the batch, graphs, one number for "
+            "the whole, no rows at all), and one request is served at a time (default: independent)",
+        )
+        parser.add_argument(
             "--max-batch-size",
             metavar="ROWS",
             type=int,
@@ -194,7 +201,7 @@ def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) ->
     from models.export.artifact import check_name
     from models.export.example_option import examples_from
     from models.export.labels import read_labels
-    from models.export.pipeline import DEFAULT_MAX_BATCH_SIZE, export_model
+    from models.export.pipeline import export_model
     from models.export.tolerance import tolerance_from
     from models.registry import resolve
 
@@ -225,7 +232,8 @@ def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) ->
         version=args.version,
         dynamic_axes=axes,
         input_names=input_names,
-        max_batch_size=DEFAULT_MAX_BATCH_SIZE if args.max_batch_size is None else args.max_batch_size,
+        rows=args.rows,
+        max_batch_size=args.max_batch_size,
         opset=args.opset,
         precision=args.precision,
         only=args.only,
@@ -247,6 +255,7 @@ def table(result: "ExportResult") -> str:
         ("inputs", _signature(report["inputs"])),
         *(("", f"fixed: {one['name']} = {one['value']!r}") for one in report.get("fixed_inputs", ())),
         ("outputs", _signature(report["outputs"])),
+        *([("rows", "together: one request is served at a time")] if report["rows"] == "together" else []),
         *(("", f"left out: {_left_out(one)}") for one in report.get("left_out", ())),
         *(("", text) for text in _moved(report)),
         *_picture(report),

@@ -67,7 +67,7 @@ def scale_of(wanted: Sequence[Tensor], axes: Sequence[int]) -> Scale:
     whole = max((float(size.max()) for size in sizes), default=0.0)
     columns = []
     for axis in axes if whole > 0 else ():
-        of_batches = [size.amax([a for a in range(size.dim()) if a != axis]) for size in sizes]
+        of_batches = [_largest_of(size, axis) for size in sizes]
         columns.append((axis, _alike(torch.stack(of_batches).amax(0), whole)))
     return Scale(tuple(columns), whole, mask)
 
@@ -98,9 +98,13 @@ def _relative(off: Tensor, wanted: Tensor, scale: Scale) -> float:
     off = torch.where(masked, 0.0, off)
     worst = max(worst, float(off.max()) / (scale.whole or 1.0))
     for axis, columns in scale.columns:
-        of_columns = off.amax([a for a in range(off.dim()) if a != axis])
-        worst = max(worst, float((of_columns / columns).max()))
+        worst = max(worst, float((_largest_of(off, axis) / columns).max()))
     return worst
+
+
+def _largest_of(sizes: Tensor, axis: int) -> Tensor:
+    """The largest of each column of an axis, which may be the only one."""
+    return sizes.movedim(axis, 0).flatten(1).amax(1) if sizes.dim() > 1 else sizes
 
 
 def _alike(columns: Tensor, whole: float) -> Tensor:

@@ -17,8 +17,12 @@ from torch import nn
 from models.errors import BadExample
 from models.export.arguments import Arguments, bind
 from models.export.datatypes import OIP_WORDS
+from models.export.ways import SERVE_TOGETHER
 
 ROWS = "rows"
+BATCH = "batch"
+"""What dim 0 is called where rows belong together (rows.py): an axis like others, of which a network may take one size
+only. "rows" counts rows that are independent, and nothing else."""
 
 # The smallest batch to capture with: torch.export takes a size of 1 for a constant (0/1 specialisation).
 _CAPTURE_ROWS = 2
@@ -54,6 +58,9 @@ class Example:
     rows_dims: one per tensor, the dim where the network has the rows; the others keep their order.
     fixed: the leaves that are no tensors.
     source: what further inputs are drawn from; refused: why from nothing freer, for the user (source.py).
+    together: whether the rows belong together. Then no axis is called "rows", and the inputs have the network's own
+        shapes. offered: labels of axes that nobody asked for, to be fixed where the network does not take other sizes.
+    own_shapes: the shapes as the user gave them.
     """
 
     tensors: tuple[torch.Tensor, ...]
@@ -64,10 +71,22 @@ class Example:
     fixed: tuple[Fixed, ...]
     source: Source = Source.RANGES
     refused: str | None = None
+    together: bool = False
+    offered: frozenset[str] = frozenset()
+    own_shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def rows(self) -> int:
-        return self.tensors[0].shape[0]
+        return self.rows_of(self.tensors)
+
+    def rows_of(self, inputs: Sequence[torch.Tensor]) -> int:
+        """How many rows inputs have: where rows belong together, the size of dim 0 if it varies, else 1."""
+        return inputs[0].shape[0] if 0 in self.axes[0] else 1
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """What dim 0 of the inputs is called, where it varies."""
+        return tuple(dict.fromkeys(axes[0] for axes in self.axes if 0 in axes))
 
     def call(self, function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Any:
         """Call function as the network is called, with these served tensors in the places of the example."""
@@ -81,6 +100,8 @@ def read_example(
     example_inputs: Any,
     dynamic_axes: Mapping[str, Mapping[int, str]] | None,
     input_names: Sequence[str] | None,
+    *,
+    together: bool = False,
 ) -> Example:
     """Check the user's example and make it an Example.
 
@@ -88,6 +109,8 @@ def read_example(
         are fixed.
     dynamic_axes: {input: {axis: label}}, axes as the network has them; the label "rows" says which one is the
         rows, where it is not axis 0.
+    together: whether the rows belong together (rows.py). Then dim 0 is an axis like others, which is offered to the
+        network where dynamic_axes does not name it.
     Raises: BadExample, naming the input: not a tensor, no rows axis, row counts that differ, arguments that
     forward does not take, names that do not fit, a dynamic axis that the input does not have.
     """
@@ -101,7 +124,24 @@ def read_example(
         )
     own_names = unique_names([name for name, _ in inputs])
     names = checked_names("input_names", input_names, own_names)
-    tensors = tuple(_checked_tensor(name, leaf) for name, (_, leaf) in zip(names, inputs, strict=True))
+    tensors = tuple(
+        _checked_tensor(name, leaf, together) for name, (_, leaf) in zip(names, inputs, strict=True)
+    )
+    if together:
+        axes, offered = _own_axes(names, own_names, tensors, dynamic_axes or {})
+        own = tuple(tuple(tensor.shape) for tensor in tensors)
+        enough = _with_enough(tensors, axes)
+        return Example(
+            enough,
+            names,
+            axes,
+            arguments,
+            (0,) * len(names),
+            fixed,
+            together=True,
+            offered=offered,
+            own_shapes=own,
+        )
     asked = _checked_axes(names, own_names, tensors, dynamic_axes or {})
     rows_dims = tuple(next(axis for axis, label in mine.items() if label == ROWS) for mine in asked)
     _check_rows(names, tensors, rows_dims)
@@ -129,7 +169,7 @@ def _check_rows(names: Sequence[str], tensors: Sequence[torch.Tensor], rows_dims
         raise BadExample(
             f"the example inputs have different numbers of rows in {where}: {rows}; expected one number. Make "
             "what is no row a buffer of the network, and name the dim where an input has its rows elsewhere: "
-            f"dynamic_axes={{{names[-1]!r}: {{1: {ROWS!r}}}}}."
+            f"dynamic_axes={{{names[-1]!r}: {{1: {ROWS!r}}}}}. {SERVE_TOGETHER}"
         )
 
 
@@ -167,13 +207,13 @@ def checked_names(setting: str, given: Sequence[str] | None, own: tuple[str, ...
     return tuple(given)
 
 
-def _checked_tensor(name: str, leaf: Any) -> torch.Tensor:
+def _checked_tensor(name: str, leaf: Any, together: bool) -> torch.Tensor:
     """A dense copy of leaf that shares nothing with it: no gradients, no strides of views, floats in float32."""
     tensor = _from_numpy(name, leaf) if isinstance(leaf, np.ndarray) else leaf
-    if tensor.dim() == 0:
+    if tensor.dim() == 0 and not together:
         raise BadExample(
             f"example input {name!r} has no dimensions; expected dim 0 to be the rows. Give it one value per "
-            "row, or give a Python number, which stays fixed in the files."
+            f"row, or give a Python number, which stays fixed in the files. {SERVE_TOGETHER}"
         )
     if 0 in tensor.shape:
         raise BadExample(f"example input {name!r} has the shape {tuple(tensor.shape)}, with nothing in it")
@@ -206,9 +246,7 @@ def _checked_axes(
     dynamic_axes: Mapping[str, Mapping[int, str]],
 ) -> tuple[dict[int, str], ...]:
     """{axis: label} per input, one of them the rows; dynamic_axes may use the artifact's names or forward's."""
-    unknown = set(dynamic_axes) - set(names) - set(own_names)
-    if unknown:
-        raise BadExample(f"dynamic_axes names the inputs {sorted(unknown)}; the inputs are {list(names)}")
+    _check_known(names, own_names, dynamic_axes)
     axes = [
         _axes_of(name, tensor, dynamic_axes.get(name, dynamic_axes.get(own, {})))
         for name, own, tensor in zip(names, own_names, tensors, strict=True)
@@ -217,14 +255,53 @@ def _checked_axes(
     return tuple(axes)
 
 
-def _axes_of(name: str, tensor: torch.Tensor, asked: Mapping[int, str]) -> dict[int, str]:
+def _own_axes(
+    names: tuple[str, ...],
+    own_names: tuple[str, ...],
+    tensors: tuple[torch.Tensor, ...],
+    dynamic_axes: Mapping[str, Mapping[int, str]],
+) -> tuple[tuple[dict[int, str], ...], frozenset[str]]:
+    """{axis: label} per input where rows belong together, and the labels that nobody asked for.
+
+    Dim 0 of the first input, and of those as long, is called "batch"; of the others by the name of the input.
+    """
+    _check_known(names, own_names, dynamic_axes)
+    axes = []
+    offered = set()
+    first = tensors[0].shape[:1]
+    for name, own, tensor in zip(names, own_names, tensors, strict=True):
+        asked = _labels_of(name, tensor, dynamic_axes.get(name, dynamic_axes.get(own, {})))
+        mine = {axis: BATCH if label == ROWS else label for axis, label in asked.items()}
+        if tensor.dim() and 0 not in mine and BATCH not in mine.values():
+            mine[0] = BATCH if tensor.shape[:1] == first else f"{own}_{BATCH}"
+            offered.add(mine[0])
+        _check_labels(name, mine)
+        axes.append(dict(sorted(mine.items())))
+    _check_labels_agree(names, tensors, axes)
+    return tuple(axes), frozenset(offered)
+
+
+def _check_known(
+    names: tuple[str, ...], own_names: tuple[str, ...], dynamic_axes: Mapping[str, Mapping[int, str]]
+) -> None:
+    unknown = set(dynamic_axes) - set(names) - set(own_names)
+    if unknown:
+        raise BadExample(f"dynamic_axes names the inputs {sorted(unknown)}; the inputs are {list(names)}")
+
+
+def _labels_of(name: str, tensor: torch.Tensor, asked: Mapping[int, str]) -> dict[int, str]:
+    """asked with its axes counted from the front."""
     for axis in asked:
         if not -tensor.dim() <= axis < tensor.dim():
             raise BadExample(
                 f"dynamic_axes asks for axis {axis} of {name!r}, whose example has the shape "
                 f"{tuple(tensor.shape)}"
             )
-    labels = {axis % tensor.dim(): label for axis, label in asked.items()}
+    return {axis % tensor.dim(): label for axis, label in asked.items()}
+
+
+def _axes_of(name: str, tensor: torch.Tensor, asked: Mapping[int, str]) -> dict[int, str]:
+    labels = _labels_of(name, tensor, asked)
     rows = [axis for axis, label in labels.items() if label == ROWS]
     if len(rows) > 1:
         raise BadExample(
@@ -232,13 +309,17 @@ def _axes_of(name: str, tensor: torch.Tensor, asked: Mapping[int, str]) -> dict[
         )
     if not rows:
         labels[0] = ROWS  # whatever the user calls them
+    _check_labels(name, labels)
+    return labels
+
+
+def _check_labels(name: str, labels: Mapping[int, str]) -> None:
     for axis, label in labels.items():
         if not str(label).isidentifier():
             raise BadExample(
                 f"dynamic_axes calls axis {axis} of {name!r} {label!r}; expected a name like 'length', or "
                 f"{ROWS!r} for the axis that counts the rows"
             )
-    return labels
 
 
 def _check_labels_agree(

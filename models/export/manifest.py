@@ -26,6 +26,7 @@ from models.export.memory import Memory
 from models.export.outputs import Outputs
 from models.export.precision import Precision
 from models.export.verify import Parity
+from models.export.ways import INDEPENDENT, TOGETHER
 
 FORMAT_VERSION = 1
 
@@ -74,7 +75,7 @@ def manifest(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": source,
         "inputs": [
-            {**spec, **_named(axes, len(spec["shape"])), **_rows_elsewhere(dim)}
+            {**spec, **_named(axes, len(spec["shape"]), captured.together), **_rows_elsewhere(dim)}
             for spec, axes, dim in zip(
                 _specs(captured, "placeholder", captured.input_names),
                 captured.dynamic_shapes,
@@ -92,6 +93,7 @@ def manifest(
         "kept_fp32": [{"where": one.where, "reason": one.reason} for one in kept],
         **_converted(converted_weights),
         "tool_versions": tool_versions(),
+        "rows": TOGETHER if captured.together else INDEPENDENT,
         "max_batch_size": max_batch_size,
         "memory": memory.to_manifest(),
         "files": {path.name: _file_entry(path) for path in files},
@@ -125,7 +127,7 @@ def write_reference(
     }
     with path.open("wb") as file:
         np.savez(
-            file, allow_pickle=False, **{key: np.ascontiguousarray(value) for key, value in arrays.items()}
+            file, allow_pickle=False, **{key: np.asarray(value, order="C") for key, value in arrays.items()}
         )
 
 
@@ -182,9 +184,11 @@ def _specs(captured: CapturedGraph, op: str, names: Sequence[str]) -> list[dict[
     ]
 
 
-def _named(axes: Mapping[int, str], dims: int) -> dict[str, Any]:
-    """`dims`, what an input's dynamic dims are called, alike for dims of one size; nothing where only rows vary."""
-    if set(axes) <= {0}:
+def _named(axes: Mapping[int, str], dims: int, together: bool) -> dict[str, Any]:
+    """`dims`, what an input's dynamic dims are called, alike for dims of one size; nothing where only rows vary that
+    do not belong together.
+    """
+    if not axes or (set(axes) == {0} and not together):
         return {}
     return {"dims": [axes.get(axis) for axis in range(dims)]}
 

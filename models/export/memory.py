@@ -38,10 +38,12 @@ class Memory:
 
 
 def measure_memory(captured: CapturedGraph) -> Memory:
-    """The memory of the graph as it is written. Runs it once, on the first row of its example, for the sizes."""
+    """The memory of the graph as it is written. Runs it once, on the first row of its example, for the sizes; on the
+    whole example where the rows belong together, and row_bytes is what a request of that size takes.
+    """
     sizes = _Sizes(captured.graph_module)
     with torch.no_grad():
-        sizes.run(*(tensor[:1].clone() for tensor in captured.example_inputs))
+        sizes.run(*(t.clone() if captured.together else t[:1].clone() for t in captured.example_inputs))
     targets = {str(node.target) for node in captured.graph_module.graph.nodes if node.op == "get_attr"}
     weights = sum(_bytes(operator.attrgetter(target)(captured.graph_module)) for target in targets)
     return Memory(weights, _peak(captured.graph_module.graph, sizes.of))

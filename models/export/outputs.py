@@ -7,7 +7,8 @@ A server puts the rows of many requests into one batch and gives each request it
 output has the rows in dim 0. Where the network has them in another dim, the graph gets a permutation. What holds
 no rows can belong to no request: one number for the whole batch, a constant of the network, None. It is left
 out, and the manifest says so, with the value where it is a constant number. A larger tensor without rows that
-depends on the inputs is an answer somebody waits for: it is refused, never dropped.
+depends on the inputs is an answer somebody waits for: it is refused, never dropped. Where the rows belong together
+(rows.py), every tensor that depends on the inputs is an answer to the request, and kept as it is.
 """
 
 import math
@@ -22,6 +23,7 @@ from models.errors import NotCapturable
 from models.export.datatypes import OIP_WORDS
 from models.export.flat import tensors_of
 from models.export.structure import Path, leaves
+from models.export.ways import SERVE_TOGETHER
 
 aten = torch.ops.aten
 
@@ -61,16 +63,23 @@ class Outputs:
     def read(self, returned: Any) -> tuple[Tensor, ...]:
         """The outputs, rows in dim 0, of what the eager network returned."""
         tensors = tensors_of(returned)
-        return tuple(tensors[output.tensor].movedim(output.rows_dim, 0) for output in self.kept)
+        return tuple(_rows_first_of(tensors[output.tensor], output.rows_dim) for output in self.kept)
 
 
-def select_outputs(graph: fx.Graph, returned: Any, input_names: Sequence[str]) -> Outputs:
+def _rows_first_of(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.movedim(dim, 0) if dim else tensor
+
+
+def select_outputs(
+    graph: fx.Graph, returned: Any, input_names: Sequence[str], *, together: bool = False
+) -> Outputs:
     """Reduce the flat tuple that graph returns to the outputs, in place.
 
     graph: of flat tensors, rows in dim 0 of its inputs. returned: what eager forward gave for the example.
+    together: whether the rows belong together.
     Raises: NotCapturable when nothing holds rows, or when a part is no tensor that could be served.
     """
-    rows = _rows_symbols(graph, input_names)
+    rows = frozenset() if together else _rows_symbols(graph, input_names)
     named = _named_leaves(returned)
     nodes: list[Any] = list(graph.output_node().args[0])  # type: ignore[arg-type]
     tensors = iter(range(len(nodes)))
@@ -81,7 +90,7 @@ def select_outputs(graph: fx.Graph, returned: Any, input_names: Sequence[str]) -
             continue
         place = next(tensors)
         value = nodes[place].meta["val"]
-        dim = _rows_dim(value, rows)
+        dim = _whole(nodes[place]) if together else _rows_dim(value, rows)
         if dim is None:
             left_out.append(_without_rows(name, nodes[place], leaf, rows))
             continue
@@ -102,7 +111,8 @@ def _rows_symbols(graph: fx.Graph, input_names: Sequence[str]) -> _Rows:
     for name, size in zip(input_names, sizes, strict=True):
         if isinstance(size, int):
             raise NotCapturable(
-                f"the network fixes the number of rows of {name!r} at {size}; use x.shape[0] instead of a number"
+                f"the network fixes the number of rows of {name!r} at {size}; use x.shape[0] instead of a number. "
+                + SERVE_TOGETHER
             )
     return frozenset(size.node.expr for size in sizes)
 
@@ -128,6 +138,11 @@ def _rows_dim(value: Tensor, rows: _Rows) -> int | None:
     if dims and dims[0] == 0:
         return 0
     return dims[0] if len(dims) == 1 and not others else None
+
+
+def _whole(node: fx.Node) -> int | None:
+    """0, for an answer is kept as it is; None for what is no answer to the inputs."""
+    return None if _is_constant(node) else 0
 
 
 def _is(size: Any, rows: _Rows) -> bool:
@@ -168,7 +183,10 @@ def _without_rows(name: str, node: fx.Node, leaf: Tensor, rows: _Rows) -> LeftOu
         number = _number(leaf) if leaf.numel() == 1 else None
         return LeftOut(name, "it is the same for every request, since it depends on no input", number)
     if leaf.numel() == 1 and not any(_counts(size, rows) for size in node.meta["val"].shape):
-        return LeftOut(name, "it is one number for the whole batch, which holds the rows of many requests")
+        return LeftOut(
+            name,
+            "it is one number for the whole batch, which holds the rows of many requests; see --rows together",
+        )
     raise NotCapturable(_no_rows(f"output {name!r} of forward", node.meta["val"], rows))
 
 
@@ -208,7 +226,7 @@ def _no_rows(place: str, value: Tensor, rows: _Rows) -> str:
     return (
         f"{place} has the shape {shape}; expected dim 0 to be the rows, as in the inputs, or one other dim, "
         "since the server gives each request its own rows. Return one entry per row, or leave it out of what "
-        "forward returns."
+        f"forward returns. {SERVE_TOGETHER}"
     )
 
 

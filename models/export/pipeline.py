@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.errors import BadExample
 from models.export.artifact import check_free, check_name, check_version, new_version, next_version
 from models.export.caches import without_caches
-from models.export.capture import CapturedGraph, capture
+from models.export.capture import CapturedGraph
 from models.export.convert import Converted, convert
 from models.export.copying import EvalCopy, eval_copy
 from models.export.exactness import onnx_in_float32, torchscript_in_float64, with_own_weights
@@ -37,10 +37,10 @@ from models.export.manifest import count_parameters, manifest, output_specs, wri
 from models.export.memory import measure_memory
 from models.export.picture_cases import picture_case, settled_picture
 from models.export.precision import FP32, Precision, check_precision
-from models.export.reference import ROW_COUNTS, Case, EagerReference, is_reference
+from models.export.reference import ROW_COUNTS, Case, EagerReference
+from models.export.rows import capture_with_offers, check_rows_word, sizes_to_prove, without_refused
 from models.export.running import plain_process
 from models.export.settled import with_settled
-from models.export.settling import own_sizes
 from models.export.source import with_source
 from models.export.tidying import give_back_memory, large_blocks_given_back
 from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
@@ -52,8 +52,10 @@ from models.export.verify import (
     check_file,
     check_fold,
     check_rows,
+    check_stateless,
     locate_in_graph,
 )
+from models.export.ways import INDEPENDENT, SERVE_TOGETHER
 from models.image_input import ImageInput, image_of_manifest
 from service.pictures import PictureInput
 
@@ -102,6 +104,7 @@ class Job:
     dynamic_axes: Mapping[str, Mapping[int, str]] | None
     input_names: Sequence[str] | None
     output_names: Sequence[str] | None
+    together: bool
     max_batch_size: int
     opset: int | None
     precision: Precision
@@ -128,8 +131,12 @@ class Job:
 
 
 def _copy(job: Job) -> None:
-    example = read_example(job.module, job.example_inputs, job.dynamic_axes, job.input_names)
-    job.copy = without_caches(eval_copy(job.module), example)
+    example = read_example(
+        job.module, job.example_inputs, job.dynamic_axes, job.input_names, together=job.together
+    )
+    copy = eval_copy(job.module)
+    example = without_refused(copy, example)
+    job.copy = without_caches(copy, example)
     job.converted_weights = job.copy.converted
     job.example = with_source(job.copy, example)  # before capture: from here on, inputs are drawn
     if isinstance(job.copy.module, ImageInput):
@@ -138,7 +145,8 @@ def _copy(job: Job) -> None:
 
 
 def _capture(job: Job) -> None:
-    job.captured = capture(job.copy, job.example, tuple(job.output_names) if job.output_names else None)
+    names = tuple(job.output_names) if job.output_names else None
+    job.captured, job.example = capture_with_offers(job.copy, job.example, names)
     if job.labels is not None:
         check_labels(job.labels, output_specs(job.captured))
     if job.all_sizes:
@@ -147,10 +155,12 @@ def _capture(job: Job) -> None:
 
 def _run_eager(job: Job) -> None:
     job.reference = EagerReference(job.copy, job.example, job.captured.outputs)
-    small = job.reference.cases(job.captured.sizes.edges(own_sizes(job.example)))
-    check_rows(job.reference, small, job.captured.graph_module)
-    large = () if job.max_batch_size in ROW_COUNTS else (job.reference.large_case(small, job.max_batch_size),)
-    cases = small + large
+    cases = job.reference.cases(sizes_to_prove(job.captured.sizes, job.example))
+    check_stateless(job.reference, cases)
+    if not job.together:
+        check_rows(job.reference, cases, job.captured.graph_module)
+        if job.max_batch_size not in ROW_COUNTS:
+            cases += (job.reference.large_case(cases, job.max_batch_size),)
     if job.picture is not None and isinstance(job.copy.module, ImageInput):
         found = picture_case(job.copy.module, job.picture, job.example, job.reference)
         case, job.parity["pictures"] = found
@@ -164,7 +174,7 @@ def _run_eager(job: Job) -> None:
 
 
 def _lost_digits(job: Job, tolerance: float) -> str | None:
-    case = next(case for case in job.cases if is_reference(case))
+    case = next(case for case in job.cases if case.reference)
     return first_lost_digits(job.captured.graph_module, case.inputs, tolerance)
 
 
@@ -268,11 +278,11 @@ def _weights(job: Job) -> list[Tensor]:
 
 def _few(job: Job) -> tuple[Case, ...]:
     """The cases of few rows: float64 is slow, and the large batch has the same rows again."""
-    return tuple(case for case in job.cases if case.rows <= max(ROW_COUNTS) or not case.fresh)
+    return tuple(case for case in job.cases if not case.large)
 
 
 def _describe(job: Job) -> None:
-    case = next(c for c in job.cases if is_reference(c))
+    case = next(c for c in job.cases if c.reference)
     write_reference(job.captured, case.inputs, case.wanted, job.folder / "reference.npz")
     job.report = manifest(
         name=job.name,
@@ -334,7 +344,8 @@ def export_model(
     dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
-    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    rows: str = INDEPENDENT,
+    max_batch_size: int | None = None,
     opset: int | None = None,
     precision: str = FP32.word,
     only: str | None = None,
@@ -359,7 +370,10 @@ def export_model(
         input_names, output_names: names in the files; default forward's parameters, and `y` (or the keys of a
         dict,
             or y0, y1, ...).
-        max_batch_size: rows of the largest batch that a server will run; verified as such.
+        rows: "independent": the answer for a row is its own, which is checked, and a server runs rows of many requests
+            in one batch. "together": an answer belongs to all that was sent with it; a server runs one request at a
+            time, in the network's own shapes, and outputs need no rows.
+        max_batch_size: rows of the largest batch that a server will run, default 32; verified as such.
         opset: the ONNX operator set, default 18.
         precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
         only: "torchscript" or "onnx", to write and prove that file alone; default both. Without it, where one cannot
@@ -375,7 +389,9 @@ def export_model(
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
     """
     repository = Path(destination)
-    _check_settings(module, check_name(name), max_batch_size)
+    together = check_rows_word(rows, max_batch_size)
+    largest = 0 if together else DEFAULT_MAX_BATCH_SIZE if max_batch_size is None else max_batch_size
+    _check_settings(module, check_name(name), largest, together)
     number = next_version(repository, name) if version is None else check_version(version)
     chosen = check_precision(precision, opset)
     forms = chosen_forms(only, chosen, opset)
@@ -396,7 +412,8 @@ def export_model(
             dynamic_axes,
             input_names,
             output_names,
-            max_batch_size,
+            together,
+            largest,
             opset,
             chosen,
             forms,
@@ -415,12 +432,13 @@ def export_model(
     return _result(repository / name / str(number), job.report, seconds)
 
 
-def _check_settings(module: object, name: str, max_batch_size: object) -> None:
+def _check_settings(module: object, name: str, max_batch_size: object, together: bool) -> None:
     if not isinstance(module, nn.Module):
         raise BadExample(f"{name}: module is a {type(module).__name__}; expected an nn.Module")
-    if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int) or max_batch_size < 1:
+    least = 0 if together else 1
+    if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int) or max_batch_size < least:
         raise BadExample(
-            f"{name}: max_batch_size is {max_batch_size!r}; expected a number of rows, 1 or more"
+            f"{name}: max_batch_size is {max_batch_size!r}; expected a number of rows, 1 or more. {SERVE_TOGETHER}"
         )
 
 

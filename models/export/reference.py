@@ -1,7 +1,8 @@
 """What the eager network answers, in float64, on the inputs that every file is compared on.
 
 The cases are the example itself and fresh random inputs of 1, 2 and 7 rows and of the largest bucket; a
-network with further dynamic axes gets more cases with other sizes. Each case also holds what the float32
+network with further dynamic axes gets more cases with other sizes. Where rows belong together, the fresh inputs have
+the example's sizes, and 1, 2 and 7 rows are tried of networks that take them. Each case also holds what the float32
 eager network answers: how far that is off is what the tolerances of tolerance.py come from.
 """
 
@@ -22,6 +23,7 @@ from models.export.refusals import reason
 from models.export.running import plain_ways
 from models.export.sampling import random_inputs, unproved_values
 from models.export.source import fresh_inputs, is_finite
+from models.export.ways import SERVE_TOGETHER
 
 # One row, where broadcasting and squeeze go wrong; an even and an odd batch, neither a usual bucket.
 ROW_COUNTS = (1, 2, 7)
@@ -36,6 +38,8 @@ _LARGE_BATCH_FACTOR = 20.0
 class Case:
     """One batch: the inputs as served, and what eager answers in float64 (wanted) and in float32 (plain).
 
+    rows: how many. fresh: whether the inputs were drawn. large: whether it is the largest batch, of rows that other
+    cases have too. reference: whether this is the case that reference.npz holds.
     settled: per output of integers or booleans, which elements are beyond doubt (settled.py); all, where
     it has no entry.
     """
@@ -43,22 +47,16 @@ class Case:
     inputs: tuple[Tensor, ...]
     wanted: tuple[Tensor, ...]
     plain: tuple[Tensor, ...]
+    rows: int
     fresh: bool
+    large: bool = False
+    reference: bool = False
     settled: Mapping[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> int:
-        return self.inputs[0].shape[0]
 
     @property
     def own_error(self) -> tuple[Difference, ...]:
         """How far float32 eager is off by itself, per output."""
         return tuple(difference(g, w) for g, w in zip(self.plain, self.wanted, strict=True))
-
-
-def is_reference(case: Case) -> bool:
-    """Whether this is the case that reference.npz holds."""
-    return case.fresh and case.rows == REFERENCE_ROWS
 
 
 class EagerReference:
@@ -113,9 +111,10 @@ class EagerReference:
             module = fresh_copy(self._network.module)
             return self._outputs.read(self._example.call(module, [t.clone() for t in inputs]))
 
-    def case(self, inputs: tuple[Tensor, ...], *, fresh: bool) -> Case:
+    def case(self, inputs: tuple[Tensor, ...], *, fresh: bool, reference: bool = False) -> Case:
         """Run inputs. Raises: BadExample when the network fails or answers with another number of rows."""
-        rows = inputs[0].shape[0]
+        rows = self._example.rows_of(inputs)
+        every_number = "" if self._example.together else "every number of rows from 1 up, and "
         try:
             wanted = self.run_float64([t.clone() for t in inputs])
             plain = self.run_float32(inputs)
@@ -123,17 +122,18 @@ class EagerReference:
             shapes = [tuple(t.shape) for t in inputs]
             raise BadExample(
                 f"the eager network fails on inputs drawn like its example, with the shapes {shapes}: "
-                f"{reason(error)}. It must take every number of rows from 1 up, and every "
+                f"{reason(error)}. It must take {every_number}every "
                 "value in the range that the example shows; give an example that shows the valid range."
+                f"{'' if self._example.together else ' ' + SERVE_TOGETHER}"
             ) from error
-        for index, tensor in enumerate(wanted):
+        for index, tensor in enumerate(() if self._example.together else wanted):
             if tensor.dim() == 0 or tensor.shape[0] != rows:
                 raise BadExample(
                     f"for {rows} rows the eager network answers with the shape {tuple(tensor.shape)} as "
                     f"output {index}; expected {rows} in dim 0. A squeeze() without a dim does this at one "
-                    "row: name the dim."
+                    f"row: name the dim. {SERVE_TOGETHER}"
                 )
-        return Case(inputs, wanted, plain, fresh)
+        return Case(inputs, wanted, plain, rows, fresh, reference=reference)
 
     def cases(self, edges: Sequence[Mapping[str, int]] = ()) -> tuple[Case, ...]:
         """The example, fresh inputs of each row count, and other sizes of the dynamic axes, those that work.
@@ -143,7 +143,10 @@ class EagerReference:
         """
         example = self.case(self._example.tensors, fresh=False)
         self._finite = tuple(is_finite(tensor) for tensor in example.wanted)
-        fresh = [self.case(fresh_inputs(self._example, rows), fresh=True) for rows in ROW_COUNTS]
+        fresh = [
+            self.case(fresh_inputs(self._example, rows), fresh=True, reference=rows == REFERENCE_ROWS)
+            for rows in ROW_COUNTS
+        ]
         other = [self.case(self._of_sizes(one), fresh=True) for one in edges if self._accepts(one)]
         return (example, *fresh, *other)
 
@@ -178,14 +181,14 @@ class EagerReference:
                 f"the eager network fails on a batch of {rows} rows: {reason(error)}. It "
                 "must take every number of rows up to max_batch_size; give a smaller one (--max-batch-size)."
             ) from error
-        large = Case(inputs, wanted, plain, fresh=True)
+        large = Case(inputs, wanted, plain, rows, fresh=True, large=True)
         for index, found in enumerate(large.own_error):
             usual = max(case.own_error[index].max_rel for case in cases)
             if not found.max_rel <= max(_LARGE_BATCH_TOLERANCE, _LARGE_BATCH_FACTOR * usual):
                 raise NotCapturable(
                     f"the answer for a row depends on its batch: output {index} differs by "
                     f"{found.max_rel:.1e} relative between a batch of {rows} and one of {max(ROW_COUNTS)} "
-                    "or fewer rows. Each row must be answered by itself."
+                    f"or fewer rows. Each row must be answered by itself. {SERVE_TOGETHER}"
                 )
         return large
 

@@ -47,11 +47,12 @@ def random_inputs(
     rng = np.random.default_rng(seed)
     wanted = {**(sizes or {}), "rows": rows}
     # One pick of rows for all inputs: an example's row is valid as a whole.
-    picks = rng.integers(example.rows, size=rows)
+    picks = None if example.together else rng.integers(example.rows, size=rows)
     tensors = []
     for tensor, axes in zip(example.tensors, example.axes, strict=True):
-        shape = tuple(wanted.get(axes.get(axis, ""), size) for axis, size in enumerate(tensor.shape))
-        values = tensor.numpy()
+        # A number without dims is drawn as one row.
+        values = np.atleast_1d(tensor.numpy())
+        shape = tuple(wanted.get(axes.get(axis, ""), size) for axis, size in enumerate(values.shape))
         if tensor.numel() == 0:
             drawn = np.zeros(shape, values.dtype)
         elif example.source is Source.ROWS:
@@ -60,8 +61,28 @@ def random_inputs(
             drawn = _kind(values, axes).from_values(shape, rng)
         else:
             drawn = _kind(values, axes).from_ranges(shape, scale, rng)
-        tensors.append(torch.from_numpy(np.ascontiguousarray(drawn.astype(values.dtype, copy=False))))
+        if example.together and values.dtype.kind in "iu":
+            drawn = _within(drawn, _index_limit(example, values, wanted))
+        dense = torch.from_numpy(np.ascontiguousarray(drawn.astype(values.dtype, copy=False)))
+        tensors.append(dense if tensor.dim() else dense.reshape(()))
     return tuple(tensors)
+
+
+def _index_limit(example: Example, values: _Array, wanted: Mapping[str, int]) -> int | None:
+    """How large whole numbers may be at most, when they are indexes into rows that are fewer than in the example.
+
+    As the ends of a graph's edges are: every number in the example is less than there are rows.
+    """
+    limits = []
+    for tensor, axes in zip(example.tensors, example.axes, strict=True):
+        rows = wanted.get(axes.get(0, ""))
+        if rows is not None and values.max() < tensor.shape[0] and rows < tensor.shape[0]:
+            limits.append(rows)
+    return min(limits, default=None)
+
+
+def _within(drawn: _Array, limit: int | None) -> _Array:
+    return drawn if limit is None else np.where(drawn >= limit, drawn % limit, drawn)
 
 
 def unproved_values(example: Example) -> tuple[str, ...]:
@@ -79,9 +100,9 @@ def _kind(values: _Array, axes: Mapping[int, str]) -> _Kind:
     return Floats(values, axes) if values.dtype.kind == "f" else Integers(values, axes)
 
 
-def _rows_of(values: _Array, picks: _Array, shape: tuple[int, ...]) -> _Array:
-    """These rows of the example, cut or repeated along a dynamic axis of another size."""
-    drawn = values[picks]
-    for axis in range(1, len(shape)):
+def _rows_of(values: _Array, picks: _Array | None, shape: tuple[int, ...]) -> _Array:
+    """These rows of the example, or all where they belong together, cut or repeated along an axis of another size."""
+    drawn = values if picks is None else values[picks]
+    for axis in range(0 if picks is None else 1, len(shape)):
         drawn = np.take(drawn, np.arange(shape[axis]) % values.shape[axis], axis=axis)
     return drawn

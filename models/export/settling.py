@@ -20,6 +20,7 @@ from models.export.example import ROWS, Example
 from models.export.guards import Assumptions, read_assumptions
 from models.export.sizes import Narrowed
 from models.export.trials import Eager, Trials, Verdict
+from models.export.ways import SERVE_TOGETHER
 
 # 5 doublings: eight halvings leave 1 of an example of 256, and 8 of the last example tried.
 _MOST_DOUBLINGS = 6
@@ -86,7 +87,7 @@ def _to_double(
         elif ROWS in (name, other):
             raise NotCapturable(
                 f"the network takes only as many rows as {changed!r} is long{place}. The server decides how many rows "
-                "a batch has: the rows, dim 0, must not hang on another dim."
+                f"a batch has: the rows, dim 0, must not hang on another dim. {SERVE_TOGETHER}"
             )
         elif verdict is Verdict.WRONG:
             told = f"{times if times > 1 else ''}{' * ' if times > 1 else ''}{other}{f' + {plus}' if plus else ''}"
@@ -137,7 +138,7 @@ def _fixed(name: str, size: int, place: str) -> NotCapturable:
     if name == ROWS:
         return NotCapturable(
             f"the network fixes the number of rows at that of the example, {size} in dim 0{place}. Use x.shape[0] or "
-            "-1 in view and reshape, no Python loop over the rows, and rows in dim 0"
+            f"-1 in view and reshape, no Python loop over the rows, and rows in dim 0. {SERVE_TOGETHER}"
         )
     return NotCapturable(
         f"the network does not take every size of the dynamic axis {name!r}: it fixes it at {size}{place}. Make the "

@@ -17,6 +17,7 @@ from models.export.example import ROWS
 from models.export.guards import Assumptions
 from models.export.size_search import allowed_sizes, eager_edges, progression
 from models.export.trials import Trials, Verdict
+from models.export.ways import SERVE_TOGETHER
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,16 @@ class Sizes:
             {name: near(name, own[name] + (1 - 2 * i) * steps[name]) for i, name in enumerate(free)}
         )
         return tuple(self.complete(point) for point in points)
+
+    def with_counts(
+        self, own: Mapping[str, int], names: Sequence[str], counts: Sequence[int]
+    ) -> list[dict[str, int]]:
+        """Sizes by name, those of the example but for these names, which have each of the counts that they may."""
+        free = [name for name in own if name in self.ranges and name not in self.links]
+        points = [
+            {n: count if n in names and count in self.ranges[n] else own[n] for n in free} for count in counts
+        ]
+        return [self.complete(point) for point in points if any(point[n] != own[n] for n in free)]
 
     def complete(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """sizes of the free names, and with them those of all the others."""
@@ -210,7 +221,7 @@ def _check_together(
             raise NotCapturable(
                 f"the network does not take every number of rows as it takes {own[ROWS]}: it was captured under the "
                 f"assumption {assumption.text}{assumption.place}. The server decides how many rows a batch has: let "
-                "forward do the same for every number."
+                f"forward do the same for every number. {SERVE_TOGETHER}"
             )
         raise NotCapturable(
             f"the network takes sizes of {', '.join(map(repr, sorted(assumption.names)))} that hang on each other in "

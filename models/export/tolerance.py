@@ -26,7 +26,7 @@ from torch import Tensor
 from models.errors import BadExample, NotCapturable
 from models.export.difference import Difference, Scale, difference, scale_of
 from models.export.precision import FP32, Precision
-from models.export.reference import Case, is_reference
+from models.export.reference import Case
 
 FILE_TOLERANCE = 1e-4
 OWN_ERROR_FACTOR = 20.0
@@ -63,7 +63,7 @@ class Output:
                 got = torch.where(settled, got, want)
             return difference(got, want)
         found = difference(got, want, self.scale)
-        if is_reference(case):
+        if case.reference:
             # A server has these rows alone, and so their own scale; what it is told must hold for it too.
             found = found.worse(difference(got, want, scale_of([want], self.axes)))
         return found
@@ -103,7 +103,7 @@ def _whole_output(output: Output, index: int, cases: Sequence[Case], _: Precisio
     total = sum(mask.numel() for mask in masks)
     doubtful = sum(int((~mask).sum()) for mask in masks) / total if total else 0.0
     of_reference = next(
-        (case.settled[index] for case in cases if is_reference(case) and index in case.settled), None
+        (case.settled[index] for case in cases if case.reference and index in case.settled), None
     )
     share = 0.0 if of_reference is None else 1.0 - float(of_reference.double().mean())
     return replace(output, own_error=doubtful, tolerance=output.tolerance if output.chosen else share)

@@ -6,7 +6,8 @@
 Holds always: it is the definition (torch.nn.BatchNorm2d, biased variance). It is needed since torch.onnx
 writes such a norm, when it has running statistics, as an inference norm: an error of 0.5, without a word.
 Such a norm is never foldable. Where its input is a weight (weight standardisation) it is a constant; where
-its input holds several rows, the rows' answers depend on each other and verify.py refuses the network.
+its input holds several rows, the rows' answers depend on each other: verify.py refuses the network, unless its rows
+belong together (rows.py).
 """
 
 import operator

@@ -1,6 +1,7 @@
 """Proof in numbers that the export did not change the answers. Nothing is trusted: the files are run.
 
-1. Rows: a row's answer in a batch is its answer alone; else it could not be batched with other people's rows.
+1. Rows: a row's answer in a batch is its answer alone; else it could not be batched with other people's rows. Not
+   asked where the rows belong together (rows.py).
 2. The fold: the folded graph, run in float64, against the float64 eager network. Tolerance 1e-10 relative: float64
    carries 2e-16, some thousand roundings make 1e-13; a right fold measures below 1e-12, a wrong one 1e-1, and
    there is nothing in between. Where a network multiplies roundings, 20 times what float64 itself moves when it
@@ -30,6 +31,7 @@ from models.export.precision import Precision
 from models.export.reasons import reason
 from models.export.reference import ROW_COUNTS, Case, EagerReference
 from models.export.tolerance import LARGEST_TOLERANCE, OWN_ERROR_FACTOR, Output, ill_conditioned, refusal
+from models.export.ways import SERVE_TOGETHER
 
 FOLD_TOLERANCE = 1e-10
 LARGEST_FOLD_TOLERANCE = 1e-7
@@ -84,8 +86,8 @@ class Parity:
         }
 
 
-def check_rows(reference: EagerReference, cases: Sequence[Case], graph_module: fx.GraphModule) -> None:
-    """Raises: NotCapturable, naming the layer, when a row's answer depends on the other rows of its batch."""
+def check_stateless(reference: EagerReference, cases: Sequence[Case]) -> None:
+    """Raises: NotCapturable when the network answers the same inputs otherwise after others."""
     small = next(c for c in cases if c.fresh)
     # One that has answered other requests before must answer as one that has not.
     earlier = [[t + 1 if t.is_floating_point() else t for t in small.inputs], small.inputs]
@@ -97,6 +99,10 @@ def check_rows(reference: EagerReference, cases: Sequence[Case], graph_module: f
                 "keeps state between calls (a counter, numbers of the last request), or draws random numbers "
                 "outside of torch. Answers must depend on the inputs alone."
             )
+
+
+def check_rows(reference: EagerReference, cases: Sequence[Case], graph_module: fx.GraphModule) -> None:
+    """Raises: NotCapturable, naming the layer, when a row's answer depends on the other rows of its batch."""
     case = next(c for c in cases if c.fresh and c.rows == ROW_COUNTS[-1])
     for row in (0, case.rows - 1):
         alone = reference.run_float64([t[row : row + 1].clone() for t in case.inputs])
@@ -110,7 +116,7 @@ def check_rows(reference: EagerReference, cases: Sequence[Case], graph_module: f
                     f"relative{f', first at {place}' if place else ''}. The server batches rows of "
                     "different requests. Use running statistics in norms (no training=True, no "
                     "track_running_stats=False), and rows in dim 0; where an input has them in another, name it: "
-                    "dynamic_axes={'x': {1: 'rows'}}."
+                    f"dynamic_axes={{'x': {{1: 'rows'}}}}. {SERVE_TOGETHER}"
                 )
 
 
@@ -135,7 +141,7 @@ def check_fold(
     What is run is the graph that will be written, its constants as they were before rounding (float64_graph.py).
     Raises: ParityFailed, naming the first layer that differs.
     """
-    chosen = [case for case in cases if case.rows in ROW_COUNTS]
+    chosen = [case for case in cases if not case.large and (case.fresh or case.rows in ROW_COUNTS)]
     total = {output.name: OutputParity(NONE, FOLD_TOLERANCE) for output in outputs}
     for case in chosen:
         answers = _answers(original, folded, case)

@@ -6,13 +6,9 @@ import sys
 import pytest
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("what", ["fold", "serve", "peers", "heads", "stall", "scrapes", "gpu", "soak", "published"])
-=======
 @pytest.mark.parametrize(
-    "what", ["fold", "serve", "peers", "heads", "export", "stall", "scrapes", "gpu", "soak"]
+    "what", ["fold", "export", "serve", "peers", "heads", "stall", "scrapes", "gpu", "soak", "published"]
 )
->>>>>>> cost
 def test_benchmark_tells_its_options(what: str) -> None:
     told = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{what}", "--help"], capture_output=True, text=True, check=False

@@ -48,6 +48,37 @@ def test_config_decides_the_largest_batch_before_the_manifest(
     assert read_artifact(exported, "linear", "1", config(**keys)).max_batch_size == largest
 
 
+@pytest.mark.parametrize("keys", [{}, {"max_batch_size": 0}])
+def test_a_manifest_whose_rows_belong_together_is_run_a_request_at_a_time(
+    exported: Path, keys: dict[str, Any]
+) -> None:
+    rewrite(exported, rows="together", max_batch_size=0)
+    artifact = read_artifact(exported, "linear", "1", config(**keys))
+    assert (artifact.max_batch_size, artifact.signature.counts_rows) == (1, False)
+    assert artifact.summary()["rows"] == "together"
+
+
+@pytest.mark.parametrize("keys", [{"max_batch_size": 8}, {"max_batch_size": 1}, {"batch_buckets": [1, 6]}])
+def test_config_that_wants_batches_of_rows_that_belong_together_is_refused(
+    exported: Path, keys: dict[str, Any]
+) -> None:
+    rewrite(exported, rows="together", max_batch_size=0)
+    with pytest.raises(ConfigError, match=r"rows: together.*expected `max_batch_size: 0`"):
+        read_artifact(exported, "linear", "1", config(**keys))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rows": "together"}, {"max_batch_size": 0}, {"rows": "independent", "max_batch_size": 0}, {"rows": 1}],
+)
+def test_a_manifest_that_contradicts_itself_on_its_rows_is_refused(
+    exported: Path, changes: dict[str, Any]
+) -> None:
+    rewrite(exported, **changes)
+    with pytest.raises(ConfigError, match=r"rows"):
+        read_artifact(exported, "linear", "1", config())
+
+
 def test_bare_onnx_file_of_any_name_is_described_by_itself(tmp_path: Path) -> None:
     save_linear(tmp_path / "net.onnx")
     artifact = read_artifact(tmp_path, "m", "1", config())
