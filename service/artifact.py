@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 _SHOWN: Final = (
     "created", "source", "dims", "narrowed", "opset", "not_written", "precision", "kept_fp32", "converted_weights",
-    "fixed_inputs", "left_out", "rows", "parameter_count", "memory", "fold", "parity", "tool_versions", "image", "labels",
+    "fixed_inputs", "left_out", "rows", "parameter_count", "memory", "fold", "parity", "tool_versions", "image",
+    "labels",
 )  # fmt: skip
 """What of the manifest GET /info shows."""
 
