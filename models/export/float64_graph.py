@@ -10,11 +10,10 @@ So what a float64 gate proves is the very graph that is written, and it costs th
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from models.export.float64_mode import float64_arithmetic, is_smaller_float, widened
+from models.export.float64_mode import float64_arithmetic, widened, wider_type
 from models.export.fold.exact import exact_value
 
 Weights = Callable[[Tensor], Tensor]
@@ -47,8 +46,8 @@ class _Float64Interpreter(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Here and not in float64_arithmetic alone: composite operators look at the type before they come there.
-        wide_args = tuple(torch.float64 if is_smaller_float(a) else a for a in args)
-        wide_kwargs = {k: torch.float64 if is_smaller_float(v) else v for k, v in kwargs.items()}
+        wide_args = tuple(wider_type(a) for a in args)
+        wide_kwargs = {k: wider_type(v) for k, v in kwargs.items()}
         return super().call_function(target, wide_args, wide_kwargs)
 
 

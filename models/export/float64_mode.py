@@ -5,7 +5,8 @@ fails (mixed types) or rounds, and then the reference would be no reference. And
 (`torch.finfo(x.dtype).eps`, `if x.dtype == torch.float32`, `torch.tensor(0.1)`) would compute something else than
 the network that is exported, which is in float32. So within `float64_arithmetic()`
 
-    every operator computes in float64: float types asked for, tensors that come in and tensors that go out
+    every operator computes in float64 (complex numbers in two of them): types asked for, tensors that come in and
+    tensors that go out
     every question for a type is answered as in float32
 
 Knows nothing of networks or files.
@@ -20,8 +21,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
-
+_WIDER = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+    torch.complex32: torch.complex128,
+}
+_SHOWN = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 
 _SIZES_IN_BYTES = (Tensor.element_size, Tensor.itemsize.__get__, Tensor.nbytes.__get__)  # type: ignore[attr-defined]
 
@@ -66,9 +73,9 @@ class _ShownAsFloat32(TorchFunctionMode):
         if func is Tensor.new_tensor and args[0].dtype == torch.float64:
             kwargs = {"dtype": torch.float32, **(kwargs or {})}  # the numbers as a capture rounds them
         result = func(*args, **(kwargs or {}))
-        if result is torch.float64:
-            return torch.float32
-        if func in _SIZES_IN_BYTES and args[0].dtype == torch.float64:
+        if isinstance(result, torch.dtype):
+            return _SHOWN.get(result, result)
+        if func in _SIZES_IN_BYTES and args[0].dtype in _SHOWN:
             return result // 2
         if func is Tensor.type and isinstance(result, str):
             return result.replace("DoubleTensor", "FloatTensor")
@@ -77,15 +84,15 @@ class _ShownAsFloat32(TorchFunctionMode):
 
 def _wide(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.double() if value.dtype in _SMALLER else value
+        return value.to(_WIDER[value.dtype]) if value.dtype in _WIDER else value
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
         return type(value)(_wide(item) for item in value) if type(value) in {list, tuple} else value
-    return torch.float64 if is_smaller_float(value) else value
+    return wider_type(value)
 
 
-def is_smaller_float(value: object) -> bool:
-    """Whether value is a float type with fewer digits than float64."""
-    return isinstance(value, torch.dtype) and value in _SMALLER
+def wider_type(value: Any) -> Any:
+    """A float or complex type with fewer digits than float64 as the type with those, and any other value as it is."""
+    return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 @contextmanager

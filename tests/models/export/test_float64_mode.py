@@ -91,3 +91,29 @@ def test_what_is_written_to_keeps_its_own_memory():
         into += x
     assert into.dtype == torch.float32
     assert torch.equal(into, x.float())
+
+
+class SpectralLayer(nn.Module):
+    """As the layers of Fourier neural operators are written: weights and a buffer of zeros in complex64."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(
+            torch.randn(4, dtype=torch.cfloat, generator=torch.Generator().manual_seed(0))
+        )
+
+    def forward(self, x):
+        low = torch.fft.rfft(x)[:, :4] * self.weight
+        spectrum = torch.zeros(len(x), 9, dtype=torch.cfloat)
+        spectrum[:, :4] = low if low.dtype == torch.complex64 else torch.zeros_like(low)
+        return torch.fft.irfft(torch.einsum("nk,k->nk", spectrum[:, :4], self.weight), n=16)
+
+
+def test_complex_numbers_are_computed_in_two_float64_and_said_to_be_complex64():
+    module = SpectralLayer()
+    x = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with float64_arithmetic():
+        got = module.double()(x)
+    want = torch.fft.irfft(torch.fft.rfft(x)[:, :4] * module.weight.to(torch.complex128) ** 2, n=16)
+    assert got.dtype == torch.float64
+    assert torch.allclose(got, want, rtol=1e-14, atol=1e-14)  # float64 roundings; complex64 makes 1e-7
