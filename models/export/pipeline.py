@@ -357,8 +357,7 @@ def export_model(
         dynamic_axes: {input: {axis: label}} for axes other than the rows; axes of one label have one size. The
             label "rows" names the axis that counts the rows where it is not axis 0; the files have it in dim 0.
         input_names, output_names: names in the files; default forward's parameters, and `y` (or the keys of a
-        dict,
-            or y0, y1, ...).
+            dict, or y0, y1, ...).
         max_batch_size: rows of the largest batch that a server will run; verified as such.
         opset: the ONNX operator set, default 18.
         precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
