@@ -237,7 +237,11 @@ def own_models(user_modules):
         "from torch import nn\nfrom models.image_input import ImageInput\n"
         "def build():\n    return ImageInput(nn.Flatten(), 0.0, 1.0, size=4)\n"
     )
-    (user_modules / "user_both.py").write_text("from models import Net\nimport models.image_input\n")
+    (user_modules / "user_both.py").write_text(
+        "from models import Net\nfrom models.image_input import ImageInput\n"
+        "def build():\n    return ImageInput(Net(), 0.0, 1.0, size=4)\n"
+    )
+    (user_modules / "user_inner.py").write_text("from models import Net\nimport models.weights\n")
     return user_modules
 
 
@@ -258,14 +262,22 @@ def test_image_input_is_foldserves_beside_a_package_of_the_users_called_models(o
     assert resolve("resnet_small").module.__class__.__module__ == "models.resnet"
 
 
+def test_one_file_imports_from_a_package_models_of_the_users_and_the_image_input_of_foldserve(own_models):
+    before = sys.modules["models.image_input"], sys.modules["models.image_input"].__spec__
+    module = resolve("user_both:build").module
+    assert isinstance(module, ImageInput)
+    assert module.network.in_features == 7
+    assert (sys.modules["models.image_input"], sys.modules["models.image_input"].__spec__) == before
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         ("models.nope:build", r"there is no module models\.nope; expected a module in the current directory"),
         ("models.resnet:nope", r"models\.resnet has no 'nope'"),
         (
-            "user_both:build",
-            r"it imports models\.image_input, which is neither in a package 'models' of the current",
+            "user_inner:build",
+            r"it imports models\.weights, which is neither in a package 'models' of the current",
         ),
     ],
 )
