@@ -62,10 +62,9 @@ class Work:
         """The network in eval mode, and an example."""
         torch.manual_seed(0)
         if self.network == "mlp":
-            return _mlp(self.layers, self.width), torch.randn(ROWS, self.width)
+            return _as_large(_mlp(self.layers, self.width)), torch.randn(ROWS, self.width)
         layers = nn.Sequential(*(part for _ in range(self.layers) for part in _conv(self.width)))
-        if self.network == "deep":
-            _near_identity(layers)
+        _near_identity(layers) if self.network == "deep" else _as_large(layers)
         return layers.eval(), torch.randn(ROWS, self.width, PICTURE, PICTURE)
 
     def tiny(self) -> "Work":
@@ -138,7 +137,11 @@ def _works(networks: Sequence[str], millions: Sequence[float], layers: Sequence[
 
 
 def _mlp(layers: int, width: int) -> nn.Module:
-    parts = (p for _ in range(layers) for p in (nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU()))
+    parts = (
+        p
+        for _ in range(layers)
+        for p in (nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+    )
     return nn.Sequential(*parts).eval()
 
 
@@ -146,6 +149,14 @@ def _conv(channels: int) -> Iterator[nn.Module]:
     yield nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     yield nn.BatchNorm2d(channels)
     yield nn.ReLU()
+
+
+def _as_large(layers: nn.Module) -> nn.Module:
+    """layers with weights that keep the size of the values: torch's own let them shrink until roundings are all."""
+    for layer in layers.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layers
 
 
 @torch.no_grad()

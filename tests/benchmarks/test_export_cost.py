@@ -20,7 +20,7 @@ def test_the_table_has_ratios_to_torch_onnx_and_to_the_weights():
 @pytest.mark.parametrize(("network", "layers", "each"), [("mlp", 6, 1), ("conv", 13, 9)])
 def test_a_network_has_about_the_parameters_that_were_asked_for(network, layers, each):
     built, _ = Work(network, layers, round((0.5e6 / layers / each) ** 0.5)).build()
-    # The width is rounded to a whole number, and biases and norms come on top.
+    # The width is rounded to a whole number, and norms come on top.
     assert sum(p.numel() for p in built.parameters()) == pytest.approx(0.5e6, rel=0.05)
 
 
@@ -28,6 +28,6 @@ def test_a_network_has_about_the_parameters_that_were_asked_for(network, layers,
 def test_a_small_network_is_measured_in_every_way(way):
     found = measure(way, Work("mlp", 3, 8))
     assert 0 < found.own_seconds < found.seconds or way == "trace"  # which calls none of the tools
-    # The network itself is among what was needed; three layers with a bias, and norms of four lines.
+    # The network itself is among what was needed; three layers without a bias, each with a norm.
     assert found.peak > 0
-    assert found.weights_bytes > 4 * found.parameters == 4 * 3 * (8 * 8 + 8 + 2 * 8)
+    assert found.weights_bytes > 4 * found.parameters == 4 * 3 * (8 * 8 + 2 * 8)
