@@ -368,17 +368,11 @@ def export_model(
         dynamic_axes: {input: {axis: label}} for axes other than the rows; axes of one label have one size. The
             label "rows" names the axis that counts the rows where it is not axis 0; the files have it in dim 0.
         input_names, output_names: names in the files; default forward's parameters, and `y` (or the keys of a
-<<<<<<< HEAD
-        dict,
-            or y0, y1, ...).
+            dict, or y0, y1, ...).
         rows: "independent": the answer for a row is its own, which is checked, and a server runs rows of many requests
             in one batch. "together": an answer belongs to all that was sent with it; a server runs one request at a
             time, in the network's own shapes, and outputs need no rows.
         max_batch_size: rows of the largest batch that a server will run, default 32; verified as such.
-=======
-            dict, or y0, y1, ...).
-        max_batch_size: rows of the largest batch that a server will run; verified as such.
->>>>>>> eyes2
         opset: the ONNX operator set, default 18.
         precision: "fp32", "fp16" or "bf16", of weights and computing; inputs and outputs keep their types.
         only: "torchscript" or "onnx", to write and prove that file alone; default both. Without it, where one cannot

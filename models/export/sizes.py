@@ -62,13 +62,15 @@ class Narrowed:
 @dataclass(frozen=True)
 class Sizes:
     """ranges: by name. links: name → (other, times, plus), as in guards.py; names of one size are not in it, but in
-    same: name → the name that stands for it.
+    same: name → the name that stands for it. released: sizes by name where some assumption does not hold and the graph
+    was right all the same; what is made of the graph may rely on the assumption, and is proved there.
     """
 
     ranges: Mapping[str, SizeRange]
     links: Mapping[str, tuple[str, int, int]]
     same: Mapping[str, str]
     narrowed: tuple[Narrowed, ...]
+    released: tuple[Mapping[str, int], ...] = ()
 
     def name_of(self, name: str) -> str:
         """The name under which the size of an axis is known."""
@@ -112,7 +114,8 @@ class Sizes:
         points.append(
             {name: near(name, own[name] + (1 - 2 * i) * steps[name]) for i, name in enumerate(free)}
         )
-        return tuple(self.complete(point) for point in points)
+        edges = [self.complete(point) for point in points]
+        return (*edges, *(dict(point) for point in self.released if dict(point) not in edges))
 
     def with_counts(
         self, own: Mapping[str, int], names: Sequence[str], counts: Sequence[int]
@@ -164,7 +167,25 @@ def find_sizes(
         ranges[name] = ranges[other].of_link(times, plus)
     if trials.comparable:
         _check_together(own, ranges, assumptions, trials)
-    return Sizes(ranges, links, same, tuple(told))
+    return Sizes(ranges, links, same, tuple(told), _released(ranges, assumptions, trials))
+
+
+_MOST_RELEASED = 6
+"""Each is one more run of the network in float64."""
+
+
+def _released(
+    ranges: Mapping[str, SizeRange], assumptions: Assumptions, trials: Trials
+) -> tuple[Mapping[str, int], ...]:
+    """The least sizes in range for each set of assumptions that do not hold there."""
+    found: dict[tuple[int, ...], Mapping[str, int]] = {}
+    for sizes in sorted(trials.right(), key=lambda one: max(one.values())):
+        broken = assumptions.broken(sizes, range(len(assumptions.every)))
+        dims = {name: size for name, size in sizes.items() if name != ROWS}
+        in_range = all(name not in ranges or size in ranges[name] for name, size in dims.items())
+        if broken and dims and in_range:
+            found.setdefault(broken, dims)
+    return tuple(list(found.values())[:_MOST_RELEASED])
 
 
 def complete(sizes: Mapping[str, int], assumptions: Assumptions) -> dict[str, int]:

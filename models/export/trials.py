@@ -71,6 +71,10 @@ class Trials:
             _CHEAP_SIZE, _TIMES_THE_EXAMPLE * own_largest
         )
 
+    def right(self) -> list[dict[str, int]]:
+        """The sizes, by name, at which the graph has answered as the network does."""
+        return [dict(key) for key, verdict in self._known.items() if verdict is Verdict.RIGHT]
+
     def verdict(self, sizes: Mapping[str, int]) -> Verdict:
         """What comes of inputs drawn like the example with these sizes, by name; "rows" is one of them."""
         key = tuple(sorted(sizes.items()))

@@ -6,6 +6,8 @@ each success, because a fold can open the way for a neighbour: conv, norm, pool,
 """
 
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx
@@ -156,7 +158,7 @@ def _drop_no_ops(gm: fx.GraphModule) -> None:
         values = arguments(node)
         source = values["self"]
         if node.target is aten.slice.Tensor:
-            idle = values["step"] == 1
+            idle = _takes_everything(values)
         else:
             other = values.get("other")
             idle = isinstance(other, (int, float)) and other == _NEUTRAL.get(node.target)
@@ -166,6 +168,21 @@ def _drop_no_ops(gm: fx.GraphModule) -> None:
         if same_shape(source, node) and dtype_of(source) == dtype_of(node):
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
+
+
+def _takes_everything(values: Mapping[str, Any]) -> bool:
+    """Whether a slice does so at every size. Shapes alone do not tell: x[:, :20] of an example with 10 steps has the
+    example's symbolic size, by an assumption that only this removal would make true."""
+    source = values["self"]
+    if values["step"] != 1 or not is_tensor(source):
+        return False
+    if isinstance(source.meta["val"].shape[values["dim"]], int):
+        return True  # a fixed size, which same_shape compares
+    return values["start"] in (None, 0) and (values["end"] is None or values["end"] == _TO_THE_END)
+
+
+_TO_THE_END = 2**63 - 1
+"""What torch writes for the end of x[:, 1:]."""
 
 
 def _is_output(node: fx.Node) -> bool:

@@ -290,3 +290,12 @@ def test_an_example_outside_of_the_only_range_is_refused_with_the_range():
     sizes = Sizes({"length": SizeRange(9, None, 1)}, {}, {}, ())
     with pytest.raises(BadExample, match=r"the example's 'length' is 8.* 9 or more"):
         sizes.check_example({"rows": 2, "length": 8})
+
+
+def test_a_slice_beyond_the_example_is_no_slice_of_everything(tmp_path):
+    network = Fn(lambda x: x[:, :20].mean(1) + x[:, -20:].sum(1))
+    result = export_model(network, (torch.randn(3, 10, 6),), tmp_path, name="m", dynamic_axes={"x": {1: "t"}})
+    served = torch.jit.load(str(result.torchscript_path))
+    for steps in (1, 10, 20, 21, 31):
+        x = torch.randn(2, steps, 6)
+        torch.testing.assert_close(served(x), network(x))  # float32, two orders of the same sums
