@@ -87,7 +87,7 @@ def test_the_manifest_has_exactly_the_keys_of_the_contract(exported):
     report = exported("digits").report
     assert set(report) == {
         "format_version", "name", "version", "created", "source", "inputs", "outputs", "opset", "tool_versions",
-        "dims", "narrowed",
+        "dims", "narrowed", "rows",
         "max_batch_size", "files", "parameter_count", "fold", "parity", "precision", "kept_fp32", "memory",
     }  # fmt: skip
     assert (report["format_version"], report["name"], report["version"]) == (1, "digits", "1")
