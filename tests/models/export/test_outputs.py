@@ -86,7 +86,8 @@ def test_what_is_left_out_is_told_with_the_reason_and_the_value_of_a_constant():
         {"name": "table", "reason": "it is the same for every request, since it depends on no input"},
         {
             "name": "m",
-            "reason": "it is one number for the whole batch, which holds the rows of many requests; see --rows together",
+            "reason": "it is one number for the whole batch, which holds the rows of many requests; see --rows "
+            "together",
         },
     ]
 
