@@ -67,6 +67,7 @@ class Trial:
             dynamic_axes=target.dynamic_axes,
             input_names=target.input_names,
             output_names=None,
+            together=False,
             max_batch_size=pipeline.DEFAULT_MAX_BATCH_SIZE,
             opset=None,
             precision=PRECISIONS[precision],
@@ -94,6 +95,7 @@ class Trial:
             if not what:
                 what = _same(torchscript_in_float64(path)(self._inputs), right)
             verdicts.append(Verdict(self.name, self.precision, "model.pt", kind, place, what))
+        save_torchscript(to_torchscript(self._job.converted.captured.graph_module), path)
         return verdicts
 
     def onnx(self, most: int) -> list[Verdict]:
