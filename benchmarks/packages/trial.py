@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -19,6 +18,7 @@ from benchmarks.packages.published_class import Inputs, PublishedClass, Size
 from benchmarks.published import randomise_norms
 from models.export import ExportError, ExportResult, export_model
 from models.export.to_torchscript import load_torchscript
+from service.onnx_runtime import onnxruntime
 
 _ALLOWED = (
     2e-3  # relative to the largest value of an output: float32 through ten or so layers leaves 1e-5 to 1e-4
