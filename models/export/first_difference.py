@@ -9,14 +9,13 @@ counts. Nothing here runs on the way of a good export.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from models.export.cleaning import where
 from models.export.difference import difference, scale_of
-from models.export.float64_graph import float64_values
+from models.export.float64_graph import Recorder, float64_values
 from models.export.graph_copy import copied
 
 Values = Mapping[str, Tensor]
@@ -72,23 +71,9 @@ def first_difference(
     return where(first) if first is not None else None
 
 
-class _Recorder(fx.Interpreter):
-    """Keeps the value of every call that gives one tensor, by node name."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
-        self.values: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor) and n.op == "call_function":
-            self.values[n.name] = value
-        return value
-
-
 def first_lost_digits(graph_module: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float) -> str | None:
     """The place of the first node that float32 is off at, against float64."""
-    recorder = _Recorder(graph_module)
+    recorder = Recorder(graph_module)
     with torch.no_grad():
         recorder.run(*(tensor.clone() for tensor in inputs))
     exact = float64_values(graph_module, inputs)

@@ -51,7 +51,9 @@ class _Float64Interpreter(fx.Interpreter):
         return super().call_function(target, wide_args, wide_kwargs)
 
 
-class _Recorder(_Float64Interpreter):
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps the value of every call that gives one tensor, by node name."""
+
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
         self.values: dict[str, Tensor] = {}
@@ -63,9 +65,13 @@ class _Recorder(_Float64Interpreter):
         return value
 
 
+class _Float64Recorder(Recorder, _Float64Interpreter):
+    """The same in float64."""
+
+
 def float64_values(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     """The float64 value of every call in graph_module that gives one tensor, by node name."""
-    recorder = _Recorder(graph_module)
+    recorder = _Float64Recorder(graph_module)
     with float64_arithmetic():
         recorder.run(*widened(inputs))
     return recorder.values

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import BadExample, NotCapturable
+from models.errors import BadExample, NotCapturable, ParityFailed
 from models.export import export_model
 from models.export.capture import CapturedGraph
+from models.export.fold import driver
 from models.export.sizes import ANY_SIZE, Narrowed, SizeRange, Sizes
 from models.export.to_torchscript import load_torchscript, run_torchscript
 from tests.models.export.support import Fn, captured
@@ -302,3 +303,12 @@ def test_a_slice_beyond_the_example_is_no_slice_of_everything(tmp_path):
         torch.testing.assert_close(
             run_torchscript(served, (x,)), (network(x),)
         )  # float32, two orders of the same sums
+
+
+def test_a_file_that_relies_on_a_released_assumption_is_caught_where_it_does_not_hold(tmp_path, monkeypatch):
+    """The captured graph is right beyond 20 steps; one made of it that takes the slice for everything is not."""
+    monkeypatch.setattr(driver, "_takes_everything", lambda values: values["step"] == 1)
+    network = Fn(lambda x: x[:, :20].mean(1) + x[:, -20:].sum(1))
+    with pytest.raises(ParityFailed):
+        export_model(network, (torch.randn(3, 10, 6),), tmp_path, name="m", dynamic_axes={"x": {1: "t"}})
+    assert list(tmp_path.iterdir()) == []
