@@ -4,6 +4,7 @@ odd targets. Each request that came whole gets its own answer, in order."""
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from service import http as http_front
 from service.call import Call
 from service.fastpath import protocol as protocol_module
+from service.fastpath.pace import MOST_S
 from tests.service.fastpath.connection import JSON, LONG, PATH, Connection, House, call, rows
 from tests.service.repositories import sample
 
@@ -382,13 +384,14 @@ def test_refused_clients_are_paced(way: tuple[str, ...]) -> None:
     async def test(house: House) -> None:
         first = house.connect()
         first.send(call(rows(1.0)))
-        connections = [house.connect() for _ in range(300)]
-        for connection in connections:
-            connection.send(call(rows(1.0), JSON, *way))
-        for _ in range(60):
-            await asyncio.sleep(0)
-        assert {connection.answers()[0].status for connection in connections} == {429}
-        assert any(connection.protocol._flow.pauses for connection in connections)
+        # A flood before this one, so that its pause is long: a machine that is busy elsewhere does not use it up.
+        while 0.0 <= house.shop.pace.pause_s(time.monotonic()) < 0.9 * MOST_S:
+            pass
+        connection = house.connect()
+        connection.send(call(rows(1.0), JSON, *way))
+        await house.turn(lambda: bool(connection.answers()))
+        assert connection.answers()[0].status == 429
+        assert connection.protocol._flow.pauses
 
     run(test, max_rows=1)
 
