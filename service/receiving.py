@@ -89,13 +89,22 @@ class HalfBody:
 
     def add(self, chunk: bytes) -> None:
         """The next part. Raises: QueueFull."""
-        nbytes, place = len(chunk), self._request.place
-        if not self._holding.take(nbytes):
-            raise self._of.memory.full(nbytes, self._at)
+        at, place = self._at, self._request.place
+        self.filled(len(chunk))
         if place is not None:
-            place.inputs[self._at : self._at + nbytes] = chunk
+            place.inputs[at : self._at] = chunk
         else:
             append_part(self._parts, chunk)
+
+    def rest(self, nbytes: int) -> memoryview | None:
+        """Where the next bytes go, as many at most: good until anything else is done here. None without a place."""
+        place = self._request.place
+        return None if place is None else place.inputs[self._at : self._at + nbytes]
+
+    def filled(self, nbytes: int) -> None:
+        """So many bytes came, which stand in rest() already. Raises: QueueFull."""
+        if not self._holding.take(nbytes):
+            raise self._of.memory.full(nbytes, self._at)
         self._at += nbytes
 
     def leave_its_place(self) -> None:

@@ -4,6 +4,7 @@
     heads.py        which calls are ordinary: exact targets and plain headers
     head_reader.py  reads such heads without the parser, those that were seen before by their bytes
     exchange.py     one such call: its body into a slot, its answer out of it
+    filling.py      large bodies, read from the socket into their slots
     flow.py         when a connection's bytes may be read
     unread.py       answers that their clients do not take
     pace.py         how quickly refused clients may come again

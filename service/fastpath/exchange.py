@@ -225,6 +225,26 @@ class Exchange(Ticketed):
         except Exception:
             self._refuse(self._internal())
 
+    def rest(self, nbytes: int) -> memoryview | None:
+        """Where the next bytes of the body may be written, as many at most; None when feed() is to be given them."""
+        if self._half is None or self.response_complete:
+            return None
+        return self._half.rest(min(nbytes, self.missing))
+
+    def filled(self, nbytes: int) -> None:
+        """So many bytes were written to rest(). The last sends the request on its way."""
+        half = self._half
+        assert half is not None
+        self.missing -= nbytes
+        try:
+            half.filled(nbytes)
+            if not self.missing:
+                self._end_parts(half)
+        except ServiceError as error:
+            self._refuse(error)
+        except Exception:
+            self._refuse(self._internal())
+
     def _room(self) -> tuple[int, int]:
         """Bytes of inputs and of outputs of the place that the body goes to."""
         head = self._head
@@ -240,8 +260,11 @@ class Exchange(Ticketed):
                 self, self._head.length, self._room(), self._gives_way
             )
         half.add(part)
-        if self.missing:
-            return
+        if not self.missing:
+            self._end_parts(half)
+
+    def _end_parts(self, half: HalfBody) -> None:
+        """The body is whole. Raises ServiceError."""
         if self.place is not None:
             self._end_waiting()
             self._submit()

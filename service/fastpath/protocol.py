@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import BadRequest, Internal, ServiceError
 from service.fastpath.exchange import Exchange, Shop
+from service.fastpath.filling import FILLING_BYTES, Filling
 from service.fastpath.flow import Flow
 from service.fastpath.heads import Head, field_of, head_of
 from service.fastpath.long_way import LongCycle, scope_of
@@ -101,6 +102,7 @@ class FastProtocol(HttpToolsProtocol):
         """The cycle that is being answered; others wait in the pipeline."""
         self._asked = False
         """Whether a client that sends no more was asked whether it is gone."""
+        self._filling: Filling | None = None
         self._own_begun = False
         """Whether a part of its answer was sent."""
         self._cut_beginning = False
@@ -139,6 +141,8 @@ class FastProtocol(HttpToolsProtocol):
             if own is not None:
                 if len(data) <= own.missing:
                     self._feed(own, data)
+                    if own.missing > FILLING_BYTES:
+                        self._fill(own)
                     return
             elif self.cycle is None or self.cycle.response_complete:
                 end = data.find(_HEAD_END) + 4
@@ -148,6 +152,8 @@ class FastProtocol(HttpToolsProtocol):
                     own.feed(data[end:])
                     if own.missing:
                         own.await_body()
+                        if own.missing > FILLING_BYTES:
+                            self._fill(own)
                     elif own.response_complete:
                         self._end_own(own)
                     return
@@ -595,6 +601,19 @@ class FastProtocol(HttpToolsProtocol):
 
     def _feed(self, own: Exchange, data: bytes) -> None:
         own.feed(data)
+        if own.response_complete and not own.missing:
+            self._end_own(own)
+
+    def _fill(self, own: Exchange) -> None:
+        """Have the rest of a large body read into its place, if it has one."""
+        if own.rest(1) is not None and not self.transport.is_closing():
+            if self._filling is None:
+                self._filling = Filling(self.transport, self)
+            self._filling.begin(own)
+
+    def filled(self, own: Exchange, nbytes: int) -> None:
+        """So many bytes of its body were read into its place."""
+        own.filled(nbytes)
         if own.response_complete and not own.missing:
             self._end_own(own)
 

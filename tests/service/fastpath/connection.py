@@ -84,6 +84,22 @@ class Socket(asyncio.Transport):
         self.aborted = True
         self.close()
 
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def receive(self, data: bytes) -> None:
+        """Bytes come, and are read at once, as event loops do it."""
+        while data:
+            if not isinstance(self.protocol, asyncio.BufferedProtocol):
+                self.protocol.data_received(data)
+                return
+            buffer = memoryview(self.protocol.get_buffer(-1))
+            nbytes = min(len(buffer), len(data))
+            assert nbytes, "nothing could be read"
+            buffer[:nbytes] = data[:nbytes]
+            self.protocol.buffer_updated(nbytes)
+            data = data[nbytes:]
+
     def pause_reading(self) -> None:
         self.reading = False
 
@@ -212,18 +228,17 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         """Bytes that the server reads at once."""
-        if data:
-            self.protocol.data_received(data)
+        self.socket.receive(data)
 
     def end(self) -> None:
         """The client sends no more, and reads on."""
-        if not self.socket.closing and not self.protocol.eof_received():
+        if not self.socket.closing and not self.socket.protocol.eof_received():
             self.socket.close()
 
     def leave(self) -> None:
         """The client goes."""
         self.socket.closing = True
-        self.protocol.connection_lost(ConnectionResetError())
+        self.socket.protocol.connection_lost(ConnectionResetError())
 
     def answers(self) -> list[Answer]:
         """Every whole answer so far; asserts that nothing stands between or behind them."""
