@@ -8,6 +8,7 @@ outputs named as in the manifest, dim 0 called "rows".
 
 import copy
 import operator
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from torch import Tensor, fx
 
 from models.errors import FormNotWritten, NotCapturable
 from models.export.capture import CapturedGraph
+from models.export.cleaning import where
+from models.export.onnx_attention import with_attention_in_four_dims
+from models.export.onnx_numbers import with_sizes_as_tensors
 from models.export.onnx_rnn import TRANSLATIONS
 from models.export.onnx_stream import check_onnx, fits_one_message, write_onnx
 from models.export.quiet import quiet
@@ -49,7 +53,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
     try:
         with quiet(), torch.no_grad(), symbolic_length():
             program: Any = torch.onnx.export(
-                _with_weights_apart(captured),
+                with_sizes_as_tensors(with_attention_in_four_dims(_with_weights_apart(captured))),
                 captured.example_inputs,
                 dynamic_shapes=captured.dynamic_shapes,
                 input_names=list(captured.input_names),
@@ -64,7 +68,8 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
         cause = innermost(error)
         if isinstance(cause, OSError | MemoryError):  # of the machine, and not of the network
             raise cause from error
-        raise FormNotWritten(f"torch.onnx cannot write the network: {reason(cause)}") from error
+        place = _place(error, captured.graph_module)
+        raise FormNotWritten(f"torch.onnx cannot write the network{place}: {reason(cause)}") from error
     _tidy(model)
     try:
         check_onnx(model)
@@ -73,6 +78,19 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
             f"torch.onnx wrote a model that onnx.checker refuses: {reason(error)}"
         ) from error
     return model
+
+
+_TRANSLATED = re.compile(r"translating node .*\[target=torch\.ops\.([\w.]+)\]")
+
+
+def _place(error: BaseException | None, graph_module: fx.GraphModule) -> str:
+    """` at layer1.0 (aten.roll)`: the first call of the operator that has no translation, where error names one."""
+    while error is not None:
+        if found := _TRANSLATED.search(str(error)):
+            alike = (n for n in graph_module.graph.nodes if str(n.target) == found[1])
+            return next((f" at {where(node)}" for node in alike), f" at {found[1]}")
+        error = error.__cause__
+    return ""
 
 
 def _with_weights_apart(captured: CapturedGraph) -> fx.GraphModule:
