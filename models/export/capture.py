@@ -31,6 +31,7 @@ from models.export.refusals import reason, refuse, refused_calls, user_line
 from models.export.running import plain_ways
 from models.export.settling import own_sizes, settle
 from models.export.sizes import Sizes, find_sizes
+from models.export.sizes_in_calls import sizes_in_calls
 from models.export.symbolic_keys import sizes_as_keys
 from models.export.trials import Trials, eager_runner
 from models.recurrent import symbolic_length
@@ -153,7 +154,14 @@ def _export(network: EvalCopy, example: Example) -> torch.export.ExportedProgram
     shapes = {"inputs": tuple(dict.fromkeys(axes, Dim.AUTO) for axes in example.axes)}
     arguments = tuple(t.clone() for t in example.tensors)
     try:
-        with quiet(), plain_ways(network.converted), symbolic_length(), any_names(), sizes_as_keys():
+        with (
+            quiet(),
+            plain_ways(network.converted),
+            symbolic_length(),
+            any_names(),
+            sizes_as_keys(),
+            sizes_in_calls(network.module),
+        ):
             # A copy each time: what a capture leaves in a network are stand-ins without numbers.
             flat = FlatNetwork(copy_to_capture(network.module), example)
             return torch.export.export(flat, arguments, dynamic_shapes=shapes)

@@ -109,7 +109,8 @@ def read_assumptions(program: torch.export.ExportedProgram, axes: Sequence[Mappi
     for name, size in sizes:
         if isinstance(size, int) or size.node.expr.is_number:
             symbol = None if isinstance(size, int) else size.node._expr
-            fixed[name] = (int(size), _place(shape_env.replacements_slocs.get(symbol)))
+            place = _place(shape_env.replacements_slocs.get(symbol))
+            fixed[name] = (int(size), place)
         elif link := _link(size.node.expr.xreplace(symbols), name):
             linked[name] = link
     every: dict[tuple[str, frozenset[str]], Assumption] = {}
@@ -117,6 +118,10 @@ def read_assumptions(program: torch.export.ExportedProgram, axes: Sequence[Mappi
         told = _assumption(expression.xreplace(symbols), place)
         if told is not None:
             every.setdefault((told.text, told.names), told)
+    for name, (own, place) in fixed.items():
+        # Where two inputs have one size, only the guard knows the line.
+        places = (a.place for a in every.values() if a.names == {name} and a.is_equality() and a.place)
+        fixed[name] = (own, place or next(places, ""))
     return Assumptions(tuple(every.values()), fixed, linked)
 
 
