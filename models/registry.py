@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from models.errors import ExportError, FactoryFailed, UnknownTarget
 from models.image_input import ImageInput
-from models.user_modules import OWN_PACKAGES, is_own_name, own_packages_aside, project_has_them
+from models.user_modules import FOR_NETWORKS, OWN_PACKAGES, is_own_name, own_packages_aside, project_has_them
 from models.weights import load_weights
 
 _SEED = 0
@@ -217,8 +217,9 @@ def _not_importable(target: str, module_name: str, error: ModuleNotFoundError) -
     if missing != module_name and not module_name.startswith(missing + "."):
         if is_own_name(missing):
             return (
-                f"{target!r}: {module_name} was found, but it imports {missing}, which is neither in a package "
-                f"{missing.partition('.')[0]!r} of the current directory ({os.getcwd()}) nor in foldserve's"
+                f"{target!r}: {module_name} was found, but it imports {missing}, which is in no package "
+                f"{missing.partition('.')[0]!r} of the current directory ({os.getcwd()}); of foldserve's own package "
+                f"of that name only {FOR_NETWORKS} can be imported beside yours"
             )
         return (
             f"{target!r}: {module_name} was found, but it imports {missing}, which is not installed; install "

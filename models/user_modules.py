@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Final
 
 OWN_PACKAGES: Final = ("models", "service")
-_FOR_NETWORKS: Final = "models.image_input"
+FOR_NETWORKS: Final = "models.image_input"
 _ROOT: Final = Path(__file__).resolve().parents[1]
 
 
@@ -36,7 +36,7 @@ def own_packages_aside() -> Iterator[None]:
     ours = {name: module for name, module in sys.modules.items() if is_own_name(name)}
     for name in ours:
         del sys.modules[name]
-    finder = _ByPathAlone(ours.get(_FOR_NETWORKS))
+    finder = _ByPathAlone(ours.get(FOR_NETWORKS))
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -60,7 +60,7 @@ class _ByPathAlone:
         if not is_own_name(name):
             return None
         spec = PathFinder.find_spec(name, path, target)
-        if spec is None and name == _FOR_NETWORKS and self._for_networks is not None:
+        if spec is None and name == FOR_NETWORKS and self._for_networks is not None:
             return ModuleSpec(name, _Loaded(self._for_networks))
         if spec is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)

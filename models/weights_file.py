@@ -153,8 +153,8 @@ def _kind_of_zip(path: Path, named_safetensors: bool) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError):  # cut short: torch's reader says so
-        return None
+    except (zipfile.BadZipFile, ValueError):
+        return "the beginning of a file of torch.save, whose end is missing; copy or download it again"
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         return (
             "a TorchScript archive, which holds code too; expected the weights alone: load it with torch.jit.load "

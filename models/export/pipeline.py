@@ -43,7 +43,7 @@ from models.export.running import plain_process
 from models.export.settled import with_settled
 from models.export.source import with_source
 from models.export.tidying import give_back_memory, large_blocks_given_back
-from models.export.to_onnx import load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
+from models.export.to_onnx import check_opset, load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.tolerance import Output, as_in_float32, check_chosen, outputs_of
 from models.export.verify import (
@@ -394,6 +394,8 @@ def export_model(
     number = next_version(repository, name) if version is None else check_version(version)
     chosen = check_precision(precision, opset)
     forms = chosen_forms(only, chosen, opset)
+    if opset is not None:
+        check_opset(opset)
     check_free(repository, name, number)
     seconds: dict[str, float] = {}
     with (

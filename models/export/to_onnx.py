@@ -48,8 +48,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
     writes what onnx.checker refuses; NotCapturable when opset is older than 18; OSError and MemoryError.
     """
     version = DEFAULT_OPSET if opset is None else opset
-    if version < _OLDEST_OPSET:
-        raise NotCapturable(f"opset is {version}; torch.onnx writes {_OLDEST_OPSET} or newer")
+    check_opset(version)
     try:
         with quiet(), torch.no_grad(), symbolic_length():
             program: Any = torch.onnx.export(
@@ -78,6 +77,15 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
             f"torch.onnx wrote a model that onnx.checker refuses: {reason(error)}"
         ) from error
     return model
+
+
+def check_opset(opset: object) -> None:
+    """Raises: NotCapturable when it is no operator set that torch.onnx and onnx know."""
+    newest = onnx.defs.onnx_opset_version()
+    if isinstance(opset, bool) or not isinstance(opset, int) or not _OLDEST_OPSET <= opset <= newest:
+        raise NotCapturable(
+            f"opset is {opset!r}; torch.onnx writes {_OLDEST_OPSET} or newer, here up to {newest}"
+        )
 
 
 _TRANSLATED = re.compile(r"translating node .*\[target=torch\.ops\.([\w.]+)\]")

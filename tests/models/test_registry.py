@@ -277,7 +277,7 @@ def test_one_file_imports_from_a_package_models_of_the_users_and_the_image_input
         ("models.resnet:nope", r"models\.resnet has no 'nope'"),
         (
             "user_inner:build",
-            r"it imports models\.weights, which is neither in a package 'models' of the current",
+            r"it imports models\.weights, which is in no package 'models' of the current",
         ),
     ],
 )

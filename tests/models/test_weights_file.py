@@ -78,6 +78,8 @@ def onnx_network() -> bytes:
         ),
         ("w.pt2", exported_program, r"a program of torch\.export"),
         ("w.pt", npz, r"an archive of numpy arrays \(\.npz\)"),
+        ("w.pt", lambda: saved(STATE)[:-30], "the beginning of a file of torch.save, whose end is missing"),
+        ("w.safetensors", lambda: saved(STATE)[:-300], "the beginning of a file of torch.save"),
         ("w.zip", zipped, "a zip archive, .*unpack it first"),
         ("w.pt", lambda: gzip.compress(saved(STATE)), "a gzip archive, .*unpack it first"),
         ("w.h5", lambda: b"\x89HDF\r\n\x1a\n" + bytes(50), "an HDF5 file, as Keras writes"),

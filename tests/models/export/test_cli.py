@@ -108,6 +108,7 @@ def test_an_example_on_the_command_line_takes_the_place_of_the_networks_own(tmp_
         (["mlp", "--example", "x:FP32:-1x11"], "the network fails on its own example (x: float32 (2, 11))"),
         (["torch.nn:Identity"], "gives no example inputs; add --example"),
         (["mlp", "--opset", "7"], "opset is 7; torch.onnx writes 18 or newer"),
+        (["mlp", "--opset", "99"], "opset is 99; torch.onnx writes 18 or newer, here up to"),
         (["mlp", "--weights", "missing.safetensors"], "missing.safetensors"),
     ],
 )
