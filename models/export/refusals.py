@@ -19,6 +19,7 @@ from models.errors import ExportError, NotCapturable
 
 _TORCH = Path(torch.__file__).parent
 _GRADIENTS_OF_FUNCTIONS = _TORCH / "_functorch" / "eager_transforms.py"
+_FAKE_QUANTISATION = _TORCH / "ao" / "quantization" / "fake_quantize.py"
 
 # Sentences that tell the reader to debug torch, to switch a check off, or to write to its authors.
 _ADVICE = re.compile(
@@ -52,15 +53,15 @@ def refuse(error: Exception) -> NoReturn:
         raise error
     text = str(error)
     place = user_line(error)
+    known = _known(error)
+    if known:
+        raise NotCapturable(f"{known[0]}{place}: {known[1]}") from error
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         raise NotCapturable(
             f"control flow depends on values{place}: torch.export cannot keep both branches, and baking one "
             "in would answer wrong without a word. Write it with torch.where or masks, or take the branch "
             "out of forward."
         ) from error
-    known = _known(error)
-    if known:
-        raise NotCapturable(f"{known[0]}{place}: {known[1]}") from error
     mend = "Change that line of the network" if place else "Write that part with other torch functions"
     raise NotCapturable(
         f"torch.export refuses the network{place}: {reason(error)}. {mend}; there is no fall-back to tracing, "
@@ -77,6 +78,12 @@ _PACKED = (
 _DIFFERENTIATES = (
     "forward computes gradients",
     "neither file can hold a backward pass. Write the derivative out with torch functions, or take it out of forward.",
+)
+_QUANTISES = (
+    "a part of the network rounds as if it were quantised",
+    "whether it does is in the buffers of FakeQuantize, and torch.export cannot branch on those. Export the network "
+    "that quantisation-aware training began with, its weights loaded, or put nn.Identity() in the place of each "
+    "FakeQuantize.",
 )
 # Functions of torch's that a capture lets through, and that make something else fail much later.
 _CALLS = (
@@ -117,9 +124,11 @@ def refused_calls() -> Iterator[None]:
 
 
 def _known(error: BaseException) -> tuple[str, str] | None:
-    """What forward does, and the reason and the mend, where the way to the error leads through torch.func.grad."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return _DIFFERENTIATES if any(Path(f.filename) == _GRADIENTS_OF_FUNCTIONS for f in frames) else None
+    """What forward does, and the reason and the mend, where the way to the error leads through such a part of torch."""
+    files = {Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+    if _GRADIENTS_OF_FUNCTIONS in files:
+        return _DIFFERENTIATES
+    return _QUANTISES if _FAKE_QUANTISATION in files else None
 
 
 def user_line(error: BaseException) -> str:

@@ -123,6 +123,18 @@ def test_a_quantised_module_is_refused_by_its_place():
         captured(quantised, torch.randn(2, 4))
 
 
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*quantize.*:UserWarning")
+def test_fake_quantisation_is_refused_with_a_mend_that_works():
+    network = nn.Sequential(nn.Linear(4, 4), torch.ao.quantization.FakeQuantize())
+    network(torch.randn(2, 4))
+    with pytest.raises(
+        ExportError, match=r"rounds as if it were quantised.*nn\.Identity\(\) in the place of"
+    ):
+        captured(network, torch.randn(2, 4))
+    network[1] = nn.Identity()
+    assert captured(network, torch.randn(2, 4)).output_names == ("y",)
+
+
 def test_weights_without_values_are_refused_by_name_and_nothing_is_written(tmp_path):
     attribute = nn.ReLU()
     attribute.table = [torch.zeros(3, device="meta")]
