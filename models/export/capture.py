@@ -28,7 +28,7 @@ from models.export.outputs import Outputs
 from models.export.plain_names import any_names, give_plain_names
 from models.export.quiet import quiet
 from models.export.refusals import reason, refuse, refused_calls, user_line
-from models.export.running import plain_ways
+from models.export.running import plain_ways, unchecked_distributions
 from models.export.settling import own_sizes, settle
 from models.export.sizes import Sizes, find_sizes
 from models.export.sizes_in_calls import sizes_in_calls
@@ -157,6 +157,7 @@ def _export(network: EvalCopy, example: Example) -> torch.export.ExportedProgram
         with (
             quiet(),
             plain_ways(network.converted),
+            unchecked_distributions(),
             symbolic_length(),
             any_names(),
             sizes_as_keys(),

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch.amp.autocast_mode import autocast
+from torch.distributions import Distribution
 
 from models.export.float32_mode import weights_in_float32
 
@@ -51,6 +52,20 @@ def plain_process() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default)
+
+
+@contextlib.contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Within: torch.distributions does not look at values before it computes with them, which no capture can follow.
+
+    What forward itself asks to be checked (validate_args=True) is.
+    """
+    checked = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checked)
 
 
 @contextlib.contextmanager

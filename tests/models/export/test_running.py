@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.export import export_model
 from models.export.running import plain_process, plain_ways
 from models.export.to_torchscript import load_torchscript
-from tests.models.export.support import ConvNorm, pictures
+from tests.models.export.support import ConvNorm, captured, largest_difference, pictures
 
 
 class Tokens(nn.Module):
@@ -97,3 +97,29 @@ def test_what_is_set_is_put_back_after_an_error():
     assert torch.autocast.__enter__ is enter
     assert torch.is_grad_enabled() == grad
     assert torch.zeros(1).half().dtype == torch.float16
+
+
+class Mixture(nn.Module):
+    """Shape: x (N, 4) and y (N) in, (N) out: the logarithm of the density of y under a mixture that x describes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 9)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shares, means, spreads = self.layer(x).chunk(3, -1)
+        parts = torch.distributions.Normal(means, spreads.exp())
+        return torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(logits=shares), parts
+        ).log_prob(y)
+
+
+def test_distributions_are_captured_without_looking_at_values():
+    network = Mixture()
+    graph = captured(network, torch.randn(3, 4), torch.randn(3))
+    x, y = torch.randn(5, 4), torch.randn(5)
+    with torch.no_grad():
+        # 1e-5: logarithms and exponentials of a few float32 numbers.
+        assert largest_difference(graph.graph_module(x, y), (network(x, y),)) < 1e-5
+    with pytest.raises(ValueError, match="scale"):  # as before
+        torch.distributions.Normal(0.0, -1.0)
