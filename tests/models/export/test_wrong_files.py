@@ -7,7 +7,7 @@ import torch
 
 from models.export.to_torchscript import to_torchscript
 from tests.models.export.wrong import in_graph
-from tests.models.export.wrong.trial import Trial, _same, table
+from tests.models.export.wrong.trial import Proved, Trial, _same, table
 
 # Between them and the mlp: convolutions and padding, a recurrent layer, norms and attention, each precision and file.
 TRIED = [("convnet", "fp16"), ("lstm", "bf16"), ("transformer", "bf16")]
@@ -15,11 +15,11 @@ TRIED = [("convnet", "fp16"), ("lstm", "bf16"), ("transformer", "bf16")]
 
 @pytest.fixture(scope="module")
 def mlp(tmp_path_factory):
-    return Trial("mlp", "fp32", tmp_path_factory.mktemp("mlp"))
+    return Trial(Proved("mlp"), "fp32", tmp_path_factory.mktemp("mlp"), most=1)
 
 
 def assert_all_caught(trial):
-    verdicts = [*trial.torchscript(most=1), *trial.onnx(most=1)]
+    verdicts = [*trial.torchscript(), *trial.onnx()]
     print(table(verdicts))
     assert [v for v in verdicts if v.what == "missed"] == []
     assert sum(v.what == "caught" for v in verdicts) >= 5 * len({v.file for v in verdicts})
@@ -27,7 +27,7 @@ def assert_all_caught(trial):
 
 @pytest.mark.parametrize(("name", "precision"), TRIED)
 def test_every_fault_in_a_written_file_is_caught(name, precision, tmp_path):
-    assert_all_caught(Trial(name, precision, tmp_path))
+    assert_all_caught(Trial(Proved(name), precision, tmp_path, most=1))
 
 
 def test_every_fault_in_the_files_of_the_mlp_is_caught(mlp):
@@ -49,9 +49,9 @@ def test_a_fault_that_changes_nothing_is_told_by_running_it_in_float64(mlp, monk
         return wrong
 
     monkeypatch.setattr(
-        in_graph, "faults", lambda graph_module, most: [("swap", "all", lambda: swapped(graph_module))]
+        in_graph, "faults", lambda graph_module, *_: [("swap", "all", lambda: swapped(graph_module))]
     )
-    assert [v.what for v in mlp.torchscript(most=1)] == ["same"]
+    assert [v.what for v in mlp.torchscript()] == ["same"]
 
 
 def test_a_fault_that_no_case_reaches_is_not_taken_for_one_that_changes_nothing():

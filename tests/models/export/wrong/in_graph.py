@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,19 +25,22 @@ _ACTIVATIONS: dict[Any, Any] = {
 }
 
 
-def faults(graph_module: fx.GraphModule, most: int) -> Iterator[Fault]:
-    """Every fault that fits, each kind at `most` places from the first to the last."""
+def faults(graph_module: fx.GraphModule, most: int, seed: str = "") -> Iterator[Fault]:
+    """Every fault that fits, each kind at `most` places; see some()."""
     for kind, places, change in _KINDS:
-        for place in _some(places(graph_module), most):
+        for place in some(places(graph_module), most, f"{seed} {kind}"):
             yield kind, place, _wrong(graph_module, place, change)
 
 
-def _some(places: list[str], most: int) -> list[str]:
-    """The first, the last, and others evenly between them."""
+def some(places: list[Any], most: int, seed: str) -> list[Any]:
+    """The first, the last, and others drawn between them; where only one is asked for, any."""
     if len(places) <= most:
         return places
-    step = (len(places) - 1) / max(1, most - 1)
-    return [places[round(index * step)] for index in range(most)]
+    draw = random.Random(seed)
+    if most == 1:
+        return [draw.choice(places)]
+    between = sorted(draw.sample(range(1, len(places) - 1), most - 2))
+    return [places[index] for index in (0, *between, len(places) - 1)]
 
 
 def _wrong(

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from tests.models.export.wrong.in_graph import _some
+from tests.models.export.wrong.in_graph import some
 
 Fault = tuple[str, str, Callable[[], onnx.ModelProto]]
 """The kind, the place, and what makes the wrong model."""
@@ -23,10 +23,10 @@ _ACTIVATIONS = {
 }
 
 
-def faults(model: onnx.ModelProto, most: int) -> Iterator[Fault]:
-    """Every fault that fits, each kind at `most` places from the first to the last."""
+def faults(model: onnx.ModelProto, most: int, seed: str = "") -> Iterator[Fault]:
+    """Every fault that fits, each kind at `most` places; see in_graph.some()."""
     for kind, places, change in _KINDS:
-        for index, name in _some(places(model.graph), most):
+        for index, name in some(places(model.graph), most, f"{seed} {kind}"):
             yield kind, name, _wrong(model, index, change)
 
 

@@ -1,9 +1,11 @@
 """One export whose files are made wrong, one fault at a time, and verified each time as the export does it."""
 
+import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -11,7 +13,7 @@ import onnx
 import torch
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from torch import Tensor
+from torch import Tensor, fx
 
 from models.errors import ExportError
 from models.export import pipeline
@@ -22,6 +24,8 @@ from models.export.precision import PRECISIONS
 from models.export.sampling import random_inputs
 from models.export.to_onnx import save_onnx
 from models.export.to_torchscript import save_torchscript, to_torchscript
+from models.export.tolerance import outputs_of
+from models.export.verify import check_conditioned
 from models.registry import resolve
 from tests.models.export.conftest import TRAINED
 from tests.models.export.wrong import in_graph, in_onnx
@@ -29,6 +33,9 @@ from tests.models.support import randomise_norms
 
 # A fault that changes nothing leaves float64's own roundings, of which there are some thousands.
 _NOTHING = 1e-12
+# From so many parameters on, a network is large: fewer places are tried, and fewer rows in float64.
+LARGE = 1_000_000
+_ROWS, _ROWS_OF_LARGE = 16, 3
 _DOUBLE = {
     TensorProto.FLOAT16: TensorProto.DOUBLE,
     TensorProto.BFLOAT16: TensorProto.DOUBLE,
@@ -49,15 +56,16 @@ class Verdict:
     what: str
 
 
-class Trial:
-    """The export of a network of models/ in a precision, its right files written and verified."""
+class Proved:
+    """The export of a network of models/ up to its fold, which no precision changes: proved once for all of them."""
 
-    def __init__(self, name: str, precision: str, folder: Path) -> None:
-        self.name, self.precision = name, precision
+    def __init__(self, name: str) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             target = resolve(name)
         module = target.module if name in TRAINED else randomise_norms(target.module)
+        self.name = name
+        self.parameters = sum(parameter.numel() for parameter in module.parameters())
         self._job = pipeline.Job(
             module=module,
             example_inputs=target.example_inputs,
@@ -70,54 +78,106 @@ class Trial:
             together=False,
             max_batch_size=pipeline.DEFAULT_MAX_BATCH_SIZE,
             opset=None,
-            precision=PRECISIONS[precision],
-            forms=chosen_forms(None, PRECISIONS[precision], None),
+            precision=PRECISIONS["fp32"],
+            forms=chosen_forms(None, PRECISIONS["fp32"], None),
             labels=None,
             all_sizes=False,
             tolerance=None,
-            folder=folder,
+            folder=Path(),
         )
-        for step, run in pipeline.STEPS:
-            if step != "write manifest":
-                run(self._job)
+        _run_steps(self._job, "copy", "fold")
+
+    def job(self, precision: str, folder: Path) -> pipeline.Job:
+        """What an export in precision knows once its files are written to folder and verified."""
+        job = copy.copy(self._job)
+        job.precision, job.folder, job.parity = PRECISIONS[precision], folder, {}
+        job.forms = chosen_forms(None, job.precision, None)
+        names, axes = job.captured.output_names, job.captured.fixed_axes()
+        job.outputs = outputs_of(names, axes, job.cases, job.precision, {})
+        assert all(output.scale is not None for output in job.outputs)  # else the cases hang on the precision
+        check_conditioned(job.outputs, job.precision, lambda _: None)
+        _run_steps(job, "set precision", "verify ONNX")
+        return job
+
+
+def _run_steps(job: pipeline.Job, first: str, last: str) -> None:
+    names = [name for name, _ in pipeline.STEPS]
+    for _, run in pipeline.STEPS[names.index(first) : names.index(last) + 1]:
+        run(job)
+
+
+class Trial:
+    """The files of a network in a precision: right ones, verified, to be made wrong.
+
+    most: places of each kind of fault in a file. seed: which ones. known: verdicts of an earlier run, not tried again.
+    """
+
+    def __init__(
+        self,
+        proved: Proved,
+        precision: str,
+        folder: Path,
+        most: int,
+        seed: int = 0,
+        known: Sequence[Verdict] = (),
+    ) -> None:
+        self.name, self.precision = proved.name, precision
+        self._job = proved.job(precision, folder)
+        self._most, self._seed = most, seed
+        self._known = {(v.file, v.kind, v.place): v for v in known}
         # Other rows than the proof has seen: whether two files are the same function is not asked of its own cases.
-        self._inputs = random_inputs(self._job.example, 16, seed=999)
+        rows = _ROWS if proved.parameters < LARGE else _ROWS_OF_LARGE
+        self._inputs = random_inputs(self._job.example, rows, seed=999)
 
-    def torchscript(self, most: int) -> list[Verdict]:
-        """Every fault of in_graph.py at `most` places of each kind."""
+    def torchscript(self) -> Iterator[Verdict]:
+        """Every fault of in_graph.py."""
         path = self._job.folder / "model.pt"
+        graph_module = self._job.converted.captured.graph_module
         right = torchscript_in_float64(path)(self._inputs)
-        verdicts = []
-        for kind, place, make in in_graph.faults(self._job.converted.captured.graph_module, most):
-            what = self._tried(
-                lambda make=make: save_torchscript(to_torchscript(make()), path), pipeline._verify_torchscript
-            )
-            if not what:
-                what = _same(torchscript_in_float64(path)(self._inputs), right)
-            verdicts.append(Verdict(self.name, self.precision, "model.pt", kind, place, what))
-        save_torchscript(to_torchscript(self._job.converted.captured.graph_module), path)
-        return verdicts
 
-    def onnx(self, most: int) -> list[Verdict]:
-        """Every fault of in_onnx.py at `most` places of each kind; none where there is no ONNX file."""
+        def try_one(wrong: fx.GraphModule) -> str:
+            if self._is_caught(
+                lambda: save_torchscript(to_torchscript(wrong), path), pipeline._verify_torchscript
+            ):
+                return "caught"
+            return _same(torchscript_in_float64(path)(self._inputs), right)
+
+        faults = in_graph.faults(graph_module, self._most, self._drawn("model.pt"))
+        yield from self._verdicts("model.pt", faults, try_one)
+        save_torchscript(to_torchscript(graph_module), path)
+
+    def onnx(self) -> Iterator[Verdict]:
+        """Every fault of in_onnx.py; none where there is no ONNX file."""
         path = self._job.folder / "model.onnx"
         if not path.exists():
-            return []
+            return
         model = onnx.load(path)
         right: tuple[Tensor, ...] | None = None
-        verdicts = []
-        for kind, place, make in in_onnx.faults(model, most):
-            wrong = make()
-            what = self._tried(lambda wrong=wrong: save_onnx(wrong, path), pipeline._verify_onnx)
-            if not what:
-                right = right or _onnx_in_float64(model)(self._inputs)
-                what = _same(_onnx_in_float64(wrong)(self._inputs), right)
-            verdicts.append(Verdict(self.name, self.precision, "model.onnx", kind, place, what))
-        save_onnx(model, path)
-        return verdicts
 
-    def _tried(self, write: Callable[[], None], verify: Callable[[pipeline.Job], None]) -> str:
-        """ "caught", or nothing where the export would have let the file pass."""
+        def try_one(wrong: onnx.ModelProto) -> str:
+            nonlocal right
+            if self._is_caught(lambda: save_onnx(wrong, path), pipeline._verify_onnx):
+                return "caught"
+            right = right or _onnx_in_float64(model)(self._inputs)
+            return _same(_onnx_in_float64(wrong)(self._inputs), right)
+
+        faults = in_onnx.faults(model, self._most, self._drawn("model.onnx"))
+        yield from self._verdicts("model.onnx", faults, try_one)
+        save_onnx(model, path)
+
+    def _drawn(self, file: str) -> str:
+        """Other places in each file and precision, the same ones in each run."""
+        return f"{self._seed} {self.name} {self.precision} {file}"
+
+    def _verdicts(
+        self, file: str, faults: Iterator[tuple[str, str, Callable[[], Any]]], try_one: Callable[[Any], str]
+    ) -> Iterator[Verdict]:
+        for kind, place, make in faults:
+            known = self._known.get((file, kind, place))
+            yield known or Verdict(self.name, self.precision, file, kind, place, try_one(make()))
+
+    def _is_caught(self, write: Callable[[], None], verify: Callable[[pipeline.Job], None]) -> bool:
+        """False where the export would have let the file pass."""
         # Which layer it was is looked for on failure only, takes longest of all, and has its own tests.
         with (
             mock.patch.object(pipeline, "_locate_torchscript", return_value=None),
@@ -127,8 +187,8 @@ class Trial:
                 write()
                 verify(self._job)
             except ExportError:
-                return "caught"
-        return ""
+                return True
+        return False
 
 
 def _same(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> str:
