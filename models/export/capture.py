@@ -24,6 +24,7 @@ from models.export.copying import EvalCopy, fresh_copy
 from models.export.example import Example, checked_names, unique_names
 from models.export.flat import FlatNetwork, tensors_of, without_wrapper
 from models.export.guards import read_assumptions
+from models.export.linear_lookups import linear_lookups
 from models.export.outputs import Outputs
 from models.export.plain_names import any_names, give_plain_names
 from models.export.quiet import quiet
@@ -90,7 +91,7 @@ def capture(
         lambda enlarged: _export(network, enlarged),
         eager_runner(lambda tensors: tensors_of(_run(network, example, tensors))),
     )
-    with quiet(), symbolic_length(), any_names():
+    with quiet(), symbolic_length(), any_names(), linear_lookups():
         try:
             program = settled.program.run_decompositions({})
             raw = program.module(check_guards=False)
@@ -162,6 +163,7 @@ def _export(network: EvalCopy, example: Example) -> torch.export.ExportedProgram
             any_names(),
             sizes_as_keys(),
             sizes_in_calls(network.module),
+            linear_lookups(),
         ):
             # A copy each time: what a capture leaves in a network are stand-ins without numbers.
             flat = FlatNetwork(copy_to_capture(network.module), example)

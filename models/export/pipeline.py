@@ -42,7 +42,7 @@ from models.export.rows import capture_with_offers, check_rows_word, sizes_to_pr
 from models.export.running import plain_process
 from models.export.settled import with_settled
 from models.export.source import with_source
-from models.export.tidying import give_back_memory, large_blocks_given_back
+from models.export.tidying import give_back_memory, large_blocks_given_back, older_objects_aside
 from models.export.to_onnx import check_opset, load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
 from models.export.tolerance import Output, as_in_float32, check_chosen, outputs_of
@@ -402,6 +402,7 @@ def export_model(
         _errors_of_the_callback(),
         plain_process(),
         large_blocks_given_back(),
+        older_objects_aside(),
         new_version(repository, name, number) as folder,
     ):
         job = Job(

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from models.errors import FormNotWritten, NotCapturable
 from models.export.capture import CapturedGraph
 from models.export.cleaning import where
+from models.export.linear_lookups import linear_lookups
 from models.export.onnx_attention import with_attention_in_four_dims
 from models.export.onnx_numbers import with_sizes_as_tensors
 from models.export.onnx_rnn import TRANSLATIONS
@@ -50,7 +51,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
     version = DEFAULT_OPSET if opset is None else opset
     check_opset(version)
     try:
-        with quiet(), torch.no_grad(), symbolic_length():
+        with quiet(), torch.no_grad(), symbolic_length(), linear_lookups():
             program: Any = torch.onnx.export(
                 with_sizes_as_tensors(with_attention_in_four_dims(_with_weights_apart(captured))),
                 captured.example_inputs,
