@@ -10,8 +10,8 @@ A child first exports a tiny network of the same layers, so that imports are cou
 
     seconds      of the export, from the network in memory to the files; and of the CPU, of all threads, which other
                  work on the machine disturbs less
-    our own      of these, what is not spent inside torch.export, torch.onnx, torch.jit or the opening of a session of
-                 ONNX Runtime; running the network counts as ours
+    our own      of those of the CPU, what is not spent inside torch.export, torch.onnx, torch.jit or the opening of a
+                 session of ONNX Runtime; running the network counts as ours
     peak         the most memory of the process beyond what it had before the network was made, in times the network's
                  weights; the network itself is one of them
 """
@@ -40,11 +40,12 @@ from models.export.tidying import give_back_memory
 from service.onnx_runtime import onnxruntime
 
 WAYS = ("foldserve", "torch.onnx", "trace")
-NETWORKS = ("mlp", "conv", "deep")
+NETWORKS = ("mlp", "conv", "transformer", "deep")
 
 ROWS = 2  # torch.export takes a size of 1 for a constant
 MLP_LAYERS = 6
 CONV_LAYERS = 13
+TRANSFORMER_WIDTH, HEADS, LENGTH = 768, 4, 16
 PICTURE = 8  # pixels on a side: weights, not activations, are what a large network's memory is compared with
 DEEP_CHANNELS = 8
 DEEP_NOISE = 0.003  # beside the identity: a thousand plain layers are only well-conditioned near it
@@ -63,6 +64,12 @@ class Work:
         torch.manual_seed(0)
         if self.network == "mlp":
             return _as_large(_mlp(self.layers, self.width)), torch.randn(ROWS, self.width)
+        if self.network == "transformer":
+            parts = (
+                nn.TransformerEncoderLayer(self.width, HEADS, 4 * self.width, batch_first=True)
+                for _ in range(self.layers)
+            )
+            return nn.Sequential(*parts).eval(), torch.randn(ROWS, LENGTH, self.width)
         layers = nn.Sequential(*(part for _ in range(self.layers) for part in _conv(self.width)))
         _near_identity(layers) if self.network == "deep" else _as_large(layers)
         return layers.eval(), torch.randn(ROWS, self.width, PICTURE, PICTURE)
@@ -106,16 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description="What an export costs.")
     parser.add_argument(
-        "--networks", default=",".join(NETWORKS), help="of mlp, conv, deep, with commas (default: all)"
+        "--networks", default=",".join(NETWORKS), help=f"of {', '.join(NETWORKS)}, with commas (default: all)"
     )
     parser.add_argument(
         "--parameters",
-        default=[100.0, 30.0],
+        default=[100.0, 10.0],
         type=_floats,
-        help="millions, of mlp and conv (default: 100,30)",
+        help="millions, of all but deep (default: 100,10)",
     )
     parser.add_argument(
-        "--layers", default=[250.0, 1000.0], type=_floats, help="conv-norm-relu, of deep (default: 250,1000)"
+        "--layers",
+        default=[100.0, 300.0, 1000.0],
+        type=_floats,
+        help="conv-norm-relu, of deep (default: 100,300,1000)",
     )
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     return parser
@@ -130,6 +140,12 @@ def _works(networks: Sequence[str], millions: Sequence[float], layers: Sequence[
     for network in networks:
         if network == "deep":
             works += [Work(network, int(count), DEEP_CHANNELS) for count in layers]
+            continue
+        if network == "transformer":
+            per_layer = 12 * TRANSFORMER_WIDTH**2
+            works += [
+                Work(network, max(1, round(size * 1e6 / per_layer)), TRANSFORMER_WIDTH) for size in millions
+            ]
             continue
         count, per_square = (MLP_LAYERS, 1) if network == "mlp" else (CONV_LAYERS, 9)
         works += [Work(network, count, round((size * 1e6 / count / per_square) ** 0.5)) for size in millions]
@@ -201,7 +217,7 @@ def measure(way: str, work: Work) -> Cost:
         return Cost(
             seconds,
             cpu_seconds,
-            seconds - in_tools(),
+            cpu_seconds - in_tools(),
             _memory_bytes("VmHWM") - before_bytes,
             sum(t.numel() * t.element_size() for t in tensors),
             sum(p.numel() for p in network.parameters()),
@@ -231,19 +247,19 @@ def _trace(network: nn.Module, example: Tensor, folder: Path, name: str) -> dict
 
 @contextlib.contextmanager
 def _time_in_tools() -> Iterator[Callable[[], float]]:
-    """What is spent inside the tools that an export calls. Yields: the seconds so far."""
+    """What is spent inside the tools that an export calls. Yields: the seconds of the CPU so far."""
     total_s, depth = 0.0, 0
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal total_s, depth
             depth += 1  # one tool calls another
-            begun_s = time.perf_counter()
+            begun_s = time.process_time()
             try:
                 return call(*args, **kwargs)
             finally:
                 depth -= 1
-                total_s += 0.0 if depth else time.perf_counter() - begun_s
+                total_s += 0.0 if depth else time.process_time() - begun_s
 
         return run
 
@@ -288,7 +304,7 @@ def table(results: dict[Work, dict[str, Cost]]) -> str:
         f"seconds: {ways}",
         "of the CPU",
         "CPU, foldserve / torch.onnx",
-        "our own seconds",
+        "of that our own",
         f"peak: {ways}",
         "longest steps of foldserve",
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx
 from torch.fx.node import map_arg
+from torch.utils._python_dispatch import _disable_current_modes
 
 from models.export.float64_mode import float64_arithmetic, widened, wider_type
 from models.export.fold.exact import exact_value
@@ -40,7 +41,8 @@ class _Float64Interpreter(fx.Interpreter):
     def _read(self, node: fx.Node) -> Any:
         value = self.env[node]
         if node.op == "get_attr" and isinstance(value, Tensor) and value.is_floating_point():
-            wide = exact_value(node, value.detach()).double()
+            with _disable_current_modes():  # which would widen each part of it by a copy of its own
+                wide = exact_value(node, value.detach()).double()
             return wide if self.weights is None else self.weights(wide)
         return value
 
