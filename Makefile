@@ -16,7 +16,7 @@ JOBS ?= 2
 ARGS ?=
 # Which benchmark.
 WHAT ?= fold
-# Arguments for the wrong files of `make torture`, which take hours; cut off, they go on where they were.
+# Arguments for the wrong files of `make torture`, which take longest; cut off, they go on where they were.
 FAULTS ?=
 
 # The stamp is named after what it stands for: this folder, the requirements, their pins and the way they are
