@@ -242,16 +242,15 @@ class Connection:
 
     def answers(self) -> list[Answer]:
         """Every whole answer so far; asserts that nothing stands between or behind them."""
-        found, data = [], bytes(self.socket.written)
-        while data:
-            head, end, data = data.partition(b"\r\n\r\n")
-            assert end, f"no whole answer: {head!r}"
-            status, *lines = head.decode("latin-1").split("\r\n")
+        found, data, at = [], bytes(self.socket.written), 0
+        while at < len(data):
+            end = data.find(b"\r\n\r\n", at)
+            assert end >= 0, f"no whole answer: {data[at:]!r}"
+            status, *lines = data[at:end].decode("latin-1").split("\r\n")
             headers = {
                 name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines)
             }
-            length = int(headers.get("content-length", 0))
-            assert len(data) >= length
-            found.append(Answer(int(status.split()[1]), headers, data[:length]))
-            data = data[length:]
+            body, at = end + 4, end + 4 + int(headers.get("content-length", 0))
+            assert len(data) >= at
+            found.append(Answer(int(status.split()[1]), headers, data[body:at]))
         return found
