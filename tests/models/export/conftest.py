@@ -1,10 +1,13 @@
 """The exports that several tests look at: made once per session, on first use, and only read."""
 
+import functools
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.onnx._internal.exporter import _registration
 
 from models.export import ExportResult, export_model
 from models.registry import resolve
@@ -12,6 +15,26 @@ from tests.models.support import randomise_norms
 
 # Trained weights come with their own statistics.
 TRAINED = {"digits", "efficientnet_lite0"}
+
+# About what the imports of a first export leave behind; a test leaves some thousand.
+_MANY_OBJECTS = 50_000
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _translations_read_once():
+    """torch.onnx reads the source of all its translations anew in each export; they are the same each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        read = functools.cache(_registration.onnxscript_apis.get_torchlib_ops)
+        patch.setattr(_registration.onnxscript_apis, "get_torchlib_ops", read)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _libraries_are_no_garbage():
+    """Imported libraries are gone through once, and not in each export: as a program does that exports many."""
+    if len(gc.get_objects()) > _MANY_OBJECTS:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
