@@ -5,13 +5,31 @@ import sys
 
 import pytest
 
+WHAT = ["fold", "export", "serve", "peers", "heads", "stall", "scrapes", "gpu", "soak", "published"]
+# Each as `python -m` runs it; one after the other in one process, as all import the same large libraries.
+EACH = """
+import runpy, sys
+for what in sys.argv[1:]:
+    sys.argv = [what, "--help"]
+    sys.modules.pop(f"benchmarks.{what}", None)  # another one may have imported it
+    print("benchmark", what, flush=True)
+    try:
+        runpy.run_module(f"benchmarks.{what}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print("ended with", end.code, flush=True)
+"""
 
-@pytest.mark.parametrize(
-    "what", ["fold", "export", "serve", "peers", "heads", "stall", "scrapes", "gpu", "soak", "published"]
-)
-def test_benchmark_tells_its_options(what: str) -> None:
-    told = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{what}", "--help"], capture_output=True, text=True, check=False
-    )
-    assert (told.returncode, told.stderr) == (0, "")
-    assert "--help" in told.stdout
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, str]:
+    """What each benchmark prints, by its name."""
+    done = subprocess.run([sys.executable, "-c", EACH, *WHAT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    parts = (part.partition("\n") for part in done.stdout.split("benchmark ")[1:])
+    return {name: text for name, _, text in parts if name in WHAT}
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_benchmark_tells_its_options(what: str, told: dict[str, str]) -> None:
+    assert "--help" in told[what]
+    assert told[what].endswith("ended with 0\n")

@@ -362,14 +362,14 @@ def test_model_that_loads_for_ever_holds_back_none_and_is_given_up_at_the_limit(
     repository = tmp_path / "repository"
     save_endless(repository / "a_endless")
     save_linear(repository / "good" / "1" / "model.onnx")
-    with serving(repository, tmp_path / "log", "--load-limit", "30") as server:
+    with serving(repository, tmp_path / "log", "--load-limit", "15") as server:
         server.wait_until("/v2/health/live", 200)
         row = {"inputs": [[1, 0, 0, 0]]}
         server.until(lambda: server.post("/predict/good", json=row).status_code == 200)
         problem = server.get("/info").json()["models"][0]["versions"][0]["manifest"]["problem"]
         assert problem == "loading"
         server.until(lambda: "serves http" in server.output)
-        assert "NOT READY: loading took longer than 30 s on cpu" in server.output
+        assert "NOT READY: loading took longer than 15 s on cpu" in server.output
         assert server.post("/predict/a_endless", json=row).status_code == 503
         assert server.post("/predict/good", json=row).status_code == 200
         assert server.end(signal.SIGTERM) == 0

@@ -182,6 +182,7 @@ def probe(servers: list[Probed], control: Control, end: int) -> dict[str, object
     for server in servers:  # also what was never answered
         if server.sent_s is not None:
             _judge(server, control, worst)
+    control.longest_s = max(control.longest_s, time.monotonic() - control.asked_s)  # likewise
     return {**asdict(worst), "control_ms": control.longest_s * 1e3, "closed": closed}
 
 

@@ -25,7 +25,7 @@ from tests.torture.wire import Answer
 BLOCKED_S = 0.6
 _SERVER = f"""
 import signal, socket, sys, time
-signal.signal(signal.SIGUSR1, lambda *_: time.sleep({BLOCKED_S}))
+signal.signal(signal.SIGUSR1, lambda *_: (time.sleep({BLOCKED_S}), print("blocked", flush=True)))
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 print("listening", flush=True)
 connection, _ = listener.accept()
@@ -91,33 +91,35 @@ def test_refusals_are_counted_by_what_the_request_had_to_get(
 
 
 @pytest.fixture
-def blocking() -> Iterator[tuple[int, int]]:
-    """A server of one connection, whose loop a SIGUSR1 blocks: its port and pid."""
+def blocking() -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+    """A server of one connection, whose loop a SIGUSR1 blocks, and which then says so: its port and process."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-c", _SERVER, str(port)], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    process.stdout.readline()
-    yield port, process.pid
+    assert process.stdout.readline() == b"listening\n"
+    yield port, process
     process.kill()
     process.communicate()
 
 
-def test_stall_of_the_server_is_seen_and_a_stopped_prober_blames_nobody(blocking: tuple[int, int]) -> None:
-    port, pid = blocking
-    with Prober(port, [pid]) as prober:
+def test_stall_of_the_server_is_seen_and_a_stopped_prober_blames_nobody(
+    blocking: tuple[int, "subprocess.Popen[bytes]"],
+) -> None:
+    port, process = blocking
+    with Prober(port, [process.pid]) as prober:
         os.kill(prober.pid, signal.SIGSTOP)
         time.sleep(BLOCKED_S)  # how long the machine "has no core" for the prober
         os.kill(prober.pid, signal.SIGCONT)
-        time.sleep(0.2)  # its answer comes in before it is asked to end
     assert prober["control_ms"] >= 0.9e3 * BLOCKED_S
     assert prober["stall_ms"] < 0.9e3 * BLOCKED_S
 
 
-def test_blocked_loop_is_a_stall(blocking: tuple[int, int]) -> None:
-    port, pid = blocking
-    with Prober(port, [pid]) as prober:
-        os.kill(pid, signal.SIGUSR1)
-        time.sleep(BLOCKED_S)  # the stall
+def test_blocked_loop_is_a_stall(blocking: tuple[int, "subprocess.Popen[bytes]"]) -> None:
+    port, process = blocking
+    assert process.stdout is not None
+    with Prober(port, [process.pid]) as prober:
+        os.kill(process.pid, signal.SIGUSR1)
+        assert process.stdout.readline() == b"blocked\n"
     assert prober["seen_ms"] >= 0.9e3 * BLOCKED_S
     assert prober["stall_ms"] >= STALL_LIMIT_MS
     counts = Counts("test")
