@@ -21,7 +21,8 @@ def report(names: list[str]) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     chosen = [c for c in CLASSES if not names or c.name.lower().startswith(tuple(n.lower() for n in names))]
-    print("| class | dynamic | verdict | CPU s | largest difference, or the reason |\n|---|---|---|---|---|")
+    print("| class | dynamic | verdict | sizes compared | CPU s | largest difference, or the reason |")
+    print("|---|---|---|---|---|---|")
     counts: Counter[str] = Counter()
     for published in chosen:
         verdict = tried(published)
@@ -29,10 +30,9 @@ def report(names: list[str]) -> int:
         dims = [label for axes in published.axes.values() for label in axes.values()]
         dynamic = ", ".join(["rows", *dict.fromkeys(dims)])
         detail = " ".join(verdict.detail.split()).replace("|", "\\|")[:_REASON]
-        print(
-            f"| {published.package} {published.name} | {dynamic} | {verdict.kind} | {verdict.cpu_s:.0f} | {detail} |",
-            flush=True,
-        )
+        sizes = f"{verdict.compared} of {len(published.sizes)}"
+        measured = f"{verdict.kind} | {sizes} | {verdict.cpu_s:.0f} | {detail}"
+        print(f"| {published.package} {published.name} | {dynamic} | {measured} |", flush=True)
     print(
         f"\n{len(chosen)} classes: {counts['right']} right, {counts['refused']} refused, {counts['fault']} faults."
     )

@@ -71,6 +71,9 @@ def _yolo(file: str, dynamic: bool, model: str = "DetectionModel") -> PublishedC
     return PublishedClass("ultralytics", name, build, pictures, _SIZES, {"x": HEIGHT_AND_WIDTH})
 
 
+# torch itself takes minutes to reason about the sizes of this encoder on five levels; ResNet has all five.
+_THREE_LEVELS: dict[str, Any] = {"encoder_depth": 3, "decoder_channels": (32, 16, 8)}
+
 CLASSES = (
     _timm("vit_tiny_patch16_224", 64, img_size=64, depth=2),
     _timm("vit_tiny_patch16_224", dynamic="x", img_size=64, depth=2, dynamic_img_size=True),
@@ -89,8 +92,8 @@ CLASSES = (
     _torchvision("deeplabv3_mobilenet_v3_large", weights_backbone=None, aux_loss=True),
     _torchvision("lraspp_mobilenet_v3_large", weights_backbone=None),
     _segmentation("Unet"),
-    _segmentation("Unet", "timm-mobilenetv3_small_075"),
-    _segmentation("UnetPlusPlus", "timm-mobilenetv3_small_075"),
+    _segmentation("Unet", "timm-mobilenetv3_small_075", **_THREE_LEVELS),
+    _segmentation("UnetPlusPlus", "timm-mobilenetv3_small_075", **_THREE_LEVELS),
     _segmentation("DeepLabV3Plus", "timm-mobilenetv3_small_075"),
     _segmentation("FPN"),
     _segmentation("Segformer", "mit_b0"),

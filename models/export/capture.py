@@ -35,6 +35,7 @@ from models.export.sizes import Sizes, find_sizes
 from models.export.sizes_in_calls import sizes_in_calls
 from models.export.symbolic_keys import sizes_as_keys
 from models.export.trials import Trials, eager_runner
+from models.export.unguarded import without_guards
 from models.recurrent import symbolic_length
 
 
@@ -91,7 +92,7 @@ def capture(
         lambda enlarged: _export(network, enlarged),
         eager_runner(lambda tensors: tensors_of(_run(network, example, tensors))),
     )
-    with quiet(), symbolic_length(), any_names(), linear_lookups():
+    with quiet(), symbolic_length(), any_names(), linear_lookups(), without_guards():
         try:
             program = settled.program.run_decompositions({})
             raw = program.module(check_guards=False)

@@ -19,6 +19,7 @@ from torch._prims_common import is_contiguous_or_false
 from models.errors import NotCapturable
 from models.export.flat import inner_path
 from models.export.outputs import Outputs, select_outputs
+from models.export.refusals import node_line
 from models.export.training_norms import spell_out_training_norms
 
 aten = torch.ops.aten
@@ -172,19 +173,19 @@ def _refuse_operator(node: fx.Node) -> None:
     if isinstance(target, OpOverload):
         if target.namespace not in {"aten", "prims"}:
             raise NotCapturable(
-                f"{where(node)} is the custom operator {target._schema.name}: a TorchScript file that plain "
-                "torch.jit.load reads, and ONNX Runtime, have only ATen and ONNX operators. Write it with "
+                f"{where(node)}{node_line(node)} is the custom operator {target._schema.name}: a TorchScript file "
+                "that plain torch.jit.load reads, and ONNX Runtime, have only ATen and ONNX operators. Write it with "
                 "torch functions."
             )
         if torch.Tag.nondeterministic_seeded in target.tags and _draws(node, target):
             raise NotCapturable(
-                f"{where(node)} draws random numbers, also in eval mode: the answers cannot be compared or "
-                "repeated. Use self.training for dropout, with an eval() that reaches it, or pass the noise in as "
-                "an input."
+                f"{where(node)}{node_line(node)} draws random numbers, also in eval mode: the answers cannot be "
+                "compared or repeated. Use self.training for dropout, with an eval() that reaches it, or pass the "
+                "noise in as an input."
             )
         if target._schema.is_mutable:
             raise NotCapturable(
-                f"{where(node)} writes in place in a way that torch.export could not dissolve"
+                f"{where(node)}{node_line(node)} writes in place in a way that torch.export could not dissolve"
             )
     elif (
         node.op != "call_function"
@@ -192,8 +193,8 @@ def _refuse_operator(node: fx.Node) -> None:
         or not _is_size_arithmetic(target)
     ):
         raise NotCapturable(
-            f"{where(node)} calls {getattr(target, '__name__', target)}, which holds a graph of its own or "
-            "is no operator; torch.cond, while_loop, scan and custom autograd cannot be written to both "
+            f"{where(node)}{node_line(node)} calls {getattr(target, '__name__', target)}, which holds a graph of its "
+            "own or is no operator; torch.cond, while_loop, scan and custom autograd cannot be written to both "
             "files. Write it with torch.where or masks."
         )
 

@@ -9,11 +9,12 @@ import re
 import site
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import fx
 
 from models.errors import ExportError, NotCapturable
 
@@ -138,7 +139,23 @@ def user_line(error: BaseException) -> str:
     preferred to one of an installed package: a call of einops is where the user wrote it, and the line of a
     published network is in its package.
     """
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_user_code(frame)]
+    return _user_line(traceback.extract_tb(error.__traceback__))
+
+
+_FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<name>.+)\n +(?P<text>.+)')
+
+
+def node_line(node: fx.Node) -> str:
+    """As user_line, of the line that a node of a captured graph comes from."""
+    frames = [
+        traceback.FrameSummary(found["file"], int(found["line"]), found["name"], line=found["text"])
+        for found in _FRAME.finditer(node.meta.get("stack_trace") or "")
+    ]
+    return _user_line(frames)
+
+
+def _user_line(every: Sequence[traceback.FrameSummary]) -> str:
+    frames = [frame for frame in every if _is_user_code(frame)]
     own = [frame for frame in frames if not _is_inside(frame.filename, _PACKAGES)]
     for frame in reversed(own or frames):
         return f" at {Path(frame.filename).name}, line {frame.lineno}, in {frame.name}: `{frame.line}`"

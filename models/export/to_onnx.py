@@ -17,17 +17,20 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from models.errors import FormNotWritten, NotCapturable
 from models.export.capture import CapturedGraph
-from models.export.cleaning import where
 from models.export.linear_lookups import linear_lookups
 from models.export.onnx_attention import with_attention_in_four_dims
 from models.export.onnx_numbers import with_sizes_as_tensors
+from models.export.onnx_rewrites import rewritten
 from models.export.onnx_rnn import TRANSLATIONS
 from models.export.onnx_stream import check_onnx, fits_one_message, write_onnx
 from models.export.quiet import quiet
-from models.export.reasons import innermost, reason
+from models.export.reasons import causes, innermost, reason
+from models.export.refusals import node_line
+from models.export.unguarded import without_guards
 from models.recurrent import symbolic_length
 from service.onnx_runtime import onnxruntime
 
@@ -51,9 +54,9 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
     version = DEFAULT_OPSET if opset is None else opset
     check_opset(version)
     try:
-        with quiet(), torch.no_grad(), symbolic_length(), linear_lookups():
+        with quiet(), torch.no_grad(), symbolic_length(), linear_lookups(), without_guards():
             program: Any = torch.onnx.export(
-                with_sizes_as_tensors(with_attention_in_four_dims(_with_weights_apart(captured))),
+                with_sizes_as_tensors(with_attention_in_four_dims(rewritten(_with_weights_apart(captured)))),
                 captured.example_inputs,
                 dynamic_shapes=captured.dynamic_shapes,
                 input_names=list(captured.input_names),
@@ -68,7 +71,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
         cause = innermost(error)
         if isinstance(cause, OSError | MemoryError):  # of the machine, and not of the network
             raise cause from error
-        place = _place(error, captured.graph_module)
+        place = _place(error, captured.graph_module.graph)
         raise FormNotWritten(f"torch.onnx cannot write the network{place}: {reason(cause)}") from error
     _tidy(model)
     try:
@@ -89,17 +92,27 @@ def check_opset(opset: object) -> None:
         )
 
 
-_TRANSLATED = re.compile(r"translating node .*\[target=torch\.ops\.([\w.]+)\]")
+_UNWRITTEN = re.compile(r"node %(\w+).*?target=torch\.ops\.\w+\.(\w+)")
 
 
-def _place(error: BaseException | None, graph_module: fx.GraphModule) -> str:
-    """` at layer1.0 (aten.roll)`: the first call of the operator that has no translation, where error names one."""
-    while error is not None:
-        if found := _TRANSLATED.search(str(error)):
-            alike = (n for n in graph_module.graph.nodes if str(n.target) == found[1])
-            return next((f" at {where(node)}" for node in alike), f" at {found[1]}")
-        error = error.__cause__
-    return ""
+def _place(error: BaseException, graph: fx.Graph) -> str:
+    """The user's line of the operator that torch.onnx names in error; "" where it names none of this graph.
+
+    torch.onnx captures the graph again, which may take an operator apart: `linalg_inv_ex` was `linalg_inv`. So of the
+    nodes whose operator's name is part of the one that it names, the line is that of the likest, by its own name too.
+    """
+    found = next((f for e in causes(error) if (f := _UNWRITTEN.search(str(e)))), None)
+    if found is None:
+        return ""
+    name, operator_name = found.groups()
+    like = [node for node in graph.nodes if _operator_name(node) and _operator_name(node) in operator_name]
+    likest = max(like, key=lambda node: (len(_operator_name(node)), node.name == name), default=None)
+    return "" if likest is None else node_line(likest)
+
+
+def _operator_name(node: fx.Node) -> str:
+    """`linalg_inv` of aten.linalg_inv.default; "" of what is no operator."""
+    return node.target._opname if isinstance(node.target, OpOverload) else ""
 
 
 def _with_weights_apart(captured: CapturedGraph) -> fx.GraphModule:

@@ -10,6 +10,7 @@ from models.export.capture import capture
 from models.export.cleaning import where
 from models.export.copying import eval_copy
 from models.export.example import read_example
+from models.export.unguarded import without_guards
 from tests.models.export.support import ConvNorm, First, Fn, batches, captured, largest_difference, pictures
 
 
@@ -205,3 +206,17 @@ def test_inputs_may_have_any_names(names):
     )
     assert graph.input_names == tuple(names)
     assert graph.graph_module(torch.ones(1, 1), torch.zeros(1, 1))[0].item() == 1
+
+
+def test_no_code_is_made_of_the_assumptions_while_that_is_left_out():
+    class Cropped(nn.Module):
+        def forward(self, x):
+            return x[:, : x.shape[1] // 2 * 2].unflatten(1, (-1, 2)).sum(2)
+
+    program = torch.export.export(
+        Cropped(), (torch.randn(2, 8),), dynamic_shapes=({1: torch.export.Dim.AUTO},)
+    )
+    assert hasattr(program.module(), "_guards_fn")
+    with without_guards():
+        assert not hasattr(program.module(), "_guards_fn")
+    assert hasattr(program.module(), "_guards_fn")

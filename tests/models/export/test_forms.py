@@ -224,7 +224,9 @@ def test_the_command_line_takes_only_and_tells_loudly_what_was_not_written(tmp_p
     arguments = ["only_nets:distances", "--repository", str(tmp_path / "r")]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "model.onnx was NOT written, the other file alone was: torch.onnx cannot write the network" in err
-    assert "ONNX           no file: torch.onnx cannot write the network" in out
+    assert (
+        "model.onnx was NOT written, the other file alone was: torch.onnx cannot write the network at " in err
+    )
+    assert "ONNX           no file: torch.onnx cannot write the network at " in out
     assert main([*arguments, "--only", "onnx"]) == 2
     assert "model.onnx is the only file asked for" in capsys.readouterr().err

@@ -100,9 +100,13 @@ class DoesNotPassOn(nn.Module):
         (
             DropsAlways(),
             1,
-            r"drop \(aten.*dropout\) draws random numbers, also in eval mode.*eval\(\) that reaches it",
+            r"drop \(aten.*dropout\) at test_refusals.py, line .*` draws random numbers.*eval\(\) that reaches it",
         ),
-        (DoesNotPassOn(), 1, r"drop \(aten.*dropout\) draws random numbers, also in eval mode"),
+        (
+            DoesNotPassOn(),
+            1,
+            r"drop \(aten.*dropout\) at test_refusals.py, line \d+, in .*` draws random numbers, also in eval",
+        ),
         (Fn(lambda x: json.loads("{")), 1, r"JSONDecodeError: .* at test_refusals.py, line \d+, in <lambda>"),
         (Fn(lambda x: x * json.loads(str(float(x.sum())))), 1, r"depends on values at test_refusals.py"),
     ],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import NotCapturable
+from models.errors import FormNotWritten, NotCapturable
 from models.export.to_onnx import (
     DEFAULT_OPSET,
     load_onnx,
@@ -15,7 +15,7 @@ from models.export.to_onnx import (
     save_onnx,
     to_onnx,
 )
-from tests.models.export.support import ConvNorm, First, Fn, captured, largest_difference, pictures
+from tests.models.export.support import ConvNorm, First, captured, largest_difference, pictures
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,15 @@ def test_recurrent_layers_are_one_node_each_with_a_dynamic_length(layer):
         assert largest_difference(run_onnx(session, (x,)), (want,)) < 5e-6
 
 
-def test_an_operator_without_a_translation_is_refused_by_name():
-    with pytest.raises(NotCapturable, match=r"cannot write the network at adaptive_max_pool2d \(aten"):
-        to_onnx(captured(Fn(lambda x: nn.functional.adaptive_max_pool2d(x, 3)), pictures()))
+def test_an_operator_without_a_translation_is_refused_by_the_users_line():
+    class Inverse(nn.Module):
+        def forward(self, x):
+            return torch.linalg.inv(x) + 1  # torch.onnx asks for linalg_inv_ex, which nobody wrote
+
+    with pytest.raises(
+        FormNotWritten, match=r"at test_to_onnx.py, line \d+, in forward: `.*inv\(x\).*: Disp"
+    ):
+        to_onnx(captured(Inverse(), torch.eye(4).repeat(2, 1, 1)))
 
 
 def test_the_exporter_writes_nothing_to_the_terminal(capfd):
