@@ -7,7 +7,7 @@ for the network's answers in float64. A size that the files do not take is asked
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 from benchmarks.packages.published_class import Inputs, PublishedClass, Size
 from benchmarks.published import randomise_norms
 from models.export import ExportError, ExportResult, export_model
-from models.export.to_torchscript import load_torchscript
+from models.export.to_onnx import run_onnx
+from models.export.to_torchscript import load_torchscript, run_torchscript
 from service.onnx_runtime import onnxruntime
 
 _ALLOWED = (
@@ -92,7 +93,10 @@ def _tried(published: PublishedClass) -> tuple[str, int]:
     if not compared:
         raise Fault(f"the files take none of the sizes {list(published.sizes)}: {result.report.get('dims')}")
     narrowed = "; narrowed: " + str(result.report["narrowed"]) if result.report.get("narrowed") else ""
-    return f"{worst:.0e}{narrowed}", compared
+    lacking = "".join(
+        f"; {e['file']} not written: {e['reason']}" for e in result.report.get("not_written", ())
+    )
+    return f"{worst:.0e}{narrowed}{lacking}", compared
 
 
 def _differences(
@@ -102,9 +106,7 @@ def _differences(
 
     Raises: Fault where a file answers otherwise, or the network answers one number whatever is put in.
     """
-    session = onnxruntime.InferenceSession(result.onnx_path, providers=["CPUExecutionProvider"])
-    scripted = load_torchscript(result.torchscript_path)
-    names = [entry["name"] for entry in result.report["inputs"]]
+    files = _opened(result)
     for rows in _ROWS:
         inputs = published.inputs(rows, size)
         wanted = _answers(network, inputs)
@@ -113,17 +115,25 @@ def _differences(
                 "an output of the network itself is one number everywhere, which no file can get wrong"
             )
         tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-        given = dict(zip(names, tensors, strict=True))
-        with torch.no_grad():
-            from_torchscript = pytree.tree_leaves(scripted(*tensors))
-        from_onnx = [torch.from_numpy(a) for a in session.run(None, {k: t.numpy() for k, t in given.items()})]
-        for file, got in (("model.pt", from_torchscript), ("model.onnx", from_onnx)):
-            difference = _worst(wanted, got, file)
+        for file, run in files.items():
+            difference = _worst(wanted, run(tensors), file)
             if not difference < _ALLOWED:
                 raise Fault(
                     f"{file} answers otherwise for {rows} rows of {size}: {difference:.0e} of {_ALLOWED:.0e}"
                 )
             yield difference
+
+
+def _opened(result: ExportResult) -> dict[str, Callable[[list[Tensor]], list[Tensor]]]:
+    """The name of each file that was written → a run of it."""
+    files: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {}
+    if result.torchscript_path is not None:
+        scripted = load_torchscript(result.torchscript_path)
+        files["model.pt"] = lambda tensors: list(run_torchscript(scripted, tuple(tensors)))
+    if result.onnx_path is not None:
+        session = onnxruntime.InferenceSession(result.onnx_path, providers=["CPUExecutionProvider"])
+        files["model.onnx"] = lambda tensors: list(run_onnx(session, tuple(tensors)))
+    return files
 
 
 def _in_range(published: PublishedClass, size: Size, dims: Mapping[str, Any]) -> bool:

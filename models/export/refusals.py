@@ -57,6 +57,11 @@ def refuse(error: Exception) -> NoReturn:
     known = _known(error)
     if known:
         raise NotCapturable(f"{known[0]}{place}: {known[1]}") from error
+    if ": `assert " in place:
+        raise NotCapturable(
+            f"forward asserts something of the values{place}: torch.export needs the value to go on, and no file can "
+            "hold the assertion. Export with PYTHONOPTIMIZE=1 in the environment, which leaves assertions out."
+        ) from error
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         raise NotCapturable(
             f"control flow depends on values{place}: torch.export cannot keep both branches, and baking one "

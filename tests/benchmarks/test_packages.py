@@ -52,6 +52,17 @@ def test_a_class_that_the_export_refuses_is_refused_with_the_reason() -> None:
     assert "sum" in verdict.detail
 
 
+class Inverse(Steps):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.inv(super().forward(x).transpose(1, 2) @ super().forward(x) + 9 * torch.eye(3))
+
+
+def test_a_class_of_which_one_file_can_be_written_is_judged_by_that_and_says_so() -> None:
+    verdict = trial.tried(_published(Inverse))
+    assert verdict.kind == "right", verdict.detail
+    assert "model.onnx not written" in verdict.detail
+
+
 def test_a_class_that_cannot_be_built_is_a_fault() -> None:
     def build() -> nn.Module:
         raise ValueError("no such configuration")

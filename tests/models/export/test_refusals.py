@@ -119,6 +119,18 @@ def test_a_refusal_names_the_users_line_the_reason_and_one_mend(network, inputs,
     assert torch.autograd.grad.__module__ == "torch.autograd"
 
 
+class Asserts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert (x < 100).all()
+        return x + 1
+
+
+def test_an_assertion_on_values_is_refused_with_the_way_to_leave_it_out():
+    line = r"forward asserts something of the values at test_refusals.py, line \d+, in forward: `assert \(x < 100"
+    with pytest.raises(ExportError, match=line + r".*PYTHONOPTIMIZE=1"):
+        captured(Asserts(), torch.randn(2, 4))
+
+
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*quantize.*:UserWarning")
 def test_a_quantised_module_is_refused_by_its_place():
     network = nn.Sequential(nn.ReLU(), nn.Linear(4, 4))
