@@ -40,7 +40,7 @@ RUN COMPILE_FOLDSERVE=1 /opt/foldserve/bin/pip install --no-input --disable-pip-
 FROM ${BASE_IMAGE}
 COPY --from=dependencies /opt/foldserve /opt/foldserve
 COPY --from=application /overlay /opt/foldserve
-# ORT_DISABLE_TELEMETRY: foldserve sets it itself (service/onnx_runtime.py); here for whatever else runs in the image.
+# ORT_DISABLE_TELEMETRY: foldserve sets it itself (service/backends/onnxruntime/library.py); here for whatever else runs in the image.
 # NVIDIA_*: read by NVIDIA's container runtime where there is one, by nothing else.
 ENV PATH=/opt/foldserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -56,6 +56,6 @@ EXPOSE 8000
 # Exec form all through: foldserve is PID 1 and gets SIGTERM itself.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import sys; from service.health_check import ask; sys.exit(ask('/v2/health/ready'))"]
+    CMD ["python3", "-c", "import sys; from service.commands.health_check import ask; sys.exit(ask('/v2/health/ready'))"]
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "/models"]

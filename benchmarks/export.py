@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from models.export import export_model
 from models.export.quiet import quiet
 from models.export.tidying import give_back_memory
-from service.onnx_runtime import onnxruntime
+from service.backends.onnxruntime.library import onnxruntime
 
 WAYS = ("foldserve", "torch.onnx", "trace")
 NETWORKS = ("mlp", "conv", "transformer", "deep")

@@ -39,7 +39,7 @@ from models.export.quiet import quiet
 from models.export.to_onnx import DEFAULT_OPSET, save_onnx
 from models.export.to_torchscript import load_torchscript, save_torchscript, to_torchscript
 from models.recurrent import symbolic_length
-from service.onnx_runtime import onnxruntime
+from service.backends.onnxruntime.library import onnxruntime
 
 WARM_UPS = 3  # TorchScript's executor profiles the first runs of a shape and compiles at the second or third
 LEAST_ROUNDS = 5

@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models import efficientnet_lite0, train_digits
+from service.artifact.file_sums import EXPORT, check_files
+from service.artifact.manifest import read_manifest
 from service.errors import ConfigError
-from service.file_sums import EXPORT, check_files
-from service.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = ROOT / "build" / "demo"

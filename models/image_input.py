@@ -1,7 +1,7 @@
 """Let a network take pictures as bytes: what happens to a picture is declared here, once.
 
     JPEG -> decoded, resized, cropped -> uint8 -> ImageInput: layout, colours, mean, std -> network
-            (service/pictures.py)
+            (service/artifact/pictures.py)
 
 A quarter of the body of floats, and nothing for the client to normalise. The export writes the declaration into the
 manifest (`image`) and proves the files on decoded pictures (export/picture_cases.py).
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from service.pictures import CHANNELS, LAYOUTS, PictureInput
+from service.artifact.pictures import CHANNELS, LAYOUTS, PictureInput
 
 _GREY = "grey"
 COLOURS = ("RGB", "BGR", _GREY)

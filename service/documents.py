@@ -1,7 +1,8 @@
 """From a file that anybody may have written to plain values of bounded size, or a text that says why not.
 
 Nothing here hangs, runs out of memory or raises anything but BadDocument, whatever the file is: a pipe, a device, a
-gigabyte, a million brackets, aliases of aliases. What the values mean is for others (manifest.py, model_config.py).
+gigabyte, a million brackets, aliases of aliases. What the values mean is for others (manifest.py,
+model_config.py).
 """
 
 import json

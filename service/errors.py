@@ -3,7 +3,7 @@
 A ServiceError carries its HTTP status and a stable word (`code`) that client programs may switch on; its
 text says what is wrong with which value, what was expected and how to mend it, and is sent to the client: no
 paths, no tracebacks. The errors travel between processes, so each of them must survive pickle. Must not know
-HTTP beyond a status number and header values; the JSON they become is made in service/answers.py.
+HTTP beyond a status number and header values; the JSON they become is made in service/inference/response.py.
 """
 
 import math

@@ -9,7 +9,7 @@ import sysconfig
 import pytest
 from hypothesis import HealthCheck, settings
 
-from service import lifecycle
+from service.ipc.slots import slot_state
 
 # A machine that does other things too may stop for longer than an example's 0.2 s. The parent is hypothesis's own
 # choice: in CI another one, whose examples are the same in every run.
@@ -23,10 +23,10 @@ settings.load_profile("foldserve")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before a test imports onnxruntime by itself: its telemetry is off from here on.
-import service.onnx_runtime  # noqa: E402, F401 - it brings numpy, so it comes behind the line above
+import service.backends.onnxruntime.library  # noqa: E402, F401 - it brings numpy, so it comes behind the line above
 
 # Every move of every slot is held against the table, in this process; servers get --check-moves.
-lifecycle.checking = True
+slot_state.checking = True
 
 # Whole engines are put together in one process by the hundred, each with a dozen descriptors that go only with
 # the process: more than the usual soft limit of 1024.

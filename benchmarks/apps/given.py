@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 os.environ["ORT_DISABLE_TELEMETRY"] = (
-    "1"  # as service/onnx_runtime.py, which is not to be had in those environments
+    "1"  # as service/backends/onnxruntime/library.py, which is not to be had in those environments
 )
 import onnxruntime
 

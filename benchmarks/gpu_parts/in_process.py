@@ -19,10 +19,11 @@ import numpy as np
 from benchmarks.gpu_parts.loops import Looper, Step, Steps, loop
 from benchmarks.gpu_parts.networks import PRECISIONS, SUBJECTS, Precision, Subject
 from benchmarks.gpu_parts.records import Cell, Failure, Record, to_line
-from service.artifact import Artifact
 from service.backends import Session, SessionOptions, Workload, load_session
-from service.loading import load_model, read_reference
-from service.repository import read_repository
+from service.repository.artifact import Artifact
+from service.repository.index import read_repository
+from service.repository.loading import load_model
+from service.repository.reference import read_reference
 
 if TYPE_CHECKING:
     from benchmarks.gpu_parts.scripted import Scripted

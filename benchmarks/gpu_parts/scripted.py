@@ -18,7 +18,7 @@ from models.export.fold import fold_batch_norms
 from models.export.graph_copy import without_unused
 from models.export.precision import PRECISIONS
 from models.export.to_torchscript import save_torchscript, to_torchscript
-from service.signature import ANY, Signature, TensorSpec
+from service.artifact.signature import ANY, Signature, TensorSpec
 
 
 @dataclass(frozen=True)

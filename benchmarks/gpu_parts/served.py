@@ -26,10 +26,10 @@ from benchmarks.gpu_parts.records import Killed, Served
 from benchmarks.serving import closed_loop, process_tree
 from benchmarks.serving.closed_loop import ClosedLoad, Shape
 from benchmarks.serving.contenders import RAW, Request, free_port, post, serving
-from service.artifact import Artifact
-from service.difference import relative_error
-from service.loading import read_reference
-from service.repository import read_repository
+from service.artifact.difference import relative_error
+from service.repository.artifact import Artifact
+from service.repository.index import read_repository
+from service.repository.reference import read_reference
 
 WARM_S: Final = 1.0
 KILLS: Final = 3

@@ -20,7 +20,7 @@ from benchmarks.published import randomise_norms
 from models.export import ExportError, ExportResult, export_model
 from models.export.to_onnx import run_onnx
 from models.export.to_torchscript import load_torchscript, run_torchscript
-from service.onnx_runtime import onnxruntime
+from service.backends.onnxruntime.library import onnxruntime
 
 _ALLOWED = (
     2e-3  # relative to the largest value of an output: float32 through ten or so layers leaves 1e-5 to 1e-4

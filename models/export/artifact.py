@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import NameNotUsable, NotWritable, VersionExists
-from service.repository import MODEL_NAME, VERSION_NAME
+from service.artifact.names import MODEL_NAME, VERSION_NAME
 
 _ASIDE = ".export-"
 

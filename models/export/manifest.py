@@ -1,6 +1,6 @@
 """What manifest.json and reference.npz say: pure data from the results of the other steps.
 
-Keys and their meaning are a contract: the server's reader, service/manifest.py, keeps in step with `manifest`.
+Keys and their meaning are a contract: the server's reader, service/artifact/manifest.py, keeps in step with `manifest`.
 """
 
 import datetime

@@ -19,7 +19,7 @@ from models.export.example import Example
 from models.export.reference import Case, EagerReference
 from models.export.verify import FOLD_TOLERANCE, OutputParity, Parity
 from models.image_input import ImageInput, picture_input
-from service.pictures import PictureInput, decode, pixels
+from service.artifact.pictures import PictureInput, decode, pixels
 
 # Wider and higher than what the network takes, so that it is scaled and cut; one of them smaller, so that it grows.
 _SCALES = ((1.4, 1.9), (0.7, 0.6))

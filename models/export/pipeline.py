@@ -57,7 +57,7 @@ from models.export.verify import (
 )
 from models.export.ways import INDEPENDENT, SERVE_TOGETHER
 from models.image_input import ImageInput, image_of_manifest
-from service.pictures import PictureInput
+from service.artifact.pictures import PictureInput
 
 DEFAULT_MAX_BATCH_SIZE = 32
 

@@ -32,7 +32,7 @@ from models.export.reasons import causes, innermost, reason
 from models.export.refusals import node_line
 from models.export.unguarded import without_guards
 from models.recurrent import symbolic_length
-from service.onnx_runtime import onnxruntime
+from service.backends.onnxruntime.library import onnxruntime
 
 # The operator set that torch 2.13's translations are written in: no version conversion, which could go wrong,
 # takes place, and every ONNX Runtime since 1.14 reads it.

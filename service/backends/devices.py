@@ -1,6 +1,6 @@
 """Which devices to serve on, from `--device auto|cpu|cuda|cuda:0,1`.
 
-CUDA counts only when onnxruntime really runs a graph on it (cuda_probe.py). That is tried in a process of its own: the
+CUDA counts only when onnxruntime really runs a graph on it (cuda/probe.py). That is tried in a process of its own: the
 asking process forks later, and a CUDA context must not be alive in it then.
 """
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from service.backends.cuda_probe import CudaState
+from service.backends.cuda.probe import CudaState
 from service.errors import ConfigError
 
 _PROBE_LIMIT_S = 120.0
@@ -76,7 +76,7 @@ def cuda_state() -> CudaState:
     """Try CUDA in a process of its own and tell what it found."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "service.backends.cuda_probe"],
+            [sys.executable, "-m", "service.backends.cuda.probe"],
             capture_output=True,
             text=True,
             timeout=_PROBE_LIMIT_S,

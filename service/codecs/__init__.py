@@ -1,7 +1,7 @@
 """The three body types of /predict, as pure functions between bytes and arrays.
 
     media_types   Content-Type and Accept -> which of the three
-    json_codec    {"inputs": ...} <-> arrays        json_faults   what is wrong with a refused one, and where
+    json_codec    {"inputs": ...} <-> arrays        json_diagnostics   what is wrong with a refused one, and where
     raw_codec     little-endian rows <-> one array
     npy_codec     a NumPy file <-> one array
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from service.artifact.signature import Signature
 from service.codecs import json_codec, npy_codec, raw_codec
 from service.codecs.media_types import BodyType, answer_types, body_type
 from service.codecs.raw_codec import TensorHeaders
 from service.errors import BadRequest, NotAcceptable
-from service.signature import Signature
 
 __all__ = [
     "BodyType",

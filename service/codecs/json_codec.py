@@ -5,7 +5,7 @@ into 1, 300 into 44) is refused, and the refusal says where it stands. numpy's c
 values apart, so the text is screened first: all arrays lie between its first "[" and its last "]", and
 without a quote, an "l" (false, null) or an "r" (true) there, every leaf is a number. That costs three memchr
 scans; only a text that fails the screen pays for a look at each leaf's type, and only a body that is refused
-anyway for the walk that finds the place (json_faults).
+anyway for the walk that finds the place (json_diagnostics).
 """
 
 import json
@@ -16,9 +16,9 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from service.codecs.json_faults import find_fault, kind_of, why_not_json
+from service.artifact.signature import Signature, TensorSpec, check_shape
+from service.codecs.json_diagnostics import find_fault, kind_of, why_not_json
 from service.errors import BadJson, BadTensor, ModelFailed
-from service.signature import Signature, TensorSpec, check_shape
 
 _EXPECTED: Final = 'expected {"inputs": [[...]]} or {"inputs": {"name": [[...]]}}'
 _NUMBERS: Final = frozenset((int, float))

@@ -12,6 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from service.artifact.datatypes import DATATYPES, numpy_dtype
+from service.artifact.signature import Signature, check_array, check_shape
 from service.codecs.raw_codec import (
     TensorHeaders,
     aligned,
@@ -20,9 +22,7 @@ from service.codecs.raw_codec import (
     only_input,
     parse_shape,
 )
-from service.datatypes import DATATYPES, numpy_dtype
 from service.errors import BadTensor
-from service.signature import Signature, check_array, check_shape
 
 _MAGIC: Final = b"\x93NUMPY"
 _VERSIONS: Final = (b"\x01\x00", b"\x02\x00", b"\x03\x00")

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from service.metrics import BatchReason
-from service.transport.queues import TicketReader
-from service.transport.records import TICKET_STRUCT, TICKETS_PER_TURN
-from service.worker.take import Taker, Ticket
+from service.ipc.records import TICKET_STRUCT, TICKETS_PER_TURN
+from service.ipc.ticket_queue import TicketReader
+from service.metrics.catalog import BatchReason
+from service.worker.dequeue import Taker, Ticket
 from service.worker.turn import Turn
 
 

@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 
 from service.backends import Session
-from service.buckets import padded
-from service.transport.layout import Layout
-from service.worker.take import Ticket
+from service.ipc.slots.tensor_layout import Layout
+from service.repository.buckets import padded
+from service.worker.dequeue import Ticket
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 from service.backends.base import DeviceLost, NoRoom
-from service.worker.loop import InstanceLoop
+from service.worker.batcher import InstanceLoop
 
 _log = logging.getLogger("foldserve.worker")
 

@@ -15,30 +15,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from service import lifecycle
-from service.artifact import Artifact
 from service.backends import LoadError, SessionOptions
 from service.backends.base import DeviceLost, NoRoom
-from service.buckets import buckets_for
 from service.errors import new_error_id
-from service.loading import load_model
-from service.logs import ALWAYS, flush_logs
-from service.metrics import Metrics, Plan
-from service.processes import freeze_garbage
-from service.repository import ModelEntry
-from service.supervisor import MESSAGE, Word
-from service.transport.board import READY, RETURNING, MappedBoard
-from service.transport.handles import Handle, SharedMemory
-from service.transport.layout import Layout
-from service.transport.queues import TicketReader
-from service.transport.transport import Transport
+from service.host.processes import freeze_garbage
+from service.ipc.control import MESSAGE, Word
+from service.ipc.handles import Handle, SharedMemory
+from service.ipc.resources import Transport
+from service.ipc.scoreboard import READY, RETURNING, MappedBoard
+from service.ipc.slots import slot_state
+from service.ipc.slots.tensor_layout import Layout
+from service.ipc.ticket_queue import TicketReader
+from service.logs.records import ALWAYS, flush_logs
+from service.metrics.recorder import Metrics, Plan
+from service.repository.artifact import Artifact
+from service.repository.buckets import buckets_for
+from service.repository.index import ModelEntry
+from service.repository.loading import load_model
+from service.worker.batch_runner import BatchRunner
+from service.worker.batcher import InstanceLoop
 from service.worker.collect import Collector
+from service.worker.dequeue import Shared, Taker
 from service.worker.gate import DeviceGate, Gate
 from service.worker.instance import Instance, end_without_device, end_without_room
 from service.worker.loading_order import load_all
-from service.worker.loop import InstanceLoop
-from service.worker.run import BatchRunner
-from service.worker.take import Shared, Taker
 from service.worker.times import BatchTimes
 from service.worker.turn import turn_of
 
@@ -85,7 +85,7 @@ class _Worker:
 
 def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> None:
     """Load, tell the parent, serve; does not return."""
-    lifecycle.checking = plan.check_moves
+    slot_state.checking = plan.check_moves
     metrics = Metrics.attach(plan.metrics_memory, plan.metrics_plan, plan.writers[seat.index])
     shared = Shared(
         seat.serial,

@@ -4,8 +4,8 @@ import threading
 import time
 from typing import Final
 
-from service.forecast import FRESH_NS, UNKNOWN, RunTimes
-from service.transport.board import MappedBoard
+from service.ipc.run_time import FRESH_NS, UNKNOWN, RunTimes
+from service.ipc.scoreboard import MappedBoard
 
 _TELL_NS: Final = FRESH_NS // 100
 """How often it is told that a forecast still holds."""

@@ -1,12 +1,12 @@
-"""Whose turn it is to read a model's queue, as one instance sees it: transport/queues.py says what a turn is."""
+"""Whose turn it is to read a model's queue, as one instance sees it: ipc/ticket_queue.py says what a turn is."""
 
 import os
 from abc import abstractmethod
 from typing import Final, TypeAlias
 
-from service.transport.board import MappedBoard
-from service.transport.queues import ModelQueue
-from service.transport.records import PIPE_BUF, TURN_STRUCT
+from service.ipc.records import PIPE_BUF, TURN_STRUCT
+from service.ipc.scoreboard import MappedBoard
+from service.ipc.ticket_queue import ModelQueue
 
 Packed: TypeAlias = bytes
 """Whole tickets, one after the other."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.export import export_model
-from service.inspect import inspect
+from service.commands.inspect import inspect
 from tests.e2e.server_process import ServerProcess, serving
 
 pytestmark = pytest.mark.e2e

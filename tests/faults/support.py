@@ -37,7 +37,7 @@ LIMIT_S = 120.0
 
 _BACKEND = f"""
 import itertools, os, signal, time
-from service.backends import onnxruntime_backend
+from service.backends.onnxruntime import cpu_session
 from service.backends.base import DeviceLost, NoRoom, OutOfMemory
 
 runs = itertools.count(1)
@@ -78,7 +78,7 @@ def load_session(*args):
             raise NoRoom("CUDA failure 2: out of memory")
         if str(loads.tell()) == os.environ.get("TEST_HELD_AT"):
             time.sleep(3600)
-    return Session(onnxruntime_backend.load_session(*args))
+    return Session(cpu_session.load_session(*args))
 """
 _SITE = """
 import sys

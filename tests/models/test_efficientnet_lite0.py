@@ -12,7 +12,7 @@ from PIL import Image
 from models import efficientnet_lite0
 from models.errors import MissingExtra
 from models.image_input import picture_input
-from service.pictures import decode
+from service.artifact.pictures import decode
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from service.backends.base import OutOfMemory
-from service.backends.cuda_errors import understood
-from service.backends.cuda_runtime import CudaError
+from service.backends.cuda.errors import understood
+from service.backends.cuda.runtime import CudaError
 
 
 class FakeCuda:

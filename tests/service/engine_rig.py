@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from service.admission import Bounds
-from service.dispatch import Dispatcher
+from service.artifact.signature import Signature, TensorSpec
+from service.engine.admission import Bounds
+from service.engine.dispatcher import Dispatcher
+from service.engine.recovery import LostTickets, retry_held
+from service.engine.request import Lane, Ticketed
 from service.errors import ServiceError
-from service.recovery import LostTickets, retry_held
-from service.signature import Signature, TensorSpec
-from service.ticketed import Lane, Ticketed
-from service.transport.board import Dimensions
-from service.transport.layout import Layout
-from service.transport.queues import TicketReader, TicketWriter
-from service.transport.transport import Sizes, Transport
+from service.ipc.resources import Sizes, Transport
+from service.ipc.scoreboard import Dimensions
+from service.ipc.slots.tensor_layout import Layout
+from service.ipc.ticket_queue import TicketReader, TicketWriter
+from service.worker.batch_runner import BatchRunner
+from service.worker.batcher import InstanceLoop
 from service.worker.collect import Collector
+from service.worker.dequeue import Shared, Taker
 from service.worker.gate import Gate
-from service.worker.loop import InstanceLoop
-from service.worker.run import BatchRunner
-from service.worker.take import Shared, Taker
 from service.worker.times import BatchTimes
 from service.worker.turn import turn_of
 

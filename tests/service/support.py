@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from service.config import ServeSettings
-from service.engine import ServedBy, ServedModel, ServedVersion
+from service.artifact.signature import Signature, TensorSpec
+from service.engine.interface import ServedBy, ServedModel, ServedVersion
+from service.engine.outcome import Outcome, StageTimes
 from service.errors import ServiceError
-from service.http import Front
-from service.outcome import Outcome, StageTimes
-from service.signature import Signature, TensorSpec
+from service.frontend.asgi import Front
+from service.settings import ServeSettings
 
 STAGES = StageTimes(queue=0.001, gather=0.002, run=0.003, scatter=0.004)
 
@@ -68,7 +68,7 @@ def served(name: str, *versions: tuple[str, Signature], ready: bool = True) -> S
 
 @dataclass
 class NumpyEngine:
-    """Implements service.engine.Engine in the calling process.
+    """Implements service.engine.interface.Engine in the calling process.
 
     delay: awaited before the answer; set it to an Event's wait to hold requests back.
     error: what every request fails with; raised instead of put into the outcome when raised is true.

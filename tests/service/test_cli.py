@@ -6,8 +6,8 @@ import pytest
 
 from service import cli
 from service.cli import main
-from service.config import SETTINGS
 from service.errors import ConfigError
+from service.settings import SETTINGS
 
 
 def entry(name, value):
@@ -96,10 +96,10 @@ def test_help_of_serve_names_every_setting_with_unit_default_and_variable(capsys
 
 
 def test_serve_hands_checked_settings_to_the_server(tmp_path, monkeypatch, plugins):
-    import service.serve
+    import service.server.main
 
     got = []
-    monkeypatch.setattr(service.serve, "run_server", lambda settings, stop: got.append(settings) or 0)
+    monkeypatch.setattr(service.server.main, "run_server", lambda settings, stop: got.append(settings) or 0)
     monkeypatch.setenv("FOLDSERVE_HOST", "0.0.0.0")
     assert main(["serve", str(tmp_path), "--port", "81", "--access-log", "--drain-grace", "2"]) == 0
     (settings,) = got
@@ -158,7 +158,8 @@ def test_export_joins_by_its_entry_point():
 
 def test_serving_imports_neither_models_nor_torch():
     code = (
-        "import sys, service.cli, service.serve, service.http, service.client, service.inspect\n"
+        "import sys, service.cli, service.server.main, service.frontend.asgi\n"
+        "import service.commands.predict, service.commands.inspect\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'models', 'onnx')])"
     )
     done = subprocess.run(

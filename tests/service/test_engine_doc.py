@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from service.config import SETTINGS
-from service.lifecycle import MOVES, Side, State
-from service.model_config import KEYS
-from service.supervisor import Phase
-from service.transport.arena import HEADER
-from service.transport.records import DONE, PIPE_BUF, TICKET
+from service.ipc.records import DONE, PIPE_BUF, TICKET
+from service.ipc.slots.arena import HEADER
+from service.ipc.slots.slot_state import MOVES, Side, State
+from service.repository.model_config import KEYS
+from service.server.supervisor import Phase
+from service.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "engine.md").read_text()

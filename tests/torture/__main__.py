@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service import dispatch
+from service.engine import dispatcher
 from tests.torture import hostile, models, trouble
 from tests.torture.counts import NEVER, Counts
 from tests.torture.fuzz_codecs import fuzz_codecs
@@ -89,7 +89,7 @@ def main() -> int:
     chosen = args.parts.split(",")
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--parts has {', '.join(unknown)}; expected some of {', '.join(names)}")
-    module = Path(dispatch.__file__)  # one of those that setup.py compiles
+    module = Path(dispatcher.__file__)  # one of those that setup.py compiles
     kind = "compiled" if module.suffix == ".so" else "not compiled"
     print(f"foldserve of {module.parent} ({kind}), seed {args.seed}", flush=True)
     began_s, broken = time.monotonic(), []

@@ -16,11 +16,11 @@ from typing import Final
 
 import numpy as np
 
+from service.artifact.signature import Signature, TensorSpec
 from service.codecs import json_codec, npy_codec, raw_codec
-from service.codecs.json_quick import QuickJson
+from service.codecs.json_fast import QuickJson
 from service.codecs.raw_codec import TensorHeaders
 from service.errors import ServiceError
-from service.signature import Signature, TensorSpec
 from tests.torture.counts import Counts
 from tests.torture.mutations import mutated
 

@@ -10,11 +10,11 @@ from models.export import export_model, pipeline, to_onnx
 from models.export.__main__ import main
 from models.export.forms import TORCHSCRIPT, chosen_forms
 from models.export.precision import PRECISIONS
-from service.artifact import read_artifact
 from service.backends.base import SessionOptions
 from service.errors import ConfigError
-from service.loading import load_model
-from service.model_config import parse_model_config
+from service.repository.artifact import read_artifact
+from service.repository.loading import load_model
+from service.repository.model_config import parse_model_config
 from tests.models.export.support import ConvNorm, First, Fn, pictures
 from tests.models.support import randomise_norms
 

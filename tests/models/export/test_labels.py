@@ -11,7 +11,7 @@ from models.export import export_model
 from models.export.cli import main
 from models.export.labels import check_labels, read_labels
 from models.registry import resolve
-from service.manifest import read_manifest
+from service.artifact.manifest import read_manifest
 
 LABELS = ("circle", "square", "triangle")
 

@@ -16,11 +16,11 @@ from torch import nn
 from models.errors import FormNotWritten, NotWritable
 from models.export import export_model, onnx_stream
 from models.export.forms import ONNX, Forms
-from service.artifact import read_artifact
 from service.backends.base import LoadError, SessionOptions
-from service.inspect import inspect
-from service.loading import load_model
-from service.model_config import parse_model_config
+from service.commands.inspect import inspect
+from service.repository.artifact import read_artifact
+from service.repository.loading import load_model
+from service.repository.model_config import parse_model_config
 from tests.models.export.test_artifact import files_end_at
 
 BOUND = 2000

@@ -15,8 +15,8 @@ from models.export import export_model, pipeline
 from models.export.cli import table
 from models.export.to_torchscript import load_torchscript
 from models.image_input import ImageInput
-from service.manifest import read_manifest
-from service.pictures import PictureInput, decode
+from service.artifact.manifest import read_manifest
+from service.artifact.pictures import PictureInput, decode
 from tests.models.support import randomise_norms
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

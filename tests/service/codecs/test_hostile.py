@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.call import Call
+from service.artifact.datatypes import DATATYPES
+from service.artifact.signature import Signature, TensorSpec
 from service.codecs import BodyType, TensorHeaders, answer_type, decode
 from service.codecs.raw_codec import parse_shape
-from service.datatypes import DATATYPES
 from service.errors import BadTensor, ServiceError
-from service.signature import Signature, TensorSpec
+from service.inference.context import Call
 
 LONGEST_TEXT = 2000
 SPEC = TensorSpec("x", "FP32", (-1, 3))
@@ -207,7 +207,7 @@ def shape_of(text):
 
 
 def ask(**given):
-    """Look at such headers as predict.py does."""
+    """Look at such headers as protocols/predict.py does."""
     call = Call(
         "POST", "/predict", given.pop("query", ""), {k.replace("_", "-"): v for k, v in given.items()}
     )

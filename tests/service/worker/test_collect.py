@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.transport.records import pack_dims
+from service.ipc.records import pack_dims
 from service.worker.collect import choose
-from service.worker.take import Ticket
+from service.worker.dequeue import Ticket
+from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, Rig
-from tests.service.test_recovery import on_loop
 
 
 def ticket(slot: int, rows: int, length: int = 0, suspect: int = 0) -> Ticket:

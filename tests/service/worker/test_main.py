@@ -12,13 +12,13 @@ import pytest
 
 from service.backends import LoadError
 from service.backends.base import DeviceLost, NoRoom, SessionOptions
-from service.repository import ModelEntry, read_repository
-from service.transport.board import READY, RETURNING, Dimensions
-from service.transport.transport import Sizes, Transport
+from service.ipc.resources import Sizes, Transport
+from service.ipc.scoreboard import READY, RETURNING, Dimensions
+from service.repository.index import ModelEntry, read_repository
 from service.worker import main as module
+from service.worker.dequeue import Shared
 from service.worker.instance import Instance
 from service.worker.main import Seat, WorkerPlan, _Version, _Worker
-from service.worker.take import Shared
 from tests.service.engine_rig import FakeSession
 from tests.service.repositories import metrics_of, sample, save_linear
 

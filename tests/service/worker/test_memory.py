@@ -7,10 +7,10 @@ import pytest
 
 from service.backends.base import DeviceLost, OutOfMemory
 from service.errors import ModelFailed
-from service.worker.ceilings import FIRST_WAIT_S
 from service.worker.main import ModelCeiling
+from service.worker.oom_backoff import FIRST_WAIT_S
+from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, Rig, RigWorker
-from tests.service.test_recovery import on_loop
 
 
 class Room:

@@ -1,7 +1,7 @@
 """Whose turn it is: one reader's always; of several, that of the one who has the valid packet."""
 
-from service.transport.board import Board, Dimensions, MappedBoard
-from service.transport.queues import ModelQueue
+from service.ipc.scoreboard import Board, Dimensions, MappedBoard
+from service.ipc.ticket_queue import ModelQueue
 from service.worker.turn import SharedTurn, SoleTurn, turn_of
 
 

@@ -1,0 +1,200 @@
+"""`foldserve inspect`: what the artifacts in a folder are, and whether their files are what was exported.
+
+Reads files only; loads no model. What is in a manifest: models/export writes it, repository/artifact.py reads it.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from service.artifact.file_sums import EXPORT, FileCheck, check_files, check_model
+from service.artifact.manifest import runs_alone
+from service.artifact.names import VERSION_NAME
+from service.artifact.pictures import PictureInput
+from service.documents import printable
+from service.errors import ConfigError
+from service.repository.artifact import Artifact, read_artifact
+from service.repository.index import CONFIG, has_model_file
+from service.repository.model_config import read_model_config
+
+_DIGEST_CHARS: Final = 16
+
+
+def inspect(target: Path, out: TextIO) -> int:
+    """Describe every version under target; return 0, or 1 when one is damaged or cannot be served.
+
+    Args:
+        target: a repository, a model's folder in one, or a version's folder in that.
+    Raises: ConfigError when there is nothing to inspect.
+    """
+    folders = list(version_folders(target.absolute()))
+    if not folders:
+        raise ConfigError(
+            f"{target} holds no exported model; expected a repository (<model>/<version>/), a model in it, "
+            "or a version of that: `foldserve export` writes one"
+        )
+    damaged = 0
+    for folder in folders:
+        model, version = folder.parent.name, folder.name
+        try:
+            config = read_model_config(folder.parent / CONFIG, model)
+            artifact = read_artifact(folder, model, version, config)
+        except ConfigError as error:
+            damaged += 1
+            print(f"{model}/{version}  cannot be served", file=out)
+            for problem in error.problems:
+                print(f"  {problem}", file=out)
+            continue
+        checks = _checks(artifact)
+        for line in describe(artifact, checks):
+            print(printable(line), file=out)
+        damaged += any(check.problem for check in checks)
+    if damaged:
+        print(f"{damaged} of {len(folders)} versions have problems", file=out)
+    return 1 if damaged else 0
+
+
+def _checks(artifact: Artifact) -> list[FileCheck]:
+    """Of every file that the manifest names, and of those that it should name."""
+    files = artifact.manifest.get("files", {})
+    if not files:
+        return []
+    checks = list(check_model(artifact.folder, artifact.file, files, EXPORT))
+    others = {name: files[name] for name in files if name not in {check.name for check in checks}}
+    return [*checks, *check_files(artifact.folder, others, EXPORT)]
+
+
+def version_folders(target: Path) -> Iterator[Path]:
+    """The version folders at or under target, sorted by model and number."""
+    if _is_version(target):
+        yield target
+        return
+    for depth in ("*", "*/*"):
+        found = [folder for folder in target.glob(depth) if _is_version(folder)]
+        yield from sorted(found, key=lambda folder: (folder.parent.name, int(folder.name)))
+
+
+def _is_version(folder: Path) -> bool:
+    if not VERSION_NAME.fullmatch(folder.name) or folder.parent.name.startswith("."):
+        return False
+    try:
+        return folder.is_dir() and has_model_file(folder)
+    except OSError:
+        return False  # not even a look at it is allowed
+
+
+def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
+    """The lines that describe one version."""
+    manifest = artifact.manifest
+    batches = f"batches of up to {artifact.max_batch_size} rows"
+    if not artifact.signature.counts_rows:
+        batches = "one request at a time"
+        if runs_alone(manifest):
+            batches += ", whose rows belong together"
+    served = f"served by {artifact.backend}, {batches}"
+    yield f"{artifact.model}/{artifact.version}  {served}"
+    if manifest:
+        yield (
+            f"  from     {manifest.get('source', '?')}, exported {manifest.get('created', '?')}, "
+            f"{_opset(manifest)}, {_parameters(manifest.get('parameter_count'))}"
+        )
+        yield from _precision_lines(manifest)
+    else:
+        yield f"  from     {artifact.file.name}, not exported by foldserve: no fold, parity or hashes to show"
+    for spec in artifact.signature.inputs:
+        yield f"  input    {spec}"
+    for fixed in manifest.get("fixed_inputs", ()):
+        yield f"           fixed {fixed['name']} = {fixed['value']!r}"
+    for spec in artifact.signature.outputs:
+        yield f"  output   {spec}"
+    for left in manifest.get("left_out", ()):
+        value = f" = {left['value']!r}" if "value" in left else ""
+        yield f"           left out {left['name']}{value}: {left['reason']}"
+    yield from _picture_lines(manifest)
+    yield from _dim_lines(artifact)
+    yield from _fold_lines(manifest.get("fold"))
+    yield from _parity_lines(manifest.get("parity"))
+    yield from _missing_lines(manifest)
+    for check in checks:
+        digest = str(manifest["files"].get(check.name, {}).get("sha256", "?"))[:_DIGEST_CHARS]
+        state = f"DAMAGED: {check.problem}" if check.problem else "ok"
+        yield f"  file     {check.name}  {_size(check.size_bytes)}  sha256 {digest}...  {state}"
+    tools = manifest.get("tool_versions")
+    if tools:
+        yield "  tools    " + ", ".join(f"{name} {version}" for name, version in tools.items())
+
+
+def _dim_lines(artifact: Artifact) -> Iterator[str]:
+    links = {link.name: f", and {link}" for link in artifact.signature.links}
+    told = set()
+    for spec in artifact.signature.inputs:
+        for name, allowed in zip(spec.dims, spec.ranges, strict=False):
+            if allowed is not None and name not in told:
+                told.add(name)
+                yield f"  dim      {name}: {allowed}{links.get(name, '')}"
+    for one in artifact.manifest.get("narrowed", ()):
+        yield f"           narrowed {one['dim']}: {one['reason']}"
+
+
+def _missing_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    for missing in manifest.get("not_written", ()):
+        yield f"  no file  {missing['file']}: {missing['reason']}"
+
+
+def _opset(manifest: Mapping[str, Any]) -> str:
+    opset = manifest.get("opset", "?")
+    return "no ONNX file" if opset is None else f"opset {opset}"
+
+
+def _precision_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    if "precision" not in manifest:
+        return
+    memory = manifest.get("memory")
+    needs = (
+        f", weights {_size(memory['weights_bytes'])}, at most {_size(memory['row_bytes'])} for each row"
+        if memory
+        else ""
+    )
+    yield f"  computes {manifest['precision']}{needs}"
+    for word in manifest.get("converted_weights", ()):
+        yield f"           weights in {word} were converted to float32"
+    for kept in manifest.get("kept_fp32", ()):
+        yield f"           in fp32 {kept['where']}: {kept['reason']}"
+
+
+def _picture_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    if "image" in manifest:
+        image = PictureInput.from_manifest(manifest["image"])
+        size = "of any size" if image.size is None else f"{image.resize} to {image.size[0]} x {image.size[1]}"
+        yield f"  pictures JPEG or PNG, {size}, {image.colour}, {image.layout}"
+    labels = manifest.get("labels")
+    if labels:
+        yield f"  labels   {len(labels)}: {labels[0]} ... {labels[-1]}"
+
+
+def _fold_lines(fold: Mapping[str, Any] | None) -> Iterator[str]:
+    if not fold:
+        return
+    yield f"  fold     {fold['found']} batch norms found, {fold['folded']} folded, {len(fold['left'])} left"
+    for left in fold["left"]:
+        yield f"           left {left['where']}: {left['reason']}"
+
+
+def _parity_lines(parity: Mapping[str, Any] | None) -> Iterator[str]:
+    for name, figures in (parity or {}).items():
+        rows = ", ".join(map(str, figures.get("rows_tried", ())))
+        absolute = f"max absolute {figures['max_abs']:.2g}, " if "max_abs" in figures else ""
+        yield (
+            f"  parity   {name}: {absolute}max relative {figures['max_rel']:.2g}, "
+            f"tolerance {figures['tolerance']:.2g}, rows tried {rows}"
+        )
+
+
+def _parameters(count: int | None) -> str:
+    return "? parameters" if count is None else f"{count:,} parameters"
+
+
+def _size(size_bytes: int) -> str:
+    if size_bytes < 2**20:
+        return f"{size_bytes / 2**10:.1f} KiB"
+    return f"{size_bytes / 2**20:.1f} MiB"

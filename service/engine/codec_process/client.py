@@ -1,0 +1,366 @@
+"""The API server's side of its codec process: the orders that wait, the process, and what happens when it dies.
+
+Owned by the event loop thread; nothing here blocks. The process is started with the first order and works on one at a
+time. A job owns the place that it reads and the place that is written until the process can touch neither any more,
+whoever gave the request up meanwhile: that is what keeps memory from being given to another request too early, or freed
+twice. The shortest work is not kept behind the longest: an order's turn is its time of coming and a part of its size.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from service.codecs import BodyType, TensorHeaders
+from service.engine.codec_process import helper, orders
+from service.engine.codec_process.orders import CodecLane, CodecPlan, Sized, Word
+from service.engine.dispatcher import Dispatcher
+from service.engine.request import Room, Ticketed
+from service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
+from service.host.processes import stop_signals_blocked
+
+_log = logging.getLogger("foldserve.codecs")
+
+MOST_WAITING: Final = 1024
+"""Bodies that wait to be decoded; more are refused."""
+MARGIN_S: Final = 5.0
+"""The process is ended when it works so much longer than its request had time: it hangs, and others wait behind it."""
+MAX_DEATHS: Final = 2
+"""A job at whose work the process died so often is not tried again."""
+_NS_A_BYTE: Final = 50
+"""About what decoding takes, for the order in which jobs have their turn."""
+_MOST_NS_A_BYTE: Final = 1000
+"""More than it takes on a busy machine."""
+
+
+class CodecsFailed(Exception):
+    """The process could not do a job, for a reason that is not the client's: its log tells, or its death."""
+
+
+class Job:
+    """One body or answer on its way through the process.
+
+    then: called once with None when the request's place is the made one, else with the error; not after give_up().
+    """
+
+    def __init__(
+        self,
+        codecs: "CodecProcess",
+        request: Ticketed,
+        order: bytes,
+        output_bytes: Callable[[Sized], int],
+        deadline_ns: int,
+        then: Callable[[Exception | None], None],
+    ) -> None:
+        self.request = request
+        self.order = order
+        self.output_bytes = output_bytes
+        self.deadline_ns = deadline_ns
+        self.deaths = 0
+        self.nbytes = 0
+        self.sized = Sized(0)
+        self.source, self.made = Room(request.lane), Room(request.lane)
+        self.source.place, request.place = request.place, None
+        self._codecs = codecs
+        self._then: Callable[[Exception | None], None] | None = then
+        left_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
+        self.timer = asyncio.get_running_loop().call_later(left_s, codecs.late, self)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        return self._then is not None
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more; its places are freed as soon as the process cannot touch them."""
+        self._then = None
+        self._codecs.unwanted(self)
+
+    def over(self, error: Exception | None) -> None:
+        """Tell the owner, if it waits. The places are settled already."""
+        then, self._then = self._then, None
+        if then is not None:
+            try:
+                then(error)
+            except Exception:
+                # The jobs that wait must not be lost with it.
+                _log.exception("request %s could not go on", self.request.request_id)
+
+
+class CodecProcess:
+    """The process of one API server, and the jobs for it.
+
+    Args:
+        dispatcher: gives places.
+        arena_fd, arena_bytes: the arena's memory, as the process maps it.
+        work_limit_s: how long the process may work on a job beyond what its size may need, however much time the
+            request has; then it hangs.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, arena_fd: int, arena_bytes: int, log_level: str, work_limit_s: float
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._arena_fd = arena_fd
+        lanes = tuple(CodecLane(lane.model, lane.version, lane.layout.signature) for lane in dispatcher.lanes)
+        self._plan = CodecPlan(lanes, arena_bytes, log_level)
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[int, int, Job]] = []
+        self._numbers = itertools.count()
+        self._job: Job | None = None
+        """What the process works on."""
+        self._work_limit_s = work_limit_s
+        self._limit: asyncio.TimerHandle | None = None
+        """When it has worked on that for too long."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, when there is one."""
+        return None if self._process is None else self._process.pid
+
+    # -- jobs
+
+    def decode(
+        self,
+        request: Ticketed,
+        kind: BodyType,
+        nbytes: int,
+        headers: TensorHeaders | None,
+        deadline_ns: int,
+        then: Callable[[Exception | None], None],
+    ) -> Job:
+        """Make the inputs of the body that lies in the request's place: they are in its place, with rows and dims, when
+        `then` is called without an error. Until then the request has no place.
+
+        Raises: QueueFull when too many wait; the request keeps its place then.
+        """
+        if len(self._waiting) >= MOST_WAITING:
+            # Those given up are passed over when it is their turn: meanwhile they keep nobody out.
+            self._waiting = [one for one in self._waiting if one[2].wanted]
+            heapq.heapify(self._waiting)
+        if len(self._waiting) >= MOST_WAITING:
+            raise QueueFull(
+                f"{len(self._waiting)} large bodies wait to be decoded, which is the most at a time; try again "
+                "later, or send raw bytes, which need no decoding"
+            )
+        dispatcher, lane, place = self._dispatcher, request.lane, request.place
+        assert place is not None
+
+        def output_bytes(sized: Sized) -> int:
+            return dispatcher.output_room(lane, sized.rows, sized.dims, sized.nbytes)
+
+        order = orders.decode_order(lane.index, kind, place.input_at, nbytes, headers)
+        return self._add(Job(self, request, order, output_bytes, deadline_ns, then), nbytes)
+
+    def encode(
+        self,
+        request: Ticketed,
+        names: Sequence[str],
+        deadline_ns: int,
+        then: Callable[[Exception | None], None],
+    ) -> Job:
+        """Make the JSON answer of these outputs: it fills the input bytes of the request's place when `then` is called
+        without an error. Until then the request has no place."""
+        place = request.place
+        assert place is not None
+        nbytes = len(place.outputs)
+        order = orders.encode_order(request.lane.index, request.rows, place.output_at, nbytes, names)
+        return self._add(Job(self, request, order, lambda sized: 0, deadline_ns, then), nbytes)
+
+    def _add(self, job: Job, nbytes: int) -> Job:
+        job.nbytes = nbytes
+        turn = time.monotonic_ns() + nbytes * _NS_A_BYTE
+        heapq.heappush(self._waiting, (turn, next(self._numbers), job))
+        # Not at once: the caller is to have its Job before `then` can be called.
+        self._loop.call_soon(self._next)
+        return job
+
+    def unwanted(self, job: Job) -> None:
+        """A job was given up: free what it holds, unless the process works on it."""
+        if job is not self._job:
+            self._free(job)
+
+    def late(self, job: Job) -> None:
+        """The time of a job's request is over."""
+        if job is self._job:
+            job.timer = self._loop.call_later(MARGIN_S, self._hangs, job)
+        else:
+            self._free(job)
+        job.over(DeadlinePassed.after(None))
+
+    def _hangs(self, job: Job) -> None:
+        if job is self._job and self._process is not None:
+            _log.error("the codec process %d hangs: it is ended and started again", self._process.pid)
+            self._process.kill()  # what it held is freed when it is gone
+
+    def _free(self, job: Job) -> None:
+        """The process cannot touch the job's places any more."""
+        job.timer.cancel()
+        self._dispatcher.release(job.source)
+        self._dispatcher.release(job.made)
+
+    def _rests(self) -> None:
+        """The process works on nothing any more."""
+        self._job = None
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    def _next(self) -> None:
+        """Give the process the next order, when it has none."""
+        while self._job is None and self._waiting:
+            _, _, job = heapq.heappop(self._waiting)
+            if not job.wanted:
+                continue
+            try:
+                channel = self._channel or self._start()
+                channel.send(job.order)
+            except OSError as error:
+                if self._process is None:
+                    _log.error("the codec process cannot be started: %s", error)
+                    self._free(job)
+                    job.over(
+                        NotReady(
+                            "what reads large bodies cannot be started at this moment; try again shortly"
+                        )
+                    )
+                    continue
+                # It died this moment: its end is read next, and goes on with this job.
+            self._job = job
+            limit_s = self._work_limit_s + job.nbytes * _MOST_NS_A_BYTE / 1e9
+            self._limit = self._loop.call_later(limit_s, self._hangs, job)
+
+    # -- what the process says
+
+    def _receive(self) -> None:
+        channel = self._channel
+        assert channel is not None
+        try:
+            packet = channel.recv(orders.PACKET_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._died()
+            return
+        word, values = orders.unpack(packet)
+        job = self._job
+        assert job is not None
+        if word == Word.SIZED:
+            nbytes, rows, dims = values
+            job.sized = Sized(nbytes, rows, tuple(dims))
+            self._give_room(job, channel)
+        elif word == Word.DONE:
+            self._made(job)
+        elif word == Word.REFUSED:
+            self._end(job, orders.refused(*values))
+        else:
+            self._end(job, CodecsFailed("the codec process failed on it; its log line tells why"))
+
+    def _give_room(self, job: Job, channel: socket.socket) -> None:
+        error: ServiceError | None = None
+        if job.wanted:
+            try:
+                self._reserve(job)
+            except ServiceError as refused:
+                error = refused
+        place = job.made.place
+        with contextlib.suppress(OSError):  # it died this moment: its end is read next
+            channel.send(orders.pack(Word.DROP) if place is None else orders.pack(Word.PUT, place.input_at))
+        if place is None:
+            self._end(job, error)
+
+    def _reserve(self, job: Job) -> None:
+        """Have a place for what is made. Raises: QueueFull; TooLarge when it would have none if it were alone."""
+        dispatcher, source, nbytes = self._dispatcher, job.source.place, job.sized.nbytes
+        assert source is not None
+        output_bytes = job.output_bytes(job.sized)
+        job.made.rows = job.sized.rows or job.request.rows
+        try:
+            dispatcher.reserve(job.made, nbytes, output_bytes)
+        except QueueFull:
+            # What it is made of takes room too.
+            held = len(source.inputs) + len(source.outputs)
+            dispatcher.check_fits(job.made, held + nbytes, output_bytes)
+            raise
+
+    def _made(self, job: Job) -> None:
+        request = job.request
+        if job.wanted:
+            request.place, job.made.place = job.made.place, None
+            if job.sized.rows:
+                request.rows, request.dims = job.sized.rows, job.sized.dims
+        self._end(job, None)
+
+    def _end(self, job: Job, error: Exception | None) -> None:
+        self._rests()
+        self._free(job)
+        job.over(error)
+        self._next()
+
+    # -- the process
+
+    def _start(self) -> socket.socket:
+        """Start the process. Raises: OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        plan_fd = os.memfd_create("foldserve-codecs", os.MFD_CLOEXEC)
+        try:
+            with open(plan_fd, "wb", closefd=False) as file:
+                pickle.dump(self._plan, file)
+            os.lseek(plan_fd, 0, os.SEEK_SET)
+            fds = (theirs.fileno(), plan_fd, self._arena_fd)
+            with stop_signals_blocked():
+                process = subprocess.Popen(
+                    helper.arguments(os.getpid(), *fds),
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=fds,
+                    # It computes on one core: the libraries need no threads.
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(plan_fd)
+        ours.setblocking(False)
+        self._process, self._channel = process, ours
+        self._loop.add_reader(ours.fileno(), self._receive)
+        return ours
+
+    def _died(self) -> None:
+        """The process is gone, and its job is done again by the next one.
+
+        A dying process lets go of its memory before its descriptors: who sees this end of the socket close knows that
+        nothing of the arena will be touched any more.
+        """
+        process, channel, job = self._process, self._channel, self._job
+        assert process is not None
+        assert channel is not None
+        self._loop.remove_reader(channel.fileno())
+        channel.close()
+        process.kill()  # it may have closed the socket itself, on its way out after a fault
+        code = process.wait()
+        self._process = self._channel = None
+        self._rests()
+        _log.warning("the codec process %d ended with code %d", process.pid, code)
+        if job is not None:
+            job.deaths += 1
+            if job.wanted and job.deaths < MAX_DEATHS:
+                self._dispatcher.release(job.made)
+                heapq.heappush(self._waiting, (0, next(self._numbers), job))
+            else:
+                self._free(job)
+                job.over(CodecsFailed(f"the codec process died {job.deaths} times while it worked on it"))
+        self._next()

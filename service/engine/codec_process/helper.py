@@ -1,0 +1,88 @@
+"""The codec process: takes an order, works, asks for room, writes into it; one at a time, until its API server is gone.
+
+Started by client.py with descriptors of three things: the socket, the plan, the arena. Knows no HTTP and no queue; what
+it is asked for and how long it may take is its API server's to say.
+"""
+
+import contextlib
+import gc
+import logging
+import mmap
+import pickle
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from service.codecs import BodyType, TensorHeaders
+from service.engine.codec_process import orders
+from service.engine.codec_process.orders import CodecPlan, Word
+from service.engine.codec_process.work import Bench, Made
+from service.errors import ServiceError
+from service.host.processes import die_with_parent
+from service.logs.records import configure_logging
+
+_log = logging.getLogger("foldserve.codecs")
+
+
+def main(parent: int, channel_fd: int, plan_fd: int, arena_fd: int) -> None:
+    """Work until the API server, process `parent`, is gone."""
+    die_with_parent(parent)
+    with contextlib.suppress(
+        OSError
+    ):  # where memory runs out, let it be this process that is ended: it holds no client
+        Path("/proc/self/oom_score_adj").write_text("500")
+    with open(plan_fd, "rb") as file:
+        plan: CodecPlan = pickle.load(file)  # our own parent's
+    configure_logging(plan.log_level)
+    bench = Bench(plan.lanes, memoryview(mmap.mmap(arena_fd, plan.arena_bytes)))
+    # A body becomes millions of objects, none of which is garbage until all are: collections on the way would each
+    # walk over them. What a traceback leaves in a circle goes between two orders.
+    gc.disable()
+    gc.freeze()
+    with socket.socket(fileno=channel_fd) as channel:
+        while packet := channel.recv(orders.PACKET_BYTES):
+            if not _answer(channel, packet, bench):
+                return
+            gc.collect()
+
+
+def _answer(channel: socket.socket, packet: bytes, bench: Bench) -> bool:
+    """Work on one order. False when the API server is gone."""
+    try:
+        made = _made(packet, bench)
+    except ServiceError as error:
+        channel.send(orders.refusal(error))
+        return True
+    except Exception:
+        _log.exception("a body or an answer could not be worked on")
+        channel.send(orders.pack(Word.BROKEN))
+        return True
+    sized = made.sized
+    channel.send(orders.pack(Word.SIZED, sized.nbytes, sized.rows, sized.dims))
+    reply = channel.recv(orders.PACKET_BYTES)
+    if not reply:
+        return False
+    word, values = orders.unpack(reply)
+    if word == Word.PUT:
+        made.write(bench.memory, *values)
+        channel.send(orders.pack(Word.DONE))
+    return True
+
+
+def _made(packet: bytes, bench: Bench) -> Made:
+    word, values = orders.unpack(packet)
+    if word == Word.ENCODE:
+        return bench.encode(*values)
+    lane, kind, at, nbytes, tensor = values
+    headers = None if tensor is None else TensorHeaders(*tensor)
+    return bench.decode(lane, BodyType(kind), at, nbytes, headers)
+
+
+def arguments(*values: Any) -> list[str]:
+    """The command line that starts main() with these values."""
+    # With this process's own path to modules, and without the working directory, which may be anywhere.
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main(*map(int, sys.argv[1:]))"
+    )
+    return [sys.executable, "-P", "-c", code, *map(str, values)]

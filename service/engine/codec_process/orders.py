@@ -1,0 +1,104 @@
+"""The messages between an API server and its codec process: small lists as JSON, one in each packet.
+
+Nothing that comes from the process, which reads what strangers send, is unpickled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from service.artifact.signature import Signature
+from service.codecs import BodyType, TensorHeaders
+from service.errors import (
+    BadJson,
+    BadRequest,
+    BadTensor,
+    ModelFailed,
+    ServiceError,
+    TooLarge,
+    UnsupportedMediaType,
+)
+
+PACKET_BYTES: Final = 65_536
+"""Larger than any message: names, texts and headers are bounded where they are made."""
+
+_ERRORS: Final = {
+    error.__name__: error
+    for error in (BadJson, BadRequest, BadTensor, ModelFailed, TooLarge, UnsupportedMediaType)
+}
+
+
+class Word(StrEnum):
+    """Kinds of messages."""
+
+    DECODE = "decode"
+    ENCODE = "encode"
+    PUT = "put"
+    DROP = "drop"
+    SIZED = "sized"
+    REFUSED = "refused"
+    BROKEN = "broken"
+    """An error that is no ServiceError; the process has logged it."""
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class CodecLane:
+    """What decoding and encoding need of a lane."""
+
+    model: str
+    version: str
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class CodecPlan:
+    """What the process is given when it starts. arena_bytes: of the whole arena, headers included."""
+
+    lanes: tuple[CodecLane, ...]
+    arena_bytes: int
+    log_level: str
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What the work has come to: bytes in the place that it wants, and of inputs their rows and dynamic dims."""
+
+    nbytes: int
+    rows: int = 0
+    dims: tuple[int, ...] = ()
+
+
+def pack(word: Word, *values: Any) -> bytes:
+    """A message."""
+    return orjson.dumps([word, *values])
+
+
+def unpack(packet: bytes) -> tuple[str, list[Any]]:
+    """The word of a message, and its values."""
+    word, *values = orjson.loads(packet)
+    return word, values
+
+
+def decode_order(lane: int, kind: BodyType, at: int, nbytes: int, headers: TensorHeaders | None) -> bytes:
+    """Decode the body of this length that lies there in the arena."""
+    tensor = None if headers is None else (headers.name, headers.datatype, headers.shape)
+    return pack(Word.DECODE, lane, kind.value, at, nbytes, tensor)
+
+
+def encode_order(lane: int, rows: int, at: int, nbytes: int, names: Sequence[str]) -> bytes:
+    """Encode these of the outputs that lie there in the arena as JSON."""
+    return pack(Word.ENCODE, lane, rows, at, nbytes, list(names))
+
+
+def refusal(error: ServiceError) -> bytes:
+    """The message that the client is to be told this."""
+    return pack(Word.REFUSED, type(error).__name__, str(error))
+
+
+def refused(name: str, text: str) -> ServiceError:
+    """The error in such a message."""
+    return _ERRORS[name](text)

@@ -1,0 +1,79 @@
+"""What is dispatched: a request with a place in the arena, and the lane of one model version that it travels on.
+
+Plain data for dispatcher.py, which sets it, and for the two ways that requests come by, which own them.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from service.engine.admission import Bounds
+from service.errors import ServiceError
+from service.ipc.slots.slot_pool import Place
+from service.ipc.slots.tensor_layout import Layout
+
+NO_BOUND_S: Final = 1e9
+"""The time of a request that has no bound: thirty years."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One model version, as dispatching needs it; `index` is its place in every shared table.
+
+    timeout_s: the longest that a request may take from being queued. instances: how many take from its queue, over all
+    workers. max_batch_size: rows that one run takes at most.
+    """
+
+    index: int
+    model: str
+    version: str
+    layout: Layout
+    bounds: Bounds
+    timeout_s: float
+    instances: int
+    max_batch_size: int
+
+
+class Ticketed:
+    """A request with a place in the arena. Owned by the event loop thread; the fields are the Dispatcher's to set.
+
+    stages_s: seconds of queue, gather, run, scatter.
+    """
+
+    # Values until they are set: an object is made for every request, and each store in __init__ would show.
+    place: Place | None = None
+    rows = 0
+    dims: Sequence[int] = ()
+    queued_ns = 0
+    deadline_ns = 0
+    deaths = 0
+    given_up = False
+    stages_s = (0.0, 0.0, 0.0, 0.0)
+    batch_rows = 0
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+
+    @property
+    @abstractmethod
+    def request_id(self) -> str:
+        """For logs."""
+
+    @abstractmethod
+    def settled(self, error: ServiceError | None) -> None:
+        """The request is over. Without an error its outputs stand in its place until the owner release()s it;
+        with one the place is no longer the owner's."""
+
+
+class Room(Ticketed):
+    """A place that is no request's, or not yet: what is being decoded or encoded (engine/codec_process/)."""
+
+    @property
+    def request_id(self) -> str:
+        """For logs."""
+        return "(no request)"
+
+    def settled(self, error: ServiceError | None) -> None:
+        """Never queued, so never called."""
+        raise AssertionError("a room is never queued")

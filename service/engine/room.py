@@ -1,0 +1,75 @@
+"""How much of an arena a request needs: what to set aside for its outputs, and what never fits, however long one waits.
+
+Owned by the event loop thread of one API server, like the pool of places that it asks.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from service.engine.request import Lane, Ticketed
+from service.errors import TooLarge
+from service.ipc.slots.allocator import ALIGNMENT
+from service.ipc.slots.slot_pool import SlotPool
+
+_FIRST_ROOM_FACTOR: Final = 4
+"""Room for outputs of unknown shape at first, as a multiple of the inputs' bytes; grown when it is too little."""
+_MOST_ROOMS: Final = 4096
+"""Shapes of inputs for which the room of their outputs is remembered."""
+
+
+class Rooms:
+    """What requests to the models of one API server need. has_bytes: the whole arena."""
+
+    def __init__(self, pool: SlotPool, has_bytes: int) -> None:
+        self._pool = pool
+        self._has_bytes = has_bytes
+        self._per_row: dict[tuple[int, tuple[int, ...]], int] = {}
+
+    def of_outputs(self, lane: Lane, rows: int, dims: Sequence[int], input_bytes: int) -> int:
+        """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
+        exact = lane.layout.output_room(rows)
+        if exact is not None:
+            return exact
+        per_row = self._per_row.get((lane.index, tuple(dims)))
+        if per_row is not None and self._pool.could_hold(input_bytes, per_row * rows):
+            return per_row * rows
+        # A guess must not shut out a request that would fit: its run will tell.
+        room = input_bytes * _FIRST_ROOM_FACTOR
+        return room if self._pool.could_hold(input_bytes, room) else 0
+
+    def remember(self, request: Ticketed, needed: int) -> None:
+        """The outputs of such a request needed so many bytes."""
+        if len(self._per_row) >= _MOST_ROOMS:
+            self._per_row.clear()
+        self._per_row[request.lane.index, tuple(request.dims)] = -(-needed // request.rows)
+
+    def check(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
+        """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""
+        rows = request.rows
+        if self._pool.could_hold(input_bytes, output_bytes):
+            return
+        fit = self._fitting(request, input_bytes, output_bytes)
+        advice = (
+            f"send {fit} rows or fewer at once"
+            if fit
+            else f"send {'smaller rows' if rows else 'less at once'}"
+        )
+        raise TooLarge(
+            f"the request takes {input_bytes} bytes and its answer {output_bytes}, {input_bytes + output_bytes} "
+            f"together; the server has {self._has_bytes} for all requests under way; {advice}, or have --arena-bytes "
+            "raised"
+        )
+
+    def _fitting(self, request: Ticketed, input_bytes: int, output_bytes: int) -> int:
+        """The most rows of such a request that surely fit; 0 when none do."""
+        rows, signature = request.rows, request.lane.layout.signature
+        inputs, outputs = len(signature.inputs) * ALIGNMENT, len(signature.outputs) * ALIGNMENT
+        low, high = 0, rows
+        while high - low > 1:
+            n = (low + high) // 2
+            # Each tensor begins at a multiple of the alignment, whatever the rows.
+            if self._pool.could_hold(input_bytes * n // rows + inputs, output_bytes * n // rows + outputs):
+                low = n
+            else:
+                high = n
+        return low

@@ -1,0 +1,102 @@
+"""Looks after the requests in flight of one API server: whose time is over, who hangs, which tickets nobody takes.
+
+One timer, and none while nothing is in flight: an idle server sleeps.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from service.engine.request import Ticketed
+from service.ipc.scoreboard import MappedBoard
+from service.ipc.slots.slot_state import State
+
+_EVERY_S: Final = 0.25
+"""How often it looks while requests are in flight, if no deadline is nearer."""
+_STEP_S: Final = 0.005
+"""Deadlines that are nearer to each other than this are looked at together: each look goes over all requests."""
+_STALL_NS: Final = 1_000_000_000
+"""Tickets that have waited so long, while nobody took any of their model, may wait for a reader that is stopped. A
+wrong guess costs nothing: the turn to read goes to another instance (ipc/ticket_queue.py)."""
+_LATE_NS: Final = 500_000_000
+"""A look that comes so late says nothing of others."""
+_NEVER: Final = 1 << 63
+"""Later than any clock."""
+
+
+class Watch:
+    """Owned by the event loop thread.
+
+    Args:
+        in_flight: the requests to look after, by slot.
+        run_limit_s: how long one run of a model may take.
+        hangs: called with the index of a worker whose run takes longer; again and again until it ends.
+        stalls: called with the index of a lane whose tickets nobody takes; again and again until somebody does.
+        expired: called with each request whose deadline has passed, once.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        in_flight: Mapping[int, Ticketed],
+        board: MappedBoard,
+        run_limit_s: float,
+        hangs: Callable[[int], None],
+        stalls: Callable[[int], None],
+        expired: Callable[[Ticketed], None],
+    ) -> None:
+        self.next_ns = _NEVER
+        """CLOCK_MONOTONIC of the next look."""
+        self._loop = loop
+        self._in_flight = in_flight
+        self._board = board
+        self._run_limit_ns = int(run_limit_s * 1e9)
+        self._hangs = hangs
+        self._stalls = stalls
+        self._expired = expired
+        self._timer: asyncio.TimerHandle | None = None
+
+    def by(self, deadline_ns: int, now_ns: int) -> None:
+        """Look no later than this deadline; to be called when it is before next_ns."""
+        if self._timer is not None:
+            self._timer.cancel()
+        when_ns = min(deadline_ns, now_ns + int(_EVERY_S * 1e9))
+        wait_s = max((when_ns - now_ns) / 1e9, 0.0) + _STEP_S
+        self.next_ns = now_ns + int(wait_s * 1e9)
+        self._timer = self._loop.call_later(wait_s, self.look)
+
+    def look(self) -> None:
+        """Tell of deadlines that have passed and of runs that hang; look again later if anything is in flight."""
+        planned_ns = self.next_ns
+        self.expire()
+        self._timer, self.next_ns = None, _NEVER
+        if not self._in_flight:
+            return
+        now_ns = time.monotonic_ns()
+        # Who looks so late was stopped, and perhaps the whole machine: the workers too get another moment.
+        if now_ns - planned_ns < _LATE_NS:
+            for worker in self._board.hanging(now_ns - self._run_limit_ns):
+                self._hangs(worker)
+        for lane in self._stalled(now_ns):
+            self._stalls(lane)
+        waited_for = (r.deadline_ns for r in self._in_flight.values() if not r.given_up)
+        self.by(min(waited_for, default=_NEVER), now_ns)
+
+    def _stalled(self, now_ns: int) -> list[int]:
+        """The lanes with a request that has waited for long, of which no instance has taken any ticket for as long."""
+        since_ns = now_ns - _STALL_NS
+        waiting = {
+            r.lane.index
+            for r in self._in_flight.values()
+            if r.queued_ns < since_ns and r.place is not None and r.place.state == State.QUEUED
+        }
+        workers = range(self._board.dimensions.workers)
+        return [lane for lane in waiting if all(self._board.taken_ns[w, lane] < since_ns for w in workers)]
+
+    def expire(self) -> None:
+        """Tell of the requests whose deadline has passed."""
+        now_ns = time.monotonic_ns()
+        late = [r for r in self._in_flight.values() if r.deadline_ns <= now_ns and not r.given_up]
+        for request in late:
+            self._expired(request)

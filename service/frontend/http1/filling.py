@@ -1,0 +1,100 @@
+"""Reads the rest of a large body from the socket into the very memory in which it will be computed with.
+
+asyncio gives a protocol new bytes for each read, which are then copied to their place. For a body of hundreds of
+kilobytes that is more work than the rest of its request. So while such a body comes and has a place (receiving.py),
+this stands between the transport and the connection's protocol, and lends the transport the place itself.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+from service.frontend.http1.exchange import Exchange
+
+FILLING_BYTES: Final = 32_768
+"""Of a smaller rest the copy costs less than the change of protocols."""
+_READ_BYTES: Final = 262_144
+"""Read at once at most, as asyncio does: other connections wait that long."""
+
+
+class Filled(Protocol):
+    """The connection's own protocol, which hears of everything else."""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        ...
+
+    def filled(self, own: Exchange, nbytes: int) -> None:
+        """So many bytes of its body were read into its place."""
+        ...
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol."""
+        ...
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        ...
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        ...
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        ...
+
+
+class Filling(asyncio.BufferedProtocol):
+    """One connection's, in its protocol's place from begin() until the body is whole or has no place any more."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: Filled) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._own: Exchange | None = None
+        self._spare: bytearray | None = None
+        """Read into when the body lost its place."""
+
+    def begin(self, own: Exchange) -> None:
+        """Read the rest of its body."""
+        self._own = own
+        self._transport.set_protocol(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview | bytearray:
+        """See asyncio.BufferedProtocol."""
+        rest = None if self._own is None else self._own.rest(_READ_BYTES)
+        if rest is not None:
+            return rest
+        self._spare = bytearray(FILLING_BYTES)
+        return self._spare
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio.BufferedProtocol."""
+        own, spare = self._own, self._spare
+        assert own is not None
+        if spare is not None:
+            self._end()
+            self._protocol.data_received(bytes(spare[:nbytes]))
+            return
+        self._protocol.filled(own, nbytes)
+        if not own.missing:
+            self._end()
+
+    def _end(self) -> None:
+        self._own = self._spare = None
+        self._transport.set_protocol(self._protocol)  # type: ignore[arg-type]
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol."""
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.resume_writing()

@@ -1,0 +1,91 @@
+"""Flow control of one connection: when its bytes may be read, and what was read and must wait.
+
+uvicorn's FlowControl, with more reasons not to read, so that what a client sends too early stays in its own machine:
+answers that it does not take, requests that wait for their turn, and a pause after a refusal (throttle.py). What had
+been read by then is kept here as it came: no more than one request is parsed ahead of the one that is being answered.
+In a pause reading goes on until something comes, for that is how a client that has gone is noticed.
+"""
+
+import asyncio
+from collections.abc import Callable, Sized
+from typing import Final
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from service.frontend.http1.unread import Owing
+
+UNTAKEN_BYTES: Final = 16_384
+"""Of an answer that the kernel does not take: from there on its client is behind."""
+
+
+class Flow(FlowControl):
+    """One connection's.
+
+    Args:
+        waiting: the requests that were parsed and wait for an earlier one's answer.
+        owing: what its client does not take.
+        go_on: called when what is kept may be parsed.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, waiting: Sized, owing: Owing, go_on: Callable[[], None]
+    ) -> None:
+        super().__init__(transport)
+        transport.set_write_buffer_limits(high=UNTAKEN_BYTES)
+        self.owing = owing
+        self.kept = b""
+        """Read, and to be parsed when its turn comes."""
+        self._waiting = waiting
+        self._go_on = go_on
+        self.pauses = 0
+        """While there are any, nothing more may be parsed."""
+        self._then: Callable[[], None] | None = None
+
+    def keep(self, data: bytes) -> None:
+        """Parse this later, and read nothing more before."""
+        self.kept += data
+        self.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on, unless there is a reason not to."""
+        if self.write_paused or self._waiting or self.kept or self._transport.is_closing():
+            return
+        super().resume_reading()
+
+    def pause_writing(self) -> None:
+        """Called when the client takes no more answers for now."""
+        super().pause_writing()
+        self.pause_reading()
+        self.owing.count()
+
+    def resume_writing(self) -> None:
+        """Called when it takes them again."""
+        super().resume_writing()
+        self.owing.count()
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+        self.resume_reading()
+
+    def when_taken(self, then: Callable[[], None]) -> bool:
+        """Call `then` when the client takes its answer again; False, and nothing is called, when it is not behind."""
+        if self.write_paused:
+            self._then = then
+        return self.write_paused
+
+    def pause(self, seconds: float) -> None:
+        """Parse nothing for so many seconds."""
+        self.pauses += 1
+        asyncio.get_running_loop().call_later(seconds, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self.pauses -= 1
+        if not self._transport.is_closing():
+            self._go_on()
+            self.resume_reading()
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self.owing.close()
+        self.kept = b""
+        self._then = None

@@ -1,0 +1,178 @@
+"""Answers that their clients do not take: how much of them is kept, and for how long.
+
+What the kernel does not take of an answer is kept in this process until its client reads on. A client that reads slowly
+is waited for, one that takes nothing for PATIENCE_S is not. Over all connections these bytes are bounded, and who gives
+way when the bound is reached is frontend/holdings.py's. One Owing for each connection; owned by the event loop thread.
+
+A large answer of the short way is not kept twice: it lies in its place of the arena until the last of it is sent. When
+a request finds no room there, an answer that goes so slowly that it would keep its place for long gives it up
+(Unread.free_place): a client that trickles does not shut out others.
+"""
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from typing import Final
+
+from service.frontend.holdings import STALLED_S, Holding, Holdings
+
+PATIENCE_S: Final = 10.0
+"""A client that takes no byte of its answer for so long is given up. Several times what TCP takes to send again what a
+network lost."""
+LOOK_S: Final = 1.0
+"""How often it is seen whether a client that is behind went on: only while one is."""
+
+
+class Unread(Holdings):
+    """All answers that wait to be taken, of an API server."""
+
+    def __init__(self, limit_bytes: int, clock_s: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(limit_bytes, clock_s)
+        self.sending: dict[Owing, None] = {}
+        """Those whose answers lie in the arena, in the order in which they began."""
+
+    def free_place(self, nbytes: int, arena_bytes: int) -> bool:
+        """Have an answer give up its place of the arena for a request that needs so many bytes; False when none must.
+
+        One that stands still gives way to everybody; one that is slow, if it has more than an equal share of the arena,
+        to whoever stays within that.
+        """
+        share = arena_bytes // (len(self.sending) + 1)
+        for owing in self.sending:
+            if owing.stands_still() or (nbytes <= share < owing.place_bytes and owing.is_slow()):
+                owing.give_way()
+                return True
+        return False
+
+
+class Owing:
+    """What one connection's client has not taken. give_up: ends the connection, at once."""
+
+    def __init__(self, of: Unread, transport: asyncio.Transport, give_up: Callable[[], None]) -> None:
+        self._of = of
+        self._transport = transport
+        self._give_up = give_up
+        self._more_bytes = 0
+        self._left_bytes = 0
+        self._holding: Holding | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._gone = False
+        self.place_bytes = 0
+        """Of the arena, for the answer that is being sent from there."""
+        self._length = self._sent_bytes = 0
+        self._began_s = 0.0
+
+    # -- an answer that lies in the arena
+
+    def begin_place(self, place_bytes: int, length: int) -> None:
+        """An answer of this length is sent from a place of so many bytes."""
+        self.place_bytes, self._length, self._sent_bytes = place_bytes, length, 0
+        self._began_s = self._of.now_s()
+        self._of.sending[self] = None
+
+    def sent(self, nbytes: int) -> None:
+        """So much of it was given to the transport, all in all."""
+        self._sent_bytes = nbytes
+
+    def end_place(self) -> None:
+        """The place is free. Once more does nothing."""
+        self._of.sending.pop(self, None)
+        self.place_bytes = 0
+
+    def stands_still(self) -> bool:
+        """Whether its client has taken nothing for STALLED_S."""
+        return self._holding is not None and self._holding.still_s() >= STALLED_S
+
+    def is_slow(self) -> bool:
+        """Whether the rest, as quickly as what went, would take its client longer than PATIENCE_S."""
+        age_s = self._of.now_s() - self._began_s
+        taken = max(0, self._sent_bytes - self._left())
+        return age_s >= STALLED_S and (self._length - taken) * age_s > taken * PATIENCE_S
+
+    def give_way(self) -> None:
+        """End the connection."""
+        self._end()
+        self.end_place()
+        self._give_up()
+
+    # -- what is kept in this process
+
+    def more(self, nbytes: int) -> bool:
+        """So many bytes of the answer, or less if negative, are kept besides those given to the transport. False, and
+        they do not count, when they do not fit."""
+        self._more_bytes += nbytes
+        if nbytes <= 0:
+            self.count()
+            return True
+        if self._fits():
+            return True
+        self._more_bytes -= nbytes
+        self.count()
+        return False
+
+    def count(self) -> None:
+        """Count what is kept now; from now on its client is watched, as long as it is anything."""
+        if not self._fits():
+            self.give_way()
+
+    def _fits(self) -> bool:
+        """Count what is kept now, unless it does not fit."""
+        if self._gone:
+            return True
+        kept = self._transport.get_write_buffer_size() + self._more_bytes
+        holding = self._holding
+        if not kept:
+            self._end()
+            return True
+        if holding is None:
+            holding = self._holding = self._of.open(self._give_up)
+            self._left_bytes = self._left()
+        more = kept - holding.nbytes
+        if more <= 0:
+            holding.take_anyway(more)
+        elif not holding.take(more):
+            if len(self._of) > 1:
+                return False
+            holding.take_anyway(more)  # nobody else has any: one answer is let through, however large
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+        return True
+
+    def close(self) -> None:
+        """The connection is gone."""
+        self._gone = True
+        self.end_place()
+        self._end()
+
+    def _end(self) -> None:
+        """Everything was taken, or nobody will take it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._holding is not None:
+            self._holding.end()
+            self._holding = None
+
+    def _look(self) -> None:
+        self._timer = None
+        holding, left = self._holding, self._left()
+        assert holding is not None
+        if left < self._left_bytes:
+            holding.moved()
+        elif holding.still_s() >= PATIENCE_S:
+            self.give_way()
+            return
+        self._left_bytes = left
+        self.count()
+
+    def _left(self) -> int:
+        """Bytes that the client has not acknowledged: here, and in the kernel, which takes them in large steps."""
+        left = self._transport.get_write_buffer_size() + self._more_bytes
+        connection: socket.socket | None = self._transport.get_extra_info("socket")
+        if connection is not None:
+            left += struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return left

@@ -1,0 +1,1 @@
+"""What the server says about itself: to programs (info.py) and to people (docs.py)."""

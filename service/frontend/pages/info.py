@@ -1,0 +1,178 @@
+"""What the server says about itself to programs: /info and /openapi.json. (To people: docs.py.)
+
+Pure functions from the engine's models, the settings and the table of routes.
+"""
+
+import re
+from collections.abc import Iterable
+from importlib.metadata import version as distribution_version
+from typing import Any, Final
+
+from service.artifact.signature import TensorSpec
+from service.codecs import BodyType
+from service.engine.interface import Engine, ServedBy, ServedModel
+from service.frontend.routing import Route
+from service.protocols.predict import only_model
+from service.settings import ServeSettings
+
+
+def info(engine: Engine, settings: ServeSettings) -> dict[str, Any]:
+    """The body of GET /info."""
+    return {
+        "name": "foldserve",
+        "version": distribution_version("foldserve"),
+        "ready": engine.ready(),
+        "draining": engine.draining(),
+        "default_model": _default_model(engine, settings),
+        "limits": {
+            "max_body_bytes": settings.max_body_bytes,
+            "max_json_bytes": settings.max_json_bytes,
+            "request_timeout_ms": settings.request_timeout_ms,
+        },
+        "models": [_model_info(engine, model) for _, model in sorted(engine.models().items())],
+        "broken": [{"name": name, "problem": problem} for name, problem in sorted(engine.broken().items())],
+    }
+
+
+def _default_model(engine: Engine, settings: ServeSettings) -> str | None:
+    models = engine.models()
+    alone = len(models) == 1 and only_model(models, engine.broken())
+    return settings.default_model or (next(iter(models)) if alone else None)
+
+
+def _model_info(engine: Engine, model: ServedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "ready": model.ready,
+        "default_version": model.default_version,
+        "versions": [
+            {
+                "version": version.version,
+                "ready": version.ready,
+                "backend": version.backend,
+                "max_batch_size": version.max_batch_size,
+                "inputs": [_spec_info(spec) for spec in version.signature.inputs],
+                "outputs": [_spec_info(spec) for spec in version.signature.outputs],
+                "workers": [_worker_info(by) for by in engine.served_by(model.name, version.version)],
+                "manifest": dict(version.manifest),
+            }
+            for version in model.versions.values()
+        ],
+    }
+
+
+def _worker_info(by: ServedBy) -> dict[str, Any]:
+    return {
+        "device": by.device,
+        "ready": by.ready,
+        "batch_buckets": list(by.batch_buckets),
+        "batch_ceiling_rows": by.batch_ceiling_rows,
+        "notes": list(by.notes),
+    }
+
+
+def _spec_info(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+
+
+def openapi(routes: Iterable[Route]) -> dict[str, Any]:
+    """The body of GET /openapi.json."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        described = _INFERENCE if route.inference else _READING
+        in_path = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"\{(\w+)\}", route.path)
+        ]
+        paths.setdefault(route.path, {})[route.method.lower()] = {
+            **described,
+            "summary": route.summary,
+            "parameters": [*in_path, *described["parameters"]],
+            "responses": {**described["responses"], "default": {"$ref": "#/components/responses/Error"}},
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "foldserve", "version": distribution_version("foldserve")},
+        "paths": paths,
+        "components": _COMPONENTS,
+    }
+
+
+def _inference_operation() -> dict[str, Any]:
+    def bodies(schema: str) -> dict[str, Any]:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        reference = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+        return {kind.value: reference if kind is BodyType.JSON else binary for kind in BodyType}
+
+    def parameter(name: str, where: str, description: str) -> dict[str, Any]:
+        return {"name": name, "in": where, "description": description, "schema": {"type": "string"}}
+
+    return {
+        "parameters": [
+            parameter("version", "query", "The version to run; the default one otherwise"),
+            parameter("output", "query", "Answer with this output only"),
+            parameter("X-Request-Id", "header", "Comes back in the answer and stands in the log"),
+            parameter("X-Timeout-Ms", "header", "The time that the whole request may take, in milliseconds"),
+            parameter(
+                "X-Tensor-Shape", "header", "The shape of a raw body, when its size does not settle it"
+            ),
+        ],
+        "requestBody": {"required": True, "content": bodies("Inputs")},
+        "responses": {"200": {"description": "The outputs", "content": bodies("Outputs")}},
+    }
+
+
+_INFERENCE: Final = _inference_operation()
+_READING: Final[dict[str, Any]] = {"parameters": [], "responses": {"200": {"description": "OK"}}}
+_TEXT: Final = {"type": "string"}
+_COMPONENTS: Final[dict[str, Any]] = {
+    "responses": {
+        "Error": {
+            "description": "Every answer that is no success",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        }
+    },
+    "schemas": {
+        "Error": {
+            "type": "object",
+            "required": ["error", "code"],
+            "properties": {"error": _TEXT, "code": _TEXT},
+        },
+        "Tensor": {
+            "type": ["array", "number", "boolean"],
+            "description": (
+                "Nested lists; the first level counts the rows, unless the model has max_batch_size 0 in /info; no "
+                "list where it has no dims"
+            ),
+            "items": {},
+        },
+        "Inputs": {
+            "type": "object",
+            "required": ["inputs"],
+            "additionalProperties": False,
+            "properties": {
+                "inputs": {
+                    "oneOf": [
+                        {"$ref": "#/components/schemas/Tensor"},
+                        {
+                            "type": "object",
+                            "additionalProperties": {"$ref": "#/components/schemas/Tensor"},
+                        },
+                    ]
+                }
+            },
+        },
+        "Outputs": {
+            "type": "object",
+            "required": ["model", "version", "outputs"],
+            "properties": {
+                "model": _TEXT,
+                "version": _TEXT,
+                "outputs": {
+                    "type": "object",
+                    "additionalProperties": {"$ref": "#/components/schemas/Tensor"},
+                },
+            },
+        },
+    },
+}

@@ -1,0 +1,83 @@
+"""The table of routes: which call of which path is answered by what. Pure matching; the answers: asgi.py.
+
+A path template has whole segments in braces: /predict/{model}/versions/{version}. The table also makes the
+OpenAPI document, so a route and its description cannot part.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from service.errors import MethodNotAllowed, NotFound
+from service.frontend.body import Receive
+from service.inference.context import Call
+from service.inference.response import Answer
+
+Handler = Callable[[Call, Receive, dict[str, str]], Awaitable[Answer]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path. inference: runs a model, and is counted in the request metrics."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    inference: bool = False
+
+
+class RouteTable:
+    """Finds the route of a request; a GET route also answers HEAD."""
+
+    def __init__(self, routes: tuple[Route, ...]) -> None:
+        self.routes = routes
+        self._by_path: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            methods = self._by_path.setdefault(route.path, {})
+            methods[route.method] = route
+            if route.method == "GET":
+                methods["HEAD"] = route
+        self._patterns = [
+            (re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), methods)
+            for path, methods in self._by_path.items()
+            if "{" in path
+        ]
+
+    def match(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
+        """Return the route and the path's parameters. Raises NotFound, MethodNotAllowed."""
+        methods = self._by_path.get(path)
+        parameters: dict[str, str] = {}
+        if methods is None or "{" in path:
+            for pattern, candidates in self._patterns:
+                found = pattern.fullmatch(path)
+                if found:
+                    methods, parameters = candidates, found.groupdict()
+                    break
+            else:
+                raise NotFound(
+                    f"there is nothing at {path[:200]!r}{self._hint(path)}; GET /docs lists what there is"
+                )
+        try:
+            return methods[method], parameters
+        except KeyError:
+            allow = tuple(sorted(methods))
+            raise MethodNotAllowed(
+                f"{path[:200]!r} does not answer {method[:20]}; expected {' or '.join(allow)}", allow
+            ) from None
+
+    def _hint(self, path: str) -> str:
+        """What was probably meant: the same path without slashes too many, its fixed words in lower case."""
+        segments = [segment for segment in path.split("/") if segment]
+        for known in self._by_path:
+            words = [word for word in known.split("/") if word]
+            if len(words) == len(segments) and all(
+                word.startswith("{") or word == segment.lower()
+                for word, segment in zip(words, segments, strict=True)
+            ):
+                meant = "".join(
+                    f"/{segment if word.startswith('{') else word}"
+                    for word, segment in zip(words, segments, strict=True)
+                )
+                return f", perhaps {meant[:200]!r} was meant"
+        return ""

@@ -1,0 +1,48 @@
+"""The access log: one JSON object per line and request, on the logger foldserve.access.
+
+JSON in ASCII, because parts of it come from clients: whatever they send, a line stays a line.
+"""
+
+import json
+import logging
+from typing import Final
+
+from service.inference.context import Call
+from service.logs.records import LINE_BYTES, Outlet
+
+_log = logging.getLogger("foldserve.access")
+_STDOUT: Final = 1
+_PATH_CHARS: Final = 500
+_SHORT_PATH_CHARS: Final = 100
+
+
+def log_access(call: Call, status: int, duration_s: float) -> None:
+    """Write the line of one finished request (status 499: the client left before its answer)."""
+    line = {
+        "request_id": call.request_id,
+        "method": call.method,
+        "path": call.path[:_PATH_CHARS],
+        "route": call.route,
+        "protocol": call.protocol,
+        "model": call.model,
+        "version": call.version,
+        "status": status,
+        "code": call.error_code or "",
+        "rows": call.rows,
+        "batch_rows": call.batch_rows,
+        "body_bytes": call.body_bytes,
+        "ms": round(duration_s * 1000, 3),
+    }
+    text = json.dumps(line, separators=(",", ":"))
+    if len(text) >= LINE_BYTES:  # a path of characters that take twelve each
+        text = json.dumps({**line, "path": call.path[:_SHORT_PATH_CHARS]}, separators=(",", ":"))
+    _log.info(text)
+
+
+def open_access_log() -> None:
+    """Send the lines, bare, to this process's stdout, as logs/ sends other records to stderr: nobody waits for it."""
+    handler = Outlet(_STDOUT)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _log.handlers = [handler]
+    _log.setLevel(logging.INFO)
+    _log.propagate = False

@@ -1,0 +1,25 @@
+"""What the supervisor and its children say to each other through their pipes: a kind of message and a number."""
+
+import struct
+from enum import IntEnum
+from typing import Final
+
+MESSAGE: Final = struct.Struct("<II")
+"""A Word and a number."""
+
+
+class Word(IntEnum):
+    """Kinds of messages."""
+
+    WORKER_DIED = 1
+    """To API servers: the worker with this serial number is dead."""
+    ARE_YOU_ALIVE = 2
+    """To every child: answer on the board."""
+    WORKER_HANGS = 3
+    """From an API server: the worker at this index has been busy with one step for longer than the limit."""
+    WORKER_READY = 4
+    """From the worker at this index: it has loaded what it could."""
+    STOP = 5
+    """To API servers: accept nothing new, finish what there is, end."""
+    MODEL_STALLS = 6
+    """From an API server: nobody takes the tickets of the model at this index."""

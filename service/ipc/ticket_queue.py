@@ -1,0 +1,172 @@
+"""One model's queue: a pipe of tickets, and the turn of the instance that may read them.
+
+API servers write tickets; a write of at most PIPE_BUF bytes is atomic, and so is a read: a ticket is in the pipe or in
+one reader's hands, never in two. No lock is held anywhere: what a reader does with a ticket is decided by the slot's
+header (worker/dequeue.py), and tickets that died with a reader are found out from there (engine/recovery.py).
+
+The turn decides who reads next, so that one instance at a time forms a batch and only one is woken for a ticket. It is
+a packet in a second pipe, which exactly one reader gets. The tickets that the instance before read and could not use
+travel in it, in their order. It bears a generation, by which the supervisor can replace it when whoever has it is dead
+or stopped. Two turns at once would do no harm but smaller batches.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import time
+from collections import deque
+from typing import Final
+
+from service.ipc.handles import Handle
+from service.ipc.records import PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
+from service.ipc.scoreboard import MappedBoard
+
+_PIPE_BYTES: Final = 1 << 18
+"""Capacity asked for per queue; what does not fit waits in the API server's own memory."""
+_TURN_PIPE_BYTES: Final = 1 << 14
+"""A turn takes a page; there is one, and for moments one more that is not valid any longer."""
+_MS_NS: Final = 1_000_000
+
+
+class ModelQueue:
+    """The shared part: pipe ends. Made by the parent, given to every process.
+
+    O_NONBLOCK belongs to the open file description, and each end of a pipe has its own: all ends but the reading one of
+    the turn are non-blocking.
+
+    Args:
+        readers: how many instances take from it, over all workers. With one there is no turn.
+    """
+
+    def __init__(self, readers: int) -> None:
+        self.readers = readers
+        read_fd, write_fd = os.pipe()
+        for fd in (read_fd, write_fd):
+            os.set_blocking(fd, False)
+        _resize(write_fd, _PIPE_BYTES)
+        self.reader = Handle(read_fd)
+        self.writer = Handle(write_fd)
+        self.turn_reader: Handle | None = None
+        self.turn_writer: Handle | None = None
+        if readers > 1:
+            # O_DIRECT: each write is a packet, and a read takes one (pipe(2)).
+            read_fd, write_fd = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
+            os.set_blocking(write_fd, False)
+            _resize(write_fd, _TURN_PIPE_BYTES)
+            self.turn_reader = Handle(read_fd)
+            self.turn_writer = Handle(write_fd)
+            self.give_turn(0)
+
+    def give_turn(self, generation: int, tickets: bytes = b"") -> bool:
+        """Let the next instance read: whole tickets, which it has to look at first, travel along.
+
+        Returns: False when there is no room, because nobody has taken the turns before; then nothing was sent.
+        """
+        assert self.turn_writer is not None
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.turn_writer.fd, TURN_STRUCT.pack(generation) + tickets)
+            return True
+        return False
+
+    def renew_turn(self, board: MappedBoard, model: int) -> None:
+        """Replace the turn, in whose hands it may be: they may be dead or stopped. For the supervisor.
+
+        A turn that waits in its pipe is in nobody's hands. Replaced while nobody comes to read, again and again, turns
+        would fill the pipe, and the one that is valid be the one that found no room.
+        """
+        if self.turn_reader is None or _waits(self.turn_reader.fd):
+            return
+        board.turn[model] += 1
+        self.give_turn(board.turn[model])
+
+
+def _waits(fd: int) -> bool:
+    """Whether there is anything to read."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _resize(fd: int, nbytes: int) -> None:
+    # The user may be over the pipe quota (pipe(7)): the default of 64 KiB works as well, with more waiting outside.
+    with contextlib.suppress(PermissionError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, nbytes)
+
+
+class TicketReader:
+    """A worker's end of the queue."""
+
+    def __init__(self, queue: ModelQueue) -> None:
+        self._fd = queue.reader.fd
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+
+    def wait(self) -> None:
+        """Block until a ticket seems to wait."""
+        self._poll.poll()
+
+    def wait_ns(self, left_ns: int) -> None:
+        """Block until a ticket seems to wait or the time is up."""
+        if left_ns >= _MS_NS:
+            self._poll.poll(left_ns // _MS_NS)
+        elif left_ns > 0:
+            time.sleep(
+                left_ns / 1e9
+            )  # poll(2) counts in milliseconds; of what comes meanwhile nothing is lost
+
+    def read(self, at_most: int) -> bytes:
+        """Up to at_most whole tickets, without waiting."""
+        try:
+            return os.read(self._fd, at_most * TICKET.itemsize)
+        except BlockingIOError:
+            return b""
+
+
+class TicketWriter:
+    """An API server's end of the queue. Owned by its event loop thread.
+
+    Tickets that find the pipe full wait here in order; `overflow` says that there are some, and flush() tries
+    again: to be called when the pipe has room.
+    """
+
+    def __init__(self, queue: ModelQueue) -> None:
+        self._queue = queue
+        self._waiting: deque[bytes] = deque()
+
+    @property
+    def fd(self) -> int:
+        """The pipe's writing end: writable when there is room."""
+        return self._queue.writer.fd
+
+    @property
+    def overflow(self) -> bool:
+        """Whether tickets wait outside the pipe."""
+        return bool(self._waiting)
+
+    def write(self, tickets: bytes | bytearray) -> None:
+        """Send whole tickets; never blocks."""
+        chunk = TICKETS_PER_WRITE * TICKET.itemsize
+        if len(tickets) <= chunk and not self._waiting:
+            if not self._send(tickets):
+                self._waiting.append(bytes(tickets))
+            return
+        self._waiting.extend(bytes(tickets[at : at + chunk]) for at in range(0, len(tickets), chunk))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits here, as far as the pipe has room."""
+        while self._waiting and self._send(self._waiting[0]):
+            self._waiting.popleft()
+
+    def drop(self) -> None:
+        """Forget what waits here: tickets that are void."""
+        self._waiting.clear()
+
+    def _send(self, tickets: bytes | bytearray) -> bool:
+        assert len(tickets) <= PIPE_BUF
+        try:
+            os.write(self._queue.writer.fd, tickets)  # all or nothing: at most PIPE_BUF, non-blocking
+        except BlockingIOError:
+            return False
+        return True

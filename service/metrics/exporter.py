@@ -1,0 +1,106 @@
+"""A program: the process that writes what GET /metrics answers, one for each API server that was ever scraped.
+
+    scrapes.py (API server)  -- one byte: which format -->  this process  -- length, body -->  scrapes.py
+
+Writing twenty thousand lines takes the interpreter for tens of milliseconds. In a thread of the API server that would
+stop the event loop as often; here it stops nobody: all numbers lie in shared memory, which is mapped. A child of its
+API server, so that nobody else has to know of it: it ends when the other end of its stdin does, and the API server
+starts another when it is gone. It sleeps between scrapes.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from service.host.processes import freeze_garbage
+from service.ipc.handles import SharedMemory
+from service.ipc.scoreboard import READY, Board, MappedBoard
+from service.ipc.slots.arena import Arena, MappedArena
+from service.ipc.slots.slot_counts import take_census
+from service.logs.records import configure_logging
+from service.metrics.device import DeviceMetrics
+from service.metrics.exposition import Exposition, Seen
+from service.metrics.recorder import Metrics, Plan
+
+LENGTH_BYTES: Final = 8
+_NICE: Final = 10
+"""Once it has started: requests go before scrapes where cores are short."""
+FORMATS: Final = {b"t": "", b"o": "application/openmetrics-text"}
+"""What is asked for, and the Accept header that means it."""
+
+
+@dataclass(frozen=True)
+class ExporterPlan:
+    """What the process is given. Picklable by handles.pickled_for_exec(), with the memory that it names.
+
+    max_batch_sizes: by model version. uuids: see device.py. supervisor_pid: whose process tree is the server.
+    """
+
+    metrics_memory: SharedMemory
+    metrics_plan: Plan
+    arenas: Sequence[Arena]
+    board: Board
+    max_batch_sizes: Sequence[int]
+    uuids: Mapping[str, str]
+    supervisor_pid: int
+    log_level: str
+
+    def exposition(self) -> Exposition:
+        """What answers scrapes, over this process's view of the memory."""
+        metrics = Metrics.attach(self.metrics_memory, self.metrics_plan, self.metrics_plan.writers[0])
+        arenas = [arena.map() for arena in self.arenas]
+        board = self.board.map()
+        return Exposition(
+            metrics,
+            lambda: seen(arenas, board, self.max_batch_sizes),
+            self.supervisor_pid,
+            DeviceMetrics(self.uuids).families,
+        )
+
+
+def seen(arenas: Sequence[MappedArena], board: MappedBoard, max_batch_sizes: Sequence[int]) -> Seen:
+    """What is waiting, in flight, ready and below its ceiling now."""
+    lanes = range(len(max_batch_sizes))
+    workers = range(board.dimensions.workers)
+    census = take_census(arenas, len(lanes))
+    return Seen(
+        census.queued_rows.tolist(),
+        census.requests.tolist(),
+        [float(any(board.ready[worker, lane] == READY for worker in workers)) for lane in lanes],
+        [float(board.lowest_ceiling_rows(lane) or max_batch_sizes[lane]) for lane in lanes],
+    )
+
+
+def main(asked: socket.socket) -> None:
+    """Answer until the API server is gone."""
+    length = int.from_bytes(_receive(asked, LENGTH_BYTES), "little")
+    plan: ExporterPlan = pickle.loads(_receive(asked, length))  # from the process that started this one
+    multiprocessing.current_process().name = "exporter"
+    configure_logging(plan.log_level)
+    exposition = plan.exposition()
+    freeze_garbage()
+    os.nice(_NICE)
+    while wanted := asked.recv(1):
+        body, _ = exposition(FORMATS[wanted])
+        asked.sendall(len(body).to_bytes(LENGTH_BYTES, "little"))
+        asked.sendall(body)
+
+
+def _receive(asked: socket.socket, nbytes: int) -> bytes:
+    data = asked.recv(nbytes, socket.MSG_WAITALL)
+    if len(data) < nbytes:
+        raise EOFError
+    return data
+
+
+if __name__ == "__main__":
+    with (
+        contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
+        socket.socket(fileno=0) as ours,
+    ):
+        main(ours)

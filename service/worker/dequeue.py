@@ -1,0 +1,236 @@
+"""Which tickets become an instance's own: their slots are marked as taken, by what their headers say.
+
+Late and given-up requests are dropped here, before they could take a place in a batch; tickets of an API
+server's earlier life, or of an earlier attempt, are void.
+
+No lock: a ticket is in one reader's hands, and a slot whose ticket is there is nobody else's to mark. When an API
+server has to know who holds what (engine/recovery.py, ipc/fence.py), it makes old tickets void, and waits until each
+instance has been seen outside of mark().
+
+Plain loops over plain tuples: batches are small, and for them numpy's fixed cost per call is the larger.
+"""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from service.ipc.records import (
+    DONE_STRUCT,
+    DONES_PER_WRITE,
+    EPOCHS,
+    WHOSE_STRUCT,
+    Reason,
+)
+from service.ipc.scoreboard import MappedBoard
+from service.ipc.slots import slot_state
+from service.ipc.slots.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
+from service.ipc.slots.slot_state import State
+
+_HEADER_BYTES: Final = HEADER.itemsize
+# As plain numbers: looking up an enum's member would show in what a small request costs.
+_QUEUED: Final = int(State.QUEUED)
+_TAKEN: Final = int(State.TAKEN)
+_FAILED: Final = int(State.FAILED)
+
+
+class Ticket(NamedTuple):
+    """A request to be run, as its record in the queue says; see records.TICKET. dims: as pack_dims makes them."""
+
+    slot: int
+    attempt: int
+    api: int
+    epoch: int
+    suspect: int
+    rows: int
+    input_at: int
+    output_at: int
+    output_bytes: int
+    queued_ns: int
+    deadline_ns: int
+    dims: bytes
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every instance of a worker shares: the mapped memory and the way back. Read-only but for the memory.
+
+    serial: this worker process's number, never used again; the headers of the slots it takes carry it.
+    arenas: the bytes of each API server's arena.
+    """
+
+    serial: int
+    worker: int
+    arenas: Sequence[memoryview]
+    board: MappedBoard
+    done_fds: Sequence[int]
+
+
+class Timing(NamedTuple):
+    """What a batch tells each of its requests: rows without padding, CLOCK_MONOTONIC, seconds."""
+
+    batch_rows: int = 0
+    taken_ns: int = 0
+    gather_s: float = 0.0
+    run_s: float = 0.0
+    scatter_s: float = 0.0
+
+
+NO_TIMING: Final = Timing()
+
+
+class Taker:
+    """What one instance holds. Used by its thread alone."""
+
+    def __init__(self, shared: Shared, model: int, instance: int) -> None:
+        self._shared = shared
+        board = shared.board
+        self._busy = board.busy_since_ns
+        self._marking = board.marking_since_ns
+        self._step = board.step_since_ns
+        self._taken = board.taken_ns
+        self._place = (shared.worker, instance)
+        self._taken_place = (shared.worker, model)
+        self._serial = WORKER_STRUCT.pack(shared.serial)
+        self._holds = 0
+
+    def mark(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Make these this instance's own, but for the void, the late and the given up.
+
+        Leaves the instance busy on the board when any is left.
+        """
+        place = self._place
+        now_ns = time.monotonic_ns()
+        taken: list[Ticket] = []
+        dropped: list[tuple[Ticket, Reason]] = []
+        # Before the first look at a header: whoever sees this instance not marking, or since later than some event, and
+        # not busy since before it, knows that it holds no ticket that it looked at before that event.
+        self._step[place] = now_ns
+        self._marking[place] = now_ns
+        if not self._holds:
+            self._busy[place] = now_ns
+        for ticket in tickets:
+            if self._mark(ticket, now_ns, dropped):
+                taken.append(ticket)
+        self._marking[place] = 0
+        self._taken[self._taken_place] = now_ns
+        self._holds += len(taken)
+        for ticket, reason in dropped:
+            tell(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
+        if not self._holds:
+            self._busy[place] = 0
+        return taken
+
+    def still_wanted(self, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
+        """Those marked a while ago whose deadline has not passed and for whose answer somebody still waits; the others
+        are dropped, and so are those of an API server that has died since."""
+        now_ns = time.monotonic_ns()
+        shared = self._shared
+        wanted = []
+        for ticket in tickets:
+            if ticket.epoch != shared.board.epoch[ticket.api] % EPOCHS:
+                self._holds -= 1  # its slot is nobody's business any more
+            elif shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + 1]:
+                self.drop(ticket, Reason.GIVEN_UP)
+            elif ticket.deadline_ns < now_ns:
+                self.drop(ticket, Reason.LATE)
+            else:
+                wanted.append(ticket)
+        return wanted
+
+    def drop(self, ticket: Ticket, reason: Reason) -> None:
+        """Give a marked ticket back as failed."""
+        settle(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
+        self._holds -= 1
+
+    def hold(self, tickets: Iterable[Ticket], held: bool) -> None:
+        """Say whether these wait for their batch to begin: if the worker dies until then, they had no part in it."""
+        hold(self._shared, tickets, held)
+
+    def settled(self, count: int) -> None:
+        """So many of the marked tickets are over."""
+        self._holds -= count
+
+    def step(self) -> None:
+        """Begin a step of the work, of which none may take longer than the run limit."""
+        self._step[self._place] = time.monotonic_ns()
+
+    def holds_only_present_lives(self, since_ns: int) -> None:
+        """All that it holds was seen, after since_ns, to be of its API server's present life."""
+        self._busy[self._place] = since_ns
+
+    def rest(self) -> None:
+        """It waits for tickets: no step is under way, and it is busy only if it holds some."""
+        self._step[self._place] = 0
+        if not self._holds:
+            self._busy[self._place] = 0
+
+    def _mark(self, ticket: Ticket, now_ns: int, dropped: list[tuple[Ticket, Reason]]) -> bool:
+        """Mark a ticket's slot as taken by this worker; False when the ticket is void, late or given up."""
+        memory = self._shared.arenas[ticket.api]
+        header = ticket.slot * _HEADER_BYTES
+        state, given_up, attempt = HEADER_STRUCT.unpack_from(memory, header)
+        if (
+            state != _QUEUED
+            or attempt != ticket.attempt
+            or ticket.epoch != self._shared.board.epoch[ticket.api] % EPOCHS
+        ):
+            return False
+        # The name before the state: a slot that says TAKEN or FAILED always says by whom.
+        memory[header + WORKER_AT : header + WORKER_AT + 4] = self._serial
+        if given_up or ticket.deadline_ns < now_ns:
+            # Here too, and not later: a slot that says QUEUED while nobody marks is queued again (engine/recovery.py).
+            set_state(memory, header, _FAILED)
+            dropped.append((ticket, Reason.GIVEN_UP if given_up else Reason.LATE))
+            return False
+        set_state(memory, header, _TAKEN)
+        return True
+
+
+def set_state(memory: memoryview, header: int, state: int) -> None:
+    """Move a slot; slot_state.py says which moves are a worker's."""
+    if slot_state.checking:
+        slot_state.check_move(slot_state.Side.WORKER, memory[header], state)
+    memory[header] = state
+
+
+def hold(shared: Shared, tickets: Iterable[Ticket], held: bool) -> None:
+    """See Taker.hold."""
+    for ticket in tickets:
+        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + HELD_AT] = held
+
+
+def settle(
+    shared: Shared,
+    tickets: Sequence[Ticket],
+    state: State,
+    timing: Timing,
+    reason: Reason = Reason.NONE,
+    needed_bytes: int = 0,
+) -> None:
+    """Mark the tickets' slots, then tell their API servers; a death between the two is seen from the slots."""
+    for ticket in tickets:
+        set_state(shared.arenas[ticket.api], ticket.slot * _HEADER_BYTES, state)
+    tell(shared, tickets, state, timing, reason, needed_bytes)
+
+
+def tell(
+    shared: Shared,
+    tickets: Iterable[Ticket],
+    state: State,
+    timing: Timing,
+    reason: Reason = Reason.NONE,
+    needed_bytes: int = 0,
+) -> None:
+    """Send the done records of tickets whose slots are marked."""
+    records: defaultdict[int, list[bytes]] = defaultdict(list)
+    # All that the records of a batch share is packed once.
+    rest = DONE_STRUCT.pack(0, 0, state, reason, 0, *timing, 0, needed_bytes)[WHOSE_STRUCT.size :]
+    for ticket in tickets:
+        records[ticket.api].append(WHOSE_STRUCT.pack(ticket.slot, ticket.attempt) + rest)
+    for api, theirs in records.items():
+        for at in range(0, len(theirs), DONES_PER_WRITE):
+            # Waits only where the pipe could not be made as large as its records want (transport.py).
+            os.write(shared.done_fds[api], b"".join(theirs[at : at + DONES_PER_WRITE]))

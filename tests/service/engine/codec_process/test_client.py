@@ -1,0 +1,497 @@
+"""The codec process as an API server sees it: a real process, over a real arena, asked by a real dispatcher."""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from service.artifact.signature import Signature, TensorSpec
+from service.codecs import BodyType, TensorHeaders, decode, json_codec
+from service.engine.codec_process import client, orders
+from service.engine.codec_process.client import CodecProcess, CodecsFailed
+from service.engine.request import Lane, Ticketed
+from service.errors import (
+    BadJson,
+    BadTensor,
+    DeadlinePassed,
+    ModelFailed,
+    NotReady,
+    QueueFull,
+    ServiceError,
+    TooLarge,
+)
+from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Rig
+
+PAIR = Signature(
+    (TensorSpec("a", "FP32", (-1, 2)), TensorSpec("b", "INT64", (-1, -1))),
+    (TensorSpec("y", "FP32", (-1, 2)), TensorSpec("n", "INT64", (-1,))),
+)
+FLAGS = Signature((TensorSpec("x", "BOOL", (-1, 3)),), (TensorSpec("y", "FP64", (-1,)),))
+LANES = (FIXED, DYNAMIC, PAIR, FLAGS)
+LIMIT_S = 60.0
+WORK_LIMIT_S = 60.0
+
+
+class Body(Ticketed):
+    """A request whose body lies in its place."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__(lane)
+        self.ends: list[Exception | None] = []
+        self.over = asyncio.Event()
+
+    @property
+    def request_id(self) -> str:
+        return "a body"
+
+    def settled(self, error: ServiceError | None) -> None:
+        raise AssertionError("never queued here")
+
+    def then(self, error: Exception | None) -> None:
+        self.ends.append(error)
+        self.over.set()
+
+    async def end(self) -> Exception | None:
+        async with asyncio.timeout(LIMIT_S):
+            await self.over.wait()
+        (end,) = self.ends
+        return end
+
+
+class Shop:
+    """One API server's codecs."""
+
+    def __init__(self, **rig: int) -> None:
+        self.rig = Rig(*LANES, **{"data_bytes": 1 << 23, **rig})
+        memory = self.rig.transport.arenas[0].memory
+        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)
+
+    def body(self, data: bytes, lane: int = 0) -> Body:
+        body = Body(self.rig.lanes[lane])
+        self.rig.dispatcher.reserve(body, len(data), 0)[:] = data
+        return body
+
+    def ask(
+        self,
+        data: bytes,
+        kind: BodyType = BodyType.JSON,
+        lane: int = 0,
+        headers: TensorHeaders | None = None,
+        seconds: float = 60.0,
+    ) -> tuple[Body, client.Job]:
+        body = self.body(data, lane)
+        deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+        return body, self.codecs.decode(body, kind, len(data), headers, deadline_ns, body.then)
+
+    def inputs(self, body: Body) -> dict[str, np.ndarray]:
+        """What lies in the body's place."""
+        assert body.place is not None
+        layout = body.lane.layout
+        specs = layout.signature.inputs
+        return {
+            spec.name: np.frombuffer(body.place.inputs, spec.dtype, int(np.prod(shape)), offset).reshape(
+                shape
+            )
+            for spec, (offset, shape) in zip(
+                specs, layout.input_places(body.rows, tuple(body.dims)), strict=True
+            )
+        }
+
+    async def until(self, condition) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while not condition():
+                await asyncio.sleep(0.005)  # between two looks
+
+    async def started(self) -> int:
+        """The process, when it runs and has done its first work."""
+        body, _ = self.ask(rows(1))
+        assert await body.end() is None
+        self.rig.dispatcher.release(body)
+        assert self.codecs.pid is not None
+        return self.codecs.pid
+
+
+@contextlib.asynccontextmanager
+async def open_shop(**rig: int) -> AsyncIterator[Shop]:
+    """Everything that is lent has come back at the end, and the process is ended."""
+    shop = Shop(**rig)
+    try:
+        yield shop
+        assert shop.rig.all_free()
+    finally:
+        if shop.codecs.pid is not None:
+            os.kill(shop.codecs.pid, signal.SIGKILL)
+            await shop.until(lambda: shop.codecs.pid is None)
+
+
+def run(test) -> None:
+    asyncio.run(test())
+
+
+def rows(count: int) -> bytes:
+    return json.dumps({"inputs": [[row, row + 0.5] for row in range(count)]}).encode()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+BODIES = [
+    (rows(20_000), BodyType.JSON, 0, None),
+    (npy(np.arange(60_000, dtype="f4").reshape(-1, 2)), BodyType.NPY, 0, None),
+    (npy(np.asfortranarray(np.arange(60_000, dtype=">f4").reshape(-1, 2))), BodyType.NPY, 0, None),
+    (np.arange(60_000, dtype="f4").tobytes(), BodyType.RAW, 1, TensorHeaders(shape="300,200")),
+    (json.dumps({"inputs": [list(range(500))] * 40}).encode(), BodyType.JSON, 1, None),
+    (
+        json.dumps({"inputs": {"a": [[1, 2]] * 100, "b": [[2**62, -1, 0]] * 100}}).encode(),
+        BodyType.JSON,
+        2,
+        None,
+    ),
+    (bytes([0, 1, 1] * 9_000), BodyType.RAW, 3, None),
+    (b'{"inputs": [[true, false, true]]}', BodyType.JSON, 3, None),
+]
+
+
+@pytest.mark.parametrize(("data", "kind", "lane", "headers"), BODIES)
+def test_a_body_is_decoded_as_the_codecs_decode_it(data, kind, lane, headers):
+    async def test():
+        async with open_shop() as shop:
+            body, _ = shop.ask(data, kind, lane, headers)
+            assert body.place is None  # it is the job's
+            assert await body.end() is None
+            expected = decode(kind, data, LANES[lane], headers)
+            got = shop.inputs(body)
+            assert got.keys() == expected.keys()
+            for name, array in expected.items():
+                assert got[name].dtype == array.dtype
+                np.testing.assert_array_equal(got[name], array)
+            assert body.rows == len(array)
+            room = body.lane.layout.output_room(body.rows)
+            assert len(body.place.outputs) >= (room or len(body.place.inputs) * 4)
+            shop.rig.dispatcher.release(body)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "lane", "headers"),
+    [
+        (b"", BodyType.JSON, 0, None),
+        (b'{"inputs": [[1, 2], [3]]}', BodyType.JSON, 0, None),
+        (b'{"inputs": [[1, null]]}', BodyType.JSON, 0, None),
+        (b'{"inputs": {"a": [[1, 2]], "b": [[1], [2]]}}', BodyType.JSON, 2, None),
+        (b"\x93NUMPY junk", BodyType.NPY, 0, None),
+        (bytes(8), BodyType.RAW, 1, None),
+        (bytes(8), BodyType.RAW, 1, TensorHeaders(shape="1,3")),
+        (bytes(8), BodyType.RAW, 2, None),
+        (b"\x02\x00\x00", BodyType.RAW, 3, None),
+        (b'{"inputs": "\xff"}', BodyType.JSON, 0, None),
+    ],
+)
+def test_a_body_is_refused_as_the_codecs_refuse_it(data, kind, lane, headers):
+    with pytest.raises(ServiceError) as expected:
+        LANES[lane].check_inputs(decode(kind, data, LANES[lane], headers))
+
+    async def test():
+        async with open_shop() as shop:
+            body, _ = shop.ask(data, kind, lane, headers)
+            error = await body.end()
+            assert type(error) is expected.type
+            assert str(error) == str(expected.value)
+            assert body.place is None
+
+    run(test)
+
+
+def outputs_in(shop: Shop, lane: int, rows: int, *arrays: np.ndarray) -> Body:
+    """A request whose outputs stand in its place."""
+    body = Body(shop.rig.lanes[lane])
+    layout = body.lane.layout
+    shop.rig.dispatcher.reserve(body, 8, layout.needed_room(arrays))
+    layout.write_outputs(body.place.outputs, arrays)
+    body.rows = rows
+    return body
+
+
+def test_outputs_become_the_json_that_the_codecs_write():
+    async def test():
+        async with open_shop() as shop:
+            y, n = np.linspace(0, 1, 40_000, dtype="f4").reshape(-1, 2), np.arange(20_000)
+            for names in (("y", "n"), ("n",)):
+                body = outputs_in(shop, 2, len(n), y, n)
+                shop.codecs.encode(body, names, time.monotonic_ns() + MINUTE_NS, body.then)
+                assert await body.end() is None
+                wanted = {name: {"y": y, "n": n}[name] for name in names}
+                assert bytes(body.place.inputs) == json_codec.encode("m2", "1", wanted)
+                shop.rig.dispatcher.release(body)
+
+    run(test)
+
+
+def test_outputs_that_json_cannot_carry_are_the_models_fault():
+    async def test():
+        async with open_shop() as shop:
+            body = outputs_in(shop, 1, 1, np.array([[1, np.nan]], "f4"))
+            shop.codecs.encode(body, ("y",), time.monotonic_ns() + MINUTE_NS, body.then)
+            error = await body.end()
+            assert isinstance(error, ModelFailed)
+            assert "nan at [0, 1]" in str(error)
+
+    run(test)
+
+
+def test_no_process_is_started_before_there_is_work():
+    async def test():
+        async with open_shop() as shop:
+            await asyncio.sleep(0)
+            assert shop.codecs.pid is None
+
+    run(test)
+
+
+def test_a_process_that_dies_costs_no_body():
+    async def test():
+        async with open_shop() as shop:
+            pid = await shop.started()
+            os.kill(pid, signal.SIGSTOP)  # so that it dies with the first of them in its hands
+            asked = [shop.ask(rows(count))[0] for count in (3, 4, 5)]
+            await asyncio.sleep(0)
+            os.kill(pid, signal.SIGKILL)
+            for body, count in zip(asked, (3, 4, 5), strict=True):
+                assert await body.end() is None
+                assert shop.inputs(body)["x"].tolist() == json.loads(rows(count))["inputs"]
+                shop.rig.dispatcher.release(body)
+            assert shop.codecs.pid != pid
+
+    run(test)
+
+
+def test_a_body_at_which_it_dies_twice_fails_alone():
+    async def test():
+        async with open_shop() as shop:
+            pid = await shop.started()
+            os.kill(pid, signal.SIGSTOP)
+            poison, _ = shop.ask(rows(3))
+            await asyncio.sleep(0)
+            os.kill(pid, signal.SIGKILL)
+            await shop.until(lambda: shop.codecs.pid not in (None, pid))
+            other, _ = shop.ask(rows(4))
+            os.kill(shop.codecs.pid, signal.SIGKILL)
+            assert isinstance(await poison.end(), CodecsFailed)
+            assert await other.end() is None
+            shop.rig.dispatcher.release(other)
+
+    run(test)
+
+
+def test_a_body_that_is_given_up_while_it_waits_holds_nothing():
+    async def test():
+        async with open_shop() as shop:
+            pid = await shop.started()
+            os.kill(pid, signal.SIGSTOP)
+            first, _ = shop.ask(rows(3))
+            second, job = shop.ask(rows(4))
+            await asyncio.sleep(0)
+            lent = shop.rig.dispatcher._pool.lent_bytes
+            job.give_up()
+            assert shop.rig.dispatcher._pool.lent_bytes < lent
+            os.kill(pid, signal.SIGCONT)
+            assert await first.end() is None
+            shop.rig.dispatcher.release(first)
+            assert second.ends == []
+
+    run(test)
+
+
+def test_a_body_that_is_given_up_while_it_is_worked_on_is_freed_when_the_process_lets_go():
+    async def test():
+        async with open_shop() as shop:
+            pid = await shop.started()
+            os.kill(pid, signal.SIGSTOP)
+            body, job = shop.ask(rows(3))
+            await asyncio.sleep(0)
+            job.give_up()
+            assert not shop.rig.all_free()  # the process may read it still
+            os.kill(pid, signal.SIGCONT)
+            await shop.until(shop.rig.all_free)
+            assert body.ends == []
+            assert shop.codecs.pid == pid
+
+    run(test)
+
+
+def test_a_body_whose_time_is_over_is_told_so_and_a_process_that_hangs_on_it_is_replaced(monkeypatch):
+    monkeypatch.setattr(client, "MARGIN_S", 0.05)
+
+    async def test():
+        async with open_shop() as shop:
+            pid = await shop.started()
+            os.kill(pid, signal.SIGSTOP)
+            late, _ = shop.ask(rows(3), seconds=0.05)
+            waiting, _ = shop.ask(rows(4), seconds=0.05)
+            patient, _ = shop.ask(rows(5))
+            for body in (late, waiting):
+                assert isinstance(await body.end(), DeadlinePassed)
+            assert await patient.end() is None
+            shop.rig.dispatcher.release(patient)
+            assert shop.codecs.pid not in (None, pid)
+            assert len(late.ends) == len(waiting.ends) == 1
+
+    run(test)
+
+
+def test_a_process_that_stands_still_is_replaced_after_the_limit_though_the_request_has_all_the_time():
+    async def test():
+        async with open_shop() as shop:
+            pid = await shop.started()
+            os.kill(pid, signal.SIGSTOP)
+            shop.codecs._work_limit_s = 0.1
+            body, _ = shop.ask(rows(4), seconds=1e6)
+            behind, _ = shop.ask(rows(5), seconds=1e6)
+            await shop.until(lambda: shop.codecs._job is not None)
+            shop.codecs._work_limit_s = WORK_LIMIT_S  # of what is begun from here on
+            assert await body.end() is None
+            assert await behind.end() is None
+            assert shop.codecs.pid not in (None, pid)
+            for done in (body, behind):
+                shop.rig.dispatcher.release(done)
+
+    run(test)
+
+
+# 6 characters become 8 bytes of two numbers, and 8 of an answer: 72,000, 96,000 and 96,000 bytes.
+TEXT = b'{"inputs":[' + b"[0,0]," * 12_000 + b"[0,0]]}"
+
+
+@pytest.mark.parametrize("data_bytes", [100_000, 230_000])
+def test_inputs_that_would_find_no_room_if_they_were_alone_are_told_so(data_bytes):
+    async def test():
+        async with open_shop(data_bytes=data_bytes) as shop:
+            body, _ = shop.ask(TEXT)
+            error = await body.end()
+            assert isinstance(error, TooLarge)
+            assert "rows or fewer" in str(error)
+            again, _ = shop.ask(rows(1))
+            assert await again.end() is None
+            shop.rig.dispatcher.release(again)
+
+    run(test)
+
+
+def test_inputs_that_find_no_room_beside_others_are_to_come_again():
+    async def test():
+        async with open_shop(data_bytes=400_000) as shop:
+            other = shop.body(bytes(200_000))
+            body, _ = shop.ask(TEXT)
+            assert isinstance(await body.end(), QueueFull)
+            shop.rig.dispatcher.release(other)
+            again, _ = shop.ask(TEXT)
+            assert await again.end() is None
+            shop.rig.dispatcher.release(again)
+
+    run(test)
+
+
+def test_more_bodies_than_may_wait_are_refused_and_keep_their_place(monkeypatch):
+    monkeypatch.setattr(client, "MOST_WAITING", 1)
+
+    async def test():
+        async with open_shop() as shop:
+            first, _ = shop.ask(rows(1))
+            body = shop.body(rows(1))
+            with pytest.raises(QueueFull, match="wait to be decoded"):
+                shop.codecs.decode(body, BodyType.JSON, 5, None, time.monotonic_ns() + MINUTE_NS, body.then)
+            for held in (first, body):
+                if held is first:
+                    assert await held.end() is None
+                shop.rig.dispatcher.release(held)
+
+    run(test)
+
+
+def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr(client, "MOST_WAITING", 2)
+
+    async def test():
+        async with open_shop() as shop:
+            for _ in range(5):
+                _, job = shop.ask(rows(1))
+                job.give_up()
+            wanted = [shop.ask(rows(1))[0] for _ in range(2)]
+            late = shop.body(rows(1))
+            with pytest.raises(QueueFull, match="2 large bodies wait"):
+                shop.codecs.decode(late, BodyType.JSON, 5, None, time.monotonic_ns() + MINUTE_NS, late.then)
+            for body in wanted:
+                assert await body.end() is None
+            for body in (late, *wanted):
+                shop.rig.dispatcher.release(body)
+
+    run(test)
+
+
+def test_a_small_body_does_not_wait_behind_large_ones():
+    async def test():
+        async with open_shop() as shop:
+            ended: list[int] = []
+            bodies = []
+            data = {count: rows(count) for count in (100_000, 50_000, 5)}
+            for count in data:
+                body = shop.body(data[count])
+
+                def then(error, body=body, count=count):
+                    ended.append(count)
+                    body.then(error)
+
+                shop.codecs.decode(
+                    body, BodyType.JSON, len(data[count]), None, time.monotonic_ns() + MINUTE_NS, then
+                )
+                bodies.append(body)
+            for body in bodies:
+                assert await body.end() is None
+                shop.rig.dispatcher.release(body)
+            assert ended == [5, 50_000, 100_000]
+
+    run(test)
+
+
+def test_a_process_that_cannot_be_started_fails_its_bodies_and_is_tried_again(monkeypatch):
+    async def test():
+        async with open_shop() as shop:
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "executable", "/nowhere/python")
+                body, _ = shop.ask(rows(1))
+                assert isinstance(await body.end(), NotReady)
+            await shop.started()
+
+    run(test)
+
+
+def test_a_fault_of_the_process_itself_is_told_as_such_and_it_goes_on():
+    async def test():
+        async with open_shop() as shop:
+            pid = await shop.started()
+            body = outputs_in(shop, 0, 1, np.zeros((1, 2), "f4"))
+            shop.codecs.encode(body, ("no such output",), time.monotonic_ns() + MINUTE_NS, body.then)
+            assert isinstance(await body.end(), CodecsFailed)
+            assert await shop.started() == pid
+
+    run(test)
+
+
+def test_refusals_survive_the_way_between_the_processes():
+    for error in (BadJson("ü \x00 'x'"), BadTensor("y")):
+        word, values = orders.unpack(orders.refusal(error))
+        assert word == orders.Word.REFUSED
+        again = orders.refused(*values)
+        assert (type(again), str(again)) == (type(error), str(error))

@@ -1,0 +1,256 @@
+"""One connection of the fast protocol over a fake socket, a real dispatcher over real shared memory, the real front.
+
+The worker is turned by hand, so that a test decides when answers come.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from service.codecs import BodyType
+from service.engine.client import DispatchEngine
+from service.engine.codec_process.client import CodecProcess
+from service.frontend.asgi import Front
+from service.frontend.body import BodyMemory
+from service.frontend.http1.answer_lines import AnswerLines
+from service.frontend.http1.connection import FastProtocol
+from service.frontend.http1.exchange import RequestIds, Shop
+from service.frontend.http1.head_cache import Limits, Route
+from service.frontend.http1.head_reader import HeadReader
+from service.frontend.http1.throttle import Pace
+from service.frontend.http1.unread import Unread
+from service.frontend.receiving import Receiving
+from service.inference.context import PROTOCOL_OF, Call
+from service.metrics.recorder import Metrics, Plan
+from tests.service.engine_rig import FIXED, Rig
+from tests.service.support import SETTINGS, served
+
+PATH = "/predict/m0"
+JSON = "application/json"
+RAW = "application/octet-stream"
+LONG = "Content-Encoding: identity"
+"""A header that only the long way knows, and that changes nothing."""
+LIMIT_BYTES = 100_000
+WORK_LIMIT_S = 60.0
+
+
+def call(body: bytes, kind: str = JSON, *headers: str, path: str = PATH, method: str = "POST") -> bytes:
+    """One request as it goes over the wire."""
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: test",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
+
+
+def rows(*values: float) -> bytes:
+    """A JSON body of one row per value; the model answers with value + 1."""
+    return json.dumps({"inputs": [[value, value] for value in values]}).encode()
+
+
+class Socket(asyncio.Transport):
+    """A transport whose other side is the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.largest_write = 0
+        self.unsent_bytes = 0
+        self.closing = self.aborted = False
+        self.reading = True
+        self.protocol: Any = None
+
+    def write(self, data: Any) -> None:
+        self.written += data
+        self.largest_write = max(self.largest_write, len(data))
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.close()
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def receive(self, data: bytes) -> None:
+        """Bytes come, and are read at once, as event loops do it."""
+        while data:
+            if not isinstance(self.protocol, asyncio.BufferedProtocol):
+                self.protocol.data_received(data)
+                return
+            buffer = memoryview(self.protocol.get_buffer(-1))
+            nbytes = min(len(buffer), len(data))
+            assert nbytes, "nothing could be read"
+            buffer[:nbytes] = data[:nbytes]
+            self.protocol.buffer_updated(nbytes)
+            data = data[nbytes:]
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high = high
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def values(self) -> list[float]:
+        """What the model made of each row."""
+        return [row[0] for row in json.loads(self.body)["outputs"]["y"]]
+
+    @property
+    def code(self) -> str:
+        """An error's word."""
+        return str(json.loads(self.body)["code"])
+
+
+class House:
+    """An API server without sockets. Make it on a running event loop."""
+
+    def __init__(
+        self, limit_bytes: int = LIMIT_BYTES, request_timeout_s: float | None = None, **rig: Any
+    ) -> None:
+        self.rig = Rig(**{"workers": 1, **rig})
+        self.worker = self.rig.new_worker()
+        self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
+        self.lines: list[tuple[Call, int]] = []
+        lane = self.rig.lanes[0]
+        counters = {kind: self.metrics.answered_counter(PROTOCOL_OF[kind], "m0", "1") for kind in BodyType}
+        memory = self.rig.transport.arenas[0].memory
+        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)
+        bodies = BodyMemory(max(1 << 20, limit_bytes))
+        receiving = Receiving(bodies, self.rig.dispatcher)
+        self.now_s = 1000.0
+        unread = Unread(1 << 20, lambda: self.now_s)
+        arena_bytes = self.rig.dispatcher.arena.data_bytes
+        self.rig.dispatcher.make_room = lambda nbytes: (
+            receiving.make_room() or unread.free_place(nbytes, arena_bytes)
+        )
+        route = Route(PATH, "", "/predict/{model}", lane, FIXED, counters)
+        self.shop = Shop(
+            routes={PATH.encode(): route},
+            dispatcher=self.rig.dispatcher,
+            codecs=self.codecs,
+            metrics=self.metrics,
+            receiving=receiving,
+            log_access=lambda call, status, _: self.lines.append((call, status)),
+            heads=HeadReader([route], Limits(limit_bytes, limit_bytes)),
+            ids=RequestIds(),
+            pace=Pace(time.monotonic),  # a thread that never has time to spare
+            unread=unread,
+            lines=AnswerLines(),
+            request_timeout_s=request_timeout_s,
+        )
+        self.engine = DispatchEngine(
+            self.rig.dispatcher, self.codecs, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()]
+        )
+        settings = replace(
+            SETTINGS,
+            max_body_bytes=limit_bytes,
+            max_json_bytes=limit_bytes,
+            default_model="m0",
+            request_timeout_ms=int((request_timeout_s or 0.0) * 1000),
+        )
+        self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
+        self.front.bodies = bodies
+        FastProtocol.shop = self.shop
+        FastProtocol._chunks, FastProtocol._next_turn = 0, False  # of a loop that is gone
+        self.config = uvicorn.Config(
+            self.front, http=FastProtocol, ws="none", log_config=None, access_log=False
+        )
+        self.config.load()
+        self.state = ServerState()
+
+    def connect(self) -> "Connection":
+        """A new connection."""
+        return Connection(self)
+
+    async def turn(self, until: Callable[[], bool] = lambda: False, most: int = 50) -> None:
+        """Let the loop and the worker run until the condition holds, or all has come to rest."""
+        for _ in range(most):
+            if until():
+                return
+            await asyncio.sleep(0)
+            self.rig.dispatcher.flush()
+            self.worker.loops[0].turn(wait=False)
+            self.rig.dispatcher.receive()
+
+    async def rest(self) -> None:
+        """Let the loop run; the worker takes nothing."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    @property
+    def free(self) -> bool:
+        """Whether no request holds anything any more."""
+        return (
+            self.rig.all_free()
+            and not self.front.bodies.used_bytes
+            and not self.shop.unread.used_bytes
+            and not self.rig.dispatcher.lent_bytes
+        )
+
+
+class Connection:
+    """One client."""
+
+    def __init__(self, house: House) -> None:
+        self.socket = Socket()
+        self.protocol = FastProtocol(house.config, house.state, {}, asyncio.get_running_loop())
+        self.socket.protocol = self.protocol
+        self.protocol.connection_made(self.socket)
+
+    def send(self, data: bytes) -> None:
+        """Bytes that the server reads at once."""
+        self.socket.receive(data)
+
+    def end(self) -> None:
+        """The client sends no more, and reads on."""
+        if not self.socket.closing and not self.socket.protocol.eof_received():
+            self.socket.close()
+
+    def leave(self) -> None:
+        """The client goes."""
+        self.socket.closing = True
+        self.socket.protocol.connection_lost(ConnectionResetError())
+
+    def answers(self) -> list[Answer]:
+        """Every whole answer so far; asserts that nothing stands between or behind them."""
+        found, data, at = [], bytes(self.socket.written), 0
+        while at < len(data):
+            end = data.find(b"\r\n\r\n", at)
+            assert end >= 0, f"no whole answer: {data[at:]!r}"
+            status, *lines = data[at:end].decode("latin-1").split("\r\n")
+            headers = {
+                name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines)
+            }
+            body, at = end + 4, end + 4 + int(headers.get("content-length", 0))
+            assert len(data) >= at
+            found.append(Answer(int(status.split()[1]), headers, data[body:at]))
+        return found

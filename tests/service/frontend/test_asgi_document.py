@@ -1,0 +1,57 @@
+"""docs/http.md says what the server does: its routes, codes and headers are these, and its examples run."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import errors
+from service.artifact.signature import Signature, TensorSpec
+from service.errors import ServiceError
+from tests.service.support import NumpyEngine, front, running, served
+
+TEXT = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
+MLP = Signature((TensorSpec("x", "FP32", (-1, 10)),), (TensorSpec("y", "FP32", (-1, 5)),))
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_every_route_is_in_the_document():
+    for route in front().routes.routes:
+        assert f"`{route.method} {route.path}`" in TEXT
+
+
+def test_every_error_is_in_the_document_with_its_status():
+    listed = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", TEXT, re.MULTILINE))
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ServiceError)
+    ]
+    assert listed == {(str(kind.status), kind.code) for kind in kinds if kind is not ServiceError}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the examples call curl")
+def test_every_example_runs(tmp_path):
+    weight = np.ones((10, 5), "f4")
+    behind = NumpyEngine(
+        {("mlp", "1"): lambda inputs: {"y": inputs["x"] @ weight}}, {"mlp": served("mlp", ("1", MLP))}
+    )
+    with running(front(behind, default_model=None)) as port:
+        here = f"127.0.0.1:{port}"
+        # curl's -f makes an error answer fail the command; python3 must be one that has numpy.
+        script = "\n".join(blocks("sh")).replace("localhost:8000", here)
+        script = script.replace("X-Timeout-Ms: 2000", "X-Timeout-Ms: 60000")
+        script = script.replace("curl ", "curl -sSf ").replace("python3 ", f"{sys.executable} ")
+        python = "".join(blocks("python")).replace("localhost:8000", here)
+        assert script.count("curl") >= 7
+        for command in (["bash", "-ec", script], [sys.executable, "-c", python]):
+            done = subprocess.run(
+                command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert "[[45. 45. 45. 45. 45.]]" in done.stdout

@@ -1,0 +1,59 @@
+"""What a scrape counts in the arenas: rows that wait and requests in flight, by model."""
+
+import pytest
+
+from service.ipc.slots.arena import Arena, MappedArena
+from service.ipc.slots.slot_counts import take_census
+from service.ipc.slots.slot_state import State
+
+
+@pytest.fixture
+def arenas() -> list[MappedArena]:
+    return [Arena(index, slots=16, data_bytes=4096).map() for index in range(2)]
+
+
+def fill(arena: MappedArena, slot: int, state: State, model: int, rows: int, given_up: bool = False) -> None:
+    arena.state[slot], arena.model[slot], arena.rows[slot] = state, model, rows
+    arena.given_up[slot] = given_up
+
+
+def test_empty_arenas_hold_nothing(arenas: list[MappedArena]) -> None:
+    census = take_census(arenas, 3)
+    assert (census.queued_rows.tolist(), census.requests.tolist()) == ([0, 0, 0], [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("state", "queued", "requests"),
+    [
+        (State.FREE, 0, 0),
+        (State.FILLING, 0, 0),
+        (State.QUEUED, 5, 1),
+        (State.TAKEN, 0, 1),
+        (State.DONE, 0, 1),
+        (State.FAILED, 0, 1),
+        (State.OUTGROWN, 0, 1),
+    ],
+)
+def test_each_state_counts_as_what_it_is(
+    arenas: list[MappedArena], state: State, queued: int, requests: int
+) -> None:
+    fill(arenas[0], 3, state, model=1, rows=5)
+    census = take_census(arenas, 3)
+    assert (census.queued_rows.tolist(), census.requests.tolist()) == ([0, queued, 0], [0, requests, 0])
+
+
+def test_all_arenas_are_counted_by_model(arenas: list[MappedArena]) -> None:
+    for slot in range(4):
+        fill(arenas[0], slot, State.QUEUED, model=slot % 2, rows=10 + slot)
+    fill(arenas[1], 15, State.QUEUED, model=2, rows=1)
+    fill(arenas[1], 0, State.TAKEN, model=2, rows=100)
+    census = take_census(arenas, 3)
+    assert census.queued_rows.tolist() == [22, 24, 1]
+    assert census.requests.tolist() == [2, 2, 2]
+
+
+def test_what_nobody_waits_for_does_not_count(arenas: list[MappedArena]) -> None:
+    fill(arenas[0], 0, State.QUEUED, model=0, rows=5, given_up=True)
+    fill(arenas[0], 1, State.TAKEN, model=0, rows=5, given_up=True)
+    census = take_census(arenas, 1)
+    assert (census.queued_rows.tolist(), census.requests.tolist()) == ([0], [0])

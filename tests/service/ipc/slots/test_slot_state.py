@@ -1,0 +1,224 @@
+"""The table of moves, and that the code makes no other: random lives of many requests, with deaths at random points."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import service.ipc.scoreboard as board_module
+import service.worker.dequeue as take_module
+from service.engine.recovery import LostTickets, retry_held
+from service.errors import DeadlinePassed, ModelCrashed, QueueFull
+from service.ipc.slots.arena import HEADER
+from service.ipc.slots.slot_pool import Place
+from service.ipc.slots.slot_state import MOVES, SETTLED, Side, State, may_move
+from service.worker.dequeue import Taker
+from tests.service.engine_rig import DYNAMIC, Asked, Dead, Rig
+
+
+def test_every_state_is_reached_and_left() -> None:
+    assert {before for before, _ in MOVES} == set(State)
+    assert {after for _, after in MOVES} == set(State)
+
+
+def test_only_the_side_in_the_table_may_move() -> None:
+    assert may_move(Side.WORKER, State.QUEUED, State.TAKEN)
+    assert not may_move(Side.API_SERVER, State.QUEUED, State.TAKEN)
+    assert not may_move(Side.WORKER, State.FREE, State.TAKEN)
+
+
+def test_settled_states_are_left_by_the_api_server_alone() -> None:
+    assert {side for (before, _), side in MOVES.items() if before in SETTLED} == {Side.API_SERVER}
+
+
+@pytest.fixture
+def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, State]]]:
+    """Every move that is made, noted where the code makes it."""
+    made: set[tuple[Side, State, State]] = set()
+
+    def note(side: Side, memory: Any, slot: int, work: Any) -> Any:
+        before = State(memory[slot * HEADER.itemsize])
+        result = work()
+        after = State(memory[slot * HEADER.itemsize])
+        if before != after or work.__name__ == "begin":
+            made.add((side, before, after))
+        return result
+
+    set_state, begin_attempt = Place.set_state, Place.begin_attempt
+    mark, settle = Taker._mark, take_module.settle
+
+    def noted_settle(shared: Any, tickets: Any, *args: Any, **keys: Any) -> None:
+        befores = [State(shared.arenas[t.api][t.slot * HEADER.itemsize]) for t in tickets]
+        try:
+            settle(shared, tickets, *args, **keys)
+        finally:
+            for before, t in zip(befores, tickets, strict=True):
+                made.add((Side.WORKER, before, State(shared.arenas[t.api][t.slot * HEADER.itemsize])))
+
+    def noted_set_state(place: Place, state: State) -> None:
+        note(Side.API_SERVER, place._memory, place.slot, lambda: set_state(place, state))
+
+    def noted_begin(place: Place, model: int, rows: int) -> None:
+        def begin() -> None:
+            begin_attempt(place, model, rows)
+
+        note(Side.API_SERVER, place._memory, place.slot, begin)
+
+    def noted_mark(taker: Taker, ticket: Any, *args: Any) -> bool:
+        memory = taker._shared.arenas[ticket.api]
+        result: bool = note(Side.WORKER, memory, ticket.slot, lambda: mark(taker, ticket, *args))
+        return result
+
+    monkeypatch.setattr(Place, "set_state", noted_set_state)
+    monkeypatch.setattr(Place, "begin_attempt", noted_begin)
+    monkeypatch.setattr(Taker, "_mark", noted_mark)
+    for module in ("service.worker.dequeue.settle", "service.worker.batch_runner.settle"):
+        monkeypatch.setattr(module, noted_settle)
+    return made
+
+
+class RandomLife:
+    """Requests, workers and deaths, in an order that a seed decides."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.rig = Rig(DYNAMIC, api_servers=2, workers=2, slots=64, data_bytes=1 << 18)
+        self.workers = [self.new_worker(index) for index in (0, 1)]
+        self.asked: list[Asked] = []
+        self.given_up: list[Asked] = []
+        self.countdown = -1
+        self.searches: list[LostTickets] = []
+
+    def new_worker(self, index: int) -> Any:
+        return self.rig.new_worker(index, on_run=self.on_run)
+
+    def on_run(self, x: np.ndarray) -> Any:
+        self.tick()
+        if x.shape[1] == 3:  # answers of another size than any guess: they outgrow their place
+            return np.repeat(x + 1, 40, axis=1)
+        if (x == 13).any():
+            raise ValueError("13")
+        return None
+
+    def tick(self) -> None:
+        """One of the points at which the present worker may die."""
+        self.countdown -= 1
+        if self.countdown == 0:
+            raise Dead
+
+    def ask(self) -> None:
+        value = self.random.choice([1, 2, 3, 13])
+        api, length = self.random.randrange(2), self.random.choice([2, 3, 4])
+        rows = [float(value)] * self.random.choice([1, 1, 3, 11])
+        late = self.random.random() < 0.1
+        try:
+            request = self.rig.ask(*rows, api=api, length=length, deadline_ns=None)
+        except QueueFull:
+            return
+        if late:
+            request.deadline_ns = 1
+        self.asked.append(request)
+
+    def cancel(self) -> None:
+        request = self.random.choice(self.asked) if self.asked else None
+        if request is not None and not request.ends:
+            self.rig.dispatchers[request.dispatcher.index].cancel(request)  # type: ignore[union-attr]
+            self.given_up.append(request)
+
+    def turn(self, mortal: bool = True) -> None:
+        index = self.random.randrange(2)
+        self.countdown = self.random.randrange(1, 12) if mortal and self.random.random() < 0.4 else -1
+        worker = self.workers[index]
+        try:
+            worker.loops[0].turn(wait=False)
+        except Dead:
+            self.rig.worker_dies(worker)
+            for dispatcher in self.rig.dispatchers:
+                self.searches.append(LostTickets(dispatcher))
+                retry_held(dispatcher, worker.serial)
+            self.workers[index] = self.new_worker(index)
+
+    def look(self) -> None:
+        """The moment in which recovery finds out which tickets are lost; any time may pass until then."""
+        for search in self.searches:
+            search.look()
+
+    def stall(self) -> None:
+        """The supervisor takes whoever has the turn to read for stopped, rightly or not."""
+        self.rig.renew_turn(0)
+
+    def settle(self) -> None:
+        for dispatcher in self.rig.dispatchers:
+            dispatcher.receive()
+            dispatcher.flush()
+
+    def live(self, steps: int) -> None:
+        for _ in range(steps):
+            acts = [self.ask, self.ask, self.turn, self.settle, self.cancel, self.look, self.stall]
+            self.random.choice(acts)()
+            if self.random.random() < 0.1:
+                for dispatcher in self.rig.dispatchers:
+                    dispatcher.watch.expire()
+        for count in range(300):
+            if count % 20 == 19:
+                self.stall()  # the watch tells again, as long as nobody takes what waits
+            if not any(dispatcher.in_flight for dispatcher in self.rig.dispatchers):
+                break
+            self.look()
+            self.turn(mortal=False)
+            self.settle()
+
+    def check(self) -> None:
+        for request in self.asked:
+            if request in self.given_up:
+                assert len(request.ends) <= 1
+                continue
+            (end,) = request.ends
+            if request.x[0, 0] == 13 and request.x.shape[1] != 3:
+                assert end is not None
+            elif end is None:
+                repeats = 40 if request.x.shape[1] == 3 else 1
+                np.testing.assert_array_equal(request.y, np.repeat(request.x + 1, repeats, axis=1))
+            else:
+                assert isinstance(end, ModelCrashed | DeadlinePassed)
+                assert request.deaths == 2 or request.deadline_ns == 1
+        assert all(self.rig.all_free(api) for api in (0, 1))
+
+
+@pytest.mark.parametrize("first_seed", range(0, 60, 10))
+def test_random_lives_end_right_by_moves_of_the_table_alone(
+    moves: set[tuple[Side, State, State]], monkeypatch: pytest.MonkeyPatch, first_seed: int
+) -> None:
+    life: list[RandomLife] = []
+    real_tell, real_mark = take_module.tell, Taker._mark
+
+    def tell(*args: Any, **keys: Any) -> None:
+        life[-1].tick()
+        real_tell(*args, **keys)
+        life[-1].tick()
+
+    def mark(taker: Taker, *args: Any) -> bool:
+        life[-1].tick()
+        result = real_mark(taker, *args)
+        life[-1].tick()
+        return result
+
+    # One thread plays everybody: what one has written, all others see.
+    monkeypatch.setattr(board_module, "SETTLE_NS", 0)
+    monkeypatch.setattr(take_module, "tell", tell)
+    monkeypatch.setattr(Taker, "_mark", mark)
+
+    async def run(seed: int) -> None:
+        life.append(RandomLife(seed))
+        life[-1].live(steps=60)
+        life[-1].check()
+
+    for seed in range(first_seed, first_seed + 10):
+        asyncio.run(run(seed))
+    assert [move for move in moves if not may_move(*move)] == []
+    assert (Side.API_SERVER, State.TAKEN, State.QUEUED) in moves
+    assert (Side.API_SERVER, State.QUEUED, State.QUEUED) in moves
+    assert (Side.API_SERVER, State.OUTGROWN, State.QUEUED) in moves

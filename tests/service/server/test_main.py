@@ -1,0 +1,148 @@
+"""From settings to the plan of a server, and what is said about it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from service.backends import SessionOptions
+from service.backends.devices import Devices
+from service.errors import ConfigError
+from service.host.processes import StopSignals
+from service.ipc.scoreboard import Board, Dimensions
+from service.repository.index import read_repository
+from service.server.main import run_server, session_options, tell_what_is_served, version_of, warn_of_limits
+from service.settings import ServeSettings, load_settings
+from tests.service.repositories import metrics_of, save_linear
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ServeSettings:
+    save_linear(tmp_path / "linear" / "1" / "model.onnx")
+    return load_settings({"repository": str(tmp_path), "device": "cpu"}, {})
+
+
+@pytest.fixture
+def stop() -> Iterator[StopSignals]:
+    with StopSignals() as signals:
+        yield signals
+
+
+def test_default_model_that_is_not_there_is_refused_with_those_that_are(
+    settings: ServeSettings, stop: StopSignals
+) -> None:
+    with pytest.raises(ConfigError, match=r"--default-model 'resnet' is not in .*; expected one of linear"):
+        run_server(replace(settings, default_model="resnet"), stop)
+
+
+def test_repository_that_cannot_be_read_is_refused_before_anything_starts(
+    settings: ServeSettings, stop: StopSignals
+) -> None:
+    (settings.repository / "linear" / "config.yaml").write_text("instances: none\n")
+    with pytest.raises(ConfigError, match="instances"):
+        run_server(settings, stop)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 8), (3, 2), (20, 1)])
+def test_models_workers_share_the_cores(
+    settings: ServeSettings, monkeypatch: pytest.MonkeyPatch, workers: int, threads: int
+) -> None:
+    monkeypatch.setattr("service.server.main.usable_cores", lambda: 8)
+    (entry,) = read_repository(settings.repository)
+    assert session_options(entry, workers).threads == threads
+
+
+def test_threads_of_config_yaml_are_kept(settings: ServeSettings) -> None:
+    (settings.repository / "linear" / "config.yaml").write_text("session: {threads: 5}\n")
+    (entry,) = read_repository(settings.repository)
+    assert session_options(entry, 1) == SessionOptions(threads=5)
+
+
+# What the machine may not give -------------------------------------------------------------------------------
+
+
+def warnings(
+    settings: ServeSettings, connections: int, memory_bytes: int | None, caplog: pytest.LogCaptureFixture
+) -> str:
+    warn_of_limits(settings, connections, memory_bytes)
+    return caplog.text
+
+
+def test_nothing_is_said_when_the_limits_are_wide_enough(
+    settings: ServeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    promised = settings.arena_bytes + settings.receive_bytes
+    assert warnings(settings, settings.max_in_flight, promised, caplog) == ""
+    assert warnings(settings, settings.max_in_flight, None, caplog) == ""
+
+
+def test_too_few_descriptors_for_max_in_flight_are_told_with_both_numbers_and_the_mend(
+    settings: ServeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = warnings(settings, 900, None, caplog)
+    assert re.search(r"900 connections, fewer than its --max-in-flight 4096; .*ulimit -n", text)
+
+
+def test_memory_promised_to_all_api_servers_beyond_the_containers_limit_is_told(
+    settings: ServeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = warnings(replace(settings, api_servers=2), 10_000, 2**30, caplog)
+    assert re.search(r"2 API servers take 1536 MiB .* limit of 1024 MiB", text)
+
+
+def test_repository_by_a_relative_path_in_a_removed_folder_is_refused_with_a_text(
+    settings: ServeSettings, stop: StopSignals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(
+        ConfigError, match="'models' is relative to the working folder, which has been removed"
+    ):
+        run_server(replace(settings, repository=Path("models")), stop)
+
+
+# What is said once everything is loaded ---------------------------------------------------------------------
+
+
+def said(
+    settings: ServeSettings, addresses: list[str], ready: bool, note: str, capfd: pytest.CaptureFixture[str]
+) -> str:
+    entries = read_repository(settings.repository)
+    metrics = metrics_of(version_of(entries[0].artifacts[0]))
+    metrics.model_loaded("linear", "1", 1.25)
+    board = Board(Dimensions(api_servers=1, workers=2, models=1, instances=1)).map()
+    board.ready[1, 0] = ready
+    board.write_note(0, 0, note)
+    told = tell_what_is_served(settings, addresses, entries, Devices(("cpu",), ""), board, metrics)
+    assert told == ready
+    return capfd.readouterr().out
+
+
+def test_the_block_names_address_device_and_each_model_with_its_load_time(
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = said(settings, ["http://127.0.0.1:1234"], True, "", capfd)
+    assert "serves http://127.0.0.1:1234 on cpu" in text
+    assert re.search(r"linear/1 +onnxruntime +batch 32 +ready in 1\.2 s", text)
+
+
+def test_every_address_is_told(settings: ServeSettings, capfd: pytest.CaptureFixture[str]) -> None:
+    text = said(settings, ["http://[::1]:1234", "unix:/run/x.sock"], True, "", capfd)
+    assert "serves http://[::1]:1234 unix:/run/x.sock on cpu" in text
+
+
+def test_model_that_one_worker_of_two_serves_is_ready(
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "ready in" in said(settings, ["http://127.0.0.1:1234"], True, "no memory left", capfd)
+
+
+def test_server_without_any_model_says_so_and_ends(
+    settings: ServeSettings, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert said(settings, ["http://127.0.0.1:1234"], False, "no memory left", capfd) == ""
+    assert "no model of" in caplog.text

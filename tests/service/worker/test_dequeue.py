@@ -1,0 +1,130 @@
+"""What an instance makes its own, and what it drops."""
+
+import time
+
+from service.errors import DeadlinePassed
+from service.ipc.records import TICKET_STRUCT
+from service.ipc.slots.slot_state import State
+from service.worker.dequeue import Ticket
+from tests.service.engine.test_recovery import on_loop
+from tests.service.engine_rig import Asked, Rig
+
+
+def read(rig: Rig) -> list[Ticket]:
+    """All tickets that wait for the first model, out of the pipe."""
+    import os
+
+    data = os.read(rig.transport.queues[0].reader.fd, 1 << 18)
+    return [Ticket._make(fields) for fields in TICKET_STRUCT.iter_unpack(data)]
+
+
+@on_loop
+async def test_marked_slots_carry_the_workers_serial_and_the_instance_is_busy_until_they_are_settled() -> (
+    None
+):
+    rig = Rig()
+    rig.ask(1.0)
+    worker = rig.new_worker()
+    taker = worker.takers[0]
+    (ticket,) = taker.mark(read(rig))
+    assert rig.arena.state[ticket.slot] == State.TAKEN
+    assert rig.arena.worker[ticket.slot] == worker.serial
+    assert rig.board.busy_since_ns[0, 0] > 0
+    taker.rest()
+    assert rig.board.busy_since_ns[0, 0] > 0
+    taker.settled(1)
+    taker.rest()
+    assert rig.board.busy_since_ns[0, 0] == 0
+
+
+@on_loop
+async def test_marking_is_a_step_that_the_board_shows_and_that_ends() -> None:
+    rig = Rig()
+    rig.ask(1.0)
+    taker = rig.new_worker().takers[0]
+    seen: list[tuple[list[int], bool]] = []
+    mark = taker._mark
+
+    def look(ticket: Ticket, now_ns: int, dropped: list[object]) -> bool:
+        now_ns = time.monotonic_ns()
+        seen.append((rig.board.hanging(now_ns), rig.board.marking_since_ns[0, 0] > 0))
+        return mark(ticket, now_ns, dropped)  # type: ignore[arg-type]
+
+    taker._mark = look  # type: ignore[method-assign,assignment]
+    taker.mark(read(rig))
+    assert seen == [([0], True)]
+    assert rig.board.marking_since_ns[0, 0] == 0
+    assert rig.board.taken_ns[0, 0] > 0
+
+
+@on_loop
+async def test_marking_nothing_leaves_the_instance_idle() -> None:
+    rig = Rig()
+    request = rig.ask(1.0)
+    assert request.place is not None
+    request.place.void_attempt()
+    taker = rig.new_worker().takers[0]
+    assert taker.mark(read(rig)) == []
+    taker.rest()
+    assert rig.board.all_busy_since_ns() == [0, 0]
+    assert rig.board.hanging(time.monotonic_ns() + 1) == []
+
+
+@on_loop
+async def test_late_and_given_up_requests_are_dropped_and_freed() -> None:
+    rig = Rig(workers=1)
+    late, gone, good = (rig.ask(value) for value in (1.0, 2.0, 3.0))
+    rig.dispatcher.cancel(gone)
+    worker = rig.new_worker()
+    tickets = read(rig)
+    marked = worker.takers[0].mark([tickets[0]._replace(deadline_ns=1), *tickets[1:]])
+    assert [ticket.slot for ticket in marked] == [tickets[2].slot]
+    rig.dispatcher.receive()
+    assert isinstance(late.ends[0], DeadlinePassed)
+    assert gone.ends == []
+    assert good.ends == []
+    assert list(rig.dispatcher.in_flight) == [tickets[2].slot]
+
+
+@on_loop
+async def test_tickets_of_an_earlier_attempt_are_void() -> None:
+    rig = Rig(workers=1)
+    request = rig.ask(1.0)
+    rig.dispatcher.enqueue(request)  # as after a death: the first ticket still waits in the pipe
+    rig.dispatcher.flush()
+    worker = rig.new_worker()
+    rig.work(worker)
+    assert request.right
+    assert [len(batch) for batch in worker.sessions[0].batches] == [1]
+
+
+@on_loop
+async def test_tickets_of_an_earlier_life_are_void_also_when_they_were_marked_before() -> None:
+    rig = Rig(workers=1)
+    rig.ask(1.0)
+    rig.ask(2.0)
+    taker = rig.new_worker().takers[0]
+    tickets = read(rig)
+    (marked,) = taker.mark(tickets[:1])
+    rig.board.epoch[0] += 1
+    assert taker.mark(tickets[1:]) == []
+    assert taker.still_wanted((marked,)) == []
+    taker.rest()
+    assert rig.board.all_busy_since_ns() == [0]
+
+
+@on_loop
+async def test_ticket_is_somebodys_when_it_was_looked_at_before_it_was_made_void() -> None:
+    """The moment that recovery waits for: looked at, not yet marked, and made void meanwhile."""
+    rig = Rig(workers=1)
+    request: Asked = rig.ask(1.0)
+    worker = rig.new_worker()
+    place = request.place
+    assert place is not None
+    taker = worker.takers[0]
+    (ticket,) = read(rig)
+    assert taker.mark((ticket,)) == [ticket]
+    place.void_attempt()
+    worker.loops[0]._runner.run((ticket,), 0)
+    rig.dispatcher.receive()
+    assert request.right
