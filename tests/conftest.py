@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sysconfig
 
@@ -32,6 +33,10 @@ slot_state.checking = True
 # the process: more than the usual soft limit of 1024.
 _, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _most))
+
+# A script's background job ignores Ctrl-C, nohup a hang-up, and what is ignored stays so in all that is started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _tool(name: str, package: str) -> str:

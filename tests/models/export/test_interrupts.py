@@ -13,14 +13,6 @@ from models.export.cli import main
 from models.export.interrupts import Interrupts
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c_is_not_ignored():
-    """As in a terminal, also where the tests themselves run in the background of a script."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def _press() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(1000):  # the handler runs between two instructions
