@@ -236,13 +236,14 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="only networks whose name starts with this")
     parser.add_argument("--packages", action="store_true", help="export classes of packages, whole")
+    parser.add_argument("--jobs", type=int, default=1, help="with --packages: so many classes at once")
     arguments = parser.parse_args()
     chosen = arguments.names
     if arguments.packages:
         sys.path.append(str(Path(__file__).parents[1]))  # a script's own folder is there alone
         from benchmarks.packages.report import report
 
-        sys.exit(1 if report(chosen) else 0)
+        sys.exit(1 if report(chosen, arguments.jobs) else 0)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     has_kernels()
