@@ -5,10 +5,9 @@
 
 Only for the ONNX file, TorchScript has all of these. The sizes of windows and the nearest element are computed as
 torch's CPU kernels do (aten/src/ATen/native/AdaptivePooling.h, UpSample.h), in the same type, so that no element is
-another one. None of the functions branches on a size that varies.
+another one. None of the functions branches on a size that varies. More rules: onnx_attention.py, onnx_numbers.py.
 """
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -16,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from models.export import onnx_attention, onnx_numbers
+from models.export.graph_copy import copied
 
 aten = torch.ops.aten
 
@@ -29,7 +31,7 @@ def rewritten(graph_module: fx.GraphModule) -> fx.GraphModule:
     }
     if not wanted:
         return graph_module
-    changed = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+    changed = copied(graph_module)
     for node in changed.graph.nodes:
         if node.name in wanted:
             _rewrite(node)
@@ -38,14 +40,18 @@ def rewritten(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _rewrite(node: fx.Node) -> None:
-    """Let node call its rewrite, with the operator's arguments in order, and how many tensors come out, if a list."""
+    """Let node call its rewrite, with the operator's arguments in order (those that have a name alone: as they are),
+    and how many tensors come out, if a list."""
     arguments: list[Any] = []
     for place, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        given = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-        arguments.append(argument.default_value if given is None else given)
+        if not argument.kwarg_only:
+            given = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+            arguments.append(argument.default_value if given is None else given)
+    taken = {argument.name for argument in node.target._schema.arguments if not argument.kwarg_only}  # type: ignore[union-attr]
+    named = {name: given for name, given in node.kwargs.items() if name not in taken}
     if isinstance(node.meta["val"], list):
         arguments.append(len(node.meta["val"]))
-    node.target, node.args, node.kwargs = _REWRITES[node.target][1], tuple(arguments), {}
+    node.target, node.args, node.kwargs = _REWRITES[node.target][1], tuple(arguments), named
 
 
 def _always(node: fx.Node) -> bool:
@@ -196,4 +202,6 @@ _REWRITES: dict[Any, tuple[Callable[[fx.Node], bool], Callable[..., Any]]] = {
     aten.split_with_sizes.default: (_has_varying_argument, _parts),
     aten.median.dim: (_always, _median),
     aten.kthvalue.default: (_always, _kth),
+    **onnx_attention.REWRITES,
+    **onnx_numbers.REWRITES,
 }

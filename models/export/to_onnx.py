@@ -22,8 +22,6 @@ from torch._ops import OpOverload
 from models.errors import FormNotWritten, NotCapturable
 from models.export.capture import CapturedGraph
 from models.export.linear_lookups import linear_lookups
-from models.export.onnx_attention import with_attention_in_four_dims
-from models.export.onnx_numbers import with_sizes_as_tensors
 from models.export.onnx_rewrites import rewritten
 from models.export.onnx_rnn import TRANSLATIONS
 from models.export.onnx_stream import check_onnx, fits_one_message, write_onnx
@@ -56,7 +54,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
     try:
         with quiet(), torch.no_grad(), symbolic_length(), linear_lookups(), without_guards():
             program: Any = torch.onnx.export(
-                with_sizes_as_tensors(with_attention_in_four_dims(rewritten(_with_weights_apart(captured)))),
+                rewritten(_with_weights_apart(captured)),
                 captured.example_inputs,
                 dynamic_shapes=captured.dynamic_shapes,
                 input_names=list(captured.input_names),
