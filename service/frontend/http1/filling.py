@@ -61,11 +61,11 @@ class Filling(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview | bytearray:
         """See asyncio.BufferedProtocol."""
-        rest = None if self._own is None else self._own.rest(_READ_BYTES)
-        if rest is not None:
-            return rest
-        self._spare = bytearray(FILLING_BYTES)
-        return self._spare
+        assert self._own is not None
+        rest: memoryview | bytearray | None = self._own.rest(_READ_BYTES)
+        if rest is None:
+            rest = self._spare = bytearray(FILLING_BYTES)
+        return rest
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio.BufferedProtocol."""
