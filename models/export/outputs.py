@@ -182,7 +182,8 @@ def _without_rows(name: str, node: fx.Node, leaf: Tensor, rows: _Rows) -> LeftOu
     if _is_constant(node):
         number = _number(leaf) if leaf.numel() == 1 else None
         return LeftOut(name, "it is the same for every request, since it depends on no input", number)
-    if leaf.numel() == 1 and not any(_counts(size, rows) for size in node.meta["val"].shape):
+    # By the graph's sizes: that of x[x > 0] is 1 for some examples, and means nothing.
+    if all(isinstance(size, int) and size == 1 for size in node.meta["val"].shape):
         return LeftOut(
             name,
             "it is one number for the whole batch, which holds the rows of many requests; see --rows together",

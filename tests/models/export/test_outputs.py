@@ -151,3 +151,10 @@ REFUSED = [
 def test_an_answer_that_no_request_could_be_given_is_refused_by_name(answer, message):
     with pytest.raises(NotCapturable, match=message):
         captured(Head(answer), X)
+
+
+def test_answer_whose_size_hangs_on_values_is_refused_also_where_the_example_makes_it_one_number():
+    x = -torch.ones(2, 4)
+    x[1, 2] = 1.0
+    with pytest.raises(NotCapturable, match=r"output 'y1' of forward has the shape \(u0\); expected dim 0"):
+        captured(Head(lambda s, y, x: (y, x[x > 0])), x)
