@@ -26,6 +26,7 @@ COMPILED = (
     "service/frontend/receiving.py",
     "service/metrics/request_ring.py",
     "service/engine/room.py",
+    "service/engine/model_queue.py",
     "service/engine/request.py",
     "service/ipc/slots/allocator.py",
     "service/ipc/records.py",

@@ -13,8 +13,9 @@ from service.engine.codec_process import LARGE_ANSWER_BYTES, PIECE_BYTES
 from service.engine.codec_process.client import CodecProcess, Job
 from service.engine.dispatcher import Dispatcher
 from service.engine.interface import NOTHING_BROKEN, Filled, ServedBy, ServedModel, ServedVersion
+from service.engine.model_queue import ModelQueue
 from service.engine.outcome import Outcome, StageTimes
-from service.engine.request import NO_BOUND_S, Lane, Ticketed
+from service.engine.request import NO_BOUND_S, Ticketed
 from service.errors import NotReady, ServiceError
 from service.ipc.scoreboard import READY
 from service.repository.buckets import buckets_for
@@ -46,7 +47,7 @@ class DispatchEngine:
         self._models = {model.name: model for model in models}
         self._devices = tuple(devices)
         self._buckets = tuple(buckets)
-        self._lanes = {(lane.model, lane.version): lane for lane in dispatcher.lanes}
+        self._lanes = {(queue.model, queue.version): queue for queue in dispatcher.queues.values()}
         self._seen: tuple[tuple[bool, bool], ...] = ()
         self._view: dict[str, ServedModel] = {}
 
@@ -104,7 +105,7 @@ class DispatchEngine:
         finally:
             dispatcher.release(request)
 
-    def _lane(self, model: str, version: str) -> Lane:
+    def _lane(self, model: str, version: str) -> ModelQueue:
         """The lane of a version that takes requests. Raises NotReady."""
         lane = self._lanes[model, version]
         if not self._dispatcher.ready(lane):
@@ -159,8 +160,8 @@ class DispatchEngine:
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model, with what is ready now."""
-        lanes = self._dispatcher.lanes
-        seen = tuple((self._dispatcher.loaded(lane), self._dispatcher.ready(lane)) for lane in lanes)
+        queues = self._dispatcher.queues.values()
+        seen = tuple((self._dispatcher.loaded(queue), self._dispatcher.ready(queue)) for queue in queues)
         if seen != self._seen or not self._view:
             self._seen = seen
             now = dict(zip(self._lanes, seen, strict=True))
@@ -188,7 +189,7 @@ class DispatchEngine:
     def _problem(self, model: str, version: str) -> str:
         """Why no worker serves it."""
         board, lane = self._dispatcher.board, self._lanes[model, version]
-        notes = [board.note(worker, lane.index) for worker in range(board.dimensions.workers)]
+        notes = [board.note(worker, lane.row) for worker in range(board.dimensions.workers)]
         return next((note for note in notes if note), "loading")
 
     def served_by(self, model: str, version: str) -> list[ServedBy]:
@@ -197,17 +198,17 @@ class DispatchEngine:
         return [
             ServedBy(
                 device=device,
-                ready=board.ready[worker, lane.index] == READY,
-                batch_buckets=buckets_for(device, self._buckets[lane.index], lane.max_batch_size),
-                batch_ceiling_rows=board.ceiling_rows[worker, lane.index] or lane.max_batch_size,
-                notes=tuple(board.remarks(worker, lane.index)),
+                ready=board.ready[worker, lane.row] == READY,
+                batch_buckets=buckets_for(device, self._buckets[lane.row], lane.max_batch_size),
+                batch_ceiling_rows=board.ceiling_rows[worker, lane.row] or lane.max_batch_size,
+                notes=tuple(board.remarks(worker, lane.row)),
             )
             for worker, device in enumerate(self._devices)
         ]
 
     def ready_lanes(self) -> tuple[bool, ...]:
         """Whether some worker serves each lane at this moment."""
-        return tuple(self._dispatcher.loaded(lane) for lane in self._dispatcher.lanes)
+        return tuple(self._dispatcher.loaded(queue) for queue in self._dispatcher.queues.values())
 
 
 def _deadline_ns(timeout_s: float | None, bound_s: float = NO_BOUND_S) -> int:
@@ -251,7 +252,7 @@ class _Awaited(Ticketed):
 
     __slots__ = ("_id", "give_up", "over")
 
-    def __init__(self, lane: Lane, request_id: str) -> None:
+    def __init__(self, lane: ModelQueue, request_id: str) -> None:
         super().__init__(lane)
         self._id = request_id
         self.give_up: Callable[[], None]

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.engine.admission import Bounds, Load, admit, in_line, is_large
-from service.engine.request import Lane, Ticketed
+from service.engine.admission import Load, admit, in_line, is_large
+from service.engine.model_queue import ModelQueue, View, unloaded
+from service.engine.request import Ticketed
 from service.engine.room import Rooms
 from service.engine.watchdog import Watch
 from service.errors import (
@@ -29,12 +30,11 @@ from service.errors import (
     new_error_id,
 )
 from service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
-from service.ipc.run_time import UNKNOWN, RunTime, combined
+from service.ipc.run_time import RunTime, combined
 from service.ipc.scoreboard import READY, MappedBoard
 from service.ipc.slots.arena import MappedArena
 from service.ipc.slots.slot_pool import SlotPool
 from service.ipc.slots.slot_state import State
-from service.ipc.ticket_queue import TicketWriter
 from service.logs.limits import with_id
 
 _READ_BYTES: Final = DONE.itemsize * 1024
@@ -52,25 +52,6 @@ _OUTGROWN: Final = int(State.OUTGROWN)
 _log = logging.getLogger("foldserve.dispatch")
 
 
-class _View:
-    """What the board says of a lane; good for one turn of the event loop.
-
-    rows, nbytes: queued by the other API servers. row_s, full_s: seconds per row in the line, and for a full batch.
-    begun: rows that may be about to be answered. small_rows: requests of so many rows at most need no closer look.
-    """
-
-    __slots__ = ("begun", "full_s", "nbytes", "ready", "row_s", "rows", "small_rows")
-
-    def __init__(self, ready: bool, load: Load, own_rows: int, own_bytes: int, bounds: Bounds) -> None:
-        self.ready = ready
-        self.rows, self.nbytes = load.rows - own_rows, load.nbytes - own_bytes
-        self.full_s = load.run_time.of(load.max_batch_size) / 1e9
-        self.row_s = load.row_s()
-        self.begun = load.begun
-        most = bounds.max_request_rows
-        self.small_rows = load.max_batch_size if most is None else min(load.max_batch_size, most)
-
-
 class Dispatcher:
     """Tickets and answers of one API server.
 
@@ -78,26 +59,24 @@ class Dispatcher:
         done_fd: the reading end of its pipe of done records.
         run_limit_s: how long one run of a model may take.
         hangs: called with the index of a worker whose run takes longer; again and again until it ends.
-        stalls: called with the index of a lane whose tickets nobody takes; again and again until somebody does.
+        stalls: called with the row of a model whose tickets nobody takes; again and again until somebody does.
     """
 
     def __init__(
         self,
         index: int,
-        lanes: Sequence[Lane],
         arena: MappedArena,
         board: MappedBoard,
-        writers: Sequence[TicketWriter],
         done_fd: int,
         run_limit_s: float,
         hangs: Callable[[int], None],
         stalls: Callable[[int], None],
     ) -> None:
         self.index = index
-        self.lanes = lanes
+        self.queues: dict[int, ModelQueue] = {}
+        """By row of the model table."""
         self.arena = arena
         self.board = board
-        self.writers = writers
         self.in_flight: dict[int, Ticketed] = {}
         self.make_room: Callable[[int], bool] = lambda nbytes: False
         """Has somebody give back a place that is held for a request that is not whole, or for an answer that is not
@@ -108,73 +87,86 @@ class Dispatcher:
         self._pool = SlotPool(arena)
         self._rooms = Rooms(self._pool, arena.data_bytes)
         self._done_fd = done_fd
-        self._outbox = [bytearray() for _ in lanes]
         self._flush_planned = False
         # A turn of the loop costs nothing for the models that it is not about.
-        self._unsent: list[int] = []
-        self._viewed: list[int] = []
-        self._changed: set[int] = set()
-        self._views: list[_View | None] = [None] * len(lanes)
-        self._awaiting_room: set[int] = set()
-        self._requests = [0] * len(lanes)
-        self._rows = [0] * len(lanes)
-        self._bytes = [0] * len(lanes)
-        self._large = [0] * len(lanes)
-        # All of what is there; _rows and _bytes are what stands in the line.
-        self._held_bytes = [0] * len(lanes)
-        self._doubted_ns = [0] * len(lanes)
-        self._forecasts = [UNKNOWN] * len(lanes)
-        self._forecast_ns = [0] * len(lanes)
-        # Who has no more than these is not large: most need no closer look.
-        self._small_rows = [min(lane.max_batch_size, lane.bounds.max_rows // 2) for lane in lanes]
-        self._small_bytes = [lane.bounds.max_bytes // 2 for lane in lanes]
+        self._unsent: list[ModelQueue] = []
+        self._viewed: list[ModelQueue] = []
+        self._changed: set[ModelQueue] = set()
+        self._overflowing: set[ModelQueue] = set()
         self._api_servers = range(board.dimensions.api_servers)
         self._workers = range(board.dimensions.workers)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(done_fd, self.receive)
         self.watch = Watch(self._loop, self.in_flight, board, run_limit_s, hangs, stalls, self._expire)
 
+    # -- which models there are
+
+    def add_queue(self, queue: ModelQueue) -> None:
+        """Take requests for a model version from now on; its row must be free here."""
+        assert queue.row not in self.queues
+        self.queues[queue.row] = queue
+
+    def close_queue(self, queue: ModelQueue, drained: Callable[[], None]) -> None:
+        """Take no more requests for a model version.
+
+        Args:
+            drained: called once, when nothing of its requests is in flight any more: at once where nothing is.
+        """
+        queue.drained = drained
+        self._check_drained(queue)
+
+    def _check_drained(self, queue: ModelQueue) -> None:
+        """Forget a queue that is closed, once its last request has left it."""
+        drained = queue.drained
+        if drained is None or queue.requests or self.queues.get(queue.row) is not queue:
+            return
+        del self.queues[queue.row]
+        self._show()
+        drained()
+
     # -- before the queue
 
-    def loaded(self, lane: Lane) -> bool:
-        """Whether some worker serves the lane's model at this moment."""
-        ready, m = self.board.ready, lane.index
-        return any(ready[worker, m] == READY for worker in self._workers)
+    def loaded(self, queue: ModelQueue) -> bool:
+        """Whether some worker serves the queue's model at this moment."""
+        ready, row = self.board.ready, queue.row
+        return not queue.closed and any(ready[worker, row] == READY for worker in self._workers)
 
-    def ready(self, lane: Lane) -> bool:
-        """Whether requests are taken: some worker serves the lane's model, or died and is being started again."""
-        ready, m = self.board.ready, lane.index
-        view = self._views[m]
+    def ready(self, queue: ModelQueue) -> bool:
+        """Whether requests are taken: some worker serves the model, or died and is being started again."""
+        if queue.closed:
+            return False
+        view = queue.view
         if view is not None:
             return view.ready
-        return any(ready[worker, m] for worker in self._workers)
+        ready, row = self.board.ready, queue.row
+        return any(ready[worker, row] for worker in self._workers)
 
-    def load(self, lane: Lane) -> Load:
-        """What the lane's queue holds, over all API servers, and how quickly it is served."""
-        return self._load(lane, self._forecast(lane.index, time.monotonic_ns()))
+    def load(self, queue: ModelQueue) -> Load:
+        """What the queue holds, over all API servers, and how quickly it is served."""
+        return self._load(queue, self._forecast(queue, time.monotonic_ns()))
 
-    def _load(self, lane: Lane, run_time: RunTime) -> Load:
-        board, m = self.board, lane.index
-        rows, nbytes = self._rows[m], self._bytes[m]
+    def _load(self, queue: ModelQueue, run_time: RunTime) -> Load:
+        board, row = self.board, queue.row
+        rows, nbytes = queue.rows, queue.nbytes
         for api in self._api_servers:
             if api != self.index:
-                rows += board.queued_rows[api, m]
-                nbytes += board.queued_bytes[api, m]
-        return Load(rows, nbytes, lane.max_batch_size, lane.instances, run_time, self._large[m] > 0)
+                rows += board.queued_rows[api, row]
+                nbytes += board.queued_bytes[api, row]
+        return Load(rows, nbytes, queue.max_batch_size, queue.instances, run_time, queue.large > 0)
 
-    def _forecast(self, m: int, now_ns: int) -> RunTime:
-        """What a batch of the lane takes."""
-        board = self.board
+    def _forecast(self, queue: ModelQueue, now_ns: int) -> RunTime:
+        """What a batch of the model takes."""
+        board, row = self.board, queue.row
         of_workers = [
-            (RunTime(*board.run_time(worker, m)), board.run_measured_ns[worker, m])
+            (RunTime(*board.run_time(worker, row)), board.run_measured_ns[worker, row])
             for worker in self._workers
         ]
-        self._forecasts[m], self._forecast_ns[m] = combined(of_workers, now_ns), now_ns
-        return self._forecasts[m]
+        queue.forecast, queue.forecast_ns = combined(of_workers, now_ns), now_ns
+        return queue.forecast
 
-    def output_room(self, lane: Lane, rows: int, dims: Sequence[int], input_bytes: int) -> int:
+    def output_room(self, queue: ModelQueue, rows: int, dims: Sequence[int], input_bytes: int) -> int:
         """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
-        return self._rooms.of_outputs(lane, rows, dims, input_bytes)
+        return self._rooms.of_outputs(queue, rows, dims, input_bytes)
 
     def reserve(self, request: Ticketed, input_bytes: int, output_bytes: int) -> memoryview:
         """Give the request a place with this room; return the bytes of its inputs, to be filled.
@@ -211,16 +203,16 @@ class Dispatcher:
         request.place = self._pool.take(input_bytes, output_bytes)
         return request.place is not None
 
-    def _over_its_share(self, lane: Lane) -> bool:
+    def _over_its_share(self, queue: ModelQueue) -> bool:
         """Whether the arena is scarce and this model has its part of it: one busy model must not shut out another."""
-        m, lanes = lane.index, len(self.lanes)
-        if lanes == 1:
+        models = len(self.queues)
+        if models == 1:
             return False
         arena = self.arena
         slots = len(arena.state)
-        return (len(self.in_flight) > slots * _SCARCE and self._requests[m] * lanes > slots) or (
+        return (len(self.in_flight) > slots * _SCARCE and queue.requests * models > slots) or (
             self._pool.lent_bytes - self.lent_bytes > arena.data_bytes * _SCARCE
-            and self._held_bytes[m] * lanes > arena.data_bytes
+            and queue.held_bytes * models > arena.data_bytes
         )
 
     def put(self, request: Ticketed, inputs: Mapping[str, np.ndarray], rows: int) -> None:
@@ -245,59 +237,62 @@ class Dispatcher:
         Args:
             now_ns: CLOCK_MONOTONIC, from when on it counts as queued.
             deadline_ns: the time after which no worker begins it and nobody waits for it.
-        Raises: QueueFull, DeadlinePassed: it was not queued; the caller releases it.
+        Raises: QueueFull, DeadlinePassed, NotReady: it was not queued; the caller releases it.
         """
-        place, lane = request.place, request.lane
+        place, queue = request.place, request.lane
         assert place is not None
-        m, rows, nbytes, bounds = lane.index, request.rows, len(place.inputs), lane.bounds
-        view = self._views[m] or self._view(lane)
+        if queue.closed:
+            raise unloaded(queue)
+        rows, nbytes, bounds = request.rows, len(place.inputs), queue.bounds
+        view = queue.view or self._view(queue)
         budget_s = (deadline_ns - now_ns) / 1e9
         # What admit() asks, in the few operations that nearly every request gets by with.
-        waiting = self._rows[m] + view.rows + rows
+        waiting = queue.rows + view.rows + rows
         if (
             rows > view.small_rows
             or waiting > bounds.max_rows
-            or self._bytes[m] + view.nbytes + nbytes > bounds.max_bytes
+            or queue.nbytes + view.nbytes + nbytes > bounds.max_bytes
             or (waiting - view.begun) * view.row_s >= budget_s
             or view.full_s >= budget_s
         ):
-            doubt = now_ns - self._doubted_ns[m] >= _DOUBT_NS
-            if admit(lane.model, rows, nbytes, self.load(lane), bounds, budget_s, doubt):
-                self._doubted_ns[m] = now_ns
+            doubt = now_ns - queue.doubted_ns >= _DOUBT_NS
+            if admit(queue.model, rows, nbytes, self.load(queue), bounds, budget_s, doubt):
+                queue.doubted_ns = now_ns
         request.queued_ns, request.deadline_ns = now_ns, deadline_ns
         self.in_flight[place.slot] = request
-        self._requests[m] += 1
+        queue.requests += 1
         self._count(request, 1)
         self.enqueue(request)
         if deadline_ns < self.watch.next_ns:
             self.watch.by(deadline_ns, now_ns)
 
-    def _view(self, lane: Lane) -> _View:
-        """The lane's view; kept when the end of this turn, which forgets it, is planned."""
-        m, now_ns = lane.index, time.monotonic_ns()
-        forecast = self._forecasts[m]
-        if now_ns - self._forecast_ns[m] >= _FORECAST_NS:
-            forecast = self._forecast(m, now_ns)
-        load = self._load(lane, forecast)
-        view = _View(self.ready(lane), load, self._rows[m], self._bytes[m], lane.bounds)
+    def _view(self, queue: ModelQueue) -> View:
+        """The queue's view; kept when the end of this turn, which forgets it, is planned."""
+        now_ns = time.monotonic_ns()
+        forecast = queue.forecast
+        if now_ns - queue.forecast_ns >= _FORECAST_NS:
+            forecast = self._forecast(queue, now_ns)
+        load = self._load(queue, forecast)
+        view = View(self.ready(queue), load, queue.rows, queue.nbytes, queue.bounds)
         if self._flush_planned:
-            self._views[m] = view
-            self._viewed.append(m)
+            queue.view = view
+            self._viewed.append(queue)
         return view
 
     def enqueue(self, request: Ticketed) -> None:
         """Put a ticket for the request into its queue: its first, or another after a death or an outgrown place."""
-        place, dims, m = request.place, request.dims, request.lane.index
+        place, queue = request.place, request.lane
         assert place is not None
-        place.begin_attempt(m, request.rows)
-        outbox = self._outbox[m]
+        place.begin_attempt(queue.row, queue.generation, request.rows)
+        outbox = queue.outbox
         if not outbox:
-            self._unsent.append(m)
+            self._unsent.append(queue)
         outbox += TICKET_STRUCT.pack(
             place.slot,
             place.attempt,
             self.index,
             self._epoch,
+            queue.ticket_generation,
             request.deaths > 0,
             request.rows,
             place.input_at,
@@ -305,7 +300,7 @@ class Dispatcher:
             len(place.outputs),
             request.queued_ns,
             request.deadline_ns,
-            pack_dims(dims),
+            pack_dims(request.dims),
         )
         self._plan_flush()
 
@@ -318,35 +313,35 @@ class Dispatcher:
     def flush(self) -> None:
         """Send the tickets of this turn of the loop, and show on the board what is queued."""
         self._flush_planned = False
-        for lane in self._viewed:
-            self._views[lane] = None
+        for queue in self._viewed:
+            queue.view = None
         self._viewed.clear()
-        for lane in self._unsent:
-            self.writers[lane].write(self._outbox[lane])
-            self._outbox[lane].clear()
-            if self.writers[lane].overflow:
-                self._await_room(lane)
+        for queue in self._unsent:
+            queue.writer.write(queue.outbox)
+            queue.outbox.clear()
+            if queue.writer.overflow:
+                self._await_room(queue)
         self._unsent.clear()
         self._show()
 
     def drop_unsent(self) -> None:
         """Forget the tickets that have not reached their pipes; the requests stay queued, for recovery.py."""
-        for lane in self._unsent:
-            self._outbox[lane].clear()
+        for queue in self._unsent:
+            queue.outbox.clear()
         self._unsent.clear()
-        for lane in tuple(self._awaiting_room):
-            self.writers[lane].drop()
-            self._await_room(lane)
+        for queue in tuple(self._overflowing):
+            queue.writer.drop()
+            self._await_room(queue)
 
-    def _await_room(self, lane: int) -> None:
+    def _await_room(self, queue: ModelQueue) -> None:
         """The pipe is full: go on as soon as it is not."""
-        writer = self.writers[lane]
+        writer = queue.writer
         writer.flush()
-        if writer.overflow and lane not in self._awaiting_room:
-            self._awaiting_room.add(lane)
-            self._loop.add_writer(writer.fd, self._await_room, lane)
-        elif not writer.overflow and lane in self._awaiting_room:
-            self._awaiting_room.remove(lane)
+        if writer.overflow and queue not in self._overflowing:
+            self._overflowing.add(queue)
+            self._loop.add_writer(writer.fd, self._await_room, queue)
+        elif not writer.overflow and queue in self._overflowing:
+            self._overflowing.remove(queue)
             self._loop.remove_writer(writer.fd)
 
     # -- out of the queue
@@ -371,12 +366,19 @@ class Dispatcher:
         place = request.place
         assert place is not None
         del self.in_flight[place.slot]
-        self._requests[request.lane.index] -= 1
+        queue = request.lane
+        queue.requests -= 1
         if request.given_up:
             place.set_given_up(False)
             self.release(request)
-            return
-        self._count(request, -1)
+        else:
+            self._count(request, -1)
+            self._notify_owner(request, error)
+        if queue.closed:
+            self._check_drained(queue)
+
+    def _notify_owner(self, request: Ticketed, error: ServiceError | None) -> None:
+        """Tell the owner of a request that has left the queue."""
         if error is not None:
             self.release(request)
         try:
@@ -478,23 +480,23 @@ class Dispatcher:
 
     def _count(self, request: Ticketed, sign: int) -> None:
         """Count a request that waits or runs, or count it no longer (-1)."""
-        lane, rows = request.lane, request.rows
+        queue, rows = request.lane, request.rows
         assert request.place is not None
-        m, nbytes = lane.index, len(request.place.inputs)
-        self._held_bytes[m] += sign * nbytes
-        small = rows <= self._small_rows[m] and nbytes <= self._small_bytes[m]
-        if not small and is_large(rows, nbytes, lane.max_batch_size, lane.bounds):
-            self._large[m] += sign
-            rows, nbytes = in_line(rows, nbytes, lane.max_batch_size)
-        self._rows[m] += sign * rows
-        self._bytes[m] += sign * nbytes
-        self._changed.add(m)
+        nbytes = len(request.place.inputs)
+        queue.held_bytes += sign * nbytes
+        small = rows <= queue.small_rows and nbytes <= queue.small_bytes
+        if not small and is_large(rows, nbytes, queue.max_batch_size, queue.bounds):
+            queue.large += sign
+            rows, nbytes = in_line(rows, nbytes, queue.max_batch_size)
+        queue.rows += sign * rows
+        queue.nbytes += sign * nbytes
+        self._changed.add(queue)
 
     def _show(self) -> None:
         board, me = self.board, self.index
-        for m in self._changed:
-            board.queued_rows[me, m] = self._rows[m]
-            board.queued_bytes[me, m] = self._bytes[m]
+        for queue in self._changed:
+            board.queued_rows[me, queue.row] = queue.rows
+            board.queued_bytes[me, queue.row] = queue.nbytes
         self._changed.clear()
 
 

@@ -1,38 +1,18 @@
-"""What is dispatched: a request with a place in the arena, and the lane of one model version that it travels on.
+"""What is dispatched: a request with a place in the arena, and the queue of its model version.
 
 Plain data for dispatcher.py, which sets it, and for the two ways that requests come by, which own them.
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from service.engine.admission import Bounds
+from service.engine.model_queue import ModelQueue
 from service.errors import ServiceError
 from service.ipc.slots.slot_pool import Place
-from service.ipc.slots.tensor_layout import Layout
 
 NO_BOUND_S: Final = 1e9
 """The time of a request that has no bound: thirty years."""
-
-
-@dataclass(frozen=True, eq=False)
-class Lane:
-    """One model version, as dispatching needs it; `index` is its place in every shared table.
-
-    timeout_s: the longest that a request may take from being queued. instances: how many take from its queue, over all
-    workers. max_batch_size: rows that one run takes at most.
-    """
-
-    index: int
-    model: str
-    version: str
-    layout: Layout
-    bounds: Bounds
-    timeout_s: float
-    instances: int
-    max_batch_size: int
 
 
 class Ticketed:
@@ -52,7 +32,7 @@ class Ticketed:
     stages_s = (0.0, 0.0, 0.0, 0.0)
     batch_rows = 0
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: ModelQueue) -> None:
         self.lane = lane
 
     @property

@@ -6,7 +6,8 @@ Owned by the event loop thread of one API server, like the pool of places that i
 from collections.abc import Sequence
 from typing import Final
 
-from service.engine.request import Lane, Ticketed
+from service.engine.model_queue import ModelQueue
+from service.engine.request import Ticketed
 from service.errors import TooLarge
 from service.ipc.slots.allocator import ALIGNMENT
 from service.ipc.slots.slot_pool import SlotPool
@@ -14,7 +15,7 @@ from service.ipc.slots.slot_pool import SlotPool
 _FIRST_ROOM_FACTOR: Final = 4
 """Room for outputs of unknown shape at first, as a multiple of the inputs' bytes; grown when it is too little."""
 _MOST_ROOMS: Final = 4096
-"""Shapes of inputs for which the room of their outputs is remembered."""
+"""Shapes of inputs of one model for which the room of their outputs is remembered."""
 
 
 class Rooms:
@@ -23,14 +24,13 @@ class Rooms:
     def __init__(self, pool: SlotPool, has_bytes: int) -> None:
         self._pool = pool
         self._has_bytes = has_bytes
-        self._per_row: dict[tuple[int, tuple[int, ...]], int] = {}
 
-    def of_outputs(self, lane: Lane, rows: int, dims: Sequence[int], input_bytes: int) -> int:
+    def of_outputs(self, queue: ModelQueue, rows: int, dims: Sequence[int], input_bytes: int) -> int:
         """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
-        exact = lane.layout.output_room(rows)
+        exact = queue.layout.output_room(rows)
         if exact is not None:
             return exact
-        per_row = self._per_row.get((lane.index, tuple(dims)))
+        per_row = queue.row_output_bytes.get(tuple(dims))
         if per_row is not None and self._pool.could_hold(input_bytes, per_row * rows):
             return per_row * rows
         # A guess must not shut out a request that would fit: its run will tell.
@@ -39,9 +39,10 @@ class Rooms:
 
     def remember(self, request: Ticketed, needed: int) -> None:
         """The outputs of such a request needed so many bytes."""
-        if len(self._per_row) >= _MOST_ROOMS:
-            self._per_row.clear()
-        self._per_row[request.lane.index, tuple(request.dims)] = -(-needed // request.rows)
+        known = request.lane.row_output_bytes
+        if len(known) >= _MOST_ROOMS:
+            known.clear()
+        known[tuple(request.dims)] = -(-needed // request.rows)
 
     def check(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
         """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""

@@ -32,7 +32,7 @@ class Watch:
         in_flight: the requests to look after, by slot.
         run_limit_s: how long one run of a model may take.
         hangs: called with the index of a worker whose run takes longer; again and again until it ends.
-        stalls: called with the index of a lane whose tickets nobody takes; again and again until somebody does.
+        stalls: called with the row of a model whose tickets nobody takes; again and again until somebody does.
         expired: called with each request whose deadline has passed, once.
     """
 
@@ -78,21 +78,22 @@ class Watch:
         if now_ns - planned_ns < _LATE_NS:
             for worker in self._board.hanging(now_ns - self._run_limit_ns):
                 self._hangs(worker)
-        for lane in self._stalled(now_ns):
-            self._stalls(lane)
+        for row in self._stalled(now_ns):
+            self._stalls(row)
         waited_for = (r.deadline_ns for r in self._in_flight.values() if not r.given_up)
         self.by(min(waited_for, default=_NEVER), now_ns)
 
     def _stalled(self, now_ns: int) -> list[int]:
-        """The lanes with a request that has waited for long, of which no instance has taken any ticket for as long."""
+        """The rows of the models of which a request has waited for long, and no instance has taken any ticket for as
+        long."""
         since_ns = now_ns - _STALL_NS
         waiting = {
-            r.lane.index
+            r.lane.row
             for r in self._in_flight.values()
             if r.queued_ns < since_ns and r.place is not None and r.place.state == State.QUEUED
         }
         workers = range(self._board.dimensions.workers)
-        return [lane for lane in waiting if all(self._board.taken_ns[w, lane] < since_ns for w in workers)]
+        return [row for row in waiting if all(self._board.taken_ns[w, row] < since_ns for w in workers)]
 
     def expire(self) -> None:
         """Tell of the requests whose deadline has passed."""

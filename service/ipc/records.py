@@ -21,8 +21,9 @@ TICKET: Final = np.dtype(
     [
         ("slot", "<u4"),
         ("attempt", "<u4"),  # must equal the header's: an older ticket is void
-        ("api", "<u2"),  # whose arena
+        ("api", "u1"),  # whose arena
         ("epoch", "u1"),  # which life of that API server, modulo EPOCHS
+        ("generation", "u1"),  # of the model table's row whose queue it is in, modulo GENERATIONS
         ("suspect", "u1"),  # 1: it was being run when a worker died, and is run alone
         ("rows", "<u4"),
         ("input_at", "<u8"),  # byte offsets in the arena
@@ -35,8 +36,10 @@ TICKET: Final = np.dtype(
 )
 EPOCHS: Final = 256
 """Tickets tell so many lives of an API server apart; no ticket waits while that many pass."""
+GENERATIONS: Final = 256
+"""Tickets tell so many models apart that one row of the table holds in turn; likewise."""
 DIMS_STRUCT: Final = struct.Struct(f"<{MAX_DYNAMIC_DIMS}I")
-TICKET_STRUCT: Final = struct.Struct(f"<IIHBBIQQQQQ{DIMS_STRUCT.size}s")
+TICKET_STRUCT: Final = struct.Struct(f"<IIBBBBIQQQQQ{DIMS_STRUCT.size}s")
 TICKETS_PER_WRITE: Final = PIPE_BUF // TICKET.itemsize
 
 TURN_STRUCT: Final = struct.Struct("<Q")

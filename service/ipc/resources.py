@@ -11,7 +11,7 @@ from service.ipc.handles import Handle
 from service.ipc.records import DONE
 from service.ipc.scoreboard import Board, Dimensions
 from service.ipc.slots.arena import Arena
-from service.ipc.ticket_queue import ModelQueue
+from service.ipc.ticket_queue import TicketQueue
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Transport:
         self.done = [Pipe(capacity) for _ in self.arenas]
         for pipe in self.done:
             os.set_blocking(pipe.reader.fd, False)
-        self.queues = [ModelQueue(instances) for instances in readers]
+        self.queues = [TicketQueue(instances) for instances in readers]
         self.reports = Pipe(_REPORT_BYTES)
         os.set_blocking(self.reports.writer.fd, False)  # a supervisor that is stopped must stop nobody else
 

@@ -29,7 +29,7 @@ _TURN_PIPE_BYTES: Final = 1 << 14
 _MS_NS: Final = 1_000_000
 
 
-class ModelQueue:
+class TicketQueue:
     """The shared part: pipe ends. Made by the parent, given to every process.
 
     O_NONBLOCK belongs to the open file description, and each end of a pipe has its own: all ends but the reading one of
@@ -97,7 +97,7 @@ def _resize(fd: int, nbytes: int) -> None:
 class TicketReader:
     """A worker's end of the queue."""
 
-    def __init__(self, queue: ModelQueue) -> None:
+    def __init__(self, queue: TicketQueue) -> None:
         self._fd = queue.reader.fd
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
@@ -130,7 +130,7 @@ class TicketWriter:
     again: to be called when the pipe has room.
     """
 
-    def __init__(self, queue: ModelQueue) -> None:
+    def __init__(self, queue: TicketQueue) -> None:
         self._queue = queue
         self._waiting: deque[bytes] = deque()
 

@@ -20,7 +20,7 @@ from service.engine.client import DispatchEngine, served_models
 from service.engine.codec_process.client import CodecProcess
 from service.engine.dispatcher import Dispatcher
 from service.engine.interface import NOTHING_BROKEN
-from service.engine.request import Lane
+from service.engine.model_queue import ModelQueue
 from service.frontend.asgi import PREDICT_PATHS, Front
 from service.frontend.connections.shares import Shares
 from service.frontend.http1.answer_lines import AnswerLines
@@ -103,26 +103,25 @@ def make_api_server(
 ) -> ApiServer:
     """Put an API server together; called in its process, on its event loop. broken: see engine.Engine."""
     board = transport.board.map()
-    lanes = make_lanes(entries, settings, workers=transport.dimensions.workers)
-    writers = [TicketWriter(queue) for queue in transport.queues]
+    lanes = make_lanes(entries, transport)
 
     def report_hang(worker: int) -> None:
         transport.report(MESSAGE.pack(Word.WORKER_HANGS, worker))
 
-    def report_stall(lane: int) -> None:
-        transport.report(MESSAGE.pack(Word.MODEL_STALLS, lane))
+    def report_stall(row: int) -> None:
+        transport.report(MESSAGE.pack(Word.MODEL_STALLS, row))
 
     dispatcher = Dispatcher(
         index,
-        lanes,
         transport.arenas[index].map(),
         board,
-        writers,
         transport.done[index].reader.fd,
         settings.run_limit_s,
         report_hang,
         report_stall,
     )
+    for lane in lanes:
+        dispatcher.add_queue(lane)
     buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
     memory = transport.arenas[index].memory
     codecs = CodecProcess(
@@ -165,29 +164,31 @@ def make_api_server(
     return ApiServer(dispatcher, front, shop, Shares(board, index), metrics)
 
 
-def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: int) -> list[Lane]:
+def make_lanes(entries: Sequence[ModelEntry], transport: Transport) -> list[ModelQueue]:
     """One lane per model version, in the order of the repository, which is the same in every process."""
-    lanes: list[Lane] = []
+    lanes: list[ModelQueue] = []
     for entry in entries:
         queue = entry.config.queue
         for artifact in entry.artifacts:
             lanes.append(
-                Lane(
-                    index=len(lanes),
+                ModelQueue(
+                    row=len(lanes),
+                    generation=0,
                     model=entry.name,
                     version=artifact.version,
                     layout=Layout(artifact.signature),
                     bounds=Bounds(queue.max_rows, queue.max_bytes, queue.max_rows_per_request),
                     timeout_s=queue.timeout_s,
-                    instances=entry.config.instances * workers,
+                    instances=entry.config.instances * transport.dimensions.workers,
                     max_batch_size=artifact.max_batch_size,
+                    writer=TicketWriter(transport.queues[len(lanes)]),
                 )
             )
     return lanes
 
 
 def make_routes(
-    lanes: Sequence[Lane],
+    lanes: Sequence[ModelQueue],
     entries: Sequence[ModelEntry],
     default_model: str | None,
     metrics: Metrics,

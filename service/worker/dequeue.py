@@ -1,7 +1,7 @@
 """Which tickets become an instance's own: their slots are marked as taken, by what their headers say.
 
 Late and given-up requests are dropped here, before they could take a place in a batch; tickets of an API
-server's earlier life, or of an earlier attempt, are void.
+server's earlier life, of a model that was unloaded, or of an earlier attempt, are void.
 
 No lock: a ticket is in one reader's hands, and a slot whose ticket is there is nobody else's to mark. When an API
 server has to know who holds what (engine/recovery.py, ipc/fence.py), it makes old tickets void, and waits until each
@@ -21,6 +21,7 @@ from service.ipc.records import (
     DONE_STRUCT,
     DONES_PER_WRITE,
     EPOCHS,
+    GENERATIONS,
     WHOSE_STRUCT,
     Reason,
 )
@@ -43,6 +44,7 @@ class Ticket(NamedTuple):
     attempt: int
     api: int
     epoch: int
+    generation: int
     suspect: int
     rows: int
     input_at: int
@@ -82,9 +84,13 @@ NO_TIMING: Final = Timing()
 
 
 class Taker:
-    """What one instance holds. Used by its thread alone."""
+    """What one instance holds. Used by its thread alone.
 
-    def __init__(self, shared: Shared, model: int, instance: int) -> None:
+    Args:
+        model, generation: of the model table.
+    """
+
+    def __init__(self, shared: Shared, model: int, generation: int, instance: int) -> None:
         self._shared = shared
         board = shared.board
         self._busy = board.busy_since_ns
@@ -94,6 +100,7 @@ class Taker:
         self._place = (shared.worker, instance)
         self._taken_place = (shared.worker, model)
         self._serial = WORKER_STRUCT.pack(shared.serial)
+        self._generation = generation % GENERATIONS
         self._holds = 0
 
     def mark(self, tickets: Sequence[Ticket]) -> list[Ticket]:
@@ -175,6 +182,7 @@ class Taker:
         if (
             state != _QUEUED
             or attempt != ticket.attempt
+            or ticket.generation != self._generation
             or ticket.epoch != self._shared.board.epoch[ticket.api] % EPOCHS
         ):
             return False

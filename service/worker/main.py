@@ -200,7 +200,7 @@ class _Version:
         worker, entry, artifact = self._worker, self._entry, self._artifact
         session = load_model(artifact, entry.config, worker.device, worker.plan.options[entry.name])
         queue, shared = worker.transport.queues[self._lane], worker.shared
-        taker = Taker(shared, self._lane, instance)
+        taker = Taker(shared, self._lane, 0, instance)
         collector = Collector(
             TicketReader(queue),
             turn_of(queue, shared.board, self._lane),

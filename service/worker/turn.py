@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from service.ipc.records import PIPE_BUF, TURN_STRUCT
 from service.ipc.scoreboard import MappedBoard
-from service.ipc.ticket_queue import ModelQueue
+from service.ipc.ticket_queue import TicketQueue
 
 Packed: TypeAlias = bytes
 """Whole tickets, one after the other."""
@@ -51,7 +51,7 @@ class SoleTurn(Turn):
 class SharedTurn(Turn):
     """Of one of several readers."""
 
-    def __init__(self, queue: ModelQueue, board: MappedBoard, model: int) -> None:
+    def __init__(self, queue: TicketQueue, board: MappedBoard, model: int) -> None:
         assert queue.turn_reader is not None
         self.may_read = False
         self._queue = queue
@@ -91,6 +91,6 @@ class SharedTurn(Turn):
         return self._valid[self._model] == self._generation
 
 
-def turn_of(queue: ModelQueue, board: MappedBoard, model: int) -> Turn:
+def turn_of(queue: TicketQueue, board: MappedBoard, model: int) -> Turn:
     """An instance's turn to read a model's queue."""
     return SoleTurn() if queue.readers == 1 else SharedTurn(queue, board, model)

@@ -14,8 +14,9 @@ import numpy as np
 from service.artifact.signature import Signature, TensorSpec
 from service.engine.admission import Bounds
 from service.engine.dispatcher import Dispatcher
+from service.engine.model_queue import ModelQueue
 from service.engine.recovery import LostTickets, retry_held
-from service.engine.request import Lane, Ticketed
+from service.engine.request import Ticketed
 from service.errors import ServiceError
 from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import Dimensions
@@ -44,7 +45,7 @@ class Dead(BaseException):
 class Asked(Ticketed):
     """A request whose end is noted."""
 
-    def __init__(self, lane: Lane, x: np.ndarray) -> None:
+    def __init__(self, lane: ModelQueue, x: np.ndarray) -> None:
         super().__init__(lane)
         self.x = x
         self.ends: list[ServiceError | None] = []
@@ -141,19 +142,10 @@ class Rig:
             readers=[workers] * models,
         )
         self.board = self.transport.board.map()
-        self.lanes = [
-            Lane(
-                index=index,
-                model=f"m{index}",
-                version="1",
-                layout=Layout(signature),
-                bounds=Bounds(max_rows, max_bytes),
-                timeout_s=timeout_s,
-                instances=workers,
-                max_batch_size=max_batch_size,
-            )
-            for index, signature in enumerate(signatures)
-        ]
+        self.signatures = signatures
+        self.max_batch_size = max_batch_size
+        self.bounds = Bounds(max_rows, max_bytes)
+        self.timeout_s = timeout_s
         self.serials = 0
         self.hangs: list[int] = []
         self.stalls: list[int] = []
@@ -170,16 +162,32 @@ class Rig:
 
     def new_dispatcher(self, index: int) -> Dispatcher:
         """An API server's first or next life."""
-        return Dispatcher(
+        dispatcher = Dispatcher(
             index,
-            self.lanes,
             self.transport.arenas[index].map(),
             self.board,
-            [TicketWriter(queue) for queue in self.transport.queues],
             self.transport.done[index].reader.fd,
             self.run_limit_s,
             self.hangs.append,
             self.stalls.append,
+        )
+        for row in range(len(self.signatures)):
+            dispatcher.add_queue(self.new_queue(row))
+        return dispatcher
+
+    def new_queue(self, row: int) -> ModelQueue:
+        """One API server's view of a row of the model table."""
+        return ModelQueue(
+            row=row,
+            generation=0,
+            model=f"m{row}",
+            version="1",
+            layout=Layout(self.signatures[row]),
+            bounds=self.bounds,
+            timeout_s=self.timeout_s,
+            instances=self.transport.dimensions.workers,
+            max_batch_size=self.max_batch_size,
+            writer=TicketWriter(self.transport.queues[row]),
         )
 
     def work(self, worker: "RigWorker", lane: int = 0) -> None:
@@ -194,8 +202,8 @@ class Rig:
     def worker_dies(self, worker: "RigWorker") -> None:
         """What the supervisor does at a worker's death."""
         self.board.worker_died(worker.index)
-        for lane in self.lanes:
-            self.renew_turn(lane.index)
+        for row in range(len(self.signatures)):
+            self.renew_turn(row)
 
     def renew_turn(self, lane: int) -> None:
         """Replace the turn to read a model's queue, as the supervisor does."""
@@ -231,26 +239,26 @@ class Rig:
         )
         metrics, retried, ceilings = NoMetrics(), [], []
         sessions, takers, collectors, loops = [], [], [], []
-        for lane in self.lanes:
+        for row, signature in enumerate(self.signatures):
             session = FakeSession(on_run, pinned=pinned)
-            queue = self.transport.queues[lane.index]
-            taker = Taker(shared, lane.index, lane.index)
-            times = BatchTimes(self.board, index, lane.index)
+            queue = self.transport.queues[row]
+            taker = Taker(shared, row, 0, row)
+            times = BatchTimes(self.board, index, row)
             collector = Collector(
                 TicketReader(queue),
-                turn_of(queue, self.board, lane.index),
+                turn_of(queue, self.board, row),
                 taker,
                 int(window_s * 1e9),
                 times.run_ns,
             )
             runner = BatchRunner(
-                lane.model,
+                f"m{row}",
                 "cuda:0",
                 session,
-                lane.layout,
+                Layout(signature),
                 shared,
-                lane.index,
-                lane.max_batch_size,
+                row,
+                self.max_batch_size,
                 buckets,
                 retried.append,
                 ceilings.append,
@@ -259,9 +267,9 @@ class Rig:
             takers.append(taker)
             collectors.append(collector)
             loops.append(
-                InstanceLoop((lane.model, "1"), taker, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
+                InstanceLoop((f"m{row}", "1"), taker, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
             )
-            self.board.ready[index, lane.index] = 1
+            self.board.ready[index, row] = 1
         return RigWorker(
             index, self.serials, shared, sessions, takers, collectors, loops, metrics, retried, ceilings
         )
@@ -280,7 +288,7 @@ class Rig:
 
         dispatcher = self.dispatchers[api]
         x = np.repeat(np.float32(values)[:, None], length, axis=1)
-        request = Asked(self.lanes[lane], x)
+        request = Asked(dispatcher.queues[lane], x)
         request.dispatcher = dispatcher
         dispatcher.put(request, {"x": x}, len(x))
         now_ns = time.monotonic_ns()

@@ -110,7 +110,9 @@ class CodecProcess:
     ) -> None:
         self._dispatcher = dispatcher
         self._arena_fd = arena_fd
-        lanes = tuple(CodecLane(lane.model, lane.version, lane.layout.signature) for lane in dispatcher.lanes)
+        lanes = tuple(
+            CodecLane(lane.model, lane.version, lane.layout.signature) for lane in dispatcher.queues.values()
+        )
         self._plan = CodecPlan(lanes, arena_bytes, log_level)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, int, Job]] = []
@@ -159,7 +161,7 @@ class CodecProcess:
         def output_bytes(sized: Sized) -> int:
             return dispatcher.output_room(lane, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.decode_order(lane.index, kind, place.input_at, nbytes, headers)
+        order = orders.decode_order(lane.row, kind, place.input_at, nbytes, headers)
         return self._add(Job(self, request, order, output_bytes, deadline_ns, then), nbytes)
 
     def encode(
@@ -174,7 +176,7 @@ class CodecProcess:
         place = request.place
         assert place is not None
         nbytes = len(place.outputs)
-        order = orders.encode_order(request.lane.index, request.rows, place.output_at, nbytes, names)
+        order = orders.encode_order(request.lane.row, request.rows, place.output_at, nbytes, names)
         return self._add(Job(self, request, order, lambda sized: 0, deadline_ns, then), nbytes)
 
     def _add(self, job: Job, nbytes: int) -> Job:

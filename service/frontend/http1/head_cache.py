@@ -15,7 +15,7 @@ from service.codecs import BodyType, body_type
 from service.codecs.json_fast import QuickJson
 from service.codecs.media_types import answer_types
 from service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
-from service.engine.request import Lane
+from service.engine.model_queue import ModelQueue
 from service.errors import NotAcceptable, UnsupportedMediaType
 
 _LENGTH_DIGITS: Final = 15
@@ -95,7 +95,7 @@ class Route:
         path: str,
         query: str,
         pattern: str,
-        lane: Lane,
+        lane: ModelQueue,
         signature: Signature,
         counters: Mapping[BodyType, Callable[..., None]],
     ) -> None:

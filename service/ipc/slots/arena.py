@@ -21,15 +21,19 @@ HEADER: Final = np.dtype(
         ("_", "u1"),
         ("attempt", "<u4"),  # set by the API server when it queues the slot; a ticket must carry the same
         ("worker", "<u4"),  # serial number of the worker that took it
-        ("model", "<u4"),  # set with the attempt, like rows: what a count of the slots tells apart
+        (
+            "model",
+            "<u4",
+        ),  # row of the model table; set with the attempt, like the next two, for a count of the slots
+        ("generation", "<u4"),  # of that row
         ("rows", "<u4"),
-        ("pad", "V44"),
+        ("pad", "V40"),
     ]
 )
 HEADER_STRUCT: Final = struct.Struct("<BB2xI")
 """state, given_up and attempt, from the start of a header."""
-QUEUED_STRUCT: Final = struct.Struct("<I4xII")
-"""attempt, model and rows, from ATTEMPT_AT."""
+QUEUED_STRUCT: Final = struct.Struct("<I4xIII")
+"""attempt, model, generation and rows, from ATTEMPT_AT."""
 ATTEMPT_STRUCT: Final = struct.Struct("<I")
 HELD_AT: Final = 2
 ATTEMPT_AT: Final = 4
@@ -68,4 +72,5 @@ class MappedArena:
         self.attempt = headers["attempt"]
         self.worker = headers["worker"]
         self.model = headers["model"]
+        self.generation = headers["generation"]
         self.rows = headers["rows"]

@@ -78,10 +78,12 @@ class Place:
             slot_state.check_move(slot_state.Side.API_SERVER, self._memory[self._header], state)
         self._memory[self._header] = state
 
-    def begin_attempt(self, model: int, rows: int) -> None:
+    def begin_attempt(self, model: int, generation: int, rows: int) -> None:
         """Queue the slot under a new attempt: tickets of earlier ones are void."""
         self.attempt = (self.attempt + 1) % _ATTEMPTS
-        QUEUED_STRUCT.pack_into(self._memory, self._header + ATTEMPT_AT, self.attempt, model, rows)
+        QUEUED_STRUCT.pack_into(
+            self._memory, self._header + ATTEMPT_AT, self.attempt, model, generation, rows
+        )
         self.set_state(_QUEUED)
 
     def void_attempt(self) -> None:

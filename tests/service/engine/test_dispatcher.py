@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from service.errors import DeadlinePassed, Internal, QueueFull, ServiceError, TooLarge
+from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError, TooLarge
 from service.ipc.slots.slot_state import State
 from tests.service.engine.test_recovery import on_loop
-from tests.service.engine_rig import DYNAMIC, FIXED, Rig
+from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Asked, Rig
 
 
 @on_loop
@@ -203,7 +203,7 @@ async def test_shapes_of_which_the_room_is_remembered_are_bounded(monkeypatch: p
             worker.loops[0].turn(wait=False)
             rig.dispatcher.receive()
             rig.dispatcher.flush()
-        assert len(rig.dispatcher._rooms._per_row) <= 10
+        assert len(rig.dispatcher.queues[0].row_output_bytes) <= 10
     assert rig.all_free()
 
 
@@ -235,7 +235,7 @@ async def test_tickets_past_a_full_pipe_go_on_when_it_has_room_again() -> None:
     rig = Rig(slots=6000, data_bytes=1 << 24, max_rows=6000, max_batch_size=512)
     asked = [rig.ask(float(i % 7), flush=False) for i in range(5000)]
     rig.dispatcher.flush()
-    assert rig.dispatcher.writers[0].overflow
+    assert rig.dispatcher.queues[0].writer.overflow
     worker = rig.new_worker()
     for _ in range(200):
         worker.loops[0].turn(wait=False)
@@ -244,7 +244,7 @@ async def test_tickets_past_a_full_pipe_go_on_when_it_has_room_again() -> None:
         if not rig.dispatcher.in_flight:
             break
     assert all(request.right for request in asked)
-    assert not rig.dispatcher._awaiting_room
+    assert not rig.dispatcher._overflowing
     assert rig.all_free()
 
 
@@ -290,10 +290,49 @@ async def test_epochs_wrap_without_an_error() -> None:
 async def test_load_tells_the_batches_of_all_workers() -> None:
     rig = Rig()
     request = rig.ask(1.0, 2.0)
-    load = rig.dispatcher.load(rig.lanes[0])
+    load = rig.dispatcher.load(rig.dispatcher.queues[0])
     assert (load.rows, load.nbytes, load.run_time.known) == (2, 16, False)
     rig.new_worker().loops[0].turn(wait=False)
     rig.dispatcher.receive()
-    load = rig.dispatcher.load(rig.lanes[0])
+    load = rig.dispatcher.load(rig.dispatcher.queues[0])
     assert (load.rows, load.nbytes, load.run_time.known) == (0, 0, True)
     assert request.stages_s[0] > 0
+
+
+# Models that are unloaded ------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_queue_that_is_closed_takes_nothing_new_and_is_forgotten_when_what_it_had_is_over() -> None:
+    rig = Rig(workers=1)
+    worker = rig.new_worker()
+    dispatcher, queue = rig.dispatcher, rig.dispatcher.queues[0]
+    kept, left = rig.ask(1.0), rig.ask(2.0)
+    dispatcher.cancel(left)
+    drained: list[bool] = []
+    dispatcher.close_queue(queue, lambda: drained.append(True))
+    assert not dispatcher.ready(queue)
+    assert not dispatcher.loaded(queue)
+    late = Asked(queue, np.float32([[3.0, 3.0]]))
+    dispatcher.put(late, {"x": late.x}, 1)
+    with pytest.raises(NotReady, match=r"model 'm0' version 1 was unloaded while this request came"):
+        dispatcher.submit(late, time.monotonic_ns(), time.monotonic_ns() + MINUTE_NS)
+    dispatcher.release(late)
+    assert drained == []
+    rig.work(worker)
+    assert kept.right
+    assert (drained, dispatcher.queues) == ([True], {})
+    assert rig.all_free()
+
+
+@on_loop
+async def test_queue_that_is_closed_with_nothing_in_it_is_forgotten_at_once_and_its_row_taken_again() -> None:
+    rig = Rig(workers=1)
+    drained: list[bool] = []
+    rig.dispatcher.close_queue(rig.dispatcher.queues[0], lambda: drained.append(True))
+    assert drained == [True]
+    rig.dispatcher.add_queue(rig.new_queue(0))
+    worker = rig.new_worker()
+    request = rig.ask(4.0)
+    rig.work(worker)
+    assert request.right

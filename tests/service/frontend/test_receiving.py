@@ -25,7 +25,7 @@ class Desk:
         self.dispatcher.make_room = lambda nbytes: self.receiving.make_room()
 
     def begin(self, length: int = 10_000, room: tuple[int, int] = ROOM) -> tuple[Room, HalfBody]:
-        request = Room(self.rig.lanes[0])
+        request = Room(self.rig.dispatcher.queues[0])
         return request, self.receiving.begin(request, length, room, lambda: pytest.fail("nobody is in need"))
 
 
@@ -108,7 +108,7 @@ def test_a_place_that_is_needed_is_left_with_what_came_the_oldest_first() -> Non
         desk = Desk(data_bytes=100_000)
         (first, first_half), (second, _) = desk.begin(), desk.begin()
         first_half.add(b"abc")
-        whole = Room(desk.rig.lanes[0])
+        whole = Room(desk.rig.dispatcher.queues[0])
         desk.dispatcher.reserve(whole, 50_000, 30_000)
         assert first.place is None
         first_half.add(b"def")
@@ -120,7 +120,7 @@ def test_a_place_that_is_needed_is_left_with_what_came_the_oldest_first() -> Non
         assert not desk.receiving.make_room()
         assert second.place is None
         assert desk.dispatcher.lent_bytes == 0
-        held = Room(desk.rig.lanes[0])
+        held = Room(desk.rig.dispatcher.queues[0])
         desk.dispatcher.reserve(held, 50_000, 10_000)
         with pytest.raises(QueueFull, match="finds no room"):
             desk.dispatcher.reserve(whole, 50_000, 10_000)

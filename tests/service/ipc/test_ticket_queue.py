@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from service.ipc.records import PIPE_BUF, TICKET, TICKETS_PER_TURN, TICKETS_PER_WRITE, TURN_STRUCT
-from service.ipc.ticket_queue import ModelQueue, TicketReader, TicketWriter
+from service.ipc.ticket_queue import TicketQueue, TicketReader, TicketWriter
 
 
-def make() -> tuple[ModelQueue, TicketWriter, TicketReader]:
-    queue = ModelQueue(1)
+def make() -> tuple[TicketQueue, TicketWriter, TicketReader]:
+    queue = TicketQueue(1)
     return queue, TicketWriter(queue), TicketReader(queue)
 
 
@@ -77,14 +77,14 @@ def test_wait_returns_when_a_ticket_comes_and_when_the_time_is_up() -> None:
     reader.wait_ns(60 * 10**9)
 
 
-def take_and_tell(queue: ModelQueue, pipe: "multiprocessing.connection.Connection") -> None:
+def take_and_tell(queue: TicketQueue, pipe: "multiprocessing.connection.Connection") -> None:
     assert queue.turn_reader is not None
     pipe.send("waits")
     pipe.send(os.read(queue.turn_reader.fd, PIPE_BUF))
 
 
 def test_turn_with_its_tickets_goes_to_exactly_one_process_however_many_wait() -> None:
-    queue = ModelQueue(3)
+    queue = TicketQueue(3)
     assert queue.turn_reader is not None
     os.read(queue.turn_reader.fd, PIPE_BUF)  # the first, which everybody may have
     pairs = [multiprocessing.Pipe() for _ in range(3)]
@@ -104,7 +104,7 @@ def test_turn_with_its_tickets_goes_to_exactly_one_process_however_many_wait() -
 
 
 def test_turns_that_nobody_takes_fill_the_pipe_and_then_are_refused() -> None:
-    queue = ModelQueue(2)
+    queue = TicketQueue(2)
     for generation in range(1000):
         if not queue.give_turn(generation):
             break
@@ -113,5 +113,5 @@ def test_turns_that_nobody_takes_fill_the_pipe_and_then_are_refused() -> None:
 
 
 def test_queue_of_one_reader_has_no_turn() -> None:
-    queue = ModelQueue(1)
+    queue = TicketQueue(1)
     assert queue.turn_reader is queue.turn_writer is None

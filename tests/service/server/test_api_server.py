@@ -43,25 +43,26 @@ def entries(settings: ServeSettings) -> tuple[ModelEntry, ...]:
     return read_repository(settings.repository)
 
 
+def transport_of(workers: int) -> Transport:
+    return Transport(Dimensions(1, workers, 3, 5), Sizes(16, 2**20), readers=[2 * workers] * 3)
+
+
 # Lanes and routes -------------------------------------------------------------------------------------------
 
 
 def test_every_version_has_a_lane_with_its_bounds_and_all_workers_instances(
-    settings: ServeSettings, entries: tuple[ModelEntry, ...]
+    entries: tuple[ModelEntry, ...],
 ) -> None:
-    lanes = make_lanes(entries, settings, workers=3)
-    assert [(lane.index, lane.model, lane.version) for lane in lanes] == [
+    lanes = make_lanes(entries, transport_of(3))
+    assert [(lane.row, lane.model, lane.version) for lane in lanes] == [
         (index, *version) for index, version in enumerate(VERSIONS)
     ]
     assert (lanes[0].bounds.max_rows, lanes[0].bounds.max_bytes) == (99, 12345)
     assert [lane.instances for lane in lanes] == [6, 6, 3]
 
 
-def test_a_lane_has_the_models_own_time_from_being_queued(
-    entries: tuple[ModelEntry, ...], settings: ServeSettings
-) -> None:
-    bounded = load_settings({"repository": str(settings.repository), "request_timeout_ms": 1500}, {})
-    assert make_lanes(entries, bounded, workers=1)[0].timeout_s == 2.0
+def test_a_lane_has_the_models_own_time_from_being_queued(entries: tuple[ModelEntry, ...]) -> None:
+    assert make_lanes(entries, transport_of(1))[0].timeout_s == 2.0
 
 
 @pytest.mark.parametrize("default_model", [None, "linear", "lookup"])
@@ -69,7 +70,7 @@ def test_short_way_has_each_version_each_default_version_and_the_default_model(
     settings: ServeSettings, entries: tuple[ModelEntry, ...], default_model: str | None
 ) -> None:
     metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries, settings, workers=1), entries, default_model, metrics)
+    routes = make_routes(make_lanes(entries, transport_of(1)), entries, default_model, metrics)
     found = {route.path: (route.lane.model, route.lane.version) for route in routes}
     expected = {
         "/predict/linear": ("linear", "2"),
@@ -85,7 +86,7 @@ def test_short_way_has_each_version_each_default_version_and_the_default_model(
 
 def test_only_model_is_the_default_model(settings: ServeSettings, entries: tuple[ModelEntry, ...]) -> None:
     metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries[1:], settings, workers=1), entries[1:], None, metrics)
+    routes = make_routes(make_lanes(entries[1:], transport_of(1)), entries[1:], None, metrics)
     assert "/predict" in [route.path for route in routes]
 
 
@@ -93,7 +94,7 @@ def test_each_routes_answers_count_under_its_own_model_and_protocol(
     settings: ServeSettings, entries: tuple[ModelEntry, ...]
 ) -> None:
     metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries, settings, workers=1), entries, None, metrics)
+    routes = make_routes(make_lanes(entries, transport_of(1)), entries, None, metrics)
     (route,) = [route for route in routes if route.path == "/predict/linear/versions/1"]
     route.counters[BodyType.NPY](0.001, 2, *[0.0001] * 6)
     labels = {"model": "linear", "version": "1", "protocol": "npy", "code": "200"}

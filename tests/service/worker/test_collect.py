@@ -15,7 +15,7 @@ from tests.service.engine_rig import DYNAMIC, Rig
 
 
 def ticket(slot: int, rows: int, length: int = 0, suspect: int = 0) -> Ticket:
-    return Ticket(slot, 1, 0, 0, suspect, rows, 0, 0, 0, 0, 0, pack_dims((length,)))
+    return Ticket(slot, 1, 0, 0, 0, suspect, rows, 0, 0, 0, 0, 0, pack_dims((length,)))
 
 
 @given(

@@ -5,7 +5,7 @@ import time
 from service.errors import DeadlinePassed
 from service.ipc.records import TICKET_STRUCT
 from service.ipc.slots.slot_state import State
-from service.worker.dequeue import Ticket
+from service.worker.dequeue import Taker, Ticket
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Asked, Rig
 
@@ -96,6 +96,17 @@ async def test_tickets_of_an_earlier_attempt_are_void() -> None:
     rig.work(worker)
     assert request.right
     assert [len(batch) for batch in worker.sessions[0].batches] == [1]
+
+
+@on_loop
+async def test_tickets_of_a_model_that_was_unloaded_are_void_for_the_next_one_in_its_row() -> None:
+    rig = Rig(workers=1)
+    request = rig.ask(1.0)
+    shared = rig.new_worker().shared
+    tickets = read(rig)
+    assert Taker(shared, 0, 1, 0).mark(tickets) == []
+    assert Taker(shared, 0, 0, 0).mark(tickets) == tickets
+    assert request.ends == []
 
 
 @on_loop

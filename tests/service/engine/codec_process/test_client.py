@@ -17,7 +17,8 @@ from service.artifact.signature import Signature, TensorSpec
 from service.codecs import BodyType, TensorHeaders, decode, json_codec
 from service.engine.codec_process import client, orders
 from service.engine.codec_process.client import CodecProcess, CodecsFailed
-from service.engine.request import Lane, Ticketed
+from service.engine.model_queue import ModelQueue
+from service.engine.request import Ticketed
 from service.errors import (
     BadJson,
     BadTensor,
@@ -43,7 +44,7 @@ WORK_LIMIT_S = 60.0
 class Body(Ticketed):
     """A request whose body lies in its place."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: ModelQueue) -> None:
         super().__init__(lane)
         self.ends: list[Exception | None] = []
         self.over = asyncio.Event()
@@ -75,7 +76,7 @@ class Shop:
         self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)
 
     def body(self, data: bytes, lane: int = 0) -> Body:
-        body = Body(self.rig.lanes[lane])
+        body = Body(self.rig.dispatcher.queues[lane])
         self.rig.dispatcher.reserve(body, len(data), 0)[:] = data
         return body
 
@@ -216,7 +217,7 @@ def test_a_body_is_refused_as_the_codecs_refuse_it(data, kind, lane, headers):
 
 def outputs_in(shop: Shop, lane: int, rows: int, *arrays: np.ndarray) -> Body:
     """A request whose outputs stand in its place."""
-    body = Body(shop.rig.lanes[lane])
+    body = Body(shop.rig.dispatcher.queues[lane])
     layout = body.lane.layout
     shop.rig.dispatcher.reserve(body, 8, layout.needed_room(arrays))
     layout.write_outputs(body.place.outputs, arrays)

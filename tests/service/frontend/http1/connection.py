@@ -140,7 +140,7 @@ class House:
         self.worker = self.rig.new_worker()
         self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
         self.lines: list[tuple[Call, int]] = []
-        lane = self.rig.lanes[0]
+        lane = self.rig.dispatcher.queues[0]
         counters = {kind: self.metrics.answered_counter(PROTOCOL_OF[kind], "m0", "1") for kind in BodyType}
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)

@@ -879,7 +879,7 @@ def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
     async def test(house: House) -> None:
         dispatcher, connection = house.rig.dispatcher, house.connect()
         held = []
-        while dispatcher.lend(one := Room(house.rig.lanes[0]), 8, 8):
+        while dispatcher.lend(one := Room(house.rig.dispatcher.queues[0]), 8, 8):
             held.append(one)
 
         def make_room(nbytes: int) -> bool:

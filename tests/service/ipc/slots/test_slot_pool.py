@@ -72,11 +72,11 @@ def test_attempts_go_on_over_places_and_lives_of_a_slot() -> None:
     arena = Arena(0, 1, 1 << 16)
     place = SlotPool(arena.map()).take(10, 10)
     assert place is not None
-    place.begin_attempt(0, 1)
-    place.begin_attempt(0, 1)
+    place.begin_attempt(0, 0, 1)
+    place.begin_attempt(0, 0, 1)
     later = SlotPool(arena.map()).take(500, 10)  # the next life of the API server
     assert later is not None
-    later.begin_attempt(0, 1)
+    later.begin_attempt(0, 0, 1)
     assert later.attempt == 3
 
 
@@ -85,7 +85,7 @@ def test_attempts_wrap_instead_of_overflowing() -> None:
     place = places.take(1, 1)
     assert place is not None
     place.attempt = 2**32 - 1
-    place.begin_attempt(0, 1)
+    place.begin_attempt(0, 0, 1)
     assert place.attempt == 0
 
 

@@ -61,9 +61,9 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
     def noted_set_state(place: Place, state: State) -> None:
         note(Side.API_SERVER, place._memory, place.slot, lambda: set_state(place, state))
 
-    def noted_begin(place: Place, model: int, rows: int) -> None:
+    def noted_begin(place: Place, *args: int) -> None:
         def begin() -> None:
-            begin_attempt(place, model, rows)
+            begin_attempt(place, *args)
 
         note(Side.API_SERVER, place._memory, place.slot, begin)
 

@@ -1,0 +1,103 @@
+"""One model version as an API server queues for it: what bounds its queue, and what this API server has in it.
+
+A view of one row of the model table (ipc/model_table.py), for as long as the row is of one generation. Owned by the
+event loop thread; the counts are the Dispatcher's to set.
+"""
+
+from collections.abc import Callable
+
+from service.engine.admission import Bounds, Load
+from service.errors import NotReady
+from service.ipc.records import GENERATIONS
+from service.ipc.run_time import UNKNOWN
+from service.ipc.slots.tensor_layout import Layout
+from service.ipc.ticket_queue import TicketWriter
+
+
+class View:
+    """What the board says of a queue; good for one turn of the event loop.
+
+    rows, nbytes: queued by the other API servers. row_s, full_s: seconds per row in the line, and for a full batch.
+    begun: rows that may be about to be answered. small_rows: requests of so many rows at most need no closer look.
+    """
+
+    __slots__ = ("begun", "full_s", "nbytes", "ready", "row_s", "rows", "small_rows")
+
+    def __init__(self, ready: bool, load: Load, own_rows: int, own_bytes: int, bounds: Bounds) -> None:
+        self.ready = ready
+        self.rows, self.nbytes = load.rows - own_rows, load.nbytes - own_bytes
+        self.full_s = load.run_time.of(load.max_batch_size) / 1e9
+        self.row_s = load.row_s()
+        self.begun = load.begun
+        most = bounds.max_request_rows
+        self.small_rows = load.max_batch_size if most is None else min(load.max_batch_size, most)
+
+
+class ModelQueue:
+    """One model version's.
+
+    requests: in flight. rows, nbytes: of them, what stands in the line; large: how many large ones stand there.
+    held_bytes: of all that is there. small_rows, small_bytes: who has no more than these is not large.
+
+    Args:
+        row, generation: of the model table.
+        timeout_s: the longest that a request may take from being queued.
+        instances: how many take from the queue, over all workers.
+        max_batch_size: rows that one run takes at most.
+        writer: this API server's end of the pipe of tickets.
+    """
+
+    def __init__(
+        self,
+        row: int,
+        generation: int,
+        model: str,
+        version: str,
+        layout: Layout,
+        bounds: Bounds,
+        timeout_s: float,
+        instances: int,
+        max_batch_size: int,
+        writer: TicketWriter,
+    ) -> None:
+        self.row = row
+        self.generation = generation
+        self.ticket_generation = generation % GENERATIONS
+        self.model = model
+        self.version = version
+        self.layout = layout
+        self.bounds = bounds
+        self.timeout_s = timeout_s
+        self.instances = instances
+        self.max_batch_size = max_batch_size
+        self.writer = writer
+        self.outbox = bytearray()
+        """Tickets of this turn of the event loop."""
+        self.view: View | None = None
+        self.requests = 0
+        self.rows = 0
+        self.nbytes = 0
+        self.large = 0
+        self.held_bytes = 0
+        self.small_rows = min(max_batch_size, bounds.max_rows // 2)
+        self.small_bytes = bounds.max_bytes // 2
+        self.doubted_ns = 0
+        self.forecast = UNKNOWN
+        self.forecast_ns = 0
+        self.row_output_bytes: dict[tuple[int, ...], int] = {}
+        """What a row's outputs needed last time, by the dynamic dims of its inputs (room.py)."""
+        self.drained: Callable[[], None] | None = None
+        """Called when the last request has left a queue that is closed."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model version is being unloaded, or is: its row may be another's already."""
+        return self.drained is not None
+
+
+def unloaded(queue: ModelQueue) -> NotReady:
+    """What a request is told whose model version was unloaded while its body came."""
+    return NotReady(
+        f"model {queue.model!r} version {queue.version} was unloaded while this request came; GET /info tells what is "
+        "served"
+    )
