@@ -3,7 +3,7 @@
     interface.py    the one door between the front and everything behind it
     client.py       behind that door: awaits what the dispatcher does
     dispatcher.py   queues tickets, hands answers back, frees places
-    request.py      what is dispatched: a request with a place, and the lane that it travels on
+    request.py      what is dispatched: a request with a place, and the queue that it travels on
     admission.py    whether it may enter its queue
     room.py         how much of an arena it needs, and what never fits
     watchdog.py     whose time is over, which worker hangs

@@ -28,7 +28,7 @@ class DispatchEngine:
     Args:
         models: every model as it would be if it were ready; what is ready now stands on the board.
         devices: each worker's.
-        buckets: each lane's batch_buckets as configured.
+        buckets: each queue's batch_buckets as configured.
         broken: see engine.Engine.
     """
 
@@ -47,7 +47,7 @@ class DispatchEngine:
         self._models = {model.name: model for model in models}
         self._devices = tuple(devices)
         self._buckets = tuple(buckets)
-        self._lanes = {(queue.model, queue.version): queue for queue in dispatcher.queues.values()}
+        self._queues = {(queue.model, queue.version): queue for queue in dispatcher.queues.values()}
         self._seen: tuple[tuple[bool, bool], ...] = ()
         self._view: dict[str, ServedModel] = {}
 
@@ -62,8 +62,8 @@ class DispatchEngine:
         request_id: str,
     ) -> "_Awaited":
         """See engine.Engine."""
-        dispatcher, lane = self._dispatcher, self._lane(model, version)
-        request = _Awaited(lane, request_id)
+        dispatcher, queue = self._dispatcher, self._queue(model, version)
+        request = _Awaited(queue, request_id)
         nbytes = sum(map(len, parts))
         memory = dispatcher.reserve(request, nbytes, 0)
         at = copied = 0
@@ -100,17 +100,17 @@ class DispatchEngine:
                 assert request.place is not None
                 return Encoded(kind, b"", (), await _pieces(request.place.inputs))
             outputs = {name: held.outputs[name] for name in names}
-            laid = lay_out(kind, outputs, request.lane.layout.signature)
+            laid = lay_out(kind, outputs, request.queue.layout.signature)
             return Encoded(kind, laid.prefix, laid.headers, await _pieces(laid.numbers))
         finally:
             dispatcher.release(request)
 
-    def _lane(self, model: str, version: str) -> ModelQueue:
-        """The lane of a version that takes requests. Raises NotReady."""
-        lane = self._lanes[model, version]
-        if not self._dispatcher.ready(lane):
+    def _queue(self, model: str, version: str) -> ModelQueue:
+        """The queue of a version that takes requests. Raises NotReady."""
+        queue = self._queues[model, version]
+        if not self._dispatcher.ready(queue):
             raise NotReady(f"model {model!r} version {version} is not ready; GET /info tells its state")
-        return lane
+        return queue
 
     async def infer(
         self,
@@ -122,16 +122,16 @@ class DispatchEngine:
         request_id: str,
     ) -> Outcome:
         """Run one request, as engine.Engine says. The model's own timeout bounds it too."""
-        dispatcher, lane = self._dispatcher, self._lane(model, version)
+        dispatcher, queue = self._dispatcher, self._queue(model, version)
         if isinstance(inputs, dict):
-            request = _Awaited(lane, request_id)
+            request = _Awaited(queue, request_id)
             dispatcher.put(request, inputs, rows)
             inputs.clear()
         else:
             assert isinstance(inputs, _Awaited)
             request = inputs
         try:
-            dispatcher.submit(request, time.monotonic_ns(), _deadline_ns(timeout_s, lane.timeout_s))
+            dispatcher.submit(request, time.monotonic_ns(), _deadline_ns(timeout_s, queue.timeout_s))
         except ServiceError:
             dispatcher.release(request)
             raise
@@ -152,7 +152,7 @@ class DispatchEngine:
 
     def ready(self) -> bool:
         """Whether every model is ready and the server is not draining."""
-        return not self.draining() and not self._broken and all(self.ready_lanes())
+        return not self.draining() and not self._broken and all(self.ready_queues())
 
     def draining(self) -> bool:
         """Whether shutdown has begun."""
@@ -164,7 +164,7 @@ class DispatchEngine:
         seen = tuple((self._dispatcher.loaded(queue), self._dispatcher.ready(queue)) for queue in queues)
         if seen != self._seen or not self._view:
             self._seen = seen
-            now = dict(zip(self._lanes, seen, strict=True))
+            now = dict(zip(self._queues, seen, strict=True))
             self._view = {model.name: self._as_of(model, now) for model in self._models.values()}
         return self._view
 
@@ -188,26 +188,26 @@ class DispatchEngine:
 
     def _problem(self, model: str, version: str) -> str:
         """Why no worker serves it."""
-        board, lane = self._dispatcher.board, self._lanes[model, version]
-        notes = [board.note(worker, lane.row) for worker in range(board.dimensions.workers)]
+        board, queue = self._dispatcher.board, self._queues[model, version]
+        notes = [board.note(worker, queue.row) for worker in range(board.dimensions.workers)]
         return next((note for note in notes if note), "loading")
 
     def served_by(self, model: str, version: str) -> list[ServedBy]:
         """See engine.Engine."""
-        board, lane = self._dispatcher.board, self._lanes[model, version]
+        board, queue = self._dispatcher.board, self._queues[model, version]
         return [
             ServedBy(
                 device=device,
-                ready=board.ready[worker, lane.row] == READY,
-                batch_buckets=buckets_for(device, self._buckets[lane.row], lane.max_batch_size),
-                batch_ceiling_rows=board.ceiling_rows[worker, lane.row] or lane.max_batch_size,
-                notes=tuple(board.remarks(worker, lane.row)),
+                ready=board.ready[worker, queue.row] == READY,
+                batch_buckets=buckets_for(device, self._buckets[queue.row], queue.max_batch_size),
+                batch_ceiling_rows=board.ceiling_rows[worker, queue.row] or queue.max_batch_size,
+                notes=tuple(board.remarks(worker, queue.row)),
             )
             for worker, device in enumerate(self._devices)
         ]
 
-    def ready_lanes(self) -> tuple[bool, ...]:
-        """Whether some worker serves each lane at this moment."""
+    def ready_queues(self) -> tuple[bool, ...]:
+        """Whether some worker serves each queue at this moment."""
         return tuple(self._dispatcher.loaded(queue) for queue in self._dispatcher.queues.values())
 
 
@@ -252,8 +252,8 @@ class _Awaited(Ticketed):
 
     __slots__ = ("_id", "give_up", "over")
 
-    def __init__(self, lane: ModelQueue, request_id: str) -> None:
-        super().__init__(lane)
+    def __init__(self, queue: ModelQueue, request_id: str) -> None:
+        super().__init__(queue)
         self._id = request_id
         self.give_up: Callable[[], None]
         """Set by fill()."""

@@ -174,7 +174,7 @@ class Dispatcher:
         Raises: TooLarge when there would be no such room if nobody else were there; QueueFull when the arena has no
             slot or no such room left.
         """
-        modest = not self._over_its_share(request.lane)
+        modest = not self._over_its_share(request.queue)
         place = self._pool.take(input_bytes, output_bytes) if modest else None
         if place is None:
             self.check_fits(
@@ -186,7 +186,7 @@ class Dispatcher:
             raise QueueFull(
                 f"a request of {input_bytes} bytes finds no room: {len(self.in_flight)} requests are in flight and "
                 f"{self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
-                retry_after_s=self.load(request.lane).wait_s(0),
+                retry_after_s=self.load(request.queue).wait_s(0),
             )
         request.place = place
         return place.inputs
@@ -220,12 +220,12 @@ class Dispatcher:
 
         Raises: QueueFull.
         """
-        layout = request.lane.layout
+        layout = request.queue.layout
         arrays = [inputs[spec.name] for spec in layout.signature.inputs]
         dims = layout.dims_of([array.shape for array in arrays]) if layout.dynamic_dims else ()
         nbytes = layout.input_bytes(rows, dims)
         request.rows, request.dims = rows, dims
-        memory = self.reserve(request, nbytes, self.output_room(request.lane, rows, dims, nbytes))
+        memory = self.reserve(request, nbytes, self.output_room(request.queue, rows, dims, nbytes))
         for (offset, _), array in zip(layout.input_places(rows, dims), arrays, strict=True):
             memory[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8).data
 
@@ -239,7 +239,7 @@ class Dispatcher:
             deadline_ns: the time after which no worker begins it and nobody waits for it.
         Raises: QueueFull, DeadlinePassed, NotReady: it was not queued; the caller releases it.
         """
-        place, queue = request.place, request.lane
+        place, queue = request.place, request.queue
         assert place is not None
         if queue.closed:
             raise unloaded(queue)
@@ -281,7 +281,7 @@ class Dispatcher:
 
     def enqueue(self, request: Ticketed) -> None:
         """Put a ticket for the request into its queue: its first, or another after a death or an outgrown place."""
-        place, queue = request.place, request.lane
+        place, queue = request.place, request.queue
         assert place is not None
         place.begin_attempt(queue.row, queue.generation, request.rows)
         outbox = queue.outbox
@@ -366,7 +366,7 @@ class Dispatcher:
         place = request.place
         assert place is not None
         del self.in_flight[place.slot]
-        queue = request.lane
+        queue = request.queue
         queue.requests -= 1
         if request.given_up:
             place.set_given_up(False)
@@ -427,7 +427,7 @@ class Dispatcher:
 
     def outputs(self, request: Ticketed) -> dict[str, np.ndarray]:
         """The request's outputs, as views that are valid until release()."""
-        place, layout, rows = request.place, request.lane.layout, request.rows
+        place, layout, rows = request.place, request.queue.layout, request.rows
         assert place is not None
         kept = place.views
         if kept is not None and kept[0] is layout and kept[1] == rows:
@@ -474,13 +474,13 @@ class Dispatcher:
             return
         full = QueueFull(
             f"the answer needs {needed} bytes, and other requests have that room now; try again later",
-            retry_after_s=self.load(request.lane).wait_s(0),
+            retry_after_s=self.load(request.queue).wait_s(0),
         )
         self.settle(request, full)
 
     def _count(self, request: Ticketed, sign: int) -> None:
         """Count a request that waits or runs, or count it no longer (-1)."""
-        queue, rows = request.lane, request.rows
+        queue, rows = request.queue, request.rows
         assert request.place is not None
         nbytes = len(request.place.inputs)
         queue.held_bytes += sign * nbytes

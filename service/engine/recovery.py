@@ -64,7 +64,7 @@ def _retry(dispatcher: Dispatcher, request: Ticketed) -> bool:
         _log.error(
             "request %s to %s/%s was being run at %d deaths of a worker: it gets model_crashed and is not tried "
             "again, error id %s",
-            *(request.request_id, request.lane.model, request.lane.version, request.deaths, error_id),
+            *(request.request_id, request.queue.model, request.queue.version, request.deaths, error_id),
             extra=with_id(error_id),
         )
         dispatcher.settle(

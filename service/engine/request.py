@@ -32,8 +32,8 @@ class Ticketed:
     stages_s = (0.0, 0.0, 0.0, 0.0)
     batch_rows = 0
 
-    def __init__(self, lane: ModelQueue) -> None:
-        self.lane = lane
+    def __init__(self, queue: ModelQueue) -> None:
+        self.queue = queue
 
     @property
     @abstractmethod

@@ -39,7 +39,7 @@ class Rooms:
 
     def remember(self, request: Ticketed, needed: int) -> None:
         """The outputs of such a request needed so many bytes."""
-        known = request.lane.row_output_bytes
+        known = request.queue.row_output_bytes
         if len(known) >= _MOST_ROOMS:
             known.clear()
         known[tuple(request.dims)] = -(-needed // request.rows)
@@ -63,7 +63,7 @@ class Rooms:
 
     def _fitting(self, request: Ticketed, input_bytes: int, output_bytes: int) -> int:
         """The most rows of such a request that surely fit; 0 when none do."""
-        rows, signature = request.rows, request.lane.layout.signature
+        rows, signature = request.rows, request.queue.layout.signature
         inputs, outputs = len(signature.inputs) * ALIGNMENT, len(signature.outputs) * ALIGNMENT
         low, high = 0, rows
         while high - low > 1:

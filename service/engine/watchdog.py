@@ -88,7 +88,7 @@ class Watch:
         long."""
         since_ns = now_ns - _STALL_NS
         waiting = {
-            r.lane.row
+            r.queue.row
             for r in self._in_flight.values()
             if r.queued_ns < since_ns and r.place is not None and r.place.state == State.QUEUED
         }

@@ -85,7 +85,7 @@ class ApiServer:
             again = recovery.after_worker_death(self.dispatcher, number)
             _log.warning("a worker died: %d of its requests are run again", len(again))
             for request in again:
-                self.metrics.retried(request.lane.model, request.lane.version, 1)
+                self.metrics.retried(request.queue.model, request.queue.version, 1)
         elif word == Word.ARE_YOU_ALIVE:
             self.dispatcher.board.answer(False, self.dispatcher.index)
         elif word == Word.STOP:

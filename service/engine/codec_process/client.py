@@ -67,7 +67,7 @@ class Job:
         self.deaths = 0
         self.nbytes = 0
         self.sized = Sized(0)
-        self.source, self.made = Room(request.lane), Room(request.lane)
+        self.source, self.made = Room(request.queue), Room(request.queue)
         self.source.place, request.place = request.place, None
         self._codecs = codecs
         self._then: Callable[[Exception | None], None] | None = then
@@ -155,7 +155,7 @@ class CodecProcess:
                 f"{len(self._waiting)} large bodies wait to be decoded, which is the most at a time; try again "
                 "later, or send raw bytes, which need no decoding"
             )
-        dispatcher, lane, place = self._dispatcher, request.lane, request.place
+        dispatcher, lane, place = self._dispatcher, request.queue, request.place
         assert place is not None
 
         def output_bytes(sized: Sized) -> int:
@@ -176,7 +176,7 @@ class CodecProcess:
         place = request.place
         assert place is not None
         nbytes = len(place.outputs)
-        order = orders.encode_order(request.lane.row, request.rows, place.output_at, nbytes, names)
+        order = orders.encode_order(request.queue.row, request.rows, place.output_at, nbytes, names)
         return self._add(Job(self, request, order, lambda sized: 0, deadline_ns, then), nbytes)
 
     def _add(self, job: Job, nbytes: int) -> Job:

@@ -162,7 +162,7 @@ class Exchange(Ticketed):
 
     def __init__(self, shop: Shop, head: Head, connection: Connection) -> None:
         self._began_ns = monotonic_ns()
-        self.lane = head.lane
+        self.queue = head.queue
         self.keep_alive = head.keep_alive
         self.missing = head.length
         """Bytes of the body that have not come yet."""
@@ -186,14 +186,14 @@ class Exchange(Ticketed):
     def begin(self) -> None:
         """Refuse at once what cannot be served now. Nothing is set aside for a body of which nothing has come."""
         head, dispatcher = self._head, self._shop.dispatcher
-        lane = head.lane
+        queue = head.queue
         try:
             if head.timeout_ms:
                 self._timeout_s = allowed_s(head.timeout_ms.decode("latin-1"), self._timeout_s)
                 self._timeout_ns = _nanoseconds(self._timeout_s)
-            if not dispatcher.ready(lane):
+            if not dispatcher.ready(queue):
                 raise NotReady(
-                    f"model {lane.model!r} version {lane.version} is not ready; try again when "
+                    f"model {queue.model!r} version {queue.version} is not ready; try again when "
                     "/v2/health/ready answers 200"
                 )
             if head.raw:
@@ -250,7 +250,7 @@ class Exchange(Ticketed):
         """Bytes of inputs and of outputs of the place that the body goes to."""
         head = self._head
         if head.raw:
-            return head.length, self._shop.dispatcher.output_room(head.lane, self.rows, (), head.length)
+            return head.length, self._shop.dispatcher.output_room(head.queue, self.rows, (), head.length)
         return rounded(head.length), 0  # rounded, because the arena keeps places by their sizes
 
     def _feed_part(self, part: bytes) -> None:
@@ -335,8 +335,8 @@ class Exchange(Ticketed):
                 (output,) = outputs.values()
                 body = head.quick.encode(output)
             if body is None:
-                lane = self.lane
-                encoded = encode(head.kind, lane.model, lane.version, outputs, head.route.signature)
+                queue = self.queue
+                encoded = encode(head.kind, queue.model, queue.version, outputs, head.route.signature)
                 body = encoded.body
                 headers = _lines(encoded.headers)
         except ServiceError as unencodable:
@@ -489,7 +489,7 @@ class Exchange(Ticketed):
             if taken is not None:
                 self.rows, data = taken
                 now_ns = self._decoded(started_ns)
-                room = self.lane.layout.output_room(self.rows)
+                room = self.queue.layout.output_room(self.rows)
                 assert room is not None
                 dispatcher.reserve(self, len(data), room)[:] = data
             else:
@@ -572,13 +572,13 @@ class Exchange(Ticketed):
 
     def _finish(self, call: Call, status: int, error_code: str | None) -> None:
         """Count and log a call that was not answered with 200."""
-        shop, lane = self._shop, self.lane
+        shop, queue = self._shop, self.queue
         duration_s = (monotonic_ns() - self._began_ns) / 1e9
         call.error_code = error_code
         shop.metrics.request_finished(
             call.protocol,
-            lane.model,
-            lane.version,
+            queue.model,
+            queue.version,
             status,
             duration_s,
             rows=self.rows,
@@ -604,7 +604,7 @@ class Exchange(Ticketed):
         """The call as the long way describes it."""
         head, path = self._head, self._head.route.path
         call = Call("POST", path, head.route.query[1:], {}, request_id=self.request_id)
-        call.route, call.model, call.version = head.route.pattern, self.lane.model, self.lane.version
+        call.route, call.model, call.version = head.route.pattern, self.queue.model, self.queue.version
         call.protocol = PROTOCOL_OF[head.kind]
         call.rows, call.batch_rows = self.rows, self.batch_rows
         call.body_bytes = 0 if self.missing else head.length

@@ -67,18 +67,18 @@ class Plan:
     """
 
     def __init__(self, route: "Route", kind: BodyType) -> None:
-        lane, signature = route.lane, route.signature
+        queue, signature = route.queue, route.signature
         self.kind = kind
         self.raw = kind is BodyType.RAW
         self.json = kind is BodyType.JSON
         self.media_type = kind.value.encode()
-        self.quick = QuickJson.of(lane.model, lane.version, signature) if self.json else None
+        self.quick = QuickJson.of(queue.model, queue.version, signature) if self.json else None
         self.counter = route.counters[kind]
-        fits = lane.layout.one_fixed_input and signature.inputs[0].datatype != "BOOL"
-        self.row_bytes = lane.layout.input_row_bytes if fits else 0
+        fits = queue.layout.one_fixed_input and signature.inputs[0].datatype != "BOOL"
+        self.row_bytes = queue.layout.input_row_bytes if fits else 0
         self.counts_rows = signature.counts_rows
         self.loop_bytes = LARGE_JSON_BYTES if self.json else LARGE_COPY_BYTES
-        self.queue_ns = int(lane.timeout_s * 1e9)
+        self.queue_ns = int(queue.timeout_s * 1e9)
         # A body of raw bytes or npy holds one tensor.
         self.short = self.json or (len(signature.outputs) == 1 and (not self.raw or self.row_bytes > 0))
 
@@ -95,14 +95,14 @@ class Route:
         path: str,
         query: str,
         pattern: str,
-        lane: ModelQueue,
+        queue: ModelQueue,
         signature: Signature,
         counters: Mapping[BodyType, Callable[..., None]],
     ) -> None:
         self.path = path
         self.query = query
         self.pattern = pattern
-        self.lane = lane
+        self.queue = queue
         self.signature = signature
         self.counters = counters
         self.target = (path + query).encode()
@@ -141,7 +141,7 @@ class Head:
         old: bool,
     ) -> None:
         self.route = route
-        self.lane = route.lane
+        self.queue = route.queue
         self.kind = plan.kind
         self.raw = plan.raw
         self.row_bytes = plan.row_bytes

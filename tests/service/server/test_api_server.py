@@ -71,7 +71,7 @@ def test_short_way_has_each_version_each_default_version_and_the_default_model(
 ) -> None:
     metrics = metrics_of(*VERSIONS)
     routes = make_routes(make_lanes(entries, transport_of(1)), entries, default_model, metrics)
-    found = {route.path: (route.lane.model, route.lane.version) for route in routes}
+    found = {route.path: (route.queue.model, route.queue.version) for route in routes}
     expected = {
         "/predict/linear": ("linear", "2"),
         "/predict/linear/versions/1": ("linear", "1"),
@@ -112,14 +112,14 @@ class Parent:
         self.done: list[tuple[str, int]] = []
         self.stop = asyncio.Event()
         self.metrics = metrics_of(*VERSIONS)
-        lane = SimpleNamespace(model="linear", version="2")
+        queue = SimpleNamespace(model="linear", version="2")
         done = self.done
 
         def after_worker_death(dispatcher: object, serial: int) -> list[Any]:
             done.append(("worker", serial))
             if serial == 13:
                 raise ValueError("unlucky")
-            return [SimpleNamespace(lane=lane)] * 3
+            return [SimpleNamespace(queue=queue)] * 3
 
         monkeypatch.setattr(module.recovery, "after_worker_death", after_worker_death)
 

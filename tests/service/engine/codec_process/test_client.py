@@ -95,7 +95,7 @@ class Shop:
     def inputs(self, body: Body) -> dict[str, np.ndarray]:
         """What lies in the body's place."""
         assert body.place is not None
-        layout = body.lane.layout
+        layout = body.queue.layout
         specs = layout.signature.inputs
         return {
             spec.name: np.frombuffer(body.place.inputs, spec.dtype, int(np.prod(shape)), offset).reshape(
@@ -178,7 +178,7 @@ def test_a_body_is_decoded_as_the_codecs_decode_it(data, kind, lane, headers):
                 assert got[name].dtype == array.dtype
                 np.testing.assert_array_equal(got[name], array)
             assert body.rows == len(array)
-            room = body.lane.layout.output_room(body.rows)
+            room = body.queue.layout.output_room(body.rows)
             assert len(body.place.outputs) >= (room or len(body.place.inputs) * 4)
             shop.rig.dispatcher.release(body)
 
@@ -218,7 +218,7 @@ def test_a_body_is_refused_as_the_codecs_refuse_it(data, kind, lane, headers):
 def outputs_in(shop: Shop, lane: int, rows: int, *arrays: np.ndarray) -> Body:
     """A request whose outputs stand in its place."""
     body = Body(shop.rig.dispatcher.queues[lane])
-    layout = body.lane.layout
+    layout = body.queue.layout
     shop.rig.dispatcher.reserve(body, 8, layout.needed_room(arrays))
     layout.write_outputs(body.place.outputs, arrays)
     body.rows = rows

@@ -68,7 +68,7 @@ def said(head: Head | None) -> tuple[Any, ...] | None:
         return None
     return (
         *(head.route, head.kind, head.length, head.request_id, head.timeout_ms, head.keep_alive, head.old),
-        *(head.raw, head.media_type, head.quick, head.lane),
+        *(head.raw, head.media_type, head.quick, head.queue),
     )
 
 
