@@ -35,8 +35,7 @@ The life of a request:
     agreeing shapes, and passes the turn on (worker/collect.py, turn.py). Their slots are marked as taken; the late and
     the given-up are dropped (worker/dequeue.py).
  6. Their rows are gathered, padded to a bucket and run, and the outputs scattered back into the slots
-    (worker/batch_runner.py, repository/buckets.py, backends/). A run that raises is halved until the guilty request is
-    alone.
+    (worker/batches/, repository/buckets.py, backends/). A run that raises is halved until the guilty request is alone.
  7. The slots are marked as done, and a record for each goes into its API server's pipe (worker/dequeue.py).
  8. The API server's event loop reads it, the answer is encoded out of the slot and written, the place is free again
     (engine/dispatcher.py, frontend/http1/exchange.py), and the request is counted (metrics/request_ring.py).
@@ -44,4 +43,8 @@ The life of a request:
 Which side may move a slot, and when, is one table: ipc/slots/slot_state.py. What happens when a process dies in any of
 these steps: engine/recovery.py, from what server/supervisor.py tells. Nothing here imports `models`; torch only in its
 backend.
+
+Which model versions there are is one table in shared memory, ipc/model_table.py, that the supervisor writes
+(server/model_control.py). Every process has views of its rows: engine/model_queue.py in an API server, worker/model.py
+in a worker; queues, cells of the scoreboard and metrics are addressed by row.
 """

@@ -49,6 +49,7 @@ class ServeSettings:
     api_servers: int
     workers_per_device: int
     default_model: str | None
+    max_models: int | None
     max_body_bytes: int
     max_json_bytes: int
     max_in_flight: int
@@ -143,6 +144,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         None,
         "model",
         "the model of POST /predict; not needed when only one is served",
+    ),
+    Setting(
+        "max_models",
+        "--max-models",
+        whole_number(1, 4096),
+        None,
+        "versions",
+        "model versions that the server has room for; unless given, what the repository holds and 16 more",
     ),
     Setting(
         "max_body_bytes",

@@ -3,6 +3,7 @@
     interface.py    the one door between the front and everything behind it
     client.py       behind that door: awaits what the dispatcher does
     dispatcher.py   queues tickets, hands answers back, frees places
+    model_queue.py  one model version's queue, as this API server sees it; models.py: all of them, by name
     request.py      what is dispatched: a request with a place, and the queue that it travels on
     admission.py    whether it may enter its queue
     room.py         how much of an arena it needs, and what never fits

@@ -14,12 +14,12 @@ from service.engine.codec_process.client import CodecProcess, Job
 from service.engine.dispatcher import Dispatcher
 from service.engine.interface import NOTHING_BROKEN, Filled, ServedBy, ServedModel, ServedVersion
 from service.engine.model_queue import ModelQueue
+from service.engine.models import Models, QueuedVersion
 from service.engine.outcome import Outcome, StageTimes
 from service.engine.request import NO_BOUND_S, Ticketed
 from service.errors import NotReady, ServiceError
 from service.ipc.scoreboard import READY
 from service.repository.buckets import buckets_for
-from service.repository.index import ModelEntry
 
 
 class DispatchEngine:
@@ -28,7 +28,6 @@ class DispatchEngine:
     Args:
         models: every model as it would be if it were ready; what is ready now stands on the board.
         devices: each worker's.
-        buckets: each queue's batch_buckets as configured.
         broken: see engine.Engine.
     """
 
@@ -36,19 +35,16 @@ class DispatchEngine:
         self,
         dispatcher: Dispatcher,
         codecs: CodecProcess,
-        models: Sequence[ServedModel],
+        models: Models,
         devices: Sequence[str],
-        buckets: Sequence[Sequence[int]],
         broken: Mapping[str, str] = NOTHING_BROKEN,
     ) -> None:
         self._dispatcher = dispatcher
         self._codecs = codecs
         self._broken = broken
-        self._models = {model.name: model for model in models}
+        self._models = models
         self._devices = tuple(devices)
-        self._buckets = tuple(buckets)
-        self._queues = {(queue.model, queue.version): queue for queue in dispatcher.queues.values()}
-        self._seen: tuple[tuple[bool, bool], ...] = ()
+        self._seen: tuple[object, ...] = ()
         self._view: dict[str, ServedModel] = {}
 
     async def fill(
@@ -107,10 +103,10 @@ class DispatchEngine:
 
     def _queue(self, model: str, version: str) -> ModelQueue:
         """The queue of a version that takes requests. Raises NotReady."""
-        queue = self._queues[model, version]
-        if not self._dispatcher.ready(queue):
+        found = self._models.of_name(model, version)
+        if found is None or not self._dispatcher.ready(found.queue):
             raise NotReady(f"model {model!r} version {version} is not ready; GET /info tells its state")
-        return queue
+        return found.queue
 
     async def infer(
         self,
@@ -152,7 +148,11 @@ class DispatchEngine:
 
     def ready(self) -> bool:
         """Whether every model is ready and the server is not draining."""
-        return not self.draining() and not self._broken and all(self.ready_queues())
+        return (
+            not self.draining()
+            and not self._broken
+            and all(map(self._dispatcher.loaded, self._models.queues()))
+        )
 
     def draining(self) -> bool:
         """Whether shutdown has begun."""
@@ -160,55 +160,58 @@ class DispatchEngine:
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model, with what is ready now."""
-        queues = self._dispatcher.queues.values()
-        seen = tuple((self._dispatcher.loaded(queue), self._dispatcher.ready(queue)) for queue in queues)
-        if seen != self._seen or not self._view:
+        dispatcher, models = self._dispatcher, self._models
+        queues = models.queues()
+        seen = (models.changes, *((dispatcher.loaded(queue), dispatcher.ready(queue)) for queue in queues))
+        if seen != self._seen:
             self._seen = seen
-            now = dict(zip(self._queues, seen, strict=True))
-            self._view = {model.name: self._as_of(model, now) for model in self._models.values()}
+            self._view = {
+                name: ServedModel(
+                    name,
+                    versions[-1].queue.version,
+                    {version.queue.version: self._as_of_now(version) for version in versions},
+                )
+                for name, versions in models.by_model.items()
+            }
         return self._view
 
     def broken(self) -> Mapping[str, str]:
         """See engine.Engine."""
         return self._broken
 
-    def _as_of(self, model: ServedModel, now: Mapping[tuple[str, str], tuple[bool, bool]]) -> ServedModel:
-        versions = {
-            name: replace(version, ready=True)
-            if now[model.name, name][0]
-            else replace(
-                version,
-                ready=False,
-                returning=now[model.name, name][1],
-                manifest={**version.manifest, "problem": self._problem(model.name, name)},
-            )
-            for name, version in model.versions.items()
-        }
-        return replace(model, versions=versions)
+    def _as_of_now(self, version: QueuedVersion) -> ServedVersion:
+        served, queue = version.served, version.queue
+        if self._dispatcher.loaded(queue):
+            return replace(served, ready=True)
+        return replace(
+            served,
+            ready=False,
+            returning=self._dispatcher.ready(queue),
+            manifest={**served.manifest, "problem": self._problem(queue)},
+        )
 
-    def _problem(self, model: str, version: str) -> str:
+    def _problem(self, queue: ModelQueue) -> str:
         """Why no worker serves it."""
-        board, queue = self._dispatcher.board, self._queues[model, version]
+        board = self._dispatcher.board
         notes = [board.note(worker, queue.row) for worker in range(board.dimensions.workers)]
         return next((note for note in notes if note), "loading")
 
     def served_by(self, model: str, version: str) -> list[ServedBy]:
         """See engine.Engine."""
-        board, queue = self._dispatcher.board, self._queues[model, version]
+        found = self._models.of_name(model, version)
+        if found is None:
+            return []  # it was unloaded a moment ago
+        board, queue = self._dispatcher.board, found.queue
         return [
             ServedBy(
                 device=device,
                 ready=board.ready[worker, queue.row] == READY,
-                batch_buckets=buckets_for(device, self._buckets[queue.row], queue.max_batch_size),
+                batch_buckets=buckets_for(device, found.buckets, queue.max_batch_size),
                 batch_ceiling_rows=board.ceiling_rows[worker, queue.row] or queue.max_batch_size,
                 notes=tuple(board.remarks(worker, queue.row)),
             )
             for worker, device in enumerate(self._devices)
         ]
-
-    def ready_queues(self) -> tuple[bool, ...]:
-        """Whether some worker serves each queue at this moment."""
-        return tuple(self._dispatcher.loaded(queue) for queue in self._dispatcher.queues.values())
 
 
 def _deadline_ns(timeout_s: float | None, bound_s: float = NO_BOUND_S) -> int:
@@ -268,25 +271,3 @@ class _Awaited(Ticketed):
         """See Ticketed."""
         if not self.over.done():
             self.over.set_result(error)
-
-
-def served_models(entries: Sequence[ModelEntry]) -> list[ServedModel]:
-    """What a repository's models look like to the front; nothing is ready yet."""
-    return [
-        ServedModel(
-            entry.name,
-            entry.default_version,
-            {
-                artifact.version: ServedVersion(
-                    version=artifact.version,
-                    signature=artifact.signature,
-                    backend=artifact.backend,
-                    max_batch_size=artifact.max_batch_size if artifact.signature.counts_rows else 0,
-                    ready=False,
-                    manifest=artifact.summary(),
-                )
-                for artifact in entry.artifacts
-            },
-        )
-        for entry in entries
-    ]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from service.engine.admission import Bounds, Load
 from service.errors import NotReady
+from service.ipc.model_table import ModelKey
 from service.ipc.records import GENERATIONS
 from service.ipc.run_time import UNKNOWN
 from service.ipc.slots.tensor_layout import Layout
@@ -40,7 +41,7 @@ class ModelQueue:
     held_bytes: of all that is there. small_rows, small_bytes: who has no more than these is not large.
 
     Args:
-        row, generation: of the model table.
+        key: its row of the model table, and what it is called.
         timeout_s: the longest that a request may take from being queued.
         instances: how many take from the queue, over all workers.
         max_batch_size: rows that one run takes at most.
@@ -49,10 +50,7 @@ class ModelQueue:
 
     def __init__(
         self,
-        row: int,
-        generation: int,
-        model: str,
-        version: str,
+        key: ModelKey,
         layout: Layout,
         bounds: Bounds,
         timeout_s: float,
@@ -60,11 +58,12 @@ class ModelQueue:
         max_batch_size: int,
         writer: TicketWriter,
     ) -> None:
-        self.row = row
-        self.generation = generation
-        self.ticket_generation = generation % GENERATIONS
-        self.model = model
-        self.version = version
+        self.key = key
+        self.row = key.row
+        self.generation = key.generation
+        self.ticket_generation = key.generation % GENERATIONS
+        self.model = key.model
+        self.version = key.version
         self.layout = layout
         self.bounds = bounds
         self.timeout_s = timeout_s

@@ -4,17 +4,17 @@ import struct
 from enum import IntEnum
 from typing import Final
 
-MESSAGE: Final = struct.Struct("<II")
-"""A Word and a number."""
+CONTROL_STRUCT: Final = struct.Struct("<II")
+"""A ControlMessage and a number."""
 
 
-class Word(IntEnum):
+class ControlMessage(IntEnum):
     """Kinds of messages."""
 
     WORKER_DIED = 1
-    """To API servers: the worker with this serial number is dead."""
+    """To API servers: the worker of this incarnation is dead."""
     ARE_YOU_ALIVE = 2
-    """To every child: answer on the board."""
+    """To every child: answer on the scoreboard."""
     WORKER_HANGS = 3
     """From an API server: the worker at this index has been busy with one step for longer than the limit."""
     WORKER_READY = 4
@@ -22,4 +22,7 @@ class Word(IntEnum):
     STOP = 5
     """To API servers: accept nothing new, finish what there is, end."""
     MODEL_STALLS = 6
-    """From an API server: nobody takes the tickets of the model at this index."""
+    """From an API server: nobody takes the tickets of the model in this row of the model table."""
+    MODEL_CHANGED = 7
+    """To every child: this row of the model table is another, or in another state. From a child: its part in this row,
+    as the scoreboard has it, is another."""

@@ -3,11 +3,11 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from service.ipc.handles import Handle
+from service.ipc.model_table import ModelTable
 from service.ipc.records import DONE
 from service.ipc.scoreboard import Board, Dimensions
 from service.ipc.slots.arena import Arena
@@ -34,15 +34,13 @@ class Pipe:
 
 
 class Transport:
-    """Arenas and done pipes by API server, queues by model, the board, and the pipe of reports to the parent.
+    """Arenas and done pipes by API server, the model table and a queue for each of its rows, the board, and the pipe
+    of reports to the parent.
 
     Picklable while a worker is being spawned; inherited by forked API servers.
-
-    Args:
-        readers: for each model, how many instances take from its queue, over all workers.
     """
 
-    def __init__(self, dimensions: Dimensions, sizes: Sizes, readers: Sequence[int]) -> None:
+    def __init__(self, dimensions: Dimensions, sizes: Sizes) -> None:
         self.dimensions = dimensions
         self.board = Board(dimensions)
         self.arenas = [Arena(index, sizes.slots, sizes.data_bytes) for index in range(dimensions.api_servers)]
@@ -52,7 +50,8 @@ class Transport:
         self.done = [Pipe(capacity) for _ in self.arenas]
         for pipe in self.done:
             os.set_blocking(pipe.reader.fd, False)
-        self.queues = [TicketQueue(instances) for instances in readers]
+        self.models = ModelTable(dimensions.models)
+        self.queues = [TicketQueue() for _ in range(dimensions.models)]
         self.reports = Pipe(_REPORT_BYTES)
         os.set_blocking(self.reports.writer.fd, False)  # a supervisor that is stopped must stop nobody else
 

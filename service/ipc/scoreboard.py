@@ -15,7 +15,7 @@ from service.ipc.handles import SharedMemory
 
 @dataclass(frozen=True)
 class Dimensions:
-    """How many of each there are; fixed when the server starts."""
+    """How many of each there are at most; fixed when the server starts. models: rows of the model table."""
 
     api_servers: int
     workers: int
@@ -75,6 +75,7 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "run_row_ns": (of.workers, of.models),
         "run_measured_ns": (of.workers, of.models),
         "ceiling_rows": (of.workers, of.models),
+        "let_go": (of.workers + of.api_servers, of.models),
     }
 
 
@@ -103,6 +104,8 @@ class MappedBoard:
     ceiling_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
         instances' (that worker); 0 while no more than max_batch_size bounds them (that worker, and the supervisor,
         once the worker is dead).
+    let_go: [worker, then API server; model] 1 + the generation of the row's last version that it has no part in any
+        more, or never had (it).
     """
 
     def __init__(self, board: Board) -> None:
@@ -133,6 +136,7 @@ class MappedBoard:
         self.run_row_ns = cells["run_row_ns"]
         self.run_measured_ns = cells["run_measured_ns"]
         self.ceiling_rows = cells["ceiling_rows"]
+        self._let_go = cells["let_go"]
 
     def write_note(self, worker: int, model: int, text: str) -> None:
         """Say why a worker does not serve a model; "" when it does."""
@@ -167,9 +171,20 @@ class MappedBoard:
         workers, models = range(self.dimensions.workers), range(self._models)
         return any(self.ready[worker, model] for worker in workers for model in models)
 
-    def serves_all(self, worker: int) -> bool:
-        """Whether a worker serves every model: it has nothing left to load."""
-        return all(self.ready[worker, model] == READY for model in range(self._models))
+    def serves(self, worker: int, models: Iterable[int]) -> bool:
+        """Whether a worker serves all of these models."""
+        return all(self.ready[worker, model] == READY for model in models)
+
+    def let_go(self, is_worker: bool, index: int, model: int, generation: int) -> None:
+        """Say that this worker or API server has no part in a version that was in this row."""
+        self._let_go[self._process(is_worker, index), model] = generation + 1
+
+    def has_let_go(self, is_worker: bool, index: int, model: int, generation: int) -> bool:
+        """Whether that worker or API server has no part in it any more."""
+        return self._let_go[self._process(is_worker, index), model] == generation + 1
+
+    def _process(self, is_worker: bool, index: int) -> int:
+        return index if is_worker else self.dimensions.workers + index
 
     def lowest_ceiling_rows(self, model: int) -> int:
         """Rows that a run of the model may have in every worker; 0 when no device lacked room."""
@@ -188,11 +203,11 @@ class MappedBoard:
 
     def answer(self, is_worker: bool, index: int) -> None:
         """Tell the supervisor, which has asked, that this worker or API server is alive."""
-        self.alive_ns[index if is_worker else self.dimensions.workers + index] = time.monotonic_ns()
+        self.alive_ns[self._process(is_worker, index)] = time.monotonic_ns()
 
     def answered_ns(self, is_worker: bool, index: int) -> int:
         """CLOCK_MONOTONIC when that worker or API server last answered."""
-        return self.alive_ns[index if is_worker else self.dimensions.workers + index]
+        return self.alive_ns[self._process(is_worker, index)]
 
     def markings_are_over(self, since_ns: int) -> bool:
         """Whether every instance that was looking at slots at since_ns has been seen not to, or to do so anew.
@@ -219,17 +234,33 @@ class MappedBoard:
             if any(0 < self.step_since_ns[worker, instance] < since_ns for instance in instances)
         ]
 
+    def clear_model(self, model: int) -> None:
+        """The row is to be another version's: what the last one left behind is nothing of it."""
+        for worker in range(self.dimensions.workers):
+            self._clear(worker, model)
+            self.ready[worker, model] = self.taken_ns[worker, model] = 0
+            self.write_note(worker, model, "")
+
+    def _clear(self, worker: int, model: int) -> None:
+        self.ceiling_rows[worker, model] = 0
+        self.write_run_time(worker, model, (0, 0), 0)
+        self.write_remarks(worker, model, ())
+
     def worker_died(self, worker: int) -> None:
         """It runs nothing any more, and what it served is to return; the next one finds its own ceilings."""
         for model in range(self._models):
             if self.ready[worker, model]:
                 self.ready[worker, model] = RETURNING
-            self.ceiling_rows[worker, model] = 0
-            self.write_run_time(worker, model, (0, 0), 0)
-            self.write_remarks(worker, model, ())
+            self._clear(worker, model)
         for instance in range(self.dimensions.instances):
             self.busy_since_ns[worker, instance] = self.step_since_ns[worker, instance] = 0
             self.marking_since_ns[worker, instance] = 0
+
+    def api_server_died(self, api_server: int) -> None:
+        """It has nothing queued any more, and no connection."""
+        for model in range(self._models):
+            self.queued_rows[api_server, model] = self.queued_bytes[api_server, model] = 0
+        self.connections[api_server] = 0
 
     def worker_cannot_load(self, worker: int, why: str) -> None:
         """It dies again and again while it loads: requests are not to wait for it."""

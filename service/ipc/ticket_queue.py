@@ -7,7 +7,7 @@ header (worker/dequeue.py), and tickets that died with a reader are found out fr
 The turn decides who reads next, so that one instance at a time forms a batch and only one is woken for a ticket. It is
 a packet in a second pipe, which exactly one reader gets. The tickets that the instance before read and could not use
 travel in it, in their order. It bears a generation, by which the supervisor can replace it when whoever has it is dead
-or stopped. Two turns at once would do no harm but smaller batches.
+or stopped. Two turns at once would do no harm but smaller batches. The only reader of a queue needs none.
 """
 
 import contextlib
@@ -18,8 +18,10 @@ import time
 from collections import deque
 from typing import Final
 
+import numpy as np
+
 from service.ipc.handles import Handle
-from service.ipc.records import PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
+from service.ipc.records import GENERATIONS, PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
 from service.ipc.scoreboard import MappedBoard
 
 _PIPE_BYTES: Final = 1 << 18
@@ -30,40 +32,31 @@ _MS_NS: Final = 1_000_000
 
 
 class TicketQueue:
-    """The shared part: pipe ends. Made by the parent, given to every process.
+    """The shared part: pipe ends. Made by the parent for a row of the model table, given to every process.
 
     O_NONBLOCK belongs to the open file description, and each end of a pipe has its own: all ends but the reading one of
     the turn are non-blocking.
-
-    Args:
-        readers: how many instances take from it, over all workers. With one there is no turn.
     """
 
-    def __init__(self, readers: int) -> None:
-        self.readers = readers
+    def __init__(self) -> None:
         read_fd, write_fd = os.pipe()
         for fd in (read_fd, write_fd):
             os.set_blocking(fd, False)
         _resize(write_fd, _PIPE_BYTES)
         self.reader = Handle(read_fd)
         self.writer = Handle(write_fd)
-        self.turn_reader: Handle | None = None
-        self.turn_writer: Handle | None = None
-        if readers > 1:
-            # O_DIRECT: each write is a packet, and a read takes one (pipe(2)).
-            read_fd, write_fd = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
-            os.set_blocking(write_fd, False)
-            _resize(write_fd, _TURN_PIPE_BYTES)
-            self.turn_reader = Handle(read_fd)
-            self.turn_writer = Handle(write_fd)
-            self.give_turn(0)
+        # O_DIRECT: each write is a packet, and a read takes one (pipe(2)).
+        read_fd, write_fd = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
+        os.set_blocking(write_fd, False)
+        _resize(write_fd, _TURN_PIPE_BYTES)
+        self.turn_reader = Handle(read_fd)
+        self.turn_writer = Handle(write_fd)
 
     def give_turn(self, generation: int, tickets: bytes = b"") -> bool:
         """Let the next instance read: whole tickets, which it has to look at first, travel along.
 
         Returns: False when there is no room, because nobody has taken the turns before; then nothing was sent.
         """
-        assert self.turn_writer is not None
         with contextlib.suppress(BlockingIOError):
             os.write(self.turn_writer.fd, TURN_STRUCT.pack(generation) + tickets)
             return True
@@ -75,10 +68,26 @@ class TicketQueue:
         A turn that waits in its pipe is in nobody's hands. Replaced while nobody comes to read, again and again, turns
         would fill the pipe, and the one that is valid be the one that found no room.
         """
-        if self.turn_reader is None or _waits(self.turn_reader.fd):
+        if _waits(self.turn_reader.fd):
             return
         board.turn[model] += 1
         self.give_turn(board.turn[model])
+
+    def wake_reader(self, generation: int) -> None:
+        """Have whoever may read look up, which otherwise sleeps until a ticket comes: this one is void.
+
+        A full pipe wakes it as well.
+        """
+        void = np.zeros(1, TICKET)
+        void["generation"] = (generation + 1) % GENERATIONS
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.writer.fd, void.tobytes())
+
+    def empty(self) -> None:
+        """Drop whatever nobody will read any more: for the supervisor, when no reader and no writer is left."""
+        for end in (self.reader, self.turn_reader):
+            while _waits(end.fd):
+                os.read(end.fd, _PIPE_BYTES)
 
 
 def _waits(fd: int) -> bool:

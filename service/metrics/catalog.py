@@ -3,7 +3,7 @@
 from itertools import product
 from typing import Final, Literal
 
-from service.metrics.store import Metric
+from service.metrics.store import MODEL_LABELS, Metric
 
 PROTOCOLS: Final = ("json", "raw", "npy", "oip", "v1", "other")
 
@@ -67,7 +67,7 @@ STAGE_BUCKETS: Final = (
 
 ROW_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 
-_MODEL: Final = ("model", "version")
+_MODEL: Final = MODEL_LABELS
 
 REQUESTS: Final = Metric(
     "foldserve_requests_total",
@@ -75,6 +75,7 @@ REQUESTS: Final = Metric(
     "Requests answered, by protocol and HTTP status.",
     (*_MODEL, "protocol", "code"),
     from_zero=lambda values: tuple(values[2:]) in _FROM_ZERO[values[:2] != NO_MODEL],
+    no_model=NO_MODEL,
 )
 
 REQUEST_DURATION: Final = Metric(
@@ -117,7 +118,11 @@ INFLIGHT: Final = Metric(
 )
 
 REJECTED: Final = Metric(
-    "foldserve_rejected_total", "counter", "Requests refused or given up, by error code.", (*_MODEL, "reason")
+    "foldserve_rejected_total",
+    "counter",
+    "Requests refused or given up, by error code.",
+    (*_MODEL, "reason"),
+    no_model=NO_MODEL,
 )
 
 RETRIED: Final = Metric(

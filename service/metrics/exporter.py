@@ -19,13 +19,14 @@ from typing import Final
 
 from service.host.processes import freeze_garbage
 from service.ipc.handles import SharedMemory
+from service.ipc.model_table import MappedModelTable, ModelTable
 from service.ipc.scoreboard import READY, Board, MappedBoard
 from service.ipc.slots.arena import Arena, MappedArena
-from service.ipc.slots.slot_counts import take_census
+from service.ipc.slots.slot_counts import count_slots
 from service.logs.records import configure_logging
 from service.metrics.device import DeviceMetrics
-from service.metrics.exposition import Exposition, Seen
-from service.metrics.recorder import Metrics, Plan
+from service.metrics.exposition import Exposition, LiveGauges
+from service.metrics.recorder import Metrics, MetricsLayoutSpec
 
 LENGTH_BYTES: Final = 8
 _NICE: Final = 10
@@ -38,41 +39,42 @@ FORMATS: Final = {b"t": "", b"o": "application/openmetrics-text"}
 class ExporterPlan:
     """What the process is given. Picklable by handles.pickled_for_exec(), with the memory that it names.
 
-    max_batch_sizes: by model version. uuids: see device.py. supervisor_pid: whose process tree is the server.
+    uuids: see device.py. supervisor_pid: whose process tree is the server.
     """
 
     metrics_memory: SharedMemory
-    metrics_plan: Plan
+    metrics_spec: MetricsLayoutSpec
     arenas: Sequence[Arena]
     board: Board
-    max_batch_sizes: Sequence[int]
+    models: ModelTable
     uuids: Mapping[str, str]
     supervisor_pid: int
     log_level: str
 
     def exposition(self) -> Exposition:
         """What answers scrapes, over this process's view of the memory."""
-        metrics = Metrics.attach(self.metrics_memory, self.metrics_plan, self.metrics_plan.writers[0])
+        metrics = Metrics.attach(self.metrics_memory, self.metrics_spec, self.metrics_spec.writers[0])
         arenas = [arena.map() for arena in self.arenas]
-        board = self.board.map()
+        board, models = self.board.map(), self.models.map()
         return Exposition(
             metrics,
-            lambda: seen(arenas, board, self.max_batch_sizes),
+            models,
+            lambda: live_gauges(arenas, board, models),
             self.supervisor_pid,
             DeviceMetrics(self.uuids).families,
         )
 
 
-def seen(arenas: Sequence[MappedArena], board: MappedBoard, max_batch_sizes: Sequence[int]) -> Seen:
+def live_gauges(arenas: Sequence[MappedArena], board: MappedBoard, models: MappedModelTable) -> LiveGauges:
     """What is waiting, in flight, ready and below its ceiling now."""
-    lanes = range(len(max_batch_sizes))
+    rows = range(models.capacity)
     workers = range(board.dimensions.workers)
-    census = take_census(arenas, len(lanes))
-    return Seen(
-        census.queued_rows.tolist(),
-        census.requests.tolist(),
-        [float(any(board.ready[worker, lane] == READY for worker in workers)) for lane in lanes],
-        [float(board.lowest_ceiling_rows(lane) or max_batch_sizes[lane]) for lane in lanes],
+    counts = count_slots(arenas, models)
+    return LiveGauges(
+        counts.queued_rows.tolist(),
+        counts.requests.tolist(),
+        [float(any(board.ready[worker, row] == READY for worker in workers)) for row in rows],
+        [float(board.lowest_ceiling_rows(row) or models.max_batch_size[row]) for row in rows],
     )
 
 

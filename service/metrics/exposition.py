@@ -1,6 +1,7 @@
 """The metrics as Prometheus reads them: text, or OpenMetrics when the scraper asks for it.
 
-    at the start     prometheus_client writes every line once; the numbers are cut off its lines
+    at the start     prometheus_client writes every line once, and again when other models are held; the numbers are
+                     cut off its lines
     at each scrape   the sums of all rows are put in their places
 
 A scrape of 20 models is four thousand lines, and writing them anew from the library's objects took more of an API
@@ -22,10 +23,11 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from service.ipc.model_table import MappedModelTable, ModelKey
 from service.metrics.catalog import BATCH_CEILING, EXPOSED, INFLIGHT, MODEL_READY, QUEUE_ROWS
 from service.metrics.process import process_families
 from service.metrics.recorder import Metrics
-from service.metrics.store import Kind, Layout, Metric
+from service.metrics.store import CellLayout, Kind, Metric
 
 Encoder = Callable[[Collector], bytes]
 
@@ -36,8 +38,8 @@ _PLAIN_BELOW: Final = 1e6
 """Numbers from 0 to here are written alike by Python and by Prometheus."""
 
 
-class Seen(NamedTuple):
-    """What is not counted but looked at when Prometheus asks; by model version, in the plan's order.
+class LiveGauges(NamedTuple):
+    """What is not counted but looked at when Prometheus asks; by row of the model table.
 
     queued_rows: rows that wait. requests: in flight. ready: whether some worker serves it. ceiling_rows: rows that a
     batch may have in every worker.
@@ -55,54 +57,71 @@ class Exposition:
     def __init__(
         self,
         metrics: Metrics,
-        look: Callable[[], Seen],
+        models: MappedModelTable,
+        snapshot: Callable[[], LiveGauges],
         supervisor_pid: int,
         devices: Callable[[], Iterable[Family]] = tuple,
     ) -> None:
         """
         Args:
             metrics: attached to the server's rows.
-            look: tells what is waiting, in flight, ready and below its ceiling now.
+            models: whose metrics there are, and what they are called.
+            snapshot: tells what is waiting, in flight, ready and below its ceiling now.
             supervisor_pid: the process whose descendants make up the server.
             devices: what is known of the devices now (device.py).
         """
         self._metrics = metrics
-        self._look = look
+        self._models = models
+        self._snapshot = snapshot
         self._supervisor_pid = supervisor_pid
         self._devices = devices
+        self._of: list[ModelKey] = []
         # By format, OpenMetrics or not. Versions and escapings that a scraper may ask for besides make no
-        # difference to names like ours. Made now: a first scrape would hold the event loop for 100 ms.
-        layout = metrics.store.layout
-        self._lines = {
-            content_type.startswith(_OPENMETRICS): Lines(encoder, layout)
-            for encoder, content_type in (choose_encoder(""), choose_encoder(_OPENMETRICS))
-        }
+        # difference to names like ours. Made now: a first scrape would wait 100 ms for it.
+        self._lines: dict[bool, Lines] = {}
+        self._lines_for(models.find_all())
+
+    def _lines_for(self, models: list[ModelKey]) -> dict[bool, "Lines"]:
+        """The lines of these models by format, made anew only when they are others than before."""
+        if models != self._of or not self._lines:
+            layout = self._metrics.store.layout
+            named = [(key.row, (key.model, key.version)) for key in models]
+            self._of = models
+            self._lines = {
+                content_type.startswith(_OPENMETRICS): Lines(encoder, layout, named)
+                for encoder, content_type in (choose_encoder(""), choose_encoder(_OPENMETRICS))
+            }
+        return self._lines
 
     def __call__(self, accept: str) -> tuple[bytes, str]:
         """The body and its content type for a scraper's Accept header ("" = none)."""
         encoder, content_type = choose_encoder(accept)
-        ours = self._lines[content_type.startswith(_OPENMETRICS)].fill(self.totals())
+        lines = self._lines_for(self._models.find_all())
+        ours = lines[content_type.startswith(_OPENMETRICS)].fill(self.totals())
         others = chain(self._devices(), process_families(self._supervisor_pid))
         return ours.encode() + encoder(_Families(others)), content_type
 
     def totals(self) -> np.ndarray:
         """Every cell as it is now, the gauges that are looked at among them."""
         totals = self._metrics.store.totals()
-        offsets = self._metrics.store.layout.offsets
-        seen = self._look()
-        for lane, version in enumerate(self._metrics.plan.versions):
-            totals[offsets[QUEUE_ROWS.name][version]] = seen.queued_rows[lane]
-            totals[offsets[INFLIGHT.name][version]] = seen.requests[lane]
-            totals[offsets[MODEL_READY.name][version]] = seen.ready[lane]
-            totals[offsets[BATCH_CEILING.name][version]] = seen.ceiling_rows[lane]
+        cell = self._metrics.store.layout.cell
+        now = self._snapshot()
+        for key in self._of:
+            totals[cell(QUEUE_ROWS, key.row)] = now.queued_rows[key.row]
+            totals[cell(INFLIGHT, key.row)] = now.requests[key.row]
+            totals[cell(MODEL_READY, key.row)] = now.ready[key.row]
+            totals[cell(BATCH_CEILING, key.row)] = now.ceiling_rows[key.row]
         return totals
 
 
 class Lines:
     """Every line of one format without its number, in order."""
 
-    def __init__(self, encoder: Encoder, layout: Layout) -> None:
-        self._blocks = [_Block(encoder, metric, layout.offsets[metric.name]) for metric in EXPOSED]
+    def __init__(
+        self, encoder: Encoder, layout: CellLayout, models: Sequence[tuple[int, tuple[str, str]]]
+    ) -> None:
+        """models: rows of the model table, and the values of the labels."""
+        self._blocks = [_Block(encoder, metric, layout.series(metric, models)) for metric in EXPOSED]
 
     def fill(self, totals: np.ndarray) -> str:
         """The lines with their numbers, without the format's end."""
@@ -122,8 +141,7 @@ class _Block:
         self._metric = metric
         from_zero = np.array([metric.from_zero(values) for values in offsets], bool)
         self._from_zero = None if from_zero.all() else from_zero
-        # A metric's series lie one behind the other (Layout).
-        self._cells = slice(min(offsets.values(), default=0), size if offsets else 0)
+        self._cells = np.array([cell + i for cell in offsets.values() for i in range(metric.cells)], np.int64)
 
     def fill(self, totals: np.ndarray) -> Iterable[str]:
         cells = totals[self._cells]

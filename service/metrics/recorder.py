@@ -4,7 +4,8 @@ The names are a contract (docs/operations.md lists them; a test compares). Base 
 calls what: the front calls request_finished (and, on the short way, an answered_counter); a worker
 batch_finished, retried and model_loaded; the supervising process worker_restarted and writer_died. What is
 queued, in flight, ready and below its ceiling is not counted but seen at the scrape (ipc/slots/slot_counts.py).
-Label values come from fixed sets, made before the processes start (Plan): a client cannot make a new series.
+Label values come from fixed sets, made before the processes start (MetricsLayoutSpec), and from the model table: a
+client cannot make a new series.
 
 Must not know HTTP or Prometheus. Where the numbers live: store.py. How they are read:
 exposition.py.
@@ -22,7 +23,6 @@ import numpy as np
 
 from service.ipc.handles import SharedMemory
 from service.metrics.catalog import (
-    _MODEL,
     BATCH_REASONS,
     BATCH_ROWS,
     BATCHES,
@@ -33,7 +33,6 @@ from service.metrics.catalog import (
     DURATION_BUCKETS,
     EXPOSED,
     MODEL_LOAD,
-    NO_MODEL,
     PADDING_ROWS,
     PROTOCOLS,
     REJECTED,
@@ -49,41 +48,35 @@ from service.metrics.catalog import (
     WORKER_RESTARTS,
     BatchReason,
 )
-from service.metrics.request_ring import Columns
-from service.metrics.store import Layout, Row, Store
+from service.metrics.request_ring import RingLayout
+from service.metrics.store import CellLayout, Store, WriterCells
 
 
 @dataclass(frozen=True)
-class Plan:
+class MetricsLayoutSpec:
     """What must be known before the processes start.
 
-    versions: every (model, version) that is served.
+    models: rows of the model table.
     devices: every device a worker may own ("cpu", "cuda:0").
     writers: a name for every process that writes; the place in the tuple is the row.
     """
 
-    versions: tuple[tuple[str, str], ...]
+    models: int
     devices: tuple[str, ...]
     writers: tuple[str, ...]
 
-    def layout(self) -> Layout:
-        """The cells for these models and devices."""
-        served = self.versions
-        any_version = (*served, NO_MODEL)
-
+    def layout(self) -> CellLayout:
+        """The cells for so many models and these devices."""
         series: dict[str, list[tuple[str, ...]]] = {
-            metric.name: list(served) for metric in EXPOSED if metric.labels == _MODEL
+            REQUESTS.name: list(product(PROTOCOLS, CODES)),
+            STAGE_DURATION.name: [(stage,) for stage in STAGES],
+            BATCHES.name: [(reason,) for reason in BATCH_REASONS],
+            REJECTED.name: [(code,) for code in REJECTIONS],
+            WORKER_RESTARTS.name: [(device,) for device in self.devices],
+            CONNECTIONS_REFUSED.name: [(reason,) for reason in CONNECTION_REFUSALS],
+            BUILD_INFO.name: [build_info()],
         }
-        series[REQUESTS.name] = [
-            (*version, protocol, code) for version, protocol, code in product(any_version, PROTOCOLS, CODES)
-        ]
-        series[STAGE_DURATION.name] = [(*version, stage) for version, stage in product(served, STAGES)]
-        series[BATCHES.name] = [(*version, reason) for version, reason in product(served, BATCH_REASONS)]
-        series[REJECTED.name] = [(*version, code) for version, code in product(any_version, REJECTIONS)]
-        series[WORKER_RESTARTS.name] = [(device,) for device in self.devices]
-        series[CONNECTIONS_REFUSED.name] = [(reason,) for reason in CONNECTION_REFUSALS]
-        series[BUILD_INFO.name] = [build_info()]
-        return Layout(EXPOSED, series)
+        return CellLayout(EXPOSED, series, self.models)
 
 
 class Metrics:
@@ -91,33 +84,36 @@ class Metrics:
 
     Made by the supervising process with create(); forked processes inherit it and call write_as(); spawned
     ones attach() to the same memory. Not to be shared by two processes under one writer name.
+
+    rows: which row of the model table a model version has, for those who know it by name; kept by whoever owns this.
     """
 
-    def __init__(self, plan: Plan, store: Store, writer: str) -> None:
-        self.plan = plan
+    def __init__(self, spec: MetricsLayoutSpec, store: Store, writer: str) -> None:
+        self.spec = spec
         self.store = store
-        self._offsets = store.layout.offsets
+        self.rows: dict[tuple[str, str], int] = {}
+        self._cell = store.layout.cell
         self.write_as(writer)
 
     @classmethod
-    def create(cls, plan: Plan) -> "Metrics":
-        """Make the memory and count as the plan's first writer."""
-        layout = plan.layout()
-        metrics = cls(plan, Store.create(layout, len(plan.writers), _columns(plan, layout)), plan.writers[0])
+    def create(cls, spec: MetricsLayoutSpec) -> "Metrics":
+        """Make the memory and count as the spec's first writer."""
+        layout = spec.layout()
+        metrics = cls(spec, Store.create(layout, len(spec.writers), _ring_layout(layout)), spec.writers[0])
         with metrics._row.lock:
-            metrics._row.set(metrics._offsets[BUILD_INFO.name][build_info()], 1.0)
+            metrics._row.set(metrics._cell(BUILD_INFO, 0, *build_info()), 1.0)
         return metrics
 
     @classmethod
-    def attach(cls, memory: SharedMemory, plan: Plan, writer: str) -> "Metrics":
-        """Map memory that create() made with the same plan."""
-        layout = plan.layout()
-        return cls(plan, Store(memory, layout, len(plan.writers), _columns(plan, layout)), writer)
+    def attach(cls, memory: SharedMemory, spec: MetricsLayoutSpec, writer: str) -> "Metrics":
+        """Map memory that create() made with the same spec."""
+        layout = spec.layout()
+        return cls(spec, Store(memory, layout, len(spec.writers), _ring_layout(layout)), writer)
 
     def write_as(self, writer: str) -> None:
         """Count into this writer's row from now on (called in a process just forked)."""
-        index = self.plan.writers.index(writer)
-        self._row: Row = self.store.row(index)
+        index = self.spec.writers.index(writer)
+        self._row: WriterCells = self.store.row(index)
         self._ring = self.store.rings[index]
 
     # Called by the front ------------------------------------------------------------------------------
@@ -145,85 +141,88 @@ class Metrics:
             stages_s: seconds by stage name (STAGES), for those stages that were passed.
             error_code: the error's stable word; those that mean "refused" count in foldserve_rejected_total.
         """
-        served = (model, version) in self._offsets[REQUEST_DURATION.name]
-        labels = (model, version) if served else NO_MODEL
+        model_row = self.rows.get((model, version))
+        counted_at = self.spec.models if model_row is None else model_row
         protocol = protocol if protocol in PROTOCOLS else "other"
         code = str(status) if str(status) in CODES else "other"
-        row = self._row
+        row, cell = self._row, self._cell
         with row.lock:
-            row.add(self._offsets[REQUESTS.name][(*labels, protocol, code)], 1.0)
+            row.add(cell(REQUESTS, counted_at, protocol, code), 1.0)
             if error_code in REJECTIONS:
-                row.add(self._offsets[REJECTED.name][(*labels, error_code)], 1.0)
-            if not served:
+                row.add(cell(REJECTED, counted_at, error_code), 1.0)
+            if model_row is None:
                 return
-            row.observe(self._offsets[REQUEST_DURATION.name][labels], DURATION_BUCKETS, duration_s)
+            row.observe(cell(REQUEST_DURATION, model_row), DURATION_BUCKETS, duration_s)
             if rows:
-                row.observe(self._offsets[REQUEST_ROWS.name][labels], ROW_BUCKETS, rows)
+                row.observe(cell(REQUEST_ROWS, model_row), ROW_BUCKETS, rows)
             for stage, seconds in (stages_s or {}).items():
-                row.observe(self._offsets[STAGE_DURATION.name][(*labels, stage)], STAGE_BUCKETS, seconds)
+                row.observe(cell(STAGE_DURATION, model_row, stage), STAGE_BUCKETS, seconds)
 
-    def answered_counter(self, protocol: str, model: str, version: str) -> Callable[..., None]:
-        """Counts answered requests (status 200) of one protocol and model version; the quick way.
+    def answered_counter(self, protocol: str, model_row: int) -> Callable[..., None]:
+        """Counts answered requests (status 200) of one protocol and row of the model table; the quick way.
 
         Called with duration_s, rows, and the seconds of each of STAGES in order. By one thread only.
         """
-        cell = float(self._offsets[REQUESTS.name][(model, version, protocol, "200")])
-        return partial(self._ring.append, cell, float(self.plan.versions.index((model, version))))
+        cell = float(self._cell(REQUESTS, model_row, protocol, "200"))
+        return partial(self._ring.append, cell, float(model_row))
 
     def connection_refused(self, reason: str) -> None:
         """A connection could not be taken now, or was sent away."""
         with self._row.lock:
-            self._row.add(self._offsets[CONNECTIONS_REFUSED.name][(reason,)], 1.0)
+            self._row.add(self._cell(CONNECTIONS_REFUSED, 0, reason), 1.0)
 
-    # Called by a worker -------------------------------------------------------------------------------
+    # Called by a worker; model_row: of the model table --------------------------------------------------
 
-    def model_loaded(self, model: str, version: str, load_s: float) -> None:
-        """A worker has loaded, warmed and checked a model."""
+    def model_loaded(self, model_row: int, load_s: float) -> None:
+        """A worker has loaded, warmed and checked a model; 0: it has it no longer."""
         with self._row.lock:
-            self._row.set(self._offsets[MODEL_LOAD.name][(model, version)], load_s)
+            self._row.set(self._cell(MODEL_LOAD, model_row), load_s)
 
-    def batch_finished(self, model: str, version: str, rows: int, padding: int, reason: BatchReason) -> None:
+    def batch_finished(self, model_row: int, rows: int, padding: int, reason: BatchReason) -> None:
         """A batch was run."""
-        labels = (model, version)
-        with self._row.lock:
-            self._row.observe(self._offsets[BATCH_ROWS.name][labels], ROW_BUCKETS, rows)
-            self._row.add(self._offsets[BATCHES.name][(*labels, reason)], 1.0)
-            self._row.add(self._offsets[PADDING_ROWS.name][labels], padding)
+        row, cell = self._row, self._cell
+        with row.lock:
+            row.observe(cell(BATCH_ROWS, model_row), ROW_BUCKETS, rows)
+            row.add(cell(BATCHES, model_row, reason), 1.0)
+            row.add(cell(PADDING_ROWS, model_row), padding)
 
-    def retried(self, model: str, version: str, requests: int) -> None:
+    def retried(self, model_row: int, requests: int) -> None:
         """Requests are run again because the batch they were in failed."""
         with self._row.lock:
-            self._row.add(self._offsets[RETRIED.name][(model, version)], requests)
+            self._row.add(self._cell(RETRIED, model_row), requests)
 
-    def load_seconds(self, model: str, version: str) -> float:
+    def load_seconds(self, model_row: int) -> float:
         """What model_loaded was last told, by the slowest worker."""
-        return float(self.store.totals()[self._offsets[MODEL_LOAD.name][(model, version)]])
+        return float(self.store.totals()[self._cell(MODEL_LOAD, model_row)])
 
     # Called by the supervising process -------------------------------------------------------------------
+
+    def restart_model(self, model_row: int) -> None:
+        """A row of the model table is another model's from now on: its counters begin at 0, under a new label pair."""
+        self.store.restart(self.store.layout.cells_of_row(model_row))
 
     def worker_restarted(self, device: str) -> None:
         """A worker that died was started again."""
         with self._row.lock:
-            self._row.add(self._offsets[WORKER_RESTARTS.name][(device,)], 1.0)
+            self._row.add(self._cell(WORKER_RESTARTS, 0, device), 1.0)
 
     def writer_died(self, writer: str) -> None:
         """A process has ended: nothing it held is queued, in flight or ready any more."""
-        self.store.reset_gauges(self.plan.writers.index(writer))
+        self.store.reset_gauges(self.spec.writers.index(writer))
 
 
-def _columns(plan: Plan, layout: Layout) -> Columns:
-    """Where a ring's record goes: by model version, the histograms of duration, rows and each stage."""
-    offsets = layout.offsets
+def _ring_layout(layout: CellLayout) -> RingLayout:
+    """Where a ring's record goes: by row of the model table, the histograms of duration, rows and each stage."""
     cells = [
         [
-            offsets[REQUEST_DURATION.name][version],
-            offsets[REQUEST_ROWS.name][version],
-            *(offsets[STAGE_DURATION.name][(*version, stage)] for stage in STAGES),
+            layout.cell(REQUEST_DURATION, row),
+            layout.cell(REQUEST_ROWS, row),
+            *(layout.cell(STAGE_DURATION, row, stage) for stage in STAGES),
         ]
-        for version in plan.versions
+        for row in range(layout.models)
     ]
     bounds = [np.array(DURATION_BUCKETS), np.array(ROW_BUCKETS), *(np.array(STAGE_BUCKETS) for _ in STAGES)]
-    return Columns(np.array(cells, np.int64).reshape(len(plan.versions), len(bounds)), bounds)
+    return RingLayout(np.array(cells, np.int64), bounds)
 
 
 def build_info() -> tuple[str, str, str]:

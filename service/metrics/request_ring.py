@@ -37,10 +37,10 @@ def ring_cells(width: int) -> int:
 
 
 @dataclass(frozen=True)
-class Columns:
+class RingLayout:
     """Where the numbers of a record go.
 
-    cells: [lane, column] first cell of the histogram in which a lane's column is observed.
+    cells: [row of the model table, column] first cell of the histogram in which a model's column is observed.
     bounds: per column, the histogram's upper bounds.
     """
 
@@ -48,12 +48,12 @@ class Columns:
     bounds: Sequence[np.ndarray]
 
     def fold(self, records: np.ndarray, cells: np.ndarray) -> None:
-        """Add records (n, 10) to cells: [0] a counter's cell, [1] the lane, [2:] the columns."""
+        """Add records (n, 10) to cells: [0] a counter's cell, [1] the model's row, [2:] the columns."""
         np.add.at(cells, records[:, 0].astype(np.int64), 1.0)
-        lanes = records[:, 1].astype(np.int64)
+        rows = records[:, 1].astype(np.int64)
         for column, bounds in enumerate(self.bounds):
             values = records[:, 2 + column]
-            first = self.cells[lanes, column]
+            first = self.cells[rows, column]
             np.add.at(cells, first + np.searchsorted(bounds, values), 1.0)
             np.add.at(cells, first + len(bounds) + 1, values)
 
@@ -61,17 +61,17 @@ class Columns:
 class RequestRing:
     """One writer's ring. `memory`: ring_cells(width) cells of shared memory, zero at first."""
 
-    def __init__(self, memory: "memoryview[float]", width: int, columns: Columns) -> None:
+    def __init__(self, memory: "memoryview[float]", width: int, layout: RingLayout) -> None:
         self._bytes = memoryview(memory).cast("B")
         self._word = self._bytes[:_CELL_BYTES].cast("q")
         cells = np.frombuffer(self._bytes, np.float64)
         self._banks = cells[1 : 1 + 2 * width].reshape(2, width)
         self._records = cells[1 + 2 * width :].reshape(RECORDS, _FIELDS)
         self._records_at = (1 + 2 * width) * _CELL_BYTES
-        self._columns = columns
+        self._layout = layout
 
     def append(self, *record: float) -> None:
-        """Count one request: its counter's cell, its lane, its eight columns. By the writer alone."""
+        """Count one request: its counter's cell, its model's row, its eight columns. By the writer alone."""
         word = self._word[0]
         count = word & _COUNT_MASK
         if count == RECORDS:
@@ -83,7 +83,7 @@ class RequestRing:
     def _fold(self, folds: int) -> None:
         following = self._banks[(folds + 1) & 1]
         following[:] = self._banks[folds & 1]
-        self._columns.fold(self._records, following)
+        self._layout.fold(self._records, following)
         self._word[0] = (folds + 1) << _COUNT_BITS
 
     def read_into(self, cells: np.ndarray) -> None:
@@ -94,5 +94,5 @@ class RequestRing:
             records = self._records[: word & _COUNT_MASK].copy()
             if self._word[0] >> _COUNT_BITS == folds:
                 cells += bank
-                self._columns.fold(records, cells)
+                self._layout.fold(records, cells)
                 return

@@ -4,7 +4,7 @@ before     every writer process: rows[writer][cell] += amount          (its own 
 at a read  totals[cell] = sum over rows (or max, where the metric says so)
 
 The cells lie in anonymous memory that every process maps. It is made before the processes start, with its size
-fixed by the declared metrics and the label values known then, so that nothing is created, renamed or locked
+fixed by the declared metrics and the rows of the model table, so that nothing is created, renamed or locked
 between processes while serving, and nothing is left behind. A restarted worker goes on in the row of the one
 that died: totals never fall. An aligned 8-byte store is not torn on the platforms served, so a reader needs no
 lock; within a process the row's lock makes `+=` whole when several threads write.
@@ -16,12 +16,12 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from service.ipc.handles import SharedMemory
-from service.metrics.request_ring import Columns, RequestRing, ring_cells
+from service.metrics.request_ring import RequestRing, RingLayout, ring_cells
 
 CELL_BYTES = 8
 
@@ -41,6 +41,7 @@ class Metric:
     combine: how the writers' cells become one number.
     from_zero: which series are exposed before they ever counted: a burst of what is first counted after them is an
         increase. For all others a first burst is invisible; there are too many that never occur.
+    no_model: the labels of the model for what named none that is served; None where there is no such thing.
     """
 
     name: str
@@ -50,6 +51,17 @@ class Metric:
     buckets: tuple[float, ...] = ()
     combine: Literal["sum", "max"] = "sum"
     from_zero: Callable[[tuple[str, ...]], bool] = _all
+    no_model: tuple[str, str] | None = None
+
+    @property
+    def of_models(self) -> bool:
+        """Whether it is counted for each model version."""
+        return self.labels[:2] == MODEL_LABELS
+
+    @property
+    def own_labels(self) -> tuple[str, ...]:
+        """The labels besides those of the model."""
+        return self.labels[2:] if self.of_models else self.labels
 
     @property
     def cells(self) -> int:
@@ -57,47 +69,90 @@ class Metric:
         return len(self.buckets) + 2 if self.kind == "histogram" else 1
 
 
-class Layout:
-    """Which cell belongs to which series. The same in every process that is given the same arguments."""
+MODEL_LABELS: Final = ("model", "version")
+"""With these begin the labels of what is counted for each model version."""
 
-    def __init__(self, metrics: Iterable[Metric], series: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+
+class CellLayout:
+    """Which cell belongs to which series. The same in every process that is given the same arguments.
+
+    A metric of models has the same series for each row of the model table, one row behind the other, and for requests
+    that named none where it says so: those of the row after the last. What a row's model is called plays no part.
+    """
+
+    def __init__(
+        self, metrics: Iterable[Metric], series: Mapping[str, Sequence[tuple[str, ...]]], models: int
+    ) -> None:
         """
         Args:
             metrics: what is counted.
-            series: metric name -> every tuple of label values that can occur.
+            series: metric name -> every tuple of values that its labels can have, without those of the model.
+            models: rows of the model table.
         Raises: ValueError when a tuple does not match the metric's labels.
         """
         self.metrics = tuple(metrics)
-        self.offsets: dict[str, dict[tuple[str, ...], int]] = {}
+        self.models = models
+        self._first: dict[str, int] = {}
+        self._at: dict[str, dict[tuple[str, ...], int]] = {}
         width = 0
         for metric in self.metrics:
-            of_metric = self.offsets[metric.name] = {}
-            for values in dict.fromkeys(series[metric.name]):
-                if len(values) != len(metric.labels):
-                    raise ValueError(f"metric {metric.name} has labels {metric.labels}, got {values}")
-                of_metric[values] = width
-                width += metric.cells
+            self._first[metric.name] = width
+            at = self._at[metric.name] = {}
+            for values in dict.fromkeys(series.get(metric.name, [()])):
+                if len(values) != len(metric.own_labels):
+                    raise ValueError(f"metric {metric.name} has labels {metric.own_labels}, got {values}")
+                at[values] = len(at) * metric.cells
+            width += self._rows(metric) * len(at) * metric.cells
         self.width = width
 
-    def cells_of(self, kind: Kind) -> np.ndarray:
-        """The indices of every cell of the metrics of one kind."""
-        return self._cells(metric for metric in self.metrics if metric.kind == kind)
+    def cell(self, metric: Metric, row: int, *values: str) -> int:
+        """The first cell of the series with these values of the labels. row: of the model; 0 where there is none."""
+        at = self._at[metric.name]
+        return self._first[metric.name] + row * len(at) * metric.cells + at[values]
 
-    def cells_combined_by_max(self) -> np.ndarray:
-        """The indices of the cells whose total is the largest row, not the sum."""
-        return self._cells(metric for metric in self.metrics if metric.combine == "max")
+    def series(
+        self, metric: Metric, models: Iterable[tuple[int, tuple[str, str]]]
+    ) -> dict[tuple[str, ...], int]:
+        """The first cell of each series of these models, by the values of all labels.
 
-    def _cells(self, metrics: Iterable[Metric]) -> np.ndarray:
-        cells = [
-            offset + i
-            for metric in metrics
-            for offset in self.offsets[metric.name].values()
-            for i in range(metric.cells)
-        ]
-        return np.array(cells, dtype=np.int64)
+        Args:
+            models: row, and the values of MODEL_LABELS.
+        """
+        rows: Iterable[tuple[int, tuple[str, ...]]] = models if metric.of_models else [(0, ())]
+        if metric.no_model is not None:
+            rows = [*rows, (self.models, metric.no_model)]
+        return {
+            (*labels, *values): self.cell(metric, row, *values)
+            for row, labels in rows
+            for values in self._at[metric.name]
+        }
+
+    def cells_of_row(self, row: int) -> np.ndarray:
+        """The indices of every cell of a row of the model table."""
+        return _indices(
+            (self._first[metric.name] + row * size, size)
+            for metric in self.metrics
+            if metric.of_models
+            for size in [len(self._at[metric.name]) * metric.cells]
+        )
+
+    def cells_where(self, chosen: Callable[[Metric], bool]) -> np.ndarray:
+        """The indices of every cell of the metrics that are chosen."""
+        return _indices(
+            (self._first[metric.name], self._rows(metric) * len(self._at[metric.name]) * metric.cells)
+            for metric in self.metrics
+            if chosen(metric)
+        )
+
+    def _rows(self, metric: Metric) -> int:
+        return self.models + (metric.no_model is not None) if metric.of_models else 1
 
 
-class Row:
+def _indices(spans: Iterable[tuple[int, int]]) -> np.ndarray:
+    return np.concatenate([np.arange(0), *(np.arange(first, first + size) for first, size in spans)])
+
+
+class WriterCells:
     """The cells of one writer. Written by one process at a time; its threads may share it."""
 
     def __init__(self, cells: "memoryview[float]") -> None:
@@ -121,9 +176,10 @@ class Row:
 
 
 class Store:
-    """The shared memory: a row per writer, its cells and then its ring of requests (request_ring.py)."""
+    """The shared memory: a row per writer, its cells and then its ring of requests (request_ring.py); at the end what
+    had been counted of each cell when its row of the model table was given to another model."""
 
-    def __init__(self, memory: SharedMemory, layout: Layout, rows: int, columns: Columns) -> None:
+    def __init__(self, memory: SharedMemory, layout: CellLayout, rows: int, ring: RingLayout) -> None:
         """Map memory that create() made for the same layout and rows."""
         self.memory = memory
         self.layout = layout
@@ -132,30 +188,42 @@ class Store:
         width = layout.width + ring_cells(layout.width)
         starts = range(0, rows * width, width)
         self._rows = [shared[at : at + layout.width] for at in starts]
-        self._table = np.frombuffer(self._map, np.float64).reshape(rows, width)[:, : layout.width]
+        cells = np.frombuffer(self._map, np.float64)
+        self._table = cells[: rows * width].reshape(rows, width)[:, : layout.width]
+        self._before = cells[rows * width :]
         self.rings = [
-            RequestRing(shared[at + layout.width : at + width], layout.width, columns) for at in starts
+            RequestRing(shared[at + layout.width : at + width], layout.width, ring) for at in starts
         ]
-        self._max_cells = layout.cells_combined_by_max()
-        self._gauge_cells = layout.cells_of("gauge")
+        self._max_cells = layout.cells_where(lambda metric: metric.combine == "max")
+        self._gauge_cells = layout.cells_where(lambda metric: metric.kind == "gauge")
 
     @classmethod
-    def create(cls, layout: Layout, rows: int, columns: Columns) -> "Store":
+    def create(cls, layout: CellLayout, rows: int, ring: RingLayout) -> "Store":
         """Make the memory, all zero, and map it."""
-        cells = rows * (layout.width + ring_cells(layout.width))
-        return cls(SharedMemory("metrics", cells * CELL_BYTES), layout, rows, columns)
+        cells = rows * (layout.width + ring_cells(layout.width)) + layout.width
+        return cls(SharedMemory("metrics", cells * CELL_BYTES), layout, rows, ring)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> WriterCells:
         """The row of one writer."""
-        return Row(self._rows[index])
+        return WriterCells(self._rows[index])
 
     def totals(self) -> np.ndarray:
         """One number per cell, over all rows."""
-        totals: np.ndarray = self._table.sum(axis=0)
+        # Sums of seconds may differ in the last bit with the order of their parts: nothing is less than nothing.
+        totals: np.ndarray = np.maximum(self._counted() - self._before, 0.0)
         totals[self._max_cells] = self._table[:, self._max_cells].max(axis=0)
-        for ring in self.rings:
-            ring.read_into(totals)
         return totals
+
+    def _counted(self) -> np.ndarray:
+        """The sum of each cell from the start of the server on."""
+        counted: np.ndarray = self._table.sum(axis=0)
+        for ring in self.rings:
+            ring.read_into(counted)
+        return counted
+
+    def restart(self, cells: np.ndarray) -> None:
+        """Count these from zero again; for one process alone. Nobody's cells are touched: each has its own writer."""
+        self._before[cells] = self._counted()[cells]
 
     def reset_gauges(self, index: int) -> None:
         """Set the gauges of a dead writer's row to 0: what it held is gone. Its counts stay."""

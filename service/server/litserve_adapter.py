@@ -46,8 +46,9 @@ from service.ipc.handles import Handle
 from service.ipc.resources import Transport
 from service.logs.records import configure_logging, flush_logs
 from service.server.api_server import ApiServer
+from service.server.children import Role
 from service.server.listeners import take_no_more
-from service.server.supervisor import Role, Supervisor
+from service.server.supervisor import Supervisor
 from service.worker.main import Seat, WorkerPlan, serve
 
 _log = logging.getLogger("foldserve.api_server")

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from service.backends.base import SessionOptions, usable_cores
 from service.backends.devices import Devices, choose_devices
 from service.engine.interface import NOTHING_BROKEN
 from service.errors import ConfigError
@@ -18,20 +17,23 @@ from service.frontend.connections.addresses import bind, urls
 from service.host.cgroups import read_limits
 from service.host.processes import StopSignals
 from service.ipc.fence import Fence
+from service.ipc.model_table import LOADED, MappedModelTable, ModelState
 from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, Dimensions, MappedBoard
+from service.ipc.scoreboard import Dimensions
 from service.ipc.slots import slot_state
 from service.logs.pipes import LogPipes
 from service.logs.records import configure_logging, tell
-from service.metrics.recorder import Metrics, Plan, build_info
-from service.repository.artifact import Artifact
-from service.repository.index import ModelEntry, Repository, look_through
+from service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info
+from service.repository.index import Repository, look_through
+from service.repository.model_version import read_version, versions_of
 from service.repository.travel import without_what_cannot_travel
 from service.server.api_server import ApiServer, ServedDevices, make_api_server
+from service.server.children import LOAD_ATTEMPTS, Child, Role
 from service.server.listeners import close_ours
 from service.server.litserve_adapter import FoldServer
+from service.server.model_control import ModelControl
 from service.server.orphans import Orphans
-from service.server.supervisor import LOAD_ATTEMPTS, Child, Role, Supervisor
+from service.server.supervisor import Supervisor
 from service.settings import ServeSettings
 from service.worker.main import WorkerPlan
 
@@ -40,7 +42,10 @@ log = logging.getLogger("foldserve.server")
 SUPERVISOR = "supervisor"
 API_SERVER_DRAIN_S = 30
 """How long an API server may take to finish its requests once it is told to stop."""
-Version = tuple[str, str]
+SPARE_MODELS = 16
+"""Rows of the model table beyond what the repository holds, unless --max-models says how many there are."""
+SPARE_INSTANCES = 4
+"""Instances for which a worker has room, for each of those."""
 
 
 def run_server(settings: ServeSettings, stop: StopSignals) -> int:
@@ -100,89 +105,139 @@ def _serve(
     stop: StopSignals,
     pipes: LogPipes,
 ) -> int:
-    entries = repository.entries
-    broken = {str(one): "; ".join(one.problems) for one in repository.broken}
-    worker_devices = list(devices.names) * settings.workers_per_device
-    versions = tuple(version_of(artifact) for entry in entries for artifact in entry.artifacts)
-    workers = tuple(f"worker-{number}" for number in range(len(worker_devices)))
-    api_servers = tuple(f"api-{number}" for number in range(settings.api_servers))
-    with descriptors.enough(
-        f"{len(versions)} models, {len(api_servers)} API servers and {len(workers)} workers"
-    ):
-        metrics = Metrics.create(Plan(versions, devices.names, (SUPERVISOR, *api_servers, *workers)))
-        transport = Transport(
-            Dimensions(
-                api_servers=settings.api_servers,
-                workers=len(workers),
-                models=len(versions),
-                instances=sum(entry.config.instances * len(entry.artifacts) for entry in entries),
-            ),
-            Sizes(settings.max_in_flight, settings.arena_bytes),
-            readers=[entry.config.instances * len(workers) for entry in entries for _ in entry.artifacts],
-        )
-        connections = descriptors.for_connections(len(api_servers) + len(workers), len(api_servers))
-    warn_of_limits(settings, connections, read_limits().memory_bytes)
-    board = transport.board.map()
-    slot_state.checking = settings.check_moves
-    plan = WorkerPlan(
-        entries=entries,
-        options={entry.name: session_options(entry, settings.workers_per_device) for entry in entries},
-        metrics_memory=metrics.store.memory,
-        metrics_plan=metrics.plan,
-        writers=workers,
-        log_level=settings.log_level,
-        check_moves=settings.check_moves,
-        load_limit_s=settings.load_limit_s or None,
-    )
-
-    def make(index: int) -> ApiServer:
-        metrics.write_as(api_servers[index])
-        served = ServedDevices(worker_devices, devices.uuids)
-        return make_api_server(index, transport, entries, settings, metrics, served, broken)
-
-    def renew_turn(model: int) -> None:
-        transport.queues[model].renew_turn(board, model)
-
-    def died(child: Child) -> None:
-        if child.role is Role.WORKER:
-            metrics.writer_died(workers[child.index])
-            metrics.worker_restarted(worker_devices[child.index])
-            board.worker_died(child.index)
-            for model in range(len(versions)):
-                renew_turn(model)
-        else:
-            for model in range(len(versions)):
-                board.queued_rows[child.index, model] = board.queued_bytes[child.index, model] = 0
-            board.connections[child.index] = 0
-
-    def cannot_load(child: Child) -> None:
-        board.worker_cannot_load(child.index, f"its process died {LOAD_ATTEMPTS} times or more while loading")
-
-    server = FoldServer(plan, worker_devices, transport, make, API_SERVER_DRAIN_S)
-    supervisor = Supervisor(
-        start=server.start,
-        board=board,
-        reports=transport.reports.reader,
-        stop=stop,
-        fence=lambda index: Fence(board, transport.done[index].reader).passed,
-        died=died,
-        cannot_load=cannot_load,
-        renew_turn=renew_turn,
-        closing=lambda: close_ours(sockets),
-        run_limit_s=settings.run_limit_s,
-        grace_s=settings.drain_grace_s,
-        close_s=API_SERVER_DRAIN_S + 5.0,
-    )
+    server = Server(settings, repository, devices, sockets, stop)
     if pipes.pumps:
-        supervisor.watch(pipes)
-    with Orphans(lambda: supervisor.pids() | pipes.pids) as orphans:
-        supervisor.watch(orphans)
-        return server.run(
-            sockets,
-            supervisor,
-            settings.api_servers,
-            lambda: tell_what_is_served(settings, urls(sockets), entries, devices, board, metrics, broken),
+        server.supervisor.watch(pipes)
+    with Orphans(lambda: server.supervisor.pids() | pipes.pids) as orphans:
+        server.supervisor.watch(orphans)
+        return server.run()
+
+
+class Server:
+    """A server put together, before its first process is started.
+
+    supervisor: of its processes and models. models: which there are. transport: what the processes share.
+
+    Raises: ConfigError when there is no room for the repository's models.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        repository: Repository,
+        devices: Devices,
+        sockets: list[socket.socket],
+        stop: StopSignals,
+    ) -> None:
+        self._settings = settings
+        self._devices = devices
+        self._sockets = sockets
+        self._broken = {str(one): "; ".join(one.problems) for one in repository.broken}
+        self._worker_devices = list(devices.names) * settings.workers_per_device
+        versions = versions_of(repository.entries)
+        rows = model_rows(settings, len(versions))
+        self._workers = tuple(f"worker-{number}" for number in range(len(self._worker_devices)))
+        self._api_servers = tuple(f"api-{number}" for number in range(settings.api_servers))
+        with descriptors.enough(
+            f"{rows} models, {len(self._api_servers)} API servers and {len(self._workers)} workers"
+        ):
+            writers = (SUPERVISOR, *self._api_servers, *self._workers)
+            self._metrics = Metrics.create(MetricsLayoutSpec(rows, devices.names, writers))
+            instances = sum(version.config.instances for version in versions)
+            self.transport = Transport(
+                Dimensions(
+                    api_servers=settings.api_servers,
+                    workers=len(self._workers),
+                    models=rows,
+                    instances=instances + SPARE_INSTANCES * (rows - len(versions)),
+                ),
+                Sizes(settings.max_in_flight, settings.arena_bytes),
+            )
+            connections = descriptors.for_connections(
+                len(self._api_servers) + len(self._workers), len(self._api_servers)
+            )
+        warn_of_limits(settings, connections, read_limits().memory_bytes)
+        self._board = self.transport.board.map()
+        self.models = ModelControl(self.transport, self._board, self._metrics)
+        for version in versions:
+            self.models.add(version)
+        slot_state.checking = settings.check_moves
+        self._shell = FoldServer(
+            self._plan(), self._worker_devices, self.transport, self._make_api_server, API_SERVER_DRAIN_S
         )
+        self.supervisor = Supervisor(
+            start=self._shell.start,
+            board=self._board,
+            models=self.models,
+            reports=self.transport.reports.reader,
+            stop=stop,
+            fence=lambda index: Fence(self._board, self.transport.done[index].reader).passed,
+            on_child_exit=self._on_child_exit,
+            on_load_failed=self._on_load_failed,
+            closing=lambda: close_ours(sockets),
+            run_limit_s=settings.run_limit_s,
+            grace_s=settings.drain_grace_s,
+            close_s=API_SERVER_DRAIN_S + 5.0,
+        )
+
+    def run(self) -> int:
+        """Serve until a signal. Returns: the exit code."""
+        return self._shell.run(
+            self._sockets, self.supervisor, self._settings.api_servers, self._tell_what_is_served
+        )
+
+    def _plan(self) -> WorkerPlan:
+        settings = self._settings
+        return WorkerPlan(
+            metrics_memory=self._metrics.store.memory,
+            metrics_spec=self._metrics.spec,
+            writers=self._workers,
+            log_level=settings.log_level,
+            check_moves=settings.check_moves,
+            per_device=settings.workers_per_device,
+            load_limit_s=settings.load_limit_s or None,
+        )
+
+    def _make_api_server(self, index: int) -> ApiServer:
+        self._metrics.write_as(self._api_servers[index])
+        served = ServedDevices(self._worker_devices, self._devices.uuids)
+        return make_api_server(index, self.transport, self._settings, self._metrics, served, self._broken)
+
+    def _on_child_exit(self, child: Child) -> None:
+        if child.role is Role.WORKER:
+            self._metrics.writer_died(self._workers[child.index])
+            self._metrics.worker_restarted(self._worker_devices[child.index])
+            self._board.worker_died(child.index)
+            self.models.renew_turns()
+        else:
+            self._board.api_server_died(child.index)
+
+    def _on_load_failed(self, child: Child) -> None:
+        self._board.worker_cannot_load(
+            child.index, f"its process died {LOAD_ATTEMPTS} times or more while loading"
+        )
+
+    def _tell_what_is_served(self) -> bool:
+        return tell_what_is_served(
+            self._settings,
+            urls(self._sockets),
+            self._devices,
+            self.models.table,
+            self._metrics,
+            self._broken,
+        )
+
+
+def model_rows(settings: ServeSettings, versions: int) -> int:
+    """Rows of the model table. Raises: ConfigError when the repository's versions have no room in it."""
+    if settings.max_models is None:
+        return versions + SPARE_MODELS
+    if settings.max_models < versions:
+        raise ConfigError(
+            f"--max-models is {settings.max_models}, and {settings.repository} holds {versions} versions to serve; "
+            "set it to as many at least, or serve fewer (version_policy in config.yaml)"
+        )
+    return settings.max_models
 
 
 def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int | None) -> None:
@@ -210,42 +265,30 @@ def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int 
         )
 
 
-def version_of(artifact: Artifact) -> Version:
-    """The key of an artifact wherever models are looked up."""
-    return (artifact.model, artifact.version)
-
-
-def session_options(entry: ModelEntry, workers_per_device: int) -> SessionOptions:
-    """The model's session options; threads default to a fair part of the cores among the model's instances."""
-    options = entry.config.session
-    if options.threads is not None:
-        return options
-    return replace(options, threads=max(1, usable_cores() // (workers_per_device * entry.config.instances)))
-
-
 def tell_what_is_served(
     settings: ServeSettings,
     addresses: Sequence[str],
-    entries: Sequence[ModelEntry],
     devices: Devices,
-    board: MappedBoard,
+    models: MappedModelTable,
     metrics: Metrics,
     broken: Mapping[str, str] = NOTHING_BROKEN,
 ) -> bool:
     """Print the one block that says what runs where; False when no model can be served."""
-    workers = range(board.dimensions.workers)
-    artifacts = [artifact for entry in entries for artifact in entry.artifacts]
-    ready = [any(board.ready[worker, lane] == READY for worker in workers) for lane in range(len(artifacts))]
-    if not any(ready):
+    keys = models.find_all(LOADED)
+    ready = {key for key in keys if models.state[key.row] == ModelState.READY}
+    if not ready:
         log.error("no model of %s can be served, for the reasons above; the server ends", settings.repository)
         return False
     lines = [f"foldserve {build_info()[0]} serves {' '.join(addresses)} on {', '.join(devices.names)}"]
-    width = max(len(name) for name in [*("/".join(version_of(artifact)) for artifact in artifacts), *broken])
-    for lane, artifact in enumerate(artifacts):
-        problems = [note for worker in workers if (note := board.note(worker, lane))]
-        load_s = metrics.load_seconds(*version_of(artifact))
-        state = f"ready in {load_s:.1f} s" if ready[lane] else f"NOT READY: {(problems or ['not loaded'])[0]}"
-        name = "/".join(version_of(artifact)).ljust(width)
+    width = max(len(name) for name in [*(f"{key.model}/{key.version}" for key in keys), *broken])
+    for key in keys:
+        state = f"NOT READY: {models.error(key.row) or 'not loaded'}"
+        if key in ready:
+            state = f"ready in {metrics.load_seconds(key.row):.1f} s"
+        version = read_version(models, key)
+        assert version is not None  # this process alone changes the table
+        artifact = version.artifact
+        name = f"{key.model}/{key.version}".ljust(width)
         batch = str(artifact.max_batch_size) if artifact.signature.counts_rows else "none"
         lines.append(f"  {name}  {artifact.backend:11}  batch {batch:<4}  {state}")
     lines += [f"  {name.ljust(width)}  NOT READY: {problem}" for name, problem in broken.items()]

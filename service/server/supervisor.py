@@ -9,52 +9,29 @@
 
 One thread: it sleeps until a child ends, a signal arrives, a message comes or a deadline is due; and a few times in
 each run limit it looks whether every child answers (liveness.py).
-Each child holds the reading end of a pipe whose only writing end is here: its lifeline, which tells it when
-this process goes, even by kill -9.
+How a child is started, and again where it ended: children.py.
 """
 
-import contextlib
-import errno
 import logging
 import os
 import selectors
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
-from multiprocessing.process import BaseProcess
 from typing import Final, Protocol
 
 from service.host.processes import StopSignals
-from service.ipc.control import MESSAGE, Word
+from service.ipc.control import CONTROL_STRUCT, ControlMessage
 from service.ipc.handles import Handle
+from service.ipc.model_table import LOADED, ModelKey
 from service.ipc.scoreboard import MappedBoard
+from service.repository.model_version import ModelVersion
+from service.server.children import HINTS, LONGEST_PAUSE_S, RESTART_PAUSE_S, Child, Children, Role, StartChild
 from service.server.liveness import Liveness
+from service.server.model_control import ModelControl
 
 _log = logging.getLogger("foldserve.supervisor")
 
-
-RESTART_PAUSE_S: Final = 1.0
-"""A child is started no sooner than this after its last start: a crash at the start must not spin. For one that cannot
-be started, or keeps dying before it is of use (a worker that loads, an API server that takes no connections yet), it
-doubles each time."""
-
-LONGEST_PAUSE_S: Final = 30.0
-"""Until there."""
-
-FENCE_LOOK_S: Final = 0.005
-"""How often it is seen whether a dead API server's arena is at rest: the one thing that is polled, and only then."""
-
-LOAD_ATTEMPTS: Final = 3
-"""A worker that dies while it loads may have met a moment's lack of memory. That often it may be its models: it is
-still tried, but nobody waits for it any more."""
-
-_HINTS: Final = {
-    errno.EAGAIN: " (the limit on processes: ulimit -u, pids.max of the container)",
-    errno.EMFILE: " (the limit on open files: ulimit -n)",
-    errno.ENFILE: " (the machine's limit on open files: fs.file-max)",
-}
-"""What stands behind an error of the system."""
 
 _WORKER_END_S: Final = 5.0
 """How long a worker may take to end once nothing is left to serve."""
@@ -68,34 +45,6 @@ class Phase(Enum):
     GRACE = "grace"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-class Role(Enum):
-    """What a child is."""
-
-    WORKER = "worker"
-    API_SERVER = "API server"
-
-
-@dataclass(eq=False)
-class Child:
-    """A child process.
-
-    lifeline: this side's end; closed here, the child ends itself.
-    serial: the worker's number over all workers of all time; what it marks its slots with.
-    """
-
-    role: Role
-    index: int
-    serial: int
-    process: BaseProcess
-    lifeline: Handle
-    started_s: float = field(default_factory=time.monotonic)
-    ready: bool = False
-    """A worker: it has loaded what it could. An API server: it has answered."""
-
-    def __str__(self) -> str:
-        return f"{self.role.value} {self.index} (pid {self.process.pid})"
 
 
 class Helper(Protocol):
@@ -112,23 +61,19 @@ class Helper(Protocol):
         """
 
 
-StartChild = Callable[[Role, int, int, Handle], BaseProcess]
-"""Start a child: its role, index, serial number and its end of its lifeline. Raises: OSError."""
-
-
 class Supervisor:
     """The parent's event loop.
 
     Args:
         start: starts a child process.
         board: where draining is shown and epochs are kept.
-        reports: the reading end of the pipe in which children write MESSAGEs.
+        models: the model table's hand: what is loaded, and what is unloaded.
+        reports: the reading end of the pipe in which children write messages (ipc/control.py).
         stop: readable, and counting, when a signal came.
         fence: called when an API server has died; what it returns tells whether its place may be filled again, for
             no worker can touch its arena any more.
-        died: called for each child that ended on its own.
-        cannot_load: called for a worker that died LOAD_ATTEMPTS times while loading, and at each time more.
-        renew_turn: called with a model whose tickets nobody takes: whoever had the turn to read them may be stopped.
+        on_child_exit: called for each child that ended on its own.
+        on_load_failed: see Children.
         run_limit_s: how long one run of a model may take; a worker that takes longer is ended, and so is any child that
             does not answer for so long.
         closing: called when CLOSING begins, before any child hears of it.
@@ -139,41 +84,36 @@ class Supervisor:
         self,
         start: StartChild,
         board: MappedBoard,
+        models: ModelControl,
         reports: Handle,
         stop: StopSignals,
         fence: Callable[[int], Callable[[], bool]],
-        died: Callable[[Child], None],
-        cannot_load: Callable[[Child], None],
-        renew_turn: Callable[[int], None],
+        on_child_exit: Callable[[Child], None],
+        on_load_failed: Callable[[Child], None],
         closing: Callable[[], None],
         run_limit_s: float,
         grace_s: float,
         close_s: float,
     ) -> None:
         self.phase = Phase.STARTING
-        self._start = start
         self._board = board
+        self._models = models
         self._reports = reports
         self._stop = stop
         self._fence = fence
         self._fences: dict[int, Callable[[], bool]] = {}
         self._run_limit_ns = int(run_limit_s * 1e9)
-        self._renew_turn = renew_turn
         self._liveness: Liveness[Child] = Liveness(run_limit_s)
         self._look_at_s = time.monotonic() + self._liveness.every_s
-        self._died = died
-        self._cannot_load = cannot_load
+        self._on_child_exit = on_child_exit
         self._closing = closing
         self._grace_s = grace_s
         self._close_s = close_s
         self._deadline_s: float | None = None
-        self._restarts: list[tuple[float, Role, int]] = []
         self._renewals: list[tuple[float, Helper, float]] = []
         """When a helper is tried again, and how long it waits after that, should it fail again."""
-        self._children: dict[int, Child] = {}
-        self._failed_starts: dict[tuple[Role, int], int] = {}
-        self._serials = 0
         self._selector = selectors.DefaultSelector()
+        self._children = Children(start, self._selector, self._on_end, on_load_failed, self._at_rest)
         self._selector.register(reports.fd, selectors.EVENT_READ, self._on_reports)
         self._selector.register(stop.fileno(), selectors.EVENT_READ, self._on_signal)
 
@@ -182,12 +122,13 @@ class Supervisor:
     def start_workers(self, count: int) -> None:
         """Start the workers; they load while others start."""
         for index in range(count):
-            self._try_to_launch(Role.WORKER, index)
+            self._children.launch(Role.WORKER, index)
 
     def wait_until_loaded(self) -> bool:
         """Wait until every worker is ready, or seems unable to be; False when a signal came first: wait() ends then."""
-        while self.phase is Phase.STARTING and self._loading():
+        while self.phase is Phase.STARTING and self._children.loading():
             self._turn()
+        self._look_at_models()
         loaded = self.phase is Phase.STARTING
         if loaded:
             self.phase = Phase.SERVING
@@ -196,7 +137,7 @@ class Supervisor:
     def start_api_servers(self, count: int) -> None:
         """Start the API servers. They answer while models load: alive, and not ready."""
         for index in range(count):
-            self._try_to_launch(Role.API_SERVER, index)
+            self._children.launch(Role.API_SERVER, index)
 
     def watch(self, helper: Helper) -> None:
         """Have a helper started again whenever it ends."""
@@ -209,22 +150,17 @@ class Supervisor:
 
     def end(self) -> None:
         """Kill whatever is left. Afterwards no child lives, and none is started."""
-        for child in list(self._children.values()):
-            child.process.kill()
-            child.process.join()
-            self._forget(child)
-        self._restarts.clear()
+        self._children.kill_all()
         self._deadline_s = None
         self.phase = Phase.CLOSED
 
     def pids(self) -> set[int]:
         """Of the children that are waited for here."""
-        return {child.process.pid for child in self._children.values() if child.process.pid}
+        return {child.process.pid for child in self._children.all() if child.process.pid}
 
     def close_in_child(self) -> None:
         """In a forked child: let go of the other children's lifelines, which end with the parent alone."""
-        for child in self._children.values():
-            child.lifeline.close()
+        self._children.close_in_child()
         self._selector.close()
 
     # -- one turn of the loop
@@ -232,7 +168,7 @@ class Supervisor:
     def _turn(self) -> None:
         wakeups = [
             self._look_at_s,
-            *(at for at, _, _ in self._restarts),
+            *self._children.due_s(),
             *(at for at, _, _ in self._renewals),
         ]
         if self._deadline_s is not None:
@@ -244,13 +180,7 @@ class Supervisor:
         if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
             self._on_deadline()
         now = time.monotonic()
-        due = [restart for restart in self._restarts if restart[0] <= now]
-        self._restarts = [restart for restart in self._restarts if restart[0] > now]
-        for _, role, index in due:
-            if role is Role.API_SERVER and not self._at_rest(index):
-                self._restarts.append((now + FENCE_LOOK_S, role, index))
-                continue
-            self._try_to_launch(role, index)
+        self._children.launch_due(now)
         self._renew_due(now)
 
     def _renew_due(self, now: float) -> None:
@@ -259,117 +189,70 @@ class Supervisor:
         for _, helper, pause_s in due:
             self._try_to_renew(helper, pause_s)
 
-    def _loading(self) -> bool:
-        waiting = {child.index for child in self._of(Role.WORKER) if not child.ready}
-        waiting |= {index for _, role, index in self._restarts if role is Role.WORKER}
-        return any(self._failed_starts.get((Role.WORKER, index), 0) < LOAD_ATTEMPTS for index in waiting)
-
     def _at_rest(self, index: int) -> bool:
         """Whether nobody can touch a dead API server's arena any more."""
         passed = self._fences.get(index)
         if passed is None:
             return True
         if not passed():
-            self._end_hanging()  # the one who would report it may be the one that died
+            self._on_run_timeout()  # the one who would report it may be the one that died
             return False
         del self._fences[index]
         return True
 
-    def _try_to_launch(self, role: Role, index: int) -> None:
-        """Start a child, or plan to: a moment's lack of memory, descriptors or processes must not end what serves."""
-        try:
-            self._launch(role, index)
-        except OSError as error:
-            pause_s = self._pause_after_failure_s(role, index)
-            hint = _HINTS.get(error.errno or 0, "")
-            _log.error(
-                "%s %d cannot be started: %s%s; again in %g s", role.value, index, error, hint, pause_s
-            )
-            self._restarts.append((time.monotonic() + pause_s, role, index))
-
-    def _launch(self, role: Role, index: int) -> None:
-        read_fd, write_fd = os.pipe()
-        theirs, ours = Handle(read_fd), Handle(write_fd)
-        self._serials += 1
-        child = Child(role, index, self._serials, None, ours)  # type: ignore[arg-type]  # set below
-        self._children[-self._serials] = child  # so that a fork started now closes this lifeline too
-        try:
-            child.process = self._start(role, index, self._serials, theirs)
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            del self._children[-self._serials]
-            theirs.close()
-        self._children[child.process.sentinel] = child
-        self._selector.register(child.process.sentinel, selectors.EVENT_READ, lambda: self._on_end(child))
-
-    def _of(self, role: Role) -> list[Child]:
-        return [child for child in self._children.values() if child.role is role]
-
-    def _forget(self, child: Child) -> None:
-        self._selector.unregister(child.process.sentinel)
-        del self._children[child.process.sentinel]
-        child.lifeline.close()
-
     # -- what happens
 
     def _on_end(self, child: Child) -> None:
-        if child not in self._children.values():
-            return  # forgotten since select() told of it: in this same turn everything was ended
-        child.process.join()
-        self._forget(child)
         code = child.process.exitcode
         if child.role is Role.API_SERVER:
             child.ready = self._board.connections[child.index] > 0
         leaves = self.phase is Phase.CLOSING and child.role is Role.API_SERVER
         if not (leaves and code == 0):
             _log.error("%s ended with code %s", child, code)
-            self._died(child)
-        self._tell_of_death(child)
-        if self.phase is Phase.CLOSING and not self._of(Role.API_SERVER):
+            self._on_child_exit(child)
+        self._notify_exit(child)
+        if self.phase is Phase.CLOSING and not self._children.of(Role.API_SERVER):
             self._close_workers()
         elif not leaves:
-            at_s = max(time.monotonic(), child.started_s + self._pause_s(child))
-            self._restarts.append((at_s, child.role, child.index))
+            self._children.launch_again(child)
 
-    def _pause_s(self, child: Child) -> float:
-        """Seconds from a child's start to the next in its place."""
-        if child.ready:
-            self._failed_starts.pop((child.role, child.index), None)
-            return RESTART_PAUSE_S
-        pause_s = self._pause_after_failure_s(child.role, child.index)
-        failed = self._failed_starts[child.role, child.index]
-        if failed >= LOAD_ATTEMPTS:
-            loading = child.role is Role.WORKER
-            before = "while loading" if loading else "before it took connections"
-            _log.error(
-                "%s died %s, like %d before it; the next is tried after %g s",
-                child,
-                before,
-                failed - 1,
-                pause_s,
-            )
-            if loading:
-                self._cannot_load(child)
-        return pause_s
-
-    def _pause_after_failure_s(self, role: Role, index: int) -> float:
-        failed = self._failed_starts[role, index] = self._failed_starts.get((role, index), 0) + 1
-        return float(min(LONGEST_PAUSE_S, RESTART_PAUSE_S * 2 ** (failed - 1)))
-
-    def _tell_of_death(self, child: Child) -> None:
+    def _notify_exit(self, child: Child) -> None:
         """Tell every API server; the next one in a dead one's place must find its arena at rest."""
         if child.role is Role.API_SERVER:
             self._board.epoch[child.index] += 1
             self._fences[child.index] = self._fence(child.index)
         else:
-            self._tell_api_servers(MESSAGE.pack(Word.WORKER_DIED, child.serial))
+            self._children.tell(
+                Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.WORKER_DIED, child.serial)
+            )
+        self._look_at_models()  # what it held is held no longer
 
-    def _tell_api_servers(self, message: bytes) -> None:
-        for server in self._of(Role.API_SERVER):
-            with contextlib.suppress(BrokenPipeError):  # it has just died too; its end comes up next
-                os.write(server.lifeline.fd, message)
+    # -- models
+
+    def load_model(self, version: ModelVersion) -> ModelKey:
+        """Have every process load a version, or take requests for it. Raises: what ModelControl.add raises."""
+        key = self._models.add(version)
+        self._announce(key.row)
+        return key
+
+    def unload_model(self, key: ModelKey) -> None:
+        """Have every process finish with a version; its row is free some time later."""
+        self._models.remove(key)
+        self._announce(key.row)
+        self._look_at_models()
+
+    def _announce(self, row: int) -> None:
+        message = CONTROL_STRUCT.pack(ControlMessage.MODEL_CHANGED, row)
+        for role in Role:
+            self._children.tell(role, message)
+
+    def _look_at_models(self) -> None:
+        workers = {child.index for child in self._children.of(Role.WORKER)}
+        api_servers = {child.index for child in self._children.of(Role.API_SERVER)}
+        for row in self._models.look(workers, api_servers):
+            self._announce(row)
+
+    # -- helpers
 
     def _renew(self, helper: Helper) -> None:
         self._selector.unregister(helper.fileno())
@@ -380,7 +263,7 @@ class Supervisor:
         try:
             helper.renew()
         except OSError as error:
-            hint = _HINTS.get(error.errno or 0, "")
+            hint = HINTS.get(error.errno or 0, "")
             name = type(helper).__name__
             _log.error("%s cannot be started again: %s%s; again in %g s", name, error, hint, pause_s)
             then_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -389,27 +272,28 @@ class Supervisor:
         self.watch(helper)
 
     def _on_reports(self) -> None:
-        for word, number in MESSAGE.iter_unpack(os.read(self._reports.fd, MESSAGE.size * 64)):
-            if word == Word.WORKER_HANGS:
-                self._end_hanging()
-                continue
-            if word == Word.MODEL_STALLS:
-                self._renew_turn(number)
-                continue
-            for child in self._of(Role.WORKER):
-                if child.index == number:
-                    child.ready = True
-                    self._failed_starts.pop((child.role, child.index), None)
+        data = os.read(self._reports.fd, CONTROL_STRUCT.size * 64)
+        for word, number in CONTROL_STRUCT.iter_unpack(data):
+            if word == ControlMessage.WORKER_HANGS:
+                self._on_run_timeout()
+            elif word == ControlMessage.MODEL_STALLS:
+                self._models.renew_turn(number)
+            elif word == ControlMessage.WORKER_READY:
+                for child in self._children.of(Role.WORKER):
+                    if child.index == number:
+                        self._children.set_ready(child)
+        self._look_at_models()
 
     def _end_silent(self) -> None:
         """Ask every child that can answer; kill those that have not for too long."""
         now_s = time.monotonic()
         self._look_at_s = now_s + self._liveness.every_s
-        for child in self._children.values():
+        self._look_at_models()
+        for child in self._children.all():
             # What clients are served by may stop before it has reported, or answered, for the first time.
             child.ready = child.ready or self._serves(child)
         # A worker that loads has no time to answer, and an API server has said that it serves when it answers first.
-        able = [child for child in self._children.values() if child.role is Role.API_SERVER or child.ready]
+        able = [child for child in self._children.all() if child.role is Role.API_SERVER or child.ready]
         for child in self._liveness.look(able, self._answered_ns, self._ask, int(now_s * 1e9)):
             if child.ready and child.process.is_alive():
                 limit_s = self._run_limit_ns / 1e9
@@ -418,12 +302,12 @@ class Supervisor:
 
     def _serves(self, child: Child) -> bool:
         if child.role is Role.WORKER:
-            return self._board.serves_all(child.index)
+            rows = (key.row for key in self._models.table.find_all(LOADED))
+            return self._board.serves(child.index, rows)
         return self._board.connections[child.index] > 0
 
     def _ask(self, child: Child) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(child.lifeline.fd, MESSAGE.pack(Word.ARE_YOU_ALIVE, 0))
+        child.tell(CONTROL_STRUCT.pack(ControlMessage.ARE_YOU_ALIVE, 0))
 
     def _answered_ns(self, child: Child) -> int:
         answered_ns = self._board.answered_ns(child.role is Role.WORKER, child.index)
@@ -431,10 +315,10 @@ class Supervisor:
             child.ready = True
         return answered_ns
 
-    def _end_hanging(self) -> None:
+    def _on_run_timeout(self) -> None:
         """Kill the workers whose run takes too long, by the board: a report may be older than the present worker."""
         hanging = self._board.hanging(time.monotonic_ns() - self._run_limit_ns)
-        for child in self._of(Role.WORKER):
+        for child in self._children.of(Role.WORKER):
             if child.index in hanging and child.process.is_alive():
                 limit_s = self._run_limit_ns / 1e9
                 _log.error("%s has been busy with one step for more than %g s; it is ended", child, limit_s)
@@ -456,10 +340,10 @@ class Supervisor:
         if self.phase is Phase.GRACE:
             self.phase = Phase.CLOSING
             self._deadline_s = time.monotonic() + self._close_s
-            self._restarts = [restart for restart in self._restarts if restart[1] is Role.WORKER]
+            self._children.launch_no_more(Role.API_SERVER)
             self._closing()
-            self._tell_api_servers(MESSAGE.pack(Word.STOP, 0))
-            if not self._of(Role.API_SERVER):
+            self._children.tell(Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.STOP, 0))
+            if not self._children.of(Role.API_SERVER):
                 self._close_workers()
         else:
             _log.error("still not closed after %g s: ending what is left", self._close_s)
@@ -467,9 +351,9 @@ class Supervisor:
 
     def _close_workers(self) -> None:
         """Nothing is left to serve: workers that see their lifeline close end by themselves."""
-        workers = self._of(Role.WORKER)
+        workers = self._children.of(Role.WORKER)
         for child in workers:
-            self._forget(child)
+            self._children.forget(child)
             if not child.ready:  # it looks at its lifeline only when it has loaded
                 child.process.kill()
         until_s = time.monotonic() + _WORKER_END_S

@@ -1,4 +1,5 @@
-"""The life of one instance: collect a batch, run it, again. One thread each; ends with its process.
+"""The life of one instance: collect a batch, run it, again. One thread each; ends with its
+model, or with its process.
 
 A request of more rows than a batch may have is run a batch at a time, with a batch of the others between: nobody waits
 for the whole of it, and it is dropped when nobody waits for its answer any more.
@@ -9,7 +10,8 @@ from collections import deque
 
 from service.metrics.catalog import BatchReason
 from service.metrics.recorder import Metrics
-from service.worker.batch_runner import BatchRunner, LargeRun
+from service.worker.batches.batch_runner import BatchRunner
+from service.worker.batches.pieces import LargeRun
 from service.worker.collect import Batch, Collector
 from service.worker.dequeue import Taker
 from service.worker.gate import Gate
@@ -20,12 +22,13 @@ class InstanceLoop:
     """One instance of one model version.
 
     Args:
+        model: its row of the model table.
         gate: when another batch may be begun on the device.
     """
 
     def __init__(
         self,
-        model: tuple[str, str],
+        model: int,
         taker: Taker,
         collector: Collector,
         runner: BatchRunner,
@@ -42,9 +45,9 @@ class InstanceLoop:
         self._metrics = metrics
         self._large: deque[LargeRun] = deque()
 
-    def run_forever(self) -> None:
-        """Serve until the process ends."""
-        while True:
+    def run(self) -> None:
+        """Serve until the model is unloaded, or the process ends."""
+        while not self._taker.is_unloaded():
             self.turn()
 
     def turn(self, wait: bool = True) -> bool:
@@ -115,4 +118,4 @@ class InstanceLoop:
     def _count(self, batch_s: float, rows: int, reason: BatchReason) -> None:
         padding = self._runner.padding(rows)
         self._times.add(batch_s, rows + padding)
-        self._metrics.batch_finished(*self._model, rows, padding, reason)
+        self._metrics.batch_finished(self._model, rows, padding, reason)

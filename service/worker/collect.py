@@ -57,6 +57,9 @@ class Collector:
             return None
         waiting: list[Ticket] = list(map(Ticket._make, TICKET_STRUCT.iter_unpack(carried))) if carried else []
         if wait and not waiting and self._turn.may_read:
+            if self._taker.is_unloaded():
+                self._turn.give(b"")  # the next instance has to hear of it
+                return None
             self._reader.wait()
         batch, waiting = self._fill([], waiting, most)
         reason: BatchReason = "drained"

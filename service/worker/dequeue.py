@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from service.ipc.model_table import MappedModelTable, ModelState
 from service.ipc.records import (
     DONE_STRUCT,
     DONES_PER_WRITE,
@@ -35,6 +36,7 @@ _HEADER_BYTES: Final = HEADER.itemsize
 _QUEUED: Final = int(State.QUEUED)
 _TAKEN: Final = int(State.TAKEN)
 _FAILED: Final = int(State.FAILED)
+_UNLOADING: Final = int(ModelState.UNLOADING)
 
 
 class Ticket(NamedTuple):
@@ -67,6 +69,7 @@ class Shared:
     worker: int
     arenas: Sequence[memoryview]
     board: MappedBoard
+    models: MappedModelTable
     done_fds: Sequence[int]
 
 
@@ -101,7 +104,13 @@ class Taker:
         self._taken_place = (shared.worker, model)
         self._serial = WORKER_STRUCT.pack(shared.serial)
         self._generation = generation % GENERATIONS
+        self._model_state = shared.models.state
+        self._row = model
         self._holds = 0
+
+    def is_unloaded(self) -> bool:
+        """Whether the instance is to end: no more tickets will come that are not void."""
+        return not self._holds and self._model_state[self._row] == _UNLOADING
 
     def mark(self, tickets: Sequence[Ticket]) -> list[Ticket]:
         """Make these this instance's own, but for the void, the late and the given up.

@@ -45,12 +45,16 @@ class Instance:
         return self._loaded.result()
 
     def serve(self) -> None:
-        """Let it serve until the process ends."""
+        """Let it serve until its model is unloaded, or the process ends."""
         self._go.put(True)
 
     def drop(self) -> None:
         """Let it end without serving, and wait until it has: what its session held is free then, but for cycles."""
         self._go.put(False)
+        self._thread.join()
+
+    def wait_ended(self) -> None:
+        """Wait until it has served for the last time."""
         self._thread.join()
 
     def _live(self, make: Callable[[], tuple[InstanceLoop, Sequence[str]]]) -> None:
@@ -85,7 +89,7 @@ def end_without_room(device: str, model: tuple[str, str], error: NoRoom) -> NoRe
 
 def _run(loop: InstanceLoop, device: str) -> None:
     try:
-        loop.run_forever()
+        loop.run()
     except DeviceLost as error:
         end_without_device(device, error)
     except BaseException:

@@ -52,7 +52,6 @@ class SharedTurn(Turn):
     """Of one of several readers."""
 
     def __init__(self, queue: TicketQueue, board: MappedBoard, model: int) -> None:
-        assert queue.turn_reader is not None
         self.may_read = False
         self._queue = queue
         self._valid = board.turn
@@ -91,6 +90,6 @@ class SharedTurn(Turn):
         return self._valid[self._model] == self._generation
 
 
-def turn_of(queue: TicketQueue, board: MappedBoard, model: int) -> Turn:
-    """An instance's turn to read a model's queue."""
-    return SoleTurn() if queue.readers == 1 else SharedTurn(queue, board, model)
+def turn_of(queue: TicketQueue, board: MappedBoard, model: int, readers: int) -> Turn:
+    """An instance's turn to read a model's queue. readers: instances of the model, over all workers."""
+    return SoleTurn() if readers == 1 else SharedTurn(queue, board, model)

@@ -22,13 +22,14 @@ from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import Dimensions
 from service.ipc.slots.tensor_layout import Layout
 from service.ipc.ticket_queue import TicketReader, TicketWriter
-from service.worker.batch_runner import BatchRunner
 from service.worker.batcher import InstanceLoop
+from service.worker.batches.batch_runner import BatchRunner
 from service.worker.collect import Collector
 from service.worker.dequeue import Shared, Taker
 from service.worker.gate import Gate
 from service.worker.times import BatchTimes
 from service.worker.turn import turn_of
+from tests.service.repositories import model_version
 
 FIXED = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))
 """y = x + 1."""
@@ -98,7 +99,7 @@ class NoMetrics:
     def __init__(self) -> None:
         self.batches: list[tuple[int, int, str]] = []
 
-    def batch_finished(self, model: str, version: str, rows: int, padding: int, reason: str) -> None:
+    def batch_finished(self, model: int, rows: int, padding: int, reason: str) -> None:
         self.batches.append((rows, padding, reason))
 
 
@@ -137,11 +138,13 @@ class Rig:
         signatures = signatures or (FIXED,)
         models = len(signatures)
         self.transport = Transport(
-            Dimensions(api_servers, workers, models, instances=models),
-            Sizes(slots, data_bytes),
-            readers=[workers] * models,
+            Dimensions(api_servers, workers, models, instances=models), Sizes(slots, data_bytes)
         )
         self.board = self.transport.board.map()
+        self.models = self.transport.models.map()
+        for row, signature in enumerate(signatures):
+            model_version(f"m{row}", "1", signature, max_batch_size).add_to(self.models)
+            self.renew_turn(row)
         self.signatures = signatures
         self.max_batch_size = max_batch_size
         self.bounds = Bounds(max_rows, max_bytes)
@@ -178,10 +181,7 @@ class Rig:
     def new_queue(self, row: int) -> ModelQueue:
         """One API server's view of a row of the model table."""
         return ModelQueue(
-            row=row,
-            generation=0,
-            model=f"m{row}",
-            version="1",
+            self.models.key(row),
             layout=Layout(self.signatures[row]),
             bounds=self.bounds,
             timeout_s=self.timeout_s,
@@ -235,6 +235,7 @@ class Rig:
             index,
             [arena.map().bytes for arena in self.transport.arenas],
             self.board,
+            self.models,
             [pipe.writer.fd for pipe in self.transport.done],
         )
         metrics, retried, ceilings = NoMetrics(), [], []
@@ -246,7 +247,7 @@ class Rig:
             times = BatchTimes(self.board, index, row)
             collector = Collector(
                 TicketReader(queue),
-                turn_of(queue, self.board, row),
+                turn_of(queue, self.board, row, self.transport.dimensions.workers),
                 taker,
                 int(window_s * 1e9),
                 times.run_ns,
@@ -267,7 +268,7 @@ class Rig:
             takers.append(taker)
             collectors.append(collector)
             loops.append(
-                InstanceLoop((f"m{row}", "1"), taker, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
+                InstanceLoop(row, taker, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
             )
             self.board.ready[index, row] = 1
         return RigWorker(

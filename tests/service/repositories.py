@@ -12,9 +12,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics.exposition import Exposition, Seen
-from service.metrics.recorder import Metrics, Plan
+from service.artifact.signature import Signature
+from service.ipc.model_table import ModelTable
+from service.metrics.exposition import Exposition, LiveGauges
+from service.metrics.recorder import Metrics, MetricsLayoutSpec
+from service.repository.artifact import Artifact
 from service.repository.model_config import ModelConfig, parse_model_config
+from service.repository.model_version import ModelVersion
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
 """Eighths: products and sums of small whole numbers with them are exact in float32, whatever the order."""
@@ -146,25 +150,48 @@ def save_exported(
     return manifest
 
 
+def table_of(*versions: tuple[str, str]) -> ModelTable:
+    """A model table with these versions in its rows, of which there is nothing else to know."""
+    table = ModelTable(len(versions))
+    for version in versions:
+        table.map().add(*version, b"", 32)
+    return table
+
+
+def model_version(
+    name: str, version: str, signature: Signature, max_batch_size: int = 8, **keys: Any
+) -> ModelVersion:
+    """A version without files. keys: of config.yaml."""
+    nowhere = Path("/nonexistent") / name / version
+    artifact = Artifact(
+        *(name, version, nowhere, "onnxruntime", nowhere / "model.onnx", signature, max_batch_size, {}, {})
+    )
+    return ModelVersion(config(**keys), artifact)
+
+
 def metrics_of(*versions: tuple[str, str], writers: tuple[str, ...] = ("one", "two")) -> Metrics:
-    """Metrics for the given (model, version) pairs; "linear", "1" alone if there are none."""
-    return Metrics.create(Plan(versions=versions or (("linear", "1"),), devices=("cpu",), writers=writers))
+    """Metrics for the given (model, version) pairs by row; "linear", "1" alone if there are none."""
+    versions = versions or (("linear", "1"),)
+    metrics = Metrics.create(MetricsLayoutSpec(len(versions), ("cpu",), writers))
+    metrics.rows.update((version, row) for row, version in enumerate(versions))
+    return metrics
 
 
 def attached(metrics: Metrics, writer: str) -> Metrics:
     """The same metrics as another process sees them, which counts under that name."""
-    return Metrics.attach(metrics.store.memory, metrics.plan, writer)
+    return Metrics.attach(metrics.store.memory, metrics.spec, writer)
 
 
-def nothing_seen(metrics: Metrics) -> Seen:
+def nothing_live(metrics: Metrics) -> LiveGauges:
     """Nothing waits, nothing is in flight, no model is ready, and none may run a row."""
-    zeros = [0.0] * len(metrics.plan.versions)
-    return Seen(zeros, zeros, zeros, zeros)
+    zeros = [0.0] * metrics.spec.models
+    return LiveGauges(zeros, zeros, zeros, zeros)
 
 
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
     """One sample of the exposition; None when it is not exposed."""
-    text, _ = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())("")
+    models = table_of(*metrics.rows).map()
+    text, _ = Exposition(metrics, models, lambda: nothing_live(metrics), os.getpid())("")
     return next(
         (
             found.value

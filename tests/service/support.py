@@ -190,6 +190,7 @@ SETTINGS = ServeSettings(
     api_servers=1,
     workers_per_device=1,
     default_model="double",
+    max_models=None,
     max_body_bytes=2**20,
     max_json_bytes=2**20,
     max_in_flight=64,

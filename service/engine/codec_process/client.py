@@ -12,7 +12,6 @@ import heapq
 import itertools
 import logging
 import os
-import pickle
 import socket
 import subprocess
 import time
@@ -21,11 +20,13 @@ from typing import Final
 
 from service.codecs import BodyType, TensorHeaders
 from service.engine.codec_process import helper, orders
-from service.engine.codec_process.orders import CodecLane, CodecPlan, Sized, Word
+from service.engine.codec_process.orders import CodecPlan, Sized, Word
 from service.engine.dispatcher import Dispatcher
 from service.engine.request import Room, Ticketed
 from service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
 from service.host.processes import stop_signals_blocked
+from service.ipc.handles import pickled_for_exec
+from service.ipc.model_table import ModelTable
 
 _log = logging.getLogger("foldserve.codecs")
 
@@ -100,20 +101,24 @@ class CodecProcess:
 
     Args:
         dispatcher: gives places.
+        models: what the process reads signatures from.
         arena_fd, arena_bytes: the arena's memory, as the process maps it.
         work_limit_s: how long the process may work on a job beyond what its size may need, however much time the
             request has; then it hangs.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, arena_fd: int, arena_bytes: int, log_level: str, work_limit_s: float
+        self,
+        dispatcher: Dispatcher,
+        models: ModelTable,
+        arena_fd: int,
+        arena_bytes: int,
+        log_level: str,
+        work_limit_s: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._arena_fd = arena_fd
-        lanes = tuple(
-            CodecLane(lane.model, lane.version, lane.layout.signature) for lane in dispatcher.queues.values()
-        )
-        self._plan = CodecPlan(lanes, arena_bytes, log_level)
+        self._plan = CodecPlan(models, arena_bytes, log_level)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, int, Job]] = []
         self._numbers = itertools.count()
@@ -155,13 +160,13 @@ class CodecProcess:
                 f"{len(self._waiting)} large bodies wait to be decoded, which is the most at a time; try again "
                 "later, or send raw bytes, which need no decoding"
             )
-        dispatcher, lane, place = self._dispatcher, request.queue, request.place
+        dispatcher, queue, place = self._dispatcher, request.queue, request.place
         assert place is not None
 
         def output_bytes(sized: Sized) -> int:
-            return dispatcher.output_room(lane, sized.rows, sized.dims, sized.nbytes)
+            return dispatcher.output_room(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.decode_order(lane.row, kind, place.input_at, nbytes, headers)
+        order = orders.decode_order(queue.key, kind, place.input_at, nbytes, headers)
         return self._add(Job(self, request, order, output_bytes, deadline_ns, then), nbytes)
 
     def encode(
@@ -176,7 +181,7 @@ class CodecProcess:
         place = request.place
         assert place is not None
         nbytes = len(place.outputs)
-        order = orders.encode_order(request.queue.row, request.rows, place.output_at, nbytes, names)
+        order = orders.encode_order(request.queue.key, request.rows, place.output_at, nbytes, names)
         return self._add(Job(self, request, order, lambda sized: 0, deadline_ns, then), nbytes)
 
     def _add(self, job: Job, nbytes: int) -> Job:
@@ -318,15 +323,16 @@ class CodecProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         plan_fd = os.memfd_create("foldserve-codecs", os.MFD_CLOEXEC)
         try:
+            plan, plan_fds = pickled_for_exec(self._plan)
             with open(plan_fd, "wb", closefd=False) as file:
-                pickle.dump(self._plan, file)
+                file.write(plan)
             os.lseek(plan_fd, 0, os.SEEK_SET)
             fds = (theirs.fileno(), plan_fd, self._arena_fd)
             with stop_signals_blocked():
                 process = subprocess.Popen(
                     helper.arguments(os.getpid(), *fds),
                     stdin=subprocess.DEVNULL,
-                    pass_fds=fds,
+                    pass_fds=(*fds, *plan_fds),
                     # It computes on one core: the libraries need no threads.
                     env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                 )

@@ -10,24 +10,25 @@ from typing import Any, Final
 
 import orjson
 
-from service.artifact.signature import Signature
 from service.codecs import BodyType, TensorHeaders
 from service.errors import (
     BadJson,
     BadRequest,
     BadTensor,
     ModelFailed,
+    NotReady,
     ServiceError,
     TooLarge,
     UnsupportedMediaType,
 )
+from service.ipc.model_table import ModelKey, ModelTable
 
 PACKET_BYTES: Final = 65_536
 """Larger than any message: names, texts and headers are bounded where they are made."""
 
 _ERRORS: Final = {
     error.__name__: error
-    for error in (BadJson, BadRequest, BadTensor, ModelFailed, TooLarge, UnsupportedMediaType)
+    for error in (BadJson, BadRequest, BadTensor, ModelFailed, NotReady, TooLarge, UnsupportedMediaType)
 }
 
 
@@ -46,19 +47,13 @@ class Word(StrEnum):
 
 
 @dataclass(frozen=True)
-class CodecLane:
-    """What decoding and encoding need of a lane."""
-
-    model: str
-    version: str
-    signature: Signature
-
-
-@dataclass(frozen=True)
 class CodecPlan:
-    """What the process is given when it starts. arena_bytes: of the whole arena, headers included."""
+    """What the process is given when it starts. Picklable by handles.pickled_for_exec(), with the memory that it names.
 
-    lanes: tuple[CodecLane, ...]
+    arena_bytes: of the whole arena, headers included.
+    """
+
+    models: ModelTable
     arena_bytes: int
     log_level: str
 
@@ -83,15 +78,15 @@ def unpack(packet: bytes) -> tuple[str, list[Any]]:
     return word, values
 
 
-def decode_order(lane: int, kind: BodyType, at: int, nbytes: int, headers: TensorHeaders | None) -> bytes:
+def decode_order(key: ModelKey, kind: BodyType, at: int, nbytes: int, headers: TensorHeaders | None) -> bytes:
     """Decode the body of this length that lies there in the arena."""
     tensor = None if headers is None else (headers.name, headers.datatype, headers.shape)
-    return pack(Word.DECODE, lane, kind.value, at, nbytes, tensor)
+    return pack(Word.DECODE, tuple(key), kind.value, at, nbytes, tensor)
 
 
-def encode_order(lane: int, rows: int, at: int, nbytes: int, names: Sequence[str]) -> bytes:
+def encode_order(key: ModelKey, rows: int, at: int, nbytes: int, names: Sequence[str]) -> bytes:
     """Encode these of the outputs that lie there in the arena as JSON."""
-    return pack(Word.ENCODE, lane, rows, at, nbytes, list(names))
+    return pack(Word.ENCODE, tuple(key), rows, at, nbytes, list(names))
 
 
 def refusal(error: ServiceError) -> bytes:

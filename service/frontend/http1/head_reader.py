@@ -53,12 +53,17 @@ class Seen(Generic[V]):
 
 
 class HeadReader:
-    """Of one API server. routes: every target of the short way, by its bytes."""
+    """Of one API server."""
 
     def __init__(self, routes: Iterable[Route], limits: Limits) -> None:
         self.limits = limits
-        self.heads: Seen[Head] = Seen(1024, 1024)
+        self.heads: Seen[Head]
         self.lines: Seen[Field] = Seen(1024, 4096)
+        self.serve(routes)
+
+    def serve(self, routes: Iterable[Route]) -> None:
+        """Have these targets of the short way from now on, and no others: what heads said of others is forgotten."""
+        self.heads = Seen(1024, 1024)
         self._new: dict[bytes, Route] = {}
         self._old: dict[bytes, Route] = {}
         for route in routes:

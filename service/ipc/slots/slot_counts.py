@@ -8,24 +8,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+from service.ipc.model_table import MappedModelTable
 from service.ipc.slots.arena import MappedArena
 from service.ipc.slots.slot_state import State
 
 
-class Census(NamedTuple):
-    """By model. queued_rows: rows in the queue, in no batch yet. requests: queued, in a batch, or being answered."""
+class SlotCounts(NamedTuple):
+    """By row of the model table. queued_rows: rows in the queue, in no batch yet. requests: queued, in a batch, or
+    being answered."""
 
     queued_rows: np.ndarray
     requests: np.ndarray
 
 
-def take_census(arenas: Sequence[MappedArena], models: int) -> Census:
-    """Count the slots whose answer somebody waits for."""
-    queued_rows = np.zeros(models)
-    requests = np.zeros(models)
+def count_slots(arenas: Sequence[MappedArena], models: MappedModelTable) -> SlotCounts:
+    """Count the slots whose answer somebody waits for, but for those of models that are gone."""
+    rows = models.capacity
+    generations = np.array(models.generation)
+    queued_rows = np.zeros(rows)
+    requests = np.zeros(rows)
     for arena in arenas:
         wanted = (arena.state >= State.QUEUED) & (arena.given_up == 0)
+        wanted &= generations[arena.model] == arena.generation
         waiting = wanted & (arena.state == State.QUEUED)
-        queued_rows += np.bincount(arena.model[waiting], arena.rows[waiting], models)
-        requests += np.bincount(arena.model[wanted], minlength=models)
-    return Census(queued_rows, requests)
+        queued_rows += np.bincount(arena.model[waiting], arena.rows[waiting], rows)
+        requests += np.bincount(arena.model[wanted], minlength=rows)
+    return SlotCounts(queued_rows, requests)

@@ -7,12 +7,19 @@ import time
 import numpy as np
 import pytest
 
-from service.ipc.records import PIPE_BUF, TICKET, TICKETS_PER_TURN, TICKETS_PER_WRITE, TURN_STRUCT
+from service.ipc.records import (
+    GENERATIONS,
+    PIPE_BUF,
+    TICKET,
+    TICKETS_PER_TURN,
+    TICKETS_PER_WRITE,
+    TURN_STRUCT,
+)
 from service.ipc.ticket_queue import TicketQueue, TicketReader, TicketWriter
 
 
 def make() -> tuple[TicketQueue, TicketWriter, TicketReader]:
-    queue = TicketQueue(1)
+    queue = TicketQueue()
     return queue, TicketWriter(queue), TicketReader(queue)
 
 
@@ -78,15 +85,12 @@ def test_wait_returns_when_a_ticket_comes_and_when_the_time_is_up() -> None:
 
 
 def take_and_tell(queue: TicketQueue, pipe: "multiprocessing.connection.Connection") -> None:
-    assert queue.turn_reader is not None
     pipe.send("waits")
     pipe.send(os.read(queue.turn_reader.fd, PIPE_BUF))
 
 
 def test_turn_with_its_tickets_goes_to_exactly_one_process_however_many_wait() -> None:
-    queue = TicketQueue(3)
-    assert queue.turn_reader is not None
-    os.read(queue.turn_reader.fd, PIPE_BUF)  # the first, which everybody may have
+    queue = TicketQueue()
     pairs = [multiprocessing.Pipe() for _ in range(3)]
     fork = multiprocessing.get_context("fork")
     children = [fork.Process(target=take_and_tell, args=(queue, theirs)) for _, theirs in pairs]
@@ -104,7 +108,7 @@ def test_turn_with_its_tickets_goes_to_exactly_one_process_however_many_wait() -
 
 
 def test_turns_that_nobody_takes_fill_the_pipe_and_then_are_refused() -> None:
-    queue = TicketQueue(2)
+    queue = TicketQueue()
     for generation in range(1000):
         if not queue.give_turn(generation):
             break
@@ -112,6 +116,22 @@ def test_turns_that_nobody_takes_fill_the_pipe_and_then_are_refused() -> None:
         pytest.fail("1,000 turns found room")
 
 
-def test_queue_of_one_reader_has_no_turn() -> None:
-    queue = TicketQueue(1)
-    assert queue.turn_reader is queue.turn_writer is None
+def test_reader_that_sleeps_is_woken_by_a_ticket_of_no_generation_of_its_own() -> None:
+    queue, _, reader = make()
+    for generation in (0, 7, 255, 256):
+        queue.wake_reader(generation)
+        reader.wait()
+        (ticket,) = np.frombuffer(reader.read(8), TICKET)
+        assert ticket["generation"] != generation % GENERATIONS
+
+
+def test_queue_that_nobody_reads_any_more_is_emptied_of_tickets_and_turns() -> None:
+    queue, writer, reader = make()
+    writer.write(tickets(0, 5000))
+    queue.give_turn(3, tickets(0, 2))
+    queue.give_turn(4)
+    queue.empty()
+    writer.drop()
+    assert reader.read(8) == b""
+    queue.give_turn(5)
+    assert os.read(queue.turn_reader.fd, PIPE_BUF) == TURN_STRUCT.pack(5)

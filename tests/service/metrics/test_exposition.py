@@ -16,10 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from service.metrics.catalog import DURATION_BUCKETS, EXPOSED, STAGE_BUCKETS, STAGES
 from service.metrics.device import DEVICE_METRICS
-from service.metrics.exposition import Exposition, Seen, family
+from service.metrics.exposition import Exposition, LiveGauges, family
 from service.metrics.process import PROCESS_METRICS
 from service.metrics.recorder import Metrics
-from tests.service.repositories import metrics_of, nothing_seen
+from tests.service.repositories import metrics_of, nothing_live, table_of
 
 ACCEPTS = [
     "",
@@ -62,10 +62,10 @@ def metrics() -> Metrics:
         )
     metrics.request_finished("oip", "", "", 404, 1e-7, error_code="unknown_model")
     metrics.request_finished("npy", "linear", "12", 429, 0.001, error_code="queue_full")
-    metrics.answered_counter("raw", "res.net-50_a", "1")(2.5e9, 1, *[1e-4] * 6)
-    metrics.batch_finished("linear", "12", 4_000_000, 123_456_789, "full")
-    metrics.model_loaded("linear", "12", 1 / 3)
-    metrics.retried("linear", "12", 1_000_000)
+    metrics.answered_counter("raw", 0)(2.5e9, 1, *[1e-4] * 6)
+    metrics.batch_finished(1, 4_000_000, 123_456_789, "full")
+    metrics.model_loaded(1, 1 / 3)
+    metrics.retried(1, 1_000_000)
     metrics.worker_restarted("cpu")
     return metrics
 
@@ -75,17 +75,25 @@ def test_every_format_is_byte_for_byte_what_the_library_writes(
 ) -> None:
     monkeypatch.setattr("service.metrics.exposition.process_families", lambda pid: [])
     exposition = Exposition(
-        metrics, lambda: Seen([3.0, 0.0], [4.0, 0.0], [1.0, 0.0], [16.0, 32.0]), os.getpid()
+        metrics,
+        table_of(*metrics.rows).map(),
+        lambda: LiveGauges([3.0, 0.0], [4.0, 0.0], [1.0, 0.0], [16.0, 32.0]),
+        os.getpid(),
     )
-    offsets, totals = metrics.store.layout.offsets, exposition.totals()
+    layout, totals = metrics.store.layout, exposition.totals()
+    named = [(row, version) for version, row in metrics.rows.items()]
     for accept in ACCEPTS:
         encoder, content_type = choose_encoder(accept)
-        expected = encoder(Families(family(metric, offsets[metric.name], totals) for metric in EXPOSED))
+        expected = encoder(
+            Families(family(metric, layout.series(metric, named), totals) for metric in EXPOSED)
+        )
         assert exposition(accept) == (expected, content_type), accept
 
 
 def test_every_metric_is_exposed_as_text_and_as_openmetrics(metrics: Metrics) -> None:
-    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid(), devices)
+    exposition = Exposition(
+        metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid(), devices
+    )
     text, text_type = exposition("")
     openmetrics, openmetrics_type = exposition("application/openmetrics-text; version=1.0.0")
     assert text_type.startswith("text/plain; version=0.0.4")
@@ -97,18 +105,20 @@ def test_every_metric_is_exposed_as_text_and_as_openmetrics(metrics: Metrics) ->
 
 
 def test_what_waits_and_who_is_ready_is_what_is_seen_at_the_scrape(metrics: Metrics) -> None:
-    seen = Seen([3.0, 0.0], [4.0, 0.0], [1.0, 0.0], [16.0, 32.0])
-    exposition = Exposition(metrics, lambda: seen, os.getpid())
+    seen = LiveGauges([3.0, 0.0], [4.0, 0.0], [1.0, 0.0], [16.0, 32.0])
+    exposition = Exposition(metrics, table_of(*metrics.rows).map(), lambda: seen, os.getpid())
     for name, values in zip(
         ("queue_rows", "inflight_requests", "model_ready", "batch_ceiling_rows"), seen, strict=True
     ):
-        for (model, version), value in zip(metrics.plan.versions, values, strict=True):
+        for (model, version), value in zip(metrics.rows, values, strict=True):
             line = f'\nfoldserve_{name}{{model="{model}",version="{version}"}} {value}\n'
             assert line in exposition("")[0].decode()
 
 
 def test_series_of_what_never_occurred_are_left_out_and_come_when_it_does(metrics: Metrics) -> None:
-    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
+    exposition = Exposition(
+        metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid()
+    )
     line = b'foldserve_requests_total{code="504",model="linear",protocol="v1",version="12"} 1.0\n'
     assert b'protocol="v1"' not in exposition("")[0]
     metrics.request_finished("v1", "linear", "12", 504, 30.0)
@@ -121,7 +131,9 @@ def test_what_alerts_count_is_there_from_zero_so_that_a_first_burst_is_an_increa
     protocol: str, code: str
 ) -> None:
     metrics = metrics_of(("a", "1"), ("b", "2"))
-    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
+    exposition = Exposition(
+        metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid()
+    )
     for model, version in (("a", "1"), ("b", "2")):
         labels = f'code="{code}",model="{model}",protocol="{protocol}",version="{version}"'
         assert f"foldserve_requests_total{{{labels}}} 0.0\n" in exposition("")[0].decode()
@@ -130,7 +142,9 @@ def test_what_alerts_count_is_there_from_zero_so_that_a_first_burst_is_an_increa
 @pytest.mark.parametrize("code", ["404", "405"])
 def test_what_asks_for_nothing_that_there_is_is_counted_from_zero(code: str) -> None:
     metrics = metrics_of(("a", "1"))
-    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
+    exposition = Exposition(
+        metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid()
+    )
     line = f'foldserve_requests_total{{code="{code}",model="",protocol="other",version=""}}'
     assert f"{line} 0.0\n" in exposition("")[0].decode()
     metrics.request_finished("other", "", "", int(code), 0.001)
@@ -148,19 +162,25 @@ def test_bounds_go_from_below_the_quickest_to_the_slowest_in_even_steps(bounds: 
 
 def test_series_of_a_hundred_models_stay_within_what_a_scrape_can_carry() -> None:
     metrics = metrics_of(*((f"model-{i}", "1") for i in range(100)))
-    text, _ = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())("")
+    text, _ = Exposition(metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid())(
+        ""
+    )
     assert text.count(b"\n") < 26_000
 
 
 def test_build_info_says_what_runs(metrics: Metrics) -> None:
-    text = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())("")[0].decode()
+    text = Exposition(metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid())("")[
+        0
+    ].decode()
     assert re.search(
         r'foldserve_build_info\{foldserve="\d[^"]*",onnxruntime="\d[^"]*",python="3[^"]*"\} 1\.0', text
     )
 
 
 def test_exposition_passes_promtool(metrics: Metrics, promtool: str) -> None:
-    text, _ = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid(), devices)("")
+    text, _ = Exposition(
+        metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid(), devices
+    )("")
     check = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
     assert (check.returncode, check.stderr) == (0, b"")
 
@@ -172,8 +192,10 @@ def test_scrape_of_twenty_models_costs_less_than_20_ms(accept: str) -> None:
     for writer in writers:
         metrics.write_as(writer)
         for i in range(1000):
-            metrics.answered_counter("json", f"model-{i % 20}", "1")(0.001 * i, 1 + i % 9, *[0.0001 * i] * 6)
-    exposition = Exposition(metrics, lambda: nothing_seen(metrics), os.getpid())
+            metrics.answered_counter("json", i % 20)(0.001 * i, 1 + i % 9, *[0.0001 * i] * 6)
+    exposition = Exposition(
+        metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid()
+    )
     rounds = []
     for _ in range(10):
         started_s = time.thread_time()

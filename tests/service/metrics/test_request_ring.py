@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.ipc.handles import SharedMemory
-from service.metrics.request_ring import RECORDS, Columns, RequestRing, ring_cells
+from service.metrics.request_ring import RECORDS, RequestRing, RingLayout, ring_cells
 
 BOUNDS = [np.array([1.0, 2.0]), np.array([0.5]), *(np.array([10.0]) for _ in range(6))]
 COLUMN_CELLS = [len(bounds) + 2 for bounds in BOUNDS]
@@ -21,7 +21,7 @@ LANES = 2
 COUNTERS = 3
 WIDTH = COUNTERS + LANES * sum(COLUMN_CELLS)
 FIRST = COUNTERS + np.cumsum([0, *COLUMN_CELLS, *COLUMN_CELLS])[:-1].reshape(LANES, len(BOUNDS))
-COLUMNS = Columns(FIRST, BOUNDS)
+COLUMNS = RingLayout(FIRST, BOUNDS)
 
 Record = tuple[float, ...]
 
@@ -98,7 +98,7 @@ class KilledInTheFold(Exception):
     """Stands for the writer's death."""
 
 
-class DeadlyColumns(Columns):
+class DeadlyRingLayout(RingLayout):
     """Folds a part of the records, and dies."""
 
     def fold(self, records: np.ndarray, cells: np.ndarray) -> None:
@@ -110,7 +110,7 @@ def test_writer_that_dies_in_a_fold_leaves_exact_numbers(memory: SharedMemory) -
     writer = ring_in(memory)
     for _ in range(2 * RECORDS):  # one fold so far, and the ring full
         writer.append(0, 0, *[1.0] * 8)
-    dying = RequestRing(memoryview(memory.map()).cast("d"), WIDTH, DeadlyColumns(FIRST, BOUNDS))
+    dying = RequestRing(memoryview(memory.map()).cast("d"), WIDTH, DeadlyRingLayout(FIRST, BOUNDS))
     with pytest.raises(KilledInTheFold):
         dying.append(0, 0, *[1.0] * 8)
     assert read(writer)[0] == 2 * RECORDS

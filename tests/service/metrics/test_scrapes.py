@@ -13,7 +13,7 @@ from service.ipc.scoreboard import Dimensions
 from service.metrics.exporter import ExporterPlan
 from service.metrics.recorder import Metrics
 from service.metrics.scrapes import Scrapes
-from tests.service.repositories import metrics_of
+from tests.service.repositories import metrics_of, table_of
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def plan(metrics: Metrics) -> ExporterPlan:
-    transport = Transport(Dimensions(api_servers=1, workers=1, models=1, instances=1), Sizes(16, 2**20), [1])
-    parts = (metrics.store.memory, metrics.plan, transport.arenas, transport.board)
-    return ExporterPlan(*parts, [32], {}, os.getpid(), "info")
+    transport = Transport(Dimensions(api_servers=1, workers=1, models=1, instances=1), Sizes(16, 2**20))
+    parts = (metrics.store.memory, metrics.spec, transport.arenas, transport.board)
+    return ExporterPlan(*parts, table_of(*metrics.rows), {}, os.getpid(), "info")
 
 
 def counted(body: bytes) -> float:

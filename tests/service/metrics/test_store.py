@@ -7,22 +7,21 @@ import numpy as np
 import pytest
 
 from service.ipc.handles import SharedMemory
-from service.metrics.request_ring import Columns
-from service.metrics.store import Layout, Metric, Store
+from service.metrics.request_ring import RingLayout
+from service.metrics.store import CellLayout, Metric, Store
 
 COUNT = Metric("count", "counter", "Counts.", ("kind",))
 LEVEL = Metric("level", "gauge", "A level.", ())
 TOP = Metric("top", "gauge", "A level.", (), combine="max")
 TIMES = Metric("times", "histogram", "Times.", (), buckets=(1.0, 2.0))
-LAYOUT = Layout(
-    (COUNT, LEVEL, TOP, TIMES), {"count": [("a",), ("b",)], "level": [()], "top": [()], "times": [()]}
-)
+METRICS = {metric.name: metric for metric in (COUNT, LEVEL, TOP, TIMES)}
+LAYOUT = CellLayout(METRICS.values(), {"count": [("a",), ("b",)]}, models=0)
 # A record's one column is observed in `times`.
-COLUMNS = Columns(np.array([[LAYOUT.offsets["times"][()]] + [0] * 7]), [np.array(TIMES.buckets)])
+COLUMNS = RingLayout(np.array([[LAYOUT.cell(TIMES, 0)] + [0] * 7]), [np.array(TIMES.buckets)])
 
 
 def cell(name: str, *labels: str) -> int:
-    return LAYOUT.offsets[name][labels]
+    return LAYOUT.cell(METRICS[name], 0, *labels)
 
 
 @pytest.fixture
@@ -36,13 +35,13 @@ def total(store: Store, name: str, *labels: str) -> float:
 
 def test_series_do_not_overlap() -> None:
     assert LAYOUT.width == 2 + 1 + 1 + 4
-    starts = sorted(start for of_metric in LAYOUT.offsets.values() for start in of_metric.values())
+    starts = sorted(start for metric in METRICS.values() for start in LAYOUT.series(metric, []).values())
     assert starts == [0, 1, 2, 3, 4]
 
 
 def test_label_values_that_do_not_match_the_labels_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"metric count has labels \('kind',\), got \('a', 'b'\)"):
-        Layout((COUNT,), {"count": [("a", "b")]})
+        CellLayout((COUNT,), {"count": [("a", "b")]}, models=0)
 
 
 def test_totals_sum_rows_but_take_the_largest_where_the_metric_says_so(store: Store) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +11,23 @@ from typing import Any
 import pytest
 
 from service.codecs import BodyType
+from service.engine.dispatcher import Dispatcher
 from service.engine.interface import ServedBy
-from service.ipc.control import MESSAGE, Word
+from service.ipc.control import CONTROL_STRUCT, ControlMessage
+from service.ipc.model_table import ModelState
 from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import RETURNING, Dimensions
 from service.ipc.slots.slot_state import State
+from service.metrics.recorder import Metrics
 from service.metrics.scrapes import Scrapes
-from service.repository.index import ModelEntry, read_repository
+from service.repository.index import read_repository
+from service.repository.model_version import versions_of
 from service.server import api_server as module
-from service.server.api_server import ApiServer, ServedDevices, make_api_server, make_lanes, make_routes
+from service.server.api_models import ApiModels
+from service.server.api_server import ApiServer, ServedDevices, make_api_server
 from service.settings import ServeSettings, load_settings
-from tests.service.repositories import metrics_of, sample, save_linear, save_lookup
+from tests.service.engine_rig import FIXED
+from tests.service.repositories import metrics_of, model_version, sample, save_linear, save_lookup
 
 VERSIONS = (("linear", "1"), ("linear", "2"), ("lookup", "1"))
 DEVICES = ServedDevices(("cuda:1", "cpu"), {})
@@ -38,39 +45,47 @@ def settings(tmp_path: Path) -> ServeSettings:
     return load_settings({"repository": str(tmp_path), "device": "cpu"}, {})
 
 
-@pytest.fixture
-def entries(settings: ServeSettings) -> tuple[ModelEntry, ...]:
-    return read_repository(settings.repository)
+def transport_of(workers: int, settings: ServeSettings, api_servers: int = 1) -> Transport:
+    """With the repository's models in the table."""
+    versions = versions_of(read_repository(settings.repository))
+    dimensions = Dimensions(api_servers, workers, models=len(versions), instances=5)
+    transport = Transport(dimensions, Sizes(16, 2**20))
+    for version in versions:
+        version.add_to(transport.models.map())
+    return transport
 
 
-def transport_of(workers: int) -> Transport:
-    return Transport(Dimensions(1, workers, 3, 5), Sizes(16, 2**20), readers=[2 * workers] * 3)
+async def with_models(
+    settings: ServeSettings, ask: Callable[[ApiModels], Any], workers: int = 1, metrics: Metrics | None = None
+) -> Any:
+    """What is asked of an API server's models."""
+    transport = transport_of(workers, settings)
+    arena, done = transport.arenas[0].map(), transport.done[0].reader.fd
+    dispatcher = Dispatcher(0, arena, transport.board.map(), done, 60.0, lambda _: None, lambda _: None)
+    return ask(ApiModels(transport, dispatcher, metrics or metrics_of(*VERSIONS)))
 
 
-# Lanes and routes -------------------------------------------------------------------------------------------
+# Queues and routes -------------------------------------------------------------------------------------------
 
 
-def test_every_version_has_a_lane_with_its_bounds_and_all_workers_instances(
-    entries: tuple[ModelEntry, ...],
-) -> None:
-    lanes = make_lanes(entries, transport_of(3))
-    assert [(lane.row, lane.model, lane.version) for lane in lanes] == [
+def test_every_version_has_a_queue_with_its_bounds_and_all_workers_instances(settings: ServeSettings) -> None:
+    queues = asyncio.run(with_models(settings, lambda api: api.models.queues(), workers=3))
+    assert [(queue.row, queue.model, queue.version) for queue in queues] == [
         (index, *version) for index, version in enumerate(VERSIONS)
     ]
-    assert (lanes[0].bounds.max_rows, lanes[0].bounds.max_bytes) == (99, 12345)
-    assert [lane.instances for lane in lanes] == [6, 6, 3]
+    assert (queues[0].bounds.max_rows, queues[0].bounds.max_bytes) == (99, 12345)
+    assert [queue.instances for queue in queues] == [6, 6, 3]
 
 
-def test_a_lane_has_the_models_own_time_from_being_queued(entries: tuple[ModelEntry, ...]) -> None:
-    assert make_lanes(entries, transport_of(1))[0].timeout_s == 2.0
+def test_a_queue_has_the_models_own_time_from_being_queued(settings: ServeSettings) -> None:
+    assert asyncio.run(with_models(settings, lambda api: api.models.queues()))[0].timeout_s == 2.0
 
 
 @pytest.mark.parametrize("default_model", [None, "linear", "lookup"])
 def test_short_way_has_each_version_each_default_version_and_the_default_model(
-    settings: ServeSettings, entries: tuple[ModelEntry, ...], default_model: str | None
+    settings: ServeSettings, default_model: str | None
 ) -> None:
-    metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries, transport_of(1)), entries, default_model, metrics)
+    routes = asyncio.run(with_models(settings, lambda api: api.routes(default_model)))
     found = {route.path: (route.queue.model, route.queue.version) for route in routes}
     expected = {
         "/predict/linear": ("linear", "2"),
@@ -84,21 +99,46 @@ def test_short_way_has_each_version_each_default_version_and_the_default_model(
     assert found == expected
 
 
-def test_only_model_is_the_default_model(settings: ServeSettings, entries: tuple[ModelEntry, ...]) -> None:
-    metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries[1:], transport_of(1)), entries[1:], None, metrics)
+def test_only_model_is_the_default_model(settings: ServeSettings) -> None:
+    shutil.rmtree(settings.repository / "linear")
+    routes = asyncio.run(with_models(settings, lambda api: api.routes(None)))
     assert "/predict" in [route.path for route in routes]
 
 
-def test_each_routes_answers_count_under_its_own_model_and_protocol(
-    settings: ServeSettings, entries: tuple[ModelEntry, ...]
-) -> None:
+def test_each_routes_answers_count_under_its_own_model_and_protocol(settings: ServeSettings) -> None:
     metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries, transport_of(1)), entries, None, metrics)
+    routes = asyncio.run(with_models(settings, lambda api: api.routes(None), metrics=metrics))
     (route,) = [route for route in routes if route.path == "/predict/linear/versions/1"]
     route.counters[BodyType.NPY](0.001, 2, *[0.0001] * 6)
     labels = {"model": "linear", "version": "1", "protocol": "npy", "code": "200"}
     assert sample(metrics, "foldserve_requests_total", **labels) == 1
+
+
+def test_version_that_is_unloaded_and_another_that_is_loaded_change_the_routes_once(
+    settings: ServeSettings,
+) -> None:
+    def change(api: ApiModels) -> None:
+        table = api._table
+        gone = table.key(1)  # linear/2, the default
+        table.move(1, ModelState.DRAINING)
+        assert api.changed(1)
+        assert not api.changed(1)
+        routes = {route.path: route.queue.version for route in api.routes(None)}
+        assert routes["/predict/linear"] == "1"
+        assert "/predict/linear/versions/2" not in routes
+        board = api._dispatcher.board
+        assert board.has_let_go(False, 0, 1, gone.generation)
+        table.move(1, ModelState.UNLOADING)
+        assert not api.changed(1)
+        table.free(1)
+        key = model_version("new", "1", FIXED).add_to(table)
+        assert (key.row, key.generation) == (1, 1)
+        assert not board.has_let_go(False, 0, 1, key.generation)
+        assert api.changed(1)
+        assert api.models.by_model["new"][0].queue.key == key
+        assert "/predict/new" in [route.path for route in api.routes(None)]
+
+    asyncio.run(with_models(settings, change))
 
 
 # Messages ---------------------------------------------------------------------------------------------------
@@ -112,7 +152,7 @@ class Parent:
         self.done: list[tuple[str, int]] = []
         self.stop = asyncio.Event()
         self.metrics = metrics_of(*VERSIONS)
-        queue = SimpleNamespace(model="linear", version="2")
+        queue = SimpleNamespace(row=1)
         done = self.done
 
         def after_worker_death(dispatcher: object, serial: int) -> list[Any]:
@@ -123,15 +163,21 @@ class Parent:
 
         monkeypatch.setattr(module.recovery, "after_worker_death", after_worker_death)
 
-    def tell(self, *messages: tuple[Word, int]) -> None:
-        os.write(self.write_fd, b"".join(MESSAGE.pack(*message) for message in messages))
+    def tell(self, *messages: tuple[ControlMessage, int]) -> None:
+        os.write(self.write_fd, b"".join(CONTROL_STRUCT.pack(*message) for message in messages))
 
     async def listened(self) -> None:
         """Let an API server hear all that was told, until it is told to stop."""
         nothing: Any = None
         board = SimpleNamespace(answer=lambda is_worker, index: self.done.append(("alive", index)))
         dispatcher: Any = SimpleNamespace(board=board, index=5)
-        ApiServer(dispatcher, nothing, nothing, nothing, self.metrics).listen(self.read_fd, self.stop.set)
+
+        def changed(row: int) -> None:
+            self.done.append(("model", row))
+
+        ApiServer(dispatcher, nothing, nothing, nothing, self.metrics, changed).listen(
+            self.read_fd, self.stop.set
+        )
         await asyncio.wait_for(self.stop.wait(), 10)
         asyncio.get_running_loop().remove_reader(self.read_fd)
 
@@ -145,19 +191,25 @@ def parent(monkeypatch: pytest.MonkeyPatch) -> Parent:
 
 
 def test_each_message_is_acted_on_in_order_however_they_come_together(parent: Parent) -> None:
-    parent.tell((Word.WORKER_DIED, 7), (Word.ARE_YOU_ALIVE, 0), (Word.WORKER_DIED, 9), (Word.STOP, 0))
+    parent.tell(
+        (ControlMessage.WORKER_DIED, 7),
+        (ControlMessage.ARE_YOU_ALIVE, 0),
+        (ControlMessage.MODEL_CHANGED, 2),
+        (ControlMessage.WORKER_DIED, 9),
+        (ControlMessage.STOP, 0),
+    )
     asyncio.run(parent.listened())
-    assert parent.done == [("worker", 7), ("alive", 5), ("worker", 9)]
+    assert parent.done == [("worker", 7), ("alive", 5), ("model", 2), ("worker", 9)]
 
 
 def test_message_that_cannot_be_acted_on_does_not_take_the_next_along(parent: Parent) -> None:
-    parent.tell((Word.WORKER_DIED, 13), (Word.WORKER_DIED, 7), (Word.STOP, 0))
+    parent.tell((ControlMessage.WORKER_DIED, 13), (ControlMessage.WORKER_DIED, 7), (ControlMessage.STOP, 0))
     asyncio.run(parent.listened())
     assert parent.done == [("worker", 13), ("worker", 7)]
 
 
 def test_requests_that_are_run_again_count_as_retried(parent: Parent) -> None:
-    parent.tell((Word.WORKER_DIED, 7), (Word.STOP, 0))
+    parent.tell((ControlMessage.WORKER_DIED, 7), (ControlMessage.STOP, 0))
     asyncio.run(parent.listened())
     assert sample(parent.metrics, "foldserve_retried_total", model="linear", version="2") == 3
 
@@ -179,18 +231,16 @@ def test_api_server_ends_when_its_parent_is_gone(parent: Parent, monkeypatch: py
 
 
 def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is_ready(
-    settings: ServeSettings, entries: tuple[ModelEntry, ...]
+    settings: ServeSettings,
 ) -> None:
-    transport = Transport(
-        Dimensions(api_servers=2, workers=2, models=3, instances=5), Sizes(16, 2**20), readers=[2] * 3
-    )
+    transport = transport_of(2, settings, api_servers=2)
     metrics = metrics_of(*VERSIONS)
     board = transport.board.map()
     board.ready[0, 2] = 1
     board.ceiling_rows[0, 2], board.ceiling_rows[1, 2], board.ceiling_rows[1, 1] = 8, 4, 2
 
     async def scrape() -> str:
-        server = make_api_server(1, transport, entries, settings, metrics, DEVICES)
+        server = make_api_server(1, transport, settings, metrics, DEVICES)
         other = transport.arenas[0].map()  # of an API server in another process
         for slot, (state, rows) in enumerate([(State.QUEUED, 5), (State.TAKEN, 7)]):
             other.state[slot], other.model[slot], other.rows[slot] = state, 2, rows
@@ -209,18 +259,16 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
 
 
 def test_each_workers_side_of_a_version_is_told(
-    settings: ServeSettings, entries: tuple[ModelEntry, ...]
+    settings: ServeSettings,
 ) -> None:
-    transport = Transport(
-        Dimensions(api_servers=1, workers=2, models=3, instances=5), Sizes(16, 2**20), readers=[2] * 3
-    )
+    transport = transport_of(2, settings)
     board = transport.board.map()
     board.ready[0, 1], board.ready[1, 1] = 1, RETURNING
     board.ceiling_rows[0, 1] = 4
     board.write_remarks(0, 1, ["TF32 is on"])
 
     async def ask() -> Sequence[ServedBy]:
-        server = make_api_server(0, transport, entries, settings, metrics_of(*VERSIONS), DEVICES)
+        server = make_api_server(0, transport, settings, metrics_of(*VERSIONS), DEVICES)
         return server.front.engine.served_by("linear", "2")
 
     assert asyncio.run(ask()) == [

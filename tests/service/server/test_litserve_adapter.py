@@ -147,8 +147,8 @@ def test_class_given_as_http_is_the_one_that_connections_get() -> None:
 @pytest.fixture
 def server() -> FoldServer:
     metrics = metrics_of()
-    plan = WorkerPlan((), {}, metrics.store.memory, metrics.plan, ("one",), "info", False)
-    transport = Transport(Dimensions(1, 2, 1, 1), Sizes(16, 2**20), readers=[2])
+    plan = WorkerPlan(metrics.store.memory, metrics.spec, ("one",), "info", False)
+    transport = Transport(Dimensions(1, 2, 1, 1), Sizes(16, 2**20))
     return FoldServer(plan, ["cpu", "cuda:1"], transport, lambda index: pytest.fail("not here"), drain_s=7)
 
 
@@ -188,7 +188,7 @@ def test_worker_dies_with_its_parent_from_the_first_moment_of_loading(
     monkeypatch.setattr(shell, "configure_logging", lambda level: None)
     monkeypatch.setattr(shell, "serve", lambda *args: done.append("serve"))
     metrics = metrics_of()
-    plan = WorkerPlan((), {}, metrics.store.memory, metrics.plan, ("one",), "info", False)
+    plan = WorkerPlan(metrics.store.memory, metrics.spec, ("one",), "info", False)
     nothing: Any = None
     WorkerLoop()(WorkerApi(plan), "cpu", 0, nothing, nothing)
     assert done == ["die_with_parent", "serve"]

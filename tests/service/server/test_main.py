@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from service.backends import SessionOptions
 from service.backends.devices import Devices
 from service.errors import ConfigError
 from service.host.processes import StopSignals
-from service.ipc.scoreboard import Board, Dimensions
+from service.ipc.resources import Sizes, Transport
+from service.ipc.scoreboard import Dimensions
 from service.repository.index import read_repository
-from service.server.main import run_server, session_options, tell_what_is_served, version_of, warn_of_limits
+from service.repository.model_version import versions_of
+from service.server.main import SPARE_MODELS, model_rows, run_server, tell_what_is_served, warn_of_limits
+from service.server.model_control import ModelControl
 from service.settings import ServeSettings, load_settings
 from tests.service.repositories import metrics_of, save_linear
 
@@ -45,19 +47,21 @@ def test_repository_that_cannot_be_read_is_refused_before_anything_starts(
         run_server(settings, stop)
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(1, 8), (3, 2), (20, 1)])
-def test_models_workers_share_the_cores(
-    settings: ServeSettings, monkeypatch: pytest.MonkeyPatch, workers: int, threads: int
+def test_model_table_has_room_for_some_models_more_or_for_as_many_as_are_asked_for(
+    settings: ServeSettings,
 ) -> None:
-    monkeypatch.setattr("service.server.main.usable_cores", lambda: 8)
-    (entry,) = read_repository(settings.repository)
-    assert session_options(entry, workers).threads == threads
+    assert model_rows(settings, 3) == 3 + SPARE_MODELS
+    assert model_rows(replace(settings, max_models=5), 3) == 5
 
 
-def test_threads_of_config_yaml_are_kept(settings: ServeSettings) -> None:
-    (settings.repository / "linear" / "config.yaml").write_text("session: {threads: 5}\n")
-    (entry,) = read_repository(settings.repository)
-    assert session_options(entry, 1) == SessionOptions(threads=5)
+def test_too_few_rows_for_the_repository_are_refused_with_both_numbers_and_the_mend(
+    settings: ServeSettings, stop: StopSignals
+) -> None:
+    save_linear(settings.repository / "other" / "1" / "model.onnx")
+    with pytest.raises(
+        ConfigError, match=r"--max-models is 1, and .* holds 2 versions to serve; set it to as many"
+    ):
+        run_server(replace(settings, max_models=1, port=0), stop)
 
 
 # What the machine may not give -------------------------------------------------------------------------------
@@ -111,13 +115,16 @@ def test_repository_by_a_relative_path_in_a_removed_folder_is_refused_with_a_tex
 def said(
     settings: ServeSettings, addresses: list[str], ready: bool, note: str, capfd: pytest.CaptureFixture[str]
 ) -> str:
-    entries = read_repository(settings.repository)
-    metrics = metrics_of(version_of(entries[0].artifacts[0]))
-    metrics.model_loaded("linear", "1", 1.25)
-    board = Board(Dimensions(api_servers=1, workers=2, models=1, instances=1)).map()
+    metrics = metrics_of(("linear", "1"))
+    transport = Transport(Dimensions(api_servers=1, workers=2, models=1, instances=1), Sizes(16, 4096))
+    board = transport.board.map()
+    models = ModelControl(transport, board, metrics)
+    models.add(versions_of(read_repository(settings.repository))[0])
+    metrics.model_loaded(0, 1.25)
     board.ready[1, 0] = ready
     board.write_note(0, 0, note)
-    told = tell_what_is_served(settings, addresses, entries, Devices(("cpu",), ""), board, metrics)
+    models.look([], [])
+    told = tell_what_is_served(settings, addresses, Devices(("cpu",), ""), models.table, metrics)
     assert told == ready
     return capfd.readouterr().out
 

@@ -13,11 +13,15 @@ from typing import NamedTuple
 import pytest
 
 from service.host.processes import StopSignals
-from service.ipc.control import MESSAGE, Word
+from service.ipc.control import CONTROL_STRUCT, ControlMessage
 from service.ipc.handles import Handle
-from service.ipc.scoreboard import READY, RETURNING, Board, Dimensions
-from service.server import supervisor as module
-from service.server.supervisor import LOAD_ATTEMPTS, Child, Phase, Role, Supervisor
+from service.ipc.resources import Sizes, Transport
+from service.ipc.scoreboard import READY, RETURNING, Dimensions
+from service.server import children as module
+from service.server.children import LOAD_ATTEMPTS, Child, Role
+from service.server.model_control import ModelControl
+from service.server.supervisor import Phase, Supervisor
+from tests.service.repositories import metrics_of
 
 # Python 3.12 and later warn of forks beside threads, which other tests' libraries have started by now.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -41,7 +45,7 @@ class Told(NamedTuple):
     """One message that arrived in an API server."""
 
     index: int
-    word: Word
+    word: ControlMessage
     number: int
 
 
@@ -52,7 +56,10 @@ class Theatre:
     """
 
     def __init__(self, stop: StopSignals, grace_s: float, close_s: float) -> None:
-        self.board = Board(Dimensions(api_servers=2, workers=2, models=1, instances=1)).map()
+        transport = Transport(Dimensions(api_servers=2, workers=2, models=1, instances=1), Sizes(16, 4096))
+        self.board = transport.board.map()
+        self.models = ModelControl(transport, self.board, metrics_of(("m", "1")))
+        self.models.table.add("m", "1", b"", 8)
         self.acts: dict[Role, list[Callable[[int, Handle], None]]] = {
             Role.WORKER: [self.loads],
             Role.API_SERVER: [self.listens],
@@ -62,6 +69,7 @@ class Theatre:
         self.died: list[Child] = []
         self.cannot_load: list[Child] = []
         self.turns: list[int] = []
+        self.models.renew_turn = self.turns.append  # type: ignore[method-assign]
         """Models whose turn to read was renewed."""
         self.closings: list[Phase] = []
         self.may_pass = True
@@ -71,12 +79,12 @@ class Theatre:
         self.supervisor = Supervisor(
             start=self._start,
             board=self.board,
+            models=self.models,
             reports=Handle(self._reports_read),
             stop=stop,
             fence=self._fence,
-            died=self.died.append,
-            cannot_load=self.cannot_load.append,
-            renew_turn=self.turns.append,
+            on_child_exit=self.died.append,
+            on_load_failed=self.cannot_load.append,
             closing=self.close,
             run_limit_s=RUN_LIMIT_S,
             grace_s=grace_s,
@@ -87,17 +95,17 @@ class Theatre:
 
     def loads(self, index: int, lifeline: Handle) -> None:
         """A worker: ready at once, and gone with its lifeline; it answers."""
-        self.report(Word.WORKER_READY, index)
+        self.report(ControlMessage.WORKER_READY, index)
         self.loads_for_ever(index, lifeline)
 
     def loads_for_ever(self, index: int, lifeline: Handle) -> None:
         """A worker that is never ready; it answers all the same."""
-        while os.read(lifeline.fd, MESSAGE.size):
+        while os.read(lifeline.fd, CONTROL_STRUCT.size):
             self.board.answer(True, index)
 
     def goes_silent(self, index: int, lifeline: Handle) -> None:
         """A worker that is ready, and then hears nothing any more."""
-        self.report(Word.WORKER_READY, index)
+        self.report(ControlMessage.WORKER_READY, index)
         signal.pause()
 
     def serves_and_stops(self, index: int, lifeline: Handle) -> None:
@@ -113,12 +121,12 @@ class Theatre:
     def listens(self, index: int, lifeline: Handle) -> None:
         """An API server: passes on what it is told, and ends when told to."""
         self.board.connections[index] = 1
-        while data := os.read(lifeline.fd, MESSAGE.size):
-            if MESSAGE.unpack(data)[0] == Word.ARE_YOU_ALIVE:
+        while data := os.read(lifeline.fd, CONTROL_STRUCT.size):
+            if CONTROL_STRUCT.unpack(data)[0] == ControlMessage.ARE_YOU_ALIVE:
                 self.board.answer(False, index)
                 continue
             os.write(self._told_write, bytes([index]) + data)
-            if MESSAGE.unpack(data)[0] == Word.STOP:
+            if CONTROL_STRUCT.unpack(data)[0] == ControlMessage.STOP:
                 return
         os._exit(1)
 
@@ -132,9 +140,9 @@ class Theatre:
 
     # What the tests do
 
-    def report(self, word: Word, index: int) -> None:
+    def report(self, word: ControlMessage, index: int) -> None:
         """Write into the pipe of reports, as a child does."""
-        os.write(self._reports_write, MESSAGE.pack(word, index))
+        os.write(self._reports_write, CONTROL_STRUCT.pack(word, index))
 
     def opened(self, workers: int = 1, api_servers: int = 2) -> "Theatre":
         """All started, and serving."""
@@ -159,7 +167,7 @@ class Theatre:
 
     def kill(self, role: Role, index: int = 0) -> None:
         """Kill the child that now has this place."""
-        (child,) = [child for child in self.supervisor._of(role) if child.index == index]
+        (child,) = [child for child in self.supervisor._children.of(role) if child.index == index]
         assert child.process.pid is not None
         os.kill(child.process.pid, signal.SIGKILL)
 
@@ -174,15 +182,15 @@ class Theatre:
         """The next messages that arrive in API servers."""
         found = set()
         for _ in range(count):
-            data = os.read(self._told_read, 1 + MESSAGE.size)
-            word, number = MESSAGE.unpack(data[1:])
-            found.add(Told(data[0], Word(word), number))
+            data = os.read(self._told_read, 1 + CONTROL_STRUCT.size)
+            word, number = CONTROL_STRUCT.unpack(data[1:])
+            found.add(Told(data[0], ControlMessage(word), number))
         return found
 
     def _start(self, role: Role, index: int, serial: int, lifeline: Handle) -> BaseProcess:
         acts = self.acts[role]
         act = acts.pop(0) if len(acts) > 1 else acts[0]
-        self.starts.append(Start(role, index, serial, self.supervisor._children[-serial].started_s))
+        self.starts.append(Start(role, index, serial, self.supervisor._children._living[-serial].started_s))
         process = multiprocessing.get_context("fork").Process(target=self._play, args=(act, index, lifeline))
         process.start()
         self.processes.append(process)
@@ -239,7 +247,7 @@ def test_dead_worker_is_started_again_under_a_new_number_and_every_api_server_he
     (first,) = theatre.started(Role.WORKER)
     theatre.kill(Role.WORKER)
     theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
-    assert theatre.told(2) == {Told(index, Word.WORKER_DIED, first.serial) for index in (0, 1)}
+    assert theatre.told(2) == {Told(index, ControlMessage.WORKER_DIED, first.serial) for index in (0, 1)}
     assert theatre.started(Role.WORKER)[1].serial not in [start.serial for start in theatre.starts[:-1]]
     assert [(child.role, child.index) for child in theatre.died] == [(Role.WORKER, 0)]
 
@@ -257,7 +265,7 @@ def test_child_that_lived_longer_than_the_pause_is_started_again_at_once(
 ) -> None:
     monkeypatch.setattr(module, "RESTART_PAUSE_S", NEVER_S)
     theatre = open_theatre().opened()
-    (child,) = theatre.supervisor._of(Role.WORKER)
+    (child,) = theatre.supervisor._children.of(Role.WORKER)
     child.started_s -= NEVER_S
     theatre.kill(Role.WORKER)
     theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
@@ -273,7 +281,7 @@ def test_worker_that_dies_while_loading_is_tried_ever_more_rarely_and_holds_up_t
     assert len(theatre.started(Role.WORKER)) in (LOAD_ATTEMPTS, LOAD_ATTEMPTS + 1)
     (given_up,) = theatre.cannot_load
     assert given_up.process is theatre.worker_processes()[LOAD_ATTEMPTS - 1]
-    theatre.until(lambda: any(child.ready for child in theatre.supervisor._of(Role.WORKER)))
+    theatre.until(lambda: any(child.ready for child in theatre.supervisor._children.of(Role.WORKER)))
     times_s = [start.at_s for start in theatre.started(Role.WORKER)]
     for i in range(LOAD_ATTEMPTS + 1):
         assert times_s[i + 1] - times_s[i] >= PAUSE_S * 2**i
@@ -285,7 +293,7 @@ def test_pause_between_loads_has_an_end(open_theatre: Open, monkeypatch: pytest.
     theatre = open_theatre()
     theatre.acts[Role.WORKER] = [*[theatre.dies] * 12, theatre.loads]  # doubling each time: 200 s
     theatre.opened()
-    theatre.until(lambda: any(child.ready for child in theatre.supervisor._of(Role.WORKER)))
+    theatre.until(lambda: any(child.ready for child in theatre.supervisor._children.of(Role.WORKER)))
 
 
 def test_worker_that_was_ready_once_counts_its_failed_loads_anew(open_theatre: Open) -> None:
@@ -301,9 +309,9 @@ def test_start_waits_for_every_worker(open_theatre: Open) -> None:
     theatre = open_theatre()
     theatre.acts[Role.WORKER] = [theatre.loads_for_ever, theatre.loads]
     theatre.supervisor.start_workers(2)
-    theatre.until(lambda: any(child.ready for child in theatre.supervisor._of(Role.WORKER)))
-    assert theatre.supervisor._loading()
-    theatre.report(Word.WORKER_READY, 0)
+    theatre.until(lambda: any(child.ready for child in theatre.supervisor._children.of(Role.WORKER)))
+    assert theatre.supervisor._children.loading()
+    theatre.report(ControlMessage.WORKER_READY, 0)
     assert theatre.supervisor.wait_until_loaded()
 
 
@@ -375,7 +383,7 @@ def test_child_that_cannot_be_started_now_is_started_later(
             raise failures.pop()
         return theatre._start(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(theatre.supervisor, "_start", start)
+    monkeypatch.setattr(theatre.supervisor._children, "_start", start)
     open_before = os.listdir("/proc/self/fd")
     theatre.kill(Role.WORKER)
     theatre.until(lambda: not failures)
@@ -397,7 +405,7 @@ def test_child_that_cannot_be_started_at_first_is_tried_again_ever_more_rarely_w
             raise failures.pop()
         return theatre._start(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(theatre.supervisor, "_start", start)
+    monkeypatch.setattr(theatre.supervisor._children, "_start", start)
     theatre.supervisor.start_workers(1)
     assert theatre.supervisor.wait_until_loaded()
     (loaded,) = theatre.started(Role.WORKER)
@@ -433,7 +441,7 @@ def test_api_server_that_took_connections_is_started_again_after_the_short_pause
         time.sleep(0.001)  # between two looks
     theatre.kill(Role.API_SERVER)
     theatre.until(lambda: len(theatre.started(Role.API_SERVER)) == 4)
-    assert theatre.supervisor._failed_starts == {}
+    assert theatre.supervisor._children._failed_starts == {}
 
 
 # Hangs ----------------------------------------------------------------------------------------------------
@@ -442,7 +450,7 @@ def test_api_server_that_took_connections_is_started_again_after_the_short_pause
 def test_worker_that_hangs_is_ended_and_another_started(open_theatre: Open) -> None:
     theatre = open_theatre().opened()
     theatre.board.step_since_ns[0, 0] = time.monotonic_ns() - int(2e9 * RUN_LIMIT_S)
-    theatre.report(Word.WORKER_HANGS, 0)
+    theatre.report(ControlMessage.WORKER_HANGS, 0)
     theatre.until(lambda: bool(theatre.died))
     assert theatre.processes[0].exitcode == -signal.SIGKILL
     theatre.board.worker_died(0)
@@ -453,7 +461,7 @@ def test_report_of_a_hang_that_is_over_ends_nobody(open_theatre: Open) -> None:
     theatre = open_theatre().opened()
     # The next run, or the next worker's; no stop of the machine makes this one a long one.
     theatre.board.step_since_ns[0, 0] = time.monotonic_ns() + int(3600e9)
-    theatre.report(Word.WORKER_HANGS, 0)
+    theatre.report(ControlMessage.WORKER_HANGS, 0)
     theatre.kill(Role.API_SERVER, 0)
     theatre.until(lambda: bool(theatre.died))  # the report has been read by then
     assert [child.role for child in theatre.died] == [Role.API_SERVER]
@@ -489,7 +497,7 @@ def test_signal_while_one_worker_loads_and_another_serves_leaves_time_for_what_w
     assert all(process.is_alive() for process in theatre.processes)
     theatre.let_deadline_come(NEVER_S)
     theatre.supervisor.wait()
-    assert theatre.told(2) == {Told(index, Word.STOP, 0) for index in (0, 1)}
+    assert theatre.told(2) == {Told(index, ControlMessage.STOP, 0) for index in (0, 1)}
     assert not any(process.is_alive() for process in theatre.processes)
 
 
@@ -506,8 +514,8 @@ def test_first_signal_turns_readiness_off_and_everything_goes_on_until_the_grace
     assert not theatre.closings  # new connections are still taken
     theatre.let_deadline_come(NEVER_S)
     theatre.until(lambda: theatre.supervisor.phase is not Phase.GRACE)
-    assert {told for told in theatre.told(4) if told.word is Word.STOP} == {
-        Told(index, Word.STOP, 0) for index in (0, 1)
+    assert {told for told in theatre.told(4) if told.word is ControlMessage.STOP} == {
+        Told(index, ControlMessage.STOP, 0) for index in (0, 1)
     }
 
 
@@ -519,7 +527,7 @@ def test_closing_ends_api_servers_first_and_then_workers_with_exit_0(open_theatr
     stop_signal()
     theatre.until(lambda: bool(theatre.closings))
     assert theatre.closings == [Phase.CLOSING]
-    theatre.until(lambda: theatre.supervisor._of(Role.API_SERVER)[0].process is slow)
+    theatre.until(lambda: theatre.supervisor._children.of(Role.API_SERVER)[0].process is slow)
     assert [process.is_alive() for process in workers] == [True, True]
     theatre.kill(Role.API_SERVER, 1)
     theatre.supervisor.wait()
@@ -575,11 +583,11 @@ def test_worker_that_still_loads_does_not_hold_up_the_end(open_theatre: Open) ->
 
 
 def test_worker_that_does_not_end_is_ended(open_theatre: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WORKER_END_S", PAUSE_S)
+    monkeypatch.setattr("service.server.supervisor._WORKER_END_S", PAUSE_S)
     theatre = open_theatre(grace_s=0.0)
     theatre.acts[Role.WORKER] = [theatre.does_not_end]
     theatre.supervisor.start_workers(1)
-    theatre.report(Word.WORKER_READY, 0)
+    theatre.report(ControlMessage.WORKER_READY, 0)
     assert theatre.supervisor.wait_until_loaded()
     stop_signal()
     theatre.supervisor.wait()
@@ -591,7 +599,7 @@ def test_closing_that_takes_too_long_is_cut_off(open_theatre: Open) -> None:
     theatre.acts[Role.API_SERVER] = [theatre.does_not_end, theatre.listens]
     theatre.opened()
     stop_signal()
-    theatre.until(lambda: len(theatre.supervisor._of(Role.API_SERVER)) == 1)
+    theatre.until(lambda: len(theatre.supervisor._children.of(Role.API_SERVER)) == 1)
     theatre.let_deadline_come(NEVER_S)
     theatre.supervisor.wait()
     assert [process.exitcode for process in theatre.processes] == [-signal.SIGKILL, -signal.SIGKILL, 0]
@@ -628,7 +636,7 @@ def test_nothing_is_started_after_the_end(open_theatre: Open, monkeypatch: pytes
     theatre.kill(Role.WORKER)
     theatre.until(lambda: bool(theatre.died))
     theatre.supervisor.end()
-    assert theatre.supervisor._restarts == []
+    assert theatre.supervisor._children._restarts == []
     theatre.supervisor.wait()
     assert len(theatre.starts) == 3
 
@@ -658,7 +666,7 @@ def let_looks_pass(theatre: Theatre, count: int, *but: Child) -> None:
         asked_ns = time.monotonic_ns()
         theatre.supervisor._look_at_s = time.monotonic()
         theatre.supervisor._turn()
-        able = [c for c in theatre.supervisor._children.values() if c.role is Role.API_SERVER or c.ready]
+        able = [c for c in theatre.supervisor._children.all() if c.role is Role.API_SERVER or c.ready]
         while any(
             theatre.board.answered_ns(child.role is Role.WORKER, child.index) < asked_ns
             for child in able
@@ -671,8 +679,8 @@ def test_worker_that_does_not_answer_is_ended_and_another_started(open_theatre: 
     theatre = open_theatre()
     theatre.acts[Role.WORKER] = [theatre.goes_silent, theatre.loads]
     theatre.opened()
-    theatre.until(lambda: all(child.ready for child in theatre.supervisor._of(Role.WORKER)))
-    let_looks_pass(theatre, 6, *theatre.supervisor._of(Role.WORKER))
+    theatre.until(lambda: all(child.ready for child in theatre.supervisor._children.of(Role.WORKER)))
+    let_looks_pass(theatre, 6, *theatre.supervisor._children.of(Role.WORKER))
     theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
     assert [child.role for child in theatre.died] == [Role.WORKER]
 
@@ -680,7 +688,7 @@ def test_worker_that_does_not_answer_is_ended_and_another_started(open_theatre: 
 def test_api_server_that_is_stopped_is_ended_and_another_started(open_theatre: Open) -> None:
     theatre = open_theatre().opened()
     let_looks_pass(theatre, 1)
-    (stopped,) = [child for child in theatre.supervisor._of(Role.API_SERVER) if child.index == 1]
+    (stopped,) = [child for child in theatre.supervisor._children.of(Role.API_SERVER) if child.index == 1]
 
     def answered() -> bool:
         theatre.supervisor._answered_ns(stopped)
@@ -703,7 +711,7 @@ def test_child_that_serves_and_stops_before_it_ever_reports_or_answers_is_ended_
     theatre.acts[role].insert(0, theatre.serves_and_stops)
     theatre.supervisor.start_workers(1)
     theatre.supervisor.start_api_servers(1)
-    (stopped,) = theatre.supervisor._of(role)
+    (stopped,) = theatre.supervisor._children.of(role)
     theatre.until(lambda: theatre.supervisor._serves(stopped))
     let_looks_pass(theatre, 7, stopped)
     theatre.until(lambda: len(theatre.started(role)) == 2)
@@ -720,5 +728,5 @@ def test_worker_that_loads_for_long_is_not_asked_and_not_ended(open_theatre: Ope
 
 def test_model_whose_tickets_nobody_takes_gets_a_new_turn_to_read(open_theatre: Open) -> None:
     theatre = open_theatre().opened()
-    theatre.report(Word.MODEL_STALLS, 0)
+    theatre.report(ControlMessage.MODEL_STALLS, 0)
     theatre.until(lambda: theatre.turns == [0])

@@ -24,7 +24,7 @@ class Loop:
         self.served_in = 0
         self.served = threading.Event()
 
-    def run_forever(self) -> None:
+    def run(self) -> None:
         self.served_in = threading.get_ident()
         self.served.set()
         raise self.ends

@@ -9,8 +9,15 @@ def board() -> MappedBoard:
     return Board(Dimensions(1, 1, 1, 1)).map()
 
 
+def queue_of_two() -> TicketQueue:
+    """With its first turn, as of a model that is added."""
+    queue = TicketQueue()
+    queue.give_turn(0)
+    return queue
+
+
 def test_sole_reader_may_always_read_and_keeps_what_it_could_not_use() -> None:
-    turn = turn_of(TicketQueue(1), board(), 0)
+    turn = turn_of(TicketQueue(), board(), 0, readers=1)
     assert isinstance(turn, SoleTurn)
     assert turn.take(True) == b""
     turn.give(b"left")
@@ -19,7 +26,7 @@ def test_sole_reader_may_always_read_and_keeps_what_it_could_not_use() -> None:
 
 
 def test_only_one_of_two_has_the_turn_and_what_it_leaves_goes_to_the_other() -> None:
-    queue, shared = TicketQueue(2), board()
+    queue, shared = queue_of_two(), board()
     first, second = SharedTurn(queue, shared, 0), SharedTurn(queue, shared, 0)
     assert first.take(False) == b""
     assert (first.may_read, second.take(False)) == (True, None)
@@ -31,7 +38,7 @@ def test_only_one_of_two_has_the_turn_and_what_it_leaves_goes_to_the_other() -> 
 
 
 def test_replaced_turn_is_not_passed_on_and_the_tickets_in_hand_are_kept() -> None:
-    queue, shared = TicketQueue(2), board()
+    queue, shared = queue_of_two(), board()
     stopped, other = SharedTurn(queue, shared, 0), SharedTurn(queue, shared, 0)
     assert stopped.take(False) == b""
     shared.turn[0] += 1
@@ -47,7 +54,7 @@ def test_replaced_turn_is_not_passed_on_and_the_tickets_in_hand_are_kept() -> No
 
 
 def test_packet_of_an_old_generation_gives_its_tickets_and_no_turn() -> None:
-    queue, shared = TicketQueue(2), board()
+    queue, shared = queue_of_two(), board()
     turn = SharedTurn(queue, shared, 0)
     assert turn.take(False) == b""
     turn.give(b"left")
@@ -61,7 +68,7 @@ def test_packet_of_an_old_generation_gives_its_tickets_and_no_turn() -> None:
 
 
 def test_empty_packet_of_an_old_generation_is_passed_over() -> None:
-    queue, shared = TicketQueue(2), board()
+    queue, shared = queue_of_two(), board()
     shared.turn[0] = 5
     turn = SharedTurn(queue, shared, 0)
     assert turn.take(False) is None
@@ -71,7 +78,7 @@ def test_empty_packet_of_an_old_generation_is_passed_over() -> None:
 
 
 def test_turn_that_is_renewed_while_nobody_reads_is_there_for_the_first_who_does() -> None:
-    queue, shared = TicketQueue(2), board()
+    queue, shared = queue_of_two(), board()
     dead, next_one, third = (SharedTurn(queue, shared, 0) for _ in range(3))
     assert dead.take(False) == b""  # and never gives it
     for _ in range(20):  # workers that die while they load, or batches that take long
@@ -82,9 +89,3 @@ def test_turn_that_is_renewed_while_nobody_reads_is_there_for_the_first_who_does
     queue.renew_turn(shared, 0)
     assert third.take(False) == b""
     assert third.may_read
-
-
-def test_queue_of_one_reader_has_no_turn_to_renew() -> None:
-    queue, shared = TicketQueue(1), board()
-    queue.renew_turn(shared, 0)
-    assert shared.turn[0] == 0

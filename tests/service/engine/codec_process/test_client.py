@@ -73,7 +73,14 @@ class Shop:
     def __init__(self, **rig: int) -> None:
         self.rig = Rig(*LANES, **{"data_bytes": 1 << 23, **rig})
         memory = self.rig.transport.arenas[0].memory
-        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)
+        self.codecs = CodecProcess(
+            self.rig.dispatcher,
+            self.rig.transport.models,
+            memory.handle.fd,
+            memory.nbytes,
+            "info",
+            WORK_LIMIT_S,
+        )
 
     def body(self, data: bytes, lane: int = 0) -> Body:
         body = Body(self.rig.dispatcher.queues[lane])

@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 from service.codecs import BodyType
 from service.engine.client import DispatchEngine
 from service.engine.codec_process.client import CodecProcess
+from service.engine.models import Models, QueuedVersion
 from service.frontend.asgi import Front
 from service.frontend.body import BodyMemory
 from service.frontend.http1.answer_lines import AnswerLines
@@ -27,8 +28,8 @@ from service.frontend.http1.throttle import Pace
 from service.frontend.http1.unread import Unread
 from service.frontend.receiving import Receiving
 from service.inference.context import PROTOCOL_OF, Call
-from service.metrics.recorder import Metrics, Plan
 from tests.service.engine_rig import FIXED, Rig
+from tests.service.repositories import metrics_of
 from tests.service.support import SETTINGS, served
 
 PATH = "/predict/m0"
@@ -138,12 +139,19 @@ class House:
     ) -> None:
         self.rig = Rig(**{"workers": 1, **rig})
         self.worker = self.rig.new_worker()
-        self.metrics = Metrics.create(Plan((("m0", "1"),), ("cpu",), ("one",)))
+        self.metrics = metrics_of(("m0", "1"), writers=("one",))
         self.lines: list[tuple[Call, int]] = []
         lane = self.rig.dispatcher.queues[0]
-        counters = {kind: self.metrics.answered_counter(PROTOCOL_OF[kind], "m0", "1") for kind in BodyType}
+        counters = {kind: self.metrics.answered_counter(PROTOCOL_OF[kind], 0) for kind in BodyType}
         memory = self.rig.transport.arenas[0].memory
-        self.codecs = CodecProcess(self.rig.dispatcher, memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S)
+        self.codecs = CodecProcess(
+            self.rig.dispatcher,
+            self.rig.transport.models,
+            memory.handle.fd,
+            memory.nbytes,
+            "info",
+            WORK_LIMIT_S,
+        )
         bodies = BodyMemory(max(1 << 20, limit_bytes))
         receiving = Receiving(bodies, self.rig.dispatcher)
         self.now_s = 1000.0
@@ -167,9 +175,10 @@ class House:
             lines=AnswerLines(),
             request_timeout_s=request_timeout_s,
         )
-        self.engine = DispatchEngine(
-            self.rig.dispatcher, self.codecs, [served("m0", ("1", FIXED))], ("cpu", "cpu"), [()]
-        )
+        models = Models()
+        queue = self.rig.dispatcher.queues[0]
+        models.add(QueuedVersion(queue, served("m0", ("1", FIXED)).versions["1"], ()))
+        self.engine = DispatchEngine(self.rig.dispatcher, self.codecs, models, ("cpu", "cpu"))
         settings = replace(
             SETTINGS,
             max_body_bytes=limit_bytes,

@@ -14,17 +14,20 @@ from service.engine.model_queue import ModelQueue
 from service.frontend.http1.head_cache import Head, Limits, Route, field_of, head_of
 from service.frontend.http1.head_reader import HeadReader, Seen
 from service.frontend.http1.rules import refusal
+from service.ipc.model_table import ModelKey
 from service.ipc.slots.tensor_layout import Layout
 from service.ipc.ticket_queue import TicketQueue, TicketWriter
 from tests.service.engine_rig import FIXED
 
 LIMITS = Limits(body_bytes=1000, json_bytes=500)
 LANE = ModelQueue(
-    *(0, 0, "m0", "1", Layout(FIXED), Bounds(8, 1000)),
+    ModelKey(0, 0, "m0", "1"),
+    Layout(FIXED),
+    Bounds(8, 1000),
     timeout_s=1.0,
     instances=1,
     max_batch_size=8,
-    writer=TicketWriter(TicketQueue(1)),
+    writer=TicketWriter(TicketQueue()),
 )
 COUNTERS = dict.fromkeys(BodyType, print)
 ROUTES = [

@@ -2,8 +2,9 @@
 
 import pytest
 
+from service.ipc.model_table import ModelTable
 from service.ipc.slots.arena import Arena, MappedArena
-from service.ipc.slots.slot_counts import take_census
+from service.ipc.slots.slot_counts import count_slots
 from service.ipc.slots.slot_state import State
 
 
@@ -18,8 +19,8 @@ def fill(arena: MappedArena, slot: int, state: State, model: int, rows: int, giv
 
 
 def test_empty_arenas_hold_nothing(arenas: list[MappedArena]) -> None:
-    census = take_census(arenas, 3)
-    assert (census.queued_rows.tolist(), census.requests.tolist()) == ([0, 0, 0], [0, 0, 0])
+    counts = count_slots(arenas, ModelTable(3).map())
+    assert (counts.queued_rows.tolist(), counts.requests.tolist()) == ([0, 0, 0], [0, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -38,8 +39,8 @@ def test_each_state_counts_as_what_it_is(
     arenas: list[MappedArena], state: State, queued: int, requests: int
 ) -> None:
     fill(arenas[0], 3, state, model=1, rows=5)
-    census = take_census(arenas, 3)
-    assert (census.queued_rows.tolist(), census.requests.tolist()) == ([0, queued, 0], [0, requests, 0])
+    counts = count_slots(arenas, ModelTable(3).map())
+    assert (counts.queued_rows.tolist(), counts.requests.tolist()) == ([0, queued, 0], [0, requests, 0])
 
 
 def test_all_arenas_are_counted_by_model(arenas: list[MappedArena]) -> None:
@@ -47,13 +48,26 @@ def test_all_arenas_are_counted_by_model(arenas: list[MappedArena]) -> None:
         fill(arenas[0], slot, State.QUEUED, model=slot % 2, rows=10 + slot)
     fill(arenas[1], 15, State.QUEUED, model=2, rows=1)
     fill(arenas[1], 0, State.TAKEN, model=2, rows=100)
-    census = take_census(arenas, 3)
-    assert census.queued_rows.tolist() == [22, 24, 1]
-    assert census.requests.tolist() == [2, 2, 2]
+    counts = count_slots(arenas, ModelTable(3).map())
+    assert counts.queued_rows.tolist() == [22, 24, 1]
+    assert counts.requests.tolist() == [2, 2, 2]
 
 
 def test_what_nobody_waits_for_does_not_count(arenas: list[MappedArena]) -> None:
     fill(arenas[0], 0, State.QUEUED, model=0, rows=5, given_up=True)
     fill(arenas[0], 1, State.TAKEN, model=0, rows=5, given_up=True)
-    census = take_census(arenas, 1)
-    assert (census.queued_rows.tolist(), census.requests.tolist()) == ([0], [0])
+    counts = count_slots(arenas, ModelTable(1).map())
+    assert (counts.queued_rows.tolist(), counts.requests.tolist()) == ([0], [0])
+
+
+def test_what_is_left_of_a_model_that_was_unloaded_is_not_its_rows_next_ones(
+    arenas: list[MappedArena],
+) -> None:
+    models = ModelTable(1).map()
+    fill(arenas[0], 0, State.DONE, model=0, rows=5)
+    models.add("m", "1", b"", 8)
+    models.free(0)
+    fill(arenas[0], 1, State.QUEUED, model=0, rows=7)
+    arenas[0].generation[1] = 1
+    counts = count_slots(arenas, models)
+    assert (counts.queued_rows.tolist(), counts.requests.tolist()) == ([7], [1])

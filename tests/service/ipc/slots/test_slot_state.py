@@ -75,7 +75,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
     monkeypatch.setattr(Place, "set_state", noted_set_state)
     monkeypatch.setattr(Place, "begin_attempt", noted_begin)
     monkeypatch.setattr(Taker, "_mark", noted_mark)
-    for module in ("service.worker.dequeue.settle", "service.worker.batch_runner.settle"):
+    for module in ("service.worker.dequeue.settle", "service.worker.batches.batch_runner.settle"):
         monkeypatch.setattr(module, noted_settle)
     return made
 

@@ -1,4 +1,4 @@
-"""A worker's loading: what the board and the log learn, and which buckets and memory its instances get."""
+"""A model in a worker: what the board and the log learn, and which buckets and memory its instances get."""
 
 import contextlib
 import logging
@@ -14,11 +14,12 @@ from service.backends import LoadError
 from service.backends.base import DeviceLost, NoRoom, SessionOptions
 from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import READY, RETURNING, Dimensions
-from service.repository.index import ModelEntry, read_repository
-from service.worker import main as module
+from service.repository.index import read_repository
+from service.repository.model_version import versions_of
+from service.worker import model as module
 from service.worker.dequeue import Shared
 from service.worker.instance import Instance
-from service.worker.main import Seat, WorkerPlan, _Version, _Worker
+from service.worker.model import LoadedModel, WorkerParts
 from tests.service.engine_rig import FakeSession
 from tests.service.repositories import metrics_of, sample, save_linear
 
@@ -44,32 +45,25 @@ class Rig:
     def __init__(self, folder: Path, config: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         save_linear(folder / "linear" / "1" / "model.onnx")
         (folder / "linear" / "config.yaml").write_text(config)
-        entries = read_repository(folder)
-        (self.entry,) = entries
+        (self.version,) = versions_of(read_repository(folder))
         self.monkeypatch = monkeypatch
-        transport = Transport(
-            Dimensions(api_servers=1, workers=2, models=1, instances=4), Sizes(16, 2**20), readers=[4]
-        )
+        transport = Transport(Dimensions(api_servers=1, workers=2, models=1, instances=4), Sizes(16, 2**20))
         self.board = transport.board.map()
+        self.models = transport.models.map()
+        self.key = self.version.add_to(self.models)
         self.metrics = metrics_of(("linear", "1"))
-        plan = WorkerPlan(
-            entries,
-            {"linear": SessionOptions()},
-            self.metrics.store.memory,
-            self.metrics.plan,
-            (),
-            "info",
-            True,
-        )
-        shared = Shared(7, 1, [arena.map().bytes for arena in transport.arenas], self.board, [])
-        seat = Seat(1, 7, transport.reports.reader)
-        self.worker = _Worker(seat, device, transport, plan, self.metrics, shared)
+        arenas = [arena.map().bytes for arena in transport.arenas]
+        shared = Shared(7, 1, arenas, self.board, self.models, [pipe.writer.fd for pipe in transport.done])
+        self.worker = WorkerParts(device, transport, self.metrics, shared)
+
+    def model(self) -> LoadedModel:
+        numbers = range(self.version.config.instances)
+        return LoadedModel(self.worker, self.key, self.version, SessionOptions(), numbers)
 
     def load(self, *made: Any) -> tuple[list[Instance], Loading]:
         loading = Loading(*made)
         self.monkeypatch.setattr(module, "load_model", loading)
-        entry: ModelEntry = self.entry
-        version = _Version(self.worker, 0, entry, entry.artifacts[0])
+        version = self.model()
         version.load()
         instances = list(version._loaded)
         for instance in instances:
@@ -102,7 +96,7 @@ def test_every_instance_loads_in_a_thread_of_its_own_and_their_notes_are_told_on
 def test_model_is_ready_when_its_instances_serve_and_not_when_it_is_loaded(rig: Callable[..., Rig]) -> None:
     made = rig("")
     made.monkeypatch.setattr(module, "load_model", Loading(FakeSession()))
-    version = _Version(made.worker, 0, made.entry, made.entry.artifacts[0])
+    version = made.model()
     version.load()
     (instance,) = version._loaded
     assert made.board.ready[1, 0] == 0
@@ -116,7 +110,7 @@ def test_model_is_ready_when_its_instances_serve_and_not_when_it_is_loaded(rig: 
 def test_model_that_did_not_load_is_not_made_ready(rig: Callable[..., Rig]) -> None:
     made = rig("")
     made.monkeypatch.setattr(module, "load_model", Loading(LoadError("too little memory")))
-    version = _Version(made.worker, 0, made.entry, made.entry.artifacts[0])
+    version = made.model()
     version.load()
     version.serve()
     assert made.board.ready[1, 0] == 0
@@ -212,8 +206,7 @@ def test_memory_of_a_model_that_is_not_served_is_free_for_the_next(rig: Callable
     held_first = weakref.ref(first)
     made.monkeypatch.setattr(module, "load_model", lambda *_, left=[first]: left.pop() if left else fails())
     del first
-    artifact = made.entry.artifacts[0]
-    version = _Version(made.worker, 0, made.entry, artifact)
+    version = made.model()
     version.load()
     assert version._loaded == []
     assert [memory() for memory in (*held, held_first)] == [None, None]

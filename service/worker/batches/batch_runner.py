@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 
-from service.artifact.signature import ANY, TensorSpec
 from service.backends import Session
 from service.backends.base import DeviceLost, OutOfMemory, WrongOutput
 from service.errors import new_error_id
@@ -23,9 +22,10 @@ from service.ipc.slots.slot_state import State
 from service.ipc.slots.tensor_layout import Layout
 from service.logs.limits import with_id
 from service.repository.buckets import bucket_for
+from service.worker.batches.gather import Arrays, Gatherer, copy_bytes
+from service.worker.batches.oom_backoff import Ceilings
+from service.worker.batches.pieces import LargeRun, Pieces, check_output, overlapping, put
 from service.worker.dequeue import Shared, Ticket, Timing, hold, settle
-from service.worker.gather import Arrays, Gatherer, copy_bytes
-from service.worker.oom_backoff import Ceilings
 
 _log = logging.getLogger("foldserve.worker")
 
@@ -191,7 +191,7 @@ class BatchRunner:
         outputs = self._run_piece(self._gatherer.piece(pieces.inputs, at, count, self.bucket(count)), count)
         if not pieces.outputs:
             pieces.outputs = [np.empty((pieces.rows, *output.shape[1:]), output.dtype) for output in outputs]
-        _put(outputs, pieces.outputs, at, self._layout.signature.outputs)
+        put(outputs, pieces.outputs, at, self._layout.signature.outputs)
         pieces.at = at + count
 
     def _run_piece(self, inputs: Arrays, rows: int) -> list[np.ndarray]:
@@ -263,7 +263,7 @@ class BatchRunner:
         if limit is None:
             raise error
         self._tell_ceiling()
-        self._retried(_overlapping(tickets, at, at + rows))
+        self._retried(overlapping(tickets, at, at + rows))
         _log.warning(
             "model %s: %s has no room for a batch of %d rows (%s); they are run again in batches of %d at most, and so "
             "are others; if it stays so, set a smaller max_batch_size, fewer instances or a larger "
@@ -311,66 +311,3 @@ class BatchRunner:
                 at = ticket.output_at
                 layout.write_outputs(self._memory[ticket.api][at : at + ticket.output_bytes], mine)
         return outgrown
-
-
-class Pieces:
-    """Rows that are run a piece at a time. at: how many of them were run. outputs: of those, in their places."""
-
-    def __init__(self, inputs: Arrays, rows: int) -> None:
-        self.inputs = inputs
-        self.rows = rows
-        self.at = 0
-        self.outputs: list[np.ndarray] = []
-
-
-class LargeRun:
-    """A request of more rows than a batch may have, under way. over: whether it is settled."""
-
-    def __init__(self, ticket: Ticket, taken_ns: int, inputs: Arrays, gather_s: float) -> None:
-        self.ticket = ticket
-        self.taken_ns = taken_ns
-        self.pieces = Pieces(inputs, ticket.rows)
-        self.gather_s = gather_s
-        self.run_s = 0.0
-        self.over = False
-
-
-def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:
-    """Raise WrongOutput unless an output is what the signature says, for a batch of `rows` rows."""
-    fits = (
-        output.dtype == spec.dtype
-        and output.ndim == len(spec.batch_shape)
-        and len(output) == rows
-        and all(want in (ANY, got) for want, got in zip(spec.row_shape, output.shape[1:], strict=True))
-    )
-    if not fits:
-        batch = f" from a batch of {rows} rows" if spec.counts_rows else ""
-        raise WrongOutput(
-            f"output {spec.name!r} came as {output.dtype} {list(spec.of_batch(output.shape))}{batch}; the signature "
-            f"says {spec.datatype} {list(spec.shape)}"
-        )
-
-
-def _put(
-    parts: Sequence[np.ndarray], whole: Sequence[np.ndarray], at: int, specs: Sequence[TensorSpec]
-) -> None:
-    """Copy a piece's outputs to their rows; the session may use their memory for the next piece.
-
-    Raises: WrongOutput when an output has other dims than in the pieces before.
-    """
-    for part, together, spec in zip(parts, whole, specs, strict=True):
-        if part.shape[1:] != together.shape[1:]:
-            raise WrongOutput(
-                f"output {spec.name!r} has rows of {list(part.shape[1:])} in one piece of the request and of "
-                f"{list(together.shape[1:])} in another: they make no answer together; send fewer rows at once"
-            )
-        together[at : at + len(part)] = part
-
-
-def _overlapping(tickets: Sequence[Ticket], begin: int, end: int) -> int:
-    """How many of a batch's tickets have rows among those from begin to end."""
-    found = at = 0
-    for ticket in tickets:
-        found += at < end and begin < at + ticket.rows
-        at += ticket.rows
-    return found

@@ -1,0 +1,133 @@
+"""One API server's part in the models that the table holds: a queue for each, and the targets of the short way.
+
+The table says what is to be there; changed() brings one row in line with it. Owned by the event loop thread.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from service.codecs import BodyType
+from service.engine.admission import Bounds
+from service.engine.dispatcher import Dispatcher
+from service.engine.interface import ServedVersion
+from service.engine.model_queue import ModelQueue
+from service.engine.models import Models, QueuedVersion
+from service.frontend.asgi import PREDICT_PATHS
+from service.frontend.http1.head_cache import Route
+from service.inference.context import PROTOCOL_OF
+from service.ipc.control import CONTROL_STRUCT, ControlMessage
+from service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
+from service.ipc.resources import Transport
+from service.ipc.slots.tensor_layout import Layout
+from service.ipc.ticket_queue import TicketWriter
+from service.metrics.recorder import Metrics
+from service.protocols.predict import only_model
+from service.repository.model_version import ModelVersion, read_version
+
+_REPORT_S: Final = 0.1
+"""Until a report is sent again that found the pipe to the supervisor full."""
+
+_log = logging.getLogger("foldserve.api_server")
+
+
+class ApiModels:
+    """What there is for each version is made when its row says so, and is gone when the last request has left it."""
+
+    def __init__(self, transport: Transport, dispatcher: Dispatcher, metrics: Metrics) -> None:
+        self.models = Models()
+        self._transport = transport
+        self._table: MappedModelTable = transport.models.map()
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        metrics.rows.clear()
+        for row in range(self._table.capacity):
+            self._look(row)
+
+    def changed(self, row: int) -> bool:
+        """The row is not as it was: have the version that it holds, and no other. Returns: whether that is news."""
+        before = self.models.changes
+        version = self.models.of_row(row)
+        if version is None:
+            self._look(row)
+        elif not self._table.holds(version.queue.key, SERVED):
+            self._close(version)
+        return self.models.changes != before
+
+    def _look(self, row: int) -> None:
+        key = self._table.find(row, SERVED)
+        version = None if key is None else read_version(self._table, key)
+        if key is None or version is None:
+            gone = self._table.find(row, LEAVING)
+            if gone is not None and row not in self._dispatcher.queues:  # where it is, it still has requests
+                self._let_go(row, gone.generation)
+            return
+        queue = make_queue(key, version, self._transport)
+        self._dispatcher.add_queue(queue)
+        self._metrics.rows[key.model, key.version] = row
+        self.models.add(QueuedVersion(queue, served_version(version), version.config.batch_buckets))
+
+    def _close(self, version: QueuedVersion) -> None:
+        queue = version.queue
+        self.models.remove(version)
+        del self._metrics.rows[queue.model, queue.version]
+        self._dispatcher.close_queue(queue, lambda: self._let_go(queue.row, queue.generation))
+
+    def _let_go(self, row: int, generation: int) -> None:
+        self._dispatcher.board.let_go(False, self._dispatcher.index, row, generation)
+        self._report(row)
+
+    def _report(self, row: int) -> None:
+        if not self._transport.report(CONTROL_STRUCT.pack(ControlMessage.MODEL_CHANGED, row)):
+            asyncio.get_running_loop().call_later(_REPORT_S, self._report, row)
+
+    def routes(self, default_model: str | None, broken: Iterable[str] = ()) -> list[Route]:
+        """The targets of the short way: each version, by path or query; each model's default version; the default
+        model."""
+        by_model = self.models.by_model
+        if default_model is None and len(by_model) == 1 and only_model(by_model, broken):
+            (default_model,) = by_model
+        routes = []
+        for name, versions in by_model.items():
+            default = versions[-1].queue
+            paths = [(f"/predict/{name}", PREDICT_PATHS[1])]
+            if name == default_model:
+                paths.append(("/predict", PREDICT_PATHS[0]))
+            targets = [(path, "", pattern, default) for path, pattern in paths]
+            for queue in (version.queue for version in versions):
+                targets.append((f"/predict/{name}/versions/{queue.version}", "", PREDICT_PATHS[2], queue))
+                targets += [(path, f"?version={queue.version}", pattern, queue) for path, pattern in paths]
+            routes += [self._route(*target) for target in targets]
+        return routes
+
+    def _route(self, path: str, query: str, pattern: str, queue: ModelQueue) -> Route:
+        counters = {kind: self._metrics.answered_counter(PROTOCOL_OF[kind], queue.row) for kind in BodyType}
+        return Route(path, query, pattern, queue, queue.layout.signature, counters)
+
+
+def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> ModelQueue:
+    """An API server's queue for a version."""
+    config, artifact = version.config, version.artifact
+    return ModelQueue(
+        key,
+        Layout(artifact.signature),
+        Bounds(config.queue.max_rows, config.queue.max_bytes, config.queue.max_rows_per_request),
+        config.queue.timeout_s,
+        config.instances * transport.dimensions.workers,
+        artifact.max_batch_size,
+        TicketWriter(transport.queues[key.row]),
+    )
+
+
+def served_version(version: ModelVersion) -> ServedVersion:
+    """What a version looks like to the front; nothing is ready yet."""
+    artifact = version.artifact
+    return ServedVersion(
+        version=artifact.version,
+        signature=artifact.signature,
+        backend=artifact.backend,
+        max_batch_size=artifact.max_batch_size if artifact.signature.counts_rows else 0,
+        ready=False,
+        manifest=artifact.summary(),
+    )
