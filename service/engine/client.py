@@ -160,9 +160,8 @@ class DispatchEngine:
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model, with what is ready now."""
-        dispatcher, models = self._dispatcher, self._models
-        queues = models.queues()
-        seen = (models.changes, *((dispatcher.loaded(queue), dispatcher.ready(queue)) for queue in queues))
+        models = self._models
+        seen = (models.changes, *map(self._state, models.queues()))
         if seen != self._seen:
             self._seen = seen
             self._view = {
@@ -180,15 +179,18 @@ class DispatchEngine:
         return self._broken
 
     def _as_of_now(self, version: QueuedVersion) -> ServedVersion:
-        served, queue = version.served, version.queue
+        state = self._state(version.queue)
+        if state is None:
+            return replace(version.served, ready=True)
+        returning, problem = state
+        manifest = {**version.served.manifest, "problem": problem}
+        return replace(version.served, ready=False, returning=returning, manifest=manifest)
+
+    def _state(self, queue: ModelQueue) -> tuple[bool, str] | None:
+        """Whether requests wait for it, and why no worker serves it; None where one does."""
         if self._dispatcher.loaded(queue):
-            return replace(served, ready=True)
-        return replace(
-            served,
-            ready=False,
-            returning=self._dispatcher.ready(queue),
-            manifest={**served.manifest, "problem": self._problem(queue)},
-        )
+            return None
+        return self._dispatcher.ready(queue), self._problem(queue)
 
     def _problem(self, queue: ModelQueue) -> str:
         """Why no worker serves it."""

@@ -275,3 +275,19 @@ def test_each_workers_side_of_a_version_is_told(
         ServedBy("cuda:1", True, (1, 2, 4, 8, 16), 4, ("TF32 is on",)),
         ServedBy("cpu", False, (), 16),
     ]
+
+
+def test_reason_why_a_model_is_not_served_is_told_also_when_it_comes_after_the_first_question(
+    settings: ServeSettings,
+) -> None:
+    transport = transport_of(2, settings)
+
+    async def ask() -> list[str]:
+        engine = make_api_server(0, transport, settings, metrics_of(*VERSIONS), DEVICES).front.engine
+        problems = []
+        for reason in ("", "no memory", "no file"):
+            transport.board.map().write_note(1, 2, reason)
+            problems.append(engine.models()["lookup"].versions["1"].manifest["problem"])
+        return problems
+
+    assert asyncio.run(ask()) == ["loading", "no memory", "no file"]
