@@ -195,7 +195,7 @@ class DispatchEngine:
     def _problem(self, queue: ModelQueue) -> str:
         """Why no worker serves it."""
         board = self._dispatcher.board
-        notes = [board.note(worker, queue.row) for worker in range(board.dimensions.workers)]
+        notes = [board.load_error(worker, queue.row) for worker in range(board.dimensions.workers)]
         return next((note for note in notes if note), "loading")
 
     def served_by(self, model: str, version: str) -> list[ServedBy]:
@@ -210,7 +210,7 @@ class DispatchEngine:
                 ready=board.ready[worker, queue.row] == READY,
                 batch_buckets=buckets_for(device, found.buckets, queue.max_batch_size),
                 batch_ceiling_rows=board.ceiling_rows[worker, queue.row] or queue.max_batch_size,
-                notes=tuple(board.remarks(worker, queue.row)),
+                notes=tuple(board.notes(worker, queue.row)),
             )
             for worker, device in enumerate(self._devices)
         ]

@@ -31,7 +31,7 @@ from service.errors import (
 )
 from service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
 from service.ipc.run_time import RunTime, combined
-from service.ipc.scoreboard import READY, MappedBoard
+from service.ipc.scoreboard import READY, MappedScoreboard
 from service.ipc.slots.arena import MappedArena
 from service.ipc.slots.slot_pool import SlotPool
 from service.ipc.slots.slot_state import State
@@ -66,7 +66,7 @@ class Dispatcher:
         self,
         index: int,
         arena: MappedArena,
-        board: MappedBoard,
+        board: MappedScoreboard,
         done_fd: int,
         run_limit_s: float,
         hangs: Callable[[int], None],

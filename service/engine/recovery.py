@@ -24,24 +24,24 @@ _LOOK_S: Final = 0.002
 _log = logging.getLogger("foldserve.recovery")
 
 
-def after_worker_death(dispatcher: Dispatcher, serial: int) -> list[Ticketed]:
-    """Run again, or fail for good, what the worker with this serial number held or may have had in hand.
+def after_worker_death(dispatcher: Dispatcher, incarnation: int) -> list[Ticketed]:
+    """Run again, or fail for good, what the worker with this incarnation number held or may have had in hand.
 
     Returns: what it held and is run again. What it may have had in hand is known, and written anew, a moment later.
     """
     lost = LostTickets(dispatcher)  # first: a ticket that is written from now on was in no dead hands
     lost.look_later()
-    return retry_held(dispatcher, serial)
+    return retry_held(dispatcher, incarnation)
 
 
-def retry_held(dispatcher: Dispatcher, serial: int) -> list[Ticketed]:
+def retry_held(dispatcher: Dispatcher, incarnation: int) -> list[Ticketed]:
     """Run again, or fail for good, what the dead worker had marked as its own. Returns: what is run again."""
     dispatcher.receive()
     again: list[Ticketed] = []
     for request in list(dispatcher.in_flight.values()):
         assert request.place is not None
         state = State(int(dispatcher.arena.state[request.place.slot]))
-        if state == State.QUEUED or int(dispatcher.arena.worker[request.place.slot]) != serial:
+        if state == State.QUEUED or int(dispatcher.arena.worker[request.place.slot]) != incarnation:
             continue
         if state == State.DONE:
             # It finished, and died before its record was sent.

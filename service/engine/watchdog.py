@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from service.engine.request import Ticketed
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 from service.ipc.slots.slot_state import State
 
 _EVERY_S: Final = 0.25
@@ -40,7 +40,7 @@ class Watch:
         self,
         loop: asyncio.AbstractEventLoop,
         in_flight: Mapping[int, Ticketed],
-        board: MappedBoard,
+        board: MappedScoreboard,
         run_limit_s: float,
         hangs: Callable[[int], None],
         stalls: Callable[[int], None],

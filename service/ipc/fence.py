@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from service.ipc.handles import Handle
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 
 _READ_BYTES: Final = 1 << 16
 
@@ -22,7 +22,7 @@ class Fence:
         done: the reading end of the dead API server's pipe of done records.
     """
 
-    def __init__(self, board: MappedBoard, done: Handle) -> None:
+    def __init__(self, board: MappedScoreboard, done: Handle) -> None:
         self._board = board
         self._done_fd = done.fd
         self._since_ns = time.monotonic_ns()

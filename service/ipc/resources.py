@@ -9,7 +9,7 @@ from typing import Final
 from service.ipc.handles import Handle
 from service.ipc.model_table import ModelTable
 from service.ipc.records import DONE
-from service.ipc.scoreboard import Board, Dimensions
+from service.ipc.scoreboard import Dimensions, Scoreboard
 from service.ipc.slots.arena import Arena
 from service.ipc.ticket_queue import TicketQueue
 
@@ -42,7 +42,7 @@ class Transport:
 
     def __init__(self, dimensions: Dimensions, sizes: Sizes) -> None:
         self.dimensions = dimensions
-        self.board = Board(dimensions)
+        self.board = Scoreboard(dimensions)
         self.arenas = [Arena(index, sizes.slots, sizes.data_bytes) for index in range(dimensions.api_servers)]
         # Room for a record of every slot, so that a worker never waits for an API server that is slow or stopped.
         # Twice: a write that does not fit into what is left of a page begins a new one, and pages may be half empty.

@@ -24,7 +24,7 @@ class Dimensions:
     """Instances per worker, over all its models."""
 
 
-class Board:
+class Scoreboard:
     """The shared numbers; give it to every process, and map() it there."""
 
     def __init__(self, dimensions: Dimensions) -> None:
@@ -34,9 +34,9 @@ class Board:
         texts = len(_TEXTS) * dimensions.workers * dimensions.models
         self.memory = SharedMemory("board", self.texts_at + texts * NOTE_BYTES)
 
-    def map(self) -> "MappedBoard":
+    def map(self) -> "MappedScoreboard":
         """This process's view of the board."""
-        return MappedBoard(self)
+        return MappedScoreboard(self)
 
 
 NOTE_BYTES: Final = 1024
@@ -47,7 +47,7 @@ _TEXTS: Final = (_PROBLEM, _REMARKS)
 """The texts that there are of each model in each worker."""
 
 READY: Final = 1
-RETURNING: Final = 2
+RESTARTING: Final = 2
 """In the table `ready`: the worker had the model and died; it is being started again, and requests wait for it."""
 
 SETTLE_NS: Final = 1_000_000
@@ -79,7 +79,7 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
     }
 
 
-class MappedBoard:
+class MappedScoreboard:
     """The board's cells in this process, as views of 8-byte integers: quick to read and write one by one.
 
     draining: [0] is 1 once shutdown has begun (supervisor).
@@ -88,7 +88,7 @@ class MappedBoard:
         once it is dead).
     queued_rows, queued_bytes: [api server, model] what it has queued or in a batch (that API server).
     ready: [worker, model] READY when it serves the model, loaded, warmed and agreeing with its reference (that worker);
-        RETURNING when it had (the supervisor, once the worker is dead); else 0.
+        RESTARTING when it had (the supervisor, once the worker is dead); else 0.
     busy_since_ns: [worker, instance] CLOCK_MONOTONIC since when the tickets that it holds are known to be of their API
         servers' present lives, 0 when it holds none (it).
     marking_since_ns: [worker, instance] CLOCK_MONOTONIC when it began to look at slots and to mark them, 0 when it does
@@ -108,7 +108,7 @@ class MappedBoard:
         more, or never had (it).
     """
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Scoreboard) -> None:
         self._map = board.memory.map()
         whole = memoryview(self._map)
         at = 0
@@ -138,19 +138,19 @@ class MappedBoard:
         self.ceiling_rows = cells["ceiling_rows"]
         self._let_go = cells["let_go"]
 
-    def write_note(self, worker: int, model: int, text: str) -> None:
+    def write_load_error(self, worker: int, model: int, text: str) -> None:
         """Say why a worker does not serve a model; "" when it does."""
         self._write(_PROBLEM, worker, model, text)
 
-    def note(self, worker: int, model: int) -> str:
+    def load_error(self, worker: int, model: int) -> str:
         """Why a worker does not serve a model."""
         return self._read(_PROBLEM, worker, model)
 
-    def write_remarks(self, worker: int, model: int, remarks: Iterable[str]) -> None:
+    def write_notes(self, worker: int, model: int, remarks: Iterable[str]) -> None:
         """Say how a worker runs a model, as its sessions' notes tell; cut where they are longer than their room."""
         self._write(_REMARKS, worker, model, "\n".join(" ".join(remark.split()) for remark in remarks))
 
-    def remarks(self, worker: int, model: int) -> list[str]:
+    def notes(self, worker: int, model: int) -> list[str]:
         """How a worker runs a model: what is worth knowing of it."""
         return self._read(_REMARKS, worker, model).splitlines()
 
@@ -239,18 +239,18 @@ class MappedBoard:
         for worker in range(self.dimensions.workers):
             self._clear(worker, model)
             self.ready[worker, model] = self.taken_ns[worker, model] = 0
-            self.write_note(worker, model, "")
+            self.write_load_error(worker, model, "")
 
     def _clear(self, worker: int, model: int) -> None:
         self.ceiling_rows[worker, model] = 0
         self.write_run_time(worker, model, (0, 0), 0)
-        self.write_remarks(worker, model, ())
+        self.write_notes(worker, model, ())
 
     def worker_died(self, worker: int) -> None:
         """It runs nothing any more, and what it served is to return; the next one finds its own ceilings."""
         for model in range(self._models):
             if self.ready[worker, model]:
-                self.ready[worker, model] = RETURNING
+                self.ready[worker, model] = RESTARTING
             self._clear(worker, model)
         for instance in range(self.dimensions.instances):
             self.busy_since_ns[worker, instance] = self.step_since_ns[worker, instance] = 0
@@ -266,7 +266,7 @@ class MappedBoard:
         """It dies again and again while it loads: requests are not to wait for it."""
         for model in range(self._models):
             self.ready[worker, model] = 0
-            self.write_note(worker, model, why)
+            self.write_load_error(worker, model, why)
 
     def all_busy_since_ns(self) -> list[int]:
         """busy_since_ns of every instance of every worker."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from service.ipc.handles import Handle
 from service.ipc.records import GENERATIONS, PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 
 _PIPE_BYTES: Final = 1 << 18
 """Capacity asked for per queue; what does not fit waits in the API server's own memory."""
@@ -62,7 +62,7 @@ class TicketQueue:
             return True
         return False
 
-    def renew_turn(self, board: MappedBoard, model: int) -> None:
+    def renew_turn(self, board: MappedScoreboard, model: int) -> None:
         """Replace the turn, in whose hands it may be: they may be dead or stopped. For the supervisor.
 
         A turn that waits in its pipe is in nobody's hands. Replaced while nobody comes to read, again and again, turns

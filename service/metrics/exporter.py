@@ -20,7 +20,7 @@ from typing import Final
 from service.host.processes import freeze_garbage
 from service.ipc.handles import SharedMemory
 from service.ipc.model_table import MappedModelTable, ModelTable
-from service.ipc.scoreboard import READY, Board, MappedBoard
+from service.ipc.scoreboard import READY, MappedScoreboard, Scoreboard
 from service.ipc.slots.arena import Arena, MappedArena
 from service.ipc.slots.slot_counts import count_slots
 from service.logs.records import configure_logging
@@ -45,7 +45,7 @@ class ExporterPlan:
     metrics_memory: SharedMemory
     metrics_spec: MetricsLayoutSpec
     arenas: Sequence[Arena]
-    board: Board
+    board: Scoreboard
     models: ModelTable
     uuids: Mapping[str, str]
     supervisor_pid: int
@@ -65,7 +65,9 @@ class ExporterPlan:
         )
 
 
-def live_gauges(arenas: Sequence[MappedArena], board: MappedBoard, models: MappedModelTable) -> LiveGauges:
+def live_gauges(
+    arenas: Sequence[MappedArena], board: MappedScoreboard, models: MappedModelTable
+) -> LiveGauges:
     """What is waiting, in flight, ready and below its ceiling now."""
     rows = range(models.capacity)
     workers = range(board.dimensions.workers)

@@ -92,23 +92,23 @@ class CellLayout:
         """
         self.metrics = tuple(metrics)
         self.models = models
-        self._first: dict[str, int] = {}
-        self._at: dict[str, dict[tuple[str, ...], int]] = {}
+        self._of: dict[str, tuple[int, int, dict[tuple[str, ...], int]]] = {}
+        """By metric: its first cell, the cells of a row, and where in a row each series begins."""
         width = 0
         for metric in self.metrics:
-            self._first[metric.name] = width
-            at = self._at[metric.name] = {}
+            at: dict[tuple[str, ...], int] = {}
             for values in dict.fromkeys(series.get(metric.name, [()])):
                 if len(values) != len(metric.own_labels):
                     raise ValueError(f"metric {metric.name} has labels {metric.own_labels}, got {values}")
                 at[values] = len(at) * metric.cells
+            self._of[metric.name] = width, len(at) * metric.cells, at
             width += self._rows(metric) * len(at) * metric.cells
         self.width = width
 
     def cell(self, metric: Metric, row: int, *values: str) -> int:
         """The first cell of the series with these values of the labels. row: of the model; 0 where there is none."""
-        at = self._at[metric.name]
-        return self._first[metric.name] + row * len(at) * metric.cells + at[values]
+        first, stride, at = self._of[metric.name]
+        return first + row * stride + at[values]
 
     def series(
         self, metric: Metric, models: Iterable[tuple[int, tuple[str, str]]]
@@ -124,24 +124,25 @@ class CellLayout:
         return {
             (*labels, *values): self.cell(metric, row, *values)
             for row, labels in rows
-            for values in self._at[metric.name]
+            for values in self._of[metric.name][2]
         }
 
     def cells_of_row(self, row: int) -> np.ndarray:
         """The indices of every cell of a row of the model table."""
         return _indices(
-            (self._first[metric.name] + row * size, size)
+            (first + row * stride, stride)
             for metric in self.metrics
             if metric.of_models
-            for size in [len(self._at[metric.name]) * metric.cells]
+            for first, stride, _ in [self._of[metric.name]]
         )
 
     def cells_where(self, chosen: Callable[[Metric], bool]) -> np.ndarray:
         """The indices of every cell of the metrics that are chosen."""
         return _indices(
-            (self._first[metric.name], self._rows(metric) * len(self._at[metric.name]) * metric.cells)
+            (first, self._rows(metric) * stride)
             for metric in self.metrics
             if chosen(metric)
+            for first, stride, _ in [self._of[metric.name]]
         )
 
     def _rows(self, metric: Metric) -> int:

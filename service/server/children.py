@@ -56,12 +56,12 @@ class Child:
     """A child process.
 
     lifeline: this side's end; closed here, the child ends itself.
-    serial: the worker's number over all workers of all time; what it marks its slots with.
+    incarnation: the worker's number over all workers of all time; what it marks its slots with.
     """
 
     role: Role
     index: int
-    serial: int
+    incarnation: int
     process: BaseProcess
     lifeline: Handle
     started_s: float = field(default_factory=time.monotonic)
@@ -78,7 +78,7 @@ class Child:
 
 
 StartChild = Callable[[Role, int, int, Handle], BaseProcess]
-"""Start a child: its role, index, serial number and its end of its lifeline. Raises: OSError."""
+"""Start a child: its role, index, incarnation number and its end of its lifeline. Raises: OSError."""
 
 
 class Children:
@@ -108,7 +108,7 @@ class Children:
         self._restarts: list[tuple[float, Role, int]] = []
         self._living: dict[int, Child] = {}
         self._failed_starts: dict[tuple[Role, int], int] = {}
-        self._serials = 0
+        self._incarnations = 0
 
     # -- who there is
 
@@ -176,16 +176,16 @@ class Children:
     def _launch(self, role: Role, index: int) -> None:
         read_fd, write_fd = os.pipe()
         theirs, ours = Handle(read_fd), Handle(write_fd)
-        self._serials += 1
-        child = Child(role, index, self._serials, None, ours)  # type: ignore[arg-type]  # set below
-        self._living[-self._serials] = child  # so that a fork started now closes this lifeline too
+        self._incarnations += 1
+        child = Child(role, index, self._incarnations, None, ours)  # type: ignore[arg-type]  # set below
+        self._living[-self._incarnations] = child  # so that a fork started now closes this lifeline too
         try:
-            child.process = self._start(role, index, self._serials, theirs)
+            child.process = self._start(role, index, self._incarnations, theirs)
         except OSError:
             ours.close()
             raise
         finally:
-            del self._living[-self._serials]
+            del self._living[-self._incarnations]
             theirs.close()
         self._living[child.process.sentinel] = child
         self._selector.register(child.process.sentinel, selectors.EVENT_READ, lambda: self._on_end(child))

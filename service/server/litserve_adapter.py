@@ -49,7 +49,7 @@ from service.server.api_server import ApiServer
 from service.server.children import Role
 from service.server.listeners import take_no_more
 from service.server.supervisor import Supervisor
-from service.worker.main import Seat, WorkerPlan, serve
+from service.worker.main import WorkerIdentity, WorkerPlan, serve
 
 _log = logging.getLogger("foldserve.api_server")
 
@@ -85,7 +85,7 @@ class WorkerLoop(LitLoop):  # type: ignore[misc]
         lit_api: WorkerApi,
         device: str,
         worker_id: int,
-        request_queue: Seat,
+        request_queue: WorkerIdentity,
         transport: Transport,
         *_: Any,
     ) -> None:
@@ -196,7 +196,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self.workers_setup_status: dict[str, str] = {}
         self._transport = transport
         self._make_api_server = make_api_server
-        self._seat: Seat | None = None
+        self._seat: WorkerIdentity | None = None
         self._launch: _Launch | None = None
         self._sockets: list[socket.socket] = []
         self.supervisor: Supervisor | None = None
@@ -228,13 +228,13 @@ class FoldServer(LitServer):  # type: ignore[misc]
             supervisor.end()
         return 0
 
-    def start(self, role: Role, index: int, serial: int, lifeline: Handle) -> BaseProcess:
+    def start(self, role: Role, index: int, incarnation: int, lifeline: Handle) -> BaseProcess:
         """Start a child for the supervisor."""
         leave_removed_folder()
         resource_tracker.ensure_running()  # started later, by the launch, it would unblock the signals
         with stop_signals_blocked():
             if role is Role.WORKER:
-                self._seat = Seat(index, serial, lifeline)
+                self._seat = WorkerIdentity(index, incarnation, lifeline)
                 process: BaseProcess = self.launch_single_inference_worker(
                     self.litapi_connector.lit_apis[0], index
                 )

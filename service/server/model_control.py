@@ -14,7 +14,7 @@ from collections.abc import Collection
 
 from service.ipc.model_table import SERVED, ModelKey, ModelState
 from service.ipc.resources import Transport
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 from service.metrics.recorder import Metrics
 from service.repository.model_version import ModelVersion
 
@@ -22,7 +22,7 @@ from service.repository.model_version import ModelVersion
 class ModelControl:
     """Of the supervising process."""
 
-    def __init__(self, transport: Transport, board: MappedBoard, metrics: Metrics) -> None:
+    def __init__(self, transport: Transport, board: MappedScoreboard, metrics: Metrics) -> None:
         self.table = transport.models.map()
         self._queues = transport.queues
         self._board = board
@@ -64,7 +64,7 @@ class ModelControl:
 
     def _look_at_loading(self, row: int, state: ModelState) -> None:
         workers = range(self._board.dimensions.workers)
-        problems = [self._board.note(worker, row) for worker in workers]
+        problems = [self._board.load_error(worker, row) for worker in workers]
         if any(self._board.ready[worker, row] for worker in workers):
             now, error = ModelState.READY, ""
         elif all(problems):

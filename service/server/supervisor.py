@@ -24,7 +24,7 @@ from service.host.processes import StopSignals
 from service.ipc.control import CONTROL_STRUCT, ControlMessage
 from service.ipc.handles import Handle
 from service.ipc.model_table import LOADED, ModelKey
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 from service.repository.model_version import ModelVersion
 from service.server.children import HINTS, LONGEST_PAUSE_S, RESTART_PAUSE_S, Child, Children, Role, StartChild
 from service.server.liveness import Liveness
@@ -83,7 +83,7 @@ class Supervisor:
     def __init__(
         self,
         start: StartChild,
-        board: MappedBoard,
+        board: MappedScoreboard,
         models: ModelControl,
         reports: Handle,
         stop: StopSignals,
@@ -223,7 +223,7 @@ class Supervisor:
             self._fences[child.index] = self._fence(child.index)
         else:
             self._children.tell(
-                Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.WORKER_DIED, child.serial)
+                Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.WORKER_DIED, child.incarnation)
             )
         self._look_at_models()  # what it held is held no longer
 

@@ -1,4 +1,4 @@
-"""What runs in a worker process: one thread per instance, each a loop of take, gather, run, scatter, settle.
+"""What runs in a worker process: one thread per instance, each a loop of take, gather, run, scatter, complete.
 
 main.py           the process: listens to the supervisor
 models.py         which models it has, as the model table says

@@ -13,12 +13,12 @@ from service.metrics.recorder import Metrics
 from service.worker.batches.batch_runner import BatchRunner
 from service.worker.batches.pieces import LargeRun
 from service.worker.collect import Batch, Collector
-from service.worker.dequeue import Taker
+from service.worker.dequeue import TicketConsumer
 from service.worker.gate import Gate
 from service.worker.times import BatchTimes
 
 
-class InstanceLoop:
+class Batcher:
     """One instance of one model version.
 
     Args:
@@ -29,7 +29,7 @@ class InstanceLoop:
     def __init__(
         self,
         model: int,
-        taker: Taker,
+        consumer: TicketConsumer,
         collector: Collector,
         runner: BatchRunner,
         gate: Gate,
@@ -37,7 +37,7 @@ class InstanceLoop:
         metrics: Metrics,
     ) -> None:
         self._model = model
-        self._taker = taker
+        self._consumer = consumer
         self._collector = collector
         self._runner = runner
         self._gate = gate
@@ -47,10 +47,10 @@ class InstanceLoop:
 
     def run(self) -> None:
         """Serve until the model is unloaded, or the process ends."""
-        while not self._taker.is_unloaded():
-            self.turn()
+        while not self._consumer.is_unloaded():
+            self.step()
 
-    def turn(self, wait: bool = True) -> bool:
+    def step(self, wait: bool = True) -> bool:
         """Run the next batch, and then one of the large request that is under way, if there is any.
 
         Args:
@@ -66,7 +66,7 @@ class InstanceLoop:
         large = bool(self._large) and self._any_wanted()
         if large:
             self._run_on(self._large[0])
-        self._taker.rest()
+        self._consumer.rest()
         return large or batch is not None
 
     def _run(self, batch: Batch) -> None:
@@ -77,31 +77,31 @@ class InstanceLoop:
         most = self._runner.max_batch_size
         if rows > most and len(tickets) == 1:
             self._large.append(self._runner.begin(tickets[0], batch.taken_ns))
-            self._taker.hold(tickets, True)
+            self._consumer.mark_waiting(tickets, True)
             return
         began_s = time.monotonic()
-        self._taker.step()
+        self._consumer.begin_step()
         self._gate.begin(self._times.run_ns(self._runner.bucket(rows)), self._runner.gather_ns)
         try:
             self._runner.run(tickets, batch.taken_ns)
         finally:
             self._gate.end()
-        self._taker.settled(len(tickets))
+        self._consumer.completed(len(tickets))
         self._count(time.monotonic() - began_s, rows, "full" if rows >= most else batch.reason)
 
     def _any_wanted(self) -> bool:
         """Whether there still is a large request for whose answer somebody waits; the others are dropped."""
         looked_ns = time.monotonic_ns()
-        self._large = deque([large for large in self._large if self._taker.still_wanted((large.ticket,))])
-        self._taker.holds_only_present_lives(looked_ns)
+        self._large = deque([large for large in self._large if self._consumer.still_wanted((large.ticket,))])
+        self._consumer.holds_only_present_lives(looked_ns)
         return bool(self._large)
 
     def _run_on(self, large: LargeRun) -> None:
         """Run the next batch of a large request; forget it when it is over."""
         tickets = (large.ticket,)
         began_s = time.monotonic()
-        self._taker.hold(tickets, False)
-        self._taker.step()
+        self._consumer.mark_waiting(tickets, False)
+        self._consumer.begin_step()
         self._gate.begin(self._times.run_ns(self._runner.max_batch_size), self._runner.gather_ns)
         try:
             rows = self._runner.run_on(large)
@@ -109,9 +109,9 @@ class InstanceLoop:
             self._gate.end()
         if large.over:
             self._large.popleft()
-            self._taker.settled(1)
+            self._consumer.completed(1)
         else:
-            self._taker.hold(tickets, True)
+            self._consumer.mark_waiting(tickets, True)
         if rows:
             self._count(time.monotonic() - began_s, rows, "full")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from service.ipc.records import TICKET_STRUCT, TICKETS_PER_TURN
 from service.ipc.ticket_queue import TicketReader
 from service.metrics.catalog import BatchReason
-from service.worker.dequeue import Taker, Ticket
+from service.worker.dequeue import Ticket, TicketConsumer
 from service.worker.turn import Turn
 
 
@@ -36,11 +36,16 @@ class Collector:
     """
 
     def __init__(
-        self, reader: TicketReader, turn: Turn, taker: Taker, window_ns: int, run_ns: Callable[[int], int]
+        self,
+        reader: TicketReader,
+        turn: Turn,
+        consumer: TicketConsumer,
+        window_ns: int,
+        run_ns: Callable[[int], int],
     ) -> None:
         self._reader = reader
         self._turn = turn
-        self._taker = taker
+        self._consumer = consumer
         self._window_ns = window_ns
         self._run_ns = run_ns
         self._rows_per_ticket = 1.0
@@ -57,7 +62,7 @@ class Collector:
             return None
         waiting: list[Ticket] = list(map(Ticket._make, TICKET_STRUCT.iter_unpack(carried))) if carried else []
         if wait and not waiting and self._turn.may_read:
-            if self._taker.is_unloaded():
+            if self._consumer.is_unloaded():
                 self._turn.give(b"")  # the next instance has to hear of it
                 return None
             self._reader.wait()
@@ -84,7 +89,7 @@ class Collector:
             if waiting:
                 chosen, waiting = choose(batch, rows, waiting, most)
                 if chosen:
-                    marked = self._taker.mark(chosen)
+                    marked = self._consumer.mark(chosen)
                     batch += marked
                     rows += _rows(marked)
                     if not batch:
@@ -114,10 +119,10 @@ class Collector:
             left_ns = until_ns - time.monotonic_ns()
             if left_ns <= 0:
                 break
-            self._taker.rest()
+            self._consumer.rest()
             self._reader.wait_ns(left_ns)
             batch, waiting = self._fill(batch, waiting, most)
-        return list(self._taker.still_wanted(batch)), waiting
+        return list(self._consumer.still_wanted(batch)), waiting
 
 
 def choose(

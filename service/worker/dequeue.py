@@ -26,7 +26,7 @@ from service.ipc.records import (
     WHOSE_STRUCT,
     Reason,
 )
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 from service.ipc.slots import slot_state
 from service.ipc.slots.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
 from service.ipc.slots.slot_state import State
@@ -58,17 +58,17 @@ class Ticket(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shared:
+class WorkerMemory:
     """What every instance of a worker shares: the mapped memory and the way back. Read-only but for the memory.
 
-    serial: this worker process's number, never used again; the headers of the slots it takes carry it.
+    incarnation: this worker process's number, never used again; the headers of the slots it takes carry it.
     arenas: the bytes of each API server's arena.
     """
 
-    serial: int
+    incarnation: int
     worker: int
     arenas: Sequence[memoryview]
-    board: MappedBoard
+    board: MappedScoreboard
     models: MappedModelTable
     done_fds: Sequence[int]
 
@@ -86,14 +86,14 @@ class Timing(NamedTuple):
 NO_TIMING: Final = Timing()
 
 
-class Taker:
+class TicketConsumer:
     """What one instance holds. Used by its thread alone.
 
     Args:
         model, generation: of the model table.
     """
 
-    def __init__(self, shared: Shared, model: int, generation: int, instance: int) -> None:
+    def __init__(self, shared: WorkerMemory, model: int, generation: int, instance: int) -> None:
         self._shared = shared
         board = shared.board
         self._busy = board.busy_since_ns
@@ -102,7 +102,7 @@ class Taker:
         self._taken = board.taken_ns
         self._place = (shared.worker, instance)
         self._taken_place = (shared.worker, model)
-        self._serial = WORKER_STRUCT.pack(shared.serial)
+        self._incarnation = WORKER_STRUCT.pack(shared.incarnation)
         self._generation = generation % GENERATIONS
         self._model_state = shared.models.state
         self._row = model
@@ -134,7 +134,7 @@ class Taker:
         self._taken[self._taken_place] = now_ns
         self._holds += len(taken)
         for ticket, reason in dropped:
-            tell(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
+            send_done(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
         if not self._holds:
             self._busy[place] = 0
         return taken
@@ -158,18 +158,18 @@ class Taker:
 
     def drop(self, ticket: Ticket, reason: Reason) -> None:
         """Give a marked ticket back as failed."""
-        settle(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
+        complete(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
         self._holds -= 1
 
-    def hold(self, tickets: Iterable[Ticket], held: bool) -> None:
+    def mark_waiting(self, tickets: Iterable[Ticket], held: bool) -> None:
         """Say whether these wait for their batch to begin: if the worker dies until then, they had no part in it."""
-        hold(self._shared, tickets, held)
+        mark_waiting(self._shared, tickets, held)
 
-    def settled(self, count: int) -> None:
+    def completed(self, count: int) -> None:
         """So many of the marked tickets are over."""
         self._holds -= count
 
-    def step(self) -> None:
+    def begin_step(self) -> None:
         """Begin a step of the work, of which none may take longer than the run limit."""
         self._step[self._place] = time.monotonic_ns()
 
@@ -196,7 +196,7 @@ class Taker:
         ):
             return False
         # The name before the state: a slot that says TAKEN or FAILED always says by whom.
-        memory[header + WORKER_AT : header + WORKER_AT + 4] = self._serial
+        memory[header + WORKER_AT : header + WORKER_AT + 4] = self._incarnation
         if given_up or ticket.deadline_ns < now_ns:
             # Here too, and not later: a slot that says QUEUED while nobody marks is queued again (engine/recovery.py).
             set_state(memory, header, _FAILED)
@@ -213,14 +213,14 @@ def set_state(memory: memoryview, header: int, state: int) -> None:
     memory[header] = state
 
 
-def hold(shared: Shared, tickets: Iterable[Ticket], held: bool) -> None:
-    """See Taker.hold."""
+def mark_waiting(shared: WorkerMemory, tickets: Iterable[Ticket], held: bool) -> None:
+    """See TicketConsumer.mark_waiting."""
     for ticket in tickets:
         shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + HELD_AT] = held
 
 
-def settle(
-    shared: Shared,
+def complete(
+    shared: WorkerMemory,
     tickets: Sequence[Ticket],
     state: State,
     timing: Timing,
@@ -230,11 +230,11 @@ def settle(
     """Mark the tickets' slots, then tell their API servers; a death between the two is seen from the slots."""
     for ticket in tickets:
         set_state(shared.arenas[ticket.api], ticket.slot * _HEADER_BYTES, state)
-    tell(shared, tickets, state, timing, reason, needed_bytes)
+    send_done(shared, tickets, state, timing, reason, needed_bytes)
 
 
-def tell(
-    shared: Shared,
+def send_done(
+    shared: WorkerMemory,
     tickets: Iterable[Ticket],
     state: State,
     timing: Timing,

@@ -18,7 +18,7 @@ from service.ipc.resources import Transport
 from service.ipc.slots import slot_state
 from service.logs.records import flush_logs
 from service.metrics.recorder import Metrics, MetricsLayoutSpec
-from service.worker.dequeue import Shared
+from service.worker.dequeue import WorkerMemory
 from service.worker.model import WorkerParts
 from service.worker.models import WorkerModels
 
@@ -27,11 +27,11 @@ _MESSAGES: Final = 64
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerIdentity:
     """Which worker this is: its place, the number it marks its slots with, and its lifeline."""
 
     index: int
-    serial: int
+    incarnation: int
     lifeline: Handle
 
 
@@ -51,13 +51,13 @@ class WorkerPlan:
     load_limit_s: float | None = None
 
 
-def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> None:
+def serve(identity: WorkerIdentity, device: str, transport: Transport, plan: WorkerPlan) -> None:
     """Load, tell the parent, serve; does not return."""
     slot_state.checking = plan.check_moves
-    metrics = Metrics.attach(plan.metrics_memory, plan.metrics_spec, plan.writers[seat.index])
-    shared = Shared(
-        seat.serial,
-        seat.index,
+    metrics = Metrics.attach(plan.metrics_memory, plan.metrics_spec, plan.writers[identity.index])
+    shared = WorkerMemory(
+        identity.incarnation,
+        identity.index,
         [arena.map().bytes for arena in transport.arenas],
         transport.board.map(),
         transport.models.map(),
@@ -68,15 +68,15 @@ def serve(seat: Seat, device: str, transport: Transport, plan: WorkerPlan) -> No
 
     def loaded() -> None:
         freeze_garbage()  # once: what loading left is never looked at again
-        while not transport.report(CONTROL_STRUCT.pack(ControlMessage.WORKER_READY, seat.index)):
+        while not transport.report(CONTROL_STRUCT.pack(ControlMessage.WORKER_READY, identity.index)):
             select.select([], [transport.reports.writer.fd], [])
 
     models.load_held(loaded)
-    while data := os.read(seat.lifeline.fd, CONTROL_STRUCT.size * _MESSAGES):
+    while data := os.read(identity.lifeline.fd, CONTROL_STRUCT.size * _MESSAGES):
         for word, number in CONTROL_STRUCT.iter_unpack(data):
             if word == ControlMessage.MODEL_CHANGED:
                 models.changed(number)
             else:
-                shared.board.answer(True, seat.index)
+                shared.board.answer(True, identity.index)
     flush_logs()
     os._exit(0)

@@ -13,7 +13,7 @@ from service.backends.base import DeviceLost, NoRoom, SessionOptions
 from service.errors import new_error_id
 from service.ipc.model_table import ModelKey
 from service.ipc.resources import Transport
-from service.ipc.scoreboard import READY, RETURNING, MappedBoard
+from service.ipc.scoreboard import READY, RESTARTING, MappedScoreboard
 from service.ipc.slots.tensor_layout import Layout
 from service.ipc.ticket_queue import TicketReader
 from service.logs.records import ALWAYS
@@ -21,10 +21,10 @@ from service.metrics.recorder import Metrics
 from service.repository.buckets import buckets_for
 from service.repository.loading import load_model
 from service.repository.model_version import ModelVersion
-from service.worker.batcher import InstanceLoop
+from service.worker.batcher import Batcher
 from service.worker.batches.batch_runner import BatchRunner
 from service.worker.collect import Collector
-from service.worker.dequeue import Shared, Taker
+from service.worker.dequeue import TicketConsumer, WorkerMemory
 from service.worker.gate import DeviceGate, Gate
 from service.worker.instance import Instance, end_without_device, end_without_room
 from service.worker.times import BatchTimes
@@ -40,7 +40,7 @@ class WorkerParts:
     device: str
     transport: Transport
     metrics: Metrics
-    shared: Shared
+    shared: WorkerMemory
 
 
 class LoadedModel:
@@ -71,7 +71,7 @@ class LoadedModel:
         shares_device = worker.device != "cpu" and len(numbers) > 1
         self._gate = DeviceGate() if shares_device else Gate()
         self._layout = Layout(self._artifact.signature)
-        self._ceiling = ModelCeiling(board, index, key.row, self._artifact.max_batch_size)
+        self._ceiling = ModelBatchLimit(board, index, key.row, self._artifact.max_batch_size)
         self._times = BatchTimes(board, index, key.row)
         self._lock = threading.Lock()
         self._wanted = True
@@ -91,7 +91,7 @@ class LoadedModel:
         except DeviceLost as error:
             end_without_device(worker.device, error)
         except LoadError as error:
-            if isinstance(error, NoRoom) and self._ready() == RETURNING:
+            if isinstance(error, NoRoom) and self._ready() == RESTARTING:
                 end_without_room(worker.device, self._name, error)
             problem = error.shown_in(self._artifact.folder.parents[1])
             _log.error("model %s version %s is not served: %s", *(*self._name, str(error)), extra=ALWAYS)
@@ -115,8 +115,8 @@ class LoadedModel:
             self._loaded = instances
             if self._wanted:
                 board = worker.shared.board
-                board.write_note(worker.shared.worker, self.key.row, "")
-                board.write_remarks(worker.shared.worker, self.key.row, remarks)
+                board.write_load_error(worker.shared.worker, self.key.row, "")
+                board.write_notes(worker.shared.worker, self.key.row, remarks)
                 worker.metrics.model_loaded(self.key.row, time.monotonic() - started_s)
 
     def serve(self) -> None:
@@ -146,7 +146,7 @@ class LoadedModel:
         with self._lock:
             if self._wanted:
                 self._set_ready(0)
-                self._worker.shared.board.write_note(self._worker.shared.worker, self.key.row, problem)
+                self._worker.shared.board.write_load_error(self._worker.shared.worker, self.key.row, problem)
 
     def unload(self) -> None:
         """End its instances, which see in the table that they are to; what is being loaded is dropped when it is."""
@@ -165,17 +165,17 @@ class LoadedModel:
     def _set_ready(self, ready: int) -> None:
         self._worker.shared.board.ready[self._worker.shared.worker, self.key.row] = ready
 
-    def _make(self, number: int) -> tuple[InstanceLoop, Sequence[str]]:
+    def _make(self, number: int) -> tuple[Batcher, Sequence[str]]:
         """Load a session, and make the loop that it serves in. Returns: the loop, the session's notes."""
         worker, config, artifact, row = self._worker, self._config, self._artifact, self.key.row
         session = load_model(artifact, config, worker.device, self._options)
         queue, shared = worker.transport.queues[row], worker.shared
         readers = config.instances * worker.transport.dimensions.workers
-        taker = Taker(shared, row, self.key.generation, number)
+        consumer = TicketConsumer(shared, row, self.key.generation, number)
         collector = Collector(
             TicketReader(queue),
             turn_of(queue, shared.board, row, readers),
-            taker,
+            consumer,
             int(config.max_queue_delay_s * 1e9),
             self._times.run_ns,
         )
@@ -191,8 +191,8 @@ class LoadedModel:
             partial(worker.metrics.retried, row),
             partial(self._ceiling.moved, number),
         )
-        return InstanceLoop(
-            row, taker, collector, runner, self._gate, self._times, worker.metrics
+        return Batcher(
+            row, consumer, collector, runner, self._gate, self._times, worker.metrics
         ), session.notes
 
 
@@ -202,10 +202,10 @@ def drop(instances: list[Instance]) -> None:
         instances.pop().drop()
 
 
-class ModelCeiling:
+class ModelBatchLimit:
     """Shows on the board the lowest of the ceilings that a model's instances in this worker have. Thread-safe."""
 
-    def __init__(self, board: MappedBoard, worker: int, row: int, max_batch_size: int) -> None:
+    def __init__(self, board: MappedScoreboard, worker: int, row: int, max_batch_size: int) -> None:
         self._cells = board.ceiling_rows
         self._place = (worker, row)
         self._max_batch_size = max_batch_size

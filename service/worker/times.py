@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from service.ipc.run_time import FRESH_NS, UNKNOWN, RunTimes
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 
 _TELL_NS: Final = FRESH_NS // 100
 """How often it is told that a forecast still holds."""
@@ -14,7 +14,7 @@ _TELL_NS: Final = FRESH_NS // 100
 class BatchTimes:
     """Of one model. Thread-safe: all of its instances in this worker measure, and no event loop waits for them."""
 
-    def __init__(self, board: MappedBoard, worker: int, model: int) -> None:
+    def __init__(self, board: MappedScoreboard, worker: int, model: int) -> None:
         self._board = board
         self._place = (worker, model)
         self._learned = RunTimes()

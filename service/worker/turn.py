@@ -5,7 +5,7 @@ from abc import abstractmethod
 from typing import Final, TypeAlias
 
 from service.ipc.records import PIPE_BUF, TURN_STRUCT
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 from service.ipc.ticket_queue import TicketQueue
 
 Packed: TypeAlias = bytes
@@ -51,7 +51,7 @@ class SoleTurn(Turn):
 class SharedTurn(Turn):
     """Of one of several readers."""
 
-    def __init__(self, queue: TicketQueue, board: MappedBoard, model: int) -> None:
+    def __init__(self, queue: TicketQueue, board: MappedScoreboard, model: int) -> None:
         self.may_read = False
         self._queue = queue
         self._valid = board.turn
@@ -90,6 +90,6 @@ class SharedTurn(Turn):
         return self._valid[self._model] == self._generation
 
 
-def turn_of(queue: TicketQueue, board: MappedBoard, model: int, readers: int) -> Turn:
+def turn_of(queue: TicketQueue, board: MappedScoreboard, model: int, readers: int) -> Turn:
     """An instance's turn to read a model's queue. readers: instances of the model, over all workers."""
     return SoleTurn() if readers == 1 else SharedTurn(queue, board, model)

@@ -22,10 +22,10 @@ from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import Dimensions
 from service.ipc.slots.tensor_layout import Layout
 from service.ipc.ticket_queue import TicketReader, TicketWriter
-from service.worker.batcher import InstanceLoop
+from service.worker.batcher import Batcher
 from service.worker.batches.batch_runner import BatchRunner
 from service.worker.collect import Collector
-from service.worker.dequeue import Shared, Taker
+from service.worker.dequeue import TicketConsumer, WorkerMemory
 from service.worker.gate import Gate
 from service.worker.times import BatchTimes
 from service.worker.turn import turn_of
@@ -108,12 +108,12 @@ class RigWorker:
     """One worker with one instance of each model."""
 
     index: int
-    serial: int
-    shared: Shared
+    incarnation: int
+    shared: WorkerMemory
     sessions: list[FakeSession]
-    takers: list[Taker]
+    consumers: list[TicketConsumer]
     collectors: list[Collector]
-    loops: list[InstanceLoop]
+    loops: list[Batcher]
     metrics: NoMetrics
     retried: list[int]
     ceilings: list[int]
@@ -149,7 +149,7 @@ class Rig:
         self.max_batch_size = max_batch_size
         self.bounds = Bounds(max_rows, max_bytes)
         self.timeout_s = timeout_s
-        self.serials = 0
+        self.incarnations = 0
         self.hangs: list[int] = []
         self.stalls: list[int] = []
         self.run_limit_s = 60.0
@@ -192,7 +192,7 @@ class Rig:
 
     def work(self, worker: "RigWorker", lane: int = 0) -> None:
         """Turn an instance until nothing is left for it, and have every API server take what it answers."""
-        while worker.loops[lane].turn(wait=False):
+        while worker.loops[lane].step(wait=False):
             for dispatcher in self.dispatchers:
                 dispatcher.receive()
                 dispatcher.flush()
@@ -212,7 +212,7 @@ class Rig:
     async def recover(self, worker: "RigWorker", api: int = 0) -> list[Any]:
         """What an API server does when it hears of a death, to the end. Returns: what is run again of what was held."""
         lost = LostTickets(self.dispatchers[api])
-        again = retry_held(self.dispatchers[api], worker.serial)
+        again = retry_held(self.dispatchers[api], worker.incarnation)
         lost.look_later()
         while not lost.over:
             await asyncio.sleep(0.001)  # it looks again by itself, until nobody marks any more
@@ -229,9 +229,9 @@ class Rig:
         pinned: bool = False,
     ) -> RigWorker:
         """A worker process as it is after loading."""
-        self.serials += 1
-        shared = Shared(
-            self.serials,
+        self.incarnations += 1
+        shared = WorkerMemory(
+            self.incarnations,
             index,
             [arena.map().bytes for arena in self.transport.arenas],
             self.board,
@@ -239,16 +239,16 @@ class Rig:
             [pipe.writer.fd for pipe in self.transport.done],
         )
         metrics, retried, ceilings = NoMetrics(), [], []
-        sessions, takers, collectors, loops = [], [], [], []
+        sessions, consumers, collectors, loops = [], [], [], []
         for row, signature in enumerate(self.signatures):
             session = FakeSession(on_run, pinned=pinned)
             queue = self.transport.queues[row]
-            taker = Taker(shared, row, 0, row)
+            consumer = TicketConsumer(shared, row, 0, row)
             times = BatchTimes(self.board, index, row)
             collector = Collector(
                 TicketReader(queue),
                 turn_of(queue, self.board, row, self.transport.dimensions.workers),
-                taker,
+                consumer,
                 int(window_s * 1e9),
                 times.run_ns,
             )
@@ -265,14 +265,23 @@ class Rig:
                 ceilings.append,
             )
             sessions.append(session)
-            takers.append(taker)
+            consumers.append(consumer)
             collectors.append(collector)
             loops.append(
-                InstanceLoop(row, taker, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
+                Batcher(row, consumer, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
             )
             self.board.ready[index, row] = 1
         return RigWorker(
-            index, self.serials, shared, sessions, takers, collectors, loops, metrics, retried, ceilings
+            index,
+            self.incarnations,
+            shared,
+            sessions,
+            consumers,
+            collectors,
+            loops,
+            metrics,
+            retried,
+            ceilings,
         )
 
     def ask(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from service.ipc.scoreboard import MappedBoard
+from service.ipc.scoreboard import MappedScoreboard
 
 SLACK: Final = 8
 """One API server may have this part (an eighth) more than the one with the fewest: with many connections, evenness to
@@ -23,7 +23,7 @@ FORGET_S: Final = 0.2
 class Shares:
     """One API server's view of who has how many connections; it counts its own."""
 
-    def __init__(self, board: MappedBoard, index: int) -> None:
+    def __init__(self, board: MappedScoreboard, index: int) -> None:
         self._connections = board.connections
         self._index = index
         self._others = [other for other in range(board.dimensions.api_servers) if other != index]

@@ -20,7 +20,7 @@ HEADER: Final = np.dtype(
         ("held", "u1"),  # set by the worker: taken, but its batch has not begun, so that it is no suspect
         ("_", "u1"),
         ("attempt", "<u4"),  # set by the API server when it queues the slot; a ticket must carry the same
-        ("worker", "<u4"),  # serial number of the worker that took it
+        ("worker", "<u4"),  # incarnation number of the worker that took it
         (
             "model",
             "<u4",

@@ -23,9 +23,9 @@ from service.ipc.slots.tensor_layout import Layout
 from service.logs.limits import with_id
 from service.repository.buckets import bucket_for
 from service.worker.batches.gather import Arrays, Gatherer, copy_bytes
-from service.worker.batches.oom_backoff import Ceilings
-from service.worker.batches.pieces import LargeRun, Pieces, check_output, overlapping, put
-from service.worker.dequeue import Shared, Ticket, Timing, hold, settle
+from service.worker.batches.oom_backoff import BatchLimits
+from service.worker.batches.pieces import LargeRun, Pieces, check_output, copy_piece, overlapping
+from service.worker.dequeue import Ticket, Timing, WorkerMemory, complete, mark_waiting
 
 _log = logging.getLogger("foldserve.worker")
 
@@ -52,7 +52,7 @@ class BatchRunner:
         device: str,
         session: Session,
         layout: Layout,
-        shared: Shared,
+        shared: WorkerMemory,
         instance: int,
         max_batch_size: int,
         buckets: Sequence[int],
@@ -71,7 +71,7 @@ class BatchRunner:
         self._memory = shared.arenas
         self._retried = retried
         self._ceiling_moved = ceiling_moved
-        self._ceilings = Ceilings(max_batch_size, buckets)
+        self._ceilings = BatchLimits(max_batch_size, buckets)
         self._lowest = max_batch_size
         self.gather_ns = 0
         self._gatherer = Gatherer(session, layout, shared.arenas, max_batch_size)
@@ -90,9 +90,9 @@ class BatchRunner:
         return self.bucket(rest) - rest if rest else 0
 
     def run(self, tickets: Sequence[Ticket], taken_ns: int) -> None:
-        """Run tickets that share their dynamic dims and fit into one batch, or one that is larger; settle each.
+        """Run tickets that share their dynamic dims and fit into one batch, or one that is larger; complete each.
 
-        Raises: DeviceLost, with the tickets not settled.
+        Raises: DeviceLost, with the tickets not completed.
         """
         started = time.monotonic()
         rows = sum(ticket.rows for ticket in tickets)
@@ -103,13 +103,13 @@ class BatchRunner:
         except DeviceLost:
             raise
         except Exception as error:
-            self._halve(tickets, taken_ns, error)
+            self._bisect(tickets, taken_ns, error)
             return
         ran = time.monotonic()
         self.gather_ns += (int((gathered - started) * 1e9) - self.gather_ns) // 8
-        self._settle(tickets, outputs, Timing(rows, taken_ns, gathered - started, ran - gathered))
+        self._give_outputs(tickets, outputs, Timing(rows, taken_ns, gathered - started, ran - gathered))
 
-    def _settle(self, tickets: Sequence[Ticket], outputs: list[np.ndarray], timing: Timing) -> None:
+    def _give_outputs(self, tickets: Sequence[Ticket], outputs: list[np.ndarray], timing: Timing) -> None:
         """Give each request its part of the outputs."""
         self._begin_step()
         began = time.monotonic()
@@ -117,9 +117,9 @@ class BatchRunner:
         timing = timing._replace(scatter_s=time.monotonic() - began)
         if needed:
             for i, nbytes in needed.items():
-                settle(self._shared, (tickets[i],), State.OUTGROWN, timing, needed_bytes=nbytes)
+                complete(self._shared, (tickets[i],), State.OUTGROWN, timing, needed_bytes=nbytes)
             tickets = [ticket for i, ticket in enumerate(tickets) if i not in needed]
-        settle(self._shared, tickets, State.DONE, timing)
+        complete(self._shared, tickets, State.DONE, timing)
 
     # -- a request of more rows than a batch may have
 
@@ -130,10 +130,10 @@ class BatchRunner:
         return LargeRun(ticket, taken_ns, inputs, time.monotonic() - began)
 
     def run_on(self, large: "LargeRun") -> int:
-        """Run its next batch; settle it after the last, or when the model fails on it.
+        """Run its next batch; complete it after the last, or when the model fails on it.
 
         Returns: the rows that were run; 0 when they are tried again in fewer, or failed.
-        Raises: DeviceLost, with the ticket not settled.
+        Raises: DeviceLost, with the ticket not completed.
         """
         ticket, pieces = large.ticket, large.pieces
         began = time.monotonic()
@@ -145,7 +145,7 @@ class BatchRunner:
             raise
         except OutOfMemory as error:
             try:
-                self._lower((ticket,), pieces.at, rows, error)
+                self._lower_batch_limit((ticket,), pieces.at, rows, error)
             except OutOfMemory:
                 self._fail(large, error)
             return 0
@@ -156,12 +156,12 @@ class BatchRunner:
         if pieces.at == ticket.rows:
             large.over = True
             timing = Timing(self.max_batch_size, large.taken_ns, large.gather_s, large.run_s)
-            self._settle((ticket,), pieces.outputs, timing)
+            self._give_outputs((ticket,), pieces.outputs, timing)
         return rows
 
     def _fail(self, large: "LargeRun", error: Exception) -> None:
         large.over = True
-        self._halve((large.ticket,), large.taken_ns, error)
+        self._bisect((large.ticket,), large.taken_ns, error)
 
     # -- run
 
@@ -175,14 +175,14 @@ class BatchRunner:
             try:
                 return self._run_piece(inputs, rows)
             except OutOfMemory as error:
-                limit = self._lower(tickets, 0, rows, error)
+                limit = self._lower_batch_limit(tickets, 0, rows, error)
         pieces = Pieces(inputs, rows)
         while pieces.at < rows:
             count = min(limit, rows - pieces.at)
             try:
                 self._add_piece(pieces, count)
             except OutOfMemory as error:
-                limit = self._lower(tickets, pieces.at, count, error)
+                limit = self._lower_batch_limit(tickets, pieces.at, count, error)
         return pieces.outputs
 
     def _add_piece(self, pieces: "Pieces", count: int) -> None:
@@ -191,7 +191,7 @@ class BatchRunner:
         outputs = self._run_piece(self._gatherer.piece(pieces.inputs, at, count, self.bucket(count)), count)
         if not pieces.outputs:
             pieces.outputs = [np.empty((pieces.rows, *output.shape[1:]), output.dtype) for output in outputs]
-        put(outputs, pieces.outputs, at, self._layout.signature.outputs)
+        copy_piece(outputs, pieces.outputs, at, self._layout.signature.outputs)
         pieces.at = at + count
 
     def _run_piece(self, inputs: Arrays, rows: int) -> list[np.ndarray]:
@@ -208,14 +208,14 @@ class BatchRunner:
             outputs.append(output[:rows])
         return outputs
 
-    def _halve(self, tickets: Sequence[Ticket], taken_ns: int, error: Exception) -> None:
+    def _bisect(self, tickets: Sequence[Ticket], taken_ns: int, error: Exception) -> None:
         """A run raised: the only request fails; otherwise each half is run by itself."""
         if len(tickets) > 1:
             self._retried(len(tickets))
             half = len(tickets) // 2
-            hold(self._shared, tickets[half:], True)
+            mark_waiting(self._shared, tickets[half:], True)
             self.run(tickets[:half], taken_ns)
-            hold(self._shared, tickets[half:], False)
+            mark_waiting(self._shared, tickets[half:], False)
             self.run(tickets[half:], taken_ns)
             return
         error_id = new_error_id()
@@ -229,7 +229,7 @@ class BatchRunner:
         ticket = tickets[0]
         memory, at = self._memory[ticket.api], ticket.output_at
         memory[at : at + 4 + len(text)] = len(text).to_bytes(4, "little") + text
-        settle(self._shared, tickets, State.FAILED, Timing(ticket.rows, taken_ns), Reason.MODEL_FAILED)
+        complete(self._shared, tickets, State.FAILED, Timing(ticket.rows, taken_ns), Reason.MODEL_FAILED)
 
     def _told(self, error: Exception, error_id: str) -> str:
         """What the client reads: a text of ours. Those of runtimes hold the model's source, node names and paths."""
@@ -253,7 +253,7 @@ class BatchRunner:
         self._tell_ceiling()
         return limit
 
-    def _lower(self, tickets: Sequence[Ticket], at: int, rows: int, error: OutOfMemory) -> int:
+    def _lower_batch_limit(self, tickets: Sequence[Ticket], at: int, rows: int, error: OutOfMemory) -> int:
         """The device had no room for `rows` of the batch's rows from `at` on. Returns: how many are tried next.
 
         Raises: the error, when there is no smaller piece.

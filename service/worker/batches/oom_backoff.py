@@ -29,7 +29,7 @@ MOST_DIMS: Final = 64
 
 
 @dataclass
-class _Ceiling:
+class _BatchLimit:
     rows: int
     wait_s: float
     rises_at_s: float
@@ -37,7 +37,7 @@ class _Ceiling:
     """Since it last fell."""
 
 
-class Ceilings:
+class BatchLimits:
     """The ceilings of one instance, by dims. Used by its thread alone.
 
     top: what holds where nothing fell, the model's max_batch_size.
@@ -47,7 +47,7 @@ class Ceilings:
     def __init__(self, top: int, buckets: Sequence[int], clock: Callable[[], float] = time.monotonic) -> None:
         """buckets: allowed batch sizes, ascending, the last is `top`; empty = any."""
         self.top = top
-        self.lowered: dict[bytes, _Ceiling] = {}
+        self.lowered: dict[bytes, _BatchLimit] = {}
         self._buckets = tuple(buckets)
         self._clock = clock
 
@@ -84,7 +84,7 @@ class Ceilings:
         if ceiling is None:
             if len(self.lowered) == MOST_DIMS:
                 del self.lowered[next(iter(self.lowered))]
-            ceiling = self.lowered[dims] = _Ceiling(smaller, FIRST_WAIT_S, 0.0)
+            ceiling = self.lowered[dims] = _BatchLimit(smaller, FIRST_WAIT_S, 0.0)
         elif ceiling.risen:
             ceiling.wait_s = min(2 * ceiling.wait_s, LONGEST_WAIT_S)
         ceiling.rows, ceiling.risen = smaller, False

@@ -22,7 +22,7 @@ class Pieces:
 
 
 class LargeRun:
-    """A request of more rows than a batch may have, under way. over: whether it is settled."""
+    """A request of more rows than a batch may have, under way. over: whether it is completed."""
 
     def __init__(self, ticket: Ticket, taken_ns: int, inputs: Arrays, gather_s: float) -> None:
         self.ticket = ticket
@@ -49,7 +49,7 @@ def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:
         )
 
 
-def put(
+def copy_piece(
     parts: Sequence[np.ndarray], whole: Sequence[np.ndarray], at: int, specs: Sequence[TensorSpec]
 ) -> None:
     """Copy a piece's outputs to their rows; the session may use their memory for the next piece.

@@ -20,7 +20,7 @@ async def test_requests_of_one_turn_travel_together_and_come_back_right() -> Non
     asked = [rig.ask(float(i), flush=False) for i in range(5)]
     await asyncio.sleep(0)  # the end of the turn
     worker = rig.new_worker()
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     await asyncio.sleep(0.01)  # the reader's turn
     assert all(request.right for request in asked)
     assert worker.metrics.batches == [(5, 0, "drained")]
@@ -64,7 +64,7 @@ async def test_deadline_is_answered_in_time_by_one_timer_for_many_requests() -> 
     assert all(isinstance(request.ends[0], DeadlinePassed) for request in soon)
     assert later.ends == []
     worker = rig.new_worker()
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert worker.sessions[0].batches[0].shape == (1, 2)  # late ones took no place in the batch
     assert later.right
@@ -75,7 +75,7 @@ async def test_deadline_is_answered_in_time_by_one_timer_for_many_requests() -> 
 async def test_idle_dispatcher_has_no_timer() -> None:
     rig = Rig()
     rig.ask(1.0)
-    rig.new_worker().loops[0].turn(wait=False)
+    rig.new_worker().loops[0].step(wait=False)
     rig.dispatcher.receive()
     rig.dispatcher.watch.look()
     assert rig.dispatcher.watch._timer is None
@@ -90,7 +90,7 @@ async def test_cancelled_while_running_is_freed_when_the_worker_is_done_with_it(
         assert rig.arena.state[0] == State.TAKEN
 
     request = rig.ask(1.0)
-    rig.new_worker(on_run=cancel).loops[0].turn(wait=False)
+    rig.new_worker(on_run=cancel).loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert request.ends == []
     assert rig.all_free()
@@ -101,7 +101,7 @@ async def test_cancelled_while_its_outgrown_answer_travels_is_not_run_again() ->
     rig = Rig(DYNAMIC)
     request = rig.ask(1.0)
     worker = rig.new_worker(on_run=lambda x: np.zeros((1, 5000), np.float32))
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.cancel(request)
     rig.dispatcher.receive()
     assert rig.all_free()
@@ -116,7 +116,7 @@ async def test_answers_that_outgrow_their_room_are_run_once_more_and_then_known(
     for runs in (2, 3):  # the second request of such inputs fits at once
         request = rig.ask(1.0)
         for _ in range(2):
-            worker.loops[0].turn(wait=False)
+            worker.loops[0].step(wait=False)
             rig.dispatcher.receive()
             rig.dispatcher.flush()
         np.testing.assert_array_equal(request.y, wide)
@@ -128,7 +128,7 @@ async def test_answers_that_outgrow_their_room_are_run_once_more_and_then_known(
 async def test_answer_that_no_arena_can_hold_is_too_large_for_ever() -> None:
     rig = Rig(DYNAMIC, data_bytes=1 << 16)
     request = rig.ask(1.0)
-    rig.new_worker(on_run=lambda x: np.zeros((1, 1 << 16), np.float32)).loops[0].turn(wait=False)
+    rig.new_worker(on_run=lambda x: np.zeros((1, 1 << 16), np.float32)).loops[0].step(wait=False)
     rig.dispatcher.receive()
     (error,) = request.ends
     assert isinstance(error, TooLarge)
@@ -200,7 +200,7 @@ async def test_shapes_of_which_the_room_is_remembered_are_bounded(monkeypatch: p
     for length in range(1, 40):
         rig.ask(1.0, length=length)
         for _ in range(2):
-            worker.loops[0].turn(wait=False)
+            worker.loops[0].step(wait=False)
             rig.dispatcher.receive()
             rig.dispatcher.flush()
         assert len(rig.dispatcher.queues[0].row_output_bytes) <= 10
@@ -221,7 +221,7 @@ async def test_answer_that_cannot_be_made_does_not_take_others_with_it(
             raise RuntimeError("unencodable")
 
     asked[1].settled = broken  # type: ignore[method-assign]
-    rig.new_worker().loops[0].turn(wait=False)
+    rig.new_worker().loops[0].step(wait=False)
     with caplog.at_level(logging.ERROR):
         rig.dispatcher.receive()
     assert asked[0].right
@@ -238,7 +238,7 @@ async def test_tickets_past_a_full_pipe_go_on_when_it_has_room_again() -> None:
     assert rig.dispatcher.queues[0].writer.overflow
     worker = rig.new_worker()
     for _ in range(200):
-        worker.loops[0].turn(wait=False)
+        worker.loops[0].step(wait=False)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         if not rig.dispatcher.in_flight:
@@ -281,7 +281,7 @@ async def test_epochs_wrap_without_an_error() -> None:
     rig.board.epoch[0] = 256 * 3 + 5
     rig.dispatchers[0] = rig.new_dispatcher(0)
     request = rig.ask(1.0)
-    rig.new_worker().loops[0].turn(wait=False)
+    rig.new_worker().loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert request.right
 
@@ -292,7 +292,7 @@ async def test_load_tells_the_batches_of_all_workers() -> None:
     request = rig.ask(1.0, 2.0)
     load = rig.dispatcher.load(rig.dispatcher.queues[0])
     assert (load.rows, load.nbytes, load.run_time.known) == (2, 16, False)
-    rig.new_worker().loops[0].turn(wait=False)
+    rig.new_worker().loops[0].step(wait=False)
     rig.dispatcher.receive()
     load = rig.dispatcher.load(rig.dispatcher.queues[0])
     assert (load.rows, load.nbytes, load.run_time.known) == (0, 0, True)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import service.worker.dequeue as take_module
 from service.engine import recovery
 from service.errors import ModelCrashed
 from service.ipc.fence import Fence
 from service.ipc.slots.slot_state import MOVES, State
+from service.worker import dequeue
 from tests.service.engine_rig import DYNAMIC, Dead, Rig, RigWorker
 
 
@@ -38,7 +38,7 @@ async def until(condition: Callable[[], object]) -> None:
 def dies(worker: RigWorker, rig: Rig) -> None:
     """Turn the worker until it dies, and do what the supervisor does."""
     with pytest.raises(Dead):
-        worker.loops[0].turn(wait=False)
+        worker.loops[0].step(wait=False)
     rig.worker_dies(worker)
 
 
@@ -46,7 +46,7 @@ def after_read(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: Any) -> bool:
         raise Dead
 
-    monkeypatch.setattr(worker.takers[0], "_mark", die)
+    monkeypatch.setattr(worker.consumers[0], "_mark", die)
 
 
 def after_mark(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,14 +67,14 @@ def after_done_before_record(worker: RigWorker, monkeypatch: pytest.MonkeyPatch)
     def die(*_: Any) -> None:
         raise Dead
 
-    monkeypatch.setattr(take_module, "tell", die)
+    monkeypatch.setattr(dequeue, "send_done", die)
 
 
 def after_record(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(count: int) -> None:
         raise Dead
 
-    monkeypatch.setattr(worker.takers[0], "settled", die)
+    monkeypatch.setattr(worker.consumers[0], "completed", die)
 
 
 POINTS = [after_read, after_mark, mid_run, after_done_before_record, after_record]
@@ -101,7 +101,7 @@ async def test_what_a_dead_worker_held_is_queued_again_at_once() -> None:
     worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(Dead()))
     request = rig.ask(1.0)
     dies(worker, rig)
-    assert recovery.after_worker_death(rig.dispatcher, worker.serial) == [request]
+    assert recovery.after_worker_death(rig.dispatcher, worker.incarnation) == [request]
     rig.dispatcher.flush()
     rig.work(rig.new_worker(1))  # no time has passed
     assert request.right
@@ -123,7 +123,7 @@ async def test_another_worker_alive_keeps_what_it_holds(point: Any) -> None:
 
         mine: list[Any] = []
         other.sessions[0].on_run = die_meanwhile
-        other.loops[0].turn(wait=False)
+        other.loops[0].step(wait=False)
     await rig.recover(doomed)
     other.sessions[0].on_run = lambda x: None
     rig.work(other)
@@ -169,7 +169,7 @@ async def test_batches_that_had_not_begun_are_no_suspects() -> None:
     large, begun = rig.ask(*range(20), length=3), rig.ask(2.0, length=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.loops[0], "_run_on", lambda large: None)
-        worker.loops[0].turn(wait=False)  # it has the large request, and would now run the first part of it
+        worker.loops[0].step(wait=False)  # it has the large request, and would now run the first part of it
     dies(worker, rig)
     await rig.recover(worker)
     assert (begun.deaths, large.deaths) == (1, 0)
@@ -233,7 +233,7 @@ async def test_fence_stands_while_a_worker_holds_old_tickets_and_falls_with_the_
     worker = rig.new_worker(on_run=look)
     rig.ask(1.0)
     with pytest.raises(Dead):
-        worker.loops[0].turn(wait=False)
+        worker.loops[0].step(wait=False)
     assert seen == [False]
     assert not fences[0].passed()  # dead, and not yet cleared: it must not hang on it, only say so
     rig.worker_dies(worker)
@@ -245,7 +245,7 @@ async def test_next_life_of_an_api_server_drops_old_tickets_and_old_records() ->
     rig = Rig()
     rig.ask(1.0)
     rig.ask(2.0)
-    rig.new_worker().loops[0].turn(wait=False)
+    rig.new_worker().loops[0].step(wait=False)
     rig.ask(3.0)  # its ticket stays in the pipe
     asyncio.get_running_loop().remove_reader(rig.transport.done[0].reader.fd)
     rig.board.epoch[0] += 1
@@ -253,7 +253,7 @@ async def test_next_life_of_an_api_server_drops_old_tickets_and_old_records() ->
     rig.dispatchers[0] = rig.new_dispatcher(0)
     request = rig.ask(4.0)
     worker = rig.new_worker()
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert request.right
     assert [batch[:, 0].tolist() for batch in worker.sessions[0].batches] == [[4.0]]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import service.worker.dequeue as take_module
 from service.engine.recovery import LostTickets, retry_held
 from service.ipc.scoreboard import SETTLE_NS
 from service.ipc.slots.slot_state import State
+from service.worker import dequeue
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Rig, RigWorker
 
@@ -30,7 +30,7 @@ class Death:
         if self.search is None:
             self.rig.worker_dies(self.doomed)
             self.search = LostTickets(self.rig.dispatchers[0])
-            retry_held(self.rig.dispatchers[0], self.doomed.serial)
+            retry_held(self.rig.dispatchers[0], self.doomed.incarnation)
             until_ns = time.monotonic_ns() + 2 * SETTLE_NS
             while time.monotonic_ns() < until_ns:
                 pass  # now nothing but the other's marking can keep it
@@ -44,24 +44,24 @@ class Death:
 
 
 def between_look_and_mark(death: Death, worker: RigWorker, patch: pytest.MonkeyPatch) -> None:
-    set_state = take_module.set_state
+    set_state = dequeue.set_state
 
     def later(memory: memoryview, header: int, state: int) -> None:
         if state == State.TAKEN:
             death.begin()
         set_state(memory, header, state)
 
-    patch.setattr(take_module, "set_state", later)
+    patch.setattr(dequeue, "set_state", later)
 
 
 def between_read_and_look(death: Death, worker: RigWorker, patch: pytest.MonkeyPatch) -> None:
-    mark = worker.takers[0].mark
+    mark = worker.consumers[0].mark
 
     def later(tickets: Any) -> Any:
         death.begin()
         return mark(tickets)
 
-    patch.setattr(worker.takers[0], "mark", later)
+    patch.setattr(worker.consumers[0], "mark", later)
 
 
 def in_the_run(death: Death, worker: RigWorker, patch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ async def test_tickets_in_another_workers_hands_are_run_and_answered_once(moment
     death = Death(rig, doomed)
     with pytest.MonkeyPatch.context() as patch:
         moment(death, other, patch)
-        other.loops[0].turn(wait=False)
+        other.loops[0].step(wait=False)
     await death.over()
     following = [rig.ask(value) for value in (4.0, 5.0, 6.0)]  # in the same slots, if one was freed too early
     third = rig.new_worker(2)

@@ -16,7 +16,7 @@ from service.engine.interface import ServedBy
 from service.ipc.control import CONTROL_STRUCT, ControlMessage
 from service.ipc.model_table import ModelState
 from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import RETURNING, Dimensions
+from service.ipc.scoreboard import RESTARTING, Dimensions
 from service.ipc.slots.slot_state import State
 from service.metrics.recorder import Metrics
 from service.metrics.scrapes import Scrapes
@@ -155,9 +155,9 @@ class Parent:
         queue = SimpleNamespace(row=1)
         done = self.done
 
-        def after_worker_death(dispatcher: object, serial: int) -> list[Any]:
-            done.append(("worker", serial))
-            if serial == 13:
+        def after_worker_death(dispatcher: object, incarnation: int) -> list[Any]:
+            done.append(("worker", incarnation))
+            if incarnation == 13:
                 raise ValueError("unlucky")
             return [SimpleNamespace(queue=queue)] * 3
 
@@ -263,9 +263,9 @@ def test_each_workers_side_of_a_version_is_told(
 ) -> None:
     transport = transport_of(2, settings)
     board = transport.board.map()
-    board.ready[0, 1], board.ready[1, 1] = 1, RETURNING
+    board.ready[0, 1], board.ready[1, 1] = 1, RESTARTING
     board.ceiling_rows[0, 1] = 4
-    board.write_remarks(0, 1, ["TF32 is on"])
+    board.write_notes(0, 1, ["TF32 is on"])
 
     async def ask() -> Sequence[ServedBy]:
         server = make_api_server(0, transport, settings, metrics_of(*VERSIONS), DEVICES)
@@ -286,7 +286,7 @@ def test_reason_why_a_model_is_not_served_is_told_also_when_it_comes_after_the_f
         engine = make_api_server(0, transport, settings, metrics_of(*VERSIONS), DEVICES).front.engine
         problems = []
         for reason in ("", "no memory", "no file"):
-            transport.board.map().write_note(1, 2, reason)
+            transport.board.map().write_load_error(1, 2, reason)
             problems.append(engine.models()["lookup"].versions["1"].manifest["problem"])
         return problems
 

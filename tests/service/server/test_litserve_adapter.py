@@ -34,7 +34,7 @@ from service.frontend.http1.asgi_cycle import LongCycle
 from service.frontend.http1.connection import FastProtocol
 from service.frontend.http1.flow_control import Flow
 from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import Board, Dimensions
+from service.ipc.scoreboard import Dimensions, Scoreboard
 from service.server import litserve_adapter as shell
 from service.server.litserve_adapter import FoldServer, FrontMiddleware, UvicornServer, WorkerApi, WorkerLoop
 from service.server.supervisor import Role
@@ -77,7 +77,7 @@ OURS = [
 
 def open_door(listeners: Sequence[socket.socket], make_protocol: Callable[[], asyncio.Protocol]) -> Acceptor:
     """What takes the connections of the only API server."""
-    shares = Shares(Board(Dimensions(1, 1, 1, 1)).map(), 0)
+    shares = Shares(Scoreboard(Dimensions(1, 1, 1, 1)).map(), 0)
     return Acceptor(listeners, make_protocol, shares, Room(connections=100, guests=4), lambda why: None)
 
 
@@ -173,10 +173,10 @@ def test_worker_is_launched_with_its_own_device_seat_and_our_transport(
     monkeypatch.setattr("multiprocessing.context.SpawnContext.Process", Process)
     lifeline = server._transport.reports.reader
     server.start(Role.WORKER, 1, 42, lifeline)
-    ((target, api, device, worker_id, seat, transport, *_),) = launched
+    ((target, api, device, worker_id, identity, transport, *_),) = launched
     assert target is inference_worker
     assert (device, worker_id, transport) == ("cuda:1", 1, server._transport)
-    assert (seat.index, seat.serial, seat.lifeline) == (1, 42, lifeline)
+    assert (identity.index, identity.incarnation, identity.lifeline) == (1, 42, lifeline)
     assert isinstance(api.loop, WorkerLoop)
 
 

@@ -122,7 +122,7 @@ def said(
     models.add(versions_of(read_repository(settings.repository))[0])
     metrics.model_loaded(0, 1.25)
     board.ready[1, 0] = ready
-    board.write_note(0, 0, note)
+    board.write_load_error(0, 0, note)
     models.look([], [])
     told = tell_what_is_served(settings, addresses, Devices(("cpu",), ""), models.table, metrics)
     assert told == ready

@@ -6,7 +6,7 @@ import pytest
 from service.ipc.model_table import ModelKey, ModelState
 from service.ipc.records import TICKET
 from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, RETURNING, Dimensions
+from service.ipc.scoreboard import READY, RESTARTING, Dimensions
 from service.server.model_control import ModelControl
 from tests.service.engine_rig import FIXED
 from tests.service.repositories import metrics_of, model_version
@@ -42,7 +42,7 @@ class Rig:
         ((0, 0), ("no memory", ""), ModelState.LOADING, "no memory"),
         ((0, 0), ("no memory", "no file"), ModelState.FAILED, "no memory"),
         ((0, READY), ("no memory", ""), ModelState.READY, ""),
-        ((RETURNING, 0), ("", ""), ModelState.READY, ""),  # requests wait for the next worker
+        ((RESTARTING, 0), ("", ""), ModelState.READY, ""),  # requests wait for the next worker
     ],
 )
 def test_a_model_is_ready_when_one_worker_has_it_and_failed_when_none_could_load_it(
@@ -51,7 +51,7 @@ def test_a_model_is_ready_when_one_worker_has_it_and_failed_when_none_could_load
     rig = Rig()
     for worker in (0, 1):
         rig.board.ready[worker, 0] = ready[worker]
-        rig.board.write_note(worker, 0, notes[worker])
+        rig.board.write_load_error(worker, 0, notes[worker])
     assert rig.look() == []
     assert (rig.state, rig.models.table.error(0)) == (state, error)
 
@@ -59,7 +59,7 @@ def test_a_model_is_ready_when_one_worker_has_it_and_failed_when_none_could_load
 def test_a_model_that_failed_is_ready_once_a_worker_that_is_started_again_has_loaded_it() -> None:
     rig = Rig()
     for worker in (0, 1):
-        rig.board.write_note(worker, 0, "no memory")
+        rig.board.write_load_error(worker, 0, "no memory")
     rig.look()
     assert rig.state is ModelState.FAILED
     rig.board.ready[1, 0] = READY
@@ -106,8 +106,8 @@ def test_nothing_of_the_last_model_is_left_for_the_next_in_its_row() -> None:
     rig = Rig()
     board, queue = rig.board, rig.transport.queues[0]
     board.ready[0, 0], board.ceiling_rows[0, 0], board.taken_ns[1, 0] = READY, 4, 123
-    board.write_note(1, 0, "no memory")
-    board.write_remarks(0, 0, ["TF32 is on"])
+    board.write_load_error(1, 0, "no memory")
+    board.write_notes(0, 0, ["TF32 is on"])
     board.write_run_time(0, 0, (5, 6), 7)
     queue.give_turn(0, np.zeros(2, TICKET).tobytes())
     rig.models.remove(rig.key)
@@ -116,7 +116,7 @@ def test_nothing_of_the_last_model_is_left_for_the_next_in_its_row() -> None:
     key = rig.models.add(model_version("next", "1", FIXED))
     assert key == ModelKey(0, 1, "next", "1")
     assert (board.ready[0, 0], board.ceiling_rows[0, 0], board.taken_ns[1, 0]) == (0, 0, 0)
-    assert (board.note(1, 0), board.remarks(0, 0), board.run_time(0, 0)) == ("", [], (0, 0))
+    assert (board.load_error(1, 0), board.notes(0, 0), board.run_time(0, 0)) == ("", [], (0, 0))
     assert not board.has_let_go(True, 0, 0, key.generation)
     rig.look()
     assert rig.state is ModelState.LOADING

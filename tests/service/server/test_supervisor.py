@@ -16,7 +16,7 @@ from service.host.processes import StopSignals
 from service.ipc.control import CONTROL_STRUCT, ControlMessage
 from service.ipc.handles import Handle
 from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, RETURNING, Dimensions
+from service.ipc.scoreboard import READY, RESTARTING, Dimensions
 from service.server import children as module
 from service.server.children import LOAD_ATTEMPTS, Child, Role
 from service.server.model_control import ModelControl
@@ -37,7 +37,7 @@ class Start(NamedTuple):
 
     role: Role
     index: int
-    serial: int
+    incarnation: int
     at_s: float
 
 
@@ -49,7 +49,7 @@ class Told(NamedTuple):
     number: int
 
 
-class Theatre:
+class SupervisorHarness:
     """A supervisor and what its children do. Children are forked; each runs one of the methods below.
 
     acts: what the next children of a role do, one after the other; the last goes on for ever.
@@ -144,7 +144,7 @@ class Theatre:
         """Write into the pipe of reports, as a child does."""
         os.write(self._reports_write, CONTROL_STRUCT.pack(word, index))
 
-    def opened(self, workers: int = 1, api_servers: int = 2) -> "Theatre":
+    def opened(self, workers: int = 1, api_servers: int = 2) -> "SupervisorHarness":
         """All started, and serving."""
         self.supervisor.start_workers(workers)
         self.supervisor.start_api_servers(api_servers)
@@ -187,10 +187,12 @@ class Theatre:
             found.add(Told(data[0], ControlMessage(word), number))
         return found
 
-    def _start(self, role: Role, index: int, serial: int, lifeline: Handle) -> BaseProcess:
+    def _start(self, role: Role, index: int, incarnation: int, lifeline: Handle) -> BaseProcess:
         acts = self.acts[role]
         act = acts.pop(0) if len(acts) > 1 else acts[0]
-        self.starts.append(Start(role, index, serial, self.supervisor._children._living[-serial].started_s))
+        self.starts.append(
+            Start(role, index, incarnation, self.supervisor._children._living[-incarnation].started_s)
+        )
         process = multiprocessing.get_context("fork").Process(target=self._play, args=(act, index, lifeline))
         process.start()
         self.processes.append(process)
@@ -207,10 +209,10 @@ class Theatre:
 
 
 @pytest.fixture
-def open_theatre(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Theatre]]:
-    """Makes a Theatre; ends its children. A test that waits for what never comes fails after 30 s."""
+def open_harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SupervisorHarness]]:
+    """Makes a SupervisorHarness; ends its children. A test that waits for what never comes fails after 30 s."""
     monkeypatch.setattr(module, "RESTART_PAUSE_S", PAUSE_S)
-    theatres = []
+    harnesses = []
 
     def too_long(number: int, frame: FrameType | None) -> None:
         raise TimeoutError("what the test waits for did not come")
@@ -219,18 +221,18 @@ def open_theatre(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Thea
     signal.alarm(30)
     with StopSignals() as stop:
 
-        def make(grace_s: float = NEVER_S, close_s: float = NEVER_S) -> Theatre:
-            theatres.append(Theatre(stop, grace_s, close_s))
-            return theatres[-1]
+        def make(grace_s: float = NEVER_S, close_s: float = NEVER_S) -> SupervisorHarness:
+            harnesses.append(SupervisorHarness(stop, grace_s, close_s))
+            return harnesses[-1]
 
         yield make
-        for theatre in theatres:
-            theatre.supervisor.end()
+        for harness in harnesses:
+            harness.supervisor.end()
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
 
 
-Open = Callable[..., Theatre]
+Open = Callable[..., SupervisorHarness]
 
 
 def stop_signal() -> None:
@@ -241,107 +243,109 @@ def stop_signal() -> None:
 
 
 def test_dead_worker_is_started_again_under_a_new_number_and_every_api_server_hears(
-    open_theatre: Open,
+    open_harness: Open,
 ) -> None:
-    theatre = open_theatre().opened()
-    (first,) = theatre.started(Role.WORKER)
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
-    assert theatre.told(2) == {Told(index, ControlMessage.WORKER_DIED, first.serial) for index in (0, 1)}
-    assert theatre.started(Role.WORKER)[1].serial not in [start.serial for start in theatre.starts[:-1]]
-    assert [(child.role, child.index) for child in theatre.died] == [(Role.WORKER, 0)]
+    harness = open_harness().opened()
+    (first,) = harness.started(Role.WORKER)
+    harness.kill(Role.WORKER)
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
+    assert harness.told(2) == {Told(index, ControlMessage.WORKER_DIED, first.incarnation) for index in (0, 1)}
+    assert harness.started(Role.WORKER)[1].incarnation not in [
+        start.incarnation for start in harness.starts[:-1]
+    ]
+    assert [(child.role, child.index) for child in harness.died] == [(Role.WORKER, 0)]
 
 
-def test_child_that_lived_shortly_is_started_again_after_the_pause(open_theatre: Open) -> None:
-    theatre = open_theatre().opened()
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
-    first, second = theatre.started(Role.WORKER)
+def test_child_that_lived_shortly_is_started_again_after_the_pause(open_harness: Open) -> None:
+    harness = open_harness().opened()
+    harness.kill(Role.WORKER)
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
+    first, second = harness.started(Role.WORKER)
     assert second.at_s - first.at_s >= PAUSE_S
 
 
 def test_child_that_lived_longer_than_the_pause_is_started_again_at_once(
-    open_theatre: Open, monkeypatch: pytest.MonkeyPatch
+    open_harness: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RESTART_PAUSE_S", NEVER_S)
-    theatre = open_theatre().opened()
-    (child,) = theatre.supervisor._children.of(Role.WORKER)
+    harness = open_harness().opened()
+    (child,) = harness.supervisor._children.of(Role.WORKER)
     child.started_s -= NEVER_S
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
+    harness.kill(Role.WORKER)
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
 
 
 def test_worker_that_dies_while_loading_is_tried_ever_more_rarely_and_holds_up_the_start_for_so_long(
-    open_theatre: Open,
+    open_harness: Open,
 ) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.WORKER] = [*[theatre.dies] * (LOAD_ATTEMPTS + 1), theatre.loads]
-    theatre.opened()
+    harness = open_harness()
+    harness.acts[Role.WORKER] = [*[harness.dies] * (LOAD_ATTEMPTS + 1), harness.loads]
+    harness.opened()
     # The next may be due in the turn that counted this one, when the machine took long to start it.
-    assert len(theatre.started(Role.WORKER)) in (LOAD_ATTEMPTS, LOAD_ATTEMPTS + 1)
-    (given_up,) = theatre.cannot_load
-    assert given_up.process is theatre.worker_processes()[LOAD_ATTEMPTS - 1]
-    theatre.until(lambda: any(child.ready for child in theatre.supervisor._children.of(Role.WORKER)))
-    times_s = [start.at_s for start in theatre.started(Role.WORKER)]
+    assert len(harness.started(Role.WORKER)) in (LOAD_ATTEMPTS, LOAD_ATTEMPTS + 1)
+    (given_up,) = harness.cannot_load
+    assert given_up.process is harness.worker_processes()[LOAD_ATTEMPTS - 1]
+    harness.until(lambda: any(child.ready for child in harness.supervisor._children.of(Role.WORKER)))
+    times_s = [start.at_s for start in harness.started(Role.WORKER)]
     for i in range(LOAD_ATTEMPTS + 1):
         assert times_s[i + 1] - times_s[i] >= PAUSE_S * 2**i
-    assert len(theatre.cannot_load) == 2
+    assert len(harness.cannot_load) == 2
 
 
-def test_pause_between_loads_has_an_end(open_theatre: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_between_loads_has_an_end(open_harness: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST_PAUSE_S", PAUSE_S)
-    theatre = open_theatre()
-    theatre.acts[Role.WORKER] = [*[theatre.dies] * 12, theatre.loads]  # doubling each time: 200 s
-    theatre.opened()
-    theatre.until(lambda: any(child.ready for child in theatre.supervisor._children.of(Role.WORKER)))
+    harness = open_harness()
+    harness.acts[Role.WORKER] = [*[harness.dies] * 12, harness.loads]  # doubling each time: 200 s
+    harness.opened()
+    harness.until(lambda: any(child.ready for child in harness.supervisor._children.of(Role.WORKER)))
 
 
-def test_worker_that_was_ready_once_counts_its_failed_loads_anew(open_theatre: Open) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.WORKER] = [theatre.dies, theatre.dies, theatre.loads, theatre.dies, theatre.loads]
-    theatre.opened()
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 5)
-    assert theatre.cannot_load == []
+def test_worker_that_was_ready_once_counts_its_failed_loads_anew(open_harness: Open) -> None:
+    harness = open_harness()
+    harness.acts[Role.WORKER] = [harness.dies, harness.dies, harness.loads, harness.dies, harness.loads]
+    harness.opened()
+    harness.kill(Role.WORKER)
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 5)
+    assert harness.cannot_load == []
 
 
-def test_start_waits_for_every_worker(open_theatre: Open) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.WORKER] = [theatre.loads_for_ever, theatre.loads]
-    theatre.supervisor.start_workers(2)
-    theatre.until(lambda: any(child.ready for child in theatre.supervisor._children.of(Role.WORKER)))
-    assert theatre.supervisor._children.loading()
-    theatre.report(ControlMessage.WORKER_READY, 0)
-    assert theatre.supervisor.wait_until_loaded()
+def test_start_waits_for_every_worker(open_harness: Open) -> None:
+    harness = open_harness()
+    harness.acts[Role.WORKER] = [harness.loads_for_ever, harness.loads]
+    harness.supervisor.start_workers(2)
+    harness.until(lambda: any(child.ready for child in harness.supervisor._children.of(Role.WORKER)))
+    assert harness.supervisor._children.loading()
+    harness.report(ControlMessage.WORKER_READY, 0)
+    assert harness.supervisor.wait_until_loaded()
 
 
-def test_dead_api_servers_place_is_filled_again_once_its_arena_is_at_rest(open_theatre: Open) -> None:
-    theatre = open_theatre().opened()
-    theatre.may_pass = False
-    theatre.kill(Role.API_SERVER, 0)
-    theatre.until(lambda: bool(theatre.fences))
+def test_dead_api_servers_place_is_filled_again_once_its_arena_is_at_rest(open_harness: Open) -> None:
+    harness = open_harness().opened()
+    harness.may_pass = False
+    harness.kill(Role.API_SERVER, 0)
+    harness.until(lambda: bool(harness.fences))
     # The epoch is raised before the fence is put up, or a worker could still take an old ticket inside it.
-    assert theatre.fences == [(0, 1)]
+    assert harness.fences == [(0, 1)]
     until_s = time.monotonic() + 2 * PAUSE_S
-    theatre.until(lambda: time.monotonic() > until_s)
-    assert len(theatre.started(Role.API_SERVER, 0)) == 1
-    theatre.may_pass = True
-    theatre.until(lambda: len(theatre.started(Role.API_SERVER, 0)) == 2)
-    assert list(theatre.board.epoch) == [1, 0]
+    harness.until(lambda: time.monotonic() > until_s)
+    assert len(harness.started(Role.API_SERVER, 0)) == 1
+    harness.may_pass = True
+    harness.until(lambda: len(harness.started(Role.API_SERVER, 0)) == 2)
+    assert list(harness.board.epoch) == [1, 0]
 
 
-def test_api_servers_that_die_together_are_both_started_again(open_theatre: Open) -> None:
-    theatre = open_theatre().opened()
+def test_api_servers_that_die_together_are_both_started_again(open_harness: Open) -> None:
+    harness = open_harness().opened()
     for index in (0, 1):
-        theatre.kill(Role.API_SERVER, index)
-    for process in theatre.processes[1:]:
+        harness.kill(Role.API_SERVER, index)
+    for process in harness.processes[1:]:
         process.join()  # each is told of the other's death when it is dead itself
     for index in (0, 1):
-        theatre.until(lambda index=index: len(theatre.started(Role.API_SERVER, index)) == 2)  # type: ignore[misc]
-    assert list(theatre.board.epoch) == [1, 1]
+        harness.until(lambda index=index: len(harness.started(Role.API_SERVER, index)) == 2)  # type: ignore[misc]
+    assert list(harness.board.epoch) == [1, 1]
 
 
-def test_helper_that_cannot_be_started_again_now_is_started_later(open_theatre: Open) -> None:
+def test_helper_that_cannot_be_started_again_now_is_started_later(open_harness: Open) -> None:
     class Flaky:
         def __init__(self) -> None:
             self.pipes = [os.pipe()]
@@ -360,42 +364,42 @@ def test_helper_that_cannot_be_started_again_now_is_started_later(open_theatre: 
                 raise OSError(self.errors.pop(), "not now")
             self.pipes.append(os.pipe())
 
-    theatre = open_theatre().opened()
+    harness = open_harness().opened()
     helper = Flaky()
-    theatre.supervisor.watch(helper)
+    harness.supervisor.watch(helper)
     helper.end()
-    theatre.until(lambda: len(helper.pipes) == 2)
+    harness.until(lambda: len(helper.pipes) == 2)
     first, *_, last = helper.times_s
     assert len(helper.times_s) == 4
     assert last - first >= 7 * PAUSE_S
     helper.end()  # it is watched again
-    theatre.until(lambda: len(helper.pipes) == 3)
+    harness.until(lambda: len(helper.pipes) == 3)
 
 
 def test_child_that_cannot_be_started_now_is_started_later(
-    open_theatre: Open, monkeypatch: pytest.MonkeyPatch
+    open_harness: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theatre = open_theatre().opened()
+    harness = open_harness().opened()
     failures = [OSError("no memory"), OSError("no memory")]
 
     def start(*args: object) -> BaseProcess:
         if failures:
             raise failures.pop()
-        return theatre._start(*args)  # type: ignore[arg-type]
+        return harness._start(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(theatre.supervisor._children, "_start", start)
+    monkeypatch.setattr(harness.supervisor._children, "_start", start)
     open_before = os.listdir("/proc/self/fd")
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: not failures)
+    harness.kill(Role.WORKER)
+    harness.until(lambda: not failures)
     assert len(os.listdir("/proc/self/fd")) <= len(open_before)  # no end of a lifeline stays open
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
-    assert theatre.supervisor.phase is Phase.SERVING
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
+    assert harness.supervisor.phase is Phase.SERVING
 
 
 def test_child_that_cannot_be_started_at_first_is_tried_again_ever_more_rarely_with_the_reason_in_the_log(
-    open_theatre: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    open_harness: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    theatre = open_theatre()
+    harness = open_harness()
     failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), OSError(errno.EMFILE, "too many")]
     failed_s = []
 
@@ -403,12 +407,12 @@ def test_child_that_cannot_be_started_at_first_is_tried_again_ever_more_rarely_w
         if failures:
             failed_s.append(time.monotonic())
             raise failures.pop()
-        return theatre._start(*args)  # type: ignore[arg-type]
+        return harness._start(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(theatre.supervisor._children, "_start", start)
-    theatre.supervisor.start_workers(1)
-    assert theatre.supervisor.wait_until_loaded()
-    (loaded,) = theatre.started(Role.WORKER)
+    monkeypatch.setattr(harness.supervisor._children, "_start", start)
+    harness.supervisor.start_workers(1)
+    assert harness.supervisor.wait_until_loaded()
+    (loaded,) = harness.started(Role.WORKER)
     assert failed_s[1] - failed_s[0] >= PAUSE_S
     assert loaded.at_s - failed_s[1] >= 2 * PAUSE_S
     assert "worker 0 cannot be started: " in caplog.text
@@ -417,235 +421,235 @@ def test_child_that_cannot_be_started_at_first_is_tried_again_ever_more_rarely_w
 
 
 def test_api_server_that_dies_before_it_takes_connections_is_tried_ever_more_rarely_and_the_log_says_so(
-    open_theatre: Open, caplog: pytest.LogCaptureFixture
+    open_harness: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.API_SERVER] = [*[theatre.dies] * (LOAD_ATTEMPTS + 1), theatre.listens]
-    theatre.opened(api_servers=1)
-    theatre.until(lambda: len(theatre.started(Role.API_SERVER)) == LOAD_ATTEMPTS + 2)
-    times_s = [start.at_s for start in theatre.started(Role.API_SERVER)]
+    harness = open_harness()
+    harness.acts[Role.API_SERVER] = [*[harness.dies] * (LOAD_ATTEMPTS + 1), harness.listens]
+    harness.opened(api_servers=1)
+    harness.until(lambda: len(harness.started(Role.API_SERVER)) == LOAD_ATTEMPTS + 2)
+    times_s = [start.at_s for start in harness.started(Role.API_SERVER)]
     for i in range(LOAD_ATTEMPTS + 1):
         assert times_s[i + 1] - times_s[i] >= PAUSE_S * 2**i
     assert f"died before it took connections, like {LOAD_ATTEMPTS} before it" in caplog.text
-    assert theatre.cannot_load == []
+    assert harness.cannot_load == []
 
 
 def test_api_server_that_took_connections_is_started_again_after_the_short_pause(
-    open_theatre: Open,
+    open_harness: Open,
 ) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.API_SERVER] = [theatre.dies, theatre.dies, theatre.listens, theatre.listens]
-    theatre.opened(api_servers=1)
-    theatre.until(lambda: len(theatre.started(Role.API_SERVER)) == 3)
-    while not theatre.board.connections[0]:
+    harness = open_harness()
+    harness.acts[Role.API_SERVER] = [harness.dies, harness.dies, harness.listens, harness.listens]
+    harness.opened(api_servers=1)
+    harness.until(lambda: len(harness.started(Role.API_SERVER)) == 3)
+    while not harness.board.connections[0]:
         time.sleep(0.001)  # between two looks
-    theatre.kill(Role.API_SERVER)
-    theatre.until(lambda: len(theatre.started(Role.API_SERVER)) == 4)
-    assert theatre.supervisor._children._failed_starts == {}
+    harness.kill(Role.API_SERVER)
+    harness.until(lambda: len(harness.started(Role.API_SERVER)) == 4)
+    assert harness.supervisor._children._failed_starts == {}
 
 
 # Hangs ----------------------------------------------------------------------------------------------------
 
 
-def test_worker_that_hangs_is_ended_and_another_started(open_theatre: Open) -> None:
-    theatre = open_theatre().opened()
-    theatre.board.step_since_ns[0, 0] = time.monotonic_ns() - int(2e9 * RUN_LIMIT_S)
-    theatre.report(ControlMessage.WORKER_HANGS, 0)
-    theatre.until(lambda: bool(theatre.died))
-    assert theatre.processes[0].exitcode == -signal.SIGKILL
-    theatre.board.worker_died(0)
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
+def test_worker_that_hangs_is_ended_and_another_started(open_harness: Open) -> None:
+    harness = open_harness().opened()
+    harness.board.step_since_ns[0, 0] = time.monotonic_ns() - int(2e9 * RUN_LIMIT_S)
+    harness.report(ControlMessage.WORKER_HANGS, 0)
+    harness.until(lambda: bool(harness.died))
+    assert harness.processes[0].exitcode == -signal.SIGKILL
+    harness.board.worker_died(0)
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
 
 
-def test_report_of_a_hang_that_is_over_ends_nobody(open_theatre: Open) -> None:
-    theatre = open_theatre().opened()
+def test_report_of_a_hang_that_is_over_ends_nobody(open_harness: Open) -> None:
+    harness = open_harness().opened()
     # The next run, or the next worker's; no stop of the machine makes this one a long one.
-    theatre.board.step_since_ns[0, 0] = time.monotonic_ns() + int(3600e9)
-    theatre.report(ControlMessage.WORKER_HANGS, 0)
-    theatre.kill(Role.API_SERVER, 0)
-    theatre.until(lambda: bool(theatre.died))  # the report has been read by then
-    assert [child.role for child in theatre.died] == [Role.API_SERVER]
-    assert theatre.processes[0].is_alive()
+    harness.board.step_since_ns[0, 0] = time.monotonic_ns() + int(3600e9)
+    harness.report(ControlMessage.WORKER_HANGS, 0)
+    harness.kill(Role.API_SERVER, 0)
+    harness.until(lambda: bool(harness.died))  # the report has been read by then
+    assert [child.role for child in harness.died] == [Role.API_SERVER]
+    assert harness.processes[0].is_alive()
 
 
 # Signals and the end ----------------------------------------------------------------------------------------
 
 
-def test_signal_before_anything_is_served_ends_everything_at_once(open_theatre: Open) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.WORKER] = [theatre.loads_for_ever]
-    theatre.supervisor.start_workers(2)
-    theatre.supervisor.start_api_servers(2)
+def test_signal_before_anything_is_served_ends_everything_at_once(open_harness: Open) -> None:
+    harness = open_harness()
+    harness.acts[Role.WORKER] = [harness.loads_for_ever]
+    harness.supervisor.start_workers(2)
+    harness.supervisor.start_api_servers(2)
     stop_signal()
-    assert not theatre.supervisor.wait_until_loaded()
-    assert theatre.supervisor.phase is Phase.CLOSED
-    assert not any(process.is_alive() for process in theatre.processes)
+    assert not harness.supervisor.wait_until_loaded()
+    assert harness.supervisor.phase is Phase.CLOSED
+    assert not any(process.is_alive() for process in harness.processes)
 
 
-@pytest.mark.parametrize("ready", [READY, RETURNING], ids=["serves", "served and died"])
+@pytest.mark.parametrize("ready", [READY, RESTARTING], ids=["serves", "served and died"])
 def test_signal_while_one_worker_loads_and_another_serves_leaves_time_for_what_was_taken(
-    open_theatre: Open, ready: int
+    open_harness: Open, ready: int
 ) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.WORKER] = [theatre.loads_for_ever, theatre.loads_for_ever]
-    theatre.supervisor.start_workers(2)
-    theatre.supervisor.start_api_servers(2)
-    theatre.board.ready[1, 0] = ready  # its report is on the way
+    harness = open_harness()
+    harness.acts[Role.WORKER] = [harness.loads_for_ever, harness.loads_for_ever]
+    harness.supervisor.start_workers(2)
+    harness.supervisor.start_api_servers(2)
+    harness.board.ready[1, 0] = ready  # its report is on the way
     stop_signal()
-    assert not theatre.supervisor.wait_until_loaded()
-    assert theatre.supervisor.phase is Phase.GRACE
-    assert all(process.is_alive() for process in theatre.processes)
-    theatre.let_deadline_come(NEVER_S)
-    theatre.supervisor.wait()
-    assert theatre.told(2) == {Told(index, ControlMessage.STOP, 0) for index in (0, 1)}
-    assert not any(process.is_alive() for process in theatre.processes)
+    assert not harness.supervisor.wait_until_loaded()
+    assert harness.supervisor.phase is Phase.GRACE
+    assert all(process.is_alive() for process in harness.processes)
+    harness.let_deadline_come(NEVER_S)
+    harness.supervisor.wait()
+    assert harness.told(2) == {Told(index, ControlMessage.STOP, 0) for index in (0, 1)}
+    assert not any(process.is_alive() for process in harness.processes)
 
 
 def test_first_signal_turns_readiness_off_and_everything_goes_on_until_the_grace_is_over(
-    open_theatre: Open,
+    open_harness: Open,
 ) -> None:
-    theatre = open_theatre().opened()
-    assert theatre.board.draining[0] == 0
+    harness = open_harness().opened()
+    assert harness.board.draining[0] == 0
     stop_signal()
-    theatre.until(lambda: theatre.supervisor.phase is Phase.GRACE)
-    assert theatre.board.draining[0] == 1
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)  # it is needed still
-    assert not theatre.closings  # new connections are still taken
-    theatre.let_deadline_come(NEVER_S)
-    theatre.until(lambda: theatre.supervisor.phase is not Phase.GRACE)
-    assert {told for told in theatre.told(4) if told.word is ControlMessage.STOP} == {
+    harness.until(lambda: harness.supervisor.phase is Phase.GRACE)
+    assert harness.board.draining[0] == 1
+    harness.kill(Role.WORKER)
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)  # it is needed still
+    assert not harness.closings  # new connections are still taken
+    harness.let_deadline_come(NEVER_S)
+    harness.until(lambda: harness.supervisor.phase is not Phase.GRACE)
+    assert {told for told in harness.told(4) if told.word is ControlMessage.STOP} == {
         Told(index, ControlMessage.STOP, 0) for index in (0, 1)
     }
 
 
-def test_closing_ends_api_servers_first_and_then_workers_with_exit_0(open_theatre: Open) -> None:
-    theatre = open_theatre(grace_s=0.0)
-    theatre.acts[Role.API_SERVER] = [theatre.listens, theatre.does_not_end]
-    theatre.opened(workers=2)
-    workers, (quick, slow) = theatre.processes[:2], theatre.processes[2:]
+def test_closing_ends_api_servers_first_and_then_workers_with_exit_0(open_harness: Open) -> None:
+    harness = open_harness(grace_s=0.0)
+    harness.acts[Role.API_SERVER] = [harness.listens, harness.does_not_end]
+    harness.opened(workers=2)
+    workers, (quick, slow) = harness.processes[:2], harness.processes[2:]
     stop_signal()
-    theatre.until(lambda: bool(theatre.closings))
-    assert theatre.closings == [Phase.CLOSING]
-    theatre.until(lambda: theatre.supervisor._children.of(Role.API_SERVER)[0].process is slow)
+    harness.until(lambda: bool(harness.closings))
+    assert harness.closings == [Phase.CLOSING]
+    harness.until(lambda: harness.supervisor._children.of(Role.API_SERVER)[0].process is slow)
     assert [process.is_alive() for process in workers] == [True, True]
-    theatre.kill(Role.API_SERVER, 1)
-    theatre.supervisor.wait()
+    harness.kill(Role.API_SERVER, 1)
+    harness.supervisor.wait()
     assert [process.exitcode for process in (*workers, quick)] == [0, 0, 0]
-    assert [child.process for child in theatre.died] == [slow]
-    assert len(theatre.starts) == 4
+    assert [child.process for child in harness.died] == [slow]
+    assert len(harness.starts) == 4
 
 
-def test_worker_that_dies_while_closing_comes_back_for_the_requests_in_flight(open_theatre: Open) -> None:
-    theatre = open_theatre(grace_s=0.0)
-    theatre.acts[Role.API_SERVER] = [theatre.does_not_end]
-    theatre.opened()
+def test_worker_that_dies_while_closing_comes_back_for_the_requests_in_flight(open_harness: Open) -> None:
+    harness = open_harness(grace_s=0.0)
+    harness.acts[Role.API_SERVER] = [harness.does_not_end]
+    harness.opened()
     stop_signal()
-    theatre.until(lambda: theatre.supervisor.phase is Phase.CLOSING)
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
+    harness.until(lambda: harness.supervisor.phase is Phase.CLOSING)
+    harness.kill(Role.WORKER)
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
 
 
-def test_api_server_that_dies_while_closing_is_not_started_again(open_theatre: Open) -> None:
-    theatre = open_theatre(grace_s=0.0)
-    theatre.acts[Role.API_SERVER] = [theatre.does_not_end]
-    theatre.opened()
+def test_api_server_that_dies_while_closing_is_not_started_again(open_harness: Open) -> None:
+    harness = open_harness(grace_s=0.0)
+    harness.acts[Role.API_SERVER] = [harness.does_not_end]
+    harness.opened()
     stop_signal()
-    theatre.until(lambda: theatre.supervisor.phase is Phase.CLOSING)
+    harness.until(lambda: harness.supervisor.phase is Phase.CLOSING)
     for index in (0, 1):
-        theatre.kill(Role.API_SERVER, index)
-    theatre.supervisor.wait()
-    assert len(theatre.starts) == 3
-    assert theatre.processes[0].exitcode == 0
+        harness.kill(Role.API_SERVER, index)
+    harness.supervisor.wait()
+    assert len(harness.starts) == 3
+    assert harness.processes[0].exitcode == 0
 
 
 def test_api_server_that_waits_for_its_restart_when_closing_begins_is_not_started(
-    open_theatre: Open, monkeypatch: pytest.MonkeyPatch
+    open_harness: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RESTART_PAUSE_S", NEVER_S)
-    theatre = open_theatre(grace_s=0.0).opened(api_servers=1)
-    theatre.kill(Role.API_SERVER)
-    theatre.until(lambda: bool(theatre.died))
+    harness = open_harness(grace_s=0.0).opened(api_servers=1)
+    harness.kill(Role.API_SERVER)
+    harness.until(lambda: bool(harness.died))
     stop_signal()
-    theatre.supervisor.wait()  # at once: there is nobody to wait for
-    assert len(theatre.starts) == 2
+    harness.supervisor.wait()  # at once: there is nobody to wait for
+    assert len(harness.starts) == 2
 
 
-def test_worker_that_still_loads_does_not_hold_up_the_end(open_theatre: Open) -> None:
-    theatre = open_theatre(grace_s=0.0)
-    theatre.acts[Role.WORKER] = [theatre.loads, theatre.does_not_end]
-    theatre.opened()
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
+def test_worker_that_still_loads_does_not_hold_up_the_end(open_harness: Open) -> None:
+    harness = open_harness(grace_s=0.0)
+    harness.acts[Role.WORKER] = [harness.loads, harness.does_not_end]
+    harness.opened()
+    harness.kill(Role.WORKER)
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
     stop_signal()
-    theatre.supervisor.wait()
-    assert theatre.processes[-1].exitcode == -signal.SIGKILL
+    harness.supervisor.wait()
+    assert harness.processes[-1].exitcode == -signal.SIGKILL
 
 
-def test_worker_that_does_not_end_is_ended(open_theatre: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_does_not_end_is_ended(open_harness: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.server.supervisor._WORKER_END_S", PAUSE_S)
-    theatre = open_theatre(grace_s=0.0)
-    theatre.acts[Role.WORKER] = [theatre.does_not_end]
-    theatre.supervisor.start_workers(1)
-    theatre.report(ControlMessage.WORKER_READY, 0)
-    assert theatre.supervisor.wait_until_loaded()
+    harness = open_harness(grace_s=0.0)
+    harness.acts[Role.WORKER] = [harness.does_not_end]
+    harness.supervisor.start_workers(1)
+    harness.report(ControlMessage.WORKER_READY, 0)
+    assert harness.supervisor.wait_until_loaded()
     stop_signal()
-    theatre.supervisor.wait()
-    assert theatre.processes[0].exitcode == -signal.SIGKILL
+    harness.supervisor.wait()
+    assert harness.processes[0].exitcode == -signal.SIGKILL
 
 
-def test_closing_that_takes_too_long_is_cut_off(open_theatre: Open) -> None:
-    theatre = open_theatre(grace_s=0.0)
-    theatre.acts[Role.API_SERVER] = [theatre.does_not_end, theatre.listens]
-    theatre.opened()
+def test_closing_that_takes_too_long_is_cut_off(open_harness: Open) -> None:
+    harness = open_harness(grace_s=0.0)
+    harness.acts[Role.API_SERVER] = [harness.does_not_end, harness.listens]
+    harness.opened()
     stop_signal()
-    theatre.until(lambda: len(theatre.supervisor._children.of(Role.API_SERVER)) == 1)
-    theatre.let_deadline_come(NEVER_S)
-    theatre.supervisor.wait()
-    assert [process.exitcode for process in theatre.processes] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    harness.until(lambda: len(harness.supervisor._children.of(Role.API_SERVER)) == 1)
+    harness.let_deadline_come(NEVER_S)
+    harness.supervisor.wait()
+    assert [process.exitcode for process in harness.processes] == [-signal.SIGKILL, -signal.SIGKILL, 0]
 
 
 @pytest.mark.parametrize("phase", [Phase.GRACE, Phase.CLOSING])
-def test_second_signal_ends_everything_at_once(open_theatre: Open, phase: Phase) -> None:
-    theatre = open_theatre(grace_s=NEVER_S if phase is Phase.GRACE else 0.0)
-    theatre.acts[Role.API_SERVER] = [theatre.does_not_end]
-    theatre.opened()
+def test_second_signal_ends_everything_at_once(open_harness: Open, phase: Phase) -> None:
+    harness = open_harness(grace_s=NEVER_S if phase is Phase.GRACE else 0.0)
+    harness.acts[Role.API_SERVER] = [harness.does_not_end]
+    harness.opened()
     stop_signal()
-    theatre.until(lambda: theatre.supervisor.phase is phase)
+    harness.until(lambda: harness.supervisor.phase is phase)
     stop_signal()
-    theatre.supervisor.wait()
-    assert {process.exitcode for process in theatre.processes} == {-signal.SIGKILL}
+    harness.supervisor.wait()
+    assert {process.exitcode for process in harness.processes} == {-signal.SIGKILL}
 
 
-def test_second_signal_in_the_same_turn_as_a_death_ends_everything_all_the_same(open_theatre: Open) -> None:
-    theatre = open_theatre().opened()
+def test_second_signal_in_the_same_turn_as_a_death_ends_everything_all_the_same(open_harness: Open) -> None:
+    harness = open_harness().opened()
     stop_signal()
-    theatre.until(lambda: theatre.supervisor.phase is Phase.GRACE)
+    harness.until(lambda: harness.supervisor.phase is Phase.GRACE)
     stop_signal()
-    for process in theatre.processes:
+    for process in harness.processes:
         process.kill()
-    for process in theatre.processes:
+    for process in harness.processes:
         process.join()
-    theatre.supervisor.wait()
-    assert len(theatre.starts) == 3
+    harness.supervisor.wait()
+    assert len(harness.starts) == 3
 
 
-def test_nothing_is_started_after_the_end(open_theatre: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_started_after_the_end(open_harness: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RESTART_PAUSE_S", NEVER_S)
-    theatre = open_theatre().opened()
-    theatre.kill(Role.WORKER)
-    theatre.until(lambda: bool(theatre.died))
-    theatre.supervisor.end()
-    assert theatre.supervisor._children._restarts == []
-    theatre.supervisor.wait()
-    assert len(theatre.starts) == 3
+    harness = open_harness().opened()
+    harness.kill(Role.WORKER)
+    harness.until(lambda: bool(harness.died))
+    harness.supervisor.end()
+    assert harness.supervisor._children._restarts == []
+    harness.supervisor.wait()
+    assert len(harness.starts) == 3
 
 
 def test_idle_supervisor_wakes_only_to_look_whether_its_children_answer(
-    open_theatre: Open, monkeypatch: pytest.MonkeyPatch
+    open_harness: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theatre = open_theatre().opened()
-    selector, limits = theatre.supervisor._selector, []
+    harness = open_harness().opened()
+    selector, limits = harness.supervisor._selector, []
     select = selector.select
 
     def noted(timeout: float | None) -> object:
@@ -653,80 +657,80 @@ def test_idle_supervisor_wakes_only_to_look_whether_its_children_answer(
         return select(0)
 
     monkeypatch.setattr(selector, "select", noted)
-    theatre.supervisor._turn()
+    harness.supervisor._turn()
     (limit,) = limits
     assert limit is not None
-    assert 0 < limit <= theatre.supervisor._liveness.every_s
+    assert 0 < limit <= harness.supervisor._liveness.every_s
 
 
-def let_looks_pass(theatre: Theatre, count: int, *but: Child) -> None:
+def let_looks_pass(harness: SupervisorHarness, count: int, *but: Child) -> None:
     """Have the supervisor look so many times whether its children answer, as if the time for it had come; all who can
     answer have the time to, but those."""
     for _ in range(count):
         asked_ns = time.monotonic_ns()
-        theatre.supervisor._look_at_s = time.monotonic()
-        theatre.supervisor._turn()
-        able = [c for c in theatre.supervisor._children.all() if c.role is Role.API_SERVER or c.ready]
+        harness.supervisor._look_at_s = time.monotonic()
+        harness.supervisor._turn()
+        able = [c for c in harness.supervisor._children.all() if c.role is Role.API_SERVER or c.ready]
         while any(
-            theatre.board.answered_ns(child.role is Role.WORKER, child.index) < asked_ns
+            harness.board.answered_ns(child.role is Role.WORKER, child.index) < asked_ns
             for child in able
             if child not in but
         ):
             time.sleep(0.001)  # between two looks at the condition
 
 
-def test_worker_that_does_not_answer_is_ended_and_another_started(open_theatre: Open) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.WORKER] = [theatre.goes_silent, theatre.loads]
-    theatre.opened()
-    theatre.until(lambda: all(child.ready for child in theatre.supervisor._children.of(Role.WORKER)))
-    let_looks_pass(theatre, 6, *theatre.supervisor._children.of(Role.WORKER))
-    theatre.until(lambda: len(theatre.started(Role.WORKER)) == 2)
-    assert [child.role for child in theatre.died] == [Role.WORKER]
+def test_worker_that_does_not_answer_is_ended_and_another_started(open_harness: Open) -> None:
+    harness = open_harness()
+    harness.acts[Role.WORKER] = [harness.goes_silent, harness.loads]
+    harness.opened()
+    harness.until(lambda: all(child.ready for child in harness.supervisor._children.of(Role.WORKER)))
+    let_looks_pass(harness, 6, *harness.supervisor._children.of(Role.WORKER))
+    harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
+    assert [child.role for child in harness.died] == [Role.WORKER]
 
 
-def test_api_server_that_is_stopped_is_ended_and_another_started(open_theatre: Open) -> None:
-    theatre = open_theatre().opened()
-    let_looks_pass(theatre, 1)
-    (stopped,) = [child for child in theatre.supervisor._children.of(Role.API_SERVER) if child.index == 1]
+def test_api_server_that_is_stopped_is_ended_and_another_started(open_harness: Open) -> None:
+    harness = open_harness().opened()
+    let_looks_pass(harness, 1)
+    (stopped,) = [child for child in harness.supervisor._children.of(Role.API_SERVER) if child.index == 1]
 
     def answered() -> bool:
-        theatre.supervisor._answered_ns(stopped)
+        harness.supervisor._answered_ns(stopped)
         return stopped.ready
 
-    theatre.until(answered)
+    harness.until(answered)
     assert stopped.process.pid is not None
     os.kill(stopped.process.pid, signal.SIGSTOP)
-    theatre.board.alive_ns[2 + 1] = 1  # what it may still have said before it stopped
-    let_looks_pass(theatre, 7, stopped)
-    theatre.until(lambda: len(theatre.started(Role.API_SERVER, 1)) == 2)
-    assert [(child.role, child.index) for child in theatre.died] == [(Role.API_SERVER, 1)]
+    harness.board.alive_ns[2 + 1] = 1  # what it may still have said before it stopped
+    let_looks_pass(harness, 7, stopped)
+    harness.until(lambda: len(harness.started(Role.API_SERVER, 1)) == 2)
+    assert [(child.role, child.index) for child in harness.died] == [(Role.API_SERVER, 1)]
 
 
 @pytest.mark.parametrize("role", Role)
 def test_child_that_serves_and_stops_before_it_ever_reports_or_answers_is_ended_too(
-    open_theatre: Open, role: Role
+    open_harness: Open, role: Role
 ) -> None:
-    theatre = open_theatre()
-    theatre.acts[role].insert(0, theatre.serves_and_stops)
-    theatre.supervisor.start_workers(1)
-    theatre.supervisor.start_api_servers(1)
-    (stopped,) = theatre.supervisor._children.of(role)
-    theatre.until(lambda: theatre.supervisor._serves(stopped))
-    let_looks_pass(theatre, 7, stopped)
-    theatre.until(lambda: len(theatre.started(role)) == 2)
-    assert [child.role for child in theatre.died] == [role]
+    harness = open_harness()
+    harness.acts[role].insert(0, harness.serves_and_stops)
+    harness.supervisor.start_workers(1)
+    harness.supervisor.start_api_servers(1)
+    (stopped,) = harness.supervisor._children.of(role)
+    harness.until(lambda: harness.supervisor._serves(stopped))
+    let_looks_pass(harness, 7, stopped)
+    harness.until(lambda: len(harness.started(role)) == 2)
+    assert [child.role for child in harness.died] == [role]
 
 
-def test_worker_that_loads_for_long_is_not_asked_and_not_ended(open_theatre: Open) -> None:
-    theatre = open_theatre()
-    theatre.acts[Role.WORKER] = [theatre.loads, theatre.does_not_end]
-    theatre.supervisor.start_workers(2)
-    let_looks_pass(theatre, 20)
-    assert theatre.died == []
+def test_worker_that_loads_for_long_is_not_asked_and_not_ended(open_harness: Open) -> None:
+    harness = open_harness()
+    harness.acts[Role.WORKER] = [harness.loads, harness.does_not_end]
+    harness.supervisor.start_workers(2)
+    let_looks_pass(harness, 20)
+    assert harness.died == []
 
 
-def test_model_whose_tickets_nobody_takes_gets_a_new_turn_to_read(open_theatre: Open) -> None:
-    theatre = open_theatre().opened()
-    theatre.report(ControlMessage.MODEL_STALLS, 0)
-    theatre.until(lambda: theatre.turns == [0])
+def test_model_whose_tickets_nobody_takes_gets_a_new_turn_to_read(open_harness: Open) -> None:
+    harness = open_harness().opened()
+    harness.report(ControlMessage.MODEL_STALLS, 0)
+    harness.until(lambda: harness.turns == [0])

@@ -14,9 +14,9 @@ async def test_large_request_is_run_a_batch_at_a_time_with_others_between() -> N
     rig = Rig(workers=1, max_batch_size=4)
     worker = rig.new_worker()
     large = rig.ask(*range(10))
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     small = [rig.ask(100.0 + i) for i in range(3)]
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert all(request.right for request in small)  # answered while the large one is half done
     assert large.ends == []
@@ -31,7 +31,7 @@ async def test_large_request_whose_client_left_is_dropped_between_two_batches_of
     rig = Rig(workers=1, max_batch_size=2)
     worker = rig.new_worker()
     large = rig.ask(*range(100))
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.cancel(large)
     rig.work(worker)
     assert len(worker.sessions[0].batches) == 1
@@ -59,13 +59,13 @@ async def test_large_request_of_a_dead_api_server_is_dropped_and_lets_the_fence_
     rig = Rig(workers=1, max_batch_size=2, api_servers=2)
     worker = rig.new_worker()
     rig.ask(*range(100))
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.board.epoch[0] += 1
     fence = Fence(rig.board, rig.transport.done[0].reader)
     await until(lambda: rig.board.markings_are_over(fence._since_ns))
     assert not fence.passed()
     rig.ask(1.0, api=1)
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     assert fence.passed()
     assert len(worker.sessions[0].batches) == 2
 
@@ -77,7 +77,7 @@ async def test_second_large_request_waits_for_the_first_and_small_ones_for_neith
     first, second = rig.ask(*range(6)), rig.ask(*range(10, 16))
     small = rig.ask(99.0)
     for _ in range(3):
-        worker.loops[0].turn(wait=False)
+        worker.loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert small.right
     rig.work(worker)
@@ -107,7 +107,7 @@ async def test_worker_that_dies_between_two_batches_of_a_large_request_costs_it_
     rig = Rig(max_batch_size=2)
     worker = rig.new_worker(0)
     large = rig.ask(*range(5))
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.worker_dies(worker)
     assert await rig.recover(worker) == [large]
     assert large.deaths == 0
@@ -133,11 +133,11 @@ async def test_two_models_share_nothing_but_the_process() -> None:
     rig = Rig(FIXED, FIXED)
     worker = rig.new_worker()
     first, second = rig.ask(1.0, lane=0), rig.ask(2.0, lane=1)
-    worker.loops[1].turn(wait=False)
+    worker.loops[1].step(wait=False)
     rig.dispatcher.receive()
     assert second.right
     assert first.ends == []
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert first.right
 

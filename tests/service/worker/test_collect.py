@@ -61,9 +61,9 @@ async def test_free_instance_gets_the_next_batch_while_another_runs_one() -> Non
     rig = Rig(DYNAMIC, workers=2)
     asked = [rig.ask(float(i), length=1 + i) for i in range(30)]
     first, second = rig.new_worker(0), rig.new_worker(1)
-    first.loops[0].turn()
+    first.loops[0].step()
     assert len(first.sessions[0].batches) == 1
-    second.loops[0].turn()
+    second.loops[0].step()
     assert len(second.sessions[0].batches) == 1
     rig.dispatcher.receive()
     assert [request.right for request in asked[:3]] == [True, True, False]  # the oldest first
@@ -78,7 +78,7 @@ async def test_full_batches_behind_a_small_one_are_not_hoarded() -> None:
     small = [rig.ask(1.0) for _ in range(3)]
     full = [rig.ask(*range(8)) for _ in range(6)]
     first, second = rig.new_worker(0), rig.new_worker(1)
-    first.loops[0].turn()
+    first.loops[0].step()
     rig.work(second)
     assert all(request.right for request in small + full)
     assert [len(batch) for batch in first.sessions[0].batches] == [3]
@@ -93,7 +93,7 @@ async def test_void_tickets_at_the_front_do_not_decide_what_the_batch_is() -> No
     assert gone.place is not None
     gone.place.void_attempt()
     worker = rig.new_worker()
-    worker.loops[0].turn()
+    worker.loops[0].step()
     rig.dispatcher.receive()
     assert good.right
     assert gone.ends == []
@@ -107,7 +107,7 @@ async def test_window_runs_from_the_first_requests_arrival(monkeypatch: pytest.M
     worker = rig.new_worker(window_s=0.05)
     waits: list[int] = []
     monkeypatch.setattr(worker.collectors[0]._reader, "wait_ns", waits.append)
-    worker.loops[0].turn()
+    worker.loops[0].step()
     assert waits == []
     rig.dispatcher.receive()
     assert request.right
@@ -126,7 +126,7 @@ async def test_only_the_instance_whose_turn_it_is_holds_a_batch_open() -> None:
         seen.append(second.collectors[0].next(8, wait=False))
 
     first.collectors[0]._reader.wait_ns = come_later  # type: ignore[method-assign]
-    first.loops[0].turn()
+    first.loops[0].step()
     assert set(seen) == {None}
     assert len(first.sessions[0].batches[0]) == 1 + len(seen) or len(first.sessions[0].batches[0]) == 8
 
@@ -137,7 +137,7 @@ async def test_full_batch_does_not_wait_for_the_window() -> None:
     for _ in range(4):
         rig.ask(1.0)
     worker = rig.new_worker(window_s=30.0)
-    worker.loops[0].turn()
+    worker.loops[0].step()
     assert worker.metrics.batches == [(4, 0, "full")]
 
 
@@ -147,7 +147,7 @@ async def test_window_closes_early_for_a_near_deadline() -> None:
     request = rig.ask(1.0, deadline_ns=time.monotonic_ns() + 20_000_000_000)
     worker = rig.new_worker(window_s=30.0)
     worker.loops[0]._times.add(9.95, 1)  # two of them before the deadline: in 0.1 s
-    worker.loops[0].turn()
+    worker.loops[0].step()
     rig.dispatcher.receive()
     assert request.right
 
@@ -158,7 +158,7 @@ async def test_request_given_up_within_the_window_takes_no_place() -> None:
     gone, good = rig.ask(1.0), rig.ask(2.0)
     worker = rig.new_worker(window_s=0.05)
     worker.collectors[0]._reader.wait_ns = lambda left_ns: rig.dispatcher.cancel(gone)  # type: ignore[method-assign]
-    worker.loops[0].turn()
+    worker.loops[0].step()
     rig.dispatcher.receive()
     assert good.right
     assert [len(batch) for batch in worker.sessions[0].batches] == [1]

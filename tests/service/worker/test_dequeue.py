@@ -5,7 +5,7 @@ import time
 from service.errors import DeadlinePassed
 from service.ipc.records import TICKET_STRUCT
 from service.ipc.slots.slot_state import State
-from service.worker.dequeue import Taker, Ticket
+from service.worker.dequeue import Ticket, TicketConsumer
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Asked, Rig
 
@@ -19,21 +19,21 @@ def read(rig: Rig) -> list[Ticket]:
 
 
 @on_loop
-async def test_marked_slots_carry_the_workers_serial_and_the_instance_is_busy_until_they_are_settled() -> (
+async def test_marked_slots_carry_the_workers_incarnation_and_the_instance_is_busy_until_they_are_settled() -> (
     None
 ):
     rig = Rig()
     rig.ask(1.0)
     worker = rig.new_worker()
-    taker = worker.takers[0]
-    (ticket,) = taker.mark(read(rig))
+    consumer = worker.consumers[0]
+    (ticket,) = consumer.mark(read(rig))
     assert rig.arena.state[ticket.slot] == State.TAKEN
-    assert rig.arena.worker[ticket.slot] == worker.serial
+    assert rig.arena.worker[ticket.slot] == worker.incarnation
     assert rig.board.busy_since_ns[0, 0] > 0
-    taker.rest()
+    consumer.rest()
     assert rig.board.busy_since_ns[0, 0] > 0
-    taker.settled(1)
-    taker.rest()
+    consumer.completed(1)
+    consumer.rest()
     assert rig.board.busy_since_ns[0, 0] == 0
 
 
@@ -41,17 +41,17 @@ async def test_marked_slots_carry_the_workers_serial_and_the_instance_is_busy_un
 async def test_marking_is_a_step_that_the_board_shows_and_that_ends() -> None:
     rig = Rig()
     rig.ask(1.0)
-    taker = rig.new_worker().takers[0]
+    consumer = rig.new_worker().consumers[0]
     seen: list[tuple[list[int], bool]] = []
-    mark = taker._mark
+    mark = consumer._mark
 
     def look(ticket: Ticket, now_ns: int, dropped: list[object]) -> bool:
         now_ns = time.monotonic_ns()
         seen.append((rig.board.hanging(now_ns), rig.board.marking_since_ns[0, 0] > 0))
         return mark(ticket, now_ns, dropped)  # type: ignore[arg-type]
 
-    taker._mark = look  # type: ignore[method-assign,assignment]
-    taker.mark(read(rig))
+    consumer._mark = look  # type: ignore[method-assign,assignment]
+    consumer.mark(read(rig))
     assert seen == [([0], True)]
     assert rig.board.marking_since_ns[0, 0] == 0
     assert rig.board.taken_ns[0, 0] > 0
@@ -63,9 +63,9 @@ async def test_marking_nothing_leaves_the_instance_idle() -> None:
     request = rig.ask(1.0)
     assert request.place is not None
     request.place.void_attempt()
-    taker = rig.new_worker().takers[0]
-    assert taker.mark(read(rig)) == []
-    taker.rest()
+    consumer = rig.new_worker().consumers[0]
+    assert consumer.mark(read(rig)) == []
+    consumer.rest()
     assert rig.board.all_busy_since_ns() == [0, 0]
     assert rig.board.hanging(time.monotonic_ns() + 1) == []
 
@@ -77,7 +77,7 @@ async def test_late_and_given_up_requests_are_dropped_and_freed() -> None:
     rig.dispatcher.cancel(gone)
     worker = rig.new_worker()
     tickets = read(rig)
-    marked = worker.takers[0].mark([tickets[0]._replace(deadline_ns=1), *tickets[1:]])
+    marked = worker.consumers[0].mark([tickets[0]._replace(deadline_ns=1), *tickets[1:]])
     assert [ticket.slot for ticket in marked] == [tickets[2].slot]
     rig.dispatcher.receive()
     assert isinstance(late.ends[0], DeadlinePassed)
@@ -104,8 +104,8 @@ async def test_tickets_of_a_model_that_was_unloaded_are_void_for_the_next_one_in
     request = rig.ask(1.0)
     shared = rig.new_worker().shared
     tickets = read(rig)
-    assert Taker(shared, 0, 1, 0).mark(tickets) == []
-    assert Taker(shared, 0, 0, 0).mark(tickets) == tickets
+    assert TicketConsumer(shared, 0, 1, 0).mark(tickets) == []
+    assert TicketConsumer(shared, 0, 0, 0).mark(tickets) == tickets
     assert request.ends == []
 
 
@@ -114,13 +114,13 @@ async def test_tickets_of_an_earlier_life_are_void_also_when_they_were_marked_be
     rig = Rig(workers=1)
     rig.ask(1.0)
     rig.ask(2.0)
-    taker = rig.new_worker().takers[0]
+    consumer = rig.new_worker().consumers[0]
     tickets = read(rig)
-    (marked,) = taker.mark(tickets[:1])
+    (marked,) = consumer.mark(tickets[:1])
     rig.board.epoch[0] += 1
-    assert taker.mark(tickets[1:]) == []
-    assert taker.still_wanted((marked,)) == []
-    taker.rest()
+    assert consumer.mark(tickets[1:]) == []
+    assert consumer.still_wanted((marked,)) == []
+    consumer.rest()
     assert rig.board.all_busy_since_ns() == [0]
 
 
@@ -132,9 +132,9 @@ async def test_ticket_is_somebodys_when_it_was_looked_at_before_it_was_made_void
     worker = rig.new_worker()
     place = request.place
     assert place is not None
-    taker = worker.takers[0]
+    consumer = worker.consumers[0]
     (ticket,) = read(rig)
-    assert taker.mark((ticket,)) == [ticket]
+    assert consumer.mark((ticket,)) == [ticket]
     place.void_attempt()
     worker.loops[0]._runner.run((ticket,), 0)
     rig.dispatcher.receive()

@@ -13,11 +13,11 @@ import pytest
 from service.backends import LoadError
 from service.backends.base import DeviceLost, NoRoom, SessionOptions
 from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, RETURNING, Dimensions
+from service.ipc.scoreboard import READY, RESTARTING, Dimensions
 from service.repository.index import read_repository
 from service.repository.model_version import versions_of
 from service.worker import model as module
-from service.worker.dequeue import Shared
+from service.worker.dequeue import WorkerMemory
 from service.worker.instance import Instance
 from service.worker.model import LoadedModel, WorkerParts
 from tests.service.engine_rig import FakeSession
@@ -53,7 +53,9 @@ class Rig:
         self.key = self.version.add_to(self.models)
         self.metrics = metrics_of(("linear", "1"))
         arenas = [arena.map().bytes for arena in transport.arenas]
-        shared = Shared(7, 1, arenas, self.board, self.models, [pipe.writer.fd for pipe in transport.done])
+        shared = WorkerMemory(
+            7, 1, arenas, self.board, self.models, [pipe.writer.fd for pipe in transport.done]
+        )
         self.worker = WorkerParts(device, transport, self.metrics, shared)
 
     def model(self) -> LoadedModel:
@@ -85,7 +87,7 @@ def test_every_instance_loads_in_a_thread_of_its_own_and_their_notes_are_told_on
         instances, loading = made.load(*sessions)
     assert len(instances) == len(set(loading.threads)) == 2
     assert threading.get_ident() not in loading.threads
-    assert made.board.remarks(1, 0) == ["TF32 is on", "plain runs"]
+    assert made.board.notes(1, 0) == ["TF32 is on", "plain runs"]
     assert [record.getMessage() for record in caplog.records] == [
         "model linear version 1 on cuda:0: TF32 is on",
         "model linear version 1 on cuda:0: plain runs",
@@ -144,21 +146,21 @@ def test_model_of_which_one_instance_cannot_load_is_not_served_and_the_others_ar
     assert instances == []
     assert len(loading.threads) == 2
     assert made.board.ready[1, 0] == 0
-    assert made.board.note(1, 0).startswith(note)
+    assert made.board.load_error(1, 0).startswith(note)
 
 
 def test_reason_of_an_earlier_failure_is_taken_back(rig: Callable[..., Rig]) -> None:
     made = rig("")
     made.load(LoadError("too little memory"))
     made.load(FakeSession())
-    assert made.board.note(1, 0) == ""
+    assert made.board.load_error(1, 0) == ""
 
 
 @pytest.mark.parametrize(
     ("before", "error", "ends"),
     [
-        (RETURNING, NoRoom("CUDA failure 2: out of memory"), True),
-        (RETURNING, LoadError("another file"), False),
+        (RESTARTING, NoRoom("CUDA failure 2: out of memory"), True),
+        (RESTARTING, LoadError("another file"), False),
         (
             0,
             NoRoom("CUDA failure 2: out of memory"),
@@ -184,7 +186,7 @@ def test_worker_without_room_for_a_model_that_the_one_before_had_ends_to_be_trie
     with pytest.raises(Ended) if ends else contextlib.nullcontext():
         made.load(error)
     assert ended == ([("cuda:0", ("linear", "1"), error)] if ends else [])
-    assert made.board.ready[1, 0] == (RETURNING if ends else 0)
+    assert made.board.ready[1, 0] == (RESTARTING if ends else 0)
 
 
 def test_memory_of_a_model_that_is_not_served_is_free_for_the_next(rig: Callable[..., Rig]) -> None:

@@ -13,7 +13,7 @@ from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import READY, Dimensions
 from service.server.model_control import ModelControl
 from service.worker import models as module
-from service.worker.dequeue import Shared
+from service.worker.dequeue import WorkerMemory
 from service.worker.model import WorkerParts
 from service.worker.models import WorkerModels
 from tests.service.engine_rig import FIXED, FakeSession
@@ -32,7 +32,7 @@ class Rig:
         self.control = ModelControl(self.transport, self.board, self.metrics)
         monkeypatch.setattr("service.worker.model.load_model", lambda *_: FakeSession())
         arenas = [arena.map().bytes for arena in self.transport.arenas]
-        shared = Shared(7, 1, arenas, self.board, self.control.table, [])
+        shared = WorkerMemory(7, 1, arenas, self.board, self.control.table, [])
         worker = WorkerParts(device, self.transport, self.metrics, shared)
         self.models = WorkerModels(worker, self.control.table, None, 1)
 
@@ -100,7 +100,7 @@ def test_a_model_for_whose_instances_there_is_no_room_is_told_and_can_be_unloade
     rig = Rig(monkeypatch, instances=2)
     key = rig.add("one", instances=3)
     rig.models.changed(0)
-    assert rig.board.note(1, 0).startswith("it wants 3 instances, and the worker has room for 2 more")
+    assert rig.board.load_error(1, 0).startswith("it wants 3 instances, and the worker has room for 2 more")
     rig.unload(key)
     until(lambda: rig.lets_go(key))
     assert sorted(rig.models._free) == [0, 1]

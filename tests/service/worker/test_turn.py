@@ -1,12 +1,12 @@
 """Whose turn it is: one reader's always; of several, that of the one who has the valid packet."""
 
-from service.ipc.scoreboard import Board, Dimensions, MappedBoard
+from service.ipc.scoreboard import Dimensions, MappedScoreboard, Scoreboard
 from service.ipc.ticket_queue import TicketQueue
 from service.worker.turn import SharedTurn, SoleTurn, turn_of
 
 
-def board() -> MappedBoard:
-    return Board(Dimensions(1, 1, 1, 1)).map()
+def board() -> MappedScoreboard:
+    return Scoreboard(Dimensions(1, 1, 1, 1)).map()
 
 
 def queue_of_two() -> TicketQueue:

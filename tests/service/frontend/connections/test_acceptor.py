@@ -15,7 +15,7 @@ from service.frontend.connections import acceptor as module
 from service.frontend.connections.acceptor import CROWDED, FAILED, Acceptor
 from service.frontend.connections.descriptors import Room
 from service.frontend.connections.shares import Shares
-from service.ipc.scoreboard import Board, Dimensions
+from service.ipc.scoreboard import Dimensions, Scoreboard
 
 LONG_S = 30.0
 HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -43,7 +43,7 @@ class Door:
     """The acceptor of API server 0 of two, and what it did."""
 
     def __init__(self, listener: socket.socket, room: Room) -> None:
-        board = Board(Dimensions(api_servers=2, workers=1, models=1, instances=1))
+        board = Scoreboard(Dimensions(api_servers=2, workers=1, models=1, instances=1))
         self.mine, self.other = Shares(board.map(), 0), Shares(board.map(), 1)
         self.address = listener.getsockname()
         self.refused: list[str] = []

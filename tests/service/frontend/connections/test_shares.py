@@ -6,12 +6,12 @@ import pytest
 
 from service.frontend.connections import shares as module
 from service.frontend.connections.shares import SLACK, Shares
-from service.ipc.scoreboard import Board, Dimensions
+from service.ipc.scoreboard import Dimensions, Scoreboard
 
 
 def shares_of(count: int) -> list[Shares]:
     """All API servers, each with its own view of one board; all take connections."""
-    board = Board(Dimensions(api_servers=count, workers=1, models=1, instances=1))
+    board = Scoreboard(Dimensions(api_servers=count, workers=1, models=1, instances=1))
     made = [Shares(board.map(), index) for index in range(count)]
     for one in made:
         one.begin()

@@ -207,7 +207,7 @@ class House:
                 return
             await asyncio.sleep(0)
             self.rig.dispatcher.flush()
-            self.worker.loops[0].turn(wait=False)
+            self.worker.loops[0].step(wait=False)
             self.rig.dispatcher.receive()
 
     async def rest(self) -> None:

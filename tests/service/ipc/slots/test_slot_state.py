@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import service.ipc.scoreboard as board_module
-import service.worker.dequeue as take_module
 from service.engine.recovery import LostTickets, retry_held
 from service.errors import DeadlinePassed, ModelCrashed, QueueFull
 from service.ipc.slots.arena import HEADER
 from service.ipc.slots.slot_pool import Place
 from service.ipc.slots.slot_state import MOVES, SETTLED, Side, State, may_move
-from service.worker.dequeue import Taker
+from service.worker import dequeue
+from service.worker.dequeue import TicketConsumer
 from tests.service.engine_rig import DYNAMIC, Asked, Dead, Rig
 
 
@@ -48,12 +48,12 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
         return result
 
     set_state, begin_attempt = Place.set_state, Place.begin_attempt
-    mark, settle = Taker._mark, take_module.settle
+    mark, complete = TicketConsumer._mark, dequeue.complete
 
-    def noted_settle(shared: Any, tickets: Any, *args: Any, **keys: Any) -> None:
+    def noted_complete(shared: Any, tickets: Any, *args: Any, **keys: Any) -> None:
         befores = [State(shared.arenas[t.api][t.slot * HEADER.itemsize]) for t in tickets]
         try:
-            settle(shared, tickets, *args, **keys)
+            complete(shared, tickets, *args, **keys)
         finally:
             for before, t in zip(befores, tickets, strict=True):
                 made.add((Side.WORKER, before, State(shared.arenas[t.api][t.slot * HEADER.itemsize])))
@@ -67,16 +67,16 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
 
         note(Side.API_SERVER, place._memory, place.slot, begin)
 
-    def noted_mark(taker: Taker, ticket: Any, *args: Any) -> bool:
-        memory = taker._shared.arenas[ticket.api]
-        result: bool = note(Side.WORKER, memory, ticket.slot, lambda: mark(taker, ticket, *args))
+    def noted_mark(consumer: TicketConsumer, ticket: Any, *args: Any) -> bool:
+        memory = consumer._shared.arenas[ticket.api]
+        result: bool = note(Side.WORKER, memory, ticket.slot, lambda: mark(consumer, ticket, *args))
         return result
 
     monkeypatch.setattr(Place, "set_state", noted_set_state)
     monkeypatch.setattr(Place, "begin_attempt", noted_begin)
-    monkeypatch.setattr(Taker, "_mark", noted_mark)
-    for module in ("service.worker.dequeue.settle", "service.worker.batches.batch_runner.settle"):
-        monkeypatch.setattr(module, noted_settle)
+    monkeypatch.setattr(TicketConsumer, "_mark", noted_mark)
+    for module in ("service.worker.dequeue.complete", "service.worker.batches.batch_runner.complete"):
+        monkeypatch.setattr(module, noted_complete)
     return made
 
 
@@ -133,12 +133,12 @@ class RandomLife:
         self.countdown = self.random.randrange(1, 12) if mortal and self.random.random() < 0.4 else -1
         worker = self.workers[index]
         try:
-            worker.loops[0].turn(wait=False)
+            worker.loops[0].step(wait=False)
         except Dead:
             self.rig.worker_dies(worker)
             for dispatcher in self.rig.dispatchers:
                 self.searches.append(LostTickets(dispatcher))
-                retry_held(dispatcher, worker.serial)
+                retry_held(dispatcher, worker.incarnation)
             self.workers[index] = self.new_worker(index)
 
     def look(self) -> None:
@@ -193,23 +193,23 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
     moves: set[tuple[Side, State, State]], monkeypatch: pytest.MonkeyPatch, first_seed: int
 ) -> None:
     life: list[RandomLife] = []
-    real_tell, real_mark = take_module.tell, Taker._mark
+    real_send, real_mark = dequeue.send_done, TicketConsumer._mark
 
-    def tell(*args: Any, **keys: Any) -> None:
+    def send(*args: Any, **keys: Any) -> None:
         life[-1].tick()
-        real_tell(*args, **keys)
+        real_send(*args, **keys)
         life[-1].tick()
 
-    def mark(taker: Taker, *args: Any) -> bool:
+    def mark(consumer: TicketConsumer, *args: Any) -> bool:
         life[-1].tick()
-        result = real_mark(taker, *args)
+        result = real_mark(consumer, *args)
         life[-1].tick()
         return result
 
     # One thread plays everybody: what one has written, all others see.
     monkeypatch.setattr(board_module, "SETTLE_NS", 0)
-    monkeypatch.setattr(take_module, "tell", tell)
-    monkeypatch.setattr(Taker, "_mark", mark)
+    monkeypatch.setattr(dequeue, "send_done", send)
+    monkeypatch.setattr(TicketConsumer, "_mark", mark)
 
     async def run(seed: int) -> None:
         life.append(RandomLife(seed))

@@ -13,7 +13,7 @@ async def test_rows_are_padded_up_to_the_bucket_with_a_row_that_the_model_takes(
     rig = Rig()
     worker = rig.new_worker(buckets=(4, 8))
     asked = [rig.ask(1.0, 2.0), rig.ask(3.0)]
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert all(request.right for request in asked)
     assert worker.sessions[0].batches[0][:, 0].tolist() == [1, 2, 3, 3]
@@ -41,8 +41,8 @@ async def test_only_the_guilty_request_fails(caplog: pytest.LogCaptureFixture) -
 
     worker = rig.new_worker(on_run=fail)
     asked = [rig.ask(float(i)) for i in range(32)]
-    worker.loops[0].turn(wait=False)
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.receive()
     for i, request in enumerate(asked):
         if i == 13:
@@ -67,7 +67,7 @@ async def test_text_of_an_error_is_cut_to_the_room_that_every_place_has() -> Non
     other = rig.ask(7.0)
     request = rig.ask(1.0)
     worker = rig.new_worker(on_run=fail)
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     worker.sessions[0].on_run = lambda x: None
     rig.dispatcher.receive()
     (error,) = request.ends
@@ -88,7 +88,7 @@ async def test_text_of_an_error_is_cut_to_the_room_that_every_place_has() -> Non
 async def test_output_that_is_not_what_the_signature_says_fails_the_request(wrong: np.ndarray) -> None:
     rig = Rig()
     request = rig.ask(1.0)
-    rig.new_worker(on_run=lambda x: wrong).loops[0].turn(wait=False)
+    rig.new_worker(on_run=lambda x: wrong).loops[0].step(wait=False)
     rig.dispatcher.receive()
     (error,) = request.ends
     assert isinstance(error, ModelFailed)
@@ -100,7 +100,7 @@ async def test_dynamic_outputs_have_each_requests_own_shape() -> None:
     rig = Rig(DYNAMIC)
     asked = [rig.ask(1.0, 2.0, length=5), rig.ask(3.0, length=5)]
     worker = rig.new_worker()
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     rig.dispatcher.receive()
     assert all(request.right for request in asked)
     assert len(worker.sessions[0].batches) == 1
@@ -112,6 +112,6 @@ async def test_a_run_is_marked_on_the_board_while_it_lasts() -> None:
     seen: list[int] = []
     worker = rig.new_worker(on_run=lambda x: seen.append(rig.board.step_since_ns[0, 0]))
     rig.ask(1.0)
-    worker.loops[0].turn(wait=False)
+    worker.loops[0].step(wait=False)
     assert seen[0] > 0
     assert rig.board.step_since_ns[0, 0] == 0

@@ -8,7 +8,7 @@ import pytest
 from service.backends.base import DeviceLost, OutOfMemory
 from service.errors import ModelFailed
 from service.worker.batches.oom_backoff import FIRST_WAIT_S
-from service.worker.model import ModelCeiling
+from service.worker.model import ModelBatchLimit
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, Rig, RigWorker
 
@@ -274,7 +274,7 @@ async def test_lost_device_settles_nothing_and_ends_the_loop() -> None:
 @on_loop
 async def test_the_board_shows_the_lowest_ceiling_of_a_models_instances() -> None:
     board = Rig().board
-    ceiling = ModelCeiling(board, worker=1, row=0, max_batch_size=8)
+    ceiling = ModelBatchLimit(board, worker=1, row=0, max_batch_size=8)
     shown = []
     for instance, rows in ((0, 4), (1, 2), (1, 8), (0, 8)):
         ceiling.moved(instance, rows)
