@@ -1,8 +1,8 @@
 """The parts of one API server, put together in its own process on its event loop.
 
-    the short way   FastProtocol -> frontend/http1/exchange.py ─┐
-                                                 ├─> engine/dispatcher.py -> queues -> workers
-    the long way    frontend/asgi.py -> protocols/predict.py -> engine/client.py ─┘
+    fast path   frontend/http1/connection.py -> http1/exchange.py ─┐
+                                                            ├─> inference/request.py -> engine/dispatcher.py -> queues
+    ASGI path   frontend/asgi.py -> asgi_exchange.py ───────┘
 
 Also listens to the parent: what died, when to stop.
 """
@@ -16,22 +16,24 @@ from dataclasses import dataclass
 from service.codecs import BodyType
 from service.engine import recovery
 from service.engine.admission import Bounds
-from service.engine.client import DispatchEngine, served_models
 from service.engine.codec_process.client import CodecProcess
 from service.engine.dispatcher import Dispatcher
-from service.engine.interface import NOTHING_BROKEN
 from service.engine.request import Lane
-from service.frontend.asgi import PREDICT_PATHS, Front
+from service.engine.served import NOTHING_BROKEN
+from service.engine.status import BoardStatus, served_models
+from service.frontend.asgi import PREDICT_PATHS, AsgiApp
 from service.frontend.connections.shares import Shares
 from service.frontend.http1.answer_lines import AnswerLines
-from service.frontend.http1.exchange import RequestIds, Shop
-from service.frontend.http1.head_cache import Limits, Route
-from service.frontend.http1.head_reader import HeadReader
-from service.frontend.http1.throttle import Pace
+from service.frontend.http1.exchange import Http1Context
+from service.frontend.http1.head_cache import Route
+from service.frontend.http1.throttle import RefusalThrottle
 from service.frontend.http1.unread import Unread
-from service.frontend.receiving import Receiving
-from service.inference.access_log import log_access
-from service.inference.context import PROTOCOL_OF
+from service.inference.access_log import log_access, open_access_log
+from service.inference.body_budget import BodyBudget
+from service.inference.observers import Observers, RequestMetrics
+from service.inference.partial_body import PartialBodies
+from service.inference.plan import BodyLimit, RequestPlan
+from service.inference.server_context import ServerContext
 from service.ipc.control import MESSAGE, Word
 from service.ipc.resources import Transport
 from service.ipc.slots.tensor_layout import Layout
@@ -39,7 +41,7 @@ from service.ipc.ticket_queue import TicketWriter
 from service.metrics.exporter import ExporterPlan
 from service.metrics.recorder import Metrics
 from service.metrics.scrapes import Scrapes
-from service.protocols.predict import only_model
+from service.protocols.predict import PREDICT, Plans, PredictCalls, only_model
 from service.repository.index import ModelEntry
 from service.settings import ServeSettings
 
@@ -56,12 +58,12 @@ class ServedDevices:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """What an API server's process holds. front: the long way; shop: the short way; shares: who has how many
+    """What an API server's process holds. app: the ASGI path; http: the fast path; shares: who has how many
     connections."""
 
     dispatcher: Dispatcher
-    front: Front
-    shop: Shop
+    app: AsgiApp
+    http: Http1Context
     shares: Shares
     metrics: Metrics
 
@@ -101,7 +103,7 @@ def make_api_server(
     devices: ServedDevices,
     broken: Mapping[str, str] = NOTHING_BROKEN,
 ) -> ApiServer:
-    """Put an API server together; called in its process, on its event loop. broken: see engine.Engine."""
+    """Put an API server together; called in its process, on its event loop. broken: see engine/served.py."""
     board = transport.board.map()
     lanes = make_lanes(entries, settings, workers=transport.dimensions.workers)
     writers = [TicketWriter(queue) for queue in transport.queues]
@@ -123,14 +125,26 @@ def make_api_server(
         report_hang,
         report_stall,
     )
-    buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
     memory = transport.arenas[index].memory
     codecs = CodecProcess(
-        dispatcher, memory.handle.fd, memory.nbytes, settings.log_level, settings.run_limit_s
+        dispatcher,
+        list(PREDICT.values()),
+        memory.handle.fd,
+        memory.nbytes,
+        settings.log_level,
+        settings.run_limit_s,
     )
-    engine = DispatchEngine(dispatcher, codecs, served_models(entries), devices.of_workers, buckets, broken)
-
-    routes = make_routes(lanes, entries, settings.default_model, metrics, broken)
+    buckets = [entry.config.batch_buckets for entry in entries for _ in entry.artifacts]
+    status = BoardStatus(dispatcher, served_models(entries), devices.of_workers, buckets, broken)
+    unread = Unread(settings.receive_bytes)
+    bodies = PartialBodies(BodyBudget(settings.receive_bytes), dispatcher)
+    arena_bytes = dispatcher.arena.data_bytes
+    dispatcher.make_room = lambda nbytes: bodies.make_room() or unread.free_place(nbytes, arena_bytes)
+    if settings.access_log:
+        open_access_log()
+    observers = Observers(metrics, *([log_access] if settings.access_log else []))
+    server = ServerContext(dispatcher, codecs, bodies, observers, settings.request_timeout_s)
+    plans = make_plans(lanes, settings, metrics)
     scrapes = Scrapes(
         ExporterPlan(
             metrics.store.memory,
@@ -143,26 +157,10 @@ def make_api_server(
             settings.log_level,
         )
     )
-    front = Front(engine, settings, metrics, scrapes)
-    unread = Unread(settings.receive_bytes)
-    receiving = Receiving(front.bodies, dispatcher)
-    arena_bytes = dispatcher.arena.data_bytes
-    dispatcher.make_room = lambda nbytes: receiving.make_room() or unread.free_place(nbytes, arena_bytes)
-    shop = Shop(
-        routes={route.target: route for route in routes},
-        dispatcher=dispatcher,
-        codecs=codecs,
-        metrics=metrics,
-        receiving=receiving,
-        log_access=log_access if settings.access_log else None,
-        heads=HeadReader(routes, Limits(settings.max_body_bytes, settings.max_json_bytes)),
-        ids=RequestIds(),
-        pace=Pace(),
-        unread=unread,
-        lines=AnswerLines(),
-        request_timeout_s=settings.request_timeout_s,
-    )
-    return ApiServer(dispatcher, front, shop, Shares(board, index), metrics)
+    app = AsgiApp(status, server, PredictCalls(status, plans, settings.default_model), settings, scrapes)
+    routes = make_routes(entries, plans, settings.default_model, broken)
+    http = Http1Context(server, routes, RefusalThrottle(), unread, AnswerLines())
+    return ApiServer(dispatcher, app, http, Shares(board, index), metrics)
 
 
 def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: int) -> list[Lane]:
@@ -186,32 +184,45 @@ def make_lanes(entries: Sequence[ModelEntry], settings: ServeSettings, workers: 
     return lanes
 
 
+def make_plans(lanes: Sequence[Lane], settings: ServeSettings, metrics: RequestMetrics) -> Plans:
+    """What becomes of requests to each model version, by the types of their bodies."""
+    body = BodyLimit(settings.max_body_bytes, "--max-body-bytes")
+    json = BodyLimit(settings.max_json_bytes, "--max-json-bytes")
+    limits = dict.fromkeys(BodyType, body)
+    limits[BodyType.JSON] = min(body, json, key=lambda limit: limit.nbytes)
+    return {
+        (lane.model, lane.version): {
+            kind: RequestPlan(
+                lane,
+                protocol,
+                protocol,
+                metrics.answered_counter(protocol.name, lane.model, lane.version),
+                limits[kind],
+            )
+            for kind, protocol in PREDICT.items()
+        }
+        for lane in lanes
+    }
+
+
 def make_routes(
-    lanes: Sequence[Lane],
-    entries: Sequence[ModelEntry],
-    default_model: str | None,
-    metrics: Metrics,
-    broken: Iterable[str] = (),
+    entries: Sequence[ModelEntry], plans: Plans, default_model: str | None, broken: Iterable[str] = ()
 ) -> list[Route]:
-    """The targets of the short way: each version, by path or query; each model's default version; the default model."""
-    by_version = {(lane.model, lane.version): lane for lane in lanes}
+    """The targets of the fast path: each version, by path or query; each model's default version; the default model."""
     if default_model is None and len(entries) == 1 and only_model([entries[0].name], broken):
         default_model = entries[0].name
     routes = []
     for entry in entries:
-        default = by_version[entry.name, entry.default_version]
         paths = [(f"/predict/{entry.name}", PREDICT_PATHS[1])]
         if entry.name == default_model:
             paths.append(("/predict", PREDICT_PATHS[0]))
-        targets = [(path, "", pattern, default) for path, pattern in paths]
+        targets = [(path, "", pattern, entry.default_version) for path, pattern in paths]
         for artifact in entry.artifacts:
-            lane = by_version[entry.name, artifact.version]
-            targets.append((f"/predict/{entry.name}/versions/{artifact.version}", "", PREDICT_PATHS[2], lane))
-            targets += [(path, f"?version={artifact.version}", pattern, lane) for path, pattern in paths]
-        for path, query, pattern, lane in targets:
-            counters = {
-                kind: metrics.answered_counter(PROTOCOL_OF[kind], lane.model, lane.version)
-                for kind in BodyType
-            }
-            routes.append(Route(path, query, pattern, lane, lane.layout.signature, counters))
+            version = artifact.version
+            targets.append((f"/predict/{entry.name}/versions/{version}", "", PREDICT_PATHS[2], version))
+            targets += [(path, f"?version={version}", pattern, version) for path, pattern in paths]
+        routes += [
+            Route(path, query, pattern, plans[entry.name, version])
+            for path, query, pattern, version in targets
+        ]
     return routes

@@ -2,7 +2,7 @@
 
     FoldServer(LitServer).run      our transport, supervised by supervisor.py
       workers (spawned)            LitServe's inference_worker -> WorkerLoop -> worker/main.py
-      API servers (forked)         LitServe's app and uvicorn -> FastProtocol, or FrontMiddleware -> frontend/asgi.py
+      API servers (forked)         LitServe's app and uvicorn -> FastProtocol, or AppMiddleware -> frontend/asgi.py
 
 Seams of LitServe 0.2.19 and uvicorn 0.54 that are used, and held by tests/service/server/test_litserve_adapter.py:
 LitServer.{app, devices, lifespan, launch_single_inference_worker, _get_request_queue, _transport,
@@ -31,8 +31,7 @@ from litserve import LitAPI, LitServer
 from litserve.loops.base import LitLoop
 from litserve.server import _Server
 
-from service.frontend.asgi import Scope, Send
-from service.frontend.body import Receive
+from service.frontend.asgi_channel import Receive, Scope, Send
 from service.frontend.connections import descriptors
 from service.frontend.connections.acceptor import Acceptor
 from service.frontend.http1.connection import FastProtocol
@@ -94,8 +93,8 @@ class WorkerLoop(LitLoop):  # type: ignore[misc]
         serve(request_queue, device, transport, lit_api.plan)
 
 
-class FrontMiddleware:
-    """The outermost ASGI layer: requests go to our front, uvicorn's lifespan messages to LitServe's app."""
+class AppMiddleware:
+    """The outermost ASGI layer: requests go to our application, uvicorn's lifespan messages to LitServe's app."""
 
     def __init__(self, app: Any, server: "FoldServer") -> None:
         self._app = app
@@ -103,7 +102,7 @@ class FrontMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
-        await (self._app if scope["type"] == "lifespan" else self._server.api_server.front)(
+        await (self._app if scope["type"] == "lifespan" else self._server.api_server.app)(
             scope, receive, send
         )
 
@@ -200,7 +199,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self._sockets: list[socket.socket] = []
         self.supervisor: Supervisor | None = None
         self.api_server: ApiServer  # in an API server, from its lifespan on
-        self.app.add_middleware(FrontMiddleware, server=self)  # last added is outermost
+        self.app.add_middleware(AppMiddleware, server=self)  # last added is outermost
 
     def run(
         self,
@@ -256,7 +255,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         """Around the serving of one API server, in its own process."""
         assert self._launch is not None
         self.api_server = self._make_api_server(self._launch.index)
-        FastProtocol.shop = self.api_server.shop
+        FastProtocol.http = self.api_server.http
         self.api_server.listen(self._launch.lifeline.fd, self._stop.set)
         freeze_garbage()
         yield

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from service.backends.base import SessionOptions, usable_cores
 from service.backends.devices import Devices, choose_devices
-from service.engine.interface import NOTHING_BROKEN
+from service.engine.served import NOTHING_BROKEN
 from service.errors import ConfigError
 from service.frontend.connections import descriptors
 from service.frontend.connections.addresses import bind, urls

@@ -132,8 +132,10 @@ class Rig:
         max_bytes: int = 1 << 20,
         max_batch_size: int = 8,
         timeout_s: float = 60.0,
+        names: Sequence[tuple[str, str]] = (),
     ) -> None:
         signatures = signatures or (FIXED,)
+        names = names or [(f"m{index}", "1") for index in range(len(signatures))]
         models = len(signatures)
         self.transport = Transport(
             Dimensions(api_servers, workers, models, instances=models),
@@ -144,8 +146,8 @@ class Rig:
         self.lanes = [
             Lane(
                 index=index,
-                model=f"m{index}",
-                version="1",
+                model=names[index][0],
+                version=names[index][1],
                 layout=Layout(signature),
                 bounds=Bounds(max_rows, max_bytes),
                 timeout_s=timeout_s,
@@ -219,6 +221,7 @@ class Rig:
         buckets: Sequence[int] = (),
         window_s: float = 0.0,
         pinned: bool = False,
+        sessions: Sequence[Any] = (),
     ) -> RigWorker:
         """A worker process as it is after loading."""
         self.serials += 1
@@ -230,9 +233,10 @@ class Rig:
             [pipe.writer.fd for pipe in self.transport.done],
         )
         metrics, retried, ceilings = NoMetrics(), [], []
-        sessions, takers, collectors, loops = [], [], [], []
+        sessions = sessions or [FakeSession(on_run, pinned=pinned) for _ in self.lanes]
+        takers, collectors, loops = [], [], []
         for lane in self.lanes:
-            session = FakeSession(on_run, pinned=pinned)
+            session = sessions[lane.index]
             queue = self.transport.queues[lane.index]
             taker = Taker(shared, lane.index, lane.index)
             times = BatchTimes(self.board, index, lane.index)
@@ -255,7 +259,6 @@ class Rig:
                 retried.append,
                 ceilings.append,
             )
-            sessions.append(session)
             takers.append(taker)
             collectors.append(collector)
             loops.append(
@@ -263,7 +266,7 @@ class Rig:
             )
             self.board.ready[index, lane.index] = 1
         return RigWorker(
-            index, self.serials, shared, sessions, takers, collectors, loops, metrics, retried, ceilings
+            index, self.serials, shared, list(sessions), takers, collectors, loops, metrics, retried, ceilings
         )
 
     def ask(

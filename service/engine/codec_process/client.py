@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from service.codecs import BodyType, TensorHeaders
+from service.codecs.protocol import InferenceProtocol, Options, Served
 from service.engine.codec_process import helper, orders
-from service.engine.codec_process.orders import CodecLane, CodecPlan, Sized, Word
+from service.engine.codec_process.orders import CodecPlan, Sized, Word
 from service.engine.dispatcher import Dispatcher
 from service.engine.request import Room, Ticketed
 from service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
@@ -100,18 +100,29 @@ class CodecProcess:
 
     Args:
         dispatcher: gives places.
+        protocols: what it parses and renders.
         arena_fd, arena_bytes: the arena's memory, as the process maps it.
         work_limit_s: how long the process may work on a job beyond what its size may need, however much time the
             request has; then it hangs.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, arena_fd: int, arena_bytes: int, log_level: str, work_limit_s: float
+        self,
+        dispatcher: Dispatcher,
+        protocols: Sequence[InferenceProtocol],
+        arena_fd: int,
+        arena_bytes: int,
+        log_level: str,
+        work_limit_s: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._arena_fd = arena_fd
-        lanes = tuple(CodecLane(lane.model, lane.version, lane.layout.signature) for lane in dispatcher.lanes)
-        self._plan = CodecPlan(lanes, arena_bytes, log_level)
+        self._plan = CodecPlan(
+            tuple(Served(lane.model, lane.version, lane.layout.signature) for lane in dispatcher.lanes),
+            {protocol.name: protocol for protocol in protocols},
+            arena_bytes,
+            log_level,
+        )
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, int, Job]] = []
         self._numbers = itertools.count()
@@ -130,12 +141,12 @@ class CodecProcess:
 
     # -- jobs
 
-    def decode(
+    def parse(
         self,
         request: Ticketed,
-        kind: BodyType,
+        protocol: InferenceProtocol,
         nbytes: int,
-        headers: TensorHeaders | None,
+        options: Options,
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
@@ -159,22 +170,25 @@ class CodecProcess:
         def output_bytes(sized: Sized) -> int:
             return dispatcher.output_room(lane, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.decode_order(lane.index, kind, place.input_at, nbytes, headers)
+        order = orders.parse_order(lane.index, protocol.name, place.input_at, nbytes, options)
         return self._add(Job(self, request, order, output_bytes, deadline_ns, then), nbytes)
 
-    def encode(
+    def render(
         self,
         request: Ticketed,
+        protocol: InferenceProtocol,
         names: Sequence[str],
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
-        """Make the JSON answer of these outputs: it fills the input bytes of the request's place when `then` is called
+        """Make the answer of these outputs: it fills the input bytes of the request's place when `then` is called
         without an error. Until then the request has no place."""
         place = request.place
         assert place is not None
         nbytes = len(place.outputs)
-        order = orders.encode_order(request.lane.index, request.rows, place.output_at, nbytes, names)
+        order = orders.render_order(
+            request.lane.index, protocol.name, request.rows, place.output_at, nbytes, names
+        )
         return self._add(Job(self, request, order, lambda sized: 0, deadline_ns, then), nbytes)
 
     def _add(self, job: Job, nbytes: int) -> Job:

@@ -3,15 +3,14 @@
 Nothing that comes from the process, which reads what strangers send, is unpickled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 import orjson
 
-from service.artifact.signature import Signature
-from service.codecs import BodyType, TensorHeaders
+from service.codecs.protocol import InferenceProtocol, Options, Served
 from service.errors import (
     BadJson,
     BadRequest,
@@ -34,8 +33,8 @@ _ERRORS: Final = {
 class Word(StrEnum):
     """Kinds of messages."""
 
-    DECODE = "decode"
-    ENCODE = "encode"
+    PARSE = "parse"
+    RENDER = "render"
     PUT = "put"
     DROP = "drop"
     SIZED = "sized"
@@ -46,19 +45,15 @@ class Word(StrEnum):
 
 
 @dataclass(frozen=True)
-class CodecLane:
-    """What decoding and encoding need of a lane."""
-
-    model: str
-    version: str
-    signature: Signature
-
-
-@dataclass(frozen=True)
 class CodecPlan:
-    """What the process is given when it starts. arena_bytes: of the whole arena, headers included."""
+    """What the process is given when it starts.
 
-    lanes: tuple[CodecLane, ...]
+    lanes: the models, by the numbers of their lanes. protocols: by their names. arena_bytes: of the whole arena,
+    headers included.
+    """
+
+    lanes: tuple[Served, ...]
+    protocols: Mapping[str, InferenceProtocol]
     arena_bytes: int
     log_level: str
 
@@ -83,15 +78,14 @@ def unpack(packet: bytes) -> tuple[str, list[Any]]:
     return word, values
 
 
-def decode_order(lane: int, kind: BodyType, at: int, nbytes: int, headers: TensorHeaders | None) -> bytes:
-    """Decode the body of this length that lies there in the arena."""
-    tensor = None if headers is None else (headers.name, headers.datatype, headers.shape)
-    return pack(Word.DECODE, lane, kind.value, at, nbytes, tensor)
+def parse_order(lane: int, protocol: str, at: int, nbytes: int, options: Options) -> bytes:
+    """Parse the body of this length that lies there in the arena."""
+    return pack(Word.PARSE, lane, protocol, at, nbytes, list(options))
 
 
-def encode_order(lane: int, rows: int, at: int, nbytes: int, names: Sequence[str]) -> bytes:
-    """Encode these of the outputs that lie there in the arena as JSON."""
-    return pack(Word.ENCODE, lane, rows, at, nbytes, list(names))
+def render_order(lane: int, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]) -> bytes:
+    """Render the answer with these of the outputs that lie there in the arena."""
+    return pack(Word.RENDER, lane, protocol, rows, at, nbytes, list(names))
 
 
 def refusal(error: ServiceError) -> bytes:

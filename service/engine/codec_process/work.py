@@ -1,14 +1,14 @@
-"""Decoding and encoding over an arena: what lies in one place of it becomes what will lie in another.
+"""Parsing and rendering over an arena: what lies in one place of it becomes what will lie in another.
 
 Pure but for the memory: no processes, no messages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.codecs import BodyType, TensorHeaders, decode, json_codec
-from service.engine.codec_process.orders import CodecLane, Sized
+from service.codecs.protocol import InferenceProtocol, Options, Served
+from service.engine.codec_process.orders import Sized
 from service.ipc.slots.tensor_layout import Layout
 
 
@@ -29,16 +29,19 @@ class Made:
 class Bench:
     """Works for the lanes of one API server, over its arena."""
 
-    def __init__(self, lanes: Sequence[CodecLane], memory: memoryview) -> None:
+    def __init__(
+        self, lanes: Sequence[Served], protocols: Mapping[str, InferenceProtocol], memory: memoryview
+    ) -> None:
         self._lanes = lanes
-        self._layouts = [Layout(lane.signature) for lane in lanes]
+        self._layouts = [Layout(served.signature) for served in lanes]
+        self._protocols = protocols
         self.memory = memory
 
-    def decode(self, lane: int, kind: BodyType, at: int, nbytes: int, headers: TensorHeaders | None) -> Made:
-        """The inputs in a body, as they lie in a place. Raises: what codecs.decode and check_inputs raise."""
+    def parse(self, lane: int, protocol: str, at: int, nbytes: int, options: Options) -> Made:
+        """The inputs in a body, as they lie in a place. Raises: what parsing and check_inputs raise."""
         layout = self._layouts[lane]
         signature = layout.signature
-        inputs = decode(kind, self.memory[at : at + nbytes], signature, headers)
+        inputs = self._protocols[protocol].parse(self.memory[at : at + nbytes], signature, options)
         rows = signature.check_inputs(inputs)
         arrays = [inputs[spec.name] for spec in signature.inputs]
         dims = layout.dims_of([array.shape for array in arrays]) if layout.dynamic_dims else ()
@@ -46,9 +49,9 @@ class Bench:
         parts = [(offset, array) for (offset, _), array in zip(places, arrays, strict=True)]
         return Made(Sized(layout.input_bytes(rows, dims), rows, dims), parts)
 
-    def encode(self, lane: int, rows: int, at: int, nbytes: int, names: Sequence[str]) -> Made:
-        """The JSON answer with these outputs. Raises: ModelFailed when JSON cannot carry a value."""
-        served = self._lanes[lane]
+    def render(self, lane: int, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]) -> Made:
+        """The answer with these outputs. Raises: ModelFailed when the protocol cannot carry a value."""
         outputs = self._layouts[lane].read_outputs(self.memory[at : at + nbytes], rows)
-        text = json_codec.encode(served.model, served.version, {name: outputs[name] for name in names})
+        wanted = {name: outputs[name] for name in names}
+        text = self._protocols[protocol].render(self._lanes[lane], wanted).body
         return Made(Sized(len(text)), [(0, np.frombuffer(text, np.uint8))])

@@ -1,10 +1,10 @@
-"""HTTP/1.1, and the short way of an ordinary POST /predict: from uvicorn's parser to a slot and back, without an ASGI
+"""HTTP/1.1, and the fast path of an ordinary POST /predict: from uvicorn's parser to a slot and back, without an ASGI
 scope.
 
     connection.py    HTTP mechanics: a subclass of uvicorn's httptools protocol that keeps ordinary calls to itself
     head_cache.py    which calls are ordinary: exact targets and plain headers
     head_reader.py   reads such heads without the parser, those that were seen before by their bytes
-    exchange.py      one such call: its body into a slot, its answer out of it
+    exchange.py      one such call: the bytes of its response; its life is inference/request.py's
     answer_lines.py  lines that the heads of many answers share
     filling.py       large bodies, read from the socket into their slots
     flow_control.py  when a connection's bytes may be read
@@ -15,6 +15,6 @@ scope.
     rules.py         what no request may be, and what its target says
 
 Whatever is not ordinary (other queries than ?version=, chunked bodies, Expect, what is sent ahead, other types,
-anything wrong with the head) goes the long way, through uvicorn and frontend/asgi.py, which answers every case. Both
-ways share codecs, signatures, errors and the dispatcher, and a test sends the same calls both ways.
+anything wrong with the head) goes through ASGI, uvicorn and frontend/asgi.py, which answers every case. Both paths
+lead to the same InferenceRequest, and a test sends the same calls both ways.
 """

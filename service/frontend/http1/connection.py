@@ -23,10 +23,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import BadRequest, Internal, ServiceError
-from service.frontend.asgi import WIRE
-from service.frontend.holdings import Holding
-from service.frontend.http1.asgi_cycle import LongCycle, scope_of
-from service.frontend.http1.exchange import Exchange, Shop
+from service.frontend.asgi_channel import WIRE
+from service.frontend.http1.asgi_cycle import AsgiCycle, scope_of
+from service.frontend.http1.exchange import Http1Context, Http1Exchange
 from service.frontend.http1.filling import FILLING_BYTES, Filling
 from service.frontend.http1.flow_control import Flow
 from service.frontend.http1.head_cache import Head, field_of, head_of
@@ -34,6 +33,7 @@ from service.frontend.http1.resets import was_reset
 from service.frontend.http1.rules import MOST_HEADERS, Target, refusal, shown, target_of, too_many_headers
 from service.frontend.http1.throttle import CLOSE
 from service.frontend.http1.unread import Owing
+from service.inference.holdings import Holding
 
 _HEAD_END: Final = b"\r\n\r\n"
 UNREAD_S: Final = 0.5
@@ -70,9 +70,9 @@ def _nobody_counts() -> None:
 
 
 class FastProtocol(HttpToolsProtocol):
-    """One connection. `shop` and `left` are set once per API server, before the first connection."""
+    """One connection. `http` and `left` are set once per API server, before the first connection."""
 
-    shop: Shop
+    http: Http1Context
     left: Callable[[], None] = staticmethod(_nobody_counts)
     """Called when a connection is lost."""
     _chunks = 0
@@ -82,9 +82,9 @@ class FastProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.cycle: Any  # None at first; a LongCycle, or an Exchange: of the last request that has come
+        self.cycle: Any  # None at first; a AsgiCycle, or an Http1Exchange: of the last request that has come
         self.parser: Any  # httptools', or _Deaf
-        self._read = self.shop.heads.read
+        self._read = self.http.heads.read
         self._idle_since_s = 0.0
         self._ended = False
         """Whether the client sends no more, and what it has sent is still being parsed."""
@@ -93,10 +93,10 @@ class FastProtocol(HttpToolsProtocol):
         self._ahead_bytes = 0
         """Read and not parsed."""
         self._body_left = 0
-        """Of the body that is parsed, on the long way; 0 when that is not known."""
+        """Of the body that is parsed, on the ASGI path; 0 when that is not known."""
         self._kept_in: Holding | None = None
         self._reading_kept = False
-        self._own: Exchange | None = None
+        self._own: Http1Exchange | None = None
         """The exchange whose body is awaited or which awaits its answer."""
         self._running: Any = None
         """The cycle that is being answered; others wait in the pipeline."""
@@ -121,7 +121,7 @@ class FastProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        owing = Owing(self.shop.unread, transport, self.abort)
+        owing = Owing(self.http.unread, transport, self.abort)
         self.flow = self._flow = Flow(transport, self.pipeline, owing, self._go_on)
         # Also for the first head: who never sends it is gone after as long as one who was answered.
         self._idle_since_s = self.loop.time()
@@ -168,7 +168,7 @@ class FastProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or isinstance(self.parser, _Deaf):
             return
         if self._kept_in is None:
-            self._kept_in = self.shop.receiving.memory.open(self.abort)
+            self._kept_in = self.http.server.bodies.budget.open(self.abort)
         if self._kept_in.take(len(data)):
             self._flow.keep(data)
             self._ahead_bytes = len(self._flow.kept) - self._kept_at
@@ -347,7 +347,7 @@ class FastProtocol(HttpToolsProtocol):
         if head is not None:
             self._begin(head)
         else:
-            self._begin_long(method.decode("ascii"), version, error)
+            self._begin_asgi(method.decode("ascii"), version, error)
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:
@@ -355,7 +355,7 @@ class FastProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         if self._own is not None and self.cycle is self._own:
             self._feed(self._own, body)
-        elif not isinstance(self.cycle, Exchange):
+        elif not isinstance(self.cycle, Http1Exchange):
             FastProtocol._chunks += 1
             self._body_left = max(0, self._body_left - len(body))
             super().on_body(body)
@@ -366,7 +366,7 @@ class FastProtocol(HttpToolsProtocol):
             return
         self._parsing = self._in_body = False
         self._unparsed_bytes = 0
-        if not isinstance(self.cycle, Exchange):
+        if not isinstance(self.cycle, Http1Exchange):
             super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -455,10 +455,10 @@ class FastProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not in_body:
-            self._begin_long("", "1.1", error)
+            self._begin_asgi("", "1.1", error)
             self.cycle.more_body = False
             self.cycle.message_event.set()
-        elif isinstance(cycle, LongCycle) and not cycle.response_complete:
+        elif isinstance(cycle, AsgiCycle) and not cycle.response_complete:
             cycle.break_off(error)
         else:
             self.transport.close()  # answered already, before its body
@@ -542,7 +542,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def _ordinary(self, method: bytes, version: str) -> Head | None:
         """What the head just parsed says, if the call can be taken here."""
-        route = self.shop.routes.get(self.url)
+        route = self.http.routes.get(self.url)
         if (
             route is None
             or method != b"POST"
@@ -550,16 +550,16 @@ class FastProtocol(HttpToolsProtocol):
         ):
             return None
         fields = [field_of(name, value) for name, value in self.headers]
-        return head_of(route, version == "1.0", fields, self.shop.heads.limits)
+        return head_of(route, version == "1.0", fields)
 
-    def _begin(self, head: Head) -> Exchange:
-        self._own = self.cycle = self._running = own = Exchange(self.shop, head, self)
+    def _begin(self, head: Head) -> Http1Exchange:
+        self._own = self.cycle = self._running = own = Http1Exchange(self.http, head, self)
         self._own_begun = False
         own.begin()
         return own
 
-    def _begin_long(self, method: str, version: str, error: ServiceError | None) -> None:
-        """The long way: an ASGI scope, and a task as soon as it is its turn. error: the answer, if that is settled."""
+    def _begin_asgi(self, method: str, version: str, error: ServiceError | None) -> None:
+        """An ASGI scope, and a task as soon as it is its turn. error: the answer, if that is settled."""
         url = self.url or self._first_line()
         target = Target(shown(url), url, b"")
         if error is None:
@@ -573,9 +573,9 @@ class FastProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
         length = next((value for name, value in self.headers or () if name == b"content-length"), b"")
         self._body_left = int(length) if length.isdigit() else 0
-        self.server_state.default_headers = [(b"date", self.shop.lines.date_value())]
+        self.server_state.default_headers = [(b"date", self.http.lines.date_value())]
         busy = self.cycle is not None and not self.cycle.response_complete
-        self.cycle = LongCycle(
+        self.cycle = AsgiCycle(
             scope=self.scope,
             transport=self.transport,
             flow=self.flow,
@@ -599,25 +599,25 @@ class FastProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _feed(self, own: Exchange, data: bytes) -> None:
+    def _feed(self, own: Http1Exchange, data: bytes) -> None:
         own.feed(data)
         if own.response_complete and not own.missing:
             self._end_own(own)
 
-    def _fill(self, own: Exchange) -> None:
+    def _fill(self, own: Http1Exchange) -> None:
         """Have the rest of a large body read into its place, if it has one."""
         if own.rest(1) is not None and not self.transport.is_closing():
             if self._filling is None:
                 self._filling = Filling(self.transport, self)
             self._filling.begin(own)
 
-    def filled(self, own: Exchange, nbytes: int) -> None:
+    def filled(self, own: Http1Exchange, nbytes: int) -> None:
         """So many bytes of its body were read into its place."""
         own.filled(nbytes)
         if own.response_complete and not own.missing:
             self._end_own(own)
 
-    def _end_own(self, own: Exchange) -> None:
+    def _end_own(self, own: Http1Exchange) -> None:
         """It is answered, and its body is read."""
         self._own = None
         if not own.keep_alive:
@@ -663,11 +663,6 @@ class FastProtocol(HttpToolsProtocol):
         missing = 0 if self._own is None else self._own.missing
         return not self.pipeline and self._ahead_bytes <= missing
 
-    def owe(self, nbytes: int) -> bool:
-        """So many bytes more of an answer, or less if negative, wait until its client takes what came before; False
-        when there is no room for them."""
-        return self._flow.owing.more(nbytes)
-
     @property
     def owing(self) -> Owing:
         """What its client has not taken."""
@@ -675,11 +670,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def refused(self) -> bool:
         """A call is to be answered 429: look at no more for a while (throttle.py); True to close its connection."""
-        pause_s = self.shop.pace.pause_s(time.monotonic())
+        pause_s = self.http.throttle.delay_s(time.monotonic())
         if pause_s > 0.0 and not self.transport.is_closing():
             self._flow.pause(pause_s)
         return pause_s == CLOSE
-
-    def call_later(self, seconds: float, then: Callable[[], None]) -> asyncio.TimerHandle:
-        """Call `then` on the event loop after so many seconds."""
-        return self.loop.call_later(seconds, then)

@@ -10,15 +10,24 @@ from typing import Any
 import pytest
 
 from service.codecs import BodyType
-from service.engine.interface import ServedBy
+from service.engine.served import ServedBy
 from service.ipc.control import MESSAGE, Word
 from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import RETURNING, Dimensions
 from service.ipc.slots.slot_state import State
+from service.metrics.recorder import Metrics
 from service.metrics.scrapes import Scrapes
+from service.protocols.predict import Plans
 from service.repository.index import ModelEntry, read_repository
 from service.server import api_server as module
-from service.server.api_server import ApiServer, ServedDevices, make_api_server, make_lanes, make_routes
+from service.server.api_server import (
+    ApiServer,
+    ServedDevices,
+    make_api_server,
+    make_lanes,
+    make_plans,
+    make_routes,
+)
 from service.settings import ServeSettings, load_settings
 from tests.service.repositories import metrics_of, sample, save_linear, save_lookup
 
@@ -43,6 +52,10 @@ def entries(settings: ServeSettings) -> tuple[ModelEntry, ...]:
     return read_repository(settings.repository)
 
 
+def plans_of(entries: Sequence[ModelEntry], settings: ServeSettings, metrics: Metrics | None = None) -> Plans:
+    return make_plans(make_lanes(entries, settings, workers=1), settings, metrics or metrics_of(*VERSIONS))
+
+
 # Lanes and routes -------------------------------------------------------------------------------------------
 
 
@@ -65,12 +78,11 @@ def test_a_lane_has_the_models_own_time_from_being_queued(
 
 
 @pytest.mark.parametrize("default_model", [None, "linear", "lookup"])
-def test_short_way_has_each_version_each_default_version_and_the_default_model(
+def test_fast_path_has_each_version_each_default_version_and_the_default_model(
     settings: ServeSettings, entries: tuple[ModelEntry, ...], default_model: str | None
 ) -> None:
-    metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries, settings, workers=1), entries, default_model, metrics)
-    found = {route.path: (route.lane.model, route.lane.version) for route in routes}
+    routes = make_routes(entries, plans_of(entries, settings), default_model)
+    found = {route.path: route.plans[0].served[:2] for route in routes}
     expected = {
         "/predict/linear": ("linear", "2"),
         "/predict/linear/versions/1": ("linear", "1"),
@@ -84,18 +96,16 @@ def test_short_way_has_each_version_each_default_version_and_the_default_model(
 
 
 def test_only_model_is_the_default_model(settings: ServeSettings, entries: tuple[ModelEntry, ...]) -> None:
-    metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries[1:], settings, workers=1), entries[1:], None, metrics)
+    routes = make_routes(entries[1:], plans_of(entries[1:], settings), None)
     assert "/predict" in [route.path for route in routes]
 
 
-def test_each_routes_answers_count_under_its_own_model_and_protocol(
+def test_each_plans_answers_count_under_its_own_model_and_protocol(
     settings: ServeSettings, entries: tuple[ModelEntry, ...]
 ) -> None:
     metrics = metrics_of(*VERSIONS)
-    routes = make_routes(make_lanes(entries, settings, workers=1), entries, None, metrics)
-    (route,) = [route for route in routes if route.path == "/predict/linear/versions/1"]
-    route.counters[BodyType.NPY](0.001, 2, *[0.0001] * 6)
+    plans = plans_of(entries, settings, metrics)
+    plans["linear", "1"][BodyType.NPY].counter(0.001, 2, *[0.0001] * 6)
     labels = {"model": "linear", "version": "1", "protocol": "npy", "code": "200"}
     assert sample(metrics, "foldserve_requests_total", **labels) == 1
 
@@ -193,7 +203,7 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
         other = transport.arenas[0].map()  # of an API server in another process
         for slot, (state, rows) in enumerate([(State.QUEUED, 5), (State.TAKEN, 7)]):
             other.state[slot], other.model[slot], other.rows[slot] = state, 2, rows
-        scrapes = server.front.exposition
+        scrapes = server.app.exposition
         assert isinstance(scrapes, Scrapes)
         text = (await scrapes(""))[0].decode()
         await scrapes.close()
@@ -220,7 +230,7 @@ def test_each_workers_side_of_a_version_is_told(
 
     async def ask() -> Sequence[ServedBy]:
         server = make_api_server(0, transport, entries, settings, metrics_of(*VERSIONS), DEVICES)
-        return server.front.engine.served_by("linear", "2")
+        return server.app.status.served_by("linear", "2")
 
     assert asyncio.run(ask()) == [
         ServedBy("cuda:1", True, (1, 2, 4, 8, 16), 4, ("TF32 is on",)),

@@ -30,13 +30,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.frontend.connections.acceptor import Acceptor
 from service.frontend.connections.descriptors import Room
 from service.frontend.connections.shares import Shares
-from service.frontend.http1.asgi_cycle import LongCycle
+from service.frontend.http1.asgi_cycle import AsgiCycle
 from service.frontend.http1.connection import FastProtocol
 from service.frontend.http1.flow_control import Flow
 from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import Board, Dimensions
 from service.server import litserve_adapter as shell
-from service.server.litserve_adapter import FoldServer, FrontMiddleware, UvicornServer, WorkerApi, WorkerLoop
+from service.server.litserve_adapter import AppMiddleware, FoldServer, UvicornServer, WorkerApi, WorkerLoop
 from service.server.supervisor import Role
 from service.worker.main import WorkerPlan
 from tests.service.repositories import metrics_of
@@ -71,7 +71,7 @@ OURS = [
     (UvicornServer, uvicorn.Server),
     (FastProtocol, HttpToolsProtocol),
     (Flow, FlowControl),
-    (LongCycle, RequestResponseCycle),
+    (AsgiCycle, RequestResponseCycle),
 ]
 
 
@@ -154,7 +154,7 @@ def server() -> FoldServer:
 
 def test_every_request_meets_our_front_first_and_the_lifespan_is_ours(server: FoldServer) -> None:
     outermost = server.app.user_middleware[0]
-    assert (outermost.cls, outermost.kwargs["server"]) == (FrontMiddleware, server)
+    assert (outermost.cls, outermost.kwargs["server"]) == (AppMiddleware, server)
     assert server.app.router.lifespan_context == server.lifespan
 
 
