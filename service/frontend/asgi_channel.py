@@ -9,8 +9,9 @@ from service.inference.context import RequestContext
 from service.inference.response import Response
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Any]
 
 WIRE: Final = "foldserve.wire"
 """The ASGI extension that is the request's connection, a Wire."""

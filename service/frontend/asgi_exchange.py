@@ -3,7 +3,7 @@
 import asyncio
 
 from service.errors import BadRequest, ServiceError
-from service.frontend.asgi_channel import Channel
+from service.frontend.asgi_channel import Channel, Message
 from service.inference.context import BROKEN, RequestContext
 from service.inference.partial_body import UNKNOWN
 from service.inference.plan import RequestHead
@@ -62,18 +62,20 @@ class AsgiExchange:
             self._request.refuse(self._request.fault())
 
     async def _read(self) -> None:
-        request, more = self._request, True
-        while True:
-            message = await self._channel.receive()
-            if message["type"] == "http.disconnect":
-                self._gone(message.get(BROKEN))
-                return
-            if not more:
-                continue
-            more = message.get("more_body", False)
-            self._feed(message.get("body", b""), more)
-            if more:
-                request.await_body()
+        # No message stays in a variable while another is waited for: it would keep its part of the body.
+        while await self._read_part():
+            self._request.await_body()
+        while not self._is_gone(await self._channel.receive()):
+            pass
+
+    async def _read_part(self) -> bool:
+        """Feed the next part of the body. Whether more comes."""
+        message = await self._channel.receive()
+        if self._is_gone(message):
+            return False
+        more: bool = message.get("more_body", False)
+        self._feed(message.get("body", b""), more)
+        return more
 
     def _feed(self, chunk: bytes, more: bool) -> None:
         request = self._request
@@ -89,14 +91,18 @@ class AsgiExchange:
         else:
             request.feed(chunk)
 
-    def _gone(self, error: ServiceError | None) -> None:
-        """The client is gone, or its body cannot be understood any more."""
+    def _is_gone(self, message: Message) -> bool:
+        """Whether the client is gone, or its body cannot be understood any more."""
+        if message["type"] != "http.disconnect":
+            return False
+        error: ServiceError | None = message.get(BROKEN)
         if error is not None:
             self._request.refuse(error)
-            return
-        self._request.give_up()
-        if not self._response.done():
-            self._response.set_result(None)
+        else:
+            self._request.give_up()
+            if not self._response.done():
+                self._response.set_result(None)
+        return True
 
     async def _send_rest(
         self, response: Response, rest: memoryview, context: RequestContext, draining: bool
