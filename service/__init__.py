@@ -22,7 +22,7 @@ metrics/exporter.py writes /metrics.
 The life of a request:
 
  1. Its head arrives at an API server, in a subclass of uvicorn's protocol. An ordinary `POST /predict` is kept there
-    (frontend/http1/connection.py, head_reader.py, head_cache.py); whatever else goes through ASGI (frontend/asgi.py,
+    (frontend/http1/connection.py, heads/reader.py, heads/cache.py); whatever else goes through ASGI (frontend/asgi.py,
     asgi_exchange.py). Both make the one owner of its life of it: inference/request.py.
  2. It is given a place: a slot and bytes in the API server's arena (ipc/slots/slot_pool.py, arena.py). A raw body is
     received straight into it (inference/receiving.py); JSON and npy are parsed into it by its protocol

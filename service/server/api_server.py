@@ -25,9 +25,9 @@ from service.frontend.asgi import PREDICT_PATHS, AsgiApp
 from service.frontend.connections.shares import Shares
 from service.frontend.http1.answer_lines import AnswerLines
 from service.frontend.http1.exchange import Http1Context
-from service.frontend.http1.head_cache import Route
-from service.frontend.http1.throttle import RefusalThrottle
-from service.frontend.http1.unread import Unread
+from service.frontend.http1.flow.throttle import RefusalThrottle
+from service.frontend.http1.flow.unread import Unread
+from service.frontend.http1.heads.cache import Route
 from service.inference.access_log import log_access, open_access_log
 from service.inference.body_budget import BodyBudget
 from service.inference.observers import Observers, RequestMetrics

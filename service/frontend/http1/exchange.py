@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from service.frontend.http1.answer_lines import AnswerLines
-from service.frontend.http1.head_cache import Head, Route
-from service.frontend.http1.head_reader import HeadReader
-from service.frontend.http1.throttle import RefusalThrottle
-from service.frontend.http1.unread import Owing, Unread
+from service.frontend.http1.flow.throttle import RefusalThrottle
+from service.frontend.http1.flow.unread import Owing, Unread
+from service.frontend.http1.heads.cache import Head, Route
+from service.frontend.http1.heads.reader import HeadReader
 from service.inference.request import InferenceRequest
 from service.inference.response import SENT_BYTES, Response
 from service.inference.server_context import ServerContext

@@ -31,8 +31,8 @@ from service.frontend.connections.acceptor import Acceptor
 from service.frontend.connections.descriptors import Room
 from service.frontend.connections.shares import Shares
 from service.frontend.http1.asgi_cycle import AsgiCycle
-from service.frontend.http1.connection import FastProtocol
-from service.frontend.http1.flow_control import Flow
+from service.frontend.http1.connection import Http1Protocol
+from service.frontend.http1.flow.control import Flow
 from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import Board, Dimensions
 from service.server import litserve_adapter as shell
@@ -69,7 +69,7 @@ OURS = [
     (WorkerApi, LitAPI),
     (WorkerLoop, LitLoop),
     (UvicornServer, uvicorn.Server),
-    (FastProtocol, HttpToolsProtocol),
+    (Http1Protocol, HttpToolsProtocol),
     (Flow, FlowControl),
     (AsgiCycle, RequestResponseCycle),
 ]
@@ -139,9 +139,9 @@ def test_methods_of_ours_that_uvicorn_must_call_are_called_by_it() -> None:
 
 
 def test_class_given_as_http_is_the_one_that_connections_get() -> None:
-    config = uvicorn.Config(app=FastAPI(), http=FastProtocol, ws="none", log_config=None)
+    config = uvicorn.Config(app=FastAPI(), http=Http1Protocol, ws="none", log_config=None)
     config.load()
-    assert config.http_protocol_class is FastProtocol
+    assert config.http_protocol_class is Http1Protocol
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from service.engine.codec_process.client import CodecProcess
 from service.engine.status import BoardStatus
 from service.frontend.asgi import AsgiApp
 from service.frontend.http1.answer_lines import AnswerLines
-from service.frontend.http1.connection import FastProtocol
+from service.frontend.http1.connection import Http1Protocol
 from service.frontend.http1.exchange import Http1Context
-from service.frontend.http1.head_cache import Route
-from service.frontend.http1.throttle import RefusalThrottle
-from service.frontend.http1.unread import Unread
+from service.frontend.http1.flow.throttle import RefusalThrottle
+from service.frontend.http1.flow.unread import Unread
+from service.frontend.http1.heads.cache import Route
+from service.frontend.http1.parsing import MessageParsing
 from service.inference.body_budget import BodyBudget
 from service.inference.context import RequestContext
 from service.inference.observers import Observers
@@ -170,10 +171,10 @@ class ApiServerHarness:
         route = Route(PATH, "", "/predict/{model}", plans["m0", "1"])
         throttle = RefusalThrottle(time.monotonic)  # a thread that never has time to spare
         self.http = Http1Context(context, [route], throttle, self.unread, AnswerLines())
-        FastProtocol.http = self.http
-        FastProtocol._chunks, FastProtocol._next_turn = 0, False  # of a loop that is gone
+        Http1Protocol.http = self.http
+        MessageParsing._chunks, MessageParsing._next_turn = 0, False  # of a loop that is gone
         self.config = uvicorn.Config(
-            self.app, http=FastProtocol, ws="none", log_config=None, access_log=False
+            self.app, http=Http1Protocol, ws="none", log_config=None, access_log=False
         )
         self.config.load()
         self.state = ServerState()
@@ -213,7 +214,7 @@ class Connection:
 
     def __init__(self, server: ApiServerHarness) -> None:
         self.socket = Socket()
-        self.protocol = FastProtocol(server.config, server.state, {}, asyncio.get_running_loop())
+        self.protocol = Http1Protocol(server.config, server.state, {}, asyncio.get_running_loop())
         self.socket.protocol = self.protocol
         self.protocol.connection_made(self.socket)
 

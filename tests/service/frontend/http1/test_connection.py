@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.engine.request import Room
-from service.frontend.http1 import unread as unread_module
-from service.frontend.http1.rules import MOST_HEADERS
-from service.frontend.http1.throttle import CLOSE, FREE
-from service.frontend.http1.unread import PATIENCE_S
+from service.frontend.http1.flow import unread as unread_module
+from service.frontend.http1.flow.throttle import CLOSE, FREE
+from service.frontend.http1.flow.unread import PATIENCE_S
+from service.frontend.http1.heads.rules import MOST_HEADERS
 from tests.service.frontend.http1.connection import (
     ASGI,
     JSON,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from service.codecs import BodyType
 from service.engine.admission import Bounds
 from service.engine.request import Lane
-from service.frontend.http1.head_cache import Head, Route, field_of, head_of
-from service.frontend.http1.head_reader import HeadReader, Seen
-from service.frontend.http1.rules import refusal
+from service.frontend.http1.heads.cache import Head, Route, field_of, head_of
+from service.frontend.http1.heads.reader import HeadReader, Seen
+from service.frontend.http1.heads.rules import refusal
 from service.inference.plan import BodyLimit, RequestPlan
 from service.ipc.slots.tensor_layout import Layout
 from service.protocols.predict import PREDICT

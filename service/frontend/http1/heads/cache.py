@@ -2,7 +2,7 @@
 
 A call is ordinary when its target is exactly one of ours, its body has a known length within the limit and one of
 the three types, its answer may have that type, and no header asks for anything special. For anything else head_of()
-returns None and it goes through ASGI. Where the lines come from: head_reader.py, or uvicorn's parser.
+returns None and it goes through ASGI. Where the lines come from: reader.py, or uvicorn's parser.
 """
 
 import re
