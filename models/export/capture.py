@@ -20,7 +20,7 @@ from torch.export import Dim
 from models.errors import BadExample, ExportError
 from models.export.caches import copy_to_capture
 from models.export.cleaning import clean_graph
-from models.export.copying import EvalCopy, fresh_copy
+from models.export.copying import EvalCopy
 from models.export.example import Example, checked_names, unique_names
 from models.export.flat import FlatNetwork, tensors_of, without_wrapper
 from models.export.guards import read_assumptions
@@ -148,7 +148,7 @@ def _run_once(network: EvalCopy, example: Example) -> Any:
 
 def _run(network: EvalCopy, example: Example, tensors: Sequence[torch.Tensor]) -> Any:
     with plain_ways(network.converted):
-        return example.call(fresh_copy(network.module), [t.clone() for t in tensors])
+        return example.call(network.runs.module(), [t.clone() for t in tensors])
 
 
 def _export(network: EvalCopy, example: Example) -> torch.export.ExportedProgram:
