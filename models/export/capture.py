@@ -24,6 +24,7 @@ from models.export.copying import EvalCopy
 from models.export.example import Example, checked_names, unique_names
 from models.export.flat import FlatNetwork, tensors_of, without_wrapper
 from models.export.guards import read_assumptions
+from models.export.history import forget_last_trace, without_history, without_origins
 from models.export.linear_lookups import linear_lookups
 from models.export.outputs import Outputs
 from models.export.plain_names import any_names, give_plain_names
@@ -94,14 +95,18 @@ def capture(
     )
     with quiet(), symbolic_length(), any_names(), linear_lookups(), without_guards():
         try:
+            without_origins(settled.program.graph)
             program = settled.program.run_decompositions({})
+            without_origins(program.graph)
             raw = program.module(check_guards=False)
         except Exception as error:
             refuse(error)
+        forget_last_trace()
         without_wrapper(raw, example.names)
         give_plain_names(raw)
     assumptions = read_assumptions(program, example.axes)  # again: decomposing may assume more
     graph_module, outputs = clean_graph(raw, program, example.names, returned, together=example.together)
+    without_history(graph_module.graph)
     own_names = unique_names(outputs.names, taken=example.names)
     names = checked_names("output_names", output_names, own_names)
     taken = set(names) & set(example.names)

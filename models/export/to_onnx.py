@@ -21,6 +21,7 @@ from torch._ops import OpOverload
 
 from models.errors import FormNotWritten, NotCapturable
 from models.export.capture import CapturedGraph
+from models.export.history import forget_last_trace
 from models.export.linear_lookups import linear_lookups
 from models.export.onnx_rewrites import rewritten
 from models.export.onnx_rnn import TRANSLATIONS
@@ -65,6 +66,8 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
                 verbose=False,
             )
             model: onnx.ModelProto = program.model_proto
+        del program
+        forget_last_trace()
     except Exception as error:
         cause = innermost(error)
         if isinstance(cause, OSError | MemoryError):  # of the machine, and not of the network
