@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 
 from models.errors import FormNotWritten, NotCapturable
 from models.export.capture import CapturedGraph
-from models.export.history import forget_last_trace
+from models.export.history import forget_last_model, forget_last_trace
 from models.export.linear_lookups import linear_lookups
 from models.export.onnx_rewrites import rewritten
 from models.export.onnx_rnn import TRANSLATIONS
@@ -68,6 +68,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
             model: onnx.ModelProto = program.model_proto
         del program
         forget_last_trace()
+        forget_last_model()
     except Exception as error:
         cause = innermost(error)
         if isinstance(cause, OSError | MemoryError):  # of the machine, and not of the network
