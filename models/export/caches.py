@@ -33,7 +33,7 @@ _Place = tuple[str, str]
 def without_caches(network: EvalCopy, example: Example) -> EvalCopy:
     """Return the network with nothing of earlier runs in it, or as it is where that cannot be had."""
     others = _other_sizes(example)
-    probe = fresh_copy(network.module)
+    probe = network.runs.module()
     before = _attributes(probe)
     for tensors in others:
         _run(probe, network, example, tensors)

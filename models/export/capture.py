@@ -23,6 +23,7 @@ from models.export.cleaning import clean_graph
 from models.export.copying import EvalCopy
 from models.export.example import Example, checked_names, unique_names
 from models.export.flat import FlatNetwork, tensors_of, without_wrapper
+from models.export.graph_copy import without_code
 from models.export.guards import read_assumptions
 from models.export.history import forget_last_trace, without_history, without_origins
 from models.export.linear_lookups import linear_lookups
@@ -98,7 +99,8 @@ def capture(
             without_origins(settled.program.graph)
             program = settled.program.run_decompositions({})
             without_origins(program.graph)
-            raw = program.module(check_guards=False)
+            with without_code():
+                raw = program.module(check_guards=False)
         except Exception as error:
             refuse(error)
         forget_last_trace()

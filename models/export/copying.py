@@ -19,7 +19,6 @@ may name them (float32_mode.py).
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from torch._subclasses import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from models.errors import NotCapturable
-from models.export.fresh import FreshRuns
+from models.export.fresh import FreshRuns, empty_tables
 from models.export.refusals import reason
 
 
@@ -70,7 +69,7 @@ def eval_copy(module: nn.Module) -> EvalCopy:
     # that are results of autograd: pruned and old-style weight_norm modules keep one as the attribute `weight` (a
     # pre-hook makes it anew at each call). So their copies are put into the memo beforehand.
     changed = [t for t in kept if not t.is_leaf or t.dtype in converted or t.device.type != "cpu"]
-    memo: dict[int, Any] = {id(t): plain(t.detach().clone()) for t in changed}
+    memo = {**empty_tables(module), **{id(t): plain(t.detach().clone()) for t in changed}}
     try:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:
@@ -88,9 +87,10 @@ def eval_copy(module: nn.Module) -> EvalCopy:
 
 def double_copy(module: nn.Module) -> nn.Module:
     """Return a deep copy of an eval copy in float64, the reference that every answer is compared with."""
-    memo: dict[int, Any] = {
-        id(t): t.detach().clone().double() for t in _attribute_tensors(module) if t.is_floating_point()
-    }
+    memo = empty_tables(module)
+    memo.update(
+        (id(t), t.detach().clone().double()) for t in _attribute_tensors(module) if t.is_floating_point()
+    )
     duplicate = copy.deepcopy(module, memo)
     return duplicate.double()
 

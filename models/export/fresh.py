@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 def fresh_copy(module: nn.Module) -> nn.Module:
     """Return a copy of an eval or double copy (copying.py). It shares the parameters, so it costs little memory."""
-    memo: dict[int, Any] = {id(p): p for p in module.parameters()}
-    # Each part has a dozen empty tables of hooks, and deepcopy goes the way of pickling for each.
-    memo.update(
-        (id(value), type(value)())
+    return copy.deepcopy(module, {**empty_tables(module), **{id(p): p for p in module.parameters()}})
+
+
+def empty_tables(module: nn.Module) -> dict[int, Any]:
+    """For deepcopy's memo: the dozen empty tables of hooks that each part has. Of each it would make a pickle."""
+    return {
+        id(value): type(value)()
         for part in module.modules()
         for value in vars(part).values()
         if type(value) in _TABLES and not value
-    )
-    return copy.deepcopy(module, memo)
+    }
 
 
 _TABLES = frozenset({dict, OrderedDict, set})
@@ -37,28 +39,36 @@ class FreshRuns:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._copy: nn.Module | None = None
+        self._copied: _Copied | None = None
 
     def module(self) -> nn.Module:
         """A copy that is as the network was before any run, until the next call."""
-        if self._copy is None or not _is_as_before(self._copy, self._module):
-            self._copy = fresh_copy(self._module)
-        return self._copy
+        if self._copied is None or not self._copied.is_as_before():
+            self._copied = _Copied(self._module)
+        return self._copied.module
 
 
-def _is_as_before(module: nn.Module, before: nn.Module) -> bool:
-    """Whether module, once a fresh copy of before, surely has nothing in it that before has not."""
-    parts, parts_before = list(module.modules()), list(before.modules())
-    return len(parts) == len(parts_before) and all(
-        type(part) is type(was) and _same_part(vars(part), vars(was))
-        for part, was in zip(parts, parts_before, strict=True)
-    )
+class _Copied:
+    """A fresh copy, part by part beside what it was copied of."""
+
+    def __init__(self, before: nn.Module) -> None:
+        self.module = fresh_copy(before)
+        self._parts = [
+            (part, type(part), dict(part._modules), vars(was))
+            for part, was in zip(self.module.modules(), before.modules(), strict=True)
+        ]
+
+    def is_as_before(self) -> bool:
+        """Whether there surely is nothing in the copy that was not in it before."""
+        return all(
+            type(part) is kind and part._modules == inner and _same_attributes(vars(part), was)
+            for part, kind, inner, was in self._parts
+        )
 
 
-def _same_part(attributes: dict[str, Any], before: dict[str, Any]) -> bool:
+def _same_attributes(attributes: dict[str, Any], before: dict[str, Any]) -> bool:
     return attributes.keys() == before.keys() and all(
-        # Other parts have their own turn.
-        value.keys() == before[name].keys() if name == "_modules" else _same(value, before[name])
+        value is before[name] or name == "_modules" or _same(value, before[name])
         for name, value in attributes.items()
     )
 
