@@ -5,7 +5,7 @@
 
 One API server. A probe asks /v2/health/live on a connection of its own, again and again, while another client has a
 large body answered with one number a row, or a small body answered at length: the probe's longest wait is what anybody
-else would have had. Both ways of a request: the short one, and the long one through ASGI, to which a header sends it.
+else would have had. Both paths of a request: the fast one, and the one through ASGI, to which a header sends it.
 Each case comes --times times, each time behind a quiet second of the probe alone; printed are the median and the
 highest of the longest waits.
 """

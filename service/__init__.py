@@ -22,11 +22,11 @@ metrics/exporter.py writes /metrics.
 The life of a request:
 
  1. Its head arrives at an API server, in a subclass of uvicorn's protocol. An ordinary `POST /predict` is kept there
-    (frontend/http1/connection.py, head_reader.py, head_cache.py); whatever else goes through ASGI (frontend/asgi.py,
-    protocols/predict.py): the long way, which ends in the same queue (engine/client.py).
+    (frontend/http1/connection.py, heads/reader.py, heads/cache.py); whatever else goes through ASGI (frontend/asgi.py,
+    asgi_exchange.py). Both make the one owner of its life of it: inference/request.py.
  2. It is given a place: a slot and bytes in the API server's arena (ipc/slots/slot_pool.py, arena.py). A raw body is
-    received straight into it; JSON and npy are decoded into it (frontend/http1/exchange.py, codecs/), large ones by the
-    API server's codec process (engine/codec_process/).
+    received straight into it (inference/receiving.py); JSON and npy are parsed into it by its protocol
+    (codecs/protocol.py, protocols/predict.py), large ones in the API server's codec process (engine/codec_process/).
  3. Its inputs are checked against the model's signature (artifact/signature.py): what it can get wrong, it gets wrong
     here, before it shares a batch with others.
  4. It is admitted, or refused with the time after which to come again (engine/admission.py), and its ticket, a record
@@ -37,8 +37,9 @@ The life of a request:
  6. Their rows are gathered, padded to a bucket and run, and the outputs scattered back into the slots
     (worker/batches/, repository/buckets.py, backends/). A run that raises is halved until the guilty request is alone.
  7. The slots are marked as done, and a record for each goes into its API server's pipe (worker/dequeue.py).
- 8. The API server's event loop reads it, the answer is encoded out of the slot and written, the place is free again
-    (engine/dispatcher.py, frontend/http1/exchange.py), and the request is counted (metrics/request_ring.py).
+ 8. The API server's event loop reads it (engine/dispatcher.py), the protocol renders the answer out of the slot, the
+    place is free again (inference/request.py), the answer is written (frontend/http1/exchange.py), and the request is
+    counted (inference/observers.py, metrics/request_ring.py).
 
 Which side may move a slot, and when, is one table: ipc/slots/slot_state.py. What happens when a process dies in any of
 these steps: engine/recovery.py, from what server/supervisor.py tells. Nothing here imports `models`; torch only in its

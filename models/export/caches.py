@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.export.copying import EvalCopy, fresh_copy
+from models.export.copying import EvalCopy
 from models.export.example import ROWS, Example
+from models.export.fresh import fresh_copy
 from models.export.running import plain_ways
 from models.export.structure import leaves
 
@@ -32,7 +33,7 @@ _Place = tuple[str, str]
 def without_caches(network: EvalCopy, example: Example) -> EvalCopy:
     """Return the network with nothing of earlier runs in it, or as it is where that cannot be had."""
     others = _other_sizes(example)
-    probe = fresh_copy(network.module)
+    probe = network.runs.module()
     before = _attributes(probe)
     for tensors in others:
         _run(probe, network, example, tensors)
@@ -88,7 +89,7 @@ def _run(
 
 
 def _answers_alike(module: nn.Module, network: EvalCopy, example: Example, tensors: Sequence[Tensor]) -> bool:
-    want = _run(fresh_copy(network.module), network, example, tensors)
+    want = _run(network.runs.module(), network, example, tensors)
     got = _run(fresh_copy(module), network, example, tensors)
     if want is None or got is None or len(want) != len(got):
         return want is None

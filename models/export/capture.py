@@ -20,10 +20,12 @@ from torch.export import Dim
 from models.errors import BadExample, ExportError
 from models.export.caches import copy_to_capture
 from models.export.cleaning import clean_graph
-from models.export.copying import EvalCopy, fresh_copy
+from models.export.copying import EvalCopy
 from models.export.example import Example, checked_names, unique_names
 from models.export.flat import FlatNetwork, tensors_of, without_wrapper
+from models.export.graph_copy import without_code
 from models.export.guards import read_assumptions
+from models.export.history import forget_last_trace, without_history, without_origins
 from models.export.linear_lookups import linear_lookups
 from models.export.outputs import Outputs
 from models.export.plain_names import any_names, give_plain_names
@@ -94,14 +96,19 @@ def capture(
     )
     with quiet(), symbolic_length(), any_names(), linear_lookups(), without_guards():
         try:
+            without_origins(settled.program.graph)
             program = settled.program.run_decompositions({})
-            raw = program.module(check_guards=False)
+            without_origins(program.graph)
+            with without_code():
+                raw = program.module(check_guards=False)
         except Exception as error:
             refuse(error)
+        forget_last_trace()
         without_wrapper(raw, example.names)
         give_plain_names(raw)
     assumptions = read_assumptions(program, example.axes)  # again: decomposing may assume more
     graph_module, outputs = clean_graph(raw, program, example.names, returned, together=example.together)
+    without_history(graph_module.graph)
     own_names = unique_names(outputs.names, taken=example.names)
     names = checked_names("output_names", output_names, own_names)
     taken = set(names) & set(example.names)
@@ -148,7 +155,7 @@ def _run_once(network: EvalCopy, example: Example) -> Any:
 
 def _run(network: EvalCopy, example: Example, tensors: Sequence[torch.Tensor]) -> Any:
     with plain_ways(network.converted):
-        return example.call(fresh_copy(network.module), [t.clone() for t in tensors])
+        return example.call(network.runs.module(), [t.clone() for t in tensors])
 
 
 def _export(network: EvalCopy, example: Example) -> torch.export.ExportedProgram:

@@ -18,6 +18,7 @@ from torch._prims_common import is_contiguous_or_false
 
 from models.errors import NotCapturable
 from models.export.flat import inner_path
+from models.export.graph_copy import around
 from models.export.outputs import Outputs, select_outputs
 from models.export.refusals import node_line
 from models.export.training_norms import spell_out_training_norms
@@ -84,8 +85,7 @@ def clean_graph(
     for node in graph.nodes:
         if node.op in {"call_function", "call_method", "call_module"}:
             _refuse_operator(node)
-    clean = fx.GraphModule(raw, graph, class_name="CapturedNetwork")
-    clean.eval()
+    clean = around(raw, graph, "CapturedNetwork")
     clean.graph.lint()
     return clean, outputs
 

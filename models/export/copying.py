@@ -2,8 +2,8 @@
 
     before  module        anything that runs: training mode, hooks, pruned, weight_norm, half precision, on a GPU
     after   eval_copy     the same computation, eval mode, CPU, floating weights in float32
-            fresh_copy    one of those again for a single run; its parameters are shared
             double_copy   the eval copy in float64
+            fresh copies  one of those as it was before any run, for each run anew (fresh.py)
 
 The module given is only read. Whoever runs a network runs a fresh copy: forward may keep what it made (a grid for the
 shape it met, a position table, a count), and what one run leaves behind must not become part of the next one, least of
@@ -18,8 +18,7 @@ may name them (float32_mode.py).
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +26,23 @@ from torch._subclasses import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from models.errors import NotCapturable
+from models.export.fresh import FreshRuns, empty_tables
 from models.export.refusals import reason
 
 
 @dataclass(frozen=True)
 class EvalCopy:
-    """A network in eval mode, on the CPU, in float32. Never run itself: see fresh_copy.
+    """A network in eval mode, on the CPU, in float32. Never run itself: see fresh.py.
 
-    converted: the float types that weights of the user's module had and that are float32 now.
+    converted: the float types that weights of the user's module had and that are float32 now. runs: of module.
     """
 
     module: nn.Module
     converted: frozenset[torch.dtype]
+    runs: FreshRuns = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", FreshRuns(self.module))
 
 
 def eval_copy(module: nn.Module) -> EvalCopy:
@@ -65,7 +69,7 @@ def eval_copy(module: nn.Module) -> EvalCopy:
     # that are results of autograd: pruned and old-style weight_norm modules keep one as the attribute `weight` (a
     # pre-hook makes it anew at each call). So their copies are put into the memo beforehand.
     changed = [t for t in kept if not t.is_leaf or t.dtype in converted or t.device.type != "cpu"]
-    memo: dict[int, Any] = {id(t): plain(t.detach().clone()) for t in changed}
+    memo = {**empty_tables(module), **{id(t): plain(t.detach().clone()) for t in changed}}
     try:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:
@@ -81,17 +85,12 @@ def eval_copy(module: nn.Module) -> EvalCopy:
     return EvalCopy(duplicate, converted)
 
 
-def fresh_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of an eval or double copy for one run. It shares the parameters, so it costs little memory."""
-    memo: dict[int, Any] = {id(p): p for p in module.parameters()}
-    return copy.deepcopy(module, memo)
-
-
 def double_copy(module: nn.Module) -> nn.Module:
     """Return a deep copy of an eval copy in float64, the reference that every answer is compared with."""
-    memo: dict[int, Any] = {
-        id(t): t.detach().clone().double() for t in _attribute_tensors(module) if t.is_floating_point()
-    }
+    memo = empty_tables(module)
+    memo.update(
+        (id(t), t.detach().clone().double()) for t in _attribute_tensors(module) if t.is_floating_point()
+    )
     duplicate = copy.deepcopy(module, memo)
     return duplicate.double()
 

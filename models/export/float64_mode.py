@@ -12,6 +12,7 @@ the network that is exported, which is in float32. So within `float64_arithmetic
 Knows nothing of networks or files.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -43,12 +44,10 @@ class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        schema = getattr(func, "_schema", None)
-        written = {a.name for a in schema.arguments if a.is_write} if schema is not None else set()
-        names = [a.name for a in schema.arguments] if schema is not None else []
+        names, written = _arguments(func)
         wide_args = [
             a if name in written else _wide(a)
-            for name, a in zip(names + [""] * (len(args) - len(names)), args, strict=False)
+            for name, a in zip((*names, *[""] * (len(args) - len(names))), args, strict=False)
         ]
         wide_kwargs = {k: v if k in written else _wide(v) for k, v in (kwargs or {}).items()}
         default = torch.get_default_dtype()
@@ -58,6 +57,14 @@ class _Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         finally:
             torch.set_default_dtype(default)
         return result if written else _wide(result)
+
+
+@functools.cache  # torch makes these of its schema anew each time
+def _arguments(func: Any) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The names of an operator's arguments in order, and of those that it writes to."""
+    schema = getattr(func, "_schema", None)
+    arguments = () if schema is None else schema.arguments
+    return tuple(a.name for a in arguments), frozenset(a.name for a in arguments if a.is_write)
 
 
 class _ShownAsFloat32(TorchFunctionMode):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import BadExample, NotCapturable
-from models.export.copying import EvalCopy, double_copy, fresh_copy
+from models.export.copying import EvalCopy, double_copy
 from models.export.difference import Difference, difference
 from models.export.example import Example
 from models.export.float64_mode import float64_arithmetic, widened
+from models.export.fresh import FreshRuns
 from models.export.outputs import Outputs
 from models.export.refusals import reason
 from models.export.running import plain_ways
@@ -67,6 +68,7 @@ class EagerReference:
         self._network = network
         self._outputs = outputs
         self._double = double_copy(network.module)
+        self._double_runs = FreshRuns(self._double)
         self._example = example
         self._finite: tuple[bool, ...] = ()  # which outputs are, on the example; known after cases()
 
@@ -78,7 +80,7 @@ class EagerReference:
         Raises: what the network raises.
         """
         if weights is None:
-            module = fresh_copy(self._double)
+            module = self._double_runs.module()
         else:
             module = copy.deepcopy(self._double)  # a fresh copy shares its weights
             with torch.no_grad():
@@ -90,7 +92,7 @@ class EagerReference:
         self, earlier: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """The same of one network that has answered others before. Raises: what the network raises."""
-        module = fresh_copy(self._double)
+        module = self._double_runs.module()
         for others in earlier:
             self._run_float64(module, others)
         return self._run_float64(module, inputs)
@@ -101,14 +103,14 @@ class EagerReference:
 
     def run_part_float64(self, part: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The flat outputs, in float64, of a submodule that returns what the network does. Raises: what it raises."""
-        module = fresh_copy(self._double).get_submodule(part)
+        module = self._double_runs.module().get_submodule(part)
         with plain_ways(), float64_arithmetic():
             return self._outputs.read(module(*inputs))
 
     def run_float32(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The flat outputs as the user's own program computes them."""
         with plain_ways(self._network.converted):
-            module = fresh_copy(self._network.module)
+            module = self._network.runs.module()
             return self._outputs.read(self._example.call(module, [t.clone() for t in inputs]))
 
     def case(self, inputs: tuple[Tensor, ...], *, fresh: bool, reference: bool = False) -> Case:

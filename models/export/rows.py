@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.errors import BadExample, NotCapturable
 from models.export.capture import CapturedGraph, capture
-from models.export.copying import EvalCopy, fresh_copy
+from models.export.copying import EvalCopy
 from models.export.example import Example
 from models.export.reference import ROW_COUNTS
 from models.export.running import plain_ways
@@ -75,7 +75,7 @@ def without_refused(network: EvalCopy, example: Example) -> Example:
     for label in sorted(example.offered):
         try:
             with plain_ways(network.converted):
-                example.call(fresh_copy(network.module), _doubled(own, example.axes, label))
+                example.call(network.runs.module(), _doubled(own, example.axes, label))
         except Exception:  # the network takes no other size, or that of another axis is bound to it
             example = fixed(example, {label})
     return example

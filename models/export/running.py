@@ -48,7 +48,10 @@ def plain_process() -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
             for kind in ("cpu", "cuda"):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            stack.enter_context(torch.device("cpu"))
+            if (
+                torch.get_default_device().type != "cpu"
+            ):  # else every call of torch would pass this mode, for nothing
+                stack.enter_context(torch.device("cpu"))
             yield
     finally:
         torch.set_default_dtype(default)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.export.copying import EvalCopy, fresh_copy
+from models.export.copying import EvalCopy
 from models.export.example import Example, Source
 from models.export.flat import tensors_of
 from models.export.refusals import reason
@@ -66,7 +66,7 @@ def _finite(network: EvalCopy, example: Example, inputs: Sequence[Tensor]) -> tu
     """Which outputs are finite, or why the network fails."""
     try:
         with plain_ways(network.converted):
-            answer = example.call(fresh_copy(network.module), [tensor.clone() for tensor in inputs])
+            answer = example.call(network.runs.module(), [tensor.clone() for tensor in inputs])
     except Exception as error:
         return reason(error)
     return tuple(is_finite(tensor) for tensor in tensors_of(answer))

@@ -21,6 +21,8 @@ from torch._ops import OpOverload
 
 from models.errors import FormNotWritten, NotCapturable
 from models.export.capture import CapturedGraph
+from models.export.graph_copy import with_code
+from models.export.history import forget_last_model, forget_last_trace
 from models.export.linear_lookups import linear_lookups
 from models.export.onnx_rewrites import rewritten
 from models.export.onnx_rnn import TRANSLATIONS
@@ -54,7 +56,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
     try:
         with quiet(), torch.no_grad(), symbolic_length(), linear_lookups(), without_guards():
             program: Any = torch.onnx.export(
-                rewritten(_with_weights_apart(captured)),
+                with_code(rewritten(_with_weights_apart(captured))),
                 captured.example_inputs,
                 dynamic_shapes=captured.dynamic_shapes,
                 input_names=list(captured.input_names),
@@ -65,6 +67,9 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
                 verbose=False,
             )
             model: onnx.ModelProto = program.model_proto
+        del program
+        forget_last_trace()
+        forget_last_model()
     except Exception as error:
         cause = innermost(error)
         if isinstance(cause, OSError | MemoryError):  # of the machine, and not of the network

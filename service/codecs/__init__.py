@@ -9,14 +9,13 @@ They know signatures and arrays, not HTTP, so any front can use them on any buff
 bytearray or a memoryview, and raw and npy arrays are views of it.
 """
 
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from service.artifact.signature import Signature
 from service.codecs import json_codec, npy_codec, raw_codec
+from service.codecs.encoded import Encoded, LaidOut
 from service.codecs.media_types import BodyType, answer_types, body_type
 from service.codecs.raw_codec import TensorHeaders
 from service.errors import BadRequest, NotAcceptable
@@ -34,19 +33,6 @@ __all__ = [
     "lay_out",
     "pick_outputs",
 ]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A body with the headers that describe it (Content-Type is the kind's value).
-
-    rest: what follows `body`, of a body that is too large to be one object; used up while it is sent.
-    """
-
-    kind: BodyType
-    body: bytes
-    headers: tuple[tuple[str, str], ...] = ()
-    rest: deque[bytes] = field(default_factory=deque)
 
 
 def decode(
@@ -111,20 +97,11 @@ def encode(
     Raises: ModelFailed when JSON cannot carry a value (NaN, infinities).
     """
     if kind is BodyType.JSON:
-        return Encoded(kind, json_codec.encode(model, version, outputs))
+        return Encoded(kind.value, json_codec.encode(model, version, outputs))
     ((name, array),) = outputs.items()
     headers = raw_codec.tensor_headers(name, signature.outputs_by_name[name].datatype, array.shape)
     body = raw_codec.encode(array) if kind is BodyType.RAW else npy_codec.encode(array)
-    return Encoded(kind, body, headers)
-
-
-@dataclass(frozen=True)
-class LaidOut:
-    """A raw or npy body whose numbers still lie where they were: prefix and numbers, one after the other."""
-
-    prefix: bytes
-    numbers: memoryview
-    headers: tuple[tuple[str, str], ...]
+    return Encoded(kind.value, body, headers)
 
 
 def lay_out(kind: BodyType, outputs: Mapping[str, np.ndarray], signature: Signature) -> LaidOut:

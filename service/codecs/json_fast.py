@@ -21,11 +21,11 @@ _FEW: Final = 512
 """Numbers up to which struct is quicker than numpy, whose calls have a fixed cost."""
 
 
-class QuickJson:
+class FastJsonCodec:
     """Prepared for one model by of()."""
 
     @classmethod
-    def of(cls, model: str, version: str, signature: Signature) -> "QuickJson | None":
+    def of(cls, model: str, version: str, signature: Signature) -> "FastJsonCodec | None":
         """For a model with one input of floats, all of whose dims but the rows are fixed, and one output."""
         first = signature.inputs[0]
         if not signature.counts_rows:

@@ -1,7 +1,6 @@
 """From a request whose inputs are known to its outputs, in an API server: admission, queue, recovery.
 
-    interface.py    the one door between the front and everything behind it
-    client.py       behind that door: awaits what the dispatcher does
+    served.py       what is served, as plain data; status.py: at this moment
     dispatcher.py   queues tickets, hands answers back, frees places
     model_queue.py  one model version's queue, as this API server sees it; models.py: all of them, by name
     request.py      what is dispatched: a request with a place, and the queue that it travels on
@@ -9,7 +8,6 @@
     room.py         how much of an arena it needs, and what never fits
     watchdog.py     whose time is over, which worker hangs
     recovery.py     what becomes of requests whose worker has died
-    outcome.py      outputs or error, and where the time went
     codec_process/  JSON that is too large for the event loop
 
 The workers' side is worker/; the two meet in ipc/ only.

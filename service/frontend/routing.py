@@ -9,22 +9,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from service.errors import MethodNotAllowed, NotFound
-from service.frontend.body import Receive
-from service.inference.context import Call
-from service.inference.response import Answer
+from service.inference.context import RequestContext
+from service.inference.response import Response
 
-Handler = Callable[[Call, Receive, dict[str, str]], Awaitable[Answer]]
+Handler = Callable[[RequestContext], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path. inference: runs a model, and is counted in the request metrics."""
+    """One method of one path. handler: what answers it; None for an inference request, which runs a model."""
 
     method: str
     path: str
-    handler: Handler
+    handler: Handler | None
     summary: str
-    inference: bool = False
 
 
 class RouteTable:

@@ -1,1 +1,9 @@
-"""One request while it is answered, whatever it came by: its context, its answer, its line in the access log."""
+"""One request while it is answered, whatever it came by.
+
+request.py         its life: parsed, queued, answered, ended; receiving.py: while its body comes
+plan.py            what its head asks for, made once for all that ask alike
+server_context.py  what the requests of an API server share
+partial_body.py    bodies that come in parts; body_budget.py what they may hold, holdings.py who gives way
+response.py        what goes back
+observers.py       who learns of its end: metrics, access_log.py; context.py what they are told
+"""

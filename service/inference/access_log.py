@@ -7,7 +7,7 @@ import json
 import logging
 from typing import Final
 
-from service.inference.context import Call
+from service.inference.context import RequestContext
 from service.logs.records import LINE_BYTES, Outlet
 
 _log = logging.getLogger("foldserve.access")
@@ -16,26 +16,26 @@ _PATH_CHARS: Final = 500
 _SHORT_PATH_CHARS: Final = 100
 
 
-def log_access(call: Call, status: int, duration_s: float) -> None:
+def log_access(context: RequestContext, status: int, duration_s: float) -> None:
     """Write the line of one finished request (status 499: the client left before its answer)."""
     line = {
-        "request_id": call.request_id,
-        "method": call.method,
-        "path": call.path[:_PATH_CHARS],
-        "route": call.route,
-        "protocol": call.protocol,
-        "model": call.model,
-        "version": call.version,
+        "request_id": context.request_id,
+        "method": context.method,
+        "path": context.path[:_PATH_CHARS],
+        "route": context.route,
+        "protocol": context.protocol,
+        "model": context.model,
+        "version": context.version,
         "status": status,
-        "code": call.error_code or "",
-        "rows": call.rows,
-        "batch_rows": call.batch_rows,
-        "body_bytes": call.body_bytes,
+        "code": context.error_code or "",
+        "rows": context.rows,
+        "batch_rows": context.batch_rows,
+        "body_bytes": context.body_bytes,
         "ms": round(duration_s * 1000, 3),
     }
     text = json.dumps(line, separators=(",", ":"))
     if len(text) >= LINE_BYTES:  # a path of characters that take twelve each
-        text = json.dumps({**line, "path": call.path[:_SHORT_PATH_CHARS]}, separators=(",", ":"))
+        text = json.dumps({**line, "path": context.path[:_SHORT_PATH_CHARS]}, separators=(",", ":"))
     _log.info(text)
 
 

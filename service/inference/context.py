@@ -1,8 +1,6 @@
-"""One HTTP request while it is being answered, free of any server framework.
+"""What is known of one request, whatever it came by: what its head says, and what was learned of it since.
 
-The front fills in what the head of the request says; the route that answers it notes what it learns (model,
-stages, error), which then goes into the headers of the answer, the access log and the metrics. Owned by the
-task that answers the request.
+It goes into the headers of the response, the access log and the metrics. Free of any server framework.
 """
 
 import os
@@ -13,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl
 
-from service.codecs import BodyType, TensorHeaders
+from service.codecs.protocol import Options
 from service.errors import BadRequest
+from service.inference.partial_body import UNKNOWN
 
 REFUSAL: Final = "foldserve.refusal"
 """In a scope: the ServiceError with which the request is to be answered, whatever it asks."""
@@ -22,20 +21,19 @@ BROKEN: Final = "error"
 """In an http.disconnect: the ServiceError that ended the body."""
 CLIENT_GONE: Final = 499
 """The status, in the log and the metrics alone, of a request whose client left before its answer."""
-PROTOCOL_OF: Final = {BodyType.JSON: "json", BodyType.RAW: "raw", BodyType.NPY: "npy"}
-"""How the log and the metrics name the type of a body."""
 MAX_TIMEOUT_MS: Final = 86_400_000
 _REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _MILLISECONDS: Final = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
+_LENGTH: Final = re.compile(r"\d{1,18}", re.ASCII)
 _QUERY_BYTES: Final = 4096
 _TENSOR_HEADER_CHARS: Final = 4096
 
 
 @dataclass(slots=True)
-class Call:
+class RequestContext:
     """The head of a request, and what has been learned of it.
 
-    headers: by lower-case name. started_s: time.perf_counter() when the head was seen.
+    headers: by lower-case name. started_s: CLOCK_MONOTONIC when the head was seen.
     """
 
     method: str
@@ -44,7 +42,7 @@ class Call:
     headers: Mapping[str, str]
     scheme: str = "http"
     request_id: str = ""
-    started_s: float = field(default_factory=time.perf_counter)
+    started_s: float = field(default_factory=time.monotonic)
 
     route: str = ""
     protocol: str = "other"
@@ -62,18 +60,13 @@ class Call:
 
     def elapsed_s(self) -> float:
         """Seconds since the head was seen."""
-        return time.perf_counter() - self.started_s
+        return time.monotonic() - self.started_s
 
-    def timeout_s(self, bound_s: float | None) -> float | None:
-        """The time that this request may take: X-Timeout-Ms, and never more than the server's own bound.
+    def tensor_headers(self) -> Options:
+        """The values of X-Tensor-Name, -Datatype and -Shape, None for one that was not sent; nothing when none was.
 
-        Raises: BadRequest when the header is no positive number of milliseconds.
+        Raises: BadRequest for one that is too long.
         """
-        header = self.headers.get("x-timeout-ms")
-        return bound_s if header is None else allowed_s(header, bound_s)
-
-    def tensor_headers(self) -> TensorHeaders | None:
-        """The X-Tensor-* headers; None when there are none. Raises BadRequest for one that is too long."""
         found = [self.headers.get(f"x-tensor-{part}") for part in ("name", "datatype", "shape")]
         longest = max(len(value or "") for value in found)
         if longest > _TENSOR_HEADER_CHARS:
@@ -81,7 +74,7 @@ class Call:
                 f"an X-Tensor-* header has {longest} characters; expected at most {_TENSOR_HEADER_CHARS}: send the "
                 "tensor's own name, datatype and shape, or leave the header out"
             )
-        return None if found == [None, None, None] else TensorHeaders(*found)
+        return () if found == [None, None, None] else found
 
     def query_values(self, known: tuple[str, ...]) -> dict[str, str]:
         """The query's parameters. Raises BadRequest for one that is not known, empty, or given twice."""
@@ -127,3 +120,15 @@ def allowed_s(header: str, bound_s: float | None) -> float:
         )
     wanted_s = float(header) / 1000
     return wanted_s if bound_s is None else min(wanted_s, bound_s)
+
+
+def content_length(header: str | None) -> int:
+    """The bytes that a Content-Length header says; UNKNOWN without one. Raises BadRequest."""
+    if header is None:
+        return UNKNOWN
+    header = header.strip(" \t")
+    if not _LENGTH.fullmatch(header):
+        raise BadRequest(
+            f"Content-Length is {header[:50]!r}; expected a number of bytes: send the length of the body"
+        )
+    return int(header)

@@ -1,44 +1,63 @@
-"""An answer as plain data, and the one shape of every error: {"error": what, "code": stable word}."""
+"""A response as plain data, and the one shape of every error: {"error": what, "code": stable word}."""
 
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
+from service.codecs.encoded import Encoded
 from service.errors import ServiceError
+from service.inference.body_budget import BodyTooLarge
 
 JSON: Final = "application/json"
+SENT_BYTES: Final = 256 * 1024
+"""Of a large response: what is sent at once, and so what is kept of it when the client takes nothing."""
 Headers = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What goes back to the client; Content-Length and the headers that every answer has are the front's.
+class Response:
+    """What goes back to the client; Content-Length and the headers that every response has are the frontend's.
 
-    close: the connection cannot be used again, because the rest of the request's body will not be read.
-    rest: what follows `body`, of a body that is too large to be one object; used up while it is sent.
+    closes: the connection cannot be used again, because the rest of the request's body will not be read.
+    rest: what follows `body` of a large answer, where it lies in the arena; valid until the request is told that it
+    was sent, or the request is done. place_bytes: of the arena, which are kept until then.
     """
 
-    status: int
-    body: bytes
-    content_type: str = JSON
-    headers: Headers = ()
-    close: bool = False
-    rest: deque[bytes] = field(default_factory=deque)
+    def __init__(
+        self,
+        status: int,
+        body: bytes,
+        media_type: str = JSON,
+        headers: Headers = (),
+        closes: bool = False,
+        rest: memoryview | None = None,
+        place_bytes: int = 0,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.media_type = media_type
+        self.headers = headers
+        self.closes = closes
+        self.rest = rest
+        self.place_bytes = place_bytes
 
     @property
     def length(self) -> int:
-        """Bytes of the body."""
-        return len(self.body) + sum(map(len, self.rest))
+        """Bytes of the whole body."""
+        return len(self.body) + (0 if self.rest is None else len(self.rest))
 
 
-def json_answer(value: Any, status: int = 200, headers: Headers = ()) -> Answer:
-    """Return value as a JSON answer."""
-    return Answer(status, orjson.dumps(value), JSON, headers)
+def json_response(value: Any, status: int = 200, headers: Headers = ()) -> Response:
+    """Value as a JSON response."""
+    return Response(status, orjson.dumps(value), JSON, headers)
 
 
-def error_answer(error: ServiceError, *, close: bool = False) -> Answer:
-    """Return the answer that tells the client of error."""
-    body = orjson.dumps({"error": str(error), "code": error.code})
-    return Answer(error.status, body, JSON, tuple(error.headers().items()), close)
+def error_body(error: ServiceError) -> Encoded:
+    """The body that tells the client of error, where no protocol has a shape of its own."""
+    return Encoded(JSON, orjson.dumps({"error": str(error), "code": error.code}))
+
+
+def error_response(error: ServiceError, told: Encoded | None = None) -> Response:
+    """The response that tells the client of error. told: its body in the protocol's own shape."""
+    body = error_body(error) if told is None else told
+    headers = (*body.headers, *error.headers().items())
+    return Response(error.status, body.body, body.media_type, headers, isinstance(error, BodyTooLarge))

@@ -1,118 +1,137 @@
-"""POST /predict: from the head and the body of a request to its answer, by way of the engine.
+"""POST /predict: JSON, raw bytes or a NumPy file in, the same out; and what the head of such a request asks for.
 
-The order matters: whatever the head settles (model, version, types) is refused before a byte of the body is
-read, whatever the body gets wrong before the request is queued, so a mistake costs its sender and nobody
-else.
+Whatever the head settles (model, version, types) is refused here, before a byte of the body is read.
 """
 
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from service.codecs import BodyType, answer_type, body_type, check_kind, decode, encode, pick_outputs
+from service.artifact.signature import Signature
+from service.codecs import (
+    BodyType,
+    TensorHeaders,
+    answer_type,
+    body_type,
+    check_kind,
+    decode,
+    encode,
+    lay_out,
+    pick_outputs,
+)
+from service.codecs.encoded import Encoded, LaidOut
+from service.codecs.json_fast import FastJsonCodec
+from service.codecs.protocol import Options, Served
 from service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
-from service.engine.interface import Engine, Filled, ServedModel, ServedVersion
+from service.engine.served import ServedModel, ServedVersion, Status
 from service.errors import (
     BadRequest,
-    DeadlinePassed,
-    Internal,
     NotReady,
+    ServiceError,
     UnknownModel,
     UnknownVersion,
     UnsupportedMediaType,
 )
-from service.inference.context import PROTOCOL_OF, Call
-from service.inference.response import Answer
+from service.inference.body_budget import BodyTooLarge
+from service.inference.context import RequestContext, allowed_s, content_length
+from service.inference.plan import RequestHead, RequestPlan, Target
+from service.inference.response import error_body
 
 _NAMES_SHOWN = 20
 
 
-async def predict(
-    call: Call,
-    engine: Engine,
-    read: Callable[[BodyType], Awaitable[list[bytes | bytearray]]],
-    timeout_s: float | None,
-    default_model: str | None,
-    model: str | None = None,
-    version: str | None = None,
-) -> Answer:
-    """Answer one request.
+class PredictProtocol:
+    """Implements InferenceProtocol: bodies of one type, which is also that of their answers unless Accept says
+    otherwise."""
 
-    Args:
-        call: the head; what is learned is noted in it.
-        read: returns the body, which is of this type, in the parts in which it came.
-        timeout_s: counted from call.started_s; None = no bound.
-        default_model: the model of requests that name none.
-        model, version: from the path; None when it does not name them.
-    Raises: ServiceError.
-    """
-    query = call.query_values(("version", "output"))
-    served = find_model(engine, model, default_model)
-    call.model = served.name
-    chosen = find_version(engine, served, _one_version(version, query.get("version")))
-    call.version = chosen.version
-    own = body_type(call.headers.get("content-type"))
-    call.protocol = PROTOCOL_OF[own]
-    _refuse_encoding(call.headers.get("content-encoding"))
-    check_kind(own, chosen.signature)
-    names = pick_outputs(chosen.signature, query.get("output"))
-    kind = answer_type(call.headers.get("accept"), own, names)
-    if not (chosen.ready or chosen.returning):
-        raise NotReady(
-            f"model {served.name!r} version {chosen.version} is not ready; try again when /v2/health/ready "
-            "answers 200"
+    def __init__(self, kind: BodyType) -> None:
+        self.kind = kind
+        self.name = kind.name.lower()
+        self.media_type = kind.value
+        self.large_bytes = LARGE_JSON_BYTES if kind is BodyType.JSON else LARGE_COPY_BYTES
+        self.raw = kind is BodyType.RAW
+
+    def parse(
+        self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
+    ) -> dict[str, np.ndarray]:
+        """See InferenceProtocol. options: the X-Tensor-* headers."""
+        return decode(self.kind, body, signature, TensorHeaders(*options) if options else None)
+
+    def render(self, served: Served, outputs: Mapping[str, np.ndarray]) -> Encoded:
+        """See InferenceProtocol."""
+        return encode(self.kind, served.model, served.version, outputs, served.signature)
+
+    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray]) -> LaidOut | None:
+        """See InferenceProtocol."""
+        return None if self.kind is BodyType.JSON else lay_out(self.kind, outputs, served.signature)
+
+    def render_error(self, error: ServiceError) -> Encoded:
+        """See InferenceProtocol."""
+        return error_body(error)
+
+    def fast_codec(self, served: Served) -> FastJsonCodec | None:
+        """See InferenceProtocol."""
+        return FastJsonCodec.of(*served) if self.kind is BodyType.JSON else None
+
+
+PREDICT: Final = {kind: PredictProtocol(kind) for kind in BodyType}
+
+Plans = Mapping[tuple[str, str], Mapping[BodyType, RequestPlan]]
+"""By model and version, and by the type of the body: what becomes of a request that asks for nothing special."""
+
+
+@dataclass(frozen=True)
+class PredictCalls:
+    """Reads the heads of calls of /predict. default_model: of those that name none."""
+
+    status: Status
+    plans: Plans
+    default_model: str | None
+
+    def head(
+        self, context: RequestContext, target: Target, model: str | None = None, version: str | None = None
+    ) -> RequestHead:
+        """What a call asks for; what is learned of it is noted in its context.
+
+        Args:
+            model, version: from the path; None when it does not name them.
+        Raises: ServiceError.
+        """
+        query = context.query_values(("version", "output"))
+        served = find_model(self.status, model, self.default_model)
+        context.model = served.name
+        chosen = find_version(self.status, served, _one_version(version, query.get("version")))
+        context.version = chosen.version
+        headers = context.headers
+        own = body_type(headers.get("content-type"))
+        context.protocol = PREDICT[own].name
+        _refuse_encoding(headers.get("content-encoding"))
+        check_kind(own, chosen.signature)
+        names = pick_outputs(chosen.signature, query.get("output"))
+        kind = answer_type(headers.get("accept"), own, names)
+        timeout_ms = headers.get("x-timeout-ms")
+        if timeout_ms is not None:
+            allowed_s(timeout_ms, None)  # raises for an empty one too
+        plan = self.plans[served.name, chosen.version][own]
+        length = content_length(headers.get("content-length"))
+        if length > plan.limit.nbytes:
+            raise BodyTooLarge.than(plan.limit.nbytes, plan.limit.setting, length)
+        options = context.tensor_headers()
+        outputs = names if len(names) < len(chosen.signature.outputs) else ()
+        if options or outputs or kind is not own:
+            plan = RequestPlan(
+                plan.queue, plan.reads, PREDICT[kind], plan.counter, plan.limit, outputs, options
+            )
+        return RequestHead(
+            target, plan, length, context.request_id.encode(), (timeout_ms or "").encode("latin-1")
         )
 
-    parts = await read(own)
-    call.body_bytes = sum(map(len, parts))
-    started_s = time.perf_counter()
-    inputs: dict[str, np.ndarray] | Filled
-    if call.body_bytes > _large_bytes(own):
-        left_s = None if timeout_s is None else timeout_s - call.elapsed_s()
-        inputs = await engine.fill(
-            served.name, chosen.version, own, parts, call.tensor_headers(), left_s, call.request_id
-        )
-        call.rows = inputs.rows
-    else:
-        inputs = decode(own, b"".join(parts), chosen.signature, call.tensor_headers())
-        parts.clear()  # nothing of the body may stay while the request waits: only what was received is bounded
-        call.rows = chosen.signature.check_inputs(inputs)
-    call.stages_s["decode"] = time.perf_counter() - started_s
 
-    left_s = None if timeout_s is None else timeout_s - call.elapsed_s()
-    if left_s is not None and left_s <= 0:
-        if not isinstance(inputs, dict):
-            inputs.give_up()
-        raise DeadlinePassed.after(timeout_s)
-    outcome = await engine.infer(served.name, chosen.version, inputs, call.rows, left_s, call.request_id)
-    stages = outcome.stages
-    call.stages_s.update(queue=stages.queue, gather=stages.gather, run=stages.run, scatter=stages.scatter)
-    call.batch_rows = outcome.batch_rows
-    if outcome.error is not None:
-        raise outcome.error
-    if outcome.outputs is None:
-        raise Internal("the engine gave neither outputs nor an error; please report it with the request id")
-
-    started_s = time.perf_counter()
-    if outcome.held is not None:
-        left_s = None if timeout_s is None else timeout_s - call.elapsed_s()
-        encoded = await engine.encode(outcome, kind, names, left_s)
-    else:
-        outputs = {name: outcome.outputs[name] for name in names}
-        encoded = encode(kind, served.name, chosen.version, outputs, chosen.signature)
-    call.stages_s["encode"] = time.perf_counter() - started_s
-    return Answer(200, encoded.body, kind.value, encoded.headers, rest=encoded.rest)
-
-
-def _large_bytes(kind: BodyType) -> int:
-    """Longer bodies of this type are decoded elsewhere."""
-    return LARGE_JSON_BYTES if kind is BodyType.JSON else LARGE_COPY_BYTES
-
-
-def find_model(engine: Engine, name: str | None, default: str | None) -> ServedModel:
+def find_model(served: Status, name: str | None, default: str | None) -> ServedModel:
     """The model of that name, or the default: the one set, else the only one. Raises UnknownModel, NotReady."""
-    models, broken = engine.models(), engine.broken()
+    models, broken = served.models(), served.broken()
     if name is None:
         name = default
     if name is None:
@@ -130,12 +149,12 @@ def find_model(engine: Engine, name: str | None, default: str | None) -> ServedM
         raise UnknownModel(f"model {name[:100]!r} is not served; expected one of: {_names(models)}") from None
 
 
-def find_version(engine: Engine, model: ServedModel, version: str | None) -> ServedVersion:
+def find_version(served: Status, model: ServedModel, version: str | None) -> ServedVersion:
     """The model's version of that name, or its default one. Raises UnknownVersion, NotReady."""
     try:
         return model.versions[model.default_version if version is None else version]
     except KeyError:
-        if f"{model.name}/{version}" in engine.broken():
+        if f"{model.name}/{version}" in served.broken():
             raise _cannot_be_served(f"version {version} of model {model.name!r}") from None
         raise UnknownVersion(
             f"model {model.name!r} has no version {str(version)[:100]!r}; expected one of: "

@@ -1,4 +1,4 @@
-"""One API server's part in the models that the table holds: a queue for each, and the targets of the short way.
+"""One API server's part in the models that the table holds: a queue for each, and the targets of the fast path.
 
 The table says what is to be there; changed() brings one row in line with it. Owned by the event loop thread.
 """
@@ -11,20 +11,22 @@ from typing import Final
 from service.codecs import BodyType
 from service.engine.admission import Bounds
 from service.engine.dispatcher import Dispatcher
-from service.engine.interface import ServedVersion
 from service.engine.model_queue import ModelQueue
 from service.engine.models import Models, QueuedVersion
+from service.engine.served import ServedVersion
 from service.frontend.asgi import PREDICT_PATHS
-from service.frontend.http1.head_cache import Route
-from service.inference.context import PROTOCOL_OF
+from service.frontend.http1.heads.cache import Route
+from service.inference.observers import RequestMetrics
+from service.inference.plan import BodyLimit, RequestPlan
 from service.ipc.control import CONTROL_STRUCT, ControlMessage
 from service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
 from service.ipc.resources import Transport
 from service.ipc.slots.tensor_layout import Layout
 from service.ipc.ticket_queue import TicketWriter
 from service.metrics.recorder import Metrics
-from service.protocols.predict import only_model
+from service.protocols.predict import PREDICT, only_model
 from service.repository.model_version import ModelVersion, read_version
+from service.settings import ServeSettings
 
 _REPORT_S: Final = 0.1
 """Until a report is sent again that found the pipe to the supervisor full."""
@@ -35,8 +37,13 @@ _log = logging.getLogger("foldserve.api_server")
 class ApiModels:
     """What there is for each version is made when its row says so, and is gone when the last request has left it."""
 
-    def __init__(self, transport: Transport, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def __init__(
+        self, transport: Transport, dispatcher: Dispatcher, metrics: Metrics, settings: ServeSettings
+    ) -> None:
         self.models = Models()
+        self.plans: dict[tuple[str, str], dict[BodyType, RequestPlan]] = {}
+        """What becomes of requests to each version, by the types of their bodies."""
+        self._settings = settings
         self._transport = transport
         self._table: MappedModelTable = transport.models.map()
         self._dispatcher = dispatcher
@@ -66,12 +73,13 @@ class ApiModels:
         queue = make_queue(key, version, self._transport)
         self._dispatcher.add_queue(queue)
         self._metrics.rows[key.model, key.version] = row
+        self.plans[key.model, key.version] = make_plans(queue, self._settings, self._metrics)
         self.models.add(QueuedVersion(queue, served_version(version), version.config.batch_buckets))
 
     def _close(self, version: QueuedVersion) -> None:
         queue = version.queue
         self.models.remove(version)
-        del self._metrics.rows[queue.model, queue.version]
+        del self._metrics.rows[queue.model, queue.version], self.plans[queue.model, queue.version]
         self._dispatcher.close_queue(queue, lambda: self._let_go(queue.row, queue.generation))
 
     def _let_go(self, row: int, generation: int) -> None:
@@ -83,27 +91,41 @@ class ApiModels:
             asyncio.get_running_loop().call_later(_REPORT_S, self._report, row)
 
     def routes(self, default_model: str | None, broken: Iterable[str] = ()) -> list[Route]:
-        """The targets of the short way: each version, by path or query; each model's default version; the default
+        """The targets of the fast path: each version, by path or query; each model's default version; the default
         model."""
         by_model = self.models.by_model
         if default_model is None and len(by_model) == 1 and only_model(by_model, broken):
             (default_model,) = by_model
         routes = []
         for name, versions in by_model.items():
-            default = versions[-1].queue
+            default = versions[-1].queue.version
             paths = [(f"/predict/{name}", PREDICT_PATHS[1])]
             if name == default_model:
                 paths.append(("/predict", PREDICT_PATHS[0]))
             targets = [(path, "", pattern, default) for path, pattern in paths]
-            for queue in (version.queue for version in versions):
-                targets.append((f"/predict/{name}/versions/{queue.version}", "", PREDICT_PATHS[2], queue))
-                targets += [(path, f"?version={queue.version}", pattern, queue) for path, pattern in paths]
-            routes += [self._route(*target) for target in targets]
+            for version in (one.queue.version for one in versions):
+                targets.append((f"/predict/{name}/versions/{version}", "", PREDICT_PATHS[2], version))
+                targets += [(path, f"?version={version}", pattern, version) for path, pattern in paths]
+            routes += [
+                Route(path, query, pattern, self.plans[name, version])
+                for path, query, pattern, version in targets
+            ]
         return routes
 
-    def _route(self, path: str, query: str, pattern: str, queue: ModelQueue) -> Route:
-        counters = {kind: self._metrics.answered_counter(PROTOCOL_OF[kind], queue.row) for kind in BodyType}
-        return Route(path, query, pattern, queue, queue.layout.signature, counters)
+
+def make_plans(
+    queue: ModelQueue, settings: ServeSettings, metrics: RequestMetrics
+) -> dict[BodyType, RequestPlan]:
+    """What becomes of requests to a version, by the types of their bodies."""
+    body = BodyLimit(settings.max_body_bytes, "--max-body-bytes")
+    json = BodyLimit(settings.max_json_bytes, "--max-json-bytes")
+    limits = dict.fromkeys(BodyType, body)
+    limits[BodyType.JSON] = min(body, json, key=lambda limit: limit.nbytes)
+    counter = metrics.answered_counter
+    return {
+        kind: RequestPlan(queue, protocol, protocol, counter(protocol.name, queue.row), limits[kind])
+        for kind, protocol in PREDICT.items()
+    }
 
 
 def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> ModelQueue:

@@ -1,8 +1,8 @@
 """The parts of one API server, put together in its own process on its event loop.
 
-    the short way   FastProtocol -> frontend/http1/exchange.py ─┐
-                                                 ├─> engine/dispatcher.py -> queues -> workers
-    the long way    frontend/asgi.py -> protocols/predict.py -> engine/client.py ─┘
+    fast path   frontend/http1/connection.py -> http1/exchange.py ─┐
+                                                            ├─> inference/request.py -> engine/dispatcher.py -> queues
+    ASGI path   frontend/asgi.py -> asgi_exchange.py ───────┘
 
 Also listens to the parent: what died, when to stop.
 """
@@ -14,25 +14,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.engine import recovery
-from service.engine.client import DispatchEngine
 from service.engine.codec_process.client import CodecProcess
 from service.engine.dispatcher import Dispatcher
-from service.engine.interface import NOTHING_BROKEN
-from service.frontend.asgi import Front
+from service.engine.served import NOTHING_BROKEN
+from service.engine.status import BoardStatus
+from service.frontend.asgi import AsgiApp
 from service.frontend.connections.shares import Shares
 from service.frontend.http1.answer_lines import AnswerLines
-from service.frontend.http1.exchange import RequestIds, Shop
-from service.frontend.http1.head_cache import Limits, Route
-from service.frontend.http1.head_reader import HeadReader
-from service.frontend.http1.throttle import Pace
-from service.frontend.http1.unread import Unread
-from service.frontend.receiving import Receiving
-from service.inference.access_log import log_access
+from service.frontend.http1.exchange import Http1Context
+from service.frontend.http1.flow.throttle import RefusalThrottle
+from service.frontend.http1.flow.unread import Unread
+from service.inference.access_log import log_access, open_access_log
+from service.inference.body_budget import BodyBudget
+from service.inference.observers import Observers
+from service.inference.partial_body import PartialBodies
+from service.inference.server_context import ServerContext
 from service.ipc.control import CONTROL_STRUCT, ControlMessage
 from service.ipc.resources import Transport
 from service.metrics.exporter import ExporterPlan
 from service.metrics.recorder import Metrics
 from service.metrics.scrapes import Scrapes
+from service.protocols.predict import PREDICT, PredictCalls
 from service.server.api_models import ApiModels
 from service.settings import ServeSettings
 
@@ -49,12 +51,12 @@ class ServedDevices:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """What an API server's process holds. front: the long way; shop: the short way; shares: who has how many
+    """What an API server's process holds. app: the ASGI path; http: the fast path; shares: who has how many
     connections; model_changed: called with a row of the model table."""
 
     dispatcher: Dispatcher
-    front: Front
-    shop: Shop
+    app: AsgiApp
+    http: Http1Context
     shares: Shares
     metrics: Metrics
     model_changed: Callable[[int], None]
@@ -96,7 +98,7 @@ def make_api_server(
     devices: ServedDevices,
     broken: Mapping[str, str] = NOTHING_BROKEN,
 ) -> ApiServer:
-    """Put an API server together; called in its process, on its event loop. broken: see engine.Engine."""
+    """Put an API server together; called in its process, on its event loop. broken: see engine/served.py."""
     board = transport.board.map()
 
     def report_hang(worker: int) -> None:
@@ -114,17 +116,26 @@ def make_api_server(
         report_hang,
         report_stall,
     )
-    api_models = ApiModels(transport, dispatcher, metrics)
+    api_models = ApiModels(transport, dispatcher, metrics, settings)
     memory = transport.arenas[index].memory
     codecs = CodecProcess(
         dispatcher,
         transport.models,
+        list(PREDICT.values()),
         memory.handle.fd,
         memory.nbytes,
         settings.log_level,
         settings.run_limit_s,
     )
-    engine = DispatchEngine(dispatcher, codecs, api_models.models, devices.of_workers, broken)
+    status = BoardStatus(dispatcher, api_models.models, devices.of_workers, broken)
+    unread = Unread(settings.receive_bytes)
+    bodies = PartialBodies(BodyBudget(settings.receive_bytes), dispatcher)
+    arena_bytes = dispatcher.arena.data_bytes
+    dispatcher.make_room = lambda nbytes: bodies.make_room() or unread.free_place(nbytes, arena_bytes)
+    if settings.access_log:
+        open_access_log()
+    observers = Observers(metrics, *([log_access] if settings.access_log else []))
+    server = ServerContext(dispatcher, codecs, bodies, observers, settings.request_timeout_s)
     scrapes = Scrapes(
         ExporterPlan(
             metrics.store.memory,
@@ -137,38 +148,14 @@ def make_api_server(
             settings.log_level,
         )
     )
-    front = Front(engine, settings, metrics, scrapes)
-    unread = Unread(settings.receive_bytes)
-    receiving = Receiving(front.bodies, dispatcher)
-    arena_bytes = dispatcher.arena.data_bytes
-    dispatcher.make_room = lambda nbytes: receiving.make_room() or unread.free_place(nbytes, arena_bytes)
-    routes: dict[bytes, Route] = {}
-    heads = HeadReader((), Limits(settings.max_body_bytes, settings.max_json_bytes))
-
-    def set_routes() -> None:
-        found = api_models.routes(settings.default_model, broken)
-        routes.clear()
-        routes.update((route.target, route) for route in found)
-        heads.serve(found)
-
-    set_routes()
-    shop = Shop(
-        routes=routes,
-        dispatcher=dispatcher,
-        codecs=codecs,
-        metrics=metrics,
-        receiving=receiving,
-        log_access=log_access if settings.access_log else None,
-        heads=heads,
-        ids=RequestIds(),
-        pace=Pace(),
-        unread=unread,
-        lines=AnswerLines(),
-        request_timeout_s=settings.request_timeout_s,
+    app = AsgiApp(
+        status, server, PredictCalls(status, api_models.plans, settings.default_model), settings, scrapes
     )
+    routes = api_models.routes(settings.default_model, broken)
+    http = Http1Context(server, routes, RefusalThrottle(), unread, AnswerLines())
 
     def model_changed(row: int) -> None:
         if api_models.changed(row):
-            set_routes()
+            http.serve(api_models.routes(settings.default_model, broken))
 
-    return ApiServer(dispatcher, front, shop, Shares(board, index), metrics, model_changed)
+    return ApiServer(dispatcher, app, http, Shares(board, index), metrics, model_changed)

@@ -2,12 +2,12 @@
 
     FoldServer(LitServer).run      our transport, supervised by supervisor.py
       workers (spawned)            LitServe's inference_worker -> WorkerLoop -> worker/main.py
-      API servers (forked)         LitServe's app and uvicorn -> FastProtocol, or FrontMiddleware -> frontend/asgi.py
+      API servers (forked)         LitServe's app and uvicorn -> Http1Protocol, or AppMiddleware -> frontend/asgi.py
 
 Seams of LitServe 0.2.19 and uvicorn 0.54 that are used, and held by tests/service/server/test_litserve_adapter.py:
 LitServer.{app, devices, lifespan, launch_single_inference_worker, _get_request_queue, _transport,
 workers_setup_status}; litserve.server._Server.run; LitLoop.__call__ in the worker; uvicorn's Config(http=class),
-Server.{startup, servers, main_loop, shutdown, capture_signals} and what connection.py, flow_control.py and
+Server.{startup, servers, main_loop, shutdown, capture_signals} and what connection.py, flow/control.py and
 asgi_cycle.py of frontend/http1/ override of HttpToolsProtocol, FlowControl and RequestResponseCycle. Not used:
 LitServe's routes, queues, manager process, GZip, timeouts, worker monitor, signal handling and log output, and
 uvicorn's accepting (frontend/connections/).
@@ -31,11 +31,10 @@ from litserve import LitAPI, LitServer
 from litserve.loops.base import LitLoop
 from litserve.server import _Server
 
-from service.frontend.asgi import Scope, Send
-from service.frontend.body import Receive
+from service.frontend.asgi_channel import Receive, Scope, Send
 from service.frontend.connections import descriptors
 from service.frontend.connections.acceptor import Acceptor
-from service.frontend.http1.connection import FastProtocol
+from service.frontend.http1.connection import Http1Protocol
 from service.host.processes import (
     die_with_parent,
     freeze_garbage,
@@ -95,8 +94,8 @@ class WorkerLoop(LitLoop):  # type: ignore[misc]
         serve(request_queue, device, transport, lit_api.plan)
 
 
-class FrontMiddleware:
-    """The outermost ASGI layer: requests go to our front, uvicorn's lifespan messages to LitServe's app."""
+class AppMiddleware:
+    """The outermost ASGI layer: requests go to our application, uvicorn's lifespan messages to LitServe's app."""
 
     def __init__(self, app: Any, server: "FoldServer") -> None:
         self._app = app
@@ -104,7 +103,7 @@ class FrontMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
-        await (self._app if scope["type"] == "lifespan" else self._server.api_server.front)(
+        await (self._app if scope["type"] == "lifespan" else self._server.api_server.app)(
             scope, receive, send
         )
 
@@ -137,7 +136,7 @@ class UvicornServer(_Server):  # type: ignore[misc]
         return protocol
 
     async def main_loop(self) -> None:
-        """Sleep until it is time to end. The Date header is kept by FastProtocol."""
+        """Sleep until it is time to end. The Date header is kept by Http1Protocol."""
         await self._stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -201,7 +200,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self._sockets: list[socket.socket] = []
         self.supervisor: Supervisor | None = None
         self.api_server: ApiServer  # in an API server, from its lifespan on
-        self.app.add_middleware(FrontMiddleware, server=self)  # last added is outermost
+        self.app.add_middleware(AppMiddleware, server=self)  # last added is outermost
 
     def run(
         self,
@@ -257,7 +256,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         """Around the serving of one API server, in its own process."""
         assert self._launch is not None
         self.api_server = self._make_api_server(self._launch.index)
-        FastProtocol.shop = self.api_server.shop
+        Http1Protocol.http = self.api_server.http
         self.api_server.listen(self._launch.lifeline.fd, self._stop.set)
         freeze_garbage()
         yield
@@ -270,7 +269,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self.supervisor.close_in_child()
         config = uvicorn.Config(
             self.app,
-            http=FastProtocol,
+            http=Http1Protocol,
             lifespan="on",
             ws="none",
             log_config=None,
@@ -298,5 +297,5 @@ class FoldServer(LitServer):  # type: ignore[misc]
             os._exit(1)
         refused = self.api_server.metrics.connection_refused
         door = Acceptor(listeners, make_protocol, self.api_server.shares, room, refused)
-        FastProtocol.left = door.left
+        Http1Protocol.left = door.left
         return door

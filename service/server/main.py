@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from service.backends.devices import Devices, choose_devices
-from service.engine.interface import NOTHING_BROKEN
+from service.engine.served import NOTHING_BROKEN
 from service.errors import ConfigError
 from service.frontend.connections import descriptors
 from service.frontend.connections.addresses import bind, urls

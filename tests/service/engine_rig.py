@@ -134,8 +134,10 @@ class Rig:
         max_bytes: int = 1 << 20,
         max_batch_size: int = 8,
         timeout_s: float = 60.0,
+        names: Sequence[tuple[str, str]] = (),
     ) -> None:
         signatures = signatures or (FIXED,)
+        names = names or [(f"m{row}", "1") for row in range(len(signatures))]
         models = len(signatures)
         self.transport = Transport(
             Dimensions(api_servers, workers, models, instances=models), Sizes(slots, data_bytes)
@@ -143,7 +145,7 @@ class Rig:
         self.board = self.transport.board.map()
         self.models = self.transport.models.map()
         for row, signature in enumerate(signatures):
-            model_version(f"m{row}", "1", signature, max_batch_size).add_to(self.models)
+            model_version(*names[row], signature, max_batch_size).add_to(self.models)
             self.renew_turn(row)
         self.signatures = signatures
         self.max_batch_size = max_batch_size
@@ -227,6 +229,7 @@ class Rig:
         buckets: Sequence[int] = (),
         window_s: float = 0.0,
         pinned: bool = False,
+        sessions: Sequence[Any] = (),
     ) -> RigWorker:
         """A worker process as it is after loading."""
         self.incarnations += 1
@@ -239,9 +242,10 @@ class Rig:
             [pipe.writer.fd for pipe in self.transport.done],
         )
         metrics, retried, ceilings = NoMetrics(), [], []
-        sessions, consumers, collectors, loops = [], [], [], []
+        sessions = sessions or [FakeSession(on_run, pinned=pinned) for _ in self.signatures]
+        consumers, collectors, loops = [], [], []
         for row, signature in enumerate(self.signatures):
-            session = FakeSession(on_run, pinned=pinned)
+            session = sessions[row]
             queue = self.transport.queues[row]
             consumer = TicketConsumer(shared, row, 0, row)
             times = BatchTimes(self.board, index, row)
@@ -264,7 +268,6 @@ class Rig:
                 retried.append,
                 ceilings.append,
             )
-            sessions.append(session)
             consumers.append(consumer)
             collectors.append(collector)
             loops.append(
@@ -275,7 +278,7 @@ class Rig:
             index,
             self.incarnations,
             shared,
-            sessions,
+            list(sessions),
             consumers,
             collectors,
             loops,

@@ -1,11 +1,11 @@
-"""A small engine of numpy functions, a front on top of it, and ways to call that front."""
+"""Numpy functions as models, the ASGI application over them, and ways to call that application."""
 
 import asyncio
 import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,20 @@ import numpy as np
 import uvicorn
 
 from service.artifact.signature import Signature, TensorSpec
-from service.engine.interface import ServedBy, ServedModel, ServedVersion
-from service.engine.outcome import Outcome, StageTimes
-from service.errors import ServiceError
-from service.frontend.asgi import Front
+from service.engine.codec_process.client import CodecProcess
+from service.engine.served import ServedBy, ServedModel, ServedVersion
+from service.frontend.asgi import AsgiApp
+from service.frontend.routing import Route
+from service.inference.access_log import log_access, open_access_log
+from service.inference.body_budget import BodyBudget
+from service.inference.observers import Observers
+from service.inference.partial_body import PartialBodies
+from service.inference.server_context import ServerContext
+from service.metrics.catalog import STAGES
+from service.protocols.predict import PREDICT, PredictCalls
+from service.server.api_models import make_plans
 from service.settings import ServeSettings
-
-STAGES = StageTimes(queue=0.001, gather=0.002, run=0.003, scatter=0.004)
+from tests.service.engine_rig import Rig
 
 DOUBLE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))
 """y = 2 x."""
@@ -66,46 +73,42 @@ def served(name: str, *versions: tuple[str, Signature], ready: bool = True) -> S
     return ServedModel(name, versions[-1][0], made)
 
 
-@dataclass
-class NumpyEngine:
-    """Implements service.engine.interface.Engine in the calling process.
+class NumpySession:
+    """Runs a function, and notes the rows of each run."""
 
-    delay: awaited before the answer; set it to an Event's wait to hold requests back.
-    error: what every request fails with; raised instead of put into the outcome when raised is true.
+    notes: Sequence[str] = ()
+
+    def __init__(self, models: "NumpyModels", model: str, version: str) -> None:
+        self._models = models
+        self._version = (model, version)
+
+    def host_buffers(self, rows: int) -> None:
+        return None
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._models.calls.append((*self._version, len(next(iter(inputs.values())))))
+        return self._models.functions[self._version](inputs)
+
+
+@dataclass
+class NumpyModels:
+    """Functions served by a worker in the calling process, over the engine's real queues and memory.
+
+    Implements engine.served.Status by what it is told. held: while True, nothing is taken from the queues; arrived is
+    set when something is there to take.
+    calls: model, version and rows of every run.
     """
 
     functions: dict[tuple[str, str], Function]
     served: dict[str, ServedModel]
     is_ready: bool = True
     is_draining: bool = False
-    delay: Callable[[], Any] | None = None
-    error: Exception | None = None
-    raised: bool = False
-    calls: list[tuple[str, str, int, float | None]] = field(default_factory=list)
-    cancelled: int = 0
+    held: bool = False
+    arrived: threading.Event = field(default_factory=threading.Event)
+    calls: list[tuple[str, str, int]] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
-
-    async def infer(
-        self,
-        model: str,
-        version: str,
-        inputs: dict[str, np.ndarray],
-        rows: int,
-        timeout_s: float | None,
-        request_id: str,
-    ) -> Outcome:
-        self.calls.append((model, version, rows, timeout_s))
-        try:
-            if self.delay is not None:
-                await self.delay()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        if self.error is not None:
-            if self.raised or not isinstance(self.error, ServiceError):
-                raise self.error
-            return Outcome(None, self.error, STAGES, rows)
-        return Outcome(self.functions[model, version](inputs), None, STAGES, rows)
+    queue: dict[str, Any] = field(default_factory=dict)
+    """What differs from Rig's defaults."""
 
     def ready(self) -> bool:
         return self.is_ready
@@ -127,7 +130,7 @@ class NumpyEngine:
         ]
 
 
-def engine() -> NumpyEngine:
+def models() -> NumpyModels:
     """The four models; `double` has a version 2 that triples."""
     models = (
         served("double", ("1", DOUBLE), ("2", DOUBLE)),
@@ -142,19 +145,23 @@ def engine() -> NumpyEngine:
         ("sequence", "1"): sequence,
         ("picture", "1"): picture,
     }
-    return NumpyEngine(functions, {model.name: model for model in models})
+    return NumpyModels(functions, {model.name: model for model in models})
 
 
-def one_model_engine() -> NumpyEngine:
+def one_model() -> NumpyModels:
     """Only `double`, in one version."""
-    return NumpyEngine({("double", "1"): double}, {"double": served("double", ("1", DOUBLE))})
+    return NumpyModels({("double", "1"): double}, {"double": served("double", ("1", DOUBLE))})
 
 
 @dataclass
 class CountingMetrics:
-    """Keeps what the front counts."""
+    """Keeps what is counted of requests. Implements inference.observers.RequestMetrics.
+
+    names: of the model versions, by row.
+    """
 
     finished: list[dict[str, Any]] = field(default_factory=list)
+    names: Sequence[tuple[str, str]] = ()
 
     def request_finished(
         self,
@@ -180,6 +187,15 @@ class CountingMetrics:
                 "error_code": error_code,
             }
         )
+
+    def answered_counter(self, protocol: str, model_row: int) -> Callable[..., None]:
+        model, version = self.names[model_row]
+
+        def count(duration_s: float, rows: int, *stages_s: float) -> None:
+            stages = dict(zip(STAGES, stages_s, strict=True))
+            self.request_finished(protocol, model, version, 200, duration_s, rows=rows, stages_s=stages)
+
+        return count
 
 
 SETTINGS = ServeSettings(
@@ -212,12 +228,85 @@ async def exposition(accept: str) -> tuple[bytes, str]:
     return f"# accept {accept}\n".encode(), "text/plain; version=0.0.4"
 
 
-def front(
-    behind: NumpyEngine | None = None, metrics: CountingMetrics | None = None, **settings: Any
-) -> Front:
-    """A front over the engine, with these settings changed."""
-    made = replace(SETTINGS, **settings)
-    return Front(behind or engine(), made, metrics or CountingMetrics(), exposition)
+class Served:
+    """The ASGI application over these models; all that needs an event loop is made on the first one that calls it."""
+
+    def __init__(self, models: NumpyModels, metrics: CountingMetrics, settings: ServeSettings) -> None:
+        self.models = models
+        self.metrics = metrics
+        self.settings = settings
+        self._apps: dict[asyncio.AbstractEventLoop, AsgiApp] = {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app()(scope, receive, send)
+
+    def app(self) -> AsgiApp:
+        """The running loop's."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._apps:
+            self._apps[loop] = self._made(loop)
+        return self._apps[loop]
+
+    def routes(self) -> tuple[Route, ...]:
+        """All that are answered."""
+
+        async def main() -> tuple[Route, ...]:
+            return self.app().routes.routes
+
+        return asyncio.run(main())
+
+    def _made(self, loop: asyncio.AbstractEventLoop) -> AsgiApp:
+        models = self.models.served
+        names = [
+            (model, version)
+            for model, version in self.models.functions
+            if model in models and version in models[model].versions
+        ]
+        signatures = [models[model].versions[version].signature for model, version in names]
+        rig = Rig(*signatures, names=names, workers=1, **{"data_bytes": 1 << 23, **self.models.queue})
+        worker = rig.new_worker(sessions=[NumpySession(self.models, *name) for name in names])
+        for row, (model, version) in enumerate(names):
+            rig.board.ready[0, row] = models[model].versions[version].ready
+
+        def turn(row: int) -> None:
+            self.models.arrived.set()
+            while not self.models.held and worker.loops[row].step(wait=False):
+                pass
+
+        for row in range(len(names)):
+            loop.add_reader(rig.transport.queues[row].reader.fd, turn, row)
+        dispatcher = rig.dispatcher
+        memory = rig.transport.arenas[0].memory
+        codecs = CodecProcess(
+            *(dispatcher, rig.transport.models, list(PREDICT.values())),
+            *(memory.handle.fd, memory.nbytes, "info", 60.0),
+        )
+        settings = self.settings
+        if settings.access_log:
+            open_access_log()
+        observers = Observers(self.metrics, *([log_access] if settings.access_log else []))
+        bodies = PartialBodies(BodyBudget(settings.receive_bytes), dispatcher)
+        dispatcher.make_room = lambda nbytes: bodies.make_room()
+        context = ServerContext(dispatcher, codecs, bodies, observers, settings.request_timeout_s)
+        self.metrics.names = names
+        plans = {
+            names[row]: make_plans(queue, settings, self.metrics)
+            for row, queue in rig.dispatcher.queues.items()
+        }
+        return AsgiApp(
+            self.models,
+            context,
+            PredictCalls(self.models, plans, settings.default_model),
+            settings,
+            exposition,
+        )
+
+
+def app_of(
+    behind: NumpyModels | None = None, metrics: CountingMetrics | None = None, **settings: Any
+) -> Served:
+    """An application over the models, with these settings changed."""
+    return Served(behind or models(), metrics or CountingMetrics(), replace(SETTINGS, **settings))
 
 
 @dataclass(frozen=True)
@@ -245,7 +334,7 @@ NPY = {"content-type": "application/x-npy"}
 
 
 async def call_async(
-    app: Front,
+    app: Any,
     method: str,
     path: str,
     body: bytes | list[bytes] = b"",
@@ -295,14 +384,14 @@ async def call_async(
     )
 
 
-def call(app: Front, method: str, path: str, body: bytes | list[bytes] = b"", headers: Any = ()) -> Reply:
+def call(app: Any, method: str, path: str, body: bytes | list[bytes] = b"", headers: Any = ()) -> Reply:
     """call_async() outside of a loop, for a request that is answered."""
     reply = asyncio.run(call_async(app, method, path, body, headers))
     assert reply is not None
     return reply
 
 
-def post(app: Front, path: str, value: Any, **headers: str) -> Reply:
+def post(app: Any, path: str, value: Any, **headers: str) -> Reply:
     """POST a JSON value; keyword X_Timeout_Ms="5" is the header X-Timeout-Ms."""
     named = {name.replace("_", "-"): text for name, text in headers.items()}
     return call(app, "POST", path, json.dumps(value).encode(), {**JSON, **named})

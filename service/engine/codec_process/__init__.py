@@ -8,10 +8,10 @@ what is larger than the bounds below does not happen on an API server's event lo
     helper.py    the process: takes an order, works, asks for room, writes into it
     client.py    the API server's side: the orders that wait, the process, what happens when it dies
 
-A body already lies in a place of the arena when it is to be decoded, and a model's outputs when they are to be encoded;
+A body already lies in a place of the arena when it is to be parsed, and a model's outputs when they are to be rendered;
 what becomes of them goes into another place there. Between the processes go a few bytes for each:
 
-    API server -> helper    order: decode what lies here, or encode it
+    API server -> helper    order: parse what lies here, or render it
     helper -> API server    sized: it takes so many bytes; or refused: why
     API server -> helper    put it there; or drop it, nobody waits or there is no room
     helper -> API server    done

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from service.codecs import BodyType, TensorHeaders
+from service.codecs.protocol import InferenceProtocol, Options
 from service.engine.codec_process import helper, orders
 from service.engine.codec_process.orders import CodecPlan, Sized, Word
 from service.engine.dispatcher import Dispatcher
@@ -101,7 +101,8 @@ class CodecProcess:
 
     Args:
         dispatcher: gives places.
-        models: what the process reads signatures from.
+        models: where the process reads what their tensors are.
+        protocols: what it parses and renders.
         arena_fd, arena_bytes: the arena's memory, as the process maps it.
         work_limit_s: how long the process may work on a job beyond what its size may need, however much time the
             request has; then it hangs.
@@ -111,6 +112,7 @@ class CodecProcess:
         self,
         dispatcher: Dispatcher,
         models: ModelTable,
+        protocols: Sequence[InferenceProtocol],
         arena_fd: int,
         arena_bytes: int,
         log_level: str,
@@ -118,7 +120,12 @@ class CodecProcess:
     ) -> None:
         self._dispatcher = dispatcher
         self._arena_fd = arena_fd
-        self._plan = CodecPlan(models, arena_bytes, log_level)
+        self._plan = CodecPlan(
+            models,
+            {protocol.name: protocol for protocol in protocols},
+            arena_bytes,
+            log_level,
+        )
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, int, Job]] = []
         self._numbers = itertools.count()
@@ -137,12 +144,12 @@ class CodecProcess:
 
     # -- jobs
 
-    def decode(
+    def parse(
         self,
         request: Ticketed,
-        kind: BodyType,
+        protocol: InferenceProtocol,
         nbytes: int,
-        headers: TensorHeaders | None,
+        options: Options,
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
@@ -166,22 +173,25 @@ class CodecProcess:
         def output_bytes(sized: Sized) -> int:
             return dispatcher.output_room(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.decode_order(queue.key, kind, place.input_at, nbytes, headers)
+        order = orders.parse_order(queue.key, protocol.name, place.input_at, nbytes, options)
         return self._add(Job(self, request, order, output_bytes, deadline_ns, then), nbytes)
 
-    def encode(
+    def render(
         self,
         request: Ticketed,
+        protocol: InferenceProtocol,
         names: Sequence[str],
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
-        """Make the JSON answer of these outputs: it fills the input bytes of the request's place when `then` is called
+        """Make the answer of these outputs: it fills the input bytes of the request's place when `then` is called
         without an error. Until then the request has no place."""
         place = request.place
         assert place is not None
         nbytes = len(place.outputs)
-        order = orders.encode_order(request.queue.key, request.rows, place.output_at, nbytes, names)
+        order = orders.render_order(
+            request.queue.key, protocol.name, request.rows, place.output_at, nbytes, names
+        )
         return self._add(Job(self, request, order, lambda sized: 0, deadline_ns, then), nbytes)
 
     def _add(self, job: Job, nbytes: int) -> Job:

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from service.codecs import BodyType, TensorHeaders
 from service.engine.codec_process import orders
 from service.engine.codec_process.orders import CodecPlan, Word
 from service.engine.codec_process.work import Bench, Made
@@ -36,7 +35,7 @@ def main(parent: int, channel_fd: int, plan_fd: int, arena_fd: int) -> None:
     with open(plan_fd, "rb") as file:
         plan: CodecPlan = pickle.load(file)  # our own parent's
     configure_logging(plan.log_level)
-    bench = Bench(plan.models.map(), memoryview(mmap.mmap(arena_fd, plan.arena_bytes)))
+    bench = Bench(plan.models.map(), plan.protocols, memoryview(mmap.mmap(arena_fd, plan.arena_bytes)))
     # A body becomes millions of objects, none of which is garbage until all are: collections on the way would each
     # walk over them. What a traceback leaves in a circle goes between two orders.
     gc.disable()
@@ -74,11 +73,7 @@ def _answer(channel: socket.socket, packet: bytes, bench: Bench) -> bool:
 def _made(packet: bytes, bench: Bench) -> Made:
     word, values = orders.unpack(packet)
     key = ModelKey(*values.pop(0))
-    if word == Word.ENCODE:
-        return bench.encode(key, *values)
-    kind, at, nbytes, tensor = values
-    headers = None if tensor is None else TensorHeaders(*tensor)
-    return bench.decode(key, BodyType(kind), at, nbytes, headers)
+    return bench.render(key, *values) if word == Word.RENDER else bench.parse(key, *values)
 
 
 def arguments(*values: Any) -> list[str]:

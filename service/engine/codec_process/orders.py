@@ -3,14 +3,14 @@
 Nothing that comes from the process, which reads what strangers send, is unpickled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 import orjson
 
-from service.codecs import BodyType, TensorHeaders
+from service.codecs.protocol import InferenceProtocol, Options
 from service.errors import (
     BadJson,
     BadRequest,
@@ -35,8 +35,8 @@ _ERRORS: Final = {
 class Word(StrEnum):
     """Kinds of messages."""
 
-    DECODE = "decode"
-    ENCODE = "encode"
+    PARSE = "parse"
+    RENDER = "render"
     PUT = "put"
     DROP = "drop"
     SIZED = "sized"
@@ -50,10 +50,12 @@ class Word(StrEnum):
 class CodecPlan:
     """What the process is given when it starts. Picklable by handles.pickled_for_exec(), with the memory that it names.
 
-    arena_bytes: of the whole arena, headers included.
+    models: where it reads what a version's tensors are. protocols: by their names. arena_bytes: of the whole arena,
+    headers included.
     """
 
     models: ModelTable
+    protocols: Mapping[str, InferenceProtocol]
     arena_bytes: int
     log_level: str
 
@@ -78,15 +80,16 @@ def unpack(packet: bytes) -> tuple[str, list[Any]]:
     return word, values
 
 
-def decode_order(key: ModelKey, kind: BodyType, at: int, nbytes: int, headers: TensorHeaders | None) -> bytes:
-    """Decode the body of this length that lies there in the arena."""
-    tensor = None if headers is None else (headers.name, headers.datatype, headers.shape)
-    return pack(Word.DECODE, tuple(key), kind.value, at, nbytes, tensor)
+def parse_order(key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> bytes:
+    """Parse the body of this length that lies there in the arena."""
+    return pack(Word.PARSE, tuple(key), protocol, at, nbytes, list(options))
 
 
-def encode_order(key: ModelKey, rows: int, at: int, nbytes: int, names: Sequence[str]) -> bytes:
-    """Encode these of the outputs that lie there in the arena as JSON."""
-    return pack(Word.ENCODE, tuple(key), rows, at, nbytes, list(names))
+def render_order(
+    key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]
+) -> bytes:
+    """Render the answer with these of the outputs that lie there in the arena."""
+    return pack(Word.RENDER, tuple(key), protocol, rows, at, nbytes, list(names))
 
 
 def refusal(error: ServiceError) -> bytes:

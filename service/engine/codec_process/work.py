@@ -1,13 +1,13 @@
-"""Decoding and encoding over an arena: what lies in one place of it becomes what will lie in another.
+"""Parsing and rendering over an arena: what lies in one place of it becomes what will lie in another.
 
 Pure but for the memory: no processes, no messages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.codecs import BodyType, TensorHeaders, decode, json_codec
+from service.codecs.protocol import InferenceProtocol, Options, Served
 from service.engine.codec_process.orders import Sized
 from service.errors import NotReady
 from service.ipc.model_table import MappedModelTable, ModelKey
@@ -32,9 +32,12 @@ class Made:
 class Bench:
     """Works for the models of one API server, over its arena."""
 
-    def __init__(self, models: MappedModelTable, memory: memoryview) -> None:
+    def __init__(
+        self, models: MappedModelTable, protocols: Mapping[str, InferenceProtocol], memory: memoryview
+    ) -> None:
         self._models = models
         self._layouts: dict[ModelKey, Layout] = {}
+        self._protocols = protocols
         self.memory = memory
 
     def _layout(self, key: ModelKey) -> Layout:
@@ -51,13 +54,11 @@ class Bench:
             layout = self._layouts[key] = Layout(version.artifact.signature)
         return layout
 
-    def decode(
-        self, key: ModelKey, kind: BodyType, at: int, nbytes: int, headers: TensorHeaders | None
-    ) -> Made:
-        """The inputs in a body, as they lie in a place. Raises: what codecs.decode and check_inputs raise; NotReady."""
+    def parse(self, key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> Made:
+        """The inputs in a body, as they lie in a place. Raises: what parsing and check_inputs raise; NotReady."""
         layout = self._layout(key)
         signature = layout.signature
-        inputs = decode(kind, self.memory[at : at + nbytes], signature, headers)
+        inputs = self._protocols[protocol].parse(self.memory[at : at + nbytes], signature, options)
         rows = signature.check_inputs(inputs)
         arrays = [inputs[spec.name] for spec in signature.inputs]
         dims = layout.dims_of([array.shape for array in arrays]) if layout.dynamic_dims else ()
@@ -65,8 +66,12 @@ class Bench:
         parts = [(offset, array) for (offset, _), array in zip(places, arrays, strict=True)]
         return Made(Sized(layout.input_bytes(rows, dims), rows, dims), parts)
 
-    def encode(self, key: ModelKey, rows: int, at: int, nbytes: int, names: Sequence[str]) -> Made:
-        """The JSON answer with these outputs. Raises: ModelFailed when JSON cannot carry a value; NotReady."""
-        outputs = self._layout(key).read_outputs(self.memory[at : at + nbytes], rows)
-        text = json_codec.encode(key.model, key.version, {name: outputs[name] for name in names})
+    def render(
+        self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]
+    ) -> Made:
+        """The answer with these outputs. Raises: ModelFailed when the protocol cannot carry a value; NotReady."""
+        layout = self._layout(key)
+        outputs = layout.read_outputs(self.memory[at : at + nbytes], rows)
+        served = Served(key.model, key.version, layout.signature)
+        text = self._protocols[protocol].render(served, {name: outputs[name] for name in names}).body
         return Made(Sized(len(text)), [(0, np.frombuffer(text, np.uint8))])

@@ -2,7 +2,7 @@
 
 A body that cannot be read to its end is told to the application as the error that it is, and not as a client that
 left; a client of HTTP/1.0 is told that its connection is kept; who is refused for want of room is paced as on the
-short way.
+fast path.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.errors import ServiceError
-from service.frontend.http1.rules import Target
+from service.frontend.http1.heads.rules import Target
 from service.inference.context import BROKEN, REFUSAL
 
 _QUEUE_FULL: Final = 429
@@ -59,7 +59,7 @@ def scope_of(
     return scope
 
 
-class LongCycle(RequestResponseCycle):
+class AsgiCycle(RequestResponseCycle):
     """One request. refused: called when it is answered 429 and its body has come; True closes its connection."""
 
     def __init__(self, *, refused: Callable[[], bool], **named: Any) -> None:

@@ -1,14 +1,15 @@
 """Reads the rest of a large body from the socket into the very memory in which it will be computed with.
 
 asyncio gives a protocol new bytes for each read, which are then copied to their place. For a body of hundreds of
-kilobytes that is more work than the rest of its request. So while such a body comes and has a place (receiving.py),
-this stands between the transport and the connection's protocol, and lends the transport the place itself.
+kilobytes that is more work than the rest of its request. So while such a body comes and has a place
+(inference/partial_body.py), this stands between the transport and the connection's protocol, and lends the former the
+place itself.
 """
 
 import asyncio
 from typing import Final, Protocol
 
-from service.frontend.http1.exchange import Exchange
+from service.frontend.http1.exchange import Http1Exchange
 
 FILLING_BYTES: Final = 32_768
 """Of a smaller rest the copy costs less than the change of protocols."""
@@ -23,7 +24,7 @@ class Filled(Protocol):
         """See asyncio.Protocol."""
         ...
 
-    def filled(self, own: Exchange, nbytes: int) -> None:
+    def filled(self, own: Http1Exchange, nbytes: int) -> None:
         """So many bytes of its body were read into its place."""
         ...
 
@@ -50,11 +51,11 @@ class Filling(asyncio.BufferedProtocol):
     def __init__(self, transport: asyncio.Transport, protocol: Filled) -> None:
         self._transport = transport
         self._protocol = protocol
-        self._own: Exchange | None = None
+        self._own: Http1Exchange | None = None
         self._spare: bytearray | None = None
         """Read into when the body lost its place."""
 
-    def begin(self, own: Exchange) -> None:
+    def begin(self, own: Http1Exchange) -> None:
         """Read the rest of its body."""
         self._own = own
         self._transport.set_protocol(self)

@@ -15,7 +15,7 @@ import orjson
 
 from service.artifact.signature import ANY, Signature, TensorSpec
 from service.codecs import BodyType
-from service.engine.interface import Engine, ServedModel, ServedVersion
+from service.engine.served import ServedModel, ServedVersion, Status
 from service.settings import ServeSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9.\-:\[\]]{1,200}")
@@ -45,7 +45,7 @@ td, th { text-align: left; padding: .2rem 1rem .2rem 0; }
 """
 
 
-def docs_page(engine: Engine, settings: ServeSettings, scheme: str, host: str) -> str:
+def docs_page(status: Status, settings: ServeSettings, scheme: str, host: str) -> str:
     """The whole page.
 
     Args:
@@ -54,8 +54,8 @@ def docs_page(engine: Engine, settings: ServeSettings, scheme: str, host: str) -
     if not _HOST.fullmatch(host):
         host = f"localhost:{settings.port}"
     base = f"{scheme}://{host}"
-    models = [model for _, model in sorted(engine.models().items())]
-    state = '<b class="ready">ready</b>' if engine.ready() else '<b class="waiting">not ready</b>'
+    models = [model for _, model in sorted(status.models().items())]
+    state = '<b class="ready">ready</b>' if status.ready() else '<b class="waiting">not ready</b>'
     routes = "".join(
         f"<tr><td><code>{escape(call)}</code></td><td>{escape(what)}</td></tr>"
         for call, what in (
@@ -71,7 +71,7 @@ def docs_page(engine: Engine, settings: ServeSettings, scheme: str, host: str) -
     sections = "".join(_model_section(model, base) for model in models)
     sections += "".join(
         f'<h2>{escape(name)} <b class="waiting">cannot be served</b></h2><p><a href="/info">/info</a> tells why.</p>'
-        for name in sorted(engine.broken())
+        for name in sorted(status.broken())
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"

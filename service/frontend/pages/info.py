@@ -1,6 +1,6 @@
 """What the server says about itself to programs: /info and /openapi.json. (To people: docs.py.)
 
-Pure functions from the engine's models, the settings and the table of routes.
+Pure functions from what is served, the settings and the table of routes.
 """
 
 import re
@@ -10,37 +10,37 @@ from typing import Any, Final
 
 from service.artifact.signature import TensorSpec
 from service.codecs import BodyType
-from service.engine.interface import Engine, ServedBy, ServedModel
+from service.engine.served import ServedBy, ServedModel, Status
 from service.frontend.routing import Route
 from service.protocols.predict import only_model
 from service.settings import ServeSettings
 
 
-def info(engine: Engine, settings: ServeSettings) -> dict[str, Any]:
+def info(status: Status, settings: ServeSettings) -> dict[str, Any]:
     """The body of GET /info."""
     return {
         "name": "foldserve",
         "version": distribution_version("foldserve"),
-        "ready": engine.ready(),
-        "draining": engine.draining(),
-        "default_model": _default_model(engine, settings),
+        "ready": status.ready(),
+        "draining": status.draining(),
+        "default_model": _default_model(status, settings),
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
             "max_json_bytes": settings.max_json_bytes,
             "request_timeout_ms": settings.request_timeout_ms,
         },
-        "models": [_model_info(engine, model) for _, model in sorted(engine.models().items())],
-        "broken": [{"name": name, "problem": problem} for name, problem in sorted(engine.broken().items())],
+        "models": [_model_info(status, model) for _, model in sorted(status.models().items())],
+        "broken": [{"name": name, "problem": problem} for name, problem in sorted(status.broken().items())],
     }
 
 
-def _default_model(engine: Engine, settings: ServeSettings) -> str | None:
-    models = engine.models()
-    alone = len(models) == 1 and only_model(models, engine.broken())
+def _default_model(status: Status, settings: ServeSettings) -> str | None:
+    models = status.models()
+    alone = len(models) == 1 and only_model(models, status.broken())
     return settings.default_model or (next(iter(models)) if alone else None)
 
 
-def _model_info(engine: Engine, model: ServedModel) -> dict[str, Any]:
+def _model_info(status: Status, model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "ready": model.ready,
@@ -53,7 +53,7 @@ def _model_info(engine: Engine, model: ServedModel) -> dict[str, Any]:
                 "max_batch_size": version.max_batch_size,
                 "inputs": [_spec_info(spec) for spec in version.signature.inputs],
                 "outputs": [_spec_info(spec) for spec in version.signature.outputs],
-                "workers": [_worker_info(by) for by in engine.served_by(model.name, version.version)],
+                "workers": [_worker_info(by) for by in status.served_by(model.name, version.version)],
                 "manifest": dict(version.manifest),
             }
             for version in model.versions.values()
@@ -79,7 +79,7 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
     """The body of GET /openapi.json."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        described = _INFERENCE if route.inference else _READING
+        described = _INFERENCE if route.handler is None else _READING
         in_path = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"\{(\w+)\}", route.path)

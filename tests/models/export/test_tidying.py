@@ -37,3 +37,17 @@ def test_what_the_caller_has_frozen_stays_frozen():
     with older_objects_aside():
         pass
     assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.parametrize("callers", [(700, 10, 10), (50_000, 5, 5), (0, 10, 10)])
+def test_the_collector_begins_less_often_meanwhile_and_then_as_the_caller_has_it(callers):
+    before = gc.get_threshold()
+    gc.set_threshold(*callers)
+    try:
+        with older_objects_aside():
+            youngest, *older = gc.get_threshold()
+        assert youngest == (max(callers[0], 10_000) if callers[0] else 0)
+        assert older == list(callers[1:])
+        assert gc.get_threshold() == callers
+    finally:
+        gc.set_threshold(*before)

@@ -18,7 +18,8 @@ from service.artifact.signature import Signature, TensorSpec
 from service.codecs import BodyType, TensorHeaders, answer_type, decode
 from service.codecs.raw_codec import parse_shape
 from service.errors import BadTensor, ServiceError
-from service.inference.context import Call
+from service.inference.context import RequestContext, allowed_s, content_length
+from service.protocols.predict import PREDICT
 
 LONGEST_TEXT = 2000
 SPEC = TensorSpec("x", "FP32", (-1, 3))
@@ -208,14 +209,16 @@ def shape_of(text):
 
 def ask(**given):
     """Look at such headers as protocols/predict.py does."""
-    call = Call(
+    call = RequestContext(
         "POST", "/predict", given.pop("query", ""), {k.replace("_", "-"): v for k, v in given.items()}
     )
     try:
         call.query_values(("version", "output"))
-        call.timeout_s(30.0)
+        if "x-timeout-ms" in call.headers:
+            allowed_s(call.headers["x-timeout-ms"], 30.0)
+        content_length(call.headers.get("content-length"))
         answer_type(call.headers.get("accept"), BodyType.JSON, ("y",))
-        decode(BodyType.RAW, bytes(24), signature(), call.tensor_headers())
+        PREDICT[BodyType.RAW].parse(bytes(24), signature(), call.tensor_headers())
     except ServiceError as error:
         check_short(error)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.artifact.signature import Signature, TensorSpec
 from service.codecs import json_codec
-from service.codecs.json_fast import QuickJson
+from service.codecs.json_fast import FastJsonCodec
 from service.errors import ServiceError
 
 
@@ -17,8 +17,8 @@ def signature(datatype: str, *dims: int) -> Signature:
     return Signature((TensorSpec("x", datatype, (-1, *dims)),), (TensorSpec("y", "FP32", (-1, 2)),))
 
 
-def quick(of: Signature) -> QuickJson:
-    made = QuickJson.of("m", "1", of)
+def quick(of: Signature) -> FastJsonCodec:
+    made = FastJsonCodec.of("m", "1", of)
     assert made is not None
     return made
 
@@ -125,4 +125,4 @@ def test_answers_are_those_of_json_codec(values: list[tuple[float, float]]) -> N
     ids=["integers", "any length", "two inputs", "any length out"],
 )
 def test_other_models_have_no_quick_way(of: Signature) -> None:
-    assert QuickJson.of("m", "1", of) is None
+    assert FastJsonCodec.of("m", "1", of) is None

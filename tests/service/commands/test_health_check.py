@@ -14,7 +14,7 @@ import pytest
 
 from service.commands.health_check import _connections, ask
 from tests.deploy.support import ROOT
-from tests.service.support import front, running
+from tests.service.support import app_of, running
 
 READY = "/v2/health/ready"
 
@@ -93,7 +93,7 @@ def test_a_link_of_kubernetes_is_no_port() -> None:
 def test_command_of_the_image_asks_the_server_and_no_proxy(variable: str) -> None:
     line = next(line for line in (ROOT / "Dockerfile").read_text().splitlines() if "health_check" in line)
     command = json.loads(line.partition("CMD ")[2])
-    with running(front()) as port:
+    with running(app_of()) as port:
         done = subprocess.run(
             [sys.executable, *command[1:]],
             cwd=ROOT,

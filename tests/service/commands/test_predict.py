@@ -1,4 +1,3 @@
-import asyncio
 import contextlib
 import io
 import socket
@@ -14,14 +13,14 @@ from service.artifact.signature import Signature, TensorSpec
 from service.cli import main
 from service.commands.predict import predict_files
 from service.errors import ConfigError
-from tests.service.support import NumpyEngine, engine, front, running, served
+from tests.service.support import NumpyModels, app_of, models, running, served
 
 ROWS = np.array([[1, 2, 3], [4, 5, 6]], "f4")
 
 
 @pytest.fixture(scope="module")
 def url():
-    with running(front(max_body_bytes=10_000)) as port:
+    with running(app_of(max_body_bytes=10_000)) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -93,9 +92,9 @@ def test_a_refusal_is_printed_and_the_exit_code_is_1(url, file, capsys, model, a
 
 
 def test_a_deadline_is_the_servers_to_tell(file, capsys):
-    behind = engine()
-    behind.delay = lambda: asyncio.Event().wait()
-    with running(front(behind)) as port:
+    behind = models()
+    behind.held = True
+    with running(app_of(behind)) as port:
         assert ask(f"http://127.0.0.1:{port}", "double", file, timeout_ms=30.0)[0] == 1
     assert "504 deadline_passed" in capsys.readouterr().err
 
@@ -144,7 +143,7 @@ def test_no_proxy_is_asked(url, file, variable, monkeypatch):
 
 
 def test_server_is_reached_through_a_socket_in_the_file_system(file, tmp_path):
-    with bound_to(tmp_path / "s.sock", front()):
+    with bound_to(tmp_path / "s.sock", app_of()):
         assert ask(f"unix:{tmp_path}/s.sock", "double", file)[0] == 0
     assert ask(f"unix:{tmp_path}/s.sock", "double", file)[0] == 1
 
@@ -217,10 +216,10 @@ def url_of_pictures():
     def means(inputs):
         return {"y": inputs["pictures"].mean(axis=(1, 2), dtype="f4")}
 
-    running_engine = NumpyEngine(
+    running_engine = NumpyModels(
         {("colours", "1"): means, ("colours", "2"): means}, {"colours": replace(model, versions=versions)}
     )
-    with running(front(running_engine)) as port:
+    with running(app_of(running_engine)) as port:
         yield f"http://127.0.0.1:{port}"
 
 

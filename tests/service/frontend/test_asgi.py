@@ -6,11 +6,11 @@ import json
 import pytest
 
 from service.errors import ConfigError
-from tests.service.support import DOUBLE, call, call_async, engine, front, one_model_engine, post, served
+from tests.service.support import DOUBLE, app_of, call, call_async, models, one_model, post, served
 
 
 def test_health_of_a_ready_server():
-    app = front()
+    app = app_of()
     assert call(app, "GET", "/v2/health/ready").json() == {"live": True, "ready": True}
     assert call(app, "GET", "/health").json() == {"live": True, "ready": True}
     assert call(app, "GET", "/v2/health/live").json() == {"live": True}
@@ -18,26 +18,26 @@ def test_health_of_a_ready_server():
 
 @pytest.mark.parametrize("path", ["/health", "/v2/health/ready"])
 def test_a_server_that_is_not_ready_says_what_it_waits_for(path):
-    behind = engine()
+    behind = models()
     behind.is_ready = False
     behind.served["pair"] = served("pair", ("1", DOUBLE), ready=False)
-    reply = call(front(behind), "GET", path)
+    reply = call(app_of(behind), "GET", path)
     assert reply.error() == (503, "not_ready")
     assert "waiting for pair" in reply.json()["error"]
 
 
 @pytest.mark.parametrize("path", ["/health", "/v2/health/ready"])
 def test_a_draining_server_is_not_ready_but_live(path):
-    behind = engine()
+    behind = models()
     behind.is_ready, behind.is_draining = False, True
-    app = front(behind)
+    app = app_of(behind)
     assert call(app, "GET", path).error() == (503, "draining")
     assert call(app, "GET", "/v2/health/live").status == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/nothing", "/predict/a/b", "/v2/models/double/infer", "/predict/"])
 def test_a_path_that_is_not_there_is_404_in_the_one_shape(path):
-    assert call(front(), "POST", path).error() == (404, "not_found")
+    assert call(app_of(), "POST", path).error() == (404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -45,20 +45,20 @@ def test_a_path_that_is_not_there_is_404_in_the_one_shape(path):
     [("GET", "/predict", "POST"), ("DELETE", "/predict/double", "POST"), ("POST", "/health", "GET, HEAD")],
 )
 def test_a_wrong_method_is_405_in_the_one_shape(method, path, allow):
-    reply = call(front(), method, path)
+    reply = call(app_of(), method, path)
     assert reply.error() == (405, "method_not_allowed")
     assert reply.headers["allow"] == allow
 
 
 @pytest.mark.parametrize("path", ["/health", "/info", "/nothing", "/predict", "/docs", "/metrics"])
 def test_every_answer_has_a_request_id(path):
-    app = front()
+    app = app_of()
     assert call(app, "GET", path, headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert len(call(app, "GET", path).headers["x-request-id"]) == 32
 
 
 def test_a_request_id_cannot_break_out_of_its_header():
-    made = call(front(), "GET", "/health", headers={"x-request-id": "a\r\nset-cookie: b"}).headers[
+    made = call(app_of(), "GET", "/health", headers={"x-request-id": "a\r\nset-cookie: b"}).headers[
         "x-request-id"
     ]
     assert "\r" not in made
@@ -67,19 +67,19 @@ def test_a_request_id_cannot_break_out_of_its_header():
 
 @pytest.mark.parametrize("path", ["/health", "/info", "/nothing", "/docs", "/openapi.json"])
 def test_content_length_is_the_bodys(path):
-    reply = call(front(), "GET", path)
+    reply = call(app_of(), "GET", path)
     assert int(reply.headers["content-length"]) == len(reply.body)
 
 
 def test_metrics_are_given_by_accept():
-    reply = call(front(), "GET", "/metrics", headers={"accept": "application/openmetrics-text"})
+    reply = call(app_of(), "GET", "/metrics", headers={"accept": "application/openmetrics-text"})
     assert reply.headers["content-type"] == "text/plain; version=0.0.4"
     assert reply.body == b"# accept application/openmetrics-text\n"
-    assert call(front(), "GET", "/metrics").body == b"# accept \n"
+    assert call(app_of(), "GET", "/metrics").body == b"# accept \n"
 
 
 def test_info_tells_models_signatures_and_limits():
-    said = call(front(), "GET", "/info").json()
+    said = call(app_of(), "GET", "/info").json()
     assert said["name"] == "foldserve"
     assert said["ready"] is True
     assert said["default_model"] == "double"
@@ -110,18 +110,15 @@ def test_info_tells_models_signatures_and_limits():
 
 
 def test_info_names_the_only_model_as_the_default():
-    assert (
-        call(front(one_model_engine(), default_model=None), "GET", "/info").json()["default_model"]
-        == "double"
-    )
-    assert call(front(default_model=None), "GET", "/info").json()["default_model"] is None
+    assert call(app_of(one_model(), default_model=None), "GET", "/info").json()["default_model"] == "double"
+    assert call(app_of(default_model=None), "GET", "/info").json()["default_model"] is None
 
 
 def test_openapi_describes_every_route():
-    app = front()
+    app = app_of()
     said = call(app, "GET", "/openapi.json").json()
     described = {(method.upper(), path) for path, methods in said["paths"].items() for method in methods}
-    assert described == {(route.method, route.path) for route in app.routes.routes}
+    assert described == {(route.method, route.path) for route in app.routes()}
     for path, methods in said["paths"].items():
         for operation in methods.values():
             in_path = {entry["name"] for entry in operation["parameters"] if entry["in"] == "path"}
@@ -129,7 +126,7 @@ def test_openapi_describes_every_route():
 
 
 def test_openapi_has_no_reference_into_nothing():
-    text = call(front(), "GET", "/openapi.json").body.decode()
+    text = call(app_of(), "GET", "/openapi.json").body.decode()
     said = json.loads(text)
     for reference in {part.split('"')[1] for part in text.split('"$ref":')[1:]}:
         found = said
@@ -150,7 +147,7 @@ def test_the_lifespan_protocol_is_spoken():
         async def send(message):
             sent.append(message["type"])
 
-        await front()({"type": "lifespan"}, receive, send)
+        await app_of()({"type": "lifespan"}, receive, send)
 
     asyncio.run(main())
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
@@ -162,19 +159,19 @@ def test_a_websocket_is_closed():
     async def send(message):
         sent.append(message["type"])
 
-    asyncio.run(front()({"type": "websocket"}, None, send))
+    asyncio.run(app_of()({"type": "websocket"}, None, send))
     assert sent == ["websocket.close"]
 
 
 def test_a_fault_of_a_page_is_500_in_the_one_shape(caplog):
-    behind = engine()
+    behind = models()
     behind.models = lambda: 1 / 0
-    assert call(front(behind), "GET", "/info").error() == (500, "internal")
+    assert call(app_of(behind), "GET", "/info").error() == (500, "internal")
     assert "ZeroDivisionError" in caplog.text
 
 
 def test_inference_and_what_asks_for_nothing_that_there_is_are_counted():
-    app = front()
+    app = app_of()
     for path in ("/health", "/info", "/docs", "/metrics", "/v2/health/live"):
         call(app, "GET", path)
     assert app.metrics.finished == []
@@ -191,28 +188,27 @@ def test_inference_and_what_asks_for_nothing_that_there_is_are_counted():
     ]  # fmt: skip
 
 
-def test_cancelling_a_request_gives_it_up_behind():
-    behind = engine()
+def test_cancelling_a_request_gives_it_up_and_frees_its_place():
+    behind = models()
+    behind.held = True
+    served_app = app_of(behind)
 
     async def main():
-        begun = asyncio.Event()
-
-        async def wait():
-            begun.set()
-            await asyncio.Event().wait()
-
-        behind.delay = wait
+        dispatcher = served_app.app().inference.dispatcher
         body = json.dumps({"inputs": [[1, 2, 3]]}).encode()
         task = asyncio.create_task(
-            call_async(front(behind), "POST", "/predict/double", body, {"content-type": "application/json"})
+            call_async(served_app, "POST", "/predict/double", body, {"content-type": "application/json"})
         )
-        await begun.wait()
+        while not dispatcher.in_flight:
+            await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        (request,) = dispatcher.in_flight.values()
+        assert request.given_up
 
     asyncio.run(main())
-    assert behind.cancelled == 1
+    assert [one["status"] for one in served_app.metrics.finished] == [499]
 
 
 def test_config_error_is_no_service_error():
@@ -229,10 +225,10 @@ def test_config_error_is_no_service_error():
 )
 def test_of_two_lines_that_contradict_each_other_none_is_believed(lines, refused):
     headers = [("content-type", "application/json"), *lines]
-    reply = call(front(), "POST", "/predict/double", b'{"inputs": [[1, 2, 3]]}', headers)
+    reply = call(app_of(), "POST", "/predict/double", b'{"inputs": [[1, 2, 3]]}', headers)
     assert reply.error() == refused
 
 
 def test_header_that_is_said_twice_alike_is_said_once():
     headers = [("content-type", "application/json")] * 2 + [("x-timeout-ms", "60000")] * 2
-    assert call(front(), "POST", "/predict/double", b'{"inputs": [[1, 2, 3]]}', headers).status == 200
+    assert call(app_of(), "POST", "/predict/double", b'{"inputs": [[1, 2, 3]]}', headers).status == 200

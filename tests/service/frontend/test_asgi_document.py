@@ -12,7 +12,7 @@ import pytest
 from service import errors
 from service.artifact.signature import Signature, TensorSpec
 from service.errors import ServiceError
-from tests.service.support import NumpyEngine, front, running, served
+from tests.service.support import NumpyModels, app_of, running, served
 
 TEXT = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
 MLP = Signature((TensorSpec("x", "FP32", (-1, 10)),), (TensorSpec("y", "FP32", (-1, 5)),))
@@ -23,7 +23,7 @@ def blocks(language):
 
 
 def test_every_route_is_in_the_document():
-    for route in front().routes.routes:
+    for route in app_of().routes():
         assert f"`{route.method} {route.path}`" in TEXT
 
 
@@ -38,10 +38,10 @@ def test_every_error_is_in_the_document_with_its_status():
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples call curl")
 def test_every_example_runs(tmp_path):
     weight = np.ones((10, 5), "f4")
-    behind = NumpyEngine(
+    behind = NumpyModels(
         {("mlp", "1"): lambda inputs: {"y": inputs["x"] @ weight}}, {"mlp": served("mlp", ("1", MLP))}
     )
-    with running(front(behind, default_model=None)) as port:
+    with running(app_of(behind, default_model=None)) as port:
         here = f"127.0.0.1:{port}"
         # curl's -f makes an error answer fail the command; python3 must be one that has numpy.
         script = "\n".join(blocks("sh")).replace("localhost:8000", here)

@@ -1,6 +1,5 @@
 """The front behind uvicorn on the loopback: what only real bytes on a real connection show."""
 
-import asyncio
 import http.client
 import io
 import json
@@ -11,8 +10,8 @@ import threading
 import numpy as np
 import pytest
 
-from service.frontend import asgi as http_front
-from tests.service.support import CountingMetrics, engine, front, running
+from service.frontend import asgi_channel
+from tests.service.support import CountingMetrics, app_of, models, running
 
 GOOD = b'{"inputs": [[1, 2, 3]]}'
 ANSWER = {"model": "double", "version": "2", "outputs": {"y": [[3.0, 6.0, 9.0]]}}
@@ -21,7 +20,7 @@ LIMIT = 1000
 
 @pytest.fixture(scope="module")
 def app():
-    return front(max_body_bytes=LIMIT, request_timeout_ms=10_000)
+    return app_of(max_body_bytes=LIMIT, request_timeout_ms=10_000)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_a_client_may_ask_before_it_sends(connection):
 
 def test_a_client_that_asks_for_too_much_is_told_before_it_sends(connection, monkeypatch):
     # it sends nothing more, so there is nothing to wait for before closing
-    monkeypatch.setattr(http_front, "_LINGER_S", 60.0)
+    monkeypatch.setattr(asgi_channel, "_LINGER_S", 60.0)
     connection.sendall(head(JSON, f"Content-Length: {LIMIT + 1}", "Expect: 100-continue"))
     status, headers, body = read_reply(connection)
     assert status == 413
@@ -124,7 +123,7 @@ def test_an_endless_chunked_body_is_answered_when_it_passes_the_limit(connection
 
 
 def test_a_client_that_sends_all_of_a_large_body_first_still_reads_the_413(connection, monkeypatch):
-    monkeypatch.setattr(http_front, "_LINGER_S", 60.0)
+    monkeypatch.setattr(asgi_channel, "_LINGER_S", 60.0)
     body = bytes(4 * 2**20)  # more than the buffers of both ends hold
     connection.sendall(head(JSON, f"Content-Length: {len(body)}"))
     connection.sendall(body)
@@ -168,7 +167,7 @@ def metrics_that_tell():
 @pytest.mark.parametrize("wait_for_head", [True, False])
 def test_a_client_that_leaves_half_way_is_forgotten_without_a_traceback(app, port, caplog, wait_for_head):
     metrics, gone = metrics_that_tell()
-    other = front(metrics=metrics, max_body_bytes=LIMIT)
+    other = app_of(metrics=metrics, max_body_bytes=LIMIT)
     with caplog.at_level(logging.WARNING), running(other) as other_port:
         with socket.create_connection(("127.0.0.1", other_port), timeout=10) as client:
             expect = ["Expect: 100-continue"] if wait_for_head else []
@@ -182,23 +181,15 @@ def test_a_client_that_leaves_half_way_is_forgotten_without_a_traceback(app, por
 
 
 def test_a_client_that_leaves_before_its_answer_does_no_harm(caplog):
-    behind = engine()
-    begun = threading.Event()
-    release = threading.Event()
-
-    async def wait():
-        begun.set()
-        while not release.is_set():
-            await asyncio.sleep(0.001)
-
-    behind.delay = wait
+    behind = models()
+    behind.held = True
     metrics, gone = metrics_that_tell()
-    with caplog.at_level(logging.WARNING), running(front(behind, metrics)) as port:
+    with caplog.at_level(logging.WARNING), running(app_of(behind, metrics)) as port:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             client.sendall(head(JSON, f"Content-Length: {len(GOOD)}") + GOOD)
-            assert begun.wait(timeout=10)
+            assert behind.arrived.wait(timeout=10)
         assert gone.wait(timeout=10)
-        release.set()
+        behind.held = False
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             client.sendall(head(JSON, f"Content-Length: {len(GOOD)}") + GOOD)
             assert read_reply(client)[0] == 200
@@ -231,7 +222,7 @@ def test_a_large_answer_comes_whole():
     rows = np.arange(300_000, dtype="f4").reshape(-1, 3)
     file = io.BytesIO()
     np.save(file, rows)
-    with running(front(max_body_bytes=2**22)) as port:
+    with running(app_of(max_body_bytes=2**22)) as port:
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         client.request("POST", "/predict/double", file.getvalue(), {"Content-Type": "application/x-npy"})
         response = client.getresponse()
@@ -268,7 +259,7 @@ def test_many_connections_get_their_own_answers(port):
 
 def test_idle_connections_do_not_hold_up_the_end(port):
     with (
-        running(front()) as other_port,
+        running(app_of()) as other_port,
         socket.create_connection(("127.0.0.1", other_port), timeout=10) as client,
     ):
         client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")

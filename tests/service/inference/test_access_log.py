@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tests.service.support import RAW, call, call_async, front, post
+from tests.service.support import RAW, app_of, call, call_async, post
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def lines(capfd):
 
 
 def test_a_request_is_one_line_with_what_it_was(lines):
-    post(front(access_log=True), "/predict/double", {"inputs": [[1, 2, 3]]}, X_Request_Id="id-1")
+    post(app_of(access_log=True), "/predict/double", {"inputs": [[1, 2, 3]]}, X_Request_Id="id-1")
     (line,) = lines()
     assert line.pop("ms") > 0
     assert line == {
@@ -35,7 +35,7 @@ def test_a_request_is_one_line_with_what_it_was(lines):
 
 
 def test_an_error_is_logged_with_its_code(lines):
-    app = front(access_log=True)
+    app = app_of(access_log=True)
     call(app, "POST", "/predict/double", b"x", RAW)
     call(app, "GET", "/nothing")
     bad, missing = lines()
@@ -44,18 +44,18 @@ def test_an_error_is_logged_with_its_code(lines):
 
 
 def test_a_client_that_left_is_logged_as_499(lines):
-    asyncio.run(call_async(front(access_log=True), "POST", "/predict/double", [b"x"], RAW, then_gone=True))
+    asyncio.run(call_async(app_of(access_log=True), "POST", "/predict/double", [b"x"], RAW, then_gone=True))
     (line,) = lines()
     assert line["status"] == 499
 
 
 @pytest.mark.parametrize("path", ['/a"}\n{"x": "', "/\u2028", "/" + "x" * 5000])
 def test_what_a_client_sends_cannot_make_a_second_line(lines, path):
-    call(front(access_log=True), "GET", path)
+    call(app_of(access_log=True), "GET", path)
     (line,) = lines()
     assert len(line["path"]) <= 500
 
 
 def test_nothing_is_logged_unless_asked_for(lines):
-    post(front(), "/predict/double", {"inputs": [[1, 2, 3]]})
+    post(app_of(), "/predict/double", {"inputs": [[1, 2, 3]]})
     assert lines() == []

@@ -1,11 +1,14 @@
 import pytest
 
 from service.errors import BadRequest
-from service.inference.context import Call, request_id
+from service.inference.context import RequestContext, allowed_s, content_length, request_id
+from service.inference.partial_body import UNKNOWN
 
 
 def head(query="", **headers):
-    return Call("POST", "/predict", query, {name.replace("_", "-"): value for name, value in headers.items()})
+    return RequestContext(
+        "POST", "/predict", query, {name.replace("_", "-"): value for name, value in headers.items()}
+    )
 
 
 @pytest.mark.parametrize("given", ["a", "0f-3b", "x" * 128, "with space", '~!"{}'])
@@ -28,8 +31,6 @@ def test_made_request_ids_differ():
 @pytest.mark.parametrize(
     ("header", "bound_s", "expected_s"),
     [
-        (None, None, None),
-        (None, 30.0, 30.0),
         ("250", None, 0.25),
         ("250", 30.0, 0.25),
         ("60000", 30.0, 30.0),
@@ -37,8 +38,7 @@ def test_made_request_ids_differ():
     ],
 )
 def test_the_time_of_a_request_is_the_shorter_of_its_own_and_the_servers(header, bound_s, expected_s):
-    headers = {} if header is None else {"x_timeout_ms": header}
-    assert head(**headers).timeout_s(bound_s) == expected_s
+    assert allowed_s(header, bound_s) == expected_s
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_time_of_a_request_is_the_shorter_of_its_own_and_the_servers(header,
 )
 def test_a_time_that_is_none_is_refused(header):
     with pytest.raises(BadRequest, match="X-Timeout-Ms is"):
-        head(x_timeout_ms=header).timeout_s(None)
+        allowed_s(header, None)
 
 
 def test_known_query_parameters_are_read():
@@ -87,6 +87,15 @@ def test_server_timing_is_milliseconds_by_stage_and_the_rows_of_the_batch():
 
 
 def test_tensor_headers_are_there_when_one_of_them_is():
-    assert head().tensor_headers() is None
-    headers = head(x_tensor_shape="1,3").tensor_headers()
-    assert (headers.name, headers.datatype, headers.shape) == (None, None, "1,3")
+    assert head().tensor_headers() == ()
+    assert head(x_tensor_shape="1,3").tensor_headers() == [None, None, "1,3"]
+
+
+@pytest.mark.parametrize("length", ["", "-1", "1.0", "0x5", "ten", "9" * 30])
+def test_a_length_that_is_no_number_is_refused(length):
+    with pytest.raises(BadRequest, match="Content-Length"):
+        content_length(length)
+
+
+def test_a_length_is_bytes_and_unknown_where_none_is_said():
+    assert (content_length("12"), content_length(" 0\t"), content_length(None)) == (12, 0, UNKNOWN)

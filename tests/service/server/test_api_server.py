@@ -12,7 +12,7 @@ import pytest
 
 from service.codecs import BodyType
 from service.engine.dispatcher import Dispatcher
-from service.engine.interface import ServedBy
+from service.engine.served import ServedBy
 from service.ipc.control import CONTROL_STRUCT, ControlMessage
 from service.ipc.model_table import ModelState
 from service.ipc.resources import Sizes, Transport
@@ -62,7 +62,7 @@ async def with_models(
     transport = transport_of(workers, settings)
     arena, done = transport.arenas[0].map(), transport.done[0].reader.fd
     dispatcher = Dispatcher(0, arena, transport.board.map(), done, 60.0, lambda _: None, lambda _: None)
-    return ask(ApiModels(transport, dispatcher, metrics or metrics_of(*VERSIONS)))
+    return ask(ApiModels(transport, dispatcher, metrics or metrics_of(*VERSIONS), settings))
 
 
 # Queues and routes -------------------------------------------------------------------------------------------
@@ -82,11 +82,11 @@ def test_a_queue_has_the_models_own_time_from_being_queued(settings: ServeSettin
 
 
 @pytest.mark.parametrize("default_model", [None, "linear", "lookup"])
-def test_short_way_has_each_version_each_default_version_and_the_default_model(
+def test_fast_path_has_each_version_each_default_version_and_the_default_model(
     settings: ServeSettings, default_model: str | None
 ) -> None:
     routes = asyncio.run(with_models(settings, lambda api: api.routes(default_model)))
-    found = {route.path: (route.queue.model, route.queue.version) for route in routes}
+    found = {route.path: route.plans[0].served[:2] for route in routes}
     expected = {
         "/predict/linear": ("linear", "2"),
         "/predict/linear/versions/1": ("linear", "1"),
@@ -105,11 +105,10 @@ def test_only_model_is_the_default_model(settings: ServeSettings) -> None:
     assert "/predict" in [route.path for route in routes]
 
 
-def test_each_routes_answers_count_under_its_own_model_and_protocol(settings: ServeSettings) -> None:
+def test_each_plans_answers_count_under_its_own_model_and_protocol(settings: ServeSettings) -> None:
     metrics = metrics_of(*VERSIONS)
-    routes = asyncio.run(with_models(settings, lambda api: api.routes(None), metrics=metrics))
-    (route,) = [route for route in routes if route.path == "/predict/linear/versions/1"]
-    route.counters[BodyType.NPY](0.001, 2, *[0.0001] * 6)
+    plans = asyncio.run(with_models(settings, lambda api: api.plans, metrics=metrics))
+    plans["linear", "1"][BodyType.NPY].counter(0.001, 2, *[0.0001] * 6)
     labels = {"model": "linear", "version": "1", "protocol": "npy", "code": "200"}
     assert sample(metrics, "foldserve_requests_total", **labels) == 1
 
@@ -123,7 +122,7 @@ def test_version_that_is_unloaded_and_another_that_is_loaded_change_the_routes_o
         table.move(1, ModelState.DRAINING)
         assert api.changed(1)
         assert not api.changed(1)
-        routes = {route.path: route.queue.version for route in api.routes(None)}
+        routes = {route.path: route.plans[0].served.version for route in api.routes(None)}
         assert routes["/predict/linear"] == "1"
         assert "/predict/linear/versions/2" not in routes
         board = api._dispatcher.board
@@ -244,7 +243,7 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
         other = transport.arenas[0].map()  # of an API server in another process
         for slot, (state, rows) in enumerate([(State.QUEUED, 5), (State.TAKEN, 7)]):
             other.state[slot], other.model[slot], other.rows[slot] = state, 2, rows
-        scrapes = server.front.exposition
+        scrapes = server.app.exposition
         assert isinstance(scrapes, Scrapes)
         text = (await scrapes(""))[0].decode()
         await scrapes.close()
@@ -269,7 +268,7 @@ def test_each_workers_side_of_a_version_is_told(
 
     async def ask() -> Sequence[ServedBy]:
         server = make_api_server(0, transport, settings, metrics_of(*VERSIONS), DEVICES)
-        return server.front.engine.served_by("linear", "2")
+        return server.app.status.served_by("linear", "2")
 
     assert asyncio.run(ask()) == [
         ServedBy("cuda:1", True, (1, 2, 4, 8, 16), 4, ("TF32 is on",)),
@@ -283,11 +282,11 @@ def test_reason_why_a_model_is_not_served_is_told_also_when_it_comes_after_the_f
     transport = transport_of(2, settings)
 
     async def ask() -> list[str]:
-        engine = make_api_server(0, transport, settings, metrics_of(*VERSIONS), DEVICES).front.engine
+        status = make_api_server(0, transport, settings, metrics_of(*VERSIONS), DEVICES).app.status
         problems = []
         for reason in ("", "no memory", "no file"):
             transport.board.map().write_load_error(1, 2, reason)
-            problems.append(engine.models()["lookup"].versions["1"].manifest["problem"])
+            problems.append(status.models()["lookup"].versions["1"].manifest["problem"])
         return problems
 
     assert asyncio.run(ask()) == ["loading", "no memory", "no file"]

@@ -30,13 +30,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.frontend.connections.acceptor import Acceptor
 from service.frontend.connections.descriptors import Room
 from service.frontend.connections.shares import Shares
-from service.frontend.http1.asgi_cycle import LongCycle
-from service.frontend.http1.connection import FastProtocol
-from service.frontend.http1.flow_control import Flow
+from service.frontend.http1.asgi_cycle import AsgiCycle
+from service.frontend.http1.connection import Http1Protocol
+from service.frontend.http1.flow.control import Flow
 from service.ipc.resources import Sizes, Transport
 from service.ipc.scoreboard import Dimensions, Scoreboard
 from service.server import litserve_adapter as shell
-from service.server.litserve_adapter import FoldServer, FrontMiddleware, UvicornServer, WorkerApi, WorkerLoop
+from service.server.litserve_adapter import AppMiddleware, FoldServer, UvicornServer, WorkerApi, WorkerLoop
 from service.server.supervisor import Role
 from service.worker.main import WorkerPlan
 from tests.service.repositories import metrics_of
@@ -69,9 +69,9 @@ OURS = [
     (WorkerApi, LitAPI),
     (WorkerLoop, LitLoop),
     (UvicornServer, uvicorn.Server),
-    (FastProtocol, HttpToolsProtocol),
+    (Http1Protocol, HttpToolsProtocol),
     (Flow, FlowControl),
-    (LongCycle, RequestResponseCycle),
+    (AsgiCycle, RequestResponseCycle),
 ]
 
 
@@ -139,9 +139,9 @@ def test_methods_of_ours_that_uvicorn_must_call_are_called_by_it() -> None:
 
 
 def test_class_given_as_http_is_the_one_that_connections_get() -> None:
-    config = uvicorn.Config(app=FastAPI(), http=FastProtocol, ws="none", log_config=None)
+    config = uvicorn.Config(app=FastAPI(), http=Http1Protocol, ws="none", log_config=None)
     config.load()
-    assert config.http_protocol_class is FastProtocol
+    assert config.http_protocol_class is Http1Protocol
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def server() -> FoldServer:
 
 def test_every_request_meets_our_front_first_and_the_lifespan_is_ours(server: FoldServer) -> None:
     outermost = server.app.user_middleware[0]
-    assert (outermost.cls, outermost.kwargs["server"]) == (FrontMiddleware, server)
+    assert (outermost.cls, outermost.kwargs["server"]) == (AppMiddleware, server)
     assert server.app.router.lifespan_context == server.lifespan
 
 

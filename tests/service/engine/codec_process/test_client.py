@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from service.artifact.signature import Signature, TensorSpec
-from service.codecs import BodyType, TensorHeaders, decode, json_codec
+from service.codecs import BodyType, json_codec
+from service.codecs.protocol import Options
 from service.engine.codec_process import client, orders
 from service.engine.codec_process.client import CodecProcess, CodecsFailed
 from service.engine.model_queue import ModelQueue
@@ -29,6 +30,7 @@ from service.errors import (
     ServiceError,
     TooLarge,
 )
+from service.protocols.predict import PREDICT
 from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Rig
 
 PAIR = Signature(
@@ -67,19 +69,15 @@ class Body(Ticketed):
         return end
 
 
-class Shop:
+class Codecs:
     """One API server's codecs."""
 
     def __init__(self, **rig: int) -> None:
         self.rig = Rig(*LANES, **{"data_bytes": 1 << 23, **rig})
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(
-            self.rig.dispatcher,
-            self.rig.transport.models,
-            memory.handle.fd,
-            memory.nbytes,
-            "info",
-            WORK_LIMIT_S,
+            *(self.rig.dispatcher, self.rig.transport.models, list(PREDICT.values())),
+            *(memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S),
         )
 
     def body(self, data: bytes, lane: int = 0) -> Body:
@@ -92,12 +90,12 @@ class Shop:
         data: bytes,
         kind: BodyType = BodyType.JSON,
         lane: int = 0,
-        headers: TensorHeaders | None = None,
+        shape: str | None = None,
         seconds: float = 60.0,
     ) -> tuple[Body, client.Job]:
         body = self.body(data, lane)
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
-        return body, self.codecs.decode(body, kind, len(data), headers, deadline_ns, body.then)
+        return body, self.codecs.parse(body, PREDICT[kind], len(data), options(shape), deadline_ns, body.then)
 
     def inputs(self, body: Body) -> dict[str, np.ndarray]:
         """What lies in the body's place."""
@@ -128,9 +126,9 @@ class Shop:
 
 
 @contextlib.asynccontextmanager
-async def open_shop(**rig: int) -> AsyncIterator[Shop]:
+async def open_codecs(**rig: int) -> AsyncIterator[Codecs]:
     """Everything that is lent has come back at the end, and the process is ended."""
-    shop = Shop(**rig)
+    shop = Codecs(**rig)
     try:
         yield shop
         assert shop.rig.all_free()
@@ -142,6 +140,11 @@ async def open_shop(**rig: int) -> AsyncIterator[Shop]:
 
 def run(test) -> None:
     asyncio.run(test())
+
+
+def options(shape: str | None) -> Options:
+    """What a head with this X-Tensor-Shape, if any, says."""
+    return () if shape is None else (None, None, shape)
 
 
 def rows(count: int) -> bytes:
@@ -158,7 +161,7 @@ BODIES = [
     (rows(20_000), BodyType.JSON, 0, None),
     (npy(np.arange(60_000, dtype="f4").reshape(-1, 2)), BodyType.NPY, 0, None),
     (npy(np.asfortranarray(np.arange(60_000, dtype=">f4").reshape(-1, 2))), BodyType.NPY, 0, None),
-    (np.arange(60_000, dtype="f4").tobytes(), BodyType.RAW, 1, TensorHeaders(shape="300,200")),
+    (np.arange(60_000, dtype="f4").tobytes(), BodyType.RAW, 1, "300,200"),
     (json.dumps({"inputs": [list(range(500))] * 40}).encode(), BodyType.JSON, 1, None),
     (
         json.dumps({"inputs": {"a": [[1, 2]] * 100, "b": [[2**62, -1, 0]] * 100}}).encode(),
@@ -171,14 +174,14 @@ BODIES = [
 ]
 
 
-@pytest.mark.parametrize(("data", "kind", "lane", "headers"), BODIES)
-def test_a_body_is_decoded_as_the_codecs_decode_it(data, kind, lane, headers):
+@pytest.mark.parametrize(("data", "kind", "lane", "shape"), BODIES)
+def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
     async def test():
-        async with open_shop() as shop:
-            body, _ = shop.ask(data, kind, lane, headers)
+        async with open_codecs() as shop:
+            body, _ = shop.ask(data, kind, lane, shape)
             assert body.place is None  # it is the job's
             assert await body.end() is None
-            expected = decode(kind, data, LANES[lane], headers)
+            expected = PREDICT[kind].parse(data, LANES[lane], options(shape))
             got = shop.inputs(body)
             assert got.keys() == expected.keys()
             for name, array in expected.items():
@@ -193,7 +196,7 @@ def test_a_body_is_decoded_as_the_codecs_decode_it(data, kind, lane, headers):
 
 
 @pytest.mark.parametrize(
-    ("data", "kind", "lane", "headers"),
+    ("data", "kind", "lane", "shape"),
     [
         (b"", BodyType.JSON, 0, None),
         (b'{"inputs": [[1, 2], [3]]}', BodyType.JSON, 0, None),
@@ -201,19 +204,19 @@ def test_a_body_is_decoded_as_the_codecs_decode_it(data, kind, lane, headers):
         (b'{"inputs": {"a": [[1, 2]], "b": [[1], [2]]}}', BodyType.JSON, 2, None),
         (b"\x93NUMPY junk", BodyType.NPY, 0, None),
         (bytes(8), BodyType.RAW, 1, None),
-        (bytes(8), BodyType.RAW, 1, TensorHeaders(shape="1,3")),
+        (bytes(8), BodyType.RAW, 1, "1,3"),
         (bytes(8), BodyType.RAW, 2, None),
         (b"\x02\x00\x00", BodyType.RAW, 3, None),
         (b'{"inputs": "\xff"}', BodyType.JSON, 0, None),
     ],
 )
-def test_a_body_is_refused_as_the_codecs_refuse_it(data, kind, lane, headers):
+def test_a_body_is_refused_as_its_protocol_refuses_it(data, kind, lane, shape):
     with pytest.raises(ServiceError) as expected:
-        LANES[lane].check_inputs(decode(kind, data, LANES[lane], headers))
+        LANES[lane].check_inputs(PREDICT[kind].parse(data, LANES[lane], options(shape)))
 
     async def test():
-        async with open_shop() as shop:
-            body, _ = shop.ask(data, kind, lane, headers)
+        async with open_codecs() as shop:
+            body, _ = shop.ask(data, kind, lane, shape)
             error = await body.end()
             assert type(error) is expected.type
             assert str(error) == str(expected.value)
@@ -222,7 +225,7 @@ def test_a_body_is_refused_as_the_codecs_refuse_it(data, kind, lane, headers):
     run(test)
 
 
-def outputs_in(shop: Shop, lane: int, rows: int, *arrays: np.ndarray) -> Body:
+def outputs_in(shop: Codecs, lane: int, rows: int, *arrays: np.ndarray) -> Body:
     """A request whose outputs stand in its place."""
     body = Body(shop.rig.dispatcher.queues[lane])
     layout = body.queue.layout
@@ -234,11 +237,13 @@ def outputs_in(shop: Shop, lane: int, rows: int, *arrays: np.ndarray) -> Body:
 
 def test_outputs_become_the_json_that_the_codecs_write():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             y, n = np.linspace(0, 1, 40_000, dtype="f4").reshape(-1, 2), np.arange(20_000)
             for names in (("y", "n"), ("n",)):
                 body = outputs_in(shop, 2, len(n), y, n)
-                shop.codecs.encode(body, names, time.monotonic_ns() + MINUTE_NS, body.then)
+                shop.codecs.render(
+                    body, PREDICT[BodyType.JSON], names, time.monotonic_ns() + MINUTE_NS, body.then
+                )
                 assert await body.end() is None
                 wanted = {name: {"y": y, "n": n}[name] for name in names}
                 assert bytes(body.place.inputs) == json_codec.encode("m2", "1", wanted)
@@ -249,9 +254,11 @@ def test_outputs_become_the_json_that_the_codecs_write():
 
 def test_outputs_that_json_cannot_carry_are_the_models_fault():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             body = outputs_in(shop, 1, 1, np.array([[1, np.nan]], "f4"))
-            shop.codecs.encode(body, ("y",), time.monotonic_ns() + MINUTE_NS, body.then)
+            shop.codecs.render(
+                body, PREDICT[BodyType.JSON], ("y",), time.monotonic_ns() + MINUTE_NS, body.then
+            )
             error = await body.end()
             assert isinstance(error, ModelFailed)
             assert "nan at [0, 1]" in str(error)
@@ -261,7 +268,7 @@ def test_outputs_that_json_cannot_carry_are_the_models_fault():
 
 def test_no_process_is_started_before_there_is_work():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             await asyncio.sleep(0)
             assert shop.codecs.pid is None
 
@@ -270,7 +277,7 @@ def test_no_process_is_started_before_there_is_work():
 
 def test_a_process_that_dies_costs_no_body():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             pid = await shop.started()
             os.kill(pid, signal.SIGSTOP)  # so that it dies with the first of them in its hands
             asked = [shop.ask(rows(count))[0] for count in (3, 4, 5)]
@@ -287,7 +294,7 @@ def test_a_process_that_dies_costs_no_body():
 
 def test_a_body_at_which_it_dies_twice_fails_alone():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             pid = await shop.started()
             os.kill(pid, signal.SIGSTOP)
             poison, _ = shop.ask(rows(3))
@@ -305,7 +312,7 @@ def test_a_body_at_which_it_dies_twice_fails_alone():
 
 def test_a_body_that_is_given_up_while_it_waits_holds_nothing():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             pid = await shop.started()
             os.kill(pid, signal.SIGSTOP)
             first, _ = shop.ask(rows(3))
@@ -324,7 +331,7 @@ def test_a_body_that_is_given_up_while_it_waits_holds_nothing():
 
 def test_a_body_that_is_given_up_while_it_is_worked_on_is_freed_when_the_process_lets_go():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             pid = await shop.started()
             os.kill(pid, signal.SIGSTOP)
             body, job = shop.ask(rows(3))
@@ -343,7 +350,7 @@ def test_a_body_whose_time_is_over_is_told_so_and_a_process_that_hangs_on_it_is_
     monkeypatch.setattr(client, "MARGIN_S", 0.05)
 
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             pid = await shop.started()
             os.kill(pid, signal.SIGSTOP)
             late, _ = shop.ask(rows(3), seconds=0.05)
@@ -361,7 +368,7 @@ def test_a_body_whose_time_is_over_is_told_so_and_a_process_that_hangs_on_it_is_
 
 def test_a_process_that_stands_still_is_replaced_after_the_limit_though_the_request_has_all_the_time():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             pid = await shop.started()
             os.kill(pid, signal.SIGSTOP)
             shop.codecs._work_limit_s = 0.1
@@ -385,7 +392,7 @@ TEXT = b'{"inputs":[' + b"[0,0]," * 12_000 + b"[0,0]]}"
 @pytest.mark.parametrize("data_bytes", [100_000, 230_000])
 def test_inputs_that_would_find_no_room_if_they_were_alone_are_told_so(data_bytes):
     async def test():
-        async with open_shop(data_bytes=data_bytes) as shop:
+        async with open_codecs(data_bytes=data_bytes) as shop:
             body, _ = shop.ask(TEXT)
             error = await body.end()
             assert isinstance(error, TooLarge)
@@ -399,7 +406,7 @@ def test_inputs_that_would_find_no_room_if_they_were_alone_are_told_so(data_byte
 
 def test_inputs_that_find_no_room_beside_others_are_to_come_again():
     async def test():
-        async with open_shop(data_bytes=400_000) as shop:
+        async with open_codecs(data_bytes=400_000) as shop:
             other = shop.body(bytes(200_000))
             body, _ = shop.ask(TEXT)
             assert isinstance(await body.end(), QueueFull)
@@ -415,11 +422,13 @@ def test_more_bodies_than_may_wait_are_refused_and_keep_their_place(monkeypatch)
     monkeypatch.setattr(client, "MOST_WAITING", 1)
 
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             first, _ = shop.ask(rows(1))
             body = shop.body(rows(1))
             with pytest.raises(QueueFull, match="wait to be decoded"):
-                shop.codecs.decode(body, BodyType.JSON, 5, None, time.monotonic_ns() + MINUTE_NS, body.then)
+                shop.codecs.parse(
+                    body, PREDICT[BodyType.JSON], 5, (), time.monotonic_ns() + MINUTE_NS, body.then
+                )
             for held in (first, body):
                 if held is first:
                     assert await held.end() is None
@@ -432,14 +441,16 @@ def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
     monkeypatch.setattr(client, "MOST_WAITING", 2)
 
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             for _ in range(5):
                 _, job = shop.ask(rows(1))
                 job.give_up()
             wanted = [shop.ask(rows(1))[0] for _ in range(2)]
             late = shop.body(rows(1))
             with pytest.raises(QueueFull, match="2 large bodies wait"):
-                shop.codecs.decode(late, BodyType.JSON, 5, None, time.monotonic_ns() + MINUTE_NS, late.then)
+                shop.codecs.parse(
+                    late, PREDICT[BodyType.JSON], 5, (), time.monotonic_ns() + MINUTE_NS, late.then
+                )
             for body in wanted:
                 assert await body.end() is None
             for body in (late, *wanted):
@@ -450,7 +461,7 @@ def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
 
 def test_a_small_body_does_not_wait_behind_large_ones():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             ended: list[int] = []
             bodies = []
             data = {count: rows(count) for count in (100_000, 50_000, 5)}
@@ -461,8 +472,8 @@ def test_a_small_body_does_not_wait_behind_large_ones():
                     ended.append(count)
                     body.then(error)
 
-                shop.codecs.decode(
-                    body, BodyType.JSON, len(data[count]), None, time.monotonic_ns() + MINUTE_NS, then
+                shop.codecs.parse(
+                    body, PREDICT[BodyType.JSON], len(data[count]), (), time.monotonic_ns() + MINUTE_NS, then
                 )
                 bodies.append(body)
             for body in bodies:
@@ -475,7 +486,7 @@ def test_a_small_body_does_not_wait_behind_large_ones():
 
 def test_a_process_that_cannot_be_started_fails_its_bodies_and_is_tried_again(monkeypatch):
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             with monkeypatch.context() as patch:
                 patch.setattr(sys, "executable", "/nowhere/python")
                 body, _ = shop.ask(rows(1))
@@ -487,10 +498,12 @@ def test_a_process_that_cannot_be_started_fails_its_bodies_and_is_tried_again(mo
 
 def test_a_fault_of_the_process_itself_is_told_as_such_and_it_goes_on():
     async def test():
-        async with open_shop() as shop:
+        async with open_codecs() as shop:
             pid = await shop.started()
             body = outputs_in(shop, 0, 1, np.zeros((1, 2), "f4"))
-            shop.codecs.encode(body, ("no such output",), time.monotonic_ns() + MINUTE_NS, body.then)
+            shop.codecs.render(
+                body, PREDICT[BodyType.JSON], ("no such output",), time.monotonic_ns() + MINUTE_NS, body.then
+            )
             assert isinstance(await body.end(), CodecsFailed)
             assert await shop.started() == pid
 

@@ -1,4 +1,4 @@
-"""One connection of the fast protocol over a fake socket, a real dispatcher over real shared memory, the real front.
+"""One connection of the fast protocol over a fake socket, with a real dispatcher over real memory behind it.
 
 The worker is turned by hand, so that a test decides when answers come.
 """
@@ -13,21 +13,24 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.codecs import BodyType
-from service.engine.client import DispatchEngine
 from service.engine.codec_process.client import CodecProcess
 from service.engine.models import Models, QueuedVersion
-from service.frontend.asgi import Front
-from service.frontend.body import BodyMemory
+from service.engine.status import BoardStatus
+from service.frontend.asgi import AsgiApp
 from service.frontend.http1.answer_lines import AnswerLines
-from service.frontend.http1.connection import FastProtocol
-from service.frontend.http1.exchange import RequestIds, Shop
-from service.frontend.http1.head_cache import Limits, Route
-from service.frontend.http1.head_reader import HeadReader
-from service.frontend.http1.throttle import Pace
-from service.frontend.http1.unread import Unread
-from service.frontend.receiving import Receiving
-from service.inference.context import PROTOCOL_OF, Call
+from service.frontend.http1.connection import Http1Protocol
+from service.frontend.http1.exchange import Http1Context
+from service.frontend.http1.flow.throttle import RefusalThrottle
+from service.frontend.http1.flow.unread import Unread
+from service.frontend.http1.heads.cache import Route
+from service.frontend.http1.parsing import MessageParsing
+from service.inference.body_budget import BodyBudget
+from service.inference.context import RequestContext
+from service.inference.observers import Observers
+from service.inference.partial_body import PartialBodies
+from service.inference.server_context import ServerContext
+from service.protocols.predict import PREDICT, PredictCalls
+from service.server.api_models import make_plans
 from tests.service.engine_rig import FIXED, Rig
 from tests.service.repositories import metrics_of
 from tests.service.support import SETTINGS, served
@@ -35,8 +38,8 @@ from tests.service.support import SETTINGS, served
 PATH = "/predict/m0"
 JSON = "application/json"
 RAW = "application/octet-stream"
-LONG = "Content-Encoding: identity"
-"""A header that only the long way knows, and that changes nothing."""
+ASGI = "Content-Encoding: identity"
+"""A header that only the ASGI path knows, and that changes nothing."""
 LIMIT_BYTES = 100_000
 WORK_LIMIT_S = 60.0
 
@@ -131,7 +134,7 @@ class Answer:
         return str(json.loads(self.body)["code"])
 
 
-class House:
+class ApiServerHarness:
     """An API server without sockets. Make it on a running event loop."""
 
     def __init__(
@@ -140,45 +143,7 @@ class House:
         self.rig = Rig(**{"workers": 1, **rig})
         self.worker = self.rig.new_worker()
         self.metrics = metrics_of(("m0", "1"), writers=("one",))
-        self.lines: list[tuple[Call, int]] = []
-        lane = self.rig.dispatcher.queues[0]
-        counters = {kind: self.metrics.answered_counter(PROTOCOL_OF[kind], 0) for kind in BodyType}
-        memory = self.rig.transport.arenas[0].memory
-        self.codecs = CodecProcess(
-            self.rig.dispatcher,
-            self.rig.transport.models,
-            memory.handle.fd,
-            memory.nbytes,
-            "info",
-            WORK_LIMIT_S,
-        )
-        bodies = BodyMemory(max(1 << 20, limit_bytes))
-        receiving = Receiving(bodies, self.rig.dispatcher)
-        self.now_s = 1000.0
-        unread = Unread(1 << 20, lambda: self.now_s)
-        arena_bytes = self.rig.dispatcher.arena.data_bytes
-        self.rig.dispatcher.make_room = lambda nbytes: (
-            receiving.make_room() or unread.free_place(nbytes, arena_bytes)
-        )
-        route = Route(PATH, "", "/predict/{model}", lane, FIXED, counters)
-        self.shop = Shop(
-            routes={PATH.encode(): route},
-            dispatcher=self.rig.dispatcher,
-            codecs=self.codecs,
-            metrics=self.metrics,
-            receiving=receiving,
-            log_access=lambda call, status, _: self.lines.append((call, status)),
-            heads=HeadReader([route], Limits(limit_bytes, limit_bytes)),
-            ids=RequestIds(),
-            pace=Pace(time.monotonic),  # a thread that never has time to spare
-            unread=unread,
-            lines=AnswerLines(),
-            request_timeout_s=request_timeout_s,
-        )
-        models = Models()
-        queue = self.rig.dispatcher.queues[0]
-        models.add(QueuedVersion(queue, served("m0", ("1", FIXED)).versions["1"], ()))
-        self.engine = DispatchEngine(self.rig.dispatcher, self.codecs, models, ("cpu", "cpu"))
+        self.lines: list[tuple[RequestContext, int]] = []
         settings = replace(
             SETTINGS,
             max_body_bytes=limit_bytes,
@@ -186,12 +151,34 @@ class House:
             default_model="m0",
             request_timeout_ms=int((request_timeout_s or 0.0) * 1000),
         )
-        self.front = Front(self.engine, settings, self.metrics, lambda accept: (b"", ""))
-        self.front.bodies = bodies
-        FastProtocol.shop = self.shop
-        FastProtocol._chunks, FastProtocol._next_turn = 0, False  # of a loop that is gone
+        dispatcher = self.rig.dispatcher
+        memory = self.rig.transport.arenas[0].memory
+        self.codecs = CodecProcess(
+            *(dispatcher, self.rig.transport.models, list(PREDICT.values())),
+            *(memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S),
+        )
+        self.bodies = PartialBodies(BodyBudget(max(1 << 20, limit_bytes)), dispatcher)
+        self.now_s = 1000.0
+        self.unread = Unread(1 << 20, lambda: self.now_s)
+        dispatcher.make_room = lambda nbytes: (
+            self.bodies.make_room() or self.unread.free_place(nbytes, dispatcher.arena.data_bytes)
+        )
+        observers = Observers(self.metrics, lambda context, status, _: self.lines.append((context, status)))
+        context = ServerContext(dispatcher, self.codecs, self.bodies, observers, request_timeout_s)
+        queue, models = dispatcher.queues[0], Models()
+        models.add(QueuedVersion(queue, served("m0", ("1", FIXED)).versions["1"], ()))
+        status = BoardStatus(dispatcher, models, ("cpu", "cpu"))
+        plans = {("m0", "1"): make_plans(queue, settings, self.metrics)}
+        self.app = AsgiApp(
+            status, context, PredictCalls(status, plans, "m0"), settings, lambda accept: (b"", "")
+        )
+        route = Route(PATH, "", "/predict/{model}", plans["m0", "1"])
+        throttle = RefusalThrottle(time.monotonic)  # a thread that never has time to spare
+        self.http = Http1Context(context, [route], throttle, self.unread, AnswerLines())
+        Http1Protocol.http = self.http
+        MessageParsing._chunks, MessageParsing._next_turn = 0, False  # of a loop that is gone
         self.config = uvicorn.Config(
-            self.front, http=FastProtocol, ws="none", log_config=None, access_log=False
+            self.app, http=Http1Protocol, ws="none", log_config=None, access_log=False
         )
         self.config.load()
         self.state = ServerState()
@@ -220,8 +207,8 @@ class House:
         """Whether no request holds anything any more."""
         return (
             self.rig.all_free()
-            and not self.front.bodies.used_bytes
-            and not self.shop.unread.used_bytes
+            and not self.bodies.budget.used_bytes
+            and not self.unread.used_bytes
             and not self.rig.dispatcher.lent_bytes
         )
 
@@ -229,9 +216,9 @@ class House:
 class Connection:
     """One client."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, server: ApiServerHarness) -> None:
         self.socket = Socket()
-        self.protocol = FastProtocol(house.config, house.state, {}, asyncio.get_running_loop())
+        self.protocol = Http1Protocol(server.config, server.state, {}, asyncio.get_running_loop())
         self.socket.protocol = self.protocol
         self.protocol.connection_made(self.socket)
 

@@ -13,19 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.engine.request import Room
-from service.frontend import asgi as http_front
-from service.frontend.http1 import unread as unread_module
-from service.frontend.http1.rules import MOST_HEADERS
-from service.frontend.http1.throttle import CLOSE, FREE
-from service.frontend.http1.unread import PATIENCE_S
+from service.frontend.http1.flow import unread as unread_module
+from service.frontend.http1.flow.throttle import CLOSE, FREE
+from service.frontend.http1.flow.unread import PATIENCE_S
+from service.frontend.http1.heads.rules import MOST_HEADERS
 from tests.service.frontend.http1.connection import (
+    ASGI,
     JSON,
     LIMIT_BYTES,
-    LONG,
     PATH,
     RAW,
+    ApiServerHarness,
     Connection,
-    House,
     call,
     rows,
 )
@@ -34,11 +33,11 @@ from tests.service.repositories import sample
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
-def run(test: Callable[[House], Awaitable[Any]], **rig: Any) -> Any:
-    """Run a test's body with a house on an event loop of its own."""
+def run(test: Callable[[ApiServerHarness], Awaitable[Any]], **rig: Any) -> Any:
+    """Run a test's body with a server on an event loop of its own."""
 
     async def main() -> Any:
-        return await test(House(**rig))
+        return await test(ApiServerHarness(**rig))
 
     return asyncio.run(main())
 
@@ -55,7 +54,7 @@ CALLS: dict[str, tuple[bytes, int]] = {
     "three rows": (call(rows(1.0, 2.0, 3.0)), 200),
     "raw": (call(np.float32([[7, 7]]).tobytes(), RAW), 200),
     "bad": (call(b'{"inputs": 1}'), 400),
-    "long": (call(rows(5.0), JSON, LONG), 200),
+    "long": (call(rows(5.0), JSON, ASGI), 200),
     "live": (LIVE, 200),
     "chunked": (
         b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -78,23 +77,23 @@ def test_however_the_bytes_are_cut_each_request_gets_its_own_answer_in_order(
     cuts = data.draw(st.lists(st.integers(1, len(stream) - 1), max_size=12, unique=True).map(sorted))
     waits = data.draw(st.sets(st.integers(0, len(cuts))))
 
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         for i, (begin, end) in enumerate(zip([0, *cuts], [*cuts, len(stream)], strict=True)):
-            await house.turn(lambda: connection.socket.reading)
+            await server.turn(lambda: connection.socket.reading)
             connection.send(stream[begin:end])
             if i in waits:
-                await house.turn()
-        await house.turn(lambda: len(connection.answers()) == len(names), most=500)
+                await server.turn()
+        await server.turn(lambda: len(connection.answers()) == len(names), most=500)
         alone = []
         for name in names:
-            other = house.connect()
+            other = server.connect()
             other.send(CALLS[name][0])
-            await house.turn(lambda other=other: bool(other.answers()))
+            await server.turn(lambda other=other: bool(other.answers()))
             alone += other.answers()
         assert statuses(connection) == [CALLS[name][1] for name in names]
         assert [a.body for a in connection.answers()] == [a.body for a in alone]
-        assert house.free
+        assert server.free
 
     run(test)
 
@@ -108,12 +107,12 @@ class NoParser:
 
 @pytest.mark.parametrize("line", ["traceparent: 00-%032x-01", "X-Request-Id: %d", "Accept: */*"])
 def test_an_ordinary_head_is_not_parsed_and_frames_its_own_body(line: str) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.protocol.parser = NoParser()
         for number in range(3):
             connection.send(call(rows(number), JSON, line % number if "%" in line else line))
-            await house.turn()
+            await server.turn()
         assert [answer.values for answer in connection.answers()] == [[1.0], [2.0], [3.0]]
 
     run(test)
@@ -135,42 +134,42 @@ BROKEN = [
 
 @pytest.mark.parametrize("broken", BROKEN, ids=range(len(BROKEN)))
 @pytest.mark.parametrize(
-    "before", [b"", call(rows(1.0)), call(rows(1.0), JSON, LONG)], ids=["", "short", "long"]
+    "before", [b"", call(rows(1.0)), call(rows(1.0), JSON, ASGI)], ids=["", "short", "long"]
 )
 @pytest.mark.parametrize("wait", [False, True])
 def test_what_is_no_request_ends_the_connection_after_the_answers_that_are_due(
     broken: bytes, before: bytes, wait: bool
 ) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         if wait:
             connection.send(before)
-            await house.turn(lambda: bool(connection.answers()))
+            await server.turn(lambda: bool(connection.answers()))
             connection.send(broken)
         else:
             connection.send(before + broken[:1000])
             connection.send(broken[1000:])
         connection.send(call(rows(2.0)))  # whatever follows is not a request any more
-        await house.turn(lambda: connection.socket.closing)
+        await server.turn(lambda: connection.socket.closing)
         answers = connection.answers()
         assert connection.socket.closing
         assert [answer.status for answer in answers] == ([200, 400] if before else [400])
         assert answers[-1].code == "bad_request"
         assert len(answers[-1].headers["x-request-id"]) == 32
         assert answers[-1].headers["connection"] == "close"
-        assert house.free
+        assert server.free
 
     run(test)
 
 
 def test_chunks_that_are_no_chunks_end_the_request() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(
             b"POST /predict/m0 HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
         )
-        await house.turn(lambda: connection.socket.closing)
+        await server.turn(lambda: connection.socket.closing)
         (answer,) = connection.answers()
         assert (answer.status, answer.code) == (400, "bad_request")
 
@@ -178,26 +177,26 @@ def test_chunks_that_are_no_chunks_end_the_request() -> None:
 
 
 def test_a_broken_body_behind_a_request_that_waits_does_not_keep_its_answer_back() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(call(rows(1.0)))
         connection.send(
             b"POST /predict/m0 HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
         )
-        await house.turn(lambda: connection.socket.closing)
+        await server.turn(lambda: connection.socket.closing)
         assert statuses(connection) == [200, 400]
         assert connection.answers()[1].headers["connection"] == "close"
-        assert house.free
+        assert server.free
 
     run(test)
 
 
 def test_only_the_first_request_after_which_the_client_wants_to_close_is_answered() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(call(rows(1.0), JSON, "Connection: close") + call(rows(2.0)))
-        await house.turn(lambda: connection.socket.closing)
+        await server.turn(lambda: connection.socket.closing)
         assert [answer.values for answer in connection.answers()] == [[2.0]]
         assert connection.answers()[0].headers["connection"] == "close"
 
@@ -216,81 +215,81 @@ def test_a_model_that_is_not_ready_refuses_before_the_body_and_the_connection_se
     message = call(body, kind)
     head = message[: -len(body)]
 
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         if known:
             connection.send(message)
-            await house.turn()
-        house.rig.board.ready[0, 0] = 0
+            await server.turn()
+        server.rig.board.ready[0, 0] = 0
         connection.send(head)
         assert connection.answers()[-1].status == 503
         assert connection.answers()[-1].code == "not_ready"
-        house.rig.board.ready[0, 0] = 1
+        server.rig.board.ready[0, 0] = 1
         connection.send(body[:3])
         connection.send(body[3:] + message)
-        await house.turn()
+        await server.turn()
         assert statuses(connection)[-2:] == [503, 200]
-        assert house.free
+        assert server.free
 
     run(test)
 
 
 def test_a_full_queue_refuses_with_the_time_to_come_back_and_the_connection_serves_on() -> None:
-    async def test(house: House) -> None:
-        first, second = house.connect(), house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        first, second = server.connect(), server.connect()
         first.send(call(rows(1.0, 2.0)))
         second.send(call(rows(3.0)))
         (refused,) = second.answers()
         assert (refused.status, refused.code) == (429, "queue_full")
         assert int(refused.headers["retry-after"]) >= 1
-        await house.turn(lambda: bool(first.answers()))
+        await server.turn(lambda: bool(first.answers()))
         second.send(call(rows(3.0)))
-        await house.turn()
+        await server.turn()
         assert second.answers()[1].values == [4.0]
-        assert house.free
+        assert server.free
 
     run(test, max_rows=2)
 
 
 def test_after_a_flood_of_refusals_the_refused_connection_is_not_read_from_for_a_while() -> None:
-    async def test(house: House) -> None:
-        first, second = house.connect(), house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        first, second = server.connect(), server.connect()
         first.send(call(rows(1.0, 2.0)))
         while second.socket.reading:
             second.send(call(rows(3.0)))
         assert {answer.status for answer in second.answers()} == {429}
         assert len(second.answers()) > FREE
         assert first.socket.reading
-        await house.turn(lambda: bool(first.answers()))
+        await server.turn(lambda: bool(first.answers()))
         async with asyncio.timeout(10.0):
             while not second.socket.reading:
                 await asyncio.sleep(0.001)  # between two looks
         second.send(call(rows(3.0)))
-        await house.turn()
+        await server.turn()
         assert second.answers()[-1].values == [4.0]
 
     run(test, max_rows=2)
 
 
 def test_a_refused_client_that_leaves_in_its_pause_is_noticed_and_what_it_sends_waits() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.protocol._flow.pause(0.001)
         assert connection.socket.reading  # that is how its leaving would be seen
         connection.send(call(rows(1.0)))
         assert not connection.socket.reading
-        assert not house.rig.dispatcher.in_flight
-        await house.turn(lambda: connection.socket.reading, most=100_000)
-        await house.turn()
+        assert not server.rig.dispatcher.in_flight
+        await server.turn(lambda: connection.socket.reading, most=100_000)
+        await server.turn()
         assert connection.answers()[0].values == [2.0]
-        assert house.free
+        assert server.free
 
     run(test)
 
 
 def test_a_pause_that_ends_after_the_connection_touches_nothing() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.protocol._flow.pause(0.001)
         connection.send(call(rows(1.0)))
         connection.socket.close()
@@ -299,18 +298,18 @@ def test_a_pause_that_ends_after_the_connection_touches_nothing() -> None:
         await done
         assert not connection.socket.reading
         assert not connection.socket.written
-        assert house.free
+        assert server.free
 
     run(test)
 
 
 def test_past_the_longest_pause_a_refused_connection_is_closed_with_its_answer() -> None:
-    async def test(house: House) -> None:
-        first = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        first = server.connect()
         first.send(call(rows(1.0, 2.0)))
-        while house.shop.pace.pause_s(time.monotonic()) != CLOSE:
+        while server.http.throttle.delay_s(time.monotonic()) != CLOSE:
             pass  # others are refused
-        refused = house.connect()
+        refused = server.connect()
         refused.send(call(rows(3.0)))
         (answer,) = refused.answers()
         assert (answer.status, answer.headers.get("connection")) == (429, "close")
@@ -324,82 +323,82 @@ def test_past_the_longest_pause_a_refused_connection_is_closed_with_its_answer()
 
 @pytest.mark.parametrize("kind", [JSON, RAW])
 def test_heads_without_bodies_hold_nothing(kind: str) -> None:
-    async def test(house: House) -> None:
-        heads = [house.connect() for _ in range(40)]
+    async def test(server: ApiServerHarness) -> None:
+        heads = [server.connect() for _ in range(40)]
         for connection in heads:
             connection.send(call(bytes(8 * 12_000), kind)[: -8 * 12_000])
-        assert house.free
-        other = house.connect()
+        assert server.free
+        other = server.connect()
         other.send(call(bytes(8 * 6000), RAW))
-        await house.turn(lambda: bool(other.answers()), most=2000)
+        await server.turn(lambda: bool(other.answers()), most=2000)
         assert statuses(other) == [200]
 
     run(test, data_bytes=150_000, max_rows=100_000)
 
 
 def test_half_sent_bodies_leave_their_places_to_whole_ones_and_lose_nothing_by_it() -> None:
-    async def test(house: House) -> None:
-        halves = [house.connect() for _ in range(4)]
+    async def test(server: ApiServerHarness) -> None:
+        halves = [server.connect() for _ in range(4)]
         bodies = [np.full((2000, 2), number, np.float32).tobytes() for number in range(4)]
         for connection, body in zip(halves, bodies, strict=True):
             message = call(body, RAW, "Accept: application/octet-stream")
             connection.send(message[:-9000])
-        assert house.rig.dispatcher.lent_bytes > 0
-        whole = house.connect()
+        assert server.rig.dispatcher.lent_bytes > 0
+        whole = server.connect()
         whole.send(call(bytes(8 * 8000), RAW))
-        assert house.rig.dispatcher.lent_bytes == 0
-        await house.turn(lambda: bool(whole.answers()), most=2000)
+        assert server.rig.dispatcher.lent_bytes == 0
+        await server.turn(lambda: bool(whole.answers()), most=2000)
         assert statuses(whole) == [200]
         for number, (connection, body) in enumerate(zip(halves, bodies, strict=True)):
             connection.send(body[-9000:-1])
             connection.send(body[-1:])
-            await house.turn(lambda connection=connection: bool(connection.answers()), most=2000)
+            await server.turn(lambda connection=connection: bool(connection.answers()), most=2000)
             (answer,) = connection.answers()
             assert answer.status == 200
             assert np.array_equal(np.frombuffer(answer.body, "<f4"), np.full(4000, number + 1.0))
-        assert house.free
+        assert server.free
 
     run(test, data_bytes=150_000, max_rows=100_000)
 
 
-@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])
 def test_who_sends_much_of_a_body_and_stops_gives_way_and_is_told(way: tuple[str, ...]) -> None:
-    async def test(house: House) -> None:
-        house.front.bodies.limit_bytes = 100_000
-        hogs = [house.connect() for _ in range(2)]
+    async def test(server: ApiServerHarness) -> None:
+        server.bodies.budget.limit_bytes = 100_000
+        hogs = [server.connect() for _ in range(2)]
         for connection in hogs:
             connection.send(call(bytes(90_000), JSON, *way)[:-45_000])
-            await house.rest()
-        assert house.front.bodies.used_bytes > 85_000
-        other = house.connect()
+            await server.rest()
+        assert server.bodies.budget.used_bytes > 85_000
+        other = server.connect()
         message = call(bytes(8 * 4000), RAW)
         other.send(message[:-1])
-        await house.rest()
+        await server.rest()
         gone = [connection for connection in hogs if connection.answers()]
         assert [(answer.status, answer.code) for connection in gone for answer in connection.answers()] == [
             (429, "queue_full")
         ]
         other.send(message[-1:])
-        await house.turn(lambda: bool(other.answers()), most=2000)
+        await server.turn(lambda: bool(other.answers()), most=2000)
         assert statuses(other) == [200]
         for connection in hogs:
             connection.leave()
-        await house.rest()
-        assert house.free
+        await server.rest()
+        assert server.free
 
     run(test, max_rows=100_000)
 
 
 def test_a_body_over_the_limit_is_refused_from_its_head() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(call(bytes(LIMIT_BYTES + 1), RAW)[:200])
-        await house.rest()
+        await server.rest()
         # The answer is there at once; the connection then lingers, so that the client can read it.
         assert b"HTTP/1.1 413" in connection.socket.written
-        assert house.rig.all_free()
+        assert server.rig.all_free()
         connection.leave()
-        await house.rest()
+        await server.rest()
 
     run(test)
 
@@ -412,8 +411,8 @@ def test_a_body_over_the_limit_is_refused_from_its_head() -> None:
 def test_a_body_that_does_not_come_in_time_is_answered_504_and_frees_all(sent: int, kind: str) -> None:
     body = rows(1.0) if kind == JSON else np.float32([[1, 1]]).tobytes()
 
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         message = call(body, kind)
         at = len(message) - len(body)
         connection.send(message[: at + sent] if sent >= 0 else message[:sent])
@@ -423,99 +422,99 @@ def test_a_body_that_does_not_come_in_time_is_answered_504_and_frees_all(sent: i
             await asyncio.sleep(0.001)  # the time bound under test is 20 ms of the loop's clock
         (answer,) = connection.answers()
         assert (answer.status, answer.code) == (504, "deadline_passed")
-        assert house.free
+        assert server.free
         # What it owes still is dropped, and the connection serves on; the next request has all the time it needs.
-        object.__setattr__(house.shop, "request_timeout_s", None)
+        server.http.server.request_timeout_s, server.http.server.request_timeout_ns = None, 10**18
         connection.send(body[sent:] + message)
-        await house.turn(lambda: len(connection.answers()) == 2)
+        await server.turn(lambda: len(connection.answers()) == 2)
         assert connection.answers()[1].status == 200
-        assert house.free
+        assert server.free
 
     run(test, request_timeout_s=0.02)
 
 
-@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])
 @pytest.mark.parametrize("where", ["in the body", "in the queue", "in the batch"])
 def test_a_client_that_leaves_frees_its_place_and_counts_once_as_499(
     monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...], where: str
 ) -> None:
     message = call(rows(1.0), JSON, *way)
 
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(message[:-1] if where == "in the body" else message)
-        await house.rest()
-        house.rig.dispatcher.flush()
+        await server.rest()
+        server.rig.dispatcher.flush()
         taken: list[Any] = []
         if where == "in the batch":
-            batch = house.worker.collectors[0].next(8, wait=False)
+            batch = server.worker.collectors[0].next(8, wait=False)
             assert batch is not None
             taken = list(batch.tickets)
             assert len(taken) == 1
         connection.leave()
-        await house.rest()
+        await server.rest()
         assert not connection.socket.written
         labels = {"model": "m0", "version": "1", "protocol": "json", "code": "499"}
-        assert sample(house.metrics, "foldserve_requests_total", **labels) == 1
+        assert sample(server.metrics, "foldserve_requests_total", **labels) == 1
         if taken:
-            house.worker.loops[0]._runner.run(taken, 1)
-        await house.turn(lambda: house.free)
-        assert house.free
+            server.worker.loops[0]._runner.run(taken, 1)
+        await server.turn(lambda: server.free)
+        assert server.free
         if where == "in the queue":
-            assert not house.worker.sessions[0].batches  # it never took a place in a batch
-        assert sample(house.metrics, "foldserve_requests_total", **labels) == 1
+            assert not server.worker.sessions[0].batches  # it never took a place in a batch
+        assert sample(server.metrics, "foldserve_requests_total", **labels) == 1
 
     run(test)
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["a whole head", "half a head"])
 def test_a_head_of_very_many_lines_is_refused_and_not_kept(ends: bool) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         lines = b"a:b\r\n" * 10_000
         connection.send(b"POST /predict/m0 HTTP/1.1\r\nHost: test\r\n" + lines + b"\r\n" * ends)
         assert len(connection.protocol.headers) <= MOST_HEADERS + 1
-        await house.turn(lambda: connection.socket.closing)
+        await server.turn(lambda: connection.socket.closing)
         (answer,) = connection.answers()
         assert (answer.status, answer.code) == (400, "bad_request")
         assert "more than 1024 lines" in str(answer.body)
-        assert house.free
+        assert server.free
 
     run(test)
 
 
 def test_trailers_are_read_past_and_not_kept() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         body = b"%x\r\n%b\r\n0\r\n" % (len(rows(1.0)), rows(1.0))
         head = call(b"", JSON, "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
         connection.send(head + body + b"a:b\r\n" * 10_000)
         assert len(connection.protocol.headers) < 10
         connection.send(b"\r\n" + call(rows(2.0)))
-        await house.turn(lambda: len(connection.answers()) == 2)
+        await server.turn(lambda: len(connection.answers()) == 2)
         assert [answer.values for answer in connection.answers()] == [[2.0], [3.0]]
-        assert house.free
+        assert server.free
 
     run(test)
 
 
 def test_a_body_of_very_small_chunks_is_read_over_several_turns() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         body = b"".join(b"1\r\n%c\r\n" % byte for byte in rows(1.0).ljust(40_000)) + b"0\r\n\r\n"
         head = call(b"", JSON, "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
         connection.send(head + body)
         turns = 0
-        while house.shop.dispatcher.in_flight == {} and not connection.answers():
+        while server.rig.dispatcher.in_flight == {} and not connection.answers():
             assert connection.protocol._chunks < 15_000
             await asyncio.sleep(0)
             turns += 1
         assert turns > 2
-        await house.turn(lambda: bool(connection.answers()))
+        await server.turn(lambda: bool(connection.answers()))
         assert connection.answers()[0].values == [2.0]
         connection.send(call(rows(2.0)))
-        await house.turn(lambda: len(connection.answers()) == 2)
-        assert house.free
+        await server.turn(lambda: len(connection.answers()) == 2)
+        assert server.free
 
     run(test)
 
@@ -524,10 +523,10 @@ def test_a_body_of_very_small_chunks_is_read_over_several_turns() -> None:
 
 
 def test_a_client_that_reads_nothing_is_not_read_from_until_it_does() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(call(rows(1.0)))
-        await house.turn()
+        await server.turn()
         connection.protocol.pause_writing()
         assert not connection.socket.reading
         connection.protocol.resume_writing()
@@ -536,49 +535,49 @@ def test_a_client_that_reads_nothing_is_not_read_from_until_it_does() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])
 def test_no_more_is_read_while_requests_wait_for_their_turn(way: tuple[str, ...]) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(b"".join(call(rows(float(i)), JSON, *way) for i in range(20)))
         sent = 20
         most = 0
         while len(connection.answers()) < 100:
-            await house.turn(most=2)
+            await server.turn(most=2)
             most = max(most, len(connection.protocol.pipeline))
             if connection.socket.reading and sent < 100:
                 connection.send(b"".join(call(rows(float(i)), JSON, *way) for i in range(sent, sent + 20)))
                 sent += 20
         assert [answer.values for answer in connection.answers()] == [[i + 1.0] for i in range(100)]
         assert most <= 20
-        assert house.free
+        assert server.free
 
     run(test)
 
 
-@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])
 def test_of_a_long_pipeline_one_request_is_parsed_ahead_and_the_rest_is_bounded(way: tuple[str, ...]) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         first = call(rows(1.0), JSON, *way)
         pipeline = LIVE * 2000
         connection.send(first + pipeline)
-        await house.rest()
+        await server.rest()
         assert len(connection.protocol.pipeline) <= 1
-        assert len(house.state.tasks) <= 1
-        assert house.front.bodies.used_bytes >= len(pipeline) - 2 * len(LIVE)  # what is kept counts
+        assert len(server.state.tasks) <= 1
+        assert server.bodies.budget.used_bytes >= len(pipeline) - 2 * len(LIVE)  # what is kept counts
         assert not connection.socket.reading
-        await house.turn(lambda: connection.socket.written.count(b"HTTP/1.1 200 ") == 2001, most=100_000)
+        await server.turn(lambda: connection.socket.written.count(b"HTTP/1.1 200 ") == 2001, most=100_000)
         assert statuses(connection) == [200] * 2001
         assert connection.socket.reading
-        assert house.free
+        assert server.free
         # One that finds no room is ended.
-        house.front.bodies.limit_bytes = 1000
+        server.bodies.budget.limit_bytes = 1000
         connection.send(first + pipeline)
         assert connection.socket.aborted
-        await house.rest()
-        await house.turn(lambda: house.free)
-        assert house.free
+        await server.rest()
+        await server.turn(lambda: server.free)
+        assert server.free
 
     run(test)
 
@@ -632,14 +631,14 @@ class Clock:
 
 
 def test_a_connection_is_ended_when_it_was_idle_for_the_whole_time_and_not_before() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         clock = Clock(connection)
         limit_s = connection.protocol.timeout_keep_alive
         for _ in range(5):
             clock.pass_time(0.7 * limit_s)
             connection.send(call(rows(1.0)))
-            await house.turn()
+            await server.turn()
             assert len(clock.timers) == 1
         clock.pass_time(0.99 * limit_s)
         assert not connection.socket.closing
@@ -651,8 +650,8 @@ def test_a_connection_is_ended_when_it_was_idle_for_the_whole_time_and_not_befor
 
 @pytest.mark.parametrize("sent", [b"", b"POST /predict/m0 HTTP/1.1\r\nX-Slow: "])
 def test_a_client_that_never_sends_a_whole_head_is_ended(sent: bytes) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         clock = Clock(connection)
         if sent:
             connection.send(sent)
@@ -663,13 +662,13 @@ def test_a_client_that_never_sends_a_whole_head_is_ended(sent: bytes) -> None:
 
 
 def test_a_connection_that_waits_for_an_answer_is_not_idle() -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         clock = Clock(connection)
         connection.send(call(rows(1.0)))
         clock.pass_time(10 * connection.protocol.timeout_keep_alive)
         assert not connection.socket.closing
-        await house.turn()
+        await server.turn()
         assert statuses(connection) == [200]
         clock.pass_time(connection.protocol.timeout_keep_alive)
         assert connection.socket.closing
@@ -682,24 +681,24 @@ def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_
 ) -> None:
     monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
 
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         clock = Clock(connection)
         connection.send(call(rows(1.0)))
-        await house.turn()
+        await server.turn()
         connection.socket.unsent_bytes = 40_000
         connection.protocol.pause_writing()
         for unsent in (30_000, 20_000, 10_000):
-            assert house.shop.unread.used_bytes == unsent + 10_000
+            assert server.http.unread.used_bytes == unsent + 10_000
             connection.socket.unsent_bytes = unsent
-            house.now_s += 0.9 * PATIENCE_S
-            await house.rest()
+            server.now_s += 0.9 * PATIENCE_S
+            await server.rest()
             clock.pass_time(2 * connection.protocol.timeout_keep_alive)
             assert not connection.socket.closing
-        house.now_s += 1.1 * PATIENCE_S
-        await house.rest()
+        server.now_s += 1.1 * PATIENCE_S
+        await server.rest()
         assert connection.socket.aborted
-        assert house.free
+        assert server.free
 
     run(test)
 
@@ -709,44 +708,44 @@ def test_a_connection_that_is_closed_with_its_answer_waits_no_longer_for_who_tak
 ) -> None:
     monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
 
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.socket.close = lambda: setattr(connection.socket, "closing", True)  # type: ignore[method-assign]
         connection.socket.unsent_bytes = 200
         connection.send(call(rows(1.0), JSON, "Connection: close"))
-        await house.turn()
+        await server.turn()
         assert connection.socket.closing
-        house.now_s += 1.1 * PATIENCE_S
-        await house.rest()
+        server.now_s += 1.1 * PATIENCE_S
+        await server.rest()
         assert connection.socket.aborted
 
     run(test)
 
 
 def test_shutdown_waits_for_the_answer_and_ends_an_idle_connection_at_once() -> None:
-    async def test(house: House) -> None:
-        idle, waiting = house.connect(), house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        idle, waiting = server.connect(), server.connect()
         waiting.send(call(rows(1.0)))
         for connection in (idle, waiting):
             connection.protocol.shutdown()
         assert idle.socket.closing
         assert not waiting.socket.closing
-        await house.turn(lambda: waiting.socket.closing)
+        await server.turn(lambda: waiting.socket.closing)
         (answer,) = waiting.answers()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
-        await house.rest()
-        assert not house.state.connections
+        await server.rest()
+        assert not server.state.connections
 
     run(test)
 
 
-@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])
 @pytest.mark.parametrize("what", ["answer", "refusal", "late body", "404"])
 def test_every_answer_of_a_server_that_ends_closes_its_connection(what: str, way: tuple[str, ...]) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(call(rows(1.0), JSON, *way))
-        await house.turn()
+        await server.turn()
         assert "connection" not in connection.answers()[0].headers
         message = {
             "answer": call(rows(1.0), JSON, *way),
@@ -756,10 +755,10 @@ def test_every_answer_of_a_server_that_ends_closes_its_connection(what: str, way
         }[what]
         if what == "late body":
             connection.send(message[:-5])
-            await house.rest()
-        house.rig.board.draining[0] = 1
+            await server.rest()
+        server.rig.board.draining[0] = 1
         connection.send(message[-5:] if what == "late body" else message)
-        await house.turn(lambda: connection.socket.closing)
+        await server.turn(lambda: connection.socket.closing)
         answer = connection.answers()[1]
         assert answer.headers["connection"] == "close"
         assert connection.socket.closing
@@ -767,16 +766,16 @@ def test_every_answer_of_a_server_that_ends_closes_its_connection(what: str, way
     run(test)
 
 
-@pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+@pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])
 def test_a_server_that_ends_answers_all_that_a_client_had_sent_and_closes_with_the_last(
     way: tuple[str, ...],
 ) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
-        house.rig.board.draining[0] = 1
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
+        server.rig.board.draining[0] = 1
         connection.send(b"".join(call(rows(float(number)), JSON, *way) for number in range(5)))
         connection.protocol.shutdown()
-        await house.turn(lambda: connection.socket.closing)
+        await server.turn(lambda: connection.socket.closing)
         assert [answer.values for answer in connection.answers()] == [[number + 1.0] for number in range(5)]
         closes = [answer.headers.get("connection") for answer in connection.answers()]
         assert closes == [None, None, None, None, "close"]
@@ -797,10 +796,8 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_log_metrics_and_answer_are_the_same_on_both_ways(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_log_metrics_and_answer_are_the_same_on_both_paths(name: str) -> None:
     body, kind, status = BODIES[name]
-    logged: list[Any] = []
-    monkeypatch.setattr(http_front, "log_access", lambda call, status, _: logged.append((call, status)))
 
     def on_run(x: np.ndarray) -> np.ndarray | None:
         if 13.0 in x:
@@ -808,24 +805,21 @@ def test_log_metrics_and_answer_are_the_same_on_both_ways(monkeypatch: pytest.Mo
         with np.errstate(over="ignore"):
             return np.where(x > 1e38, np.float32("inf"), x + 1).astype(np.float32)
 
-    async def test(house: House, *way: str) -> tuple[Any, ...]:
-        object.__setattr__(house.front.settings, "access_log", True)
-        house.worker = house.rig.new_worker(on_run=on_run)
-        connection = house.connect()
+    async def test(server: ApiServerHarness, *way: str) -> tuple[Any, ...]:
+        server.worker = server.rig.new_worker(on_run=on_run)
+        connection = server.connect()
         connection.send(call(body, kind, "X-Request-Id: mine", *way))
-        await house.turn(lambda: bool(connection.answers()))
-        await house.rest()
+        await server.turn(lambda: bool(connection.answers()))
+        await server.rest()
         (answer,) = connection.answers()
-        totals = house.metrics.store.totals()
+        totals = server.metrics.store.totals()
         counted = {}
-        for metric in house.metrics.store.layout.metrics:
-            for labels, at in house.metrics.store.layout.series(metric, [(0, ("m0", "1"))]).items():
+        for metric in server.metrics.store.layout.metrics:
+            for labels, at in server.metrics.store.layout.series(metric, [(0, ("m0", "1"))]).items():
                 # Of a histogram the count; its buckets and sum hold seconds, which differ from run to run.
                 cells = len(metric.buckets) + 1 if metric.kind == "histogram" else 1
                 counted[metric.name, labels] = totals[at : at + cells].sum()
-        ((line, line_status),) = [*house.lines, *logged]
-        house.lines.clear()
-        logged.clear()
+        ((line, line_status),) = server.lines
         fields = ("request_id", "method", "path", "route", "protocol", "model", "version", "rows")
         noted = [getattr(line, field) for field in (*fields, "batch_rows", "body_bytes", "error_code")]
         timing = [part.split(";")[0] for part in answer.headers.get("server-timing", "").split(", ")]
@@ -841,7 +835,7 @@ def test_log_metrics_and_answer_are_the_same_on_both_ways(monkeypatch: pytest.Mo
             line_status,
         )
 
-    short, long = run(test), run(lambda house: test(house, LONG))
+    short, long = run(test), run(lambda server: test(server, ASGI))
     assert short[0] == status
     for of_short, of_long in zip(short, long, strict=True):
         assert of_short == of_long
@@ -850,23 +844,23 @@ def test_log_metrics_and_answer_are_the_same_on_both_ways(monkeypatch: pytest.Mo
 def test_an_error_of_ours_is_answered_500_and_the_others_of_its_batch_are_not_touched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def test(house: House) -> None:
-        connections = [house.connect() for _ in range(3)]
+    async def test(server: ApiServerHarness) -> None:
+        connections = [server.connect() for _ in range(3)]
         for value, connection in enumerate(connections):
             connection.send(call(rows(float(value))))
-        real = house.rig.dispatcher.outputs
-        broken = next(iter(house.rig.dispatcher.in_flight.values()))
+        real = server.rig.dispatcher.outputs
+        broken = next(iter(server.rig.dispatcher.in_flight.values()))
 
         def outputs(request: Any) -> Any:
             if request is broken:
                 raise RuntimeError("a fault of ours")
             return real(request)
 
-        monkeypatch.setattr(house.rig.dispatcher, "outputs", outputs)
-        await house.turn()
+        monkeypatch.setattr(server.rig.dispatcher, "outputs", outputs)
+        await server.turn()
         assert [statuses(connection) for connection in connections] == [[500], [200], [200]]
         assert connections[0].answers()[0].code == "internal"
-        assert house.free
+        assert server.free
 
     run(test)
 
@@ -876,10 +870,10 @@ def test_an_error_of_ours_is_answered_500_and_the_others_of_its_batch_are_not_to
 def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
     body: bytes, kind: str, parts: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test(house: House) -> None:
-        dispatcher, connection = house.rig.dispatcher, house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        dispatcher, connection = server.rig.dispatcher, server.connect()
         held = []
-        while dispatcher.lend(one := Room(house.rig.dispatcher.queues[0]), 8, 8):
+        while dispatcher.lend(one := Room(server.rig.dispatcher.queues[0]), 8, 8):
             held.append(one)
 
         def make_room(nbytes: int) -> bool:
@@ -892,12 +886,12 @@ def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
         at = len(whole) - 3 if parts == 2 else len(whole)
         connection.send(whole[:at])
         connection.send(whole[at:])
-        await house.turn()
+        await server.turn()
         connection.leave()
         for one in held:
             dispatcher.release(one)
-        assert house.free
-        assert [status for _, status in house.lines] == [499]
+        assert server.free
+        assert [status for _, status in server.lines] == [499]
         assert caplog.records == []
 
     run(test)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.frontend.http1.filling import FILLING_BYTES, Filling
-from tests.service.frontend.http1.connection import RAW, Connection, House, call
+from tests.service.frontend.http1.connection import RAW, ApiServerHarness, Connection, call
 
 ACCEPT = "Accept: application/octet-stream"
 ROOM: Any = {"data_bytes": 1 << 22, "max_rows": 1 << 20, "max_bytes": 1 << 22, "max_batch_size": 1 << 16}
@@ -34,18 +34,18 @@ def filling(connection: Connection) -> bool:
     return isinstance(connection.socket.protocol, Filling)
 
 
-def run(test: Callable[[House], Awaitable[Any]], **rig: Any) -> None:
+def run(test: Callable[[ApiServerHarness], Awaitable[Any]], **rig: Any) -> None:
     async def main() -> None:
-        house = House(limit_bytes=1 << 22, **{**ROOM, **rig})
-        await test(house)
-        await house.rest()
-        assert house.free
+        server = ApiServerHarness(limit_bytes=1 << 22, **{**ROOM, **rig})
+        await test(server)
+        await server.rest()
+        assert server.free
 
     asyncio.run(main())
 
 
-async def answers(house: House, connection: Connection, count: int) -> list[Any]:
-    await house.turn(lambda: len(connection.answers()) == count, most=5000)
+async def answers(server: ApiServerHarness, connection: Connection, count: int) -> list[Any]:
+    await server.turn(lambda: len(connection.answers()) == count, most=5000)
     return connection.answers()
 
 
@@ -56,12 +56,12 @@ def test_requests_of_all_sizes_are_answered_alike_however_their_bytes_are_cut(da
     stream = b"".join(message(number, rows) for number, rows in enumerate(sizes))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
 
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
             connection.send(stream[start:end])
-            await house.turn(most=3)
-        found = await answers(house, connection, len(sizes))
+            await server.turn(most=3)
+        found = await answers(server, connection, len(sizes))
         assert all(
             is_right(one, number, rows) for one, (number, rows) in zip(found, enumerate(sizes), strict=True)
         )
@@ -71,32 +71,32 @@ def test_requests_of_all_sizes_are_answered_alike_however_their_bytes_are_cut(da
 
 
 def test_rest_of_a_large_body_is_read_into_its_place() -> None:
-    async def test(house: House) -> None:
-        connection, whole = house.connect(), message(7)
+    async def test(server: ApiServerHarness) -> None:
+        connection, whole = server.connect(), message(7)
         connection.send(whole[:1000])
         assert filling(connection)
-        place = connection.protocol._own.place
+        place = connection.protocol._own._request.place
         buffer = connection.socket.protocol.get_buffer(-1)
         buffer[:4] = b"abcd"
         assert b"abcd" in bytes(place.inputs[:1000])  # the very memory
         connection.send(whole[1000:])
         assert not filling(connection)
-        (answer,) = await answers(house, connection, 1)
+        (answer,) = await answers(server, connection, 1)
         assert is_right(answer, 7)
 
     run(test)
 
 
 def test_body_that_loses_its_place_while_it_is_read_goes_on_in_memory_of_its_own() -> None:
-    async def test(house: House) -> None:
-        connection, whole = house.connect(), message(3)
+    async def test(server: ApiServerHarness) -> None:
+        connection, whole = server.connect(), message(3)
         connection.send(whole[:-50_000])
         assert filling(connection)
-        assert house.rig.dispatcher.make_room(1)
+        assert server.rig.dispatcher.make_room(1)
         connection.send(whole[-50_000:-10])
         assert not filling(connection)
         connection.send(whole[-10:] + message(4))
-        found = await answers(house, connection, 2)
+        found = await answers(server, connection, 2)
         assert [is_right(one, number) for one, number in zip(found, (3, 4), strict=True)] == [True, True]
 
     run(test)
@@ -104,12 +104,14 @@ def test_body_that_loses_its_place_while_it_is_read_goes_on_in_memory_of_its_own
 
 @pytest.mark.parametrize("left", [10, FILLING_BYTES, 60_000])
 def test_rest_of_a_body_that_was_refused_is_dropped_and_the_next_request_answered(left: int) -> None:
-    async def test(house: House) -> None:
-        connection, whole = house.connect(), message(3)
+    async def test(server: ApiServerHarness) -> None:
+        connection, whole = server.connect(), message(3)
         connection.send(whole[:-left])
-        house.shop.receiving.memory._end(connection.protocol._own._half._holding)  # its memory has run out
+        server.bodies.budget._end(
+            connection.protocol._own._request._partial._holding
+        )  # its memory has run out
         connection.send(whole[-left:] + message(5))
-        first, second = await answers(house, connection, 2)
+        first, second = await answers(server, connection, 2)
         assert first.status == 429
         assert is_right(second, 5)
 
@@ -120,34 +122,34 @@ def test_rest_of_a_body_that_was_refused_is_dropped_and_the_next_request_answere
 def test_client_that_goes_in_the_middle_of_a_large_body_leaves_nothing(
     goes: Callable[[Connection], None],
 ) -> None:
-    async def test(house: House) -> None:
-        connection = house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
         connection.send(message(3)[:-50_000])
         assert filling(connection)
         goes(connection)
-        await house.rest()
+        await server.rest()
         assert connection.socket.closing
-        assert house.free
+        assert server.free
 
     run(test)
 
 
 def test_body_that_does_not_come_in_time_is_refused_and_its_place_is_another_ones() -> None:
-    async def test(house: House) -> None:
-        slow, other = house.connect(), house.connect()
+    async def test(server: ApiServerHarness) -> None:
+        slow, other = server.connect(), server.connect()
         slow.send(message(3)[:-50_000])
         async with asyncio.timeout(60):
             while not slow.answers():
                 await asyncio.sleep(0.01)
         assert slow.answers()[0].status == 504
         other.send(message(4))
-        (answer,) = await answers(house, other, 1)
+        (answer,) = await answers(server, other, 1)
         slow.send(message(3)[-50_000:-20])  # into nobody's place
         assert is_right(answer, 4)
 
     async def main() -> None:
-        house = House(limit_bytes=1 << 22, request_timeout_s=0.2, **ROOM)
-        await test(house)
-        assert house.free
+        server = ApiServerHarness(limit_bytes=1 << 22, request_timeout_s=0.2, **ROOM)
+        await test(server)
+        assert server.free
 
     asyncio.run(main())

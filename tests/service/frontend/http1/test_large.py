@@ -15,45 +15,53 @@ import numpy as np
 import pytest
 
 from service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES, PIECE_BYTES, orders
-from tests.service.frontend.http1.connection import JSON, LONG, RAW, Answer, Connection, House, call
+from tests.service.frontend.http1.connection import (
+    ASGI,
+    JSON,
+    RAW,
+    Answer,
+    ApiServerHarness,
+    Connection,
+    call,
+)
 
 NPY = "application/x-npy"
 LIMIT_S = 60.0
-WAYS = pytest.mark.parametrize("way", [(), (LONG,)], ids=["short", "long"])
+WAYS = pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])
 X = np.linspace(-1, 1, 80_000, dtype="f4").reshape(-1, 2)
 LARGE = np.tile(X, (10, 1))
 
 
 @contextlib.asynccontextmanager
-async def open_house() -> AsyncIterator[House]:
-    house = House(
+async def open_house() -> AsyncIterator[ApiServerHarness]:
+    server = ApiServerHarness(
         limit_bytes=1 << 25, data_bytes=1 << 26, max_rows=1 << 30, max_bytes=1 << 30, max_batch_size=1 << 20
     )
     try:
-        yield house
-        await until(house, lambda: house.free)
+        yield server
+        await until(server, lambda: server.free)
     finally:
-        pid = house.codecs.pid
+        pid = server.codecs.pid
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
-            await until(house, lambda: house.codecs.pid is None)
+            await until(server, lambda: server.codecs.pid is None)
 
 
-async def until(house: House, condition) -> None:
+async def until(server: ApiServerHarness, condition) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not condition():
-            await house.turn(condition)
+            await server.turn(condition)
             await asyncio.sleep(0.002)  # the codec process takes its time
 
 
-async def answer(house: House, connection: Connection) -> Answer:
+async def answer(server: ApiServerHarness, connection: Connection) -> Answer:
     def there() -> bool:
         written = connection.socket.written
         head, end, _ = bytes(written[:2000]).partition(b"\r\n\r\n")
         length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
         return bool(end) and len(written) - len(head) - 4 >= int(length[0].split(b":")[1])
 
-    await until(house, there)
+    await until(server, there)
     (found,) = connection.answers()
     connection.socket.written.clear()
     return found
@@ -94,11 +102,11 @@ def test_a_large_body_is_answered_like_a_small_one_and_its_answer_leaves_in_piec
     assert len(body) > (LARGE_JSON_BYTES if kind == JSON else LARGE_COPY_BYTES)
 
     async def test() -> None:
-        async with open_house() as house:
-            connection = house.connect()
+        async with open_house() as server:
+            connection = server.connect()
             for _ in range(2):  # the connection is good for another
                 send(connection, call(body, kind, *way))
-                found = await answer(house, connection)
+                found = await answer(server, connection)
                 assert found.status == 200
                 assert found.headers["content-type"] == kind
                 np.testing.assert_array_equal(numbers(kind, found), x + 1)
@@ -107,7 +115,7 @@ def test_a_large_body_is_answered_like_a_small_one_and_its_answer_leaves_in_piec
                 if kind != JSON:
                     assert found.headers["x-tensor-shape"] == f"{len(x)},2"
             assert connection.socket.largest_write <= PIECE_BYTES + 2000
-            assert (house.codecs.pid is not None) == (kind != RAW or bool(way))
+            assert (server.codecs.pid is not None) == (kind != RAW)
 
     asyncio.run(test())
 
@@ -115,12 +123,12 @@ def test_a_large_body_is_answered_like_a_small_one_and_its_answer_leaves_in_piec
 @WAYS
 def test_a_small_body_needs_no_process(way):
     async def test() -> None:
-        async with open_house() as house:
+        async with open_house() as server:
             for kind, body in ((JSON, as_json(X[:500])), (NPY, as_npy(X)), (RAW, X.tobytes())):
-                connection = house.connect()
+                connection = server.connect()
                 send(connection, call(body, kind, *way))
-                assert (await answer(house, connection)).status == 200
-            assert house.codecs.pid is None
+                assert (await answer(server, connection)).status == 200
+            assert server.codecs.pid is None
 
     asyncio.run(test())
 
@@ -128,10 +136,10 @@ def test_a_small_body_needs_no_process(way):
 @pytest.mark.parametrize("accept", [JSON, RAW])
 def test_a_large_answer_of_another_type_is_made_alike(accept):
     async def test() -> None:
-        async with open_house() as house:
-            connection = house.connect()
+        async with open_house() as server:
+            connection = server.connect()
             send(connection, call(as_npy(LARGE), NPY, f"Accept: {accept}"))
-            found = await answer(house, connection)
+            found = await answer(server, connection)
             np.testing.assert_array_equal(numbers(accept, found), LARGE + 1)
             assert connection.socket.largest_write <= PIECE_BYTES + 2000
 
@@ -151,10 +159,10 @@ def test_a_large_answer_of_another_type_is_made_alike(accept):
 )
 def test_a_large_body_that_is_wrong_is_told_what_is_wrong(kind, body, says, way):
     async def test() -> None:
-        async with open_house() as house:
-            connection = house.connect()
+        async with open_house() as server:
+            connection = server.connect()
             send(connection, call(body, kind, *way))
-            found = await answer(house, connection)
+            found = await answer(server, connection)
             assert found.status == 400
             assert says in json.loads(found.body)["error"]
 
@@ -164,23 +172,23 @@ def test_a_large_body_that_is_wrong_is_told_what_is_wrong(kind, body, says, way)
 @WAYS
 def test_a_large_answer_that_json_cannot_carry_is_the_models_fault(way):
     async def test() -> None:
-        async with open_house() as house:
-            house.worker.sessions[0].on_run = lambda x: np.where(x == x[-1], np.nan, x).astype("f4")
-            connection = house.connect()
+        async with open_house() as server:
+            server.worker.sessions[0].on_run = lambda x: np.where(x == x[-1], np.nan, x).astype("f4")
+            connection = server.connect()
             send(connection, call(as_json(X), JSON, *way))
-            found = await answer(house, connection)
+            found = await answer(server, connection)
             assert (found.status, found.code) == (500, "model_failed")
             assert "at [39999, 0]" in json.loads(found.body)["error"]
 
     asyncio.run(test())
 
 
-async def stopped(house: House) -> int:
+async def stopped(server: ApiServerHarness) -> int:
     """Start the codec process and stop it."""
-    connection = house.connect()
+    connection = server.connect()
     send(connection, call(as_json(X)))
-    assert (await answer(house, connection)).status == 200
-    pid = house.codecs.pid
+    assert (await answer(server, connection)).status == 200
+    pid = server.codecs.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     return pid
@@ -189,16 +197,16 @@ async def stopped(house: House) -> int:
 @WAYS
 def test_others_are_answered_while_a_large_body_is_decoded(way):
     async def test() -> None:
-        async with open_house() as house:
-            pid = await stopped(house)
-            large, small = house.connect(), house.connect()
+        async with open_house() as server:
+            pid = await stopped(server)
+            large, small = server.connect(), server.connect()
             send(large, call(as_json(X), JSON, *way))
             for _ in range(3):
                 send(small, call(as_json(X[:2])))
-                assert (await answer(house, small)).status == 200
+                assert (await answer(server, small)).status == 200
             assert not large.socket.written
             os.kill(pid, signal.SIGCONT)
-            assert (await answer(house, large)).status == 200
+            assert (await answer(server, large)).status == 200
 
     asyncio.run(test())
 
@@ -206,19 +214,19 @@ def test_others_are_answered_while_a_large_body_is_decoded(way):
 @WAYS
 def test_a_client_that_leaves_while_its_body_is_decoded_leaves_nothing(way):
     async def test() -> None:
-        async with open_house() as house:
-            pid = await stopped(house)
-            connections = [house.connect() for _ in range(3)]  # one is worked on, two wait
+        async with open_house() as server:
+            pid = await stopped(server)
+            connections = [server.connect() for _ in range(3)]  # one is worked on, two wait
             for connection in connections:
                 send(connection, call(as_json(X), JSON, *way))
-            await house.turn()
+            await server.turn()
             for connection in connections:
                 connection.leave()
-            await house.turn()
-            assert not house.free  # one is in the process's hands still
+            await server.turn()
+            assert not server.free  # one is in the process's hands still
             os.kill(pid, signal.SIGCONT)
-            await until(house, lambda: house.free)
-            assert [status for _, status in house.lines] == [200, 499, 499, 499] or way
+            await until(server, lambda: server.free)
+            assert [status for _, status in server.lines] == [200, 499, 499, 499] or way
 
     asyncio.run(test())
 
@@ -227,18 +235,18 @@ def test_a_client_that_leaves_while_its_body_is_decoded_leaves_nothing(way):
 @pytest.mark.parametrize("moment", ["encoded", "sent"])
 def test_a_client_that_leaves_while_its_answer_is_made_or_sent_leaves_nothing(moment, way):
     async def test() -> None:
-        async with open_house() as house:
-            pid = await stopped(house)
+        async with open_house() as server:
+            pid = await stopped(server)
             os.kill(pid, signal.SIGCONT)
-            connection = house.connect()
+            connection = server.connect()
             if moment == "encoded":
                 # While the model runs, it is stopped again: the answer will be in its hands.
-                house.worker.sessions[0].on_run = lambda x: os.kill(pid, signal.SIGSTOP)
+                server.worker.sessions[0].on_run = lambda x: os.kill(pid, signal.SIGSTOP)
                 send(connection, call(as_json(X), JSON, *way))
-                await until(house, lambda: bool(house.worker.sessions[0].batches[1:]))
-                await until(house, lambda: house.codecs._job is not None)
+                await until(server, lambda: bool(server.worker.sessions[0].batches[1:]))
+                await until(server, lambda: server.codecs._job is not None)
                 assert not connection.socket.written
-                assert not house.free
+                assert not server.free
                 connection.leave()
                 os.kill(pid, signal.SIGCONT)
             else:
@@ -251,9 +259,9 @@ def test_a_client_that_leaves_while_its_answer_is_made_or_sent_leaves_nothing(mo
 
                 connection.socket.write = leave_at_once  # type: ignore[method-assign]
                 send(connection, call(LARGE.tobytes(), RAW, *way))
-                await until(house, lambda: connection.socket.closing)
+                await until(server, lambda: connection.socket.closing)
                 assert len(connection.socket.written) < LARGE.nbytes
-            await until(house, lambda: house.free)
+            await until(server, lambda: server.free)
 
     asyncio.run(test())
 
@@ -261,11 +269,11 @@ def test_a_client_that_leaves_while_its_answer_is_made_or_sent_leaves_nothing(mo
 @WAYS
 def test_the_time_of_a_request_bounds_its_decoding(way):
     async def test() -> None:
-        async with open_house() as house:
-            pid = await stopped(house)
-            connection = house.connect()
+        async with open_house() as server:
+            pid = await stopped(server)
+            connection = server.connect()
             send(connection, call(as_json(X), JSON, "X-Timeout-Ms: 50", *way))
-            found = await answer(house, connection)
+            found = await answer(server, connection)
             assert (found.status, found.code) == (504, "deadline_passed")
             os.kill(pid, signal.SIGCONT)
 
@@ -275,15 +283,15 @@ def test_the_time_of_a_request_bounds_its_decoding(way):
 @WAYS
 def test_a_body_that_kills_the_process_twice_is_answered_500_with_an_id(way, caplog):
     async def test() -> None:
-        async with open_house() as house:
-            pid = await stopped(house)
-            connection = house.connect()
+        async with open_house() as server:
+            pid = await stopped(server)
+            connection = server.connect()
             send(connection, call(as_json(X), JSON, "X-Request-Id: mine", *way))
-            await until(house, lambda: house.codecs._job is not None)
+            await until(server, lambda: server.codecs._job is not None)
             os.kill(pid, signal.SIGKILL)
-            await until(house, lambda: house.codecs.pid not in (None, pid))
-            os.kill(house.codecs.pid, signal.SIGKILL)
-            found = await answer(house, connection)
+            await until(server, lambda: server.codecs.pid not in (None, pid))
+            os.kill(server.codecs.pid, signal.SIGKILL)
+            found = await answer(server, connection)
             assert (found.status, found.code) == (500, "internal")
             assert "under id mine" in json.loads(found.body)["error"]
             assert "mine" in caplog.text
@@ -295,29 +303,3 @@ def test_what_the_process_says_is_short_enough_for_a_packet():
     from service.errors import BadTensor
 
     assert len(orders.refusal(BadTensor("x" * 8_000))) < orders.PACKET_BYTES
-
-
-def test_a_large_answer_of_the_long_way_that_there_is_no_room_to_keep_is_refused_and_not_cut():
-    async def test() -> None:
-        async with open_house() as house:
-            first, second = house.connect(), house.connect()
-            write = first.socket.write
-
-            def behind(data: bytes) -> None:
-                write(data)
-                first.socket.unsent_bytes += len(data)
-                first.protocol.pause_writing()
-
-            first.socket.write = behind
-            send(first, call(LARGE.tobytes(), RAW, LONG))
-            await until(house, lambda: first.socket.written)
-            assert house.shop.unread.used_bytes > house.shop.unread.limit_bytes  # nobody else has any
-            send(second, call(LARGE.tobytes(), RAW, LONG))
-            found = await answer(house, second)
-            assert (found.status, found.code) == (429, "queue_full")
-            assert not first.socket.closing
-            first.leave()
-            send(second, call(LARGE.tobytes(), RAW, LONG))
-            np.testing.assert_array_equal(numbers(RAW, await answer(house, second)), LARGE + 1)
-
-    asyncio.run(test())

@@ -11,7 +11,7 @@ import pytest
 
 from service.artifact.signature import Signature, TensorSpec
 from service.frontend.pages.docs import docs_page
-from tests.service.support import PAIR, SETTINGS, NumpyEngine, call, engine, front, pair, running, served
+from tests.service.support import PAIR, SETTINGS, NumpyModels, app_of, call, models, pair, running, served
 
 
 class Reader(HTMLParser):
@@ -26,7 +26,7 @@ class Reader(HTMLParser):
 
 
 def page(behind=None, host="models.example:8000"):
-    return docs_page(behind or engine(), SETTINGS, "http", host)
+    return docs_page(behind or models(), SETTINGS, "http", host)
 
 
 def commands(text):
@@ -34,7 +34,7 @@ def commands(text):
 
 
 def test_the_page_is_served_as_html_that_may_load_nothing():
-    reply = call(front(), "GET", "/docs", headers={"host": "models.example"})
+    reply = call(app_of(), "GET", "/docs", headers={"host": "models.example"})
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
     assert reply.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'"
     assert b"http://models.example/predict/double" in reply.body
@@ -42,7 +42,7 @@ def test_the_page_is_served_as_html_that_may_load_nothing():
 
 def test_the_page_names_every_model_with_its_signature():
     text = page()
-    for model in engine().served.values():
+    for model in models().served.values():
         assert f">{model.name}<" in text
         for spec in model.versions[model.default_version].signature.inputs:
             assert str(list(spec.shape)) in text
@@ -59,7 +59,7 @@ def test_the_page_loads_nothing():
 
 
 def test_a_model_that_is_not_ready_is_marked():
-    behind = engine()
+    behind = models()
     behind.is_ready = False
     behind.served["pair"] = served("pair", ("1", PAIR), ready=False)
     assert page(behind).count("not ready") == 2
@@ -75,7 +75,7 @@ def test_a_host_that_is_none_is_not_repeated(host):
 def test_names_cannot_break_out_of_the_page_or_of_a_command():
     name = "</pre><script>'\"$(touch x)`&"
     signature = Signature((TensorSpec(name, "FP32", (-1, 2)),), (TensorSpec(name, "FP32", (-1, 2)),))
-    behind = NumpyEngine({}, {name: served(name, ("1", signature))})
+    behind = NumpyModels({}, {name: served(name, ("1", signature))})
     text = page(behind)
     reader = Reader()
     reader.feed(text)
@@ -98,13 +98,13 @@ def test_names_cannot_break_out_of_the_page_or_of_a_command():
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's examples call curl")
 def test_every_command_on_the_page_is_answered(tmp_path):
-    behind = engine()
+    behind = models()
     two = Signature((TensorSpec("a", "FP32", (-1, 2)),), PAIR.outputs)
     behind.served["several"] = served("several", ("1", two))
     behind.functions["several", "1"] = lambda inputs: pair({**inputs, "b": np.zeros(len(inputs["a"]), "i8")})
     wide = Signature((TensorSpec("a", "FP32", (-1, 99)), TensorSpec("b", "FP32", (-1, 99))), PAIR.outputs)
     behind.served["wide"] = served("wide", ("1", wide))
-    with running(front(behind)) as port:
+    with running(app_of(behind)) as port:
         found = commands(page(behind, f"127.0.0.1:{port}"))
         assert len(found) == 13
         # curl's -f makes an error answer fail the command; python3 must be one that has numpy.

@@ -8,23 +8,23 @@ import pytest
 
 from service.engine.request import Room
 from service.errors import QueueFull, TooLarge
-from service.frontend.body import BodyMemory
-from service.frontend.receiving import LENT_BYTES, HalfBody, Receiving
+from service.inference.body_budget import BodyBudget
+from service.inference.partial_body import LENT_BYTES, PartialBodies, PartialBody
 from tests.service.engine_rig import Rig
 
 ROOM = (10_000, 10_000)
 
 
 class Desk:
-    """A Receiving over a real arena. Make it on a running event loop."""
+    """A PartialBodies over a real arena. Make it on a running event loop."""
 
     def __init__(self, limit_bytes: int = 1 << 20, **rig: Any) -> None:
         self.rig = Rig(**rig)
         self.dispatcher = self.rig.dispatcher
-        self.receiving = Receiving(BodyMemory(limit_bytes), self.dispatcher)
+        self.receiving = PartialBodies(BodyBudget(limit_bytes), self.dispatcher)
         self.dispatcher.make_room = lambda nbytes: self.receiving.make_room()
 
-    def begin(self, length: int = 10_000, room: tuple[int, int] = ROOM) -> tuple[Room, HalfBody]:
+    def begin(self, length: int = 10_000, room: tuple[int, int] = ROOM) -> tuple[Room, PartialBody]:
         request = Room(self.rig.dispatcher.queues[0])
         return request, self.receiving.begin(request, length, room, lambda: pytest.fail("nobody is in need"))
 
@@ -41,7 +41,7 @@ def test_what_came_counts_and_not_what_was_declared() -> None:
         desk = Desk(limit_bytes=10_000)
         request, half = desk.begin()
         half.add(b"x" * 60)
-        assert desk.receiving.memory.used_bytes == 60
+        assert desk.receiving.budget.used_bytes == 60
         refused, other = desk.begin()
         with pytest.raises(QueueFull, match="hold 60 of 10000 bytes, and 9941 more do not fit"):
             other.add(b"x" * 9941)
@@ -49,7 +49,7 @@ def test_what_came_counts_and_not_what_was_declared() -> None:
         desk.dispatcher.release(refused)
         half.end()
         desk.dispatcher.release(request)
-        assert (desk.receiving.memory.used_bytes, desk.dispatcher.lent_bytes) == (0, 0)
+        assert (desk.receiving.budget.used_bytes, desk.dispatcher.lent_bytes) == (0, 0)
         assert desk.rig.all_free()
 
     run(test)

@@ -1,4 +1,4 @@
-"""Bodies that arrive in parts on the short way: where they wait, and what they may hold.
+"""Bodies that arrive in parts: where they wait, and what they may hold.
 
 A body that comes whole with its head is never here. Of one that comes in parts only what came counts, never what its
 head declares: it waits
@@ -18,29 +18,32 @@ from typing import Final
 from service.engine.codec_process import PIECE_BYTES
 from service.engine.dispatcher import Dispatcher
 from service.engine.request import Ticketed
-from service.frontend.body import BodyMemory, append_part
+from service.inference.body_budget import BodyBudget
 
 LENT_BYTES: Final = 4 * 2**20
 """Larger bodies wait in memory of their own: so much is copied, at most, when one leaves its place."""
 LENT_SHARE: Final = 2
 """Half-sent bodies are lent at most one in so many of the arena's slots and bytes."""
+UNKNOWN: Final = -1
+"""In place of a length: of a body whose end alone tells it. It waits in memory of its own."""
+_PART_BYTES: Final = 256 * 1024
 
 
-class Receiving:
-    """The half-received bodies of an API server. memory: what they count in, with those of the long way."""
+class PartialBodies:
+    """The half-received bodies of an API server. budget: what they count in."""
 
-    def __init__(self, memory: BodyMemory, dispatcher: Dispatcher) -> None:
-        self.memory = memory
+    def __init__(self, budget: BodyBudget, dispatcher: Dispatcher) -> None:
+        self.budget = budget
         self.dispatcher = dispatcher
-        self._lent: dict[HalfBody, int] = {}
+        self._lent: dict[PartialBody, int] = {}
         """Bytes of the places that they wait in, the oldest first."""
         self._most_lent = len(dispatcher.arena.state) // LENT_SHARE
         self._most_lent_bytes = dispatcher.arena.data_bytes // LENT_SHARE
 
     def begin(
         self, request: Ticketed, length: int, room: tuple[int, int], give_way: Callable[[], None]
-    ) -> "HalfBody":
-        """A body of this length, of which a part has come.
+    ) -> "PartialBody":
+        """A body of this length, or of UNKNOWN, of which a part has come.
 
         Args:
             request: whose body it is; if it is lent a place, the body waits there.
@@ -48,12 +51,12 @@ class Receiving:
             give_way: called when the body must give way to others: the request is to be refused.
         Raises: TooLarge when there would be no room for it if nobody else were there.
         """
-        if length > self.memory.limit_bytes:
-            raise self.memory.never(length)
-        half = HalfBody(self, request, give_way)
+        if length > self.budget.limit_bytes:
+            raise self.budget.never(length)
+        half = PartialBody(self, request, give_way)
         dispatcher, nbytes = self.dispatcher, sum(room)
         if (
-            length <= LENT_BYTES
+            UNKNOWN < length <= LENT_BYTES
             and len(self._lent) < self._most_lent
             and dispatcher.lent_bytes + nbytes <= self._most_lent_bytes
             and dispatcher.lend(request, *room)
@@ -70,20 +73,20 @@ class Receiving:
         oldest.leave_its_place()
         return True
 
-    def settle(self, half: "HalfBody") -> None:
+    def settle(self, half: "PartialBody") -> None:
         """The place that this body waits in, if it does, is lent no longer."""
         self.dispatcher.lent_bytes -= self._lent.pop(half, 0)
 
 
-class HalfBody:
+class PartialBody:
     """One body, from its first part until end()."""
 
     __slots__ = ("_at", "_holding", "_of", "_parts", "_request")
 
-    def __init__(self, of: Receiving, request: Ticketed, give_way: Callable[[], None]) -> None:
+    def __init__(self, of: PartialBodies, request: Ticketed, give_way: Callable[[], None]) -> None:
         self._of = of
         self._request = request
-        self._holding = of.memory.open(give_way)
+        self._holding = of.budget.open(give_way)
         self._at = 0
         self._parts: list[bytearray] = []
 
@@ -94,7 +97,15 @@ class HalfBody:
         if place is not None:
             place.inputs[at : self._at] = chunk
         else:
-            append_part(self._parts, chunk)
+            self._append(chunk)
+
+    def _append(self, chunk: bytes) -> None:
+        """Keep it. Not as it is: a body that comes in single bytes would take forty times its size."""
+        parts = self._parts
+        if parts and len(parts[-1]) + len(chunk) <= _PART_BYTES:
+            parts[-1] += chunk
+        else:
+            parts.append(bytearray(chunk))
 
     def rest(self, nbytes: int) -> memoryview | None:
         """Where the next bytes go, as many at most: good until anything else is done here. None without a place."""
@@ -104,7 +115,7 @@ class HalfBody:
     def filled(self, nbytes: int) -> None:
         """So many bytes came, which stand in rest() already. Raises: QueueFull."""
         if not self._holding.take(nbytes):
-            raise self._of.memory.full(nbytes, self._at)
+            raise self._of.budget.full(nbytes, self._at)
         self._at += nbytes
 
     def leave_its_place(self) -> None:

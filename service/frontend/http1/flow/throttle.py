@@ -25,7 +25,7 @@ LOOK_S: Final = 0.05
 """Its use is looked at no more often."""
 
 
-class Pace:
+class RefusalThrottle:
     """The pauses after refusals: a virtual clock that each refusal moves on by 1 / RATE (GCRA, ITU-T I.371).
 
     cpu_s: CPU seconds of the event loop's thread.
@@ -38,7 +38,7 @@ class Pace:
         self._used_s = 0.0
         self._busy = False
 
-    def pause_s(self, now_s: float) -> float:
+    def delay_s(self, now_s: float) -> float:
         """Count a refusal; seconds for which nothing more of its connection is to be looked at, or CLOSE.
 
         now_s: CLOCK_MONOTONIC.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.frontend.holdings import STALLED_S, Holding, Holdings
+from service.inference.holdings import STALLED_S, Holding, Holdings
 
 
 class Clock:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.frontend.http1.throttle import BUSY, CLOSE, FREE, LOOK_S, MOST_S, RATE, Pace
+from service.frontend.http1.flow.throttle import BUSY, CLOSE, FREE, LOOK_S, MOST_S, RATE, RefusalThrottle
 
 
 class Thread:
@@ -14,13 +14,13 @@ class Thread:
         self.part = part
         self.now_s = 0.0
         self.cpu_s = 0.0
-        self.pace = Pace(lambda: self.cpu_s)
+        self.pace = RefusalThrottle(lambda: self.cpu_s)
 
     def refuse(self, at_s: float) -> float:
         """The pause after a refusal at that time."""
         self.cpu_s += self.part * (at_s - self.now_s)
         self.now_s = at_s
-        return self.pace.pause_s(at_s)
+        return self.pace.delay_s(at_s)
 
     def flood(self, seconds: float, clients: int = 512) -> int:
         """Refusals while each client is back the moment that its pause ends, or after a millisecond."""

@@ -1,27 +1,24 @@
-"""Which calls may take the short way, decided from the lines of the head alone.
+"""Which calls may take the fast path, decided from the lines of the head alone.
 
 A call is ordinary when its target is exactly one of ours, its body has a known length within the limit and one of
 the three types, its answer may have that type, and no header asks for anything special. For anything else head_of()
-returns None and the long way answers. Where the lines come from: head_reader.py, or uvicorn's parser.
+returns None and it goes through ASGI. Where the lines come from: reader.py, or uvicorn's parser.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final
 
-from service.artifact.signature import Signature
 from service.codecs import BodyType, body_type
-from service.codecs.json_fast import QuickJson
 from service.codecs.media_types import answer_types
-from service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
-from service.engine.model_queue import ModelQueue
 from service.errors import NotAcceptable, UnsupportedMediaType
+from service.inference.plan import RequestHead, RequestPlan, Target
 
 _LENGTH_DIGITS: Final = 15
 _REQUEST_ID: Final = re.compile(rb"[\x20-\x7e]{1,128}")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-fvV:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)
 _KINDS: Final = (BodyType.JSON, BodyType.RAW, BodyType.NPY)
+_JSON: Final = "json"
 _ANY: Final = 7
 _CLOSE: Final = 1
 _KEEP: Final = 2
@@ -55,59 +52,25 @@ _NAMES: Final = {
     b"x-tensor-datatype": SPECIAL,
     b"x-tensor-shape": SPECIAL,
 }
-"""Headers that mean something here; SPECIAL: only the long way knows what."""
+"""Headers that mean something here; SPECIAL: only protocols/ know what."""
 
 
-class Plan:
-    """What a route does with a body of one type; made once, so that a request looks up nothing.
+class Route(Target):
+    """A request target that names one version of one model, with the plan for a body of each type."""
 
-    raw: whether the body is the rows' own bytes. quick: None where the codecs must look. row_bytes: bytes of a row in
-    a raw body that needs no look at its values; 0 when there is no such thing. counter: Metrics.answered_counter.
-    loop_bytes: a body of more is not decoded on the event loop. queue_ns: the longest from being queued to the answer.
-    """
-
-    def __init__(self, route: "Route", kind: BodyType) -> None:
-        queue, signature = route.queue, route.signature
-        self.kind = kind
-        self.raw = kind is BodyType.RAW
-        self.json = kind is BodyType.JSON
-        self.media_type = kind.value.encode()
-        self.quick = QuickJson.of(queue.model, queue.version, signature) if self.json else None
-        self.counter = route.counters[kind]
-        fits = queue.layout.one_fixed_input and signature.inputs[0].datatype != "BOOL"
-        self.row_bytes = queue.layout.input_row_bytes if fits else 0
-        self.counts_rows = signature.counts_rows
-        self.loop_bytes = LARGE_JSON_BYTES if self.json else LARGE_COPY_BYTES
-        self.queue_ns = int(queue.timeout_s * 1e9)
-        # A body of raw bytes or npy holds one tensor.
-        self.short = self.json or (len(signature.outputs) == 1 and (not self.raw or self.row_bytes > 0))
-
-
-class Route:
-    """A request target that names one version of one model.
-
-    query: with the question mark; "" for none. pattern: the long way's route for such paths, for the access log.
-    counters: Metrics.answered_counter of each type.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        query: str,
-        pattern: str,
-        queue: ModelQueue,
-        signature: Signature,
-        counters: Mapping[BodyType, Callable[..., None]],
-    ) -> None:
-        self.path = path
-        self.query = query
-        self.pattern = pattern
-        self.queue = queue
-        self.signature = signature
-        self.counters = counters
+    def __init__(self, path: str, query: str, pattern: str, plans: Mapping[BodyType, RequestPlan]) -> None:
+        super().__init__(path, query, pattern)
         self.target = (path + query).encode()
         """As a request line has it."""
-        self.plans = [Plan(self, kind) for kind in _KINDS]
+        self.plans = [_ordinary(plans[kind]) for kind in _KINDS]
+
+
+def _ordinary(plan: RequestPlan) -> RequestPlan | None:
+    """The plan, if bodies of its type are ordinary: one of raw bytes or npy holds one tensor."""
+    if plan.reads.name == _JSON:
+        return plan
+    one = len(plan.served.signature.outputs) == 1
+    return plan if one and (not plan.reads.raw or plan.row_bytes > 0) else None
 
 
 class Field:
@@ -123,46 +86,26 @@ class Field:
         self.value = value
 
 
-class Head:
-    """What the head of an ordinary call says, with its route's plan for that type at hand.
+class Head(RequestHead):
+    """What the head of an ordinary call says.
 
-    request_id, timeout_ms: as the client gave them; empty when it did not, or gave an id that is none. keep_alive:
-    whether the connection serves on after the answer. old: HTTP/1.0, which must be told so.
+    keep_alive: whether the connection serves on after the answer. old: HTTP/1.0, which must be told so.
     """
 
     def __init__(
         self,
         route: Route,
-        plan: Plan,
+        plan: RequestPlan,
         length: int,
         request_id: bytes,
         timeout_ms: bytes,
         keep_alive: bool,
         old: bool,
     ) -> None:
-        self.route = route
-        self.queue = route.queue
-        self.kind = plan.kind
-        self.raw = plan.raw
-        self.row_bytes = plan.row_bytes
-        self.media_type = plan.media_type
-        self.quick = plan.quick
-        self.counter = plan.counter
-        self.loop_bytes = plan.loop_bytes
-        self.queue_ns = plan.queue_ns
-        self.length = length
-        self.request_id = request_id
-        self.timeout_ms = timeout_ms
+        super().__init__(route, plan, length, request_id, timeout_ms)
+        self.media_type = plan.media_type.encode()
         self.keep_alive = keep_alive
         self.old = old
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The longest bodies. json_bytes: of those in JSON."""
-
-    body_bytes: int
-    json_bytes: int
 
 
 def field_of(name: bytes, value: bytes) -> Field:
@@ -219,8 +162,8 @@ def _connection(value: bytes) -> Field:
     return Field(_CONNECTION, _CLOSE if b"close" in options else _KEEP if b"keep-alive" in options else 0)
 
 
-def head_of(route: Route, old: bool, fields: list[Field], limits: Limits) -> Head | None:
-    """What an ordinary head says; None when the call must take the long way. old: HTTP/1.0."""
+def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
+    """What an ordinary head says; None when the call must go through ASGI. old: HTTP/1.0."""
     seen = options = 0
     length = kind = -1
     accepts = _ANY
@@ -231,7 +174,7 @@ def head_of(route: Route, old: bool, fields: list[Field], limits: Limits) -> Hea
             continue
         bit = 1 << says
         if says == SPECIAL or seen & bit:
-            return None  # a second line of the same name: the long way knows what that means
+            return None  # a second line of the same name: the ASGI path knows what that means
         seen |= bit
         if says == _LENGTH:
             length = field.number
@@ -248,9 +191,7 @@ def head_of(route: Route, old: bool, fields: list[Field], limits: Limits) -> Hea
     if kind < 0 or not accepts >> kind & 1 or not (old or seen & (1 << _HOST_LINE)):
         return None
     plan = route.plans[kind]
-    if not plan.short or not 0 < length <= (limits.json_bytes if plan.json else limits.body_bytes):
-        return None
-    if plan.raw and (length % plan.row_bytes if plan.counts_rows else length != plan.row_bytes):
+    if plan is None or not 0 < length <= plan.limit.nbytes or (plan.reads.raw and not plan.is_rows(length)):
         return None
     keep_alive = options == _KEEP if old else options != _CLOSE
     return Head(route, plan, length, request_id, timeout_ms, keep_alive, old)

@@ -12,7 +12,7 @@ by its bytes, and equal bytes are not looked at again.
 from collections.abc import Iterable
 from typing import Final, Generic, TypeVar
 
-from service.frontend.http1.head_cache import ID, Field, Head, Limits, Route, field_of, head_of
+from service.frontend.http1.heads.cache import ID, Field, Head, Route, field_of, head_of
 
 _LARGEST_HEAD: Final = 16_384
 """Bytes: longer ones are not read here."""
@@ -55,14 +55,13 @@ class Seen(Generic[V]):
 class HeadReader:
     """Of one API server."""
 
-    def __init__(self, routes: Iterable[Route], limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, routes: Iterable[Route]) -> None:
         self.heads: Seen[Head]
         self.lines: Seen[Field] = Seen(1024, 4096)
         self.serve(routes)
 
     def serve(self, routes: Iterable[Route]) -> None:
-        """Have these targets of the short way from now on, and no others: what heads said of others is forgotten."""
+        """Have these targets of the fast path from now on, and no others: what heads said of others is forgotten."""
         self.heads = Seen(1024, 1024)
         self._new: dict[bytes, Route] = {}
         self._old: dict[bytes, Route] = {}
@@ -97,7 +96,7 @@ class HeadReader:
                 if field is None:
                     return None
             fields.append(field)
-        found = head_of(route, old, fields, self.limits)
+        found = head_of(route, old, fields)
         if found is not None and not found.request_id:
             self.heads.add(head, found)
         return found

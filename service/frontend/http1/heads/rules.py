@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import httptools
 
 from service.errors import BadRequest, NotImplementedHere, ServiceError, VersionNotSupported
-from service.frontend.http1.head_cache import is_host
+from service.frontend.http1.heads.cache import is_host
 
 MOST_HEADERS: Final = 1024
 """Header lines of a request. A line of three bytes takes over a hundred once it is read."""

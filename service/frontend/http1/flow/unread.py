@@ -2,9 +2,9 @@
 
 What the kernel does not take of an answer is kept in this process until its client reads on. A client that reads slowly
 is waited for, one that takes nothing for PATIENCE_S is not. Over all connections these bytes are bounded, and who gives
-way when the bound is reached is frontend/holdings.py's. One Owing for each connection; owned by the event loop thread.
+way when the bound is reached is inference/holdings.py's. One Owing for each connection; owned by the event loop thread.
 
-A large answer of the short way is not kept twice: it lies in its place of the arena until the last of it is sent. When
+A large answer is not kept twice: it lies in its place of the arena until the last of it is sent. When
 a request finds no room there, an answer that goes so slowly that it would keep its place for long gives it up
 (Unread.free_place): a client that trickles does not shut out others.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from service.frontend.holdings import STALLED_S, Holding, Holdings
+from service.inference.holdings import STALLED_S, Holding, Holdings
 
 PATIENCE_S: Final = 10.0
 """A client that takes no byte of its answer for so long is given up. Several times what TCP takes to send again what a
@@ -56,7 +56,6 @@ class Owing:
         self._of = of
         self._transport = transport
         self._give_up = give_up
-        self._more_bytes = 0
         self._left_bytes = 0
         self._holding: Holding | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -65,11 +64,13 @@ class Owing:
         """Of the arena, for the answer that is being sent from there."""
         self._length = self._sent_bytes = 0
         self._began_s = 0.0
+        self._give_up_place: Callable[[], None] | None = None
 
     # -- an answer that lies in the arena
 
-    def begin_place(self, place_bytes: int, length: int) -> None:
-        """An answer of this length is sent from a place of so many bytes."""
+    def begin_place(self, place_bytes: int, length: int, give_up: Callable[[], None]) -> None:
+        """An answer of this length is sent from a place of so many bytes. give_up: frees it, at once."""
+        self._give_up_place = give_up
         self.place_bytes, self._length, self._sent_bytes = place_bytes, length, 0
         self._began_s = self._of.now_s()
         self._of.sending[self] = None
@@ -81,6 +82,7 @@ class Owing:
     def end_place(self) -> None:
         """The place is free. Once more does nothing."""
         self._of.sending.pop(self, None)
+        self._give_up_place = None
         self.place_bytes = 0
 
     def stands_still(self) -> bool:
@@ -94,25 +96,15 @@ class Owing:
         return age_s >= STALLED_S and (self._length - taken) * age_s > taken * PATIENCE_S
 
     def give_way(self) -> None:
-        """End the connection."""
+        """Free the place, and end the connection."""
         self._end()
+        give_up = self._give_up_place
         self.end_place()
+        if give_up is not None:
+            give_up()
         self._give_up()
 
     # -- what is kept in this process
-
-    def more(self, nbytes: int) -> bool:
-        """So many bytes of the answer, or less if negative, are kept besides those given to the transport. False, and
-        they do not count, when they do not fit."""
-        self._more_bytes += nbytes
-        if nbytes <= 0:
-            self.count()
-            return True
-        if self._fits():
-            return True
-        self._more_bytes -= nbytes
-        self.count()
-        return False
 
     def count(self) -> None:
         """Count what is kept now; from now on its client is watched, as long as it is anything."""
@@ -123,7 +115,7 @@ class Owing:
         """Count what is kept now, unless it does not fit."""
         if self._gone:
             return True
-        kept = self._transport.get_write_buffer_size() + self._more_bytes
+        kept = self._transport.get_write_buffer_size()
         holding = self._holding
         if not kept:
             self._end()
@@ -171,7 +163,7 @@ class Owing:
 
     def _left(self) -> int:
         """Bytes that the client has not acknowledged: here, and in the kernel, which takes them in large steps."""
-        left = self._transport.get_write_buffer_size() + self._more_bytes
+        left = self._transport.get_write_buffer_size()
         connection: socket.socket | None = self._transport.get_extra_info("socket")
         if connection is not None:
             left += struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]

@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from service.codecs import BodyType
 from service.engine.admission import Bounds
 from service.engine.model_queue import ModelQueue
-from service.frontend.http1.head_cache import Head, Limits, Route, field_of, head_of
-from service.frontend.http1.head_reader import HeadReader, Seen
-from service.frontend.http1.rules import refusal
+from service.frontend.http1.heads.cache import Head, Route, field_of, head_of
+from service.frontend.http1.heads.reader import HeadReader, Seen
+from service.frontend.http1.heads.rules import refusal
+from service.inference.plan import BodyLimit, RequestPlan
 from service.ipc.model_table import ModelKey
 from service.ipc.slots.tensor_layout import Layout
 from service.ipc.ticket_queue import TicketQueue, TicketWriter
+from service.protocols.predict import PREDICT
 from tests.service.engine_rig import FIXED
 
-LIMITS = Limits(body_bytes=1000, json_bytes=500)
-LANE = ModelQueue(
+QUEUE = ModelQueue(
     ModelKey(0, 0, "m0", "1"),
     Layout(FIXED),
     Bounds(8, 1000),
@@ -29,10 +30,13 @@ LANE = ModelQueue(
     max_batch_size=8,
     writer=TicketWriter(TicketQueue()),
 )
-COUNTERS = dict.fromkeys(BodyType, print)
-ROUTES = [
-    Route("/predict/m0", query, "/predict/{model}", LANE, FIXED, COUNTERS) for query in ("", "?version=1")
-]
+PLANS = {
+    kind: RequestPlan(
+        QUEUE, protocol, protocol, print, BodyLimit(500 if kind is BodyType.JSON else 1000, "--limit")
+    )
+    for kind, protocol in PREDICT.items()
+}
+ROUTES = [Route("/predict/m0", query, "/predict/{model}", PLANS) for query in ("", "?version=1")]
 
 
 class Parsed:
@@ -70,8 +74,8 @@ def said(head: Head | None) -> tuple[Any, ...] | None:
     if head is None:
         return None
     return (
-        *(head.route, head.kind, head.length, head.request_id, head.timeout_ms, head.keep_alive, head.old),
-        *(head.raw, head.media_type, head.quick, head.queue),
+        *(head.target, head.plan, head.length, head.request_id, head.timeout_ms, head.keep_alive, head.old),
+        *(head.is_rows, head.media_type),
     )
 
 
@@ -81,7 +85,7 @@ def agree(reader: HeadReader, data: bytes) -> bool:
     if end < 4:
         return False
     head = reader.read(data, end)
-    assert said(HeadReader(ROUTES, LIMITS).read(data, end)) == said(head)  # whatever was read before
+    assert said(HeadReader(ROUTES).read(data, end)) == said(head)  # whatever was read before
     if head is None:
         return False
     parsed = Parsed(data[:end])
@@ -94,12 +98,12 @@ def agree(reader: HeadReader, data: bytes) -> bool:
     parser = parsed.parser
     assert parsed.error is None
     assert (parsed.heads, parsed.messages) == (1, 0)
-    assert (parser.get_method(), parsed.url) == (b"POST", head.route.target)
+    assert (parser.get_method(), parsed.url) == (b"POST", head.target.target)
     assert parser.get_http_version() == ("1.0" if head.old else "1.1")
     assert parser.should_keep_alive() == head.keep_alive
     assert refusal(b"POST", parser.get_http_version(), b"HTTP", parsed.headers) is None
     fields = [field_of(name, value) for name, value in parsed.headers]
-    assert said(head_of(head.route, head.old, fields, LIMITS)) == said(head)
+    assert said(head_of(head.target, head.old, fields)) == said(head)
     whole = Parsed(data[:end] + b"x" * (head.length - 1))
     assert (whole.error, whole.messages, whole.body) == (None, 0, b"x" * (head.length - 1))
     whole.parser.feed_data(b"x")
@@ -223,7 +227,7 @@ def mutated(chance: random.Random, head: bytes) -> bytes:
 
 def test_whatever_is_accepted_of_mutated_heads_is_what_the_parser_reads() -> None:
     chance = random.Random(8)
-    reader = HeadReader(ROUTES, LIMITS)
+    reader = HeadReader(ROUTES)
     accepted = 0
     for _ in range(40_000):
         lines = [*NEEDED, *chance.choices(LINES, k=chance.choice((0, 1, 1, 2, 3)))]
@@ -248,7 +252,7 @@ def test_whatever_is_accepted_of_mutated_heads_is_what_the_parser_reads() -> Non
 )
 def test_whatever_is_accepted_of_any_lines_is_what_the_parser_reads(lines: list[bytes]) -> None:
     head = b"\r\n".join([FIRST[0], *NEEDED, *lines, b"", b""])
-    agree(HeadReader(ROUTES, LIMITS), head)
+    agree(HeadReader(ROUTES), head)
 
 
 USUAL = {
@@ -266,13 +270,13 @@ USUAL = {
 @pytest.mark.parametrize("first", FIRST[:3], ids=["1.1", "1.0", "query"])
 def test_the_usual_heads_are_accepted(name: str, first: bytes) -> None:
     head = b"\r\n".join([first, *NEEDED, *USUAL[name], b"", b""])
-    assert agree(HeadReader(ROUTES, LIMITS), head)
+    assert agree(HeadReader(ROUTES), head)
 
 
 @pytest.mark.parametrize("value", [b"application/json; charset=utf-8", b"application/json;charset=UTF-8"])
 def test_a_charset_does_not_matter(value: bytes) -> None:
     head = b"\r\n".join([FIRST[0], NEEDED[0], NEEDED[2], b"Content-Type: " + value, b"", b""])
-    assert agree(HeadReader(ROUTES, LIMITS), head)
+    assert agree(HeadReader(ROUTES), head)
 
 
 # What is kept ------------------------------------------------------------------------------------------
@@ -299,7 +303,7 @@ def test_what_is_kept_is_bounded_in_number_and_length() -> None:
 
 
 def test_a_head_with_an_id_of_its_own_is_not_kept_and_its_other_lines_are() -> None:
-    reader = HeadReader(ROUTES, LIMITS)
+    reader = HeadReader(ROUTES)
     for number in range(5000):
         lines = [FIRST[0], *NEEDED, b"X-Request-Id: %d" % number, b"traceparent: %d" % number, b"", b""]
         data = b"\r\n".join(lines)
@@ -312,7 +316,7 @@ def test_a_head_with_an_id_of_its_own_is_not_kept_and_its_other_lines_are() -> N
 
 
 def test_a_head_that_came_before_frames_another_length_by_its_own_line() -> None:
-    reader = HeadReader(ROUTES, LIMITS)
+    reader = HeadReader(ROUTES)
     lengths = []
     for length in (12, 12, 12, 345, 12):
         data = b"\r\n".join([FIRST[0], *NEEDED[:2], b"Content-Length: %d" % length, b"", b""])

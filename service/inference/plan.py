@@ -1,0 +1,92 @@
+"""What the head of a request asks for: made once for all requests that ask alike, so that each looks up nothing."""
+
+from collections.abc import Callable
+
+from service.codecs.protocol import InferenceProtocol, Options, Served
+from service.engine.model_queue import ModelQueue
+
+
+class BodyLimit:
+    """The longest body, and the setting that says so."""
+
+    def __init__(self, nbytes: int, setting: str) -> None:
+        self.nbytes = nbytes
+        self.setting = setting
+
+
+class RequestPlan:
+    """What becomes of a body: which model gets it, what parses it, what renders the answer.
+
+    Args:
+        reads, writes: the protocols of the request's body and of its answer.
+        counter: Metrics.answered_counter of `reads` and the model version.
+        outputs: those to answer with; none for all.
+        options: what the head says to `reads`.
+    """
+
+    def __init__(
+        self,
+        queue: ModelQueue,
+        reads: InferenceProtocol,
+        writes: InferenceProtocol,
+        counter: Callable[..., None],
+        limit: BodyLimit,
+        outputs: tuple[str, ...] = (),
+        options: Options = (),
+    ) -> None:
+        signature = queue.layout.signature
+        self.queue = queue
+        self.reads = reads
+        self.writes = writes
+        self.counter = counter
+        self.limit = limit
+        self.outputs = outputs
+        self.options = options
+        self.served = Served(queue.model, queue.version, signature)
+        self.media_type = writes.media_type
+        self.parse = None if options else reads.fast_codec(self.served)
+        """The quick way to the inputs, where there is one."""
+        self.render = None if outputs else writes.fast_codec(self.served)
+        """The quick way to the answer."""
+        fits = reads.raw and not options and queue.layout.one_fixed_input
+        self.row_bytes = (
+            queue.layout.input_row_bytes if fits and signature.inputs[0].datatype != "BOOL" else 0
+        )
+        """Bytes of a row in a body that needs no look at its values; 0 when there is no such thing."""
+        self.counts_rows = signature.counts_rows
+        self.large_bytes = reads.large_bytes
+        self.queue_ns = int(queue.timeout_s * 1e9)
+        """The longest from being queued to the answer."""
+
+    def is_rows(self, length: int) -> bool:
+        """Whether a body of this length, or of an unknown one, is whole rows, to be computed with as it comes."""
+        if not self.row_bytes or length <= 0:
+            return False
+        return length % self.row_bytes == 0 if self.counts_rows else length == self.row_bytes
+
+
+class Target:
+    """What a request line asks for. query: with the question mark; "" for none. pattern: the route that it is of."""
+
+    def __init__(self, path: str, query: str, pattern: str) -> None:
+        self.path = path
+        self.query = query
+        self.pattern = pattern
+
+
+class RequestHead:
+    """What the head of a request says.
+
+    length: of the body; partial_body.UNKNOWN where only its end tells. request_id, timeout_ms: as the client gave them;
+    empty when it did not, or gave an id that is none.
+    """
+
+    def __init__(
+        self, target: Target, plan: RequestPlan, length: int, request_id: bytes, timeout_ms: bytes
+    ) -> None:
+        self.target = target
+        self.plan = plan
+        self.length = length
+        self.request_id = request_id
+        self.timeout_ms = timeout_ms
+        self.is_rows = plan.is_rows(length)

@@ -1,0 +1,218 @@
+"""A request while its body comes: into its place of the arena where it can, and bounded in memory and time.
+
+Owned by the event loop thread.
+"""
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Final
+
+from service.engine.codec_process import LARGE_COPY_BYTES
+from service.engine.request import Ticketed
+from service.errors import DeadlinePassed, Internal, NotReady, ServiceError
+from service.inference.body_budget import BodyTooLarge
+from service.inference.context import allowed_s
+from service.inference.partial_body import UNKNOWN, PartialBody
+from service.inference.plan import RequestHead
+from service.inference.server_context import ServerContext, nanoseconds
+from service.ipc.slots.allocator import rounded
+
+_ENDLESS: Final = 1 << 60
+"""Missing bytes of a body of unknown length, of which as many may come."""
+
+
+class ReceivingRequest(Ticketed):
+    """One request; made when its head is there."""
+
+    # Values until they are set, as in Ticketed.
+    done = False
+    """Answered or given up: nothing of it is left but what its client may still send."""
+    body: bytes = b""
+    """Where it came whole and is to be parsed."""
+
+    def __init__(self, server: ServerContext, head: RequestHead) -> None:
+        self.began_ns = monotonic_ns()
+        self.server = server
+        self.head = head
+        self.plan = head.plan
+        self.queue = head.plan.queue
+        self.length = head.length
+        """Of the body."""
+        self.missing = head.length if head.length != UNKNOWN else _ENDLESS
+        """Bytes of the body that have not come yet."""
+        self._timeout_s = server.request_timeout_s
+        self._timeout_ns = server.request_timeout_ns
+        # Not class values: the compiler leaves those of classes that it does not compile unset.
+        self._timer: asyncio.TimerHandle | None = None
+        self._partial: PartialBody | None = None
+
+    @abstractmethod
+    def body_came(self) -> None:
+        """It is whole: in the place, or in `body`. Raises: ServiceError."""
+
+    @abstractmethod
+    def refuse(self, error: ServiceError) -> None:
+        """Fail while the place is still ours. Does nothing when it is done."""
+
+    @abstractmethod
+    def fault(self) -> Internal:
+        """The error for a fault of ours, which is being handled; logs it."""
+
+    def step(self, step: Callable[[], None]) -> None:
+        """Take a step in a turn of the event loop of its own."""
+        try:
+            step()
+        except ServiceError as error:
+            self.refuse(error)
+        except Exception:
+            self.refuse(self.fault())
+
+    def begin(self) -> None:
+        """Refuse at once what cannot be served now. Nothing is set aside for a body of which nothing has come."""
+        head, dispatcher, queue = self.head, self.server.dispatcher, self.queue
+        try:
+            if head.timeout_ms:
+                self._timeout_s = allowed_s(head.timeout_ms.decode("latin-1"), self._timeout_s)
+                self._timeout_ns = nanoseconds(self._timeout_s)
+            if not dispatcher.ready(queue):
+                raise NotReady(
+                    f"model {queue.model!r} version {queue.version} is not ready; try again when "
+                    "/v2/health/ready answers 200"
+                )
+            if head.is_rows:
+                self.rows = head.length // self.plan.row_bytes
+                if head.length > LARGE_COPY_BYTES:  # what could never be served is told before it is sent
+                    dispatcher.check_fits(self, *self._room())
+        except ServiceError as error:
+            self.refuse(error)
+
+    def feed(self, chunk: bytes) -> None:
+        """The next part of the body, at most what is missing. The last part sends the request on its way."""
+        self.missing -= len(chunk)
+        if self.done:
+            return  # refused already: what still comes is dropped
+        try:
+            if self._partial is not None or (self.missing and chunk):
+                self._feed_part(chunk)
+            elif self.missing:
+                return
+            elif self.head.is_rows:
+                input_bytes, output_bytes = self._room()
+                self.server.dispatcher.reserve(self, input_bytes, output_bytes)[:] = chunk
+                self.body_came()
+            else:
+                self.body = chunk
+                self.body_came()
+        except ServiceError as error:
+            self.refuse(error)
+        except Exception:
+            self.refuse(self.fault())
+
+    def feed_last(self, chunk: bytes) -> None:
+        """The last part of a body of unknown length."""
+        self.length = self.received() + len(chunk)
+        self.missing = len(chunk)
+        if self.length > self.plan.limit.nbytes:
+            self.missing = 0
+            self.refuse(self._too_large())
+        else:
+            self.feed(chunk)
+
+    def rest(self, nbytes: int) -> memoryview | None:
+        """Where the next bytes of the body may be written, as many at most; None when feed() is to be given them."""
+        if self._partial is None or self.done:
+            return None
+        return self._partial.rest(min(nbytes, self.missing))
+
+    def filled(self, nbytes: int) -> None:
+        """So many bytes were written to rest(). The last sends the request on its way."""
+        partial = self._partial
+        assert partial is not None
+        self.missing -= nbytes
+        try:
+            partial.filled(nbytes)
+            if not self.missing:
+                self._end_parts(partial)
+        except ServiceError as error:
+            self.refuse(error)
+        except Exception:
+            self.refuse(self.fault())
+
+    def await_body(self) -> None:
+        """What was sent so far is not all: its time is bounded too."""
+        if self._timer is None and not self.done:
+            left_s = (self.latest_ns() - monotonic_ns()) / 1e9
+            self._timer = self.server.loop.call_later(max(0.0, left_s), self._late)
+
+    def _room(self) -> tuple[int, int]:
+        """Bytes of inputs and of outputs of the place that the body goes to."""
+        if self.head.is_rows:
+            return self.length, self.server.dispatcher.output_room(self.queue, self.rows, (), self.length)
+        return rounded(max(self.length, 0)), 0  # rounded, because the arena keeps places by their sizes
+
+    def _feed_part(self, part: bytes) -> None:
+        """A part of a body that does not come in one go. Raises ServiceError."""
+        partial = self._partial
+        if self.length == UNKNOWN and self.received() > self.plan.limit.nbytes:
+            raise self._too_large()
+        if partial is None:
+            partial = self._partial = self.server.bodies.begin(
+                self, self.length, self._room(), self._gives_way
+            )
+        partial.add(part)
+        if not self.missing:
+            self._end_parts(partial)
+
+    def _end_parts(self, partial: PartialBody) -> None:
+        """The body is whole. Raises ServiceError."""
+        if self.place is not None:
+            self.end_waiting()
+            self.body_came()
+            return
+        # It waited in memory of its own.
+        input_bytes, output_bytes = self._room()
+        dispatcher = self.server.dispatcher
+        memory = dispatcher.reserve(self, input_bytes, output_bytes)
+
+        def go_on(at: int) -> None:
+            if self.done:
+                dispatcher.release(self)  # late, or the client is gone
+                return
+            rest = partial.copy_some(memory, at)
+            if rest:
+                self.server.loop.call_soon(go_on, rest)
+                return
+            self.end_waiting()
+            self.step(self.body_came)
+
+        go_on(0)
+
+    def received(self) -> int:
+        """Bytes of the body that have come."""
+        return (_ENDLESS if self.length == UNKNOWN else self.length) - self.missing
+
+    def _too_large(self) -> BodyTooLarge:
+        limit = self.plan.limit
+        return BodyTooLarge.than(limit.nbytes, limit.setting)
+
+    def _gives_way(self) -> None:
+        """The bodies that are being received have no room left, and this one is to give way."""
+        self.refuse(self.server.bodies.budget.gave_way())
+
+    def end_waiting(self) -> None:
+        """The body is whole, or nobody waits for the rest of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._partial is not None:
+            self._partial.end()
+            self._partial = None
+
+    def latest_ns(self) -> int:
+        """CLOCK_MONOTONIC at which its time is over, whatever it is at."""
+        return self.began_ns + self._timeout_ns
+
+    def _late(self) -> None:
+        """The time is over, and the body is not there."""
+        self.refuse(DeadlinePassed.after(self._timeout_s))

@@ -1,0 +1,301 @@
+"""The life of one inference request, whatever it came by: its body, its place, its ticket, its answer, its end.
+
+Whoever carries bytes between a client and the server (a Responder) makes one when a head is there, feeds it the body
+and is given one response. What the bytes mean is its protocols' to say (codecs/protocol.py). To the dispatcher it is
+what is queued. It may be given up at any time, and ends once: _finish().
+
+Owned by the event loop thread.
+"""
+
+import logging
+from collections.abc import Mapping
+from time import monotonic_ns
+from typing import Final, Protocol, final
+
+import numpy as np
+
+from service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
+from service.engine.codec_process.client import Job
+from service.errors import Internal, ServiceError
+from service.inference.context import CLIENT_GONE, RequestContext
+from service.inference.plan import RequestHead
+from service.inference.receiving import ReceivingRequest
+from service.inference.response import Response, error_response
+from service.inference.server_context import ServerContext
+from service.logs.limits import with_id
+from service.metrics.catalog import STAGES
+
+_log = logging.getLogger("foldserve.inference")
+
+
+class Responder(Protocol):
+    """What carries a request's response to its client."""
+
+    def respond(self, request: "InferenceRequest", response: Response) -> None:
+        """Send it. What has a `rest` is sent as quickly as the client takes it, and then request.sent() called."""
+        ...
+
+
+class _Nobody:
+    """In the responder's place when the request is done."""
+
+    def respond(self, request: "InferenceRequest", response: Response) -> None:
+        """Nothing is sent twice."""
+        raise AssertionError("the request is done")
+
+
+_NOBODY: Final = _Nobody()
+
+
+@final
+class InferenceRequest(ReceivingRequest):
+    """One request, from its head to its end."""
+
+    # Values until they are set, as in Ticketed.
+    decode_s = -1.0
+    """Seconds of parsing; negative until the body is parsed."""
+    encode_s = -1.0
+    """Seconds of rendering; likewise."""
+    _id = b""
+    _settled = False
+
+    def __init__(self, server: ServerContext, head: RequestHead, responder: Responder) -> None:
+        super().__init__(server, head)
+        self._responder = responder
+        self._job: Job | None = None
+        """Its body or its answer is in the codec process."""
+
+    @property
+    def request_id(self) -> str:
+        """The id that the response carries."""
+        return self.id_bytes().decode()
+
+    def id_bytes(self) -> bytes:
+        """The client's own id where it gave a good one, else one of ours."""
+        if not self._id:
+            self._id = self.head.request_id or self.server.ids.make()
+        return self._id
+
+    # -- into the queue
+
+    def body_came(self) -> None:
+        """See ReceivingRequest: have the inputs in a place and queue the request."""
+        started_ns = now_ns = monotonic_ns()
+        plan, dispatcher = self.plan, self.server.dispatcher
+        if not self.head.is_rows:
+            if self.length > plan.large_bytes:
+                self._parse_elsewhere(started_ns)
+                return
+            body = self.body
+            if self.place is not None:
+                body = bytes(self.place.inputs[: self.length])
+                dispatcher.release(self)
+            taken = None if plan.parse is None else plan.parse.decode(body)
+            if taken is not None:
+                self.rows, data = taken
+                now_ns = self._decoded(started_ns)
+                room = self.queue.layout.output_room(self.rows)
+                assert room is not None
+                dispatcher.reserve(self, len(data), room)[:] = data
+            else:
+                signature = plan.served.signature
+                inputs = plan.reads.parse(body, signature, plan.options)
+                self.rows = signature.check_inputs(inputs)
+                now_ns = self._decoded(started_ns)
+                dispatcher.put(self, inputs, self.rows)
+            self.body = b""
+        else:
+            self.decode_s = 0.0
+        self._queue(now_ns)
+
+    def _parse_elsewhere(self, started_ns: int) -> None:
+        """Have the codec process make the inputs of a body that would hold the event loop for too long.
+
+        Raises: ServiceError.
+        """
+        plan, server = self.plan, self.server
+        if self.place is None:
+            server.dispatcher.reserve(self, self.length, 0)[:] = self.body
+            self.body = b""
+
+        def parsed(error: Exception | None) -> None:
+            self._job = None
+            if error is None:
+                self.step(lambda: self._queue(self._decoded(started_ns)))
+            else:
+                self.refuse(self._told(error))
+
+        self._job = server.codecs.parse(self, plan.reads, self.length, plan.options, self.latest_ns(), parsed)
+
+    def _queue(self, now_ns: int) -> None:
+        """Queue the request, whose inputs are in its place. Raises ServiceError."""
+        dispatcher = self.server.dispatcher
+        if self.done:
+            dispatcher.release(self)  # its connection was ended to make room, for itself as it happened
+            return
+        dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + self.plan.queue_ns))
+
+    def _decoded(self, started_ns: int) -> int:
+        """The time, CLOCK_MONOTONIC, at which parsing has ended."""
+        now_ns = monotonic_ns()
+        self.decode_s = (now_ns - started_ns) / 1e9
+        return now_ns
+
+    # -- out of the queue
+
+    def settled(self, error: ServiceError | None) -> None:
+        """See Ticketed."""
+        self._settled = True
+        if error is not None:
+            self._fail(error)
+            return
+        started_ns = monotonic_ns()
+        plan, dispatcher = self.plan, self.server.dispatcher
+        headers: tuple[tuple[str, str], ...] = ()
+        body = None
+        try:
+            outputs = dispatcher.outputs(self)
+            if plan.outputs:
+                outputs = {name: outputs[name] for name in plan.outputs}
+            assert self.place is not None
+            if len(self.place.outputs) > LARGE_ANSWER_BYTES and self._respond_in_parts(outputs, started_ns):
+                return
+            if plan.render is not None:
+                (output,) = outputs.values()
+                body = plan.render.encode(output)
+            if body is None:
+                rendered = plan.writes.render(plan.served, outputs)
+                body, headers = rendered.body, rendered.headers
+        except ServiceError as unencodable:
+            self.refuse(unencodable)
+            return
+        except Exception:
+            self.refuse(self.fault())
+            return
+        dispatcher.release(self)
+        self.encode_s = (monotonic_ns() - started_ns) / 1e9
+        self._respond(Response(200, body, plan.media_type, headers))
+        self._finish(200, None)
+
+    def _respond_in_parts(self, outputs: Mapping[str, np.ndarray], started_ns: int) -> bool:
+        """Respond without a copy of the whole: where the protocol must write the numbers anew, by way of the codec
+        process. False for what is not large."""
+        plan, nbytes = self.plan, sum(array.nbytes for array in outputs.values())
+        if nbytes <= LARGE_ANSWER_BYTES:
+            return False
+        laid = plan.writes.lay_out(plan.served, outputs)
+        if laid is not None:
+            if nbytes <= LARGE_COPY_BYTES:
+                return False
+            self._respond_from_place(laid.prefix, laid.numbers, laid.headers, started_ns)
+            return True
+
+        def rendered(error: Exception | None) -> None:
+            self._job = None
+            place = self.place
+            if error is None and place is not None:
+                self.step(lambda: self._respond_from_place(b"", place.inputs, (), started_ns))
+            else:
+                self.refuse(self._told(error))
+
+        self._job = self.server.codecs.render(self, plan.writes, list(outputs), self.latest_ns(), rendered)
+        return True
+
+    def _respond_from_place(
+        self, prefix: bytes, rest: memoryview, headers: tuple[tuple[str, str], ...], started_ns: int
+    ) -> None:
+        """Respond with what lies in the place, which is kept until sent() or give_up()."""
+        place = self.place
+        assert place is not None
+        self.encode_s = (monotonic_ns() - started_ns) / 1e9
+        place_bytes = len(place.inputs) + len(place.outputs)
+        response = Response(200, prefix, self.plan.media_type, headers, False, rest, place_bytes)
+        self._responder.respond(self, response)
+
+    def sent(self) -> None:
+        """The last of the response's rest was given to the client's connection."""
+        self.server.dispatcher.release(self)
+        self._finish(200, None)
+
+    # -- the end
+
+    def give_up(self) -> None:
+        """The client is gone."""
+        if not self.done:
+            self.end_waiting()
+            if self._job is not None:
+                self._job.give_up()
+            self.server.dispatcher.cancel(self)
+            self._finish(CLIENT_GONE, None)
+
+    def refuse(self, error: ServiceError) -> None:
+        """See ReceivingRequest."""
+        if self.done:
+            return  # given up by what it asked for: others had to make room, its own connection among them
+        self.server.dispatcher.release(self)
+        self._fail(error)
+
+    def _fail(self, error: ServiceError) -> None:
+        self.end_waiting()
+        self._respond(error_response(error, self.plan.writes.render_error(error)))
+        self._finish(error.status, error.code)
+
+    def _respond(self, response: Response) -> None:
+        """Give the client's connection the whole response."""
+        self.done = True
+        self._responder.respond(self, response)
+
+    def _finish(self, status: int, error_code: str | None) -> None:
+        """Count the request, and tell of it. Once."""
+        self.done = True
+        self._responder = _NOBODY
+        duration_s = (monotonic_ns() - self.began_ns) / 1e9
+        observers = self.server.observers
+        if status == 200:  # counted in bulk: metrics/request_ring.py
+            queue_s, gather_s, run_s, scatter_s = self.stages_s
+            self.plan.counter(
+                duration_s, self.rows, self.decode_s, queue_s, gather_s, run_s, scatter_s, self.encode_s
+            )
+            if observers.others:
+                observers.tell(self.context(), status, duration_s)
+            return
+        context = self.context()
+        context.error_code = error_code
+        observers.finished(context, status, duration_s)
+
+    def context(self) -> RequestContext:
+        """What is known of it."""
+        target, queue = self.head.target, self.queue
+        context = RequestContext("POST", target.path, target.query[1:], {}, request_id=self.request_id)
+        context.route, context.model, context.version = target.pattern, queue.model, queue.version
+        context.protocol = self.plan.reads.name
+        context.rows, context.batch_rows = self.rows, self.batch_rows
+        context.body_bytes = 0 if self.missing else self.length
+        if self.decode_s >= 0.0:
+            context.stages_s["decode"] = self.decode_s
+        if self._settled:
+            context.stages_s.update(zip(STAGES[1:5], self.stages_s, strict=True))
+        if self.encode_s >= 0.0:
+            context.stages_s["encode"] = self.encode_s
+        return context
+
+    # -- what goes wrong
+
+    def _told(self, error: Exception | None) -> ServiceError:
+        """What the client is told when the codec process has failed."""
+        if isinstance(error, ServiceError):
+            return error
+        _log.error("request %s failed: %s", self.request_id, error, extra=with_id(self.request_id))
+        return self._told_internal()
+
+    def fault(self) -> Internal:
+        """See ReceivingRequest."""
+        _log.exception(
+            "request %s failed: POST %s",
+            *(self.request_id, self.head.target.path[:200]),
+            extra=with_id(self.request_id),
+        )
+        return self._told_internal()
+
+    def _told_internal(self) -> Internal:
+        return Internal(f"the server failed on this request; its log tells why, under id {self.request_id}")

@@ -1,0 +1,335 @@
+"""One life of a request: each case ends alike whatever it came by (the fast path, ASGI), and in every protocol."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine import recovery
+from service.errors import DeadlinePassed
+from service.ipc.scoreboard import READY
+from service.metrics.catalog import REQUESTS
+from tests.service.engine_rig import Dead
+from tests.service.frontend.http1.connection import ASGI, PATH, Answer, ApiServerHarness, Connection
+
+NPY = "application/x-npy"
+JSON = "application/json"
+RAW = "application/octet-stream"
+PROTOCOLS = {"json": JSON, "raw": RAW, "npy": NPY}
+PATHS: dict[str, tuple[str, ...]] = {
+    "fast": (),
+    "asgi": (ASGI,),
+    "chunked": ("Transfer-Encoding: chunked",),
+}
+"""How it comes: a chunked body has no length until it ends."""
+
+
+@dataclass
+class Case:
+    """One request to the model y = x + 1, as a protocol and a path carry it.
+
+    parts: how many its body is sent in. leaves: its client goes when this is reached.
+    """
+
+    kind: str
+    headers: tuple[str, ...]
+    rows: int = 1
+    parts: int = 1
+    extra: tuple[str, ...] = ()
+    server: ApiServerHarness = field(init=False)
+    connection: Connection = field(init=False)
+
+    def body(self) -> bytes:
+        x = np.ones((self.rows, 2), "f4")
+        if self.kind == JSON:
+            return json.dumps({"inputs": x.tolist()}).encode()
+        if self.kind == RAW:
+            return x.tobytes()
+        file = io.BytesIO()
+        np.save(file, x)
+        return file.getvalue()
+
+    def begin(self, part: float = 1.0) -> None:
+        """Send the head and so much of the body."""
+        body = self.body()
+        lines = [f"POST {PATH} HTTP/1.1", "Host: test", f"Content-Type: {self.kind}", "X-Request-Id: find-me"]
+        lines += [*self.headers, *self.extra]
+        if "chunked" in "".join(self.headers):
+            pieces = np.array_split(np.frombuffer(body, np.uint8), max(self.parts, 2))
+            framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece.tobytes()) for piece in pieces)
+            body = framed + b"0\r\n\r\n"
+        else:
+            lines.append(f"Content-Length: {len(body)}")
+        self.sent = int(len(body) * part)
+        self.left = body[self.sent :]
+        head = "\r\n".join([*lines, "", ""]).encode()
+        if self.parts == 1:
+            self.connection.send(head + body[: self.sent])
+            return
+        self.connection.send(head)
+        for piece in np.array_split(np.frombuffer(body[: self.sent], np.uint8), self.parts):
+            self.connection.send(piece.tobytes())
+
+    async def answer(self) -> Answer:
+        async with asyncio.timeout(20):
+            while not self.connection.socket.written:
+                await self.server.turn(lambda: bool(self.connection.socket.written), most=5)
+                await asyncio.sleep(0.0005)  # lets timers of the loop come due
+        await self.server.turn(most=5)
+        (answer,) = self.connection.answers()
+        return answer
+
+
+def all_ways(test: Any) -> Any:
+    test = pytest.mark.parametrize("headers", PATHS.values(), ids=PATHS)(test)
+    return pytest.mark.parametrize("kind", PROTOCOLS.values(), ids=PROTOCOLS)(test)
+
+
+def run(
+    case: Case, test: Callable[[Case], Awaitable[None]], statuses: tuple[int, ...], **server: Any
+) -> None:
+    """Run the test; then every request was counted and logged once, under its protocol, and everything is free."""
+
+    async def main() -> None:
+        case.server = ApiServerHarness(**server)
+        case.connection = case.server.connect()
+        await test(case)
+        await case.server.rest()
+        assert [status for _, status in case.server.lines] == list(statuses)
+        (protocol,) = [name for name, kind in PROTOCOLS.items() if kind == case.kind]
+        counted = case.server.metrics.store.totals()
+        cell = case.server.metrics.store.layout.cell
+        for status in set(statuses):
+            assert counted[cell(REQUESTS, 0, protocol, str(status))] == statuses.count(status)
+        for context, _ in case.server.lines:
+            assert (context.protocol, context.model, context.version) == (protocol, "m0", "1")
+            assert (context.request_id, context.route) == ("find-me", "/predict/{model}")
+        assert case.server.free
+        if case.server.codecs.pid is not None:
+            os.kill(case.server.codecs.pid, signal.SIGKILL)
+            async with asyncio.timeout(20):
+                while case.server.codecs.pid is not None:
+                    await asyncio.sleep(0.005)  # until its end is read
+
+    asyncio.run(main())
+
+
+def values(answer: Answer, kind: str) -> np.ndarray:
+    if kind == JSON:
+        return np.array(json.loads(answer.body)["outputs"]["y"], "f4")
+    if kind == NPY:
+        return np.load(io.BytesIO(answer.body))
+    return np.frombuffer(answer.body, "f4").reshape(-1, 2)
+
+
+@all_ways
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("rows", [1, 7, 30_000])
+def test_request_is_answered_with_its_own_numbers(
+    kind: str, headers: tuple[str, ...], rows: int, parts: int
+) -> None:
+    case = Case(kind, headers, rows, parts)
+
+    async def test(case: Case) -> None:
+        case.begin()
+        answer = await case.answer()
+        assert answer.status == 200
+        assert answer.headers["x-request-id"] == "find-me"
+        np.testing.assert_array_equal(values(answer, kind), np.full((rows, 2), 2.0, "f4"))
+        stages = [part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")]
+        assert stages == ["decode", "queue", "gather", "run", "scatter", "encode", "batch"]
+
+    run(
+        case,
+        test,
+        (200,),
+        limit_bytes=1 << 22,
+        data_bytes=1 << 24,
+        max_rows=1 << 20,
+        max_bytes=1 << 24,
+        max_batch_size=1 << 15,
+    )
+
+
+@all_ways
+def test_request_to_a_model_that_no_worker_serves_is_503(kind: str, headers: tuple[str, ...]) -> None:
+    async def test(case: Case) -> None:
+        board = case.server.rig.board
+        board.ready[0, 0] = 0
+        case.begin()
+        answer = await case.answer()
+        assert (answer.status, answer.code) == (503, "not_ready")
+        assert "try again when" in json.loads(answer.body)["error"]
+        board.ready[0, 0] = READY
+
+    run(Case(kind, headers), test, (503,))
+
+
+@all_ways
+def test_request_past_the_queues_bound_is_429_with_the_time_to_wait(
+    kind: str, headers: tuple[str, ...]
+) -> None:
+    async def test(case: Case) -> None:
+        case.begin()
+        await case.server.rest()
+        other = case.server.connect()
+        first, case.connection = case.connection, other
+        case.begin()
+        await case.server.rest()
+        (refused,) = other.answers()
+        assert (refused.status, refused.code) == (429, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        case.connection = first
+        assert (await case.answer()).status == 200
+
+    run(Case(kind, headers), test, (429, 200), max_rows=1)
+
+
+@all_ways
+@pytest.mark.parametrize("timeout", ["server", "header"])
+def test_body_that_does_not_come_in_time_is_504(kind: str, headers: tuple[str, ...], timeout: str) -> None:
+    extra = ("X-Timeout-Ms: 20",) if timeout == "header" else ()
+
+    async def test(case: Case) -> None:
+        case.begin(0.5)
+        answer = await case.answer()
+        assert (answer.status, answer.code) == (504, DeadlinePassed.code)
+
+    run(
+        Case(kind, headers, extra=extra),
+        test,
+        (504,),
+        request_timeout_s=0.02 if timeout == "server" else None,
+    )
+
+
+@all_ways
+def test_models_own_time_counts_from_being_queued_and_not_while_the_body_comes(
+    kind: str, headers: tuple[str, ...]
+) -> None:
+    async def test(case: Case) -> None:
+        case.begin(0.5)
+        began_s = time.monotonic()
+        await asyncio.sleep(0.12)  # longer than the model's time, which is what is tested
+        assert time.monotonic() - began_s > 0.1
+        case.connection.send(case.left)
+        assert (await case.answer()).status == 200
+
+    run(Case(kind, headers), test, (200,), timeout_s=0.1)
+
+
+@all_ways
+def test_request_that_no_worker_takes_in_the_models_time_is_504(kind: str, headers: tuple[str, ...]) -> None:
+    async def test(case: Case) -> None:
+        case.begin()
+        async with asyncio.timeout(20):
+            while not case.connection.socket.written:
+                await asyncio.sleep(0.0005)  # nobody turns the worker
+        (answer,) = case.connection.answers()
+        assert (answer.status, answer.code) == (504, DeadlinePassed.code)
+        await case.server.turn()  # the worker drops its ticket, and its place is free
+
+    run(Case(kind, headers), test, (504,), timeout_s=0.02)
+
+
+@all_ways
+@pytest.mark.parametrize("where", ["body", "queue"])
+def test_client_that_leaves_is_counted_once_as_499(kind: str, headers: tuple[str, ...], where: str) -> None:
+    async def test(case: Case) -> None:
+        case.begin(0.5 if where == "body" else 1.0)
+        await case.server.rest()
+        case.connection.leave()
+        await case.server.turn()
+        assert not case.connection.socket.written
+
+    run(Case(kind, headers), test, (499,))
+
+
+@all_ways
+def test_request_that_kills_its_worker_twice_is_500_and_found_in_the_log_by_its_id(
+    kind: str, headers: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    def die(x: np.ndarray) -> None:
+        raise Dead
+
+    async def test(case: Case) -> None:
+        server = case.server
+        case.begin()
+        await server.rest()
+        server.rig.dispatcher.flush()
+        for _ in range(2):
+            worker = server.rig.new_worker(on_run=die)
+            with pytest.raises(Dead):
+                worker.loops[0].step()
+            server.rig.board.worker_died(worker.index)
+            recovery.after_worker_death(server.rig.dispatcher, worker.incarnation)
+            await server.rest()
+            server.rig.dispatcher.flush()
+        (answer,) = case.connection.answers()
+        assert (answer.status, answer.code) == (500, "model_crashed")
+        assert any("find-me" in record.getMessage() for record in caplog.records)
+
+    run(Case(kind, headers), test, (500,))
+
+
+@all_ways
+def test_body_beyond_the_limit_is_413(kind: str, headers: tuple[str, ...]) -> None:
+    async def test(case: Case) -> None:
+        case.begin()
+        await case.server.rest()
+        (answer,) = case.connection.answers()
+        assert (answer.status, answer.code) == (413, "too_large")
+        assert answer.headers["connection"] == "close"
+
+    case = Case(kind, headers, rows=1000)
+
+    async def main() -> None:
+        case.server = ApiServerHarness(limit_bytes=1000)
+        case.connection = case.server.connect()
+        await test(case)
+        assert [status for _, status in case.server.lines] == [413]
+        case.connection.leave()
+        await case.server.rest()
+        assert case.server.free
+
+    asyncio.run(main())
+
+
+@all_ways
+def test_last_answer_of_a_server_that_ends_closes_its_connection(kind: str, headers: tuple[str, ...]) -> None:
+    async def test(case: Case) -> None:
+        case.server.rig.board.draining[0] = 1
+        case.begin()
+        answer = await case.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert case.connection.socket.closing
+
+    run(Case(kind, headers), test, (200,))
+
+
+@all_ways
+@pytest.mark.parametrize("full", [False, True])
+def test_refusals_are_paced_when_nothing_else_is(kind: str, headers: tuple[str, ...], full: bool) -> None:
+    async def test(case: Case) -> None:
+        first = case.connection
+        case.begin()
+        await case.server.rest()
+        while full and 0.0 <= case.server.http.throttle.delay_s(time.monotonic()) < 0.9:
+            pass
+        case.connection = case.server.connect()
+        case.begin()
+        await case.server.rest()
+        assert case.connection.answers()[0].status == 429
+        assert bool(case.connection.protocol._flow.pauses) == full
+        case.connection = first
+        assert (await case.answer()).status == 200
+
+    run(Case(kind, headers), test, (429, 200), max_rows=1)
