@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.engine.admission import Bounds, Load, admit, in_line, is_large
-from service.engine.request import Lane, Ticketed
-from service.engine.room import Rooms
-from service.engine.watchdog import Watch
-from service.errors import (
+from foldserve.service.engine.admission import Bounds, Load, admit, in_line, is_large
+from foldserve.service.engine.request import Lane, Ticketed
+from foldserve.service.engine.room import Rooms
+from foldserve.service.engine.watchdog import Watch
+from foldserve.service.errors import (
     DeadlinePassed,
     Internal,
     ModelFailed,
@@ -28,14 +28,14 @@ from service.errors import (
     TooLarge,
     new_error_id,
 )
-from service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
-from service.ipc.run_time import UNKNOWN, RunTime, combined
-from service.ipc.scoreboard import READY, MappedBoard
-from service.ipc.slots.arena import MappedArena
-from service.ipc.slots.slot_pool import SlotPool
-from service.ipc.slots.slot_state import State
-from service.ipc.ticket_queue import TicketWriter
-from service.logs.limits import with_id
+from foldserve.service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
+from foldserve.service.ipc.run_time import UNKNOWN, RunTime, combined
+from foldserve.service.ipc.scoreboard import READY, MappedBoard
+from foldserve.service.ipc.slots.arena import MappedArena
+from foldserve.service.ipc.slots.slot_pool import SlotPool
+from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.ipc.ticket_queue import TicketWriter
+from foldserve.service.logs.limits import with_id
 
 _READ_BYTES: Final = DONE.itemsize * 1024
 _FORECAST_NS: Final = 1_000_000

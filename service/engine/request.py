@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.engine.admission import Bounds
-from service.errors import ServiceError
-from service.ipc.slots.slot_pool import Place
-from service.ipc.slots.tensor_layout import Layout
+from foldserve.service.engine.admission import Bounds
+from foldserve.service.errors import ServiceError
+from foldserve.service.ipc.slots.slot_pool import Place
+from foldserve.service.ipc.slots.tensor_layout import Layout
 
 NO_BOUND_S: Final = 1e9
 """The time of a request that has no bound: thirty years."""

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from service.engine.dispatcher import Dispatcher
-from service.engine.served import NOTHING_BROKEN, ServedBy, ServedModel, ServedVersion
-from service.ipc.scoreboard import READY
-from service.repository.buckets import buckets_for
-from service.repository.index import ModelEntry
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.served import NOTHING_BROKEN, ServedBy, ServedModel, ServedVersion
+from foldserve.service.ipc.scoreboard import READY
+from foldserve.service.repository.buckets import buckets_for
+from foldserve.service.repository.index import ModelEntry
 
 
 class BoardStatus:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from service.codecs.protocol import InferenceProtocol, Options, Served
-from service.engine.request import Lane
+from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
+from foldserve.service.engine.request import Lane
 
 
 class BodyLimit:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.ipc.handles import Handle
-from service.ipc.records import DONE
-from service.ipc.scoreboard import Board, Dimensions
-from service.ipc.slots.arena import Arena
-from service.ipc.ticket_queue import ModelQueue
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.records import DONE
+from foldserve.service.ipc.scoreboard import Board, Dimensions
+from foldserve.service.ipc.slots.arena import Arena
+from foldserve.service.ipc.ticket_queue import ModelQueue
 
 
 @dataclass(frozen=True)

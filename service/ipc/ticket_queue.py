@@ -18,9 +18,9 @@ import time
 from collections import deque
 from typing import Final
 
-from service.ipc.handles import Handle
-from service.ipc.records import PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
-from service.ipc.scoreboard import MappedBoard
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.records import PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
+from foldserve.service.ipc.scoreboard import MappedBoard
 
 _PIPE_BYTES: Final = 1 << 18
 """Capacity asked for per queue; what does not fit waits in the API server's own memory."""

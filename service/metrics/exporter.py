@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.host.processes import freeze_garbage
-from service.ipc.handles import SharedMemory
-from service.ipc.scoreboard import READY, Board, MappedBoard
-from service.ipc.slots.arena import Arena, MappedArena
-from service.ipc.slots.slot_counts import take_census
-from service.logs.records import configure_logging
-from service.metrics.device import DeviceMetrics
-from service.metrics.exposition import Exposition, Seen
-from service.metrics.recorder import Metrics, Plan
+from foldserve.service.host.processes import freeze_garbage
+from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.ipc.scoreboard import READY, Board, MappedBoard
+from foldserve.service.ipc.slots.arena import Arena, MappedArena
+from foldserve.service.ipc.slots.slot_counts import take_census
+from foldserve.service.logs.records import configure_logging
+from foldserve.service.metrics.device import DeviceMetrics
+from foldserve.service.metrics.exposition import Exposition, Seen
+from foldserve.service.metrics.recorder import Metrics, Plan
 
 LENGTH_BYTES: Final = 8
 _NICE: Final = 10

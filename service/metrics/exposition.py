@@ -22,10 +22,10 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from service.metrics.catalog import BATCH_CEILING, EXPOSED, INFLIGHT, MODEL_READY, QUEUE_ROWS
-from service.metrics.process import process_families
-from service.metrics.recorder import Metrics
-from service.metrics.store import Kind, Layout, Metric
+from foldserve.service.metrics.catalog import BATCH_CEILING, EXPOSED, INFLIGHT, MODEL_READY, QUEUE_ROWS
+from foldserve.service.metrics.process import process_families
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.metrics.store import Kind, Layout, Metric
 
 Encoder = Callable[[Collector], bytes]
 

@@ -20,8 +20,8 @@ from itertools import product
 
 import numpy as np
 
-from service.ipc.handles import SharedMemory
-from service.metrics.catalog import (
+from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.metrics.catalog import (
     _MODEL,
     BATCH_REASONS,
     BATCH_ROWS,
@@ -49,8 +49,8 @@ from service.metrics.catalog import (
     WORKER_RESTARTS,
     BatchReason,
 )
-from service.metrics.request_ring import Columns
-from service.metrics.store import Layout, Row, Store
+from foldserve.service.metrics.request_ring import Columns
+from foldserve.service.metrics.store import Layout, Row, Store
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from enum import Enum
 from multiprocessing.process import BaseProcess
 from typing import Final, Protocol
 
-from service.host.processes import StopSignals
-from service.ipc.control import MESSAGE, Word
-from service.ipc.handles import Handle
-from service.ipc.scoreboard import MappedBoard
-from service.server.liveness import Liveness
+from foldserve.service.host.processes import StopSignals
+from foldserve.service.ipc.control import MESSAGE, Word
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.scoreboard import MappedBoard
+from foldserve.service.server.liveness import Liveness
 
 _log = logging.getLogger("foldserve.supervisor")
 

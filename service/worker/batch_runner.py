@@ -14,18 +14,18 @@ from typing import Final
 
 import numpy as np
 
-from service.artifact.signature import ANY, TensorSpec
-from service.backends import Session
-from service.backends.base import DeviceLost, OutOfMemory, WrongOutput
-from service.errors import new_error_id
-from service.ipc.records import Reason
-from service.ipc.slots.slot_state import State
-from service.ipc.slots.tensor_layout import Layout
-from service.logs.limits import with_id
-from service.repository.buckets import bucket_for
-from service.worker.dequeue import Shared, Ticket, Timing, hold, settle
-from service.worker.gather import Arrays, Gatherer, copy_bytes
-from service.worker.oom_backoff import Ceilings
+from foldserve.service.artifact.signature import ANY, TensorSpec
+from foldserve.service.backends import Session
+from foldserve.service.backends.base import DeviceLost, OutOfMemory, WrongOutput
+from foldserve.service.errors import new_error_id
+from foldserve.service.ipc.records import Reason
+from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.logs.limits import with_id
+from foldserve.service.repository.buckets import bucket_for
+from foldserve.service.worker.dequeue import Shared, Ticket, Timing, hold, settle
+from foldserve.service.worker.gather import Arrays, Gatherer, copy_bytes
+from foldserve.service.worker.oom_backoff import Ceilings
 
 _log = logging.getLogger("foldserve.worker")
 

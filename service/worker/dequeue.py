@@ -17,17 +17,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from service.ipc.records import (
+from foldserve.service.ipc.records import (
     DONE_STRUCT,
     DONES_PER_WRITE,
     EPOCHS,
     WHOSE_STRUCT,
     Reason,
 )
-from service.ipc.scoreboard import MappedBoard
-from service.ipc.slots import slot_state
-from service.ipc.slots.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.scoreboard import MappedBoard
+from foldserve.service.ipc.slots import slot_state
+from foldserve.service.ipc.slots.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
+from foldserve.service.ipc.slots.slot_state import State
 
 _HEADER_BYTES: Final = HEADER.itemsize
 # As plain numbers: looking up an enum's member would show in what a small request costs.

@@ -15,32 +15,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from service.backends import LoadError, SessionOptions
-from service.backends.base import DeviceLost, NoRoom
-from service.errors import new_error_id
-from service.host.processes import freeze_garbage
-from service.ipc.control import MESSAGE, Word
-from service.ipc.handles import Handle, SharedMemory
-from service.ipc.resources import Transport
-from service.ipc.scoreboard import READY, RETURNING, MappedBoard
-from service.ipc.slots import slot_state
-from service.ipc.slots.tensor_layout import Layout
-from service.ipc.ticket_queue import TicketReader
-from service.logs.records import ALWAYS, flush_logs
-from service.metrics.recorder import Metrics, Plan
-from service.repository.artifact import Artifact
-from service.repository.buckets import buckets_for
-from service.repository.index import ModelEntry
-from service.repository.loading import load_model
-from service.worker.batch_runner import BatchRunner
-from service.worker.batcher import InstanceLoop
-from service.worker.collect import Collector
-from service.worker.dequeue import Shared, Taker
-from service.worker.gate import DeviceGate, Gate
-from service.worker.instance import Instance, end_without_device, end_without_room
-from service.worker.loading_order import load_all
-from service.worker.times import BatchTimes
-from service.worker.turn import turn_of
+from foldserve.service.backends import LoadError, SessionOptions
+from foldserve.service.backends.base import DeviceLost, NoRoom
+from foldserve.service.errors import new_error_id
+from foldserve.service.host.processes import freeze_garbage
+from foldserve.service.ipc.control import MESSAGE, Word
+from foldserve.service.ipc.handles import Handle, SharedMemory
+from foldserve.service.ipc.resources import Transport
+from foldserve.service.ipc.scoreboard import READY, RETURNING, MappedBoard
+from foldserve.service.ipc.slots import slot_state
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.ticket_queue import TicketReader
+from foldserve.service.logs.records import ALWAYS, flush_logs
+from foldserve.service.metrics.recorder import Metrics, Plan
+from foldserve.service.repository.artifact import Artifact
+from foldserve.service.repository.buckets import buckets_for
+from foldserve.service.repository.index import ModelEntry
+from foldserve.service.repository.loading import load_model
+from foldserve.service.worker.batch_runner import BatchRunner
+from foldserve.service.worker.batcher import InstanceLoop
+from foldserve.service.worker.collect import Collector
+from foldserve.service.worker.dequeue import Shared, Taker
+from foldserve.service.worker.gate import DeviceGate, Gate
+from foldserve.service.worker.instance import Instance, end_without_device, end_without_room
+from foldserve.service.worker.loading_order import load_all
+from foldserve.service.worker.times import BatchTimes
+from foldserve.service.worker.turn import turn_of
 
 _log = logging.getLogger("foldserve.worker")
 

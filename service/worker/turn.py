@@ -4,9 +4,9 @@ import os
 from abc import abstractmethod
 from typing import Final, TypeAlias
 
-from service.ipc.records import PIPE_BUF, TURN_STRUCT
-from service.ipc.scoreboard import MappedBoard
-from service.ipc.ticket_queue import ModelQueue
+from foldserve.service.ipc.records import PIPE_BUF, TURN_STRUCT
+from foldserve.service.ipc.scoreboard import MappedBoard
+from foldserve.service.ipc.ticket_queue import ModelQueue
 
 Packed: TypeAlias = bytes
 """Whole tickets, one after the other."""

@@ -12,9 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics.exposition import Exposition, Seen
-from service.metrics.recorder import Metrics, Plan
-from service.repository.model_config import ModelConfig, parse_model_config
+from foldserve.service.metrics.exposition import Exposition, Seen
+from foldserve.service.metrics.recorder import Metrics, Plan
+from foldserve.service.repository.model_config import ModelConfig, parse_model_config
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
 """Eighths: products and sums of small whole numbers with them are exact in float32, whatever the order."""

@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from service.codecs.protocol import InferenceProtocol, Options, Served
-from service.engine.codec_process import helper, orders
-from service.engine.codec_process.orders import CodecPlan, Sized, Word
-from service.engine.dispatcher import Dispatcher
-from service.engine.request import Room, Ticketed
-from service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
-from service.host.processes import stop_signals_blocked
+from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
+from foldserve.service.engine.codec_process import helper, orders
+from foldserve.service.engine.codec_process.orders import CodecPlan, Sized, Word
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.request import Room, Ticketed
+from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
+from foldserve.service.host.processes import stop_signals_blocked
 
 _log = logging.getLogger("foldserve.codecs")
 

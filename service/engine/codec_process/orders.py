@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from service.codecs.protocol import InferenceProtocol, Options, Served
-from service.errors import (
+from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
+from foldserve.service.errors import (
     BadJson,
     BadRequest,
     BadTensor,

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.codecs.protocol import InferenceProtocol, Options, Served
-from service.engine.codec_process.orders import Sized
-from service.ipc.slots.tensor_layout import Layout
+from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
+from foldserve.service.engine.codec_process.orders import Sized
+from foldserve.service.ipc.slots.tensor_layout import Layout
 
 
 class Made:

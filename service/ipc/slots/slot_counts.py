@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.ipc.slots.arena import MappedArena
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.slots.arena import MappedArena
+from foldserve.service.ipc.slots.slot_state import State
 
 
 class Census(NamedTuple):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import service.worker.dequeue as take_module
-from service.engine.recovery import LostTickets, retry_held
-from service.ipc.scoreboard import SETTLE_NS
-from service.ipc.slots.slot_state import State
+import foldserve.service.worker.dequeue as take_module
+from foldserve.service.engine.recovery import LostTickets, retry_held
+from foldserve.service.ipc.scoreboard import SETTLE_NS
+from foldserve.service.ipc.slots.slot_state import State
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Rig, RigWorker
 

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from service.ipc.records import PIPE_BUF, TICKET, TICKETS_PER_TURN, TICKETS_PER_WRITE, TURN_STRUCT
-from service.ipc.ticket_queue import ModelQueue, TicketReader, TicketWriter
+from foldserve.service.ipc.records import PIPE_BUF, TICKET, TICKETS_PER_TURN, TICKETS_PER_WRITE, TURN_STRUCT
+from foldserve.service.ipc.ticket_queue import ModelQueue, TicketReader, TicketWriter
 
 
 def make() -> tuple[ModelQueue, TicketWriter, TicketReader]:

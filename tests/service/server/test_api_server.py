@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from service.codecs import BodyType
-from service.engine.served import ServedBy
-from service.ipc.control import MESSAGE, Word
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import RETURNING, Dimensions
-from service.ipc.slots.slot_state import State
-from service.metrics.recorder import Metrics
-from service.metrics.scrapes import Scrapes
-from service.protocols.predict import Plans
-from service.repository.index import ModelEntry, read_repository
-from service.server import api_server as module
-from service.server.api_server import (
+from foldserve.service.codecs import BodyType
+from foldserve.service.engine.served import ServedBy
+from foldserve.service.ipc.control import MESSAGE, Word
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import RETURNING, Dimensions
+from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.metrics.scrapes import Scrapes
+from foldserve.service.protocols.predict import Plans
+from foldserve.service.repository.index import ModelEntry, read_repository
+from foldserve.service.server import api_server as module
+from foldserve.service.server.api_server import (
     ApiServer,
     ServedDevices,
     make_api_server,
@@ -28,7 +28,7 @@ from service.server.api_server import (
     make_plans,
     make_routes,
 )
-from service.settings import ServeSettings, load_settings
+from foldserve.service.settings import ServeSettings, load_settings
 from tests.service.repositories import metrics_of, sample, save_linear, save_lookup
 
 VERSIONS = (("linear", "1"), ("linear", "2"), ("lookup", "1"))

@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from service.backends import SessionOptions
-from service.backends.devices import Devices
-from service.errors import ConfigError
-from service.host.processes import StopSignals
-from service.ipc.scoreboard import Board, Dimensions
-from service.repository.index import read_repository
-from service.server.main import run_server, session_options, tell_what_is_served, version_of, warn_of_limits
-from service.settings import ServeSettings, load_settings
+from foldserve.service.backends import SessionOptions
+from foldserve.service.backends.devices import Devices
+from foldserve.service.errors import ConfigError
+from foldserve.service.host.processes import StopSignals
+from foldserve.service.ipc.scoreboard import Board, Dimensions
+from foldserve.service.repository.index import read_repository
+from foldserve.service.server.main import (
+    run_server,
+    session_options,
+    tell_what_is_served,
+    version_of,
+    warn_of_limits,
+)
+from foldserve.service.settings import ServeSettings, load_settings
 from tests.service.repositories import metrics_of, save_linear
 
 
@@ -49,7 +55,7 @@ def test_repository_that_cannot_be_read_is_refused_before_anything_starts(
 def test_models_workers_share_the_cores(
     settings: ServeSettings, monkeypatch: pytest.MonkeyPatch, workers: int, threads: int
 ) -> None:
-    monkeypatch.setattr("service.server.main.usable_cores", lambda: 8)
+    monkeypatch.setattr("foldserve.service.server.main.usable_cores", lambda: 8)
     (entry,) = read_repository(settings.repository)
     assert session_options(entry, workers).threads == threads
 

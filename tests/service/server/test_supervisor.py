@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import pytest
 
-from service.host.processes import StopSignals
-from service.ipc.control import MESSAGE, Word
-from service.ipc.handles import Handle
-from service.ipc.scoreboard import READY, RETURNING, Board, Dimensions
-from service.server import supervisor as module
-from service.server.supervisor import LOAD_ATTEMPTS, Child, Phase, Role, Supervisor
+from foldserve.service.host.processes import StopSignals
+from foldserve.service.ipc.control import MESSAGE, Word
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.scoreboard import READY, RETURNING, Board, Dimensions
+from foldserve.service.server import supervisor as module
+from foldserve.service.server.supervisor import LOAD_ATTEMPTS, Child, Phase, Role, Supervisor
 
 # Python 3.12 and later warn of forks beside threads, which other tests' libraries have started by now.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from service.backends import LoadError
-from service.backends.base import DeviceLost, NoRoom, SessionOptions
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, RETURNING, Dimensions
-from service.repository.index import ModelEntry, read_repository
-from service.worker import main as module
-from service.worker.dequeue import Shared
-from service.worker.instance import Instance
-from service.worker.main import Seat, WorkerPlan, _Version, _Worker
+from foldserve.service.backends import LoadError
+from foldserve.service.backends.base import DeviceLost, NoRoom, SessionOptions
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import READY, RETURNING, Dimensions
+from foldserve.service.repository.index import ModelEntry, read_repository
+from foldserve.service.worker import main as module
+from foldserve.service.worker.dequeue import Shared
+from foldserve.service.worker.instance import Instance
+from foldserve.service.worker.main import Seat, WorkerPlan, _Version, _Worker
 from tests.service.engine_rig import FakeSession
 from tests.service.repositories import metrics_of, sample, save_linear
 

@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import pytest
 
-from service.backends.base import DeviceLost, OutOfMemory
-from service.errors import ModelFailed
-from service.worker.main import ModelCeiling
-from service.worker.oom_backoff import FIRST_WAIT_S
+from foldserve.service.backends.base import DeviceLost, OutOfMemory
+from foldserve.service.errors import ModelFailed
+from foldserve.service.worker.main import ModelCeiling
+from foldserve.service.worker.oom_backoff import FIRST_WAIT_S
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, Rig, RigWorker
 

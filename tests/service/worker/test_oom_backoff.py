@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.worker.oom_backoff import FIRST_WAIT_S, LONGEST_WAIT_S, MOST_DIMS, Ceilings
+from foldserve.service.worker.oom_backoff import FIRST_WAIT_S, LONGEST_WAIT_S, MOST_DIMS, Ceilings
 
 SHORT, LONG = b"short", b"long"
 

@@ -1,8 +1,8 @@
 """Whose turn it is: one reader's always; of several, that of the one who has the valid packet."""
 
-from service.ipc.scoreboard import Board, Dimensions, MappedBoard
-from service.ipc.ticket_queue import ModelQueue
-from service.worker.turn import SharedTurn, SoleTurn, turn_of
+from foldserve.service.ipc.scoreboard import Board, Dimensions, MappedBoard
+from foldserve.service.ipc.ticket_queue import ModelQueue
+from foldserve.service.worker.turn import SharedTurn, SoleTurn, turn_of
 
 
 def board() -> MappedBoard:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from service.ipc.slots.arena import Arena, MappedArena
-from service.ipc.slots.slot_counts import take_census
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.slots.arena import Arena, MappedArena
+from foldserve.service.ipc.slots.slot_counts import take_census
+from foldserve.service.ipc.slots.slot_state import State
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.codecs import BodyType
-from service.engine.admission import Bounds
-from service.engine.request import Lane
-from service.frontend.http1.heads.cache import Head, Route, field_of, head_of
-from service.frontend.http1.heads.reader import HeadReader, Seen
-from service.frontend.http1.heads.rules import refusal
-from service.inference.plan import BodyLimit, RequestPlan
-from service.ipc.slots.tensor_layout import Layout
-from service.protocols.predict import PREDICT
+from foldserve.service.codecs import BodyType
+from foldserve.service.engine.admission import Bounds
+from foldserve.service.engine.request import Lane
+from foldserve.service.frontend.http1.heads.cache import Head, Route, field_of, head_of
+from foldserve.service.frontend.http1.heads.reader import HeadReader, Seen
+from foldserve.service.frontend.http1.heads.rules import refusal
+from foldserve.service.inference.plan import BodyLimit, RequestPlan
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.protocols.predict import PREDICT
 from tests.service.engine_rig import FIXED
 
 LANE = Lane(0, "m0", "1", Layout(FIXED), Bounds(8, 1000), timeout_s=1.0, instances=1, max_batch_size=8)
