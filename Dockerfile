@@ -56,6 +56,6 @@ EXPOSE 8000
 # Exec form all through: foldserve is PID 1 and gets SIGTERM itself.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import sys; from service.commands.health_check import ask; sys.exit(ask('/v2/health/ready'))"]
+    CMD ["python3", "-c", "import sys; from foldserve.service.commands.health_check import ask; sys.exit(ask('/v2/health/ready'))"]
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "/models"]

@@ -34,10 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.export import export_model
-from models.export.quiet import quiet
-from models.export.tidying import give_back_memory
-from service.backends.onnxruntime.library import onnxruntime
+from foldserve.models.export import export_model
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.tidying import give_back_memory
+from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 WAYS = ("foldserve", "torch.onnx", "trace")
 NETWORKS = ("mlp", "conv", "transformer", "deep")

@@ -29,17 +29,17 @@ import onnxscript.optimizer
 import torch
 from torch import Tensor
 
-from models import registry
-from models.errors import MissingExtra
-from models.export import export_model
-from models.export.capture import CapturedGraph, capture
-from models.export.copying import eval_copy
-from models.export.example import read_example
-from models.export.quiet import quiet
-from models.export.to_onnx import DEFAULT_OPSET, save_onnx
-from models.export.to_torchscript import load_torchscript, save_torchscript, to_torchscript
-from models.recurrent import symbolic_length
-from service.backends.onnxruntime.library import onnxruntime
+from foldserve.models import registry
+from foldserve.models.errors import MissingExtra
+from foldserve.models.export import export_model
+from foldserve.models.export.capture import CapturedGraph, capture
+from foldserve.models.export.copying import eval_copy
+from foldserve.models.export.example import read_example
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.to_onnx import DEFAULT_OPSET, save_onnx
+from foldserve.models.export.to_torchscript import load_torchscript, save_torchscript, to_torchscript
+from foldserve.models.recurrent import symbolic_length
+from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 WARM_UPS = 3  # TorchScript's executor profiles the first runs of a shape and compiles at the second or third
 LEAST_ROUNDS = 5

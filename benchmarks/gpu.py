@@ -37,8 +37,8 @@ from benchmarks.gpu_parts.served import Model, Place, kill_workers, measure
 from benchmarks.serving import closed_loop, process_tree
 from benchmarks.serving.runs import tell
 from benchmarks.serving.workloads import BENCH
-from service.backends.devices import choose_devices
-from service.errors import ConfigError
+from foldserve.service.backends.devices import choose_devices
+from foldserve.service.errors import ConfigError
 
 PARTS: Final = ("export", "in-process", "served", "kill", "torchscript", "compile")
 RESULTS: Final = "results.jsonl"

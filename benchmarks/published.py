@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
 
-from models.export.fold import FoldReport, fold_batch_norms
+from foldserve.models.export.fold import FoldReport, fold_batch_norms
 
 Build = Callable[[], nn.Module]
 _PICTURE_TO_LABEL = (

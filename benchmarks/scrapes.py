@@ -23,8 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.export import export_model
-from models.registry import resolve
+from foldserve.models.export import export_model
+from foldserve.models.registry import resolve
 
 START_LIMIT_S = 120.0
 

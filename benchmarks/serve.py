@@ -29,7 +29,7 @@ from benchmarks.serving.pairs import measure_pairs
 from benchmarks.serving.promises import checks
 from benchmarks.serving.runs import Plan, Results, run
 from benchmarks.serving.workloads import WORKS, Work, export_models
-from service.backends.onnxruntime.library import onnxruntime
+from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 ROUNDS = 3
 

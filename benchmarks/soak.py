@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from models.export import export_model
-from models.registry import resolve
+from foldserve.models.export import export_model
+from foldserve.models.registry import resolve
 
 MODEL = "mlp"
 FEATURES = 10

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.soak import serving
-from models.export import export_model
+from foldserve.models.export import export_model
 
 MIB: Final = 2**20
 FEATURES: Final = 16_384

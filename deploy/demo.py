@@ -26,10 +26,10 @@ from urllib.request import Request, urlopen
 import numpy as np
 import numpy.typing as npt
 
-from models import efficientnet_lite0, train_digits
-from service.artifact.file_sums import EXPORT, check_files
-from service.artifact.manifest import read_manifest
-from service.errors import ConfigError
+from foldserve.models import efficientnet_lite0, train_digits
+from foldserve.service.artifact.file_sums import EXPORT, check_files
+from foldserve.service.artifact.manifest import read_manifest
+from foldserve.service.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = ROOT / "build" / "demo"

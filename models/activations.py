@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from models.errors import UnknownActivation
+from foldserve.models.errors import UnknownActivation
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.activations import activation
+from foldserve.models.activations import activation
 
 KERNEL = 3
 PADDING = 1

@@ -8,7 +8,7 @@ from importlib.resources import as_file, files
 import torch
 from torch import Tensor, nn
 
-from models.weights import load_weights
+from foldserve.models.weights import load_weights
 
 WEIGHTS = "digits.safetensors"
 
@@ -52,7 +52,7 @@ def _layer(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
 def build() -> nn.Module:
     """Return the network with its trained weights."""
     network = Digits()
-    with as_file(files("models").joinpath(WEIGHTS)) as path:
+    with as_file(files("foldserve.models").joinpath(WEIGHTS)) as path:
         load_weights(network, path)
     return network
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.errors import MissingExtra
-from models.image_input import ImageInput
-from models.weights import load_weights
+from foldserve.models.errors import MissingExtra
+from foldserve.models.image_input import ImageInput
+from foldserve.models.weights import load_weights
 
 SIZE = 224  # pixels a side
 MEAN = 127.0  # of a byte; one for all channels
@@ -78,7 +78,9 @@ def labels() -> tuple[str, ...]:
 
     Source: models/imagenet_labels.txt, the names as torchvision (BSD-3-Clause) has them, after ILSVRC 2012.
     """
-    return tuple(files("models").joinpath("imagenet_labels.txt").read_text(encoding="utf-8").splitlines())
+    return tuple(
+        files("foldserve.models").joinpath("imagenet_labels.txt").read_text(encoding="utf-8").splitlines()
+    )
 
 
 def _packages() -> tuple[Any, Path]:

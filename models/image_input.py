@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from service.artifact.pictures import CHANNELS, LAYOUTS, PictureInput
+from foldserve.service.artifact.pictures import CHANNELS, LAYOUTS, PictureInput
 
 _GREY = "grey"
 COLOURS = ("RGB", "BGR", _GREY)

@@ -14,7 +14,7 @@ class SequenceClassifier(nn.Module):
         num_classes: K, numbers answered for a sequence.
     Shape: in float (N, T, F), out (N, K), any N, T >= 1; one length per batch; dtype is kept.
     Export: TorchScript and ONNX; N and T are dynamic. A capture with a dynamic T needs
-        models.recurrent.symbolic_length() around it. The norm folds into the linear layer before it.
+        foldserve.models.recurrent.symbolic_length() around it. The norm folds into the linear layer before it.
     Source: Hochreiter and Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735, with forget gates as in
     torch.nn.LSTM; norms outside the recurrence as in Laurent et al. 2015, arXiv:1510.01378.
     """

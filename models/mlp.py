@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.activations import activation
+from foldserve.models.activations import activation
 
 
 class NeuralNetwork(nn.Module):

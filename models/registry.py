@@ -17,10 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from models.errors import ExportError, FactoryFailed, UnknownTarget
-from models.image_input import ImageInput
-from models.user_modules import FOR_NETWORKS, OWN_PACKAGES, is_own_name, own_packages_aside, project_has_them
-from models.weights import load_weights
+from foldserve.models.errors import ExportError, FactoryFailed, UnknownTarget
+from foldserve.models.image_input import ImageInput
+from foldserve.models.user_modules import (
+    FOR_NETWORKS,
+    OWN_PACKAGES,
+    is_own_name,
+    own_packages_aside,
+    project_has_them,
+)
+from foldserve.models.weights import load_weights
 
 _SEED = 0
 _PLAIN_VALUES = (type(None), bool, int, float, complex, str)
@@ -90,7 +96,7 @@ def resolve(target: str, weights: Path | None = None, weights_key: str | None = 
     weights_key: which of several sets of weights in the file, as in weights.load_weights.
 
     Raises ExportErrors: UnknownTarget when it cannot be found or imported, FactoryFailed when it cannot be
-    built, MissingExtra when it needs a package that is not installed, and those of models.weights. For a
+    built, MissingExtra when it needs a package that is not installed, and those of foldserve.models.weights. For a
     factory the current directory becomes importable.
     """
     found = _resolve_factory(target) if ":" in target else _resolve_network(target)
@@ -159,7 +165,7 @@ def _made(
     """What the factory returns, its module imported as the project's own program would import it.
 
     A project that has a package `models` means that one; where its file imports foldserve's instead
-    (models.image_input, say), it is not to be found in the project's, and foldserve's is taken.
+    (foldserve.models.image_input, say), it is not to be found in the project's, and foldserve's is taken.
     """
     if not project_has_them():
         return _call(target, _find(target, module_name, attribute))

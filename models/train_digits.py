@@ -1,4 +1,4 @@
-"""Train models/digits.py on the digits of scikit-learn: python -m models.train_digits
+"""Train models/digits.py on the digits of scikit-learn: python -m foldserve.models.train_digits
 
 1437 digits to train, 360 held out; the held-out ones are looked at once, when training has ended. One thread,
 every random choice from one seed: the same machine writes the same bytes each time. It takes a few seconds
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.digits import WEIGHTS, Digits
-from models.errors import MissingExtra
+from foldserve.models.digits import WEIGHTS, Digits
+from foldserve.models.errors import MissingExtra
 
 SEED = 0
 EPOCHS = 30
@@ -113,7 +113,7 @@ def accuracy(network: Digits, pixels: Tensor, digits: Tensor) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, print the losses and the held-out accuracy, write the weights."""
     parser = argparse.ArgumentParser(
-        prog="python -m models.train_digits", description=__doc__.partition("\n")[0]
+        prog="python -m foldserve.models.train_digits", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).with_name(WEIGHTS), help="default: %(default)s"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.activations import activation
+from foldserve.models.activations import activation
 
 
 class EncoderLayer(nn.Module):

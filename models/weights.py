@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.checkpoint import Found, choose, fits, misfits, search, some
-from models.errors import WeightsDoNotFit, WeightsUnreadable
-from models.weights_file import SAVE, read_weights
+from foldserve.models.checkpoint import Found, choose, fits, misfits, search, some
+from foldserve.models.errors import WeightsDoNotFit, WeightsUnreadable
+from foldserve.models.weights_file import SAVE, read_weights
 
 
 def load_weights(module: nn.Module, path: Path, key: str | None = None) -> str:

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from models.errors import UnsafeWeights, WeightsUnreadable
+from foldserve.models.errors import UnsafeWeights, WeightsUnreadable
 
 SAVE: Final = (
     "torch.save(module.state_dict(), path), or safetensors.torch.save_file(module.state_dict(), path)"

@@ -18,9 +18,9 @@ from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
-from service.errors import ConfigError
-from service.host.processes import open_standard_streams
-from service.settings import SETTINGS, Setting, load_settings
+from foldserve.service.errors import ConfigError
+from foldserve.service.host.processes import open_standard_streams
+from foldserve.service.settings import SETTINGS, Setting, load_settings
 
 GROUP: Final = "foldserve.commands"
 _OWN_PACKAGES: Final = ("models", "service")
@@ -71,14 +71,14 @@ class ServeCommand:
             parser.add_argument(setting.flag, dest=setting.name, metavar=metavar, help=text)
 
     def run(self, args: argparse.Namespace) -> int:
-        from service.host.processes import StopSignals
+        from foldserve.service.host.processes import StopSignals
 
         # First of all: what follows takes a second to import, and a signal in it is one to end by, not to die of. The
         # first process of a container would not even die: the kernel drops what it has no handler for.
         with StopSignals() as stop:
             given = {setting.name: getattr(args, setting.name) for setting in SETTINGS}
             settings = load_settings(given, os.environ, args.config)
-            from service.server.main import run_server
+            from foldserve.service.server.main import run_server
 
             return run_server(settings, stop)
 
@@ -98,7 +98,7 @@ class InspectCommand:
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        from service.commands.inspect import inspect
+        from foldserve.service.commands.inspect import inspect
 
         return inspect(args.target, sys.stdout)
 
@@ -137,7 +137,7 @@ class PredictCommand:
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        from service.commands.predict import predict_files
+        from foldserve.service.commands.predict import predict_files
 
         return predict_files(
             args.url, args.model, args.files, args.version, args.output, args.timeout_ms, sys.stdout, args.top

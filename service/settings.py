@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from service.documents import BadDocument, parse_yaml
-from service.errors import ConfigError
-from service.setting_values import (
+from foldserve.service.documents import BadDocument, parse_yaml
+from foldserve.service.errors import ConfigError
+from foldserve.service.setting_values import (
     choice,
     parse_boolean,
     parse_device,

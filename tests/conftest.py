@@ -10,7 +10,7 @@ import sysconfig
 import pytest
 from hypothesis import HealthCheck, settings
 
-from service.ipc.slots import slot_state
+from foldserve.service.ipc.slots import slot_state
 
 # A machine that does other things too may stop for longer than an example's 0.2 s. The parent is hypothesis's own
 # choice: in CI another one, whose examples are the same in every run.
@@ -24,7 +24,7 @@ settings.load_profile("foldserve")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before a test imports onnxruntime by itself: its telemetry is off from here on.
-import service.backends.onnxruntime.library  # noqa: E402, F401 - it brings numpy, so it comes behind the line above
+import foldserve.service.backends.onnxruntime.library  # noqa: E402, F401 - it brings numpy, so it comes behind the line above
 
 # Every move of every slot is held against the table, in this process; servers get --check-moves.
 slot_state.checking = True

@@ -19,11 +19,11 @@ import numpy as np
 from benchmarks.gpu_parts.loops import Looper, Step, Steps, loop
 from benchmarks.gpu_parts.networks import PRECISIONS, SUBJECTS, Precision, Subject
 from benchmarks.gpu_parts.records import Cell, Failure, Record, to_line
-from service.backends import Session, SessionOptions, Workload, load_session
-from service.repository.artifact import Artifact
-from service.repository.index import read_repository
-from service.repository.loading import load_model
-from service.repository.reference import read_reference
+from foldserve.service.backends import Session, SessionOptions, Workload, load_session
+from foldserve.service.repository.artifact import Artifact
+from foldserve.service.repository.index import read_repository
+from foldserve.service.repository.loading import load_model
+from foldserve.service.repository.reference import read_reference
 
 if TYPE_CHECKING:
     from benchmarks.gpu_parts.scripted import Scripted
@@ -206,7 +206,7 @@ def _script(network: _Network, folded: bool, notes: list[str]) -> Steps:
 
 def _plain_script(network: _Network, folded: bool, notes: list[str]) -> Steps:
     """The file as it is: what the fold is worth by itself."""
-    from models.export.to_torchscript import load_torchscript
+    from foldserve.models.export.to_torchscript import load_torchscript
 
     _set_tf32(network.precision.tf32)
     files = network.scripted()
@@ -218,7 +218,7 @@ def _compiled(network: _Network, _: bool, notes: list[str]) -> Steps:
     """The network itself, unfolded, as torch compiles it for each batch size; channels last, half where fp16."""
     import torch
 
-    from models import registry
+    from foldserve.models import registry
 
     job = network.job
     _set_tf32(network.precision.tf32)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.gpu_parts.records import Machine, to_line
 from benchmarks.serving.workloads import ROOT
-from service.backends.onnxruntime.library import onnxruntime
+from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,7 +65,7 @@ def _cudnn() -> str:
 
 
 def _foldserve() -> str:
-    spec = importlib.util.find_spec("service.engine.admission")
+    spec = importlib.util.find_spec("foldserve.service.engine.admission")
     return "compiled" if spec and str(spec.origin).endswith(".so") else "not compiled"
 
 

@@ -74,8 +74,8 @@ def resnet50_uint8() -> "tuple[nn.Module, tuple[torch.Tensor, ...]]":
     """
     import torch
 
-    from models.image_input import ImageInput
-    from models.resnet import build_50
+    from foldserve.models.image_input import ImageInput
+    from foldserve.models.resnet import build_50
 
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(SEED)
@@ -90,7 +90,14 @@ def artifact_name(subject: Subject, precision: Precision) -> str:
 
 def export_command(subject: Subject, precision: Precision, repository: Path) -> list[str]:
     """How the artifact is made."""
-    command = [sys.executable, "-m", "models.export", subject.target, "--repository", str(repository)]
+    command = [
+        sys.executable,
+        "-m",
+        "foldserve.models.export",
+        subject.target,
+        "--repository",
+        str(repository),
+    ]
     command += ["--name", artifact_name(subject, precision), "--precision", precision.exported]
     return [*command, "--max-batch-size", str(EXPORT_ROWS)]
 

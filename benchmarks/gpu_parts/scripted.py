@@ -8,17 +8,17 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_parts.networks import Precision, Subject
-from models import registry
-from models.export.capture import CapturedGraph, capture
-from models.export.convert import convert
-from models.export.copying import eval_copy
-from models.export.datatypes import OIP_WORDS
-from models.export.example import read_example
-from models.export.fold import fold_batch_norms
-from models.export.graph_copy import without_unused
-from models.export.precision import PRECISIONS
-from models.export.to_torchscript import save_torchscript, to_torchscript
-from service.artifact.signature import ANY, Signature, TensorSpec
+from foldserve.models import registry
+from foldserve.models.export.capture import CapturedGraph, capture
+from foldserve.models.export.convert import convert
+from foldserve.models.export.copying import eval_copy
+from foldserve.models.export.datatypes import OIP_WORDS
+from foldserve.models.export.example import read_example
+from foldserve.models.export.fold import fold_batch_norms
+from foldserve.models.export.graph_copy import without_unused
+from foldserve.models.export.precision import PRECISIONS
+from foldserve.models.export.to_torchscript import save_torchscript, to_torchscript
+from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from benchmarks.gpu_parts.records import Killed, Served
 from benchmarks.serving import closed_loop, process_tree
 from benchmarks.serving.closed_loop import ClosedLoad, Shape
 from benchmarks.serving.contenders import RAW, Request, free_port, post, serving
-from service.artifact.difference import relative_error
-from service.repository.artifact import Artifact
-from service.repository.index import read_repository
-from service.repository.reference import read_reference
+from foldserve.service.artifact.difference import relative_error
+from foldserve.service.repository.artifact import Artifact
+from foldserve.service.repository.index import read_repository
+from foldserve.service.repository.reference import read_reference
 
 WARM_S: Final = 1.0
 KILLS: Final = 3
-_FOLDSERVE: Final = "import sys; from service.cli import main; sys.exit(main())"
+_FOLDSERVE: Final = "import sys; from foldserve.service.cli import main; sys.exit(main())"
 _BYTES: Final = "1GiB"
 """Of requests under way, and of bodies being received, in one API server: room for every connection's."""
 _MOST_OFF: Final = 1e-3

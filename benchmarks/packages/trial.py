@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.packages.published_class import Inputs, PublishedClass, Size
 from benchmarks.published import randomise_norms
-from models.export import ExportError, ExportResult, export_model
-from models.export.to_onnx import run_onnx
-from models.export.to_torchscript import load_torchscript, run_torchscript
-from service.backends.onnxruntime.library import onnxruntime
+from foldserve.models.export import ExportError, ExportResult, export_model
+from foldserve.models.export.to_onnx import run_onnx
+from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 _ALLOWED = (
     2e-3  # relative to the largest value of an output: float32 through ten or so layers leaves 1e-5 to 1e-4

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.backends.onnxruntime.library import onnxruntime
+from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 _KEPT_BYTES = 32 * 2**20
 """Bodies that take turns: more than a cache holds, as with a server's clients."""

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from service.backends.onnxruntime.library import onnxruntime
+from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BENCH: Final = ROOT / "build" / "bench"

@@ -18,10 +18,10 @@ The order is a table in pipeline.py. The command line is cli.py.
 
 from typing import TYPE_CHECKING, Any
 
-from models.errors import ExportError
+from foldserve.models.errors import ExportError
 
 if TYPE_CHECKING:
-    from models.export.pipeline import ExportResult, Progress, export_model
+    from foldserve.models.export.pipeline import ExportResult, Progress, export_model
 
 __all__ = ["ExportError", "ExportResult", "Progress", "export_model"]
 
@@ -29,7 +29,7 @@ __all__ = ["ExportError", "ExportResult", "Progress", "export_model"]
 def __getattr__(name: str) -> Any:
     # Late, since the command line imports this package to list `export`, and torch takes two seconds.
     if name in __all__:
-        from models.export import pipeline
+        from foldserve.models.export import pipeline
 
         return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""`python -m models.export TARGET ...`, the same as `foldserve export`."""
+"""`python -m foldserve.models.export TARGET ...`, the same as `foldserve export`."""
 
 import sys
 
-from models.export.cli import main
+from foldserve.models.export.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from models.errors import BadExample
-from models.export.structure import leaves, rebuilt
+from foldserve.models.errors import BadExample
+from foldserve.models.export.structure import leaves, rebuilt
 
 _Kind = inspect.Parameter
 

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.errors import NameNotUsable, NotWritable, VersionExists
-from service.artifact.names import MODEL_NAME, VERSION_NAME
+from foldserve.models.errors import NameNotUsable, NotWritable, VersionExists
+from foldserve.service.artifact.names import MODEL_NAME, VERSION_NAME
 
 _ASIDE = ".export-"
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.export.copying import EvalCopy
-from models.export.example import ROWS, Example
-from models.export.fresh import fresh_copy
-from models.export.running import plain_ways
-from models.export.structure import leaves
+from foldserve.models.export.copying import EvalCopy
+from foldserve.models.export.example import ROWS, Example
+from foldserve.models.export.fresh import fresh_copy
+from foldserve.models.export.running import plain_ways
+from foldserve.models.export.structure import leaves
 
 # Emptied or not, the same operators run on the same numbers; another order of a sum is all that may differ.
 _SAME = 1e-5

@@ -17,28 +17,28 @@ import torch
 from torch import fx
 from torch.export import Dim
 
-from models.errors import BadExample, ExportError
-from models.export.caches import copy_to_capture
-from models.export.cleaning import clean_graph
-from models.export.copying import EvalCopy
-from models.export.example import Example, checked_names, unique_names
-from models.export.flat import FlatNetwork, tensors_of, without_wrapper
-from models.export.graph_copy import without_code
-from models.export.guards import read_assumptions
-from models.export.history import forget_last_trace, without_history, without_origins
-from models.export.linear_lookups import linear_lookups
-from models.export.outputs import Outputs
-from models.export.plain_names import any_names, give_plain_names
-from models.export.quiet import quiet
-from models.export.refusals import reason, refuse, refused_calls, user_line
-from models.export.running import plain_ways, unchecked_distributions
-from models.export.settling import own_sizes, settle
-from models.export.sizes import Sizes, find_sizes
-from models.export.sizes_in_calls import sizes_in_calls
-from models.export.symbolic_keys import sizes_as_keys
-from models.export.trials import Trials, eager_runner
-from models.export.unguarded import without_guards
-from models.recurrent import symbolic_length
+from foldserve.models.errors import BadExample, ExportError
+from foldserve.models.export.caches import copy_to_capture
+from foldserve.models.export.cleaning import clean_graph
+from foldserve.models.export.copying import EvalCopy
+from foldserve.models.export.example import Example, checked_names, unique_names
+from foldserve.models.export.flat import FlatNetwork, tensors_of, without_wrapper
+from foldserve.models.export.graph_copy import without_code
+from foldserve.models.export.guards import read_assumptions
+from foldserve.models.export.history import forget_last_trace, without_history, without_origins
+from foldserve.models.export.linear_lookups import linear_lookups
+from foldserve.models.export.outputs import Outputs
+from foldserve.models.export.plain_names import any_names, give_plain_names
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.refusals import reason, refuse, refused_calls, user_line
+from foldserve.models.export.running import plain_ways, unchecked_distributions
+from foldserve.models.export.settling import own_sizes, settle
+from foldserve.models.export.sizes import Sizes, find_sizes
+from foldserve.models.export.sizes_in_calls import sizes_in_calls
+from foldserve.models.export.symbolic_keys import sizes_as_keys
+from foldserve.models.export.trials import Trials, eager_runner
+from foldserve.models.export.unguarded import without_guards
+from foldserve.models.recurrent import symbolic_length
 
 
 @dataclass(frozen=True)

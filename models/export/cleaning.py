@@ -16,12 +16,12 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._prims_common import is_contiguous_or_false
 
-from models.errors import NotCapturable
-from models.export.flat import inner_path
-from models.export.graph_copy import around
-from models.export.outputs import Outputs, select_outputs
-from models.export.refusals import node_line
-from models.export.training_norms import spell_out_training_norms
+from foldserve.models.errors import NotCapturable
+from foldserve.models.export.flat import inner_path
+from foldserve.models.export.graph_copy import around
+from foldserve.models.export.outputs import Outputs, select_outputs
+from foldserve.models.export.refusals import node_line
+from foldserve.models.export.training_norms import spell_out_training_norms
 
 aten = torch.ops.aten
 

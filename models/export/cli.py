@@ -1,7 +1,7 @@
 """`foldserve export`: the arguments, the progress lines and the table at the end.
 
 The command joins `foldserve` through the entry-point group foldserve.commands, as `service` never imports
-`models`; `python -m models.export` is the same command. Whatever is written to stdout is the result; progress
+`models`; `python -m foldserve.models.export` is the same command. Whatever is written to stdout is the result; progress
 and errors go to stderr. Exit codes: 0 exported, 2 an error that the user can mend, 130 Ctrl-C.
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from models.export.interrupts import Interrupts
+from foldserve.models.export.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from models.export.pipeline import ExportResult, Progress
+    from foldserve.models.export.pipeline import ExportResult, Progress
 
 EPILOG = """\
 examples:
@@ -140,7 +140,7 @@ class ExportCommand:
 
 
 def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
-    from models.errors import ExportError
+    from foldserve.models.errors import ExportError
 
     lines = ProgressLines(sys.stderr)
 
@@ -196,14 +196,14 @@ class ProgressLines:
 
 def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) -> "ExportResult":
     # Here and not above: --help and other commands must not wait for torch.
-    from models.errors import BadExample
-    from models.export.arguments import arranged
-    from models.export.artifact import check_name
-    from models.export.example_option import examples_from
-    from models.export.labels import read_labels
-    from models.export.pipeline import export_model
-    from models.export.tolerance import tolerance_from
-    from models.registry import resolve
+    from foldserve.models.errors import BadExample
+    from foldserve.models.export.arguments import arranged
+    from foldserve.models.export.artifact import check_name
+    from foldserve.models.export.example_option import examples_from
+    from foldserve.models.export.labels import read_labels
+    from foldserve.models.export.pipeline import export_model
+    from foldserve.models.export.tolerance import tolerance_from
+    from foldserve.models.registry import resolve
 
     if args.name is not None:
         check_name(args.name)  # before a large network is built
@@ -370,10 +370,10 @@ def _slowest(seconds: Mapping[str, float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m models.export`: the same command without the server's command line around it."""
+    """`python -m foldserve.models.export`: the same command without the server's command line around it."""
     command = ExportCommand()
     parser = argparse.ArgumentParser(
-        prog="python -m models.export",
+        prog="python -m foldserve.models.export",
         description=command.help,
         allow_abbrev=False,  # as in service/cli.py
     )

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from models.errors import PrecisionNotUsable
-from models.export.capture import CapturedGraph
-from models.export.cleaning import where
-from models.export.graph_copy import copied, without_unused
-from models.export.mixed import Choice, Facts, choose, is_float32
-from models.export.precision import Precision
+from foldserve.models.errors import PrecisionNotUsable
+from foldserve.models.export.capture import CapturedGraph
+from foldserve.models.export.cleaning import where
+from foldserve.models.export.graph_copy import copied, without_unused
+from foldserve.models.export.mixed import Choice, Facts, choose, is_float32
+from foldserve.models.export.precision import Precision
 
 aten = torch.ops.aten
 

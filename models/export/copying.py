@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.parameter import is_lazy
 
-from models.errors import NotCapturable
-from models.export.fresh import FreshRuns, empty_tables
-from models.export.refusals import reason
+from foldserve.models.errors import NotCapturable
+from foldserve.models.export.fresh import FreshRuns, empty_tables
+from foldserve.models.export.refusals import reason
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx
 
-from models.export.float64_mode import float64_arithmetic, widened
-from models.export.graph_copy import copied
-from models.export.onnx_stream import without_weights
-from models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.models.export.float64_mode import float64_arithmetic, widened
+from foldserve.models.export.graph_copy import copied
+from foldserve.models.export.onnx_stream import without_weights
+from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
 
 Types = Mapping[int, int]
 Runner = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.errors import BadExample
-from models.export.arguments import Arguments, bind
-from models.export.datatypes import OIP_WORDS
-from models.export.ways import SERVE_TOGETHER
+from foldserve.models.errors import BadExample
+from foldserve.models.export.arguments import Arguments, bind
+from foldserve.models.export.datatypes import OIP_WORDS
+from foldserve.models.export.ways import SERVE_TOGETHER
 
 ROWS = "rows"
 BATCH = "batch"

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.errors import BadExample
-from models.export.datatypes import OIP_WORDS
-from models.export.example import ROWS
+from foldserve.models.errors import BadExample
+from foldserve.models.export.datatypes import OIP_WORDS
+from foldserve.models.export.example import ROWS
 
 # As users write them, in small letters: fp32 or float32. Not `float` or `int`: they have one size in torch and another
 # in numpy.

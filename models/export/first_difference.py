@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
-from models.export.cleaning import where
-from models.export.difference import difference, scale_of
-from models.export.float64_graph import Recorder, float64_values
-from models.export.graph_copy import copied
+from foldserve.models.export.cleaning import where
+from foldserve.models.export.difference import difference, scale_of
+from foldserve.models.export.float64_graph import Recorder, float64_values
+from foldserve.models.export.graph_copy import copied
 
 Values = Mapping[str, Tensor]
 

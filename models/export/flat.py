@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from models.export.example import Example
-from models.export.plain_names import is_plain
-from models.export.structure import leaves
+from foldserve.models.export.example import Example
+from foldserve.models.export.plain_names import is_plain
+from foldserve.models.export.structure import leaves
 
 _NETWORK = "network"
 

@@ -14,8 +14,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import _disable_current_modes
 
-from models.export.float64_mode import float64_arithmetic, widened, wider_type
-from models.export.fold.exact import exact_value
+from foldserve.models.export.float64_mode import float64_arithmetic, widened, wider_type
+from foldserve.models.export.fold.exact import exact_value
 
 Weights = Callable[[Tensor], Tensor]
 """What to run with in the place of each weight."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.export.places import values_at_places
+from foldserve.models.export.places import values_at_places
 
 _Array = npt.NDArray[Any]
 

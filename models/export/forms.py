@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.errors import FormNotUsable, FormNotWritten, NotCapturable, ParityFailed
-from models.export.precision import Precision
+from foldserve.models.errors import FormNotUsable, FormNotWritten, NotCapturable, ParityFailed
+from foldserve.models.export.precision import Precision
 
 
 @dataclass(frozen=True)

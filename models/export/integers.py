@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.export.places import pooled_axes, values_at_places
+from foldserve.models.export.places import pooled_axes, values_at_places
 
 _Array = npt.NDArray[Any]
 

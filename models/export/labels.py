@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.errors import BadLabels
+from foldserve.models.errors import BadLabels
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

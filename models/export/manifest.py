@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.export.artifact import sha256_and_size
-from models.export.capture import CapturedGraph
-from models.export.convert import KeptWide
-from models.export.datatypes import OIP_WORDS
-from models.export.example import Example
-from models.export.fold import FoldReport
-from models.export.memory import Memory
-from models.export.outputs import Outputs
-from models.export.precision import Precision
-from models.export.verify import Parity
-from models.export.ways import INDEPENDENT, TOGETHER
+from foldserve.models.export.artifact import sha256_and_size
+from foldserve.models.export.capture import CapturedGraph
+from foldserve.models.export.convert import KeptWide
+from foldserve.models.export.datatypes import OIP_WORDS
+from foldserve.models.export.example import Example
+from foldserve.models.export.fold import FoldReport
+from foldserve.models.export.memory import Memory
+from foldserve.models.export.outputs import Outputs
+from foldserve.models.export.precision import Precision
+from foldserve.models.export.verify import Parity
+from foldserve.models.export.ways import INDEPENDENT, TOGETHER
 
 FORMAT_VERSION = 1
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from models.export.capture import CapturedGraph
+from foldserve.models.export.capture import CapturedGraph
 
 # Operators whose result is their first input under another shape.
 _RESHAPES = frozenset(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from models.export.precision import Precision
+from foldserve.models.export.precision import Precision
 
 _LOW = frozenset(
     {

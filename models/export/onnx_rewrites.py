@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from models.export import onnx_attention, onnx_numbers
-from models.export.graph_copy import copied
+from foldserve.models.export import onnx_attention, onnx_numbers
+from foldserve.models.export.graph_copy import copied
 
 aten = torch.ops.aten
 

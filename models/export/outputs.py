@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from models.errors import NotCapturable
-from models.export.datatypes import OIP_WORDS
-from models.export.flat import tensors_of
-from models.export.structure import Path, leaves
-from models.export.ways import SERVE_TOGETHER
+from foldserve.models.errors import NotCapturable
+from foldserve.models.export.datatypes import OIP_WORDS
+from foldserve.models.export.flat import tensors_of
+from foldserve.models.export.structure import Path, leaves
+from foldserve.models.export.ways import SERVE_TOGETHER
 
 aten = torch.ops.aten
 

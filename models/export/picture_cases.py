@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from models.errors import BadExample, MissingExtra, ParityFailed
-from models.export.difference import difference
-from models.export.example import Example
-from models.export.reference import Case, EagerReference
-from models.export.verify import FOLD_TOLERANCE, OutputParity, Parity
-from models.image_input import ImageInput, picture_input
-from service.artifact.pictures import PictureInput, decode, pixels
+from foldserve.models.errors import BadExample, MissingExtra, ParityFailed
+from foldserve.models.export.difference import difference
+from foldserve.models.export.example import Example
+from foldserve.models.export.reference import Case, EagerReference
+from foldserve.models.export.verify import FOLD_TOLERANCE, OutputParity, Parity
+from foldserve.models.image_input import ImageInput, picture_input
+from foldserve.service.artifact.pictures import PictureInput, decode, pixels
 
 # Wider and higher than what the network takes, so that it is scaled and cut; one of them smaller, so that it grows.
 _SCALES = ((1.4, 1.9), (0.7, 0.6))

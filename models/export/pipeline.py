@@ -18,35 +18,54 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from models.errors import BadExample
-from models.export.artifact import check_free, check_name, check_version, new_version, next_version
-from models.export.caches import without_caches
-from models.export.capture import CapturedGraph
-from models.export.convert import Converted, convert
-from models.export.copying import EvalCopy, eval_copy
-from models.export.exactness import onnx_in_float32, torchscript_in_float64, with_own_weights
-from models.export.example import Example, read_example
-from models.export.first_difference import first_lost_digits, with_every_value
-from models.export.float64_graph import run_float64
-from models.export.fold import FoldReport, fold_batch_norms
-from models.export.fold.exact import forget
-from models.export.forms import ONNX, TORCHSCRIPT, Form, Forms, chosen_forms
-from models.export.graph_copy import copied, without_unused
-from models.export.labels import check_labels
-from models.export.manifest import count_parameters, manifest, output_specs, write_manifest, write_reference
-from models.export.memory import measure_memory
-from models.export.picture_cases import picture_case, settled_picture
-from models.export.precision import FP32, Precision, check_precision
-from models.export.reference import ROW_COUNTS, Case, EagerReference
-from models.export.rows import capture_with_offers, check_rows_word, sizes_to_prove, without_refused
-from models.export.running import plain_process
-from models.export.settled import with_settled
-from models.export.source import with_source
-from models.export.tidying import give_back_memory, large_blocks_given_back, older_objects_aside
-from models.export.to_onnx import check_opset, load_onnx, onnx_session, opset_of, run_onnx, save_onnx, to_onnx
-from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
-from models.export.tolerance import Output, as_in_float32, check_chosen, outputs_of
-from models.export.verify import (
+from foldserve.models.errors import BadExample
+from foldserve.models.export.artifact import check_free, check_name, check_version, new_version, next_version
+from foldserve.models.export.caches import without_caches
+from foldserve.models.export.capture import CapturedGraph
+from foldserve.models.export.convert import Converted, convert
+from foldserve.models.export.copying import EvalCopy, eval_copy
+from foldserve.models.export.exactness import onnx_in_float32, torchscript_in_float64, with_own_weights
+from foldserve.models.export.example import Example, read_example
+from foldserve.models.export.first_difference import first_lost_digits, with_every_value
+from foldserve.models.export.float64_graph import run_float64
+from foldserve.models.export.fold import FoldReport, fold_batch_norms
+from foldserve.models.export.fold.exact import forget
+from foldserve.models.export.forms import ONNX, TORCHSCRIPT, Form, Forms, chosen_forms
+from foldserve.models.export.graph_copy import copied, without_unused
+from foldserve.models.export.labels import check_labels
+from foldserve.models.export.manifest import (
+    count_parameters,
+    manifest,
+    output_specs,
+    write_manifest,
+    write_reference,
+)
+from foldserve.models.export.memory import measure_memory
+from foldserve.models.export.picture_cases import picture_case, settled_picture
+from foldserve.models.export.precision import FP32, Precision, check_precision
+from foldserve.models.export.reference import ROW_COUNTS, Case, EagerReference
+from foldserve.models.export.rows import capture_with_offers, check_rows_word, sizes_to_prove, without_refused
+from foldserve.models.export.running import plain_process
+from foldserve.models.export.settled import with_settled
+from foldserve.models.export.source import with_source
+from foldserve.models.export.tidying import give_back_memory, large_blocks_given_back, older_objects_aside
+from foldserve.models.export.to_onnx import (
+    check_opset,
+    load_onnx,
+    onnx_session,
+    opset_of,
+    run_onnx,
+    save_onnx,
+    to_onnx,
+)
+from foldserve.models.export.to_torchscript import (
+    load_torchscript,
+    run_torchscript,
+    save_torchscript,
+    to_torchscript,
+)
+from foldserve.models.export.tolerance import Output, as_in_float32, check_chosen, outputs_of
+from foldserve.models.export.verify import (
     Parity,
     check_conditioned,
     check_file,
@@ -55,9 +74,9 @@ from models.export.verify import (
     check_stateless,
     locate_in_graph,
 )
-from models.export.ways import INDEPENDENT, SERVE_TOGETHER
-from models.image_input import ImageInput, image_of_manifest
-from service.artifact.pictures import PictureInput
+from foldserve.models.export.ways import INDEPENDENT, SERVE_TOGETHER
+from foldserve.models.image_input import ImageInput, image_of_manifest
+from foldserve.service.artifact.pictures import PictureInput
 
 DEFAULT_MAX_BATCH_SIZE = 32
 

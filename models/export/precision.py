@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.errors import PrecisionNotUsable
+from foldserve.models.errors import PrecisionNotUsable
 
 # 16 times the largest number measured over the cases must still be finite: other inputs bring larger values.
 _HEADROOM = 16.0

@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.errors import BadExample, NotCapturable
-from models.export.copying import EvalCopy, double_copy
-from models.export.difference import Difference, difference
-from models.export.example import Example
-from models.export.float64_mode import float64_arithmetic, widened
-from models.export.fresh import FreshRuns
-from models.export.outputs import Outputs
-from models.export.refusals import reason
-from models.export.running import plain_ways
-from models.export.sampling import random_inputs, unproved_values
-from models.export.source import fresh_inputs, is_finite
-from models.export.ways import SERVE_TOGETHER
+from foldserve.models.errors import BadExample, NotCapturable
+from foldserve.models.export.copying import EvalCopy, double_copy
+from foldserve.models.export.difference import Difference, difference
+from foldserve.models.export.example import Example
+from foldserve.models.export.float64_mode import float64_arithmetic, widened
+from foldserve.models.export.fresh import FreshRuns
+from foldserve.models.export.outputs import Outputs
+from foldserve.models.export.refusals import reason
+from foldserve.models.export.running import plain_ways
+from foldserve.models.export.sampling import random_inputs, unproved_values
+from foldserve.models.export.source import fresh_inputs, is_finite
+from foldserve.models.export.ways import SERVE_TOGETHER
 
 # One row, where broadcasting and squeeze go wrong; an even and an odd batch, neither a usual bucket.
 ROW_COUNTS = (1, 2, 7)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import fx
 
-from models.errors import ExportError, NotCapturable
+from foldserve.models.errors import ExportError, NotCapturable
 
 _TORCH = Path(torch.__file__).parent
 _GRADIENTS_OF_FUNCTIONS = _TORCH / "_functorch" / "eager_transforms.py"

@@ -11,15 +11,15 @@ from collections.abc import Sequence, Set
 import torch
 from torch import Tensor
 
-from models.errors import BadExample, NotCapturable
-from models.export.capture import CapturedGraph, capture
-from models.export.copying import EvalCopy
-from models.export.example import Example
-from models.export.reference import ROW_COUNTS
-from models.export.running import plain_ways
-from models.export.settling import own_sizes
-from models.export.sizes import Narrowed, Sizes
-from models.export.ways import TOGETHER, WAYS
+from foldserve.models.errors import BadExample, NotCapturable
+from foldserve.models.export.capture import CapturedGraph, capture
+from foldserve.models.export.copying import EvalCopy
+from foldserve.models.export.example import Example
+from foldserve.models.export.reference import ROW_COUNTS
+from foldserve.models.export.running import plain_ways
+from foldserve.models.export.settling import own_sizes
+from foldserve.models.export.sizes import Narrowed, Sizes
+from foldserve.models.export.ways import TOGETHER, WAYS
 
 
 def check_rows_word(word: object, max_batch_size: object) -> bool:

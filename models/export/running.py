@@ -19,7 +19,7 @@ import torch
 from torch.amp.autocast_mode import autocast
 from torch.distributions import Distribution
 
-from models.export.float32_mode import weights_in_float32
+from foldserve.models.export.float32_mode import weights_in_float32
 
 
 @contextlib.contextmanager

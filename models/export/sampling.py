@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.export.example import Example, Source
-from models.export.floats import Floats
-from models.export.integers import Integers
-from models.export.masks import Masks
+from foldserve.models.export.example import Example, Source
+from foldserve.models.export.floats import Floats
+from foldserve.models.export.integers import Integers
+from foldserve.models.export.masks import Masks
 
 _Array = npt.NDArray[Any]
 

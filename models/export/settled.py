@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.export.precision import Precision
-from models.export.reference import Case, EagerReference
+from foldserve.models.export.precision import Precision
+from foldserve.models.export.reference import Case, EagerReference
 
 _RUNS = 8
 # Roundings of the precision: as many as the tolerances of floats allow for (tolerance.py).

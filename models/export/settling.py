@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import sympy  # type: ignore[import-untyped]
 import torch
 
-from models.errors import NotCapturable
-from models.export.example import ROWS, Example
-from models.export.guards import Assumptions, read_assumptions
-from models.export.sizes import Narrowed
-from models.export.trials import Eager, Trials, Verdict
-from models.export.ways import SERVE_TOGETHER
+from foldserve.models.errors import NotCapturable
+from foldserve.models.export.example import ROWS, Example
+from foldserve.models.export.guards import Assumptions, read_assumptions
+from foldserve.models.export.sizes import Narrowed
+from foldserve.models.export.trials import Eager, Trials, Verdict
+from foldserve.models.export.ways import SERVE_TOGETHER
 
 # 5 doublings: eight halvings leave 1 of an example of 256, and 8 of the last example tried.
 _MOST_DOUBLINGS = 6

@@ -10,8 +10,8 @@ and bisecting. Pure but for the trials it is given.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from models.export.guards import Assumptions
-from models.export.trials import Trials, Verdict
+from foldserve.models.export.guards import Assumptions
+from foldserve.models.export.trials import Trials, Verdict
 
 _LOOKED_AT = 1024
 _TIMES_THE_EXAMPLE = 4

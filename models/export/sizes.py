@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.errors import BadExample, NotCapturable
-from models.export.example import ROWS
-from models.export.guards import Assumptions
-from models.export.size_search import allowed_sizes, eager_edges, progression
-from models.export.trials import Trials, Verdict
-from models.export.ways import SERVE_TOGETHER
+from foldserve.models.errors import BadExample, NotCapturable
+from foldserve.models.export.example import ROWS
+from foldserve.models.export.guards import Assumptions
+from foldserve.models.export.size_search import allowed_sizes, eager_edges, progression
+from foldserve.models.export.trials import Trials, Verdict
+from foldserve.models.export.ways import SERVE_TOGETHER
 
 
 @dataclass(frozen=True)

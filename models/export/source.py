@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.export.copying import EvalCopy
-from models.export.example import Example, Source
-from models.export.flat import tensors_of
-from models.export.refusals import reason
-from models.export.running import plain_ways
-from models.export.sampling import random_inputs
+from foldserve.models.export.copying import EvalCopy
+from foldserve.models.export.example import Example, Source
+from foldserve.models.export.flat import tensors_of
+from foldserve.models.export.refusals import reason
+from foldserve.models.export.running import plain_ways
+from foldserve.models.export.sampling import random_inputs
 
 # Rows: how far their floats stray, in units of the example's spread: far enough that clamps and saturations are met,
 # and near enough that the small number under the root of a norm counts.

@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from models.errors import FormNotWritten, NotCapturable
-from models.export.capture import CapturedGraph
-from models.export.graph_copy import with_code
-from models.export.history import forget_last_model, forget_last_trace
-from models.export.linear_lookups import linear_lookups
-from models.export.onnx_rewrites import rewritten
-from models.export.onnx_rnn import TRANSLATIONS
-from models.export.onnx_stream import check_onnx, fits_one_message, write_onnx
-from models.export.quiet import quiet
-from models.export.reasons import causes, innermost, reason
-from models.export.refusals import node_line
-from models.export.unguarded import without_guards
-from models.recurrent import symbolic_length
-from service.backends.onnxruntime.library import onnxruntime
+from foldserve.models.errors import FormNotWritten, NotCapturable
+from foldserve.models.export.capture import CapturedGraph
+from foldserve.models.export.graph_copy import with_code
+from foldserve.models.export.history import forget_last_model, forget_last_trace
+from foldserve.models.export.linear_lookups import linear_lookups
+from foldserve.models.export.onnx_rewrites import rewritten
+from foldserve.models.export.onnx_rnn import TRANSLATIONS
+from foldserve.models.export.onnx_stream import check_onnx, fits_one_message, write_onnx
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.reasons import causes, innermost, reason
+from foldserve.models.export.refusals import node_line
+from foldserve.models.export.unguarded import without_guards
+from foldserve.models.recurrent import symbolic_length
+from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 # The operator set that torch 2.13's translations are written in: no version conversion, which could go wrong,
 # takes place, and every ONNX Runtime since 1.14 reads it.

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from models.errors import FormNotWritten
-from models.export.plain_names import is_plain
-from models.export.quiet import quiet
-from models.export.reasons import reason
-from models.export.torchscript_source import torchscript_source
-from models.export.torchscript_stream import write_torchscript
+from foldserve.models.errors import FormNotWritten
+from foldserve.models.export.plain_names import is_plain
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.reasons import reason
+from foldserve.models.export.torchscript_source import torchscript_source
+from foldserve.models.export.torchscript_stream import write_torchscript
 
 
 def to_torchscript(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.errors import BadExample, NotCapturable
-from models.export.difference import Difference, Scale, difference, scale_of
-from models.export.precision import FP32, Precision
-from models.export.reference import Case
+from foldserve.models.errors import BadExample, NotCapturable
+from foldserve.models.export.difference import Difference, Scale, difference, scale_of
+from foldserve.models.export.precision import FP32, Precision
+from foldserve.models.export.reference import Case
 
 FILE_TOLERANCE = 1e-4
 OWN_ERROR_FACTOR = 20.0

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from models.errors import FormNotWritten
+from foldserve.models.errors import FormNotWritten
 
 aten = torch.ops.aten
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from models.export.difference import difference
-from models.export.example import ROWS, Example
-from models.export.quiet import quiet
-from models.export.sampling import random_inputs
+from foldserve.models.export.difference import difference
+from foldserve.models.export.example import ROWS, Example
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.sampling import random_inputs
 
 # A graph that took another branch is off by far more; kernels may differ where a norm was spelled out.
 _TOLERANCE = 1e-5

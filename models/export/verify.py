@@ -22,16 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from models.errors import FormNotWritten, NotCapturable, ParityFailed
-from models.export.difference import NONE, Difference, difference
-from models.export.first_difference import Values, first_difference, first_row_mixing
-from models.export.float64_graph import float64_values, run_float64
-from models.export.other_order import OtherOrder
-from models.export.precision import Precision
-from models.export.reasons import reason
-from models.export.reference import ROW_COUNTS, Case, EagerReference
-from models.export.tolerance import LARGEST_TOLERANCE, OWN_ERROR_FACTOR, Output, ill_conditioned, refusal
-from models.export.ways import SERVE_TOGETHER
+from foldserve.models.errors import FormNotWritten, NotCapturable, ParityFailed
+from foldserve.models.export.difference import NONE, Difference, difference
+from foldserve.models.export.first_difference import Values, first_difference, first_row_mixing
+from foldserve.models.export.float64_graph import float64_values, run_float64
+from foldserve.models.export.other_order import OtherOrder
+from foldserve.models.export.precision import Precision
+from foldserve.models.export.reasons import reason
+from foldserve.models.export.reference import ROW_COUNTS, Case, EagerReference
+from foldserve.models.export.tolerance import (
+    LARGEST_TOLERANCE,
+    OWN_ERROR_FACTOR,
+    Output,
+    ill_conditioned,
+    refusal,
+)
+from foldserve.models.export.ways import SERVE_TOGETHER
 
 FOLD_TOLERANCE = 1e-10
 LARGEST_FOLD_TOLERANCE = 1e-7

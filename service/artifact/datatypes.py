@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from service.errors import ConfigError
+from foldserve.service.errors import ConfigError
 
 # OIP word -> (numpy type, ONNX element type as onnxruntime spells it)
 _TABLE: Final[dict[str, tuple[type[np.generic], str]]] = {

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from service.artifact.pictures import PictureInput
-from service.artifact.signature import Signature
-from service.artifact.stated_signature import parse_signature, with_sizes
-from service.documents import BadDocument, parse_json, read_regular, shown
-from service.errors import ConfigError
+from foldserve.service.artifact.pictures import PictureInput
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.artifact.stated_signature import parse_signature, with_sizes
+from foldserve.service.documents import BadDocument, parse_json, read_regular, shown
+from foldserve.service.errors import ConfigError
 
 MANIFEST: Final = "manifest.json"
 FORMAT_VERSION: Final = 1

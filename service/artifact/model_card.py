@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.artifact.pictures import PictureInput
+from foldserve.service.artifact.pictures import PictureInput
 
 _UNKNOWN: Final[Mapping[str, Any]] = {"default_version": None, "versions": ()}
 

@@ -10,9 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
-from service.artifact.datatypes import numpy_dtype
-from service.artifact.dims import DimLink, DimRange
-from service.errors import BadTensor
+from foldserve.service.artifact.datatypes import numpy_dtype
+from foldserve.service.artifact.dims import DimLink, DimRange
+from foldserve.service.errors import BadTensor
 
 ANY = -1
 """The dim that may have any size."""

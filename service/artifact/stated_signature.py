@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from service.artifact.dims import DimLink, DimRange
-from service.artifact.signature import ANY, Signature, TensorSpec
-from service.documents import shown
-from service.errors import ConfigError
+from foldserve.service.artifact.dims import DimLink, DimRange
+from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
+from foldserve.service.documents import shown
+from foldserve.service.errors import ConfigError
 
 _MOST_TENSORS: Final = 256
 _MOST_DIMS: Final = 32

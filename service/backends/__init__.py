@@ -7,9 +7,9 @@ import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from service.artifact.signature import Signature
-from service.backends.base import LoadError, LoadSession, Session, SessionOptions, Workload
-from service.backends.one_row import OneRowSession
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.backends.base import LoadError, LoadSession, Session, SessionOptions, Workload
+from foldserve.service.backends.one_row import OneRowSession
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend(
         "model.onnx",
         "onnx",
-        "service.backends.onnxruntime.cpu_session",
+        "foldserve.service.backends.onnxruntime.cpu_session",
         ("onnxruntime", "pip install onnxruntime-gpu"),
     ),
     "torchscript": Backend(
         "model.pt",
         "torchscript",
-        "service.backends.torchscript.cpu_session",
+        "foldserve.service.backends.torchscript.cpu_session",
         ("torch", "pip install torch, or serve the ONNX file with `backend: onnxruntime`"),
     ),
 }

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.artifact.signature import Signature
-from service.host.cgroups import read_limits
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.host.cgroups import read_limits
 
 
 class LoadError(Exception):

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from service.backends.cuda.probe import CudaState
-from service.errors import ConfigError
+from foldserve.service.backends.cuda.probe import CudaState
+from foldserve.service.errors import ConfigError
 
 _PROBE_LIMIT_S = 120.0
 
@@ -76,7 +76,7 @@ def cuda_state() -> CudaState:
     """Try CUDA in a process of its own and tell what it found."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "service.backends.cuda.probe"],
+            [sys.executable, "-m", "foldserve.service.backends.cuda.probe"],
             capture_output=True,
             text=True,
             timeout=_PROBE_LIMIT_S,

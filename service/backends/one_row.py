@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.backends.base import Session
+from foldserve.service.backends.base import Session
 
 
 class OneRowSession:

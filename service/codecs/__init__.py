@@ -13,12 +13,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from service.artifact.signature import Signature
-from service.codecs import json_codec, npy_codec, raw_codec
-from service.codecs.encoded import Encoded, LaidOut
-from service.codecs.media_types import BodyType, answer_types, body_type
-from service.codecs.raw_codec import TensorHeaders
-from service.errors import BadRequest, NotAcceptable
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.codecs import json_codec, npy_codec, raw_codec
+from foldserve.service.codecs.encoded import Encoded, LaidOut
+from foldserve.service.codecs.media_types import BodyType, answer_types, body_type
+from foldserve.service.codecs.raw_codec import TensorHeaders
+from foldserve.service.errors import BadRequest, NotAcceptable
 
 __all__ = [
     "BodyType",

@@ -16,9 +16,9 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from service.artifact.signature import Signature, TensorSpec, check_shape
-from service.codecs.json_diagnostics import find_fault, kind_of, why_not_json
-from service.errors import BadJson, BadTensor, ModelFailed
+from foldserve.service.artifact.signature import Signature, TensorSpec, check_shape
+from foldserve.service.codecs.json_diagnostics import find_fault, kind_of, why_not_json
+from foldserve.service.errors import BadJson, BadTensor, ModelFailed
 
 _EXPECTED: Final = 'expected {"inputs": [[...]]} or {"inputs": {"name": [[...]]}}'
 _NUMBERS: Final = frozenset((int, float))

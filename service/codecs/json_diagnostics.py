@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from service.artifact.signature import TensorSpec
+from foldserve.service.artifact.signature import TensorSpec
 
 _NOT_A_NUMBER_WORD: Final = re.compile(rb"[-+]?(nan|infinity|inf)\b", re.IGNORECASE)
 _KINDS: Final[dict[type, str]] = {

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from service.artifact.signature import ANY, Signature, TensorSpec
+from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
 
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 _FEW: Final = 512

@@ -8,7 +8,7 @@ import enum
 import functools
 from typing import Final
 
-from service.errors import NotAcceptable, UnsupportedMediaType
+from foldserve.service.errors import NotAcceptable, UnsupportedMediaType
 
 
 class BodyType(enum.Enum):

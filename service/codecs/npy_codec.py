@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from service.artifact.datatypes import DATATYPES, numpy_dtype
-from service.artifact.signature import Signature, check_array, check_shape
-from service.codecs.raw_codec import (
+from foldserve.service.artifact.datatypes import DATATYPES, numpy_dtype
+from foldserve.service.artifact.signature import Signature, check_array, check_shape
+from foldserve.service.codecs.raw_codec import (
     TensorHeaders,
     aligned,
     check_booleans,
@@ -22,7 +22,7 @@ from service.codecs.raw_codec import (
     only_input,
     parse_shape,
 )
-from service.errors import BadTensor
+from foldserve.service.errors import BadTensor
 
 _MAGIC: Final = b"\x93NUMPY"
 _VERSIONS: Final = (b"\x01\x00", b"\x02\x00", b"\x03\x00")

@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from service.artifact.signature import Signature
-from service.codecs.encoded import Encoded, LaidOut
-from service.codecs.json_fast import FastJsonCodec
-from service.errors import ServiceError
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.codecs.encoded import Encoded, LaidOut
+from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.errors import ServiceError
 
 Options = Sequence[str | None]
 """What a request's head says to its protocol, which alone can read it; goes between processes as JSON."""

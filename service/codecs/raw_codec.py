@@ -13,8 +13,8 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from service.artifact.signature import ANY, Signature, TensorSpec, check_shape
-from service.errors import BadTensor, UnsupportedMediaType
+from foldserve.service.artifact.signature import ANY, Signature, TensorSpec, check_shape
+from foldserve.service.errors import BadTensor, UnsupportedMediaType
 
 # Never two runs of spaces with nothing certain between them: such a pattern tries every way to share them out, which
 # takes the square of their number.

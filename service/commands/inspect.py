@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from service.artifact.file_sums import EXPORT, FileCheck, check_files, check_model
-from service.artifact.manifest import runs_alone
-from service.artifact.names import VERSION_NAME
-from service.artifact.pictures import PictureInput
-from service.documents import printable
-from service.errors import ConfigError
-from service.repository.artifact import Artifact, read_artifact
-from service.repository.index import CONFIG, has_model_file
-from service.repository.model_config import read_model_config
+from foldserve.service.artifact.file_sums import EXPORT, FileCheck, check_files, check_model
+from foldserve.service.artifact.manifest import runs_alone
+from foldserve.service.artifact.names import VERSION_NAME
+from foldserve.service.artifact.pictures import PictureInput
+from foldserve.service.documents import printable
+from foldserve.service.errors import ConfigError
+from foldserve.service.repository.artifact import Artifact, read_artifact
+from foldserve.service.repository.index import CONFIG, has_model_file
+from foldserve.service.repository.model_config import read_model_config
 
 _DIGEST_CHARS: Final = 16
 

@@ -18,13 +18,13 @@ from typing import Any, Final, TextIO
 import numpy as np
 import orjson
 
-from service.artifact.model_card import ModelCard, model_card
-from service.artifact.pictures import BadPicture, PictureInput, decode
-from service.codecs import BodyType
-from service.codecs.npy_codec import encode as encode_npy
-from service.commands.health_check import UnixConnection
-from service.documents import printable
-from service.errors import ConfigError
+from foldserve.service.artifact.model_card import ModelCard, model_card
+from foldserve.service.artifact.pictures import BadPicture, PictureInput, decode
+from foldserve.service.codecs import BodyType
+from foldserve.service.codecs.npy_codec import encode as encode_npy
+from foldserve.service.commands.health_check import UnixConnection
+from foldserve.service.documents import printable
+from foldserve.service.errors import ConfigError
 
 # npy keeps datatype and every bit; a model with several outputs can only answer all of them in JSON.
 _ACCEPT: Final = f"{BodyType.NPY.value}, {BodyType.JSON.value};q=0.5"

@@ -9,8 +9,8 @@ Rows in the line: a request of more rows than a batch may have is run a batch at
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from service.errors import DeadlinePassed, QueueFull, TooLarge
-from service.ipc.run_time import UNKNOWN, RunTime
+from foldserve.service.errors import DeadlinePassed, QueueFull, TooLarge
+from foldserve.service.ipc.run_time import UNKNOWN, RunTime
 
 _UNKNOWN_RETRY_S = 1.0
 

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.engine.admission import Load, admit, in_line, is_large
-from service.engine.model_queue import ModelQueue, View, unloaded
-from service.engine.request import Ticketed
-from service.engine.room import Rooms
-from service.engine.watchdog import Watch
-from service.errors import (
+from foldserve.service.engine.admission import Load, admit, in_line, is_large
+from foldserve.service.engine.model_queue import ModelQueue, View, unloaded
+from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.room import Rooms
+from foldserve.service.engine.watchdog import Watch
+from foldserve.service.errors import (
     DeadlinePassed,
     Internal,
     ModelFailed,
@@ -29,13 +29,13 @@ from service.errors import (
     TooLarge,
     new_error_id,
 )
-from service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
-from service.ipc.run_time import RunTime, combined
-from service.ipc.scoreboard import READY, MappedScoreboard
-from service.ipc.slots.arena import MappedArena
-from service.ipc.slots.slot_pool import SlotPool
-from service.ipc.slots.slot_state import State
-from service.logs.limits import with_id
+from foldserve.service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
+from foldserve.service.ipc.run_time import RunTime, combined
+from foldserve.service.ipc.scoreboard import READY, MappedScoreboard
+from foldserve.service.ipc.slots.arena import MappedArena
+from foldserve.service.ipc.slots.slot_pool import SlotPool
+from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.logs.limits import with_id
 
 _READ_BYTES: Final = DONE.itemsize * 1024
 _FORECAST_NS: Final = 1_000_000

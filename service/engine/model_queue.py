@@ -6,13 +6,13 @@ event loop thread; the counts are the Dispatcher's to set.
 
 from collections.abc import Callable
 
-from service.engine.admission import Bounds, Load
-from service.errors import NotReady
-from service.ipc.model_table import ModelKey
-from service.ipc.records import GENERATIONS
-from service.ipc.run_time import UNKNOWN
-from service.ipc.slots.tensor_layout import Layout
-from service.ipc.ticket_queue import TicketWriter
+from foldserve.service.engine.admission import Bounds, Load
+from foldserve.service.errors import NotReady
+from foldserve.service.ipc.model_table import ModelKey
+from foldserve.service.ipc.records import GENERATIONS
+from foldserve.service.ipc.run_time import UNKNOWN
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.ticket_queue import TicketWriter
 
 
 class View:

@@ -6,8 +6,8 @@ Owned by the event loop thread.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.engine.model_queue import ModelQueue
-from service.engine.served import ServedVersion
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.engine.served import ServedVersion
 
 
 @dataclass(frozen=True)

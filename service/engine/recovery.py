@@ -12,11 +12,11 @@ import logging
 import time
 from typing import Final
 
-from service.engine.dispatcher import Dispatcher
-from service.engine.request import Ticketed
-from service.errors import ModelCrashed, new_error_id
-from service.ipc.slots.slot_state import MAX_DEATHS, SETTLED, State
-from service.logs.limits import with_id
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.request import Ticketed
+from foldserve.service.errors import ModelCrashed, new_error_id
+from foldserve.service.ipc.slots.slot_state import MAX_DEATHS, SETTLED, State
+from foldserve.service.logs.limits import with_id
 
 _LOOK_S: Final = 0.002
 """Between two looks at whether anybody is still marking: longer than board.SETTLE_NS."""

@@ -7,9 +7,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
-from service.engine.model_queue import ModelQueue
-from service.errors import ServiceError
-from service.ipc.slots.slot_pool import Place
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.errors import ServiceError
+from foldserve.service.ipc.slots.slot_pool import Place
 
 NO_BOUND_S: Final = 1e9
 """The time of a request that has no bound: thirty years."""

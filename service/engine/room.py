@@ -6,11 +6,11 @@ Owned by the event loop thread of one API server, like the pool of places that i
 from collections.abc import Sequence
 from typing import Final
 
-from service.engine.model_queue import ModelQueue
-from service.engine.request import Ticketed
-from service.errors import TooLarge
-from service.ipc.slots.allocator import ALIGNMENT
-from service.ipc.slots.slot_pool import SlotPool
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.engine.request import Ticketed
+from foldserve.service.errors import TooLarge
+from foldserve.service.ipc.slots.allocator import ALIGNMENT
+from foldserve.service.ipc.slots.slot_pool import SlotPool
 
 _FIRST_ROOM_FACTOR: Final = 4
 """Room for outputs of unknown shape at first, as a multiple of the inputs' bytes; grown when it is too little."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from service.artifact.signature import Signature
+from foldserve.service.artifact.signature import Signature
 
 NOTHING_BROKEN: Final[Mapping[str, str]] = MappingProxyType({})
 """Of Status.broken()."""

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from service.engine.dispatcher import Dispatcher
-from service.engine.model_queue import ModelQueue
-from service.engine.models import Models, QueuedVersion
-from service.engine.served import NOTHING_BROKEN, ServedBy, ServedModel, ServedVersion
-from service.ipc.scoreboard import READY
-from service.repository.buckets import buckets_for
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.engine.models import Models, QueuedVersion
+from foldserve.service.engine.served import NOTHING_BROKEN, ServedBy, ServedModel, ServedVersion
+from foldserve.service.ipc.scoreboard import READY
+from foldserve.service.repository.buckets import buckets_for
 
 
 class BoardStatus:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from service.engine.request import Ticketed
-from service.ipc.scoreboard import MappedScoreboard
-from service.ipc.slots.slot_state import State
+from foldserve.service.engine.request import Ticketed
+from foldserve.service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.ipc.slots.slot_state import State
 
 _EVERY_S: Final = 0.25
 """How often it looks while requests are in flight, if no deadline is nearer."""

@@ -8,20 +8,20 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from service.engine.served import Status
-from service.errors import Draining, Internal, NotReady, ServiceError
-from service.frontend.asgi_channel import WIRE, Channel, Receive, Scope, Send
-from service.frontend.asgi_exchange import AsgiExchange
-from service.frontend.pages import info
-from service.frontend.pages.docs import docs_page
-from service.frontend.routing import Route, RouteTable
-from service.inference.context import REFUSAL, RequestContext
-from service.inference.plan import RequestHead, Target
-from service.inference.response import Response, error_response, json_response
-from service.inference.server_context import ServerContext
-from service.logs.limits import with_id
-from service.protocols.predict import PredictCalls
-from service.settings import ServeSettings
+from foldserve.service.engine.served import Status
+from foldserve.service.errors import Draining, Internal, NotReady, ServiceError
+from foldserve.service.frontend.asgi_channel import WIRE, Channel, Receive, Scope, Send
+from foldserve.service.frontend.asgi_exchange import AsgiExchange
+from foldserve.service.frontend.pages import info
+from foldserve.service.frontend.pages.docs import docs_page
+from foldserve.service.frontend.routing import Route, RouteTable
+from foldserve.service.inference.context import REFUSAL, RequestContext
+from foldserve.service.inference.plan import RequestHead, Target
+from foldserve.service.inference.response import Response, error_response, json_response
+from foldserve.service.inference.server_context import ServerContext
+from foldserve.service.logs.limits import with_id
+from foldserve.service.protocols.predict import PredictCalls
+from foldserve.service.settings import ServeSettings
 
 PREDICT_PATHS: Final = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
 

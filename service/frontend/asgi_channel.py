@@ -5,8 +5,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol
 
-from service.inference.context import RequestContext
-from service.inference.response import Response
+from foldserve.service.inference.context import RequestContext
+from foldserve.service.inference.response import Response
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

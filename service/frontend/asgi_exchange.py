@@ -2,14 +2,14 @@
 
 import asyncio
 
-from service.errors import BadRequest, ServiceError
-from service.frontend.asgi_channel import Channel, Message
-from service.inference.context import BROKEN, RequestContext
-from service.inference.partial_body import UNKNOWN
-from service.inference.plan import RequestHead
-from service.inference.request import InferenceRequest
-from service.inference.response import SENT_BYTES, Response
-from service.inference.server_context import ServerContext
+from foldserve.service.errors import BadRequest, ServiceError
+from foldserve.service.frontend.asgi_channel import Channel, Message
+from foldserve.service.inference.context import BROKEN, RequestContext
+from foldserve.service.inference.partial_body import UNKNOWN
+from foldserve.service.inference.plan import RequestHead
+from foldserve.service.inference.request import InferenceRequest
+from foldserve.service.inference.response import SENT_BYTES, Response
+from foldserve.service.inference.server_context import ServerContext
 
 
 class AsgiExchange:

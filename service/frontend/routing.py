@@ -8,9 +8,9 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from service.errors import MethodNotAllowed, NotFound
-from service.inference.context import RequestContext
-from service.inference.response import Response
+from foldserve.service.errors import MethodNotAllowed, NotFound
+from foldserve.service.inference.context import RequestContext
+from foldserve.service.inference.response import Response
 
 Handler = Callable[[RequestContext], Awaitable[Response]]
 

@@ -7,8 +7,8 @@ import json
 import logging
 from typing import Final
 
-from service.inference.context import RequestContext
-from service.logs.records import LINE_BYTES, Outlet
+from foldserve.service.inference.context import RequestContext
+from foldserve.service.logs.records import LINE_BYTES, Outlet
 
 _log = logging.getLogger("foldserve.access")
 _STDOUT: Final = 1

@@ -1,7 +1,7 @@
 """What bodies may be: how long one, and how much memory those that are being received may hold together."""
 
-from service.errors import QueueFull, ServiceError, TooLarge
-from service.inference.holdings import Holdings
+from foldserve.service.errors import QueueFull, ServiceError, TooLarge
+from foldserve.service.inference.holdings import Holdings
 
 
 class BodyTooLarge(TooLarge):

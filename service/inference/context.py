@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl
 
-from service.codecs.protocol import Options
-from service.errors import BadRequest
-from service.inference.partial_body import UNKNOWN
+from foldserve.service.codecs.protocol import Options
+from foldserve.service.errors import BadRequest
+from foldserve.service.inference.partial_body import UNKNOWN
 
 REFUSAL: Final = "foldserve.refusal"
 """In a scope: the ServiceError with which the request is to be answered, whatever it asks."""

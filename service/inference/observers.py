@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from service.inference.context import RequestContext
+from foldserve.service.inference.context import RequestContext
 
 Observer = Callable[[RequestContext, int, float], None]
 """Given a finished request, its status (499: the client left before its answer) and its seconds."""

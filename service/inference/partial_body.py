@@ -15,10 +15,10 @@ Owned by the event loop thread.
 from collections.abc import Callable
 from typing import Final
 
-from service.engine.codec_process import PIECE_BYTES
-from service.engine.dispatcher import Dispatcher
-from service.engine.request import Ticketed
-from service.inference.body_budget import BodyBudget
+from foldserve.service.engine.codec_process import PIECE_BYTES
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.request import Ticketed
+from foldserve.service.inference.body_budget import BodyBudget
 
 LENT_BYTES: Final = 4 * 2**20
 """Larger bodies wait in memory of their own: so much is copied, at most, when one leaves its place."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from service.codecs.protocol import InferenceProtocol, Options, Served
-from service.engine.model_queue import ModelQueue
+from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
+from foldserve.service.engine.model_queue import ModelQueue
 
 
 class BodyLimit:

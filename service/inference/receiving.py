@@ -9,15 +9,15 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Final
 
-from service.engine.codec_process import LARGE_COPY_BYTES
-from service.engine.request import Ticketed
-from service.errors import DeadlinePassed, Internal, NotReady, ServiceError
-from service.inference.body_budget import BodyTooLarge
-from service.inference.context import allowed_s
-from service.inference.partial_body import UNKNOWN, PartialBody
-from service.inference.plan import RequestHead
-from service.inference.server_context import ServerContext, nanoseconds
-from service.ipc.slots.allocator import rounded
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
+from foldserve.service.engine.request import Ticketed
+from foldserve.service.errors import DeadlinePassed, Internal, NotReady, ServiceError
+from foldserve.service.inference.body_budget import BodyTooLarge
+from foldserve.service.inference.context import allowed_s
+from foldserve.service.inference.partial_body import UNKNOWN, PartialBody
+from foldserve.service.inference.plan import RequestHead
+from foldserve.service.inference.server_context import ServerContext, nanoseconds
+from foldserve.service.ipc.slots.allocator import rounded
 
 _ENDLESS: Final = 1 << 60
 """Missing bytes of a body of unknown length, of which as many may come."""

@@ -14,16 +14,16 @@ from typing import Final, Protocol, final
 
 import numpy as np
 
-from service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
-from service.engine.codec_process.client import Job
-from service.errors import Internal, ServiceError
-from service.inference.context import CLIENT_GONE, RequestContext
-from service.inference.plan import RequestHead
-from service.inference.receiving import ReceivingRequest
-from service.inference.response import Response, error_response
-from service.inference.server_context import ServerContext
-from service.logs.limits import with_id
-from service.metrics.catalog import STAGES
+from foldserve.service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
+from foldserve.service.engine.codec_process.client import Job
+from foldserve.service.errors import Internal, ServiceError
+from foldserve.service.inference.context import CLIENT_GONE, RequestContext
+from foldserve.service.inference.plan import RequestHead
+from foldserve.service.inference.receiving import ReceivingRequest
+from foldserve.service.inference.response import Response, error_response
+from foldserve.service.inference.server_context import ServerContext
+from foldserve.service.logs.limits import with_id
+from foldserve.service.metrics.catalog import STAGES
 
 _log = logging.getLogger("foldserve.inference")
 

@@ -4,9 +4,9 @@ from typing import Any, Final
 
 import orjson
 
-from service.codecs.encoded import Encoded
-from service.errors import ServiceError
-from service.inference.body_budget import BodyTooLarge
+from foldserve.service.codecs.encoded import Encoded
+from foldserve.service.errors import ServiceError
+from foldserve.service.inference.body_budget import BodyTooLarge
 
 JSON: Final = "application/json"
 SENT_BYTES: Final = 256 * 1024

@@ -4,11 +4,11 @@ import asyncio
 import itertools
 import os
 
-from service.engine.codec_process.client import CodecProcess
-from service.engine.dispatcher import Dispatcher
-from service.engine.request import NO_BOUND_S
-from service.inference.observers import Observers
-from service.inference.partial_body import PartialBodies
+from foldserve.service.engine.codec_process.client import CodecProcess
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.request import NO_BOUND_S
+from foldserve.service.inference.observers import Observers
+from foldserve.service.inference.partial_body import PartialBodies
 
 
 class RequestIds:

@@ -5,8 +5,8 @@ import os
 import time
 from typing import Final
 
-from service.ipc.handles import Handle
-from service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.scoreboard import MappedScoreboard
 
 _READ_BYTES: Final = 1 << 16
 

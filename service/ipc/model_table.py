@@ -20,7 +20,7 @@ from collections.abc import Collection
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from service.ipc.handles import SharedMemory
+from foldserve.service.ipc.handles import SharedMemory
 
 
 class ModelState(IntEnum):

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from service.ipc.handles import Handle
-from service.ipc.model_table import ModelTable
-from service.ipc.records import DONE
-from service.ipc.scoreboard import Dimensions, Scoreboard
-from service.ipc.slots.arena import Arena
-from service.ipc.ticket_queue import TicketQueue
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.model_table import ModelTable
+from foldserve.service.ipc.records import DONE
+from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
+from foldserve.service.ipc.slots.arena import Arena
+from foldserve.service.ipc.ticket_queue import TicketQueue
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Final, TypeAlias
 
-from service.ipc.handles import SharedMemory
+from foldserve.service.ipc.handles import SharedMemory
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import Final
 
 import numpy as np
 
-from service.ipc.handles import Handle
-from service.ipc.records import GENERATIONS, PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
-from service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.records import GENERATIONS, PIPE_BUF, TICKET, TICKETS_PER_WRITE, TURN_STRUCT
+from foldserve.service.ipc.scoreboard import MappedScoreboard
 
 _PIPE_BYTES: Final = 1 << 18
 """Capacity asked for per queue; what does not fit waits in the API server's own memory."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from service.host.processes import open_standard_streams, stop_signals_blocked
-from service.logs.records import flush_logs
+from foldserve.service.host.processes import open_standard_streams, stop_signals_blocked
+from foldserve.service.logs.records import flush_logs
 
 _log = logging.getLogger("foldserve.logs")
 

@@ -11,7 +11,7 @@ import logging
 import os
 from typing import Any, Final
 
-from service.logs.limits import ALWAYS, Limits
+from foldserve.service.logs.limits import ALWAYS, Limits
 
 __all__ = ["ALWAYS", "LINE_BYTES", "Lines", "Outlet", "configure_logging", "flush_logs", "tell"]
 

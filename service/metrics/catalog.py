@@ -3,7 +3,7 @@
 from itertools import product
 from typing import Final, Literal
 
-from service.metrics.store import MODEL_LABELS, Metric
+from foldserve.service.metrics.store import MODEL_LABELS, Metric
 
 PROTOCOLS: Final = ("json", "raw", "npy", "oip", "v1", "other")
 

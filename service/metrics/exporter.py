@@ -17,16 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.host.processes import freeze_garbage
-from service.ipc.handles import SharedMemory
-from service.ipc.model_table import MappedModelTable, ModelTable
-from service.ipc.scoreboard import READY, MappedScoreboard, Scoreboard
-from service.ipc.slots.arena import Arena, MappedArena
-from service.ipc.slots.slot_counts import count_slots
-from service.logs.records import configure_logging
-from service.metrics.device import DeviceMetrics
-from service.metrics.exposition import Exposition, LiveGauges
-from service.metrics.recorder import Metrics, MetricsLayoutSpec
+from foldserve.service.host.processes import freeze_garbage
+from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.ipc.model_table import MappedModelTable, ModelTable
+from foldserve.service.ipc.scoreboard import READY, MappedScoreboard, Scoreboard
+from foldserve.service.ipc.slots.arena import Arena, MappedArena
+from foldserve.service.ipc.slots.slot_counts import count_slots
+from foldserve.service.logs.records import configure_logging
+from foldserve.service.metrics.device import DeviceMetrics
+from foldserve.service.metrics.exposition import Exposition, LiveGauges
+from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec
 
 LENGTH_BYTES: Final = 8
 _NICE: Final = 10

@@ -23,11 +23,11 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from service.ipc.model_table import MappedModelTable, ModelKey
-from service.metrics.catalog import BATCH_CEILING, EXPOSED, INFLIGHT, MODEL_READY, QUEUE_ROWS
-from service.metrics.process import process_families
-from service.metrics.recorder import Metrics
-from service.metrics.store import CellLayout, Kind, Metric
+from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
+from foldserve.service.metrics.catalog import BATCH_CEILING, EXPOSED, INFLIGHT, MODEL_READY, QUEUE_ROWS
+from foldserve.service.metrics.process import process_families
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.metrics.store import CellLayout, Kind, Metric
 
 Encoder = Callable[[Collector], bytes]
 

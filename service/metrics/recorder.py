@@ -21,8 +21,8 @@ from itertools import product
 
 import numpy as np
 
-from service.ipc.handles import SharedMemory
-from service.metrics.catalog import (
+from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.metrics.catalog import (
     BATCH_REASONS,
     BATCH_ROWS,
     BATCHES,
@@ -48,8 +48,8 @@ from service.metrics.catalog import (
     WORKER_RESTARTS,
     BatchReason,
 )
-from service.metrics.request_ring import RingLayout
-from service.metrics.store import CellLayout, Store, WriterCells
+from foldserve.service.metrics.request_ring import RingLayout
+from foldserve.service.metrics.store import CellLayout, Store, WriterCells
 
 
 @dataclass(frozen=True)

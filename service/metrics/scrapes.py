@@ -16,9 +16,9 @@ from typing import Final, NamedTuple, TypeVar
 
 from prometheus_client.exposition import choose_encoder
 
-from service.errors import MetricsUnavailable
-from service.ipc.handles import pickled_for_exec
-from service.metrics.exporter import FORMATS, LENGTH_BYTES, ExporterPlan
+from foldserve.service.errors import MetricsUnavailable
+from foldserve.service.ipc.handles import pickled_for_exec
+from foldserve.service.metrics.exporter import FORMATS, LENGTH_BYTES, ExporterPlan
 
 _log = logging.getLogger("foldserve.scrapes")
 _T = TypeVar("_T")
@@ -100,7 +100,7 @@ class Scrapes:
         ours.setblocking(False)
         with theirs:
             # -P: what lies in the working folder is no module of ours.
-            command = [sys.executable, "-P", "-m", "service.metrics.exporter"]
+            command = [sys.executable, "-P", "-m", "foldserve.service.metrics.exporter"]
             process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, pass_fds=fds
             )

@@ -20,8 +20,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-from service.ipc.handles import SharedMemory
-from service.metrics.request_ring import RequestRing, RingLayout, ring_cells
+from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.metrics.request_ring import RequestRing, RingLayout, ring_cells
 
 CELL_BYTES = 8
 

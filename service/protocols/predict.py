@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from service.artifact.signature import Signature
-from service.codecs import (
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.codecs import (
     BodyType,
     TensorHeaders,
     answer_type,
@@ -21,12 +21,12 @@ from service.codecs import (
     lay_out,
     pick_outputs,
 )
-from service.codecs.encoded import Encoded, LaidOut
-from service.codecs.json_fast import FastJsonCodec
-from service.codecs.protocol import Options, Served
-from service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
-from service.engine.served import ServedModel, ServedVersion, Status
-from service.errors import (
+from foldserve.service.codecs.encoded import Encoded, LaidOut
+from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.codecs.protocol import Options, Served
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.engine.served import ServedModel, ServedVersion, Status
+from foldserve.service.errors import (
     BadRequest,
     NotReady,
     ServiceError,
@@ -34,10 +34,10 @@ from service.errors import (
     UnknownVersion,
     UnsupportedMediaType,
 )
-from service.inference.body_budget import BodyTooLarge
-from service.inference.context import RequestContext, allowed_s, content_length
-from service.inference.plan import RequestHead, RequestPlan, Target
-from service.inference.response import error_body
+from foldserve.service.inference.body_budget import BodyTooLarge
+from foldserve.service.inference.context import RequestContext, allowed_s, content_length
+from foldserve.service.inference.plan import RequestHead, RequestPlan, Target
+from foldserve.service.inference.response import error_body
 
 _NAMES_SHOWN = 20
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from service.artifact.file_sums import EXPORT, START, Sums, check_files, check_model, sums_now
-from service.artifact.manifest import MANIFEST, TOGETHER, read_manifest, runs_alone
-from service.artifact.signature import ONE_BY_ONE, Signature
-from service.artifact.stated_signature import parse_signature, with_sizes
-from service.backends import BACKENDS, LoadError
-from service.documents import shown
-from service.errors import ConfigError
-from service.repository.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
+from foldserve.service.artifact.file_sums import EXPORT, START, Sums, check_files, check_model, sums_now
+from foldserve.service.artifact.manifest import MANIFEST, TOGETHER, read_manifest, runs_alone
+from foldserve.service.artifact.signature import ONE_BY_ONE, Signature
+from foldserve.service.artifact.stated_signature import parse_signature, with_sizes
+from foldserve.service.backends import BACKENDS, LoadError
+from foldserve.service.documents import shown
+from foldserve.service.errors import ConfigError
+from foldserve.service.repository.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig
 
 REFERENCE: Final = "reference.npz"
 log = logging.getLogger("foldserve.repository")
@@ -219,7 +219,7 @@ def _stated(
             "with inputs and outputs in config.yaml (docs/operations.md shows one)"
         )
     # Imported here: reading a repository of exported artifacts needs no onnxruntime.
-    from service.backends.onnxruntime.cpu_session import read_signature
+    from foldserve.service.backends.onnxruntime.cpu_session import read_signature
 
     try:
         return read_signature(file, counts_rows=config.max_batch_size != 0)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from service.artifact.manifest import MANIFEST
-from service.artifact.names import MODEL_NAME, VERSION_NAME
-from service.errors import ConfigError
-from service.repository.artifact import Artifact, read_artifact
-from service.repository.model_config import ModelConfig, VersionPolicy, read_model_config
+from foldserve.service.artifact.manifest import MANIFEST
+from foldserve.service.artifact.names import MODEL_NAME, VERSION_NAME
+from foldserve.service.errors import ConfigError
+from foldserve.service.repository.artifact import Artifact, read_artifact
+from foldserve.service.repository.model_config import ModelConfig, VersionPolicy, read_model_config
 
 CONFIG: Final = "config.yaml"
 _MODEL_SUFFIXES: Final = (".onnx", ".pt")

@@ -12,16 +12,24 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from service.artifact.difference import relative_error
-from service.artifact.signature import ANY
-from service.backends import LoadError, Session, SessionOptions, Workload, load_session
-from service.backends.base import DeviceLost, NoRoom, OutOfMemory
-from service.repository.artifact import Artifact
-from service.repository.buckets import bucket_for, buckets_for, padded, sizes_to_warm
-from service.repository.model_config import ModelConfig
-from service.repository.reference import Allowance, allowances, read_reference
-from service.repository.row_check import RowCheck, check_outputs
-from service.repository.trial_rows import GUESSED_DIMS, TRIED, Rows, kinds, repeated, shapes_with, zeros
+from foldserve.service.artifact.difference import relative_error
+from foldserve.service.artifact.signature import ANY
+from foldserve.service.backends import LoadError, Session, SessionOptions, Workload, load_session
+from foldserve.service.backends.base import DeviceLost, NoRoom, OutOfMemory
+from foldserve.service.repository.artifact import Artifact
+from foldserve.service.repository.buckets import bucket_for, buckets_for, padded, sizes_to_warm
+from foldserve.service.repository.model_config import ModelConfig
+from foldserve.service.repository.reference import Allowance, allowances, read_reference
+from foldserve.service.repository.row_check import RowCheck, check_outputs
+from foldserve.service.repository.trial_rows import (
+    GUESSED_DIMS,
+    TRIED,
+    Rows,
+    kinds,
+    repeated,
+    shapes_with,
+    zeros,
+)
 
 Arrays = Mapping[str, np.ndarray]
 

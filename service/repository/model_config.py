@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from service.artifact.manifest import LARGEST_BATCH
-from service.artifact.signature import Signature
-from service.artifact.stated_signature import parse_signature
-from service.backends import BACKENDS, SessionOptions
-from service.documents import BadDocument, parse_yaml, read_regular, shown
-from service.errors import ConfigError
+from foldserve.service.artifact.manifest import LARGEST_BATCH
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.artifact.stated_signature import parse_signature
+from foldserve.service.backends import BACKENDS, SessionOptions
+from foldserve.service.documents import BadDocument, parse_yaml, read_regular, shown
+from foldserve.service.errors import ConfigError
 
 DEFAULT_MAX_BATCH_SIZE: Final = 32
 """For artifacts without a manifest; the same as the export's default."""

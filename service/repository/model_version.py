@@ -8,10 +8,10 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from service.ipc.model_table import MappedModelTable, ModelKey
-from service.repository.artifact import Artifact
-from service.repository.index import ModelEntry
-from service.repository.model_config import ModelConfig
+from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
+from foldserve.service.repository.artifact import Artifact
+from foldserve.service.repository.index import ModelEntry
+from foldserve.service.repository.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from service.artifact.signature import ANY
-from service.backends import LoadError, SessionOptions
-from service.repository.artifact import Artifact, Parity
+from foldserve.service.artifact.signature import ANY
+from foldserve.service.backends import LoadError, SessionOptions
+from foldserve.service.repository.artifact import Artifact, Parity
 
 _TF32_ROUNDOFF = 2.0**-11
 _FP32_ROUNDOFF = 2.0**-24

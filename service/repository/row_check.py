@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from service.artifact.difference import relative_error
-from service.artifact.signature import ANY, ONE_BY_ONE, Signature
-from service.backends import LoadError, Session
-from service.backends.base import DeviceLost, OutOfMemory
-from service.repository.buckets import bucket_for, padded
-from service.repository.trial_rows import Rows, one, repeated
+from foldserve.service.artifact.difference import relative_error
+from foldserve.service.artifact.signature import ANY, ONE_BY_ONE, Signature
+from foldserve.service.backends import LoadError, Session
+from foldserve.service.backends.base import DeviceLost, OutOfMemory
+from foldserve.service.repository.buckets import bucket_for, padded
+from foldserve.service.repository.trial_rows import Rows, one, repeated
 
 Arrays = Mapping[str, np.ndarray]
 

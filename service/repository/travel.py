@@ -3,10 +3,10 @@
 from dataclasses import replace
 from math import prod
 
-from service.ipc.slots.slot_pool import place_bytes
-from service.ipc.slots.tensor_layout import Layout
-from service.repository.artifact import Artifact
-from service.repository.index import Broken, ModelEntry, Repository
+from foldserve.service.ipc.slots.slot_pool import place_bytes
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.repository.artifact import Artifact
+from foldserve.service.repository.index import Broken, ModelEntry, Repository
 
 
 def without_what_cannot_travel(found: Repository, arena_bytes: int) -> Repository:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from service.artifact.signature import Signature, TensorSpec
+from foldserve.service.artifact.signature import Signature, TensorSpec
 
 Rows = dict[str, np.ndarray]
 """Input name -> array [rows, ...], the same number of rows for each."""

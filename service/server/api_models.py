@@ -8,25 +8,25 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from service.codecs import BodyType
-from service.engine.admission import Bounds
-from service.engine.dispatcher import Dispatcher
-from service.engine.model_queue import ModelQueue
-from service.engine.models import Models, QueuedVersion
-from service.engine.served import ServedVersion
-from service.frontend.asgi import PREDICT_PATHS
-from service.frontend.http1.heads.cache import Route
-from service.inference.observers import RequestMetrics
-from service.inference.plan import BodyLimit, RequestPlan
-from service.ipc.control import CONTROL_STRUCT, ControlMessage
-from service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
-from service.ipc.resources import Transport
-from service.ipc.slots.tensor_layout import Layout
-from service.ipc.ticket_queue import TicketWriter
-from service.metrics.recorder import Metrics
-from service.protocols.predict import PREDICT, only_model
-from service.repository.model_version import ModelVersion, read_version
-from service.settings import ServeSettings
+from foldserve.service.codecs import BodyType
+from foldserve.service.engine.admission import Bounds
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.engine.models import Models, QueuedVersion
+from foldserve.service.engine.served import ServedVersion
+from foldserve.service.frontend.asgi import PREDICT_PATHS
+from foldserve.service.frontend.http1.heads.cache import Route
+from foldserve.service.inference.observers import RequestMetrics
+from foldserve.service.inference.plan import BodyLimit, RequestPlan
+from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
+from foldserve.service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
+from foldserve.service.ipc.resources import Transport
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.ticket_queue import TicketWriter
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.protocols.predict import PREDICT, only_model
+from foldserve.service.repository.model_version import ModelVersion, read_version
+from foldserve.service.settings import ServeSettings
 
 _REPORT_S: Final = 0.1
 """Until a report is sent again that found the pipe to the supervisor full."""

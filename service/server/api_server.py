@@ -13,30 +13,30 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.engine import recovery
-from service.engine.codec_process.client import CodecProcess
-from service.engine.dispatcher import Dispatcher
-from service.engine.served import NOTHING_BROKEN
-from service.engine.status import BoardStatus
-from service.frontend.asgi import AsgiApp
-from service.frontend.connections.shares import Shares
-from service.frontend.http1.answer_lines import AnswerLines
-from service.frontend.http1.exchange import Http1Context
-from service.frontend.http1.flow.throttle import RefusalThrottle
-from service.frontend.http1.flow.unread import Unread
-from service.inference.access_log import log_access, open_access_log
-from service.inference.body_budget import BodyBudget
-from service.inference.observers import Observers
-from service.inference.partial_body import PartialBodies
-from service.inference.server_context import ServerContext
-from service.ipc.control import CONTROL_STRUCT, ControlMessage
-from service.ipc.resources import Transport
-from service.metrics.exporter import ExporterPlan
-from service.metrics.recorder import Metrics
-from service.metrics.scrapes import Scrapes
-from service.protocols.predict import PREDICT, PredictCalls
-from service.server.api_models import ApiModels
-from service.settings import ServeSettings
+from foldserve.service.engine import recovery
+from foldserve.service.engine.codec_process.client import CodecProcess
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.served import NOTHING_BROKEN
+from foldserve.service.engine.status import BoardStatus
+from foldserve.service.frontend.asgi import AsgiApp
+from foldserve.service.frontend.connections.shares import Shares
+from foldserve.service.frontend.http1.answer_lines import AnswerLines
+from foldserve.service.frontend.http1.exchange import Http1Context
+from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
+from foldserve.service.frontend.http1.flow.unread import Unread
+from foldserve.service.inference.access_log import log_access, open_access_log
+from foldserve.service.inference.body_budget import BodyBudget
+from foldserve.service.inference.observers import Observers
+from foldserve.service.inference.partial_body import PartialBodies
+from foldserve.service.inference.server_context import ServerContext
+from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
+from foldserve.service.ipc.resources import Transport
+from foldserve.service.metrics.exporter import ExporterPlan
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.metrics.scrapes import Scrapes
+from foldserve.service.protocols.predict import PREDICT, PredictCalls
+from foldserve.service.server.api_models import ApiModels
+from foldserve.service.settings import ServeSettings
 
 _log = logging.getLogger("foldserve.api_server")
 

@@ -16,7 +16,7 @@ from enum import Enum
 from multiprocessing.process import BaseProcess
 from typing import Final
 
-from service.ipc.handles import Handle
+from foldserve.service.ipc.handles import Handle
 
 _log = logging.getLogger("foldserve.supervisor")
 

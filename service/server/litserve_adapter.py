@@ -31,24 +31,24 @@ from litserve import LitAPI, LitServer
 from litserve.loops.base import LitLoop
 from litserve.server import _Server
 
-from service.frontend.asgi_channel import Receive, Scope, Send
-from service.frontend.connections import descriptors
-from service.frontend.connections.acceptor import Acceptor
-from service.frontend.http1.connection import Http1Protocol
-from service.host.processes import (
+from foldserve.service.frontend.asgi_channel import Receive, Scope, Send
+from foldserve.service.frontend.connections import descriptors
+from foldserve.service.frontend.connections.acceptor import Acceptor
+from foldserve.service.frontend.http1.connection import Http1Protocol
+from foldserve.service.host.processes import (
     die_with_parent,
     freeze_garbage,
     leave_removed_folder,
     stop_signals_blocked,
 )
-from service.ipc.handles import Handle
-from service.ipc.resources import Transport
-from service.logs.records import configure_logging, flush_logs
-from service.server.api_server import ApiServer
-from service.server.children import Role
-from service.server.listeners import take_no_more
-from service.server.supervisor import Supervisor
-from service.worker.main import WorkerIdentity, WorkerPlan, serve
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.resources import Transport
+from foldserve.service.logs.records import configure_logging, flush_logs
+from foldserve.service.server.api_server import ApiServer
+from foldserve.service.server.children import Role
+from foldserve.service.server.listeners import take_no_more
+from foldserve.service.server.supervisor import Supervisor
+from foldserve.service.worker.main import WorkerIdentity, WorkerPlan, serve
 
 _log = logging.getLogger("foldserve.api_server")
 

@@ -9,33 +9,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from service.backends.devices import Devices, choose_devices
-from service.engine.served import NOTHING_BROKEN
-from service.errors import ConfigError
-from service.frontend.connections import descriptors
-from service.frontend.connections.addresses import bind, urls
-from service.host.cgroups import read_limits
-from service.host.processes import StopSignals
-from service.ipc.fence import Fence
-from service.ipc.model_table import LOADED, MappedModelTable, ModelState
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import Dimensions
-from service.ipc.slots import slot_state
-from service.logs.pipes import LogPipes
-from service.logs.records import configure_logging, tell
-from service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info
-from service.repository.index import Repository, look_through
-from service.repository.model_version import read_version, versions_of
-from service.repository.travel import without_what_cannot_travel
-from service.server.api_server import ApiServer, ServedDevices, make_api_server
-from service.server.children import LOAD_ATTEMPTS, Child, Role
-from service.server.listeners import close_ours
-from service.server.litserve_adapter import FoldServer
-from service.server.model_control import ModelControl
-from service.server.orphans import Orphans
-from service.server.supervisor import Supervisor
-from service.settings import ServeSettings
-from service.worker.main import WorkerPlan
+from foldserve.service.backends.devices import Devices, choose_devices
+from foldserve.service.engine.served import NOTHING_BROKEN
+from foldserve.service.errors import ConfigError
+from foldserve.service.frontend.connections import descriptors
+from foldserve.service.frontend.connections.addresses import bind, urls
+from foldserve.service.host.cgroups import read_limits
+from foldserve.service.host.processes import StopSignals
+from foldserve.service.ipc.fence import Fence
+from foldserve.service.ipc.model_table import LOADED, MappedModelTable, ModelState
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import Dimensions
+from foldserve.service.ipc.slots import slot_state
+from foldserve.service.logs.pipes import LogPipes
+from foldserve.service.logs.records import configure_logging, tell
+from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info
+from foldserve.service.repository.index import Repository, look_through
+from foldserve.service.repository.model_version import read_version, versions_of
+from foldserve.service.repository.travel import without_what_cannot_travel
+from foldserve.service.server.api_server import ApiServer, ServedDevices, make_api_server
+from foldserve.service.server.children import LOAD_ATTEMPTS, Child, Role
+from foldserve.service.server.listeners import close_ours
+from foldserve.service.server.litserve_adapter import FoldServer
+from foldserve.service.server.model_control import ModelControl
+from foldserve.service.server.orphans import Orphans
+from foldserve.service.server.supervisor import Supervisor
+from foldserve.service.settings import ServeSettings
+from foldserve.service.worker.main import WorkerPlan
 
 log = logging.getLogger("foldserve.server")
 

@@ -12,11 +12,11 @@ Decides and writes; whom it concerns is told by the supervisor. Processes that a
 
 from collections.abc import Collection
 
-from service.ipc.model_table import SERVED, ModelKey, ModelState
-from service.ipc.resources import Transport
-from service.ipc.scoreboard import MappedScoreboard
-from service.metrics.recorder import Metrics
-from service.repository.model_version import ModelVersion
+from foldserve.service.ipc.model_table import SERVED, ModelKey, ModelState
+from foldserve.service.ipc.resources import Transport
+from foldserve.service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.repository.model_version import ModelVersion
 
 
 class ModelControl:

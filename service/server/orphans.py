@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from types import FrameType, TracebackType
 from typing import Final
 
-from service.metrics.process import children
+from foldserve.service.metrics.process import children
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 

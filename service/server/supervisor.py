@@ -20,15 +20,23 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, Protocol
 
-from service.host.processes import StopSignals
-from service.ipc.control import CONTROL_STRUCT, ControlMessage
-from service.ipc.handles import Handle
-from service.ipc.model_table import LOADED, ModelKey
-from service.ipc.scoreboard import MappedScoreboard
-from service.repository.model_version import ModelVersion
-from service.server.children import HINTS, LONGEST_PAUSE_S, RESTART_PAUSE_S, Child, Children, Role, StartChild
-from service.server.liveness import Liveness
-from service.server.model_control import ModelControl
+from foldserve.service.host.processes import StopSignals
+from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.model_table import LOADED, ModelKey
+from foldserve.service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.repository.model_version import ModelVersion
+from foldserve.service.server.children import (
+    HINTS,
+    LONGEST_PAUSE_S,
+    RESTART_PAUSE_S,
+    Child,
+    Children,
+    Role,
+    StartChild,
+)
+from foldserve.service.server.liveness import Liveness
+from foldserve.service.server.model_control import ModelControl
 
 _log = logging.getLogger("foldserve.supervisor")
 

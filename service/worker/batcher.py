@@ -8,14 +8,14 @@ for the whole of it, and it is dropped when nobody waits for its answer any more
 import time
 from collections import deque
 
-from service.metrics.catalog import BatchReason
-from service.metrics.recorder import Metrics
-from service.worker.batches.batch_runner import BatchRunner
-from service.worker.batches.pieces import LargeRun
-from service.worker.collect import Batch, Collector
-from service.worker.dequeue import TicketConsumer
-from service.worker.gate import Gate
-from service.worker.times import BatchTimes
+from foldserve.service.metrics.catalog import BatchReason
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.worker.batches.batch_runner import BatchRunner
+from foldserve.service.worker.batches.pieces import LargeRun
+from foldserve.service.worker.collect import Batch, Collector
+from foldserve.service.worker.dequeue import TicketConsumer
+from foldserve.service.worker.gate import Gate
+from foldserve.service.worker.times import BatchTimes
 
 
 class Batcher:

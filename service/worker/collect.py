@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from service.ipc.records import TICKET_STRUCT, TICKETS_PER_TURN
-from service.ipc.ticket_queue import TicketReader
-from service.metrics.catalog import BatchReason
-from service.worker.dequeue import Ticket, TicketConsumer
-from service.worker.turn import Turn
+from foldserve.service.ipc.records import TICKET_STRUCT, TICKETS_PER_TURN
+from foldserve.service.ipc.ticket_queue import TicketReader
+from foldserve.service.metrics.catalog import BatchReason
+from foldserve.service.worker.dequeue import Ticket, TicketConsumer
+from foldserve.service.worker.turn import Turn
 
 
 class Batch(NamedTuple):

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from service.ipc.model_table import MappedModelTable, ModelState
-from service.ipc.records import (
+from foldserve.service.ipc.model_table import MappedModelTable, ModelState
+from foldserve.service.ipc.records import (
     DONE_STRUCT,
     DONES_PER_WRITE,
     EPOCHS,
@@ -26,10 +26,10 @@ from service.ipc.records import (
     WHOSE_STRUCT,
     Reason,
 )
-from service.ipc.scoreboard import MappedScoreboard
-from service.ipc.slots import slot_state
-from service.ipc.slots.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.ipc.slots import slot_state
+from foldserve.service.ipc.slots.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
+from foldserve.service.ipc.slots.slot_state import State
 
 _HEADER_BYTES: Final = HEADER.itemsize
 # As plain numbers: looking up an enum's member would show in what a small request costs.

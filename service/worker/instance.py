@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import NoReturn
 
-from service.backends.base import DeviceLost, NoRoom
-from service.worker.batcher import Batcher
+from foldserve.service.backends.base import DeviceLost, NoRoom
+from foldserve.service.worker.batcher import Batcher
 
 _log = logging.getLogger("foldserve.worker")
 

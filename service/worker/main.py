@@ -11,16 +11,16 @@ import select
 from dataclasses import dataclass
 from typing import Final
 
-from service.host.processes import freeze_garbage
-from service.ipc.control import CONTROL_STRUCT, ControlMessage
-from service.ipc.handles import Handle, SharedMemory
-from service.ipc.resources import Transport
-from service.ipc.slots import slot_state
-from service.logs.records import flush_logs
-from service.metrics.recorder import Metrics, MetricsLayoutSpec
-from service.worker.dequeue import WorkerMemory
-from service.worker.model import WorkerParts
-from service.worker.models import WorkerModels
+from foldserve.service.host.processes import freeze_garbage
+from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
+from foldserve.service.ipc.handles import Handle, SharedMemory
+from foldserve.service.ipc.resources import Transport
+from foldserve.service.ipc.slots import slot_state
+from foldserve.service.logs.records import flush_logs
+from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec
+from foldserve.service.worker.dequeue import WorkerMemory
+from foldserve.service.worker.model import WorkerParts
+from foldserve.service.worker.models import WorkerModels
 
 _MESSAGES: Final = 64
 """Read at a time."""

@@ -8,27 +8,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from service.backends import LoadError
-from service.backends.base import DeviceLost, NoRoom, SessionOptions
-from service.errors import new_error_id
-from service.ipc.model_table import ModelKey
-from service.ipc.resources import Transport
-from service.ipc.scoreboard import READY, RESTARTING, MappedScoreboard
-from service.ipc.slots.tensor_layout import Layout
-from service.ipc.ticket_queue import TicketReader
-from service.logs.records import ALWAYS
-from service.metrics.recorder import Metrics
-from service.repository.buckets import buckets_for
-from service.repository.loading import load_model
-from service.repository.model_version import ModelVersion
-from service.worker.batcher import Batcher
-from service.worker.batches.batch_runner import BatchRunner
-from service.worker.collect import Collector
-from service.worker.dequeue import TicketConsumer, WorkerMemory
-from service.worker.gate import DeviceGate, Gate
-from service.worker.instance import Instance, end_without_device, end_without_room
-from service.worker.times import BatchTimes
-from service.worker.turn import turn_of
+from foldserve.service.backends import LoadError
+from foldserve.service.backends.base import DeviceLost, NoRoom, SessionOptions
+from foldserve.service.errors import new_error_id
+from foldserve.service.ipc.model_table import ModelKey
+from foldserve.service.ipc.resources import Transport
+from foldserve.service.ipc.scoreboard import READY, RESTARTING, MappedScoreboard
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.ticket_queue import TicketReader
+from foldserve.service.logs.records import ALWAYS
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.repository.buckets import buckets_for
+from foldserve.service.repository.loading import load_model
+from foldserve.service.repository.model_version import ModelVersion
+from foldserve.service.worker.batcher import Batcher
+from foldserve.service.worker.batches.batch_runner import BatchRunner
+from foldserve.service.worker.collect import Collector
+from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
+from foldserve.service.worker.gate import DeviceGate, Gate
+from foldserve.service.worker.instance import Instance, end_without_device, end_without_room
+from foldserve.service.worker.times import BatchTimes
+from foldserve.service.worker.turn import turn_of
 
 _log = logging.getLogger("foldserve.worker")
 

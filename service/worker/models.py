@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from service.backends import SessionOptions
-from service.backends.base import usable_cores
-from service.ipc.control import CONTROL_STRUCT, ControlMessage
-from service.ipc.model_table import LEAVING, LOADED, MappedModelTable
-from service.repository.model_config import ModelConfig
-from service.repository.model_version import read_version
-from service.worker.loading_order import load_all
-from service.worker.model import LoadedModel, WorkerParts
+from foldserve.service.backends import SessionOptions
+from foldserve.service.backends.base import usable_cores
+from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
+from foldserve.service.ipc.model_table import LEAVING, LOADED, MappedModelTable
+from foldserve.service.repository.model_config import ModelConfig
+from foldserve.service.repository.model_version import read_version
+from foldserve.service.worker.loading_order import load_all
+from foldserve.service.worker.model import LoadedModel, WorkerParts
 
 _log = logging.getLogger("foldserve.worker")
 

@@ -4,8 +4,8 @@ import threading
 import time
 from typing import Final
 
-from service.ipc.run_time import FRESH_NS, UNKNOWN, RunTimes
-from service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.ipc.run_time import FRESH_NS, UNKNOWN, RunTimes
+from foldserve.service.ipc.scoreboard import MappedScoreboard
 
 _TELL_NS: Final = FRESH_NS // 100
 """How often it is told that a forecast still holds."""

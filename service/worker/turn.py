@@ -4,9 +4,9 @@ import os
 from abc import abstractmethod
 from typing import Final, TypeAlias
 
-from service.ipc.records import PIPE_BUF, TURN_STRUCT
-from service.ipc.scoreboard import MappedScoreboard
-from service.ipc.ticket_queue import TicketQueue
+from foldserve.service.ipc.records import PIPE_BUF, TURN_STRUCT
+from foldserve.service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.ipc.ticket_queue import TicketQueue
 
 Packed: TypeAlias = bytes
 """Whole tickets, one after the other."""

@@ -18,7 +18,7 @@ from benchmarks.gpu_parts.in_process import WAYS, Job, measure, repeated
 from benchmarks.gpu_parts.loops import Looper, Step, Steps, loop
 from benchmarks.gpu_parts.networks import PRECISIONS, SUBJECTS
 from benchmarks.gpu_parts.records import Cell, Failure, Record
-from service.repository.index import read_repository
+from foldserve.service.repository.index import read_repository
 
 MLP = SUBJECTS["mlp"]
 
@@ -257,8 +257,8 @@ def test_cores_are_counted_by_process_over_its_threads() -> None:
 def test_without_a_gpu_the_command_ends_with_2_and_the_mend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from service.backends import devices
-    from service.backends.cuda.probe import CudaState
+    from foldserve.service.backends import devices
+    from foldserve.service.backends.cuda.probe import CudaState
 
     monkeypatch.setattr(devices, "cuda_state", lambda: CudaState(0, "there is no NVIDIA driver"))
     assert gpu.main(["--out", str(tmp_path / "out"), "--repository", str(tmp_path / "all")]) == 2

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks.packages import trial
 from benchmarks.packages.published_class import Inputs, PublishedClass, Size
-from models.export import ExportResult, export_model
-from models.export.quiet import quiet
-from models.export.to_torchscript import load_torchscript
+from foldserve.models.export import ExportResult, export_model
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.to_torchscript import load_torchscript
 
 
 class Steps(nn.Module):

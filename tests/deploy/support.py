@@ -4,10 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
-from service.metrics.catalog import EXPOSED
-from service.metrics.device import DEVICE_METRICS
-from service.metrics.process import PROCESS_METRICS
-from service.metrics.store import Metric
+from foldserve.service.metrics.catalog import EXPOSED
+from foldserve.service.metrics.device import DEVICE_METRICS
+from foldserve.service.metrics.process import PROCESS_METRICS
+from foldserve.service.metrics.store import Metric
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

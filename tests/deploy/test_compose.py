@@ -3,7 +3,7 @@ from typing import Any
 
 import yaml
 
-from service.settings import SETTINGS
+from foldserve.service.settings import SETTINGS
 from tests.deploy.support import DEPLOY, ROOT, version_of_foldserve
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.metrics.catalog import REJECTIONS
+from foldserve.service.metrics.catalog import REJECTIONS
 from tests.deploy.support import DEPLOY, unknown_in
 
 PROMETHEUS = DEPLOY / "prometheus"

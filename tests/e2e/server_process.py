@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics.process import descendants
+from foldserve.service.metrics.process import descendants
 
 START_LIMIT_S = 120.0
 """Spawned workers import their runtimes anew: seconds, on a busy machine many. Also for any one answer."""

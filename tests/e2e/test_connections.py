@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.cli import main
+from foldserve.service.cli import main
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving, wait_gone
 from tests.faults.support import client_ports
 from tests.service.repositories import save_linear

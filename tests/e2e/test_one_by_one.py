@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.commands.predict import predict_files
+from foldserve.service.commands.predict import predict_files
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving
 from tests.service.repositories import WEIGHT, save_exported
 from tests.service.uncounted import (

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.export import export_model
-from service.commands.inspect import inspect
+from foldserve.models.export import export_model
+from foldserve.service.commands.inspect import inspect
 from tests.e2e.server_process import ServerProcess, serving
 
 pytestmark = pytest.mark.e2e

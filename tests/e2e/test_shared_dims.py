@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from models.export import export_model
+from foldserve.models.export import export_model
 from tests.e2e.server_process import ServerProcess, serving
 
 pytestmark = pytest.mark.e2e

@@ -16,10 +16,10 @@ import pytest
 import torch
 from skimage import data
 
-from models import efficientnet_lite0
-from models.export import export_model
-from models.registry import resolve
-from models.train_digits import split
+from foldserve.models import efficientnet_lite0
+from foldserve.models.export import export_model
+from foldserve.models.registry import resolve
+from foldserve.models.train_digits import split
 from tests.e2e.server_process import ServerProcess, serving
 
 pytestmark = [

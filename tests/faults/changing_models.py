@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from service.backends.devices import choose_devices
-from service.frontend.connections.addresses import bind
-from service.host.processes import StopSignals
-from service.ipc.model_table import ModelState
-from service.ipc.records import GENERATIONS, TICKET
-from service.logs.records import configure_logging
-from service.repository.index import look_through, read_model
-from service.repository.model_version import versions_of
-from service.server.main import Server
-from service.settings import load_settings
+from foldserve.service.backends.devices import choose_devices
+from foldserve.service.frontend.connections.addresses import bind
+from foldserve.service.host.processes import StopSignals
+from foldserve.service.ipc.model_table import ModelState
+from foldserve.service.ipc.records import GENERATIONS, TICKET
+from foldserve.service.logs.records import configure_logging
+from foldserve.service.repository.index import look_through, read_model
+from foldserve.service.repository.model_version import versions_of
+from foldserve.service.server.main import Server
+from foldserve.service.settings import load_settings
 
 
 class Commands:

@@ -37,8 +37,8 @@ LIMIT_S = 120.0
 
 _BACKEND = f"""
 import itertools, os, signal, time
-from service.backends.onnxruntime import cpu_session
-from service.backends.base import DeviceLost, NoRoom, OutOfMemory
+from foldserve.service.backends.onnxruntime import cpu_session
+from foldserve.service.backends.base import DeviceLost, NoRoom, OutOfMemory
 
 runs = itertools.count(1)
 room = int(os.environ.get("TEST_ROOM", "1000000"))
@@ -84,7 +84,7 @@ _SITE = """
 import sys
 if any("spawn_main" in word for word in sys.orig_argv):
     from dataclasses import replace
-    from service.backends import BACKENDS
+    from foldserve.service.backends import BACKENDS
     BACKENDS["onnxruntime"] = replace(BACKENDS["onnxruntime"], module="faulty_backend")
 """
 

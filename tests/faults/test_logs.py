@@ -272,4 +272,4 @@ def test_scrapes_survive_what_happens_to_the_process_that_writes_them(
 
 
 def exporters(server: ServerProcess) -> list[int]:
-    return [pid for pid in server.processes() if b"service.metrics.exporter" in command_line(pid)]
+    return [pid for pid in server.processes() if b"foldserve.service.metrics.exporter" in command_line(pid)]

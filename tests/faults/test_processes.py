@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.metrics.process import descendants
+from foldserve.service.metrics.process import descendants
 from tests.e2e.server_process import ServerProcess, left_behind, serving, wait_gone
 from tests.faults.support import (
     GATED,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from models.activations import ACTIVATIONS, activation
-from models.errors import ExportError, UnknownActivation
+from foldserve.models.activations import ACTIVATIONS, activation
+from foldserve.models.errors import ExportError, UnknownActivation
 
 
 def sigmoid(x: float) -> float:

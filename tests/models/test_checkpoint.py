@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import WeightsDoNotFit, WeightsUnreadable
-from models.weights import load_weights
+from foldserve.models.errors import WeightsDoNotFit, WeightsUnreadable
+from foldserve.models.weights import load_weights
 
 
 def small() -> nn.Module:

@@ -5,9 +5,9 @@ from importlib.resources import files
 import pytest
 import torch
 
-from models import train_digits
-from models.digits import WEIGHTS, build
-from models.train_digits import accuracy, split, train
+from foldserve.models import train_digits
+from foldserve.models.digits import WEIGHTS, build
+from foldserve.models.train_digits import accuracy, split, train
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_shipped_weights_are_right_on_the_held_out_digits(digits):
 
 
 def test_shipped_weights_are_small():
-    assert len(files("models").joinpath(WEIGHTS).read_bytes()) < 1_000_000
+    assert len(files("foldserve.models").joinpath(WEIGHTS).read_bytes()) < 1_000_000
 
 
 def test_no_held_out_digit_was_trained_on(digits):

@@ -9,10 +9,10 @@ import skimage.data
 import torch
 from PIL import Image
 
-from models import efficientnet_lite0
-from models.errors import MissingExtra
-from models.image_input import picture_input
-from service.artifact.pictures import decode
+from foldserve.models import efficientnet_lite0
+from foldserve.models.errors import MissingExtra
+from foldserve.models.image_input import picture_input
+from foldserve.service.artifact.pictures import decode
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.image_input import ImageInput, image_of_manifest, picture_input
+from foldserve.models.image_input import ImageInput, image_of_manifest, picture_input
 
 RANDOM = np.random.default_rng(0)
 PICTURES = RANDOM.integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)

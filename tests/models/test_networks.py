@@ -6,16 +6,16 @@ from torch import nn
 from torch.export import Dim, export
 from torch.nn.modules.batchnorm import _NormBase
 
-from models.activations import ACTIVATIONS
-from models.convnet import ConvNet, output_size
-from models.image_input import ImageInput
-from models.mlp import NeuralNetwork
-from models.mobilenet import MobileNet
-from models.recurrent import symbolic_length
-from models.registry import Target, available, resolve
-from models.resnet import BasicBlock, ResNet
-from models.transformer import TransformerEncoder
-from models.unet import UNet
+from foldserve.models.activations import ACTIVATIONS
+from foldserve.models.convnet import ConvNet, output_size
+from foldserve.models.image_input import ImageInput
+from foldserve.models.mlp import NeuralNetwork
+from foldserve.models.mobilenet import MobileNet
+from foldserve.models.recurrent import symbolic_length
+from foldserve.models.registry import Target, available, resolve
+from foldserve.models.resnet import BasicBlock, ResNet
+from foldserve.models.transformer import TransformerEncoder
+from foldserve.models.unet import UNet
 from tests.models.support import randomise_norms
 
 # Parameters and batch norms. The published counts where there are some: resnet18, 34 and 50 in torchvision's

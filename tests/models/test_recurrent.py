@@ -6,7 +6,7 @@ import torch._decomp.decompositions as decompositions
 from torch import nn
 from torch.export import Dim, export
 
-from models.recurrent import symbolic_length
+from foldserve.models.recurrent import symbolic_length
 
 
 class LastStep(nn.Module):

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from models.errors import ExportError, UnsafeWeights, WeightsDoNotFit, WeightsUnreadable
-from models.weights import load_weights
+from foldserve.models.errors import ExportError, UnsafeWeights, WeightsDoNotFit, WeightsUnreadable
+from foldserve.models.weights import load_weights
 
 
 class Small(nn.Module):

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from models.errors import UnsafeWeights, WeightsUnreadable
-from models.weights_file import read_weights
+from foldserve.models.errors import UnsafeWeights, WeightsUnreadable
+from foldserve.models.weights_file import read_weights
 
 STATE = {"weight": torch.arange(4.0).reshape(2, 2)}
 

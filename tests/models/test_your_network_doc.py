@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.export.cli import main
-from models.export.to_torchscript import load_torchscript
-from models.registry import resolve
+from foldserve.models.export.cli import main
+from foldserve.models.export.to_torchscript import load_torchscript
+from foldserve.models.registry import resolve
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-network.md"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from service.backends.base import OutOfMemory
-from service.backends.cuda.errors import understood
-from service.backends.cuda.runtime import CudaError
+from foldserve.service.backends.base import OutOfMemory
+from foldserve.service.backends.cuda.errors import understood
+from foldserve.service.backends.cuda.runtime import CudaError
 
 
 class FakeCuda:

@@ -11,24 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from service.artifact.signature import Signature, TensorSpec
-from service.engine.admission import Bounds
-from service.engine.dispatcher import Dispatcher
-from service.engine.model_queue import ModelQueue
-from service.engine.recovery import LostTickets, retry_held
-from service.engine.request import Ticketed
-from service.errors import ServiceError
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import Dimensions
-from service.ipc.slots.tensor_layout import Layout
-from service.ipc.ticket_queue import TicketReader, TicketWriter
-from service.worker.batcher import Batcher
-from service.worker.batches.batch_runner import BatchRunner
-from service.worker.collect import Collector
-from service.worker.dequeue import TicketConsumer, WorkerMemory
-from service.worker.gate import Gate
-from service.worker.times import BatchTimes
-from service.worker.turn import turn_of
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.engine.admission import Bounds
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.engine.recovery import LostTickets, retry_held
+from foldserve.service.engine.request import Ticketed
+from foldserve.service.errors import ServiceError
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import Dimensions
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.ticket_queue import TicketReader, TicketWriter
+from foldserve.service.worker.batcher import Batcher
+from foldserve.service.worker.batches.batch_runner import BatchRunner
+from foldserve.service.worker.collect import Collector
+from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
+from foldserve.service.worker.gate import Gate
+from foldserve.service.worker.times import BatchTimes
+from foldserve.service.worker.turn import turn_of
 from tests.service.repositories import model_version
 
 FIXED = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))

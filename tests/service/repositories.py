@@ -12,13 +12,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.artifact.signature import Signature
-from service.ipc.model_table import ModelTable
-from service.metrics.exposition import Exposition, LiveGauges
-from service.metrics.recorder import Metrics, MetricsLayoutSpec
-from service.repository.artifact import Artifact
-from service.repository.model_config import ModelConfig, parse_model_config
-from service.repository.model_version import ModelVersion
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.ipc.model_table import ModelTable
+from foldserve.service.metrics.exposition import Exposition, LiveGauges
+from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec
+from foldserve.service.repository.artifact import Artifact
+from foldserve.service.repository.model_config import ModelConfig, parse_model_config
+from foldserve.service.repository.model_version import ModelVersion
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
 """Eighths: products and sums of small whole numbers with them are exact in float32, whatever the order."""

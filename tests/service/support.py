@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from service.artifact.signature import Signature, TensorSpec
-from service.engine.codec_process.client import CodecProcess
-from service.engine.served import ServedBy, ServedModel, ServedVersion
-from service.frontend.asgi import AsgiApp
-from service.frontend.routing import Route
-from service.inference.access_log import log_access, open_access_log
-from service.inference.body_budget import BodyBudget
-from service.inference.observers import Observers
-from service.inference.partial_body import PartialBodies
-from service.inference.server_context import ServerContext
-from service.metrics.catalog import STAGES
-from service.protocols.predict import PREDICT, PredictCalls
-from service.server.api_models import make_plans
-from service.settings import ServeSettings
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.engine.codec_process.client import CodecProcess
+from foldserve.service.engine.served import ServedBy, ServedModel, ServedVersion
+from foldserve.service.frontend.asgi import AsgiApp
+from foldserve.service.frontend.routing import Route
+from foldserve.service.inference.access_log import log_access, open_access_log
+from foldserve.service.inference.body_budget import BodyBudget
+from foldserve.service.inference.observers import Observers
+from foldserve.service.inference.partial_body import PartialBodies
+from foldserve.service.inference.server_context import ServerContext
+from foldserve.service.metrics.catalog import STAGES
+from foldserve.service.protocols.predict import PREDICT, PredictCalls
+from foldserve.service.server.api_models import make_plans
+from foldserve.service.settings import ServeSettings
 from tests.service.engine_rig import Rig
 
 DOUBLE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))

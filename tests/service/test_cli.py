@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from service import cli
-from service.cli import main
-from service.errors import ConfigError
-from service.settings import SETTINGS
+from foldserve.service import cli
+from foldserve.service.cli import main
+from foldserve.service.errors import ConfigError
+from foldserve.service.settings import SETTINGS
 
 
 def entry(name, value):
@@ -96,10 +96,12 @@ def test_help_of_serve_names_every_setting_with_unit_default_and_variable(capsys
 
 
 def test_serve_hands_checked_settings_to_the_server(tmp_path, monkeypatch, plugins):
-    import service.server.main
+    import foldserve.service.server.main
 
     got = []
-    monkeypatch.setattr(service.server.main, "run_server", lambda settings, stop: got.append(settings) or 0)
+    monkeypatch.setattr(
+        foldserve.service.server.main, "run_server", lambda settings, stop: got.append(settings) or 0
+    )
     monkeypatch.setenv("FOLDSERVE_HOST", "0.0.0.0")
     assert main(["serve", str(tmp_path), "--port", "81", "--access-log", "--drain-grace", "2"]) == 0
     (settings,) = got
@@ -147,7 +149,7 @@ def test_a_plugin_whose_extra_is_missing_is_still_listed(plugins, capsys):
 
 
 def test_a_module_of_ours_that_is_missing_is_no_missing_extra(plugins):
-    plugins.append(entry("fold", "service.no_such_module:Plugin"))
+    plugins.append(entry("fold", "foldserve.service.no_such_module:Plugin"))
     with pytest.raises(ModuleNotFoundError):
         main(["fold"])
 
@@ -158,8 +160,8 @@ def test_export_joins_by_its_entry_point():
 
 def test_serving_imports_neither_models_nor_torch():
     code = (
-        "import sys, service.cli, service.server.main, service.frontend.asgi\n"
-        "import service.commands.predict, service.commands.inspect\n"
+        "import sys, foldserve.service.cli, foldserve.service.server.main, foldserve.service.frontend.asgi\n"
+        "import foldserve.service.commands.predict, foldserve.service.commands.inspect\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'models', 'onnx')])"
     )
     done = subprocess.run(

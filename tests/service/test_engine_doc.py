@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from service.ipc.records import DONE, PIPE_BUF, TICKET
-from service.ipc.slots.arena import HEADER
-from service.ipc.slots.slot_state import MOVES, Side, State
-from service.repository.model_config import KEYS
-from service.server.supervisor import Phase
-from service.settings import SETTINGS
+from foldserve.service.ipc.records import DONE, PIPE_BUF, TICKET
+from foldserve.service.ipc.slots.arena import HEADER
+from foldserve.service.ipc.slots.slot_state import MOVES, Side, State
+from foldserve.service.repository.model_config import KEYS
+from foldserve.service.server.supervisor import Phase
+from foldserve.service.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "engine.md").read_text()

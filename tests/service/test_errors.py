@@ -2,8 +2,8 @@ import pickle
 
 import pytest
 
-from service import errors
-from service.errors import ConfigError, MethodNotAllowed, QueueFull, ServiceError, Unauthorized
+from foldserve.service import errors
+from foldserve.service.errors import ConfigError, MethodNotAllowed, QueueFull, ServiceError, Unauthorized
 
 
 def every_error() -> list[type[ServiceError]]:

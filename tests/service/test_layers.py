@@ -58,7 +58,12 @@ def test_file_imports_only_from_the_layers_below_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["from service.server.supervisor import Role", "import service.worker.main", "import models"]
+    "line",
+    [
+        "from foldserve.service.server.supervisor import Role",
+        "import foldserve.service.worker.main",
+        "import models",
+    ],
 )
 def test_arrow_that_points_up_or_aside_is_found(tmp_path: Path, line: str) -> None:
     folder = tmp_path / "service" / "engine"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import ConfigError
-from service.settings import SETTINGS, ServeSettings, load_settings
+from foldserve.service.errors import ConfigError
+from foldserve.service.settings import SETTINGS, ServeSettings, load_settings
 
 ROOT = Path(__file__).parents[2]
 

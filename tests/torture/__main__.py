@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.engine import dispatcher
+from foldserve.service.engine import dispatcher
 from tests.torture import hostile, models, trouble
 from tests.torture.counts import NEVER, Counts
 from tests.torture.fuzz_codecs import fuzz_codecs

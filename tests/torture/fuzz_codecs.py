@@ -16,11 +16,11 @@ from typing import Final
 
 import numpy as np
 
-from service.artifact.signature import Signature, TensorSpec
-from service.codecs import json_codec, npy_codec, raw_codec
-from service.codecs.json_fast import FastJsonCodec
-from service.codecs.raw_codec import TensorHeaders
-from service.errors import ServiceError
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs import json_codec, npy_codec, raw_codec
+from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.codecs.raw_codec import TensorHeaders
+from foldserve.service.errors import ServiceError
 from tests.torture.counts import Counts
 from tests.torture.mutations import mutated
 

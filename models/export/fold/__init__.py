@@ -13,7 +13,7 @@ graph, past every operation that commutes with it, until something with weights 
 has the proofs.
 """
 
-from models.export.fold.driver import fold_batch_norms
-from models.export.fold.report import FoldReport, Left
+from foldserve.models.export.fold.driver import fold_batch_norms
+from foldserve.models.export.fold.report import FoldReport, Left
 
 __all__ = ["FoldReport", "Left", "fold_batch_norms"]

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from models.export.fold.affine import Affine
-from models.export.fold.constants import Constants
-from models.export.fold.elementwise import ELEMENTWISE, own_map
-from models.export.fold.graph import is_call, is_float, readers
-from models.export.fold.norms import Norm, affine_of, why_never
-from models.export.fold.plan import Refused
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.constants import Constants
+from foldserve.models.export.fold.elementwise import ELEMENTWISE, own_map
+from foldserve.models.export.fold.graph import is_call, is_float, readers
+from foldserve.models.export.fold.norms import Norm, affine_of, why_never
+from foldserve.models.export.fold.plan import Refused
 
 
 @dataclass(frozen=True, eq=False)

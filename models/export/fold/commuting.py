@@ -13,10 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from models.export.fold.affine import Affine
-from models.export.fold.graph import aten, axis_in, describe, dtype_of, parts, rank_of, shape_of, static
-from models.export.fold.plan import Refused
-from models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.graph import (
+    aten,
+    axis_in,
+    describe,
+    dtype_of,
+    parts,
+    rank_of,
+    shape_of,
+    static,
+)
+from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.export.fold.constants import rounded, rounded_weight
-from models.export.fold.graph import aten, describe, rank_of
-from models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
-from models.export.fold.rules import DownRule, Moved, Site
-from models.export.fold.up import (
+from foldserve.models.export.fold.constants import rounded, rounded_weight
+from foldserve.models.export.fold.graph import aten, describe, rank_of
+from foldserve.models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
+from foldserve.models.export.fold.rules import DownRule, Moved, Site
+from foldserve.models.export.fold.up import (
     CONVOLUTIONS,
     MATMULS,
     TRANSPOSED_CONVOLUTIONS,

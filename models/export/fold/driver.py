@@ -12,23 +12,31 @@ from typing import Any
 import torch
 from torch import fx
 
-from models.export.fold.candidates import Candidate, constant_candidates, norm_candidate
-from models.export.fold.commuting import COMMUTING
-from models.export.fold.constants import Constants
-from models.export.fold.down import DOWN_RULES
-from models.export.fold.elementwise import ELEMENTWISE, ELEMENTWISE_DOWN, ELEMENTWISE_UP
-from models.export.fold.graph import arguments, aten, dtype_of, is_call, is_tensor, nested_graphs, same_shape
-from models.export.fold.index_maps import INDEX_MAPS
-from models.export.fold.joins import JOIN_DOWN, JOIN_UP
-from models.export.fold.norms import batch_norms
-from models.export.fold.pads import PAD_DOWN, PAD_UP
-from models.export.fold.parallel import beside, is_summed
-from models.export.fold.plan import Plan, Refused
-from models.export.fold.recurrent import RECURRENT_DOWN
-from models.export.fold.report import FoldReport, Left
-from models.export.fold.rules import table
-from models.export.fold.search import Search
-from models.export.fold.up import UP_RULES
+from foldserve.models.export.fold.candidates import Candidate, constant_candidates, norm_candidate
+from foldserve.models.export.fold.commuting import COMMUTING
+from foldserve.models.export.fold.constants import Constants
+from foldserve.models.export.fold.down import DOWN_RULES
+from foldserve.models.export.fold.elementwise import ELEMENTWISE, ELEMENTWISE_DOWN, ELEMENTWISE_UP
+from foldserve.models.export.fold.graph import (
+    arguments,
+    aten,
+    dtype_of,
+    is_call,
+    is_tensor,
+    nested_graphs,
+    same_shape,
+)
+from foldserve.models.export.fold.index_maps import INDEX_MAPS
+from foldserve.models.export.fold.joins import JOIN_DOWN, JOIN_UP
+from foldserve.models.export.fold.norms import batch_norms
+from foldserve.models.export.fold.pads import PAD_DOWN, PAD_UP
+from foldserve.models.export.fold.parallel import beside, is_summed
+from foldserve.models.export.fold.plan import Plan, Refused
+from foldserve.models.export.fold.recurrent import RECURRENT_DOWN
+from foldserve.models.export.fold.report import FoldReport, Left
+from foldserve.models.export.fold.rules import table
+from foldserve.models.export.fold.search import Search
+from foldserve.models.export.fold.up import UP_RULES
 
 _COMMUTING = COMMUTING + INDEX_MAPS
 _UP = table(UP_RULES + ELEMENTWISE_UP + JOIN_UP + PAD_UP + tuple(rule.up() for rule in _COMMUTING))

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from models.export.fold.affine import Affine
-from models.export.fold.constants import Constants, rounded
-from models.export.fold.graph import (
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.constants import Constants, rounded
+from foldserve.models.export.fold.graph import (
     arguments,
     aten,
     describe,
@@ -25,8 +25,8 @@ from models.export.fold.graph import (
     shape_of,
     static,
 )
-from models.export.fold.plan import Bypass, Refused
-from models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
+from foldserve.models.export.fold.plan import Bypass, Refused
+from foldserve.models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
 
 _ADD = frozenset({aten.add.Tensor, aten.add.Scalar})
 _SUB = frozenset({aten.sub.Tensor, aten.sub.Scalar})

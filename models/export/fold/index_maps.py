@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from models.export.fold.affine import Affine
-from models.export.fold.commuting import Commuting, first
-from models.export.fold.graph import aten, axis_in, describe, rank_of, shape_of, static
-from models.export.fold.plan import Refused
-from models.export.fold.rules import Site
-from models.export.fold.views import through_view
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.commuting import Commuting, first
+from foldserve.models.export.fold.graph import aten, axis_in, describe, rank_of, shape_of, static
+from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.rules import Site
+from foldserve.models.export.fold.views import through_view
 
 
 def _view_to_input(site: Site) -> Affine:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from models.export.fold.affine import Affine, common_shape
-from models.export.fold.graph import (
+from foldserve.models.export.fold.affine import Affine, common_shape
+from foldserve.models.export.fold.graph import (
     arguments,
     aten,
     axis_in,
@@ -26,8 +26,8 @@ from models.export.fold.graph import (
     shape_of,
     static,
 )
-from models.export.fold.plan import Refused
-from models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
+from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
 
 _JOINS = frozenset({aten.cat.default, aten.stack.default})
 _SPLITS = frozenset(

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from models.export.fold.affine import Affine
-from models.export.fold.constants import Constants
-from models.export.fold.graph import arguments, aten, is_call, module_path, parts, rank_of, readers
-from models.export.fold.plan import Refused
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.constants import Constants
+from foldserve.models.export.fold.graph import arguments, aten, is_call, module_path, parts, rank_of, readers
+from foldserve.models.export.fold.plan import Refused
 
 _SINGLE_OUTPUT = frozenset({aten.batch_norm.default})
 _EVALUATING = frozenset(

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from models.export.fold.affine import Affine
-from models.export.fold.commuting import first
-from models.export.fold.graph import aten, describe, rank_of, shape_of, static
-from models.export.fold.plan import Edit, Refused
-from models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.commuting import first
+from foldserve.models.export.fold.graph import aten, describe, rank_of, shape_of, static
+from foldserve.models.export.fold.plan import Edit, Refused
+from foldserve.models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
 
 _CONSTANT = frozenset({aten.constant_pad_nd.default})
 _COPYING = frozenset(

@@ -16,13 +16,22 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from models.export.fold.candidates import Candidate
-from models.export.fold.constants import Constants, rounded, rounded_weight
-from models.export.fold.elementwise import ELEMENTWISE, SUMS, own_map, summands
-from models.export.fold.graph import aten, describe, dtype_of, is_call, rank_of, readers, same_shape, uses
-from models.export.fold.plan import Bypass, Edit, Plan, Refused, Rewrite
-from models.export.fold.rules import Site
-from models.export.fold.up import CONVOLUTIONS, channel_axis, is_transposed, not_constant
+from foldserve.models.export.fold.candidates import Candidate
+from foldserve.models.export.fold.constants import Constants, rounded, rounded_weight
+from foldserve.models.export.fold.elementwise import ELEMENTWISE, SUMS, own_map, summands
+from foldserve.models.export.fold.graph import (
+    aten,
+    describe,
+    dtype_of,
+    is_call,
+    rank_of,
+    readers,
+    same_shape,
+    uses,
+)
+from foldserve.models.export.fold.plan import Bypass, Edit, Plan, Refused, Rewrite
+from foldserve.models.export.fold.rules import Site
+from foldserve.models.export.fold.up import CONVOLUTIONS, channel_axis, is_transposed, not_constant
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.fx.node import map_aggregate
 
-from models.export.fold.exact import Lost, keep
+from foldserve.models.export.fold.exact import Lost, keep
 
 
 class Refused(Exception):

@@ -5,9 +5,9 @@
 The hidden state is not touched. DeepSpeech 2 puts a norm before each of its recurrent layers (arXiv:1512.02595).
 """
 
-from models.export.fold.constants import rounded, rounded_weight
-from models.export.fold.graph import aten, describe, dtype_of, rank_of
-from models.export.fold.rules import DownRule, Moved, Site
+from foldserve.models.export.fold.constants import rounded, rounded_weight
+from foldserve.models.export.fold.graph import aten, describe, dtype_of, rank_of
+from foldserve.models.export.fold.rules import DownRule, Moved, Site
 
 _RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 

@@ -14,10 +14,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from models.export.fold.affine import Affine
-from models.export.fold.constants import Constants
-from models.export.fold.graph import arguments, call_arguments, describe, dtype_of, rank_of, shape_of, static
-from models.export.fold.plan import Edit, Refused, Rewrite
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.constants import Constants
+from foldserve.models.export.fold.graph import (
+    arguments,
+    call_arguments,
+    describe,
+    dtype_of,
+    rank_of,
+    shape_of,
+    static,
+)
+from foldserve.models.export.fold.plan import Edit, Refused, Rewrite
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,19 @@ import heapq
 
 from torch import fx
 
-from models.export.fold.affine import Affine
-from models.export.fold.constants import Constants, rounded
-from models.export.fold.graph import describe, dtype_of, is_tensor, parts, producer_of, readers, uses
-from models.export.fold.plan import Bypass, Plan, Refused, Substitute
-from models.export.fold.rules import Demand, DownRule, Site, UpRule
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.constants import Constants, rounded
+from foldserve.models.export.fold.graph import (
+    describe,
+    dtype_of,
+    is_tensor,
+    parts,
+    producer_of,
+    readers,
+    uses,
+)
+from foldserve.models.export.fold.plan import Bypass, Plan, Refused, Substitute
+from foldserve.models.export.fold.rules import Demand, DownRule, Site, UpRule
 
 # Published networks need fewer than 200 steps for a norm; a long chain of two-way choices could need any
 # number.

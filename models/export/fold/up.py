@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from models.export.fold.constants import rounded, rounded_weight
-from models.export.fold.graph import aten, describe, dtype_of, parts, rank_of
-from models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
-from models.export.fold.plan import Bypass, Refused
-from models.export.fold.rules import Demand, Site, Step, UpRule
+from foldserve.models.export.fold.constants import rounded, rounded_weight
+from foldserve.models.export.fold.graph import aten, describe, dtype_of, parts, rank_of
+from foldserve.models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
+from foldserve.models.export.fold.plan import Bypass, Refused
+from foldserve.models.export.fold.rules import Demand, Site, Step, UpRule
 
 CONVOLUTIONS = frozenset(
     {

@@ -14,9 +14,9 @@ from operator import mul
 
 import sympy  # type: ignore[import-untyped]
 
-from models.export.fold.affine import Affine
-from models.export.fold.graph import Size, expression, static
-from models.export.fold.plan import Refused
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.graph import Size, expression, static
+from foldserve.models.export.fold.plan import Refused
 
 _MIXED = "a view mixes the norm's axis with one of dynamic size"
 

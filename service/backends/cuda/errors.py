@@ -7,7 +7,7 @@ comes first, because after a broken kernel every library only says that its last
 import re
 from typing import Final
 
-from service.backends.base import DeviceLost, LoadError, NoRoom, OutOfMemory
+from foldserve.service.backends.base import DeviceLost, LoadError, NoRoom, OutOfMemory
 
 OUT_OF_MEMORY: Final = 2
 """cudaErrorMemoryAllocation."""

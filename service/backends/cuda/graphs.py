@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from service.artifact.signature import ANY, Signature
-from service.backends.base import DeviceLost, LoadError, OutOfMemory, SessionOptions
+from foldserve.service.artifact.signature import ANY, Signature
+from foldserve.service.backends.base import DeviceLost, LoadError, OutOfMemory, SessionOptions
 
 _log = logging.getLogger("foldserve.worker")
 

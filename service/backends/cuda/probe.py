@@ -2,7 +2,7 @@
 
     driver -> its version -> GPUs -> onnxruntime's build -> libraries -> a first run on each GPU
 
-A program of its own (`python -m service.backends.cuda.probe`), whose last line is the answer: the process that asks
+A program of its own (`python -m foldserve.service.backends.cuda.probe`), whose last line is the answer: the process that asks
 forks later, and a CUDA context must not be alive in it then.
 """
 
@@ -65,7 +65,7 @@ def try_cuda(load: Callable[..., Any] = ctypes.CDLL) -> CudaState:
     """Try CUDA in this process. load: opens a shared library, or raises OSError."""
     try:
         driver = _driver(load)
-        from service.backends.onnxruntime.library import onnxruntime as ort
+        from foldserve.service.backends.onnxruntime.library import onnxruntime as ort
 
         if _PROVIDER not in ort.get_available_providers():
             raise _Problem(

@@ -8,8 +8,8 @@ import ctypes
 import functools
 from typing import Final, Protocol
 
-from service.backends.base import LoadError
-from service.backends.cuda.errors import understood
+from foldserve.service.backends.base import LoadError
+from foldserve.service.backends.cuda.errors import understood
 
 _STREAM_NON_BLOCKING: Final = 1  # cudaStreamNonBlocking: not ordered after the legacy default stream
 _HOST_PORTABLE: Final = 1  # cudaHostAllocPortable: pinned for every device
@@ -174,7 +174,7 @@ class CudaRuntime:
 @functools.cache
 def open_runtime(number: int) -> CudaRuntime:
     """The CUDA runtime for a device, after the libraries of the wheels were found. Raises: LoadError."""
-    from service.backends.onnxruntime.library import onnxruntime as ort
+    from foldserve.service.backends.onnxruntime.library import onnxruntime as ort
 
     ort.preload_dlls()
     name = cudart_name(ort.cuda_version or "13")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-from service.backends.cuda.options import CPU
+from foldserve.service.backends.cuda.options import CPU
 
 RECORD: Final = "session.record_ep_graph_assignment_info"
 """Of onnxruntime's session configuration: "1" lets on_the_cpu() ask."""

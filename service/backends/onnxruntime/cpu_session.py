@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from service.artifact.datatypes import word_for_onnx
-from service.artifact.signature import ANY, ONE_BY_ONE, Signature, TensorSpec
-from service.backends.base import (
+from foldserve.service.artifact.datatypes import word_for_onnx
+from foldserve.service.artifact.signature import ANY, ONE_BY_ONE, Signature, TensorSpec
+from foldserve.service.backends.base import (
     LoadError,
     NoRoom,
     OutOfMemory,
@@ -24,15 +24,15 @@ from service.backends.base import (
     native_path,
     usable_cores,
 )
-from service.backends.cuda.errors import load_error
-from service.backends.cuda.graphs import reason_against, with_graphs
-from service.backends.cuda.options import CPU, Providers, cuda_providers, memory_limit
-from service.backends.cuda.runtime import CudaError, open_runtime
-from service.backends.onnxruntime.assignment import RECORD, on_the_cpu
-from service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
-from service.backends.onnxruntime.file_check import check_dim_names, check_tensors
-from service.backends.onnxruntime.library import onnxruntime as ort
-from service.errors import ConfigError
+from foldserve.service.backends.cuda.errors import load_error
+from foldserve.service.backends.cuda.graphs import reason_against, with_graphs
+from foldserve.service.backends.cuda.options import CPU, Providers, cuda_providers, memory_limit
+from foldserve.service.backends.cuda.runtime import CudaError, open_runtime
+from foldserve.service.backends.onnxruntime.assignment import RECORD, on_the_cpu
+from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
+from foldserve.service.backends.onnxruntime.file_check import check_dim_names, check_tensors
+from foldserve.service.backends.onnxruntime.library import onnxruntime as ort
+from foldserve.service.errors import ConfigError
 
 _NO_NAMES = frozenset({"?", "*", "-1", "None", "unknown"})
 """What converters write for every dim whose name they do not know: it says nothing of sizes."""

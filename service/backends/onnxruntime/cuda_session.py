@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from service.artifact.signature import ANY, Signature, TensorSpec
-from service.backends.cuda.errors import understood
-from service.backends.cuda.runtime import Cuda
-from service.backends.onnxruntime.library import onnxruntime as ort
+from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
+from foldserve.service.backends.cuda.errors import understood
+from foldserve.service.backends.cuda.runtime import Cuda
+from foldserve.service.backends.onnxruntime.library import onnxruntime as ort
 
 _NO_GRAPH = -1  # onnxruntime's id for a run that neither records nor replays
 # Of onnxruntime's OrtMemoryInfo: the names of host memory, CudaPinned being page-locked; and of a GPU's own memory.

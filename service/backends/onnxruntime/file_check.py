@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from service.artifact.datatypes import word_for_onnx
-from service.artifact.signature import ANY, ONE_BY_ONE, TensorSpec
-from service.backends.base import LoadError
-from service.errors import ConfigError
+from foldserve.service.artifact.datatypes import word_for_onnx
+from foldserve.service.artifact.signature import ANY, ONE_BY_ONE, TensorSpec
+from foldserve.service.backends.base import LoadError
+from foldserve.service.errors import ConfigError
 
 SIZED_BY_VALUES: Final = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "Loop"})
 """Operators whose outputs are as many as there are values of a kind (a Loop's: as its condition lets pass)."""

@@ -10,11 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from service.artifact.signature import Signature
-from service.backends.base import LoadError, Session, SessionOptions, Workload, native_path, usable_cores
-from service.backends.cuda.errors import load_error
-from service.backends.torchscript.outputs import as_sequence
-from service.backends.torchscript.writes import may_write_or_keep
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.backends.base import (
+    LoadError,
+    Session,
+    SessionOptions,
+    Workload,
+    native_path,
+    usable_cores,
+)
+from foldserve.service.backends.cuda.errors import load_error
+from foldserve.service.backends.torchscript.outputs import as_sequence
+from foldserve.service.backends.torchscript.writes import may_write_or_keep
 
 
 class TorchScriptSession:
@@ -76,7 +83,7 @@ def load_session(
     if device == "cpu":
         return TorchScriptSession(module, signature)
     # Imported here: on the CPU there is no need of it.
-    from service.backends.torchscript.cuda_session import load_on_cuda
+    from foldserve.service.backends.torchscript.cuda_session import load_on_cuda
 
     rows = workload.buckets[-1] if workload.buckets else 0
     return load_on_cuda(module, path, signature, target, rows, options.tf32)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from service.artifact.signature import ANY, Signature
-from service.backends.base import DeviceLost, LoadError, OutOfMemory
-from service.backends.cuda.errors import load_error, understood
-from service.backends.torchscript.outputs import as_sequence
+from foldserve.service.artifact.signature import ANY, Signature
+from foldserve.service.backends.base import DeviceLost, LoadError, OutOfMemory
+from foldserve.service.backends.cuda.errors import load_error, understood
+from foldserve.service.backends.torchscript.outputs import as_sequence
 
 _log = logging.getLogger("foldserve.worker")
 

@@ -18,15 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from service.codecs.protocol import InferenceProtocol, Options
-from service.engine.codec_process import helper, orders
-from service.engine.codec_process.orders import CodecPlan, Sized, Word
-from service.engine.dispatcher import Dispatcher
-from service.engine.request import Room, Ticketed
-from service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
-from service.host.processes import stop_signals_blocked
-from service.ipc.handles import pickled_for_exec
-from service.ipc.model_table import ModelTable
+from foldserve.service.codecs.protocol import InferenceProtocol, Options
+from foldserve.service.engine.codec_process import helper, orders
+from foldserve.service.engine.codec_process.orders import CodecPlan, Sized, Word
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.request import Room, Ticketed
+from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
+from foldserve.service.host.processes import stop_signals_blocked
+from foldserve.service.ipc.handles import pickled_for_exec
+from foldserve.service.ipc.model_table import ModelTable
 
 _log = logging.getLogger("foldserve.codecs")
 

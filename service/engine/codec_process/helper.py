@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from service.engine.codec_process import orders
-from service.engine.codec_process.orders import CodecPlan, Word
-from service.engine.codec_process.work import Bench, Made
-from service.errors import ServiceError
-from service.host.processes import die_with_parent
-from service.ipc.model_table import ModelKey
-from service.logs.records import configure_logging
+from foldserve.service.engine.codec_process import orders
+from foldserve.service.engine.codec_process.orders import CodecPlan, Word
+from foldserve.service.engine.codec_process.work import Bench, Made
+from foldserve.service.errors import ServiceError
+from foldserve.service.host.processes import die_with_parent
+from foldserve.service.ipc.model_table import ModelKey
+from foldserve.service.logs.records import configure_logging
 
 _log = logging.getLogger("foldserve.codecs")
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from service.codecs.protocol import InferenceProtocol, Options
-from service.errors import (
+from foldserve.service.codecs.protocol import InferenceProtocol, Options
+from foldserve.service.errors import (
     BadJson,
     BadRequest,
     BadTensor,
@@ -21,7 +21,7 @@ from service.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
-from service.ipc.model_table import ModelKey, ModelTable
+from foldserve.service.ipc.model_table import ModelKey, ModelTable
 
 PACKET_BYTES: Final = 65_536
 """Larger than any message: names, texts and headers are bounded where they are made."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from service.codecs.protocol import InferenceProtocol, Options, Served
-from service.engine.codec_process.orders import Sized
-from service.errors import NotReady
-from service.ipc.model_table import MappedModelTable, ModelKey
-from service.ipc.slots.tensor_layout import Layout
-from service.repository.model_version import read_version
+from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
+from foldserve.service.engine.codec_process.orders import Sized
+from foldserve.service.errors import NotReady
+from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.repository.model_version import read_version
 
 
 class Made:

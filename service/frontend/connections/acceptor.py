@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from service.frontend.connections.descriptors import MEND, Room
-from service.frontend.connections.guests import Guests
-from service.frontend.connections.shares import Shares
-from service.metrics.catalog import CROWDED, FAILED
+from foldserve.service.frontend.connections.descriptors import MEND, Room
+from foldserve.service.frontend.connections.guests import Guests
+from foldserve.service.frontend.connections.shares import Shares
+from foldserve.service.metrics.catalog import CROWDED, FAILED
 
 _log = logging.getLogger("foldserve.connections")
 

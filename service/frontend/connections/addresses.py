@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from service.errors import ConfigError
+from foldserve.service.errors import ConfigError
 
 _log = logging.getLogger("foldserve.addresses")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from service.errors import ConfigError
+from foldserve.service.errors import ConfigError
 
 _GUESTS: Final = 64
 _SPARE: Final = 32

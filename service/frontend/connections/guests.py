@@ -12,7 +12,7 @@ from typing import Final
 
 import orjson
 
-from service.errors import TooManyConnections
+from foldserve.service.errors import TooManyConnections
 
 _ANSWERED: Final = frozenset({b"/health", b"/v2/health/live", b"/v2/health/ready", b"/metrics"})
 _HEAD_END: Final = b"\r\n\r\n"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from service.ipc.scoreboard import MappedScoreboard
+from foldserve.service.ipc.scoreboard import MappedScoreboard
 
 SLACK: Final = 8
 """One API server may have this part (an eighth) more than the one with the fewest: with many connections, evenness to

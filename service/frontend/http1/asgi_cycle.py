@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.errors import ServiceError
-from service.frontend.http1.heads.rules import Target
-from service.inference.context import BROKEN, REFUSAL
+from foldserve.service.errors import ServiceError
+from foldserve.service.frontend.http1.heads.rules import Target
+from foldserve.service.inference.context import BROKEN, REFUSAL
 
 _QUEUE_FULL: Final = 429
 

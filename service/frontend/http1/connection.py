@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from service.errors import BadRequest, ServiceError
-from service.frontend.asgi_channel import WIRE
-from service.frontend.http1.asgi_cycle import AsgiCycle, scope_of
-from service.frontend.http1.exchange import Http1Exchange
-from service.frontend.http1.filling import FILLING_BYTES, Filling
-from service.frontend.http1.flow.throttle import CLOSE
-from service.frontend.http1.flow.unread import Owing
-from service.frontend.http1.heads.cache import Head, field_of, head_of
-from service.frontend.http1.heads.rules import Target, shown, target_of
-from service.frontend.http1.lifetime import BEGINNING
-from service.frontend.http1.parsing import HEAD_END, MessageParsing
+from foldserve.service.errors import BadRequest, ServiceError
+from foldserve.service.frontend.asgi_channel import WIRE
+from foldserve.service.frontend.http1.asgi_cycle import AsgiCycle, scope_of
+from foldserve.service.frontend.http1.exchange import Http1Exchange
+from foldserve.service.frontend.http1.filling import FILLING_BYTES, Filling
+from foldserve.service.frontend.http1.flow.throttle import CLOSE
+from foldserve.service.frontend.http1.flow.unread import Owing
+from foldserve.service.frontend.http1.heads.cache import Head, field_of, head_of
+from foldserve.service.frontend.http1.heads.rules import Target, shown, target_of
+from foldserve.service.frontend.http1.lifetime import BEGINNING
+from foldserve.service.frontend.http1.parsing import HEAD_END, MessageParsing
 
 _LINGER_S: Final = 2.0
 """How long the rest of a body is waited for whose call was refused, before the connection is closed: closed under a

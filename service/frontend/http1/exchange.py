@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from service.frontend.http1.answer_lines import AnswerLines
-from service.frontend.http1.flow.throttle import RefusalThrottle
-from service.frontend.http1.flow.unread import Owing, Unread
-from service.frontend.http1.heads.cache import Head, Route
-from service.frontend.http1.heads.reader import HeadReader
-from service.inference.request import InferenceRequest
-from service.inference.response import SENT_BYTES, Response
-from service.inference.server_context import ServerContext
+from foldserve.service.frontend.http1.answer_lines import AnswerLines
+from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
+from foldserve.service.frontend.http1.flow.unread import Owing, Unread
+from foldserve.service.frontend.http1.heads.cache import Head, Route
+from foldserve.service.frontend.http1.heads.reader import HeadReader
+from foldserve.service.inference.request import InferenceRequest
+from foldserve.service.inference.response import SENT_BYTES, Response
+from foldserve.service.inference.server_context import ServerContext
 
 _OK: Final = (
     b"HTTP/1.1 200 OK\r\n%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b"

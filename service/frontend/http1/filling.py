@@ -9,7 +9,7 @@ place itself.
 import asyncio
 from typing import Final, Protocol
 
-from service.frontend.http1.exchange import Http1Exchange
+from foldserve.service.frontend.http1.exchange import Http1Exchange
 
 FILLING_BYTES: Final = 32_768
 """Of a smaller rest the copy costs less than the change of protocols."""

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.frontend.http1.exchange import Http1Context, Http1Exchange
-from service.frontend.http1.flow.control import Flow
-from service.frontend.http1.flow.resets import was_reset
-from service.frontend.http1.flow.unread import Owing
+from foldserve.service.frontend.http1.exchange import Http1Context, Http1Exchange
+from foldserve.service.frontend.http1.flow.control import Flow
+from foldserve.service.frontend.http1.flow.resets import was_reset
+from foldserve.service.frontend.http1.flow.unread import Owing
 
 UNREAD_S: Final = 0.5
 """What has come when the server ends is read and answered within this time, or not any more."""

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import httptools
 
-from service.errors import BadRequest, Internal, ServiceError
-from service.frontend.http1.asgi_cycle import AsgiCycle
-from service.frontend.http1.exchange import Http1Exchange
-from service.frontend.http1.heads.cache import Head
-from service.frontend.http1.heads.rules import MOST_HEADERS, refusal, too_many_headers
-from service.frontend.http1.lifetime import ConnectionLifetime
-from service.inference.holdings import Holding
+from foldserve.service.errors import BadRequest, Internal, ServiceError
+from foldserve.service.frontend.http1.asgi_cycle import AsgiCycle
+from foldserve.service.frontend.http1.exchange import Http1Exchange
+from foldserve.service.frontend.http1.heads.cache import Head
+from foldserve.service.frontend.http1.heads.rules import MOST_HEADERS, refusal, too_many_headers
+from foldserve.service.frontend.http1.lifetime import ConnectionLifetime
+from foldserve.service.inference.holdings import Holding
 
 HEAD_END: Final = b"\r\n\r\n"
 _SHORTEST_HEAD_BYTES: Final = len(b"GET / HTTP/1.1")

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 import orjson
 
-from service.artifact.signature import ANY, Signature, TensorSpec
-from service.codecs import BodyType
-from service.engine.served import ServedModel, ServedVersion, Status
-from service.settings import ServeSettings
+from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
+from foldserve.service.codecs import BodyType
+from foldserve.service.engine.served import ServedModel, ServedVersion, Status
+from foldserve.service.settings import ServeSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9.\-:\[\]]{1,200}")
 # A body of more numbers than this is no example that one reads or pastes.

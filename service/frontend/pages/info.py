@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from importlib.metadata import version as distribution_version
 from typing import Any, Final
 
-from service.artifact.signature import TensorSpec
-from service.codecs import BodyType
-from service.engine.served import ServedBy, ServedModel, Status
-from service.frontend.routing import Route
-from service.protocols.predict import only_model
-from service.settings import ServeSettings
+from foldserve.service.artifact.signature import TensorSpec
+from foldserve.service.codecs import BodyType
+from foldserve.service.engine.served import ServedBy, ServedModel, Status
+from foldserve.service.frontend.routing import Route
+from foldserve.service.protocols.predict import only_model
+from foldserve.service.settings import ServeSettings
 
 
 def info(status: Status, settings: ServeSettings) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from service.ipc.handles import SharedMemory
-from service.ipc.slots.allocator import ALIGNMENT
+from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.ipc.slots.allocator import ALIGNMENT
 
 HEADER: Final = np.dtype(
     [

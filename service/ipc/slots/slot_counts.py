@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.ipc.model_table import MappedModelTable
-from service.ipc.slots.arena import MappedArena
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.model_table import MappedModelTable
+from foldserve.service.ipc.slots.arena import MappedArena
+from foldserve.service.ipc.slots.slot_state import State
 
 
 class SlotCounts(NamedTuple):

@@ -9,10 +9,17 @@ from typing import Final
 
 import numpy as np
 
-from service.ipc.slots import slot_state
-from service.ipc.slots.allocator import Extents, aligned
-from service.ipc.slots.arena import ATTEMPT_AT, ATTEMPT_STRUCT, HEADER, HELD_AT, QUEUED_STRUCT, MappedArena
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.slots import slot_state
+from foldserve.service.ipc.slots.allocator import Extents, aligned
+from foldserve.service.ipc.slots.arena import (
+    ATTEMPT_AT,
+    ATTEMPT_STRUCT,
+    HEADER,
+    HELD_AT,
+    QUEUED_STRUCT,
+    MappedArena,
+)
+from foldserve.service.ipc.slots.slot_state import State
 
 TEXT_ROOM: Final = 1024
 """Bytes of outputs that every place has at least: the text of an error must fit."""

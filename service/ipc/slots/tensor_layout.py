@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from service.artifact.signature import ANY, Signature, TensorSpec
-from service.ipc.records import DIMS_STRUCT, MAX_DYNAMIC_DIMS
-from service.ipc.slots.allocator import ALIGNMENT
+from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
+from foldserve.service.ipc.records import DIMS_STRUCT, MAX_DYNAMIC_DIMS
+from foldserve.service.ipc.slots.allocator import ALIGNMENT
 
 _DIMS_BYTES: Final = ALIGNMENT
 """Bytes before an output of unknown shape: its dims without rows, as uint32."""

@@ -14,18 +14,18 @@ from typing import Final
 
 import numpy as np
 
-from service.backends import Session
-from service.backends.base import DeviceLost, OutOfMemory, WrongOutput
-from service.errors import new_error_id
-from service.ipc.records import Reason
-from service.ipc.slots.slot_state import State
-from service.ipc.slots.tensor_layout import Layout
-from service.logs.limits import with_id
-from service.repository.buckets import bucket_for
-from service.worker.batches.gather import Arrays, Gatherer, copy_bytes
-from service.worker.batches.oom_backoff import BatchLimits
-from service.worker.batches.pieces import LargeRun, Pieces, check_output, copy_piece, overlapping
-from service.worker.dequeue import Ticket, Timing, WorkerMemory, complete, mark_waiting
+from foldserve.service.backends import Session
+from foldserve.service.backends.base import DeviceLost, OutOfMemory, WrongOutput
+from foldserve.service.errors import new_error_id
+from foldserve.service.ipc.records import Reason
+from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.logs.limits import with_id
+from foldserve.service.repository.buckets import bucket_for
+from foldserve.service.worker.batches.gather import Arrays, Gatherer, copy_bytes
+from foldserve.service.worker.batches.oom_backoff import BatchLimits
+from foldserve.service.worker.batches.pieces import LargeRun, Pieces, check_output, copy_piece, overlapping
+from foldserve.service.worker.dequeue import Ticket, Timing, WorkerMemory, complete, mark_waiting
 
 _log = logging.getLogger("foldserve.worker")
 

@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
-from service.backends import Session
-from service.ipc.slots.tensor_layout import Layout
-from service.repository.buckets import padded
-from service.worker.dequeue import Ticket
+from foldserve.service.backends import Session
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.repository.buckets import padded
+from foldserve.service.worker.dequeue import Ticket
 
 Arrays = dict[str, np.ndarray]
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.artifact.signature import ANY, TensorSpec
-from service.backends.base import WrongOutput
-from service.worker.batches.gather import Arrays
-from service.worker.dequeue import Ticket
+from foldserve.service.artifact.signature import ANY, TensorSpec
+from foldserve.service.backends.base import WrongOutput
+from foldserve.service.worker.batches.gather import Arrays
+from foldserve.service.worker.dequeue import Ticket
 
 
 class Pieces:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.onnx._internal.exporter import _registration
 
-from models.export import ExportResult, export_model
-from models.registry import resolve
+from foldserve.models.export import ExportResult, export_model
+from foldserve.models.registry import resolve
 from tests.models.support import randomise_norms
 
 # Trained weights come with their own statistics.

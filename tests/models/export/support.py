@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.export.capture import CapturedGraph, capture
-from models.export.copying import eval_copy
-from models.export.example import read_example
+from foldserve.models.export.capture import CapturedGraph, capture
+from foldserve.models.export.copying import eval_copy
+from foldserve.models.export.example import read_example
 
 
 class Fn(nn.Module):

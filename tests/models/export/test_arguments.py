@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import BadExample
-from models.export.arguments import arranged, bind
+from foldserve.models.errors import BadExample
+from foldserve.models.export.arguments import arranged, bind
 
 
 class By(nn.Module):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import NameNotUsable, NotWritable, VersionExists
-from models.export.artifact import check_name, check_version, new_version, sha256_and_size, versions
+from foldserve.models.errors import NameNotUsable, NotWritable, VersionExists
+from foldserve.models.export.artifact import check_name, check_version, new_version, sha256_and_size, versions
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_nothing_but_a_dot_folder_is_in_the_repository_until_the_version_is_whol
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from models.export.artifact import new_version
+from foldserve.models.export.artifact import new_version
 with new_version(Path(sys.argv[1]), "m", 1) as folder:
     (folder / "model.pt").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.errors import NotCapturable
-from models.export import export_model
-from models.export.caches import without_caches
-from models.export.copying import eval_copy
-from models.export.example import read_example
-from models.export.fresh import fresh_copy
-from models.export.to_torchscript import load_torchscript
+from foldserve.models.errors import NotCapturable
+from foldserve.models.export import export_model
+from foldserve.models.export.caches import without_caches
+from foldserve.models.export.copying import eval_copy
+from foldserve.models.export.example import read_example
+from foldserve.models.export.fresh import fresh_copy
+from foldserve.models.export.to_torchscript import load_torchscript
 from tests.models.export.support import pictures
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import BadExample, ExportError, NotCapturable
-from models.export.capture import capture
-from models.export.cleaning import where
-from models.export.copying import eval_copy
-from models.export.example import read_example
-from models.export.unguarded import without_guards
+from foldserve.models.errors import BadExample, ExportError, NotCapturable
+from foldserve.models.export.capture import capture
+from foldserve.models.export.cleaning import where
+from foldserve.models.export.copying import eval_copy
+from foldserve.models.export.example import read_example
+from foldserve.models.export.unguarded import without_guards
 from tests.models.export.support import ConvNorm, First, Fn, batches, captured, largest_difference, pictures
 
 

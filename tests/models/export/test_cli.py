@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.errors import BadExample, VersionExists
-from models.export import export_model, pipeline
-from models.export.cli import ExportCommand, ProgressLines, main, table
-from models.export.example_option import examples_from
-from models.export.pipeline import Progress
-from models.registry import resolve
-from service.cli import main as service_main
+from foldserve.models.errors import BadExample, VersionExists
+from foldserve.models.export import export_model, pipeline
+from foldserve.models.export.cli import ExportCommand, ProgressLines, main, table
+from foldserve.models.export.example_option import examples_from
+from foldserve.models.export.pipeline import Progress
+from foldserve.models.registry import resolve
+from foldserve.service.cli import main as service_main
 
 
 def test_the_command_is_found_by_the_name_export():
@@ -25,7 +25,7 @@ def test_the_command_is_found_by_the_name_export():
 
 
 def test_listing_the_command_does_not_wait_for_torch():
-    code = "import sys, models.export.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, foldserve.models.export.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -135,8 +135,8 @@ def test_ctrl_c_leaves_nothing_and_ends_with_130(tmp_path, capsys, monkeypatch):
 
 
 def test_a_missing_package_of_the_extra_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "models.export.pipeline", None)
-    monkeypatch.setattr("builtins.__import__", _without("models.export.pipeline", "onnxscript"))
+    monkeypatch.setitem(sys.modules, "foldserve.models.export.pipeline", None)
+    monkeypatch.setattr("builtins.__import__", _without("foldserve.models.export.pipeline", "onnxscript"))
     assert main(["mlp", "--repository", str(tmp_path)]) == 2
     assert "'onnxscript' is not installed; it comes with the extra `export`" in capsys.readouterr().err
 

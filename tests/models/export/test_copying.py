@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from models.errors import NotCapturable
-from models.export.copying import double_copy, eval_copy
+from foldserve.models.errors import NotCapturable
+from foldserve.models.export.copying import double_copy, eval_copy
 from tests.models.export.support import ConvNorm, pictures
 
 

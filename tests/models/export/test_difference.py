@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.export.difference import Difference, difference, scale_of
+from foldserve.models.export.difference import Difference, difference, scale_of
 
 
 def test_floats_are_measured_against_the_largest_wanted_value():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import BadExample
-from models.export.example import read_example
+from foldserve.models.errors import BadExample
+from foldserve.models.export.example import read_example
 from tests.models.export.support import Fn, pictures
 
 

@@ -11,7 +11,7 @@ SCRIPT = """
 import resource, sys, tempfile
 import torch
 from torch import nn
-from models.export import export_model
+from foldserve.models.export import export_model
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

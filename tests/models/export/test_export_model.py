@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import BadExample, NameNotUsable, NotWritable, VersionExists
-from models.export import ExportResult, export_model
-from models.export.pipeline import STEPS
-from models.export.to_torchscript import load_torchscript, run_torchscript
-from models.registry import resolve
+from foldserve.models.errors import BadExample, NameNotUsable, NotWritable, VersionExists
+from foldserve.models.export import ExportResult, export_model
+from foldserve.models.export.pipeline import STEPS
+from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.models.registry import resolve
 from tests.models.export.support import ConvNorm, First, Fn, pictures
 from tests.models.export.test_artifact import files_end_at
 from tests.models.support import randomise_norms

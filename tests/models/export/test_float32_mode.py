@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.export import export_model
-from models.export.cli import table
-from models.export.float32_mode import weights_in_float32
-from models.export.to_torchscript import load_torchscript
+from foldserve.models.export import export_model
+from foldserve.models.export.cli import table
+from foldserve.models.export.float32_mode import weights_in_float32
+from foldserve.models.export.to_torchscript import load_torchscript
 from tests.models.export.support import ConvNorm, captured, pictures
 
 METHODS = {torch.float16: Tensor.half, torch.bfloat16: Tensor.bfloat16, torch.float64: Tensor.double}

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from models.errors import ParityFailed
-from models.export import export_model
-from models.export.copying import double_copy
-from models.export.float64_graph import float64_values, run_float64
-from models.export.fold import exact, fold_batch_norms
-from models.export.graph_copy import copied
+from foldserve.models.errors import ParityFailed
+from foldserve.models.export import export_model
+from foldserve.models.export.copying import double_copy
+from foldserve.models.export.float64_graph import float64_values, run_float64
+from foldserve.models.export.fold import exact, fold_batch_norms
+from foldserve.models.export.graph_copy import copied
 from tests.models.export.support import Fn, captured, largest_difference, pictures
 from tests.models.support import randomise_norms
 
@@ -124,7 +124,7 @@ def test_a_network_whose_constants_are_all_new_is_exported(factor, tmp_path):
 
 def test_a_wrong_fold_is_refused_although_it_rounds_to_the_right_files(tmp_path, monkeypatch):
     """The gate looks at the exact weights of the very graph: a shift far below float32's digits is seen."""
-    from models.export import pipeline
+    from foldserve.models.export import pipeline
 
     def shifted(graph_module):
         report = fold_batch_norms(graph_module)

@@ -1,9 +1,9 @@
 import torch
 from torch import nn
 
-from models.export import export_model
-from models.export.copying import double_copy, eval_copy
-from models.export.float64_mode import float64_arithmetic, widened
+from foldserve.models.export import export_model
+from foldserve.models.export.copying import double_copy, eval_copy
+from foldserve.models.export.float64_mode import float64_arithmetic, widened
 
 
 class Casts(nn.Module):

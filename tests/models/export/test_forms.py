@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import FormNotUsable, FormNotWritten, NotCapturable, NotWritable, ParityFailed
-from models.export import export_model, pipeline, to_onnx
-from models.export.__main__ import main
-from models.export.forms import TORCHSCRIPT, chosen_forms
-from models.export.precision import PRECISIONS
-from service.backends.base import SessionOptions
-from service.errors import ConfigError
-from service.repository.artifact import read_artifact
-from service.repository.loading import load_model
-from service.repository.model_config import parse_model_config
+from foldserve.models.errors import FormNotUsable, FormNotWritten, NotCapturable, NotWritable, ParityFailed
+from foldserve.models.export import export_model, pipeline, to_onnx
+from foldserve.models.export.__main__ import main
+from foldserve.models.export.forms import TORCHSCRIPT, chosen_forms
+from foldserve.models.export.precision import PRECISIONS
+from foldserve.service.backends.base import SessionOptions
+from foldserve.service.errors import ConfigError
+from foldserve.service.repository.artifact import read_artifact
+from foldserve.service.repository.loading import load_model
+from foldserve.service.repository.model_config import parse_model_config
 from tests.models.export.support import ConvNorm, First, Fn, pictures
 from tests.models.support import randomise_norms
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.export.fresh import FreshRuns
+from foldserve.models.export.fresh import FreshRuns
 from tests.models.export.support import ConvNorm, pictures
 
 

@@ -6,8 +6,8 @@ import onnx_ir
 import torch
 from torch import fx
 
-from models.export import export_model
-from models.export.tidying import give_back_memory
+from foldserve.models.export import export_model
+from foldserve.models.export.tidying import give_back_memory
 from tests.models.export.support import ConvNorm, captured, pictures
 
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from models.errors import NotCapturable
-from models.export import pipeline
-from models.export.cli import main
-from models.export.interrupts import Interrupts
+from foldserve.models.errors import NotCapturable
+from foldserve.models.export import pipeline
+from foldserve.models.export.cli import main
+from foldserve.models.export.interrupts import Interrupts
 
 
 def _press() -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.errors import BadLabels
-from models.export import export_model
-from models.export.cli import main
-from models.export.labels import check_labels, read_labels
-from models.registry import resolve
-from service.artifact.manifest import read_manifest
+from foldserve.models.errors import BadLabels
+from foldserve.models.export import export_model
+from foldserve.models.export.cli import main
+from foldserve.models.export.labels import check_labels, read_labels
+from foldserve.models.registry import resolve
+from foldserve.service.artifact.manifest import read_manifest
 
 LABELS = ("circle", "square", "triangle")
 

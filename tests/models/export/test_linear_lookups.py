@@ -9,10 +9,10 @@ from torch import fx, nn
 from torch.export import _unlift
 from torch.export.graph_signature import ExportGraphSignature
 
-from models.export.capture import capture
-from models.export.copying import eval_copy
-from models.export.example import read_example
-from models.export.linear_lookups import linear_lookups
+from foldserve.models.export.capture import capture
+from foldserve.models.export.copying import eval_copy
+from foldserve.models.export.example import read_example
+from foldserve.models.export.linear_lookups import linear_lookups
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.export.convert import convert
-from models.export.memory import Memory, measure_memory
-from models.export.precision import PRECISIONS
-from models.registry import resolve
+from foldserve.models.export.convert import convert
+from foldserve.models.export.memory import Memory, measure_memory
+from foldserve.models.export.precision import PRECISIONS
+from foldserve.models.registry import resolve
 from tests.models.export.support import Fn, captured
 
 ROWS = torch.ones(3, 10)

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import PrecisionNotUsable
-from models.export import convert as under_test
-from models.export.convert import Converted, convert
-from models.export.mixed import Facts, choose
-from models.export.precision import PRECISIONS
+from foldserve.models.errors import PrecisionNotUsable
+from foldserve.models.export import convert as under_test
+from foldserve.models.export.convert import Converted, convert
+from foldserve.models.export.mixed import Facts, choose
+from foldserve.models.export.precision import PRECISIONS
 from tests.models.export.support import Fn, captured
 
 FP16, BF16 = PRECISIONS["fp16"], PRECISIONS["bf16"]

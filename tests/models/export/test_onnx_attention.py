@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from models.export.to_onnx import onnx_session, run_onnx, to_onnx
+from foldserve.models.export.to_onnx import onnx_session, run_onnx, to_onnx
 from tests.models.export.support import captured, largest_difference
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.export.to_onnx import onnx_session, run_onnx, to_onnx
+from foldserve.models.export.to_onnx import onnx_session, run_onnx, to_onnx
 from tests.models.export.support import Fn, captured, largest_difference
 
 

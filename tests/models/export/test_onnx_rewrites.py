@@ -5,9 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.export import export_model
-from models.export.onnx_rewrites import _adaptive_avg_pool, _adaptive_max_pool, _nearest, _nearest_exact
-from models.export.to_onnx import load_onnx, run_onnx
+from foldserve.models.export import export_model
+from foldserve.models.export.onnx_rewrites import (
+    _adaptive_avg_pool,
+    _adaptive_max_pool,
+    _nearest,
+    _nearest_exact,
+)
+from foldserve.models.export.to_onnx import load_onnx, run_onnx
 
 
 def test_nearest_takes_the_very_element_that_torch_takes_for_every_pair_of_sizes():

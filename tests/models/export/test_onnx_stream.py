@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import FormNotWritten, NotWritable
-from models.export import export_model, onnx_stream
-from models.export.forms import ONNX, Forms
-from service.backends.base import LoadError, SessionOptions
-from service.commands.inspect import inspect
-from service.repository.artifact import read_artifact
-from service.repository.loading import load_model
-from service.repository.model_config import parse_model_config
+from foldserve.models.errors import FormNotWritten, NotWritable
+from foldserve.models.export import export_model, onnx_stream
+from foldserve.models.export.forms import ONNX, Forms
+from foldserve.service.backends.base import LoadError, SessionOptions
+from foldserve.service.commands.inspect import inspect
+from foldserve.service.repository.artifact import read_artifact
+from foldserve.service.repository.loading import load_model
+from foldserve.service.repository.model_config import parse_model_config
 from tests.models.export.test_artifact import files_end_at
 
 BOUND = 2000

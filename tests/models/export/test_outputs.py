@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import NotCapturable
+from foldserve.models.errors import NotCapturable
 from tests.models.export.support import captured
 
 

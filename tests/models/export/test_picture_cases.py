@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.errors import BadExample, ParityFailed
-from models.export import export_model, pipeline
-from models.export.cli import table
-from models.export.to_torchscript import load_torchscript
-from models.image_input import ImageInput
-from service.artifact.manifest import read_manifest
-from service.artifact.pictures import PictureInput, decode
+from foldserve.models.errors import BadExample, ParityFailed
+from foldserve.models.export import export_model, pipeline
+from foldserve.models.export.cli import table
+from foldserve.models.export.to_torchscript import load_torchscript
+from foldserve.models.image_input import ImageInput
+from foldserve.service.artifact.manifest import read_manifest
+from foldserve.service.artifact.pictures import PictureInput, decode
 from tests.models.support import randomise_norms
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

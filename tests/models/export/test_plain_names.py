@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from models.export import export_model
-from models.export.plain_names import any_names
-from models.export.to_torchscript import load_torchscript
+from foldserve.models.export import export_model
+from foldserve.models.export.plain_names import any_names
+from foldserve.models.export.to_torchscript import load_torchscript
 
 NAMES = ["class", "None", "été", "日本", "a b", 'a"b', "a'b", "a\\b", "1", "è", "é"]
 

@@ -12,17 +12,17 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from models.errors import ParityFailed, PrecisionNotUsable
-from models.export import export_model
-from models.export.cli import main, table
-from models.export.precision import FP32, PRECISIONS, check_precision
-from models.export.to_torchscript import load_torchscript
-from models.export.tolerance import file_tolerance
-from models.registry import resolve
-from service.backends import BACKENDS, SessionOptions
-from service.repository.artifact import read_artifact
-from service.repository.loading import load_model
-from service.repository.model_config import read_model_config
+from foldserve.models.errors import ParityFailed, PrecisionNotUsable
+from foldserve.models.export import export_model
+from foldserve.models.export.cli import main, table
+from foldserve.models.export.precision import FP32, PRECISIONS, check_precision
+from foldserve.models.export.to_torchscript import load_torchscript
+from foldserve.models.export.tolerance import file_tolerance
+from foldserve.models.registry import resolve
+from foldserve.service.backends import BACKENDS, SessionOptions
+from foldserve.service.repository.artifact import read_artifact
+from foldserve.service.repository.loading import load_model
+from foldserve.service.repository.model_config import read_model_config
 from tests.models.export.conftest import TRAINED
 from tests.models.export.support import ConvNorm, Fn, pictures
 from tests.models.support import randomise_norms
@@ -141,11 +141,11 @@ def test_attention_with_rows_first_is_exported_and_served_without_a_crash_of_the
     code = """if True:
         import sys, torch
         from torch import nn
-        from models.export import export_model
+        from foldserve.models.export import export_model
         layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
         export_model(layer, (torch.randn(2, 7, 16),), sys.argv[1], name="m", precision="fp16")
         from pathlib import Path
-        from service.backends.onnxruntime.cpu_session import read_signature
+        from foldserve.service.backends.onnxruntime.cpu_session import read_signature
         print(read_signature(Path(sys.argv[1]) / "m" / "1" / "model.onnx").inputs[0].datatype)
     """
     done = subprocess.run(

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from models.errors import BadExample, ParityFailed
-from models.export import export_model, pipeline
-from models.export.cli import table
-from models.export.copying import eval_copy
-from models.export.example import read_example
-from models.export.outputs import Output, Outputs
-from models.export.reference import EagerReference
-from models.export.source import with_source
+from foldserve.models.errors import BadExample, ParityFailed
+from foldserve.models.export import export_model, pipeline
+from foldserve.models.export.cli import table
+from foldserve.models.export.copying import eval_copy
+from foldserve.models.export.example import read_example
+from foldserve.models.export.outputs import Output, Outputs
+from foldserve.models.export.reference import EagerReference
+from foldserve.models.export.source import with_source
 from tests.models.export.support import Fn
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.errors import ExportError
-from models.export import export_model
-from models.export.refusals import reason, user_line, without_advice
+from foldserve.models.errors import ExportError
+from foldserve.models.export import export_model
+from foldserve.models.export.refusals import reason, user_line, without_advice
 from tests.models.export.support import Fn, captured
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.errors import BadExample, NotCapturable
-from models.export import export_model
-from models.export.copying import eval_copy
-from models.export.example import read_example
-from models.export.rows import without_refused
+from foldserve.models.errors import BadExample, NotCapturable
+from foldserve.models.export import export_model
+from foldserve.models.export.copying import eval_copy
+from foldserve.models.export.example import read_example
+from foldserve.models.export.rows import without_refused
 from tests.models.export.support import Fn
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.export import export_model
-from models.export.running import plain_process, plain_ways
-from models.export.to_torchscript import load_torchscript
+from foldserve.models.export import export_model
+from foldserve.models.export.running import plain_process, plain_ways
+from foldserve.models.export.to_torchscript import load_torchscript
 from tests.models.export.support import ConvNorm, captured, largest_difference, pictures
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.export.example import Example, Source, read_example
-from models.export.sampling import random_inputs, unproved_values
+from foldserve.models.export.example import Example, Source, read_example
+from foldserve.models.export.sampling import random_inputs, unproved_values
 from tests.models.export.support import Fn
 
 

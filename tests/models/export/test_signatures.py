@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.export import export_model
-from models.export.cli import main
-from models.export.convert import convert
-from models.export.precision import PRECISIONS
-from models.export.to_onnx import load_onnx, onnx_session, run_onnx, to_onnx
-from models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.models.export import export_model
+from foldserve.models.export.cli import main
+from foldserve.models.export.convert import convert
+from foldserve.models.export.precision import PRECISIONS
+from foldserve.models.export.to_onnx import load_onnx, onnx_session, run_onnx, to_onnx
+from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
 from tests.models.export.support import captured, largest_difference
 from tests.models.support import randomise_norms
 

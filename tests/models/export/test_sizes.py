@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.errors import BadExample, NotCapturable, ParityFailed
-from models.export import export_model
-from models.export.capture import CapturedGraph
-from models.export.fold import driver
-from models.export.sizes import ANY_SIZE, Narrowed, SizeRange, Sizes
-from models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.models.errors import BadExample, NotCapturable, ParityFailed
+from foldserve.models.export import export_model
+from foldserve.models.export.capture import CapturedGraph
+from foldserve.models.export.fold import driver
+from foldserve.models.export.sizes import ANY_SIZE, Narrowed, SizeRange, Sizes
+from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
 from tests.models.export.support import Fn, captured
 
 TABLE = torch.arange(50.0)[:, None].expand(50, 4) / 50

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import NotCapturable
+from foldserve.models.errors import NotCapturable
 from tests.models.export.support import Fn, captured, largest_difference
 
 _TURN = torch.tensor([[[0.7, 0.2, 0.1], [-0.2, 0.9, 0.3]]])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from models.export.structure import leaves, rebuilt
+from foldserve.models.export.structure import leaves, rebuilt
 
 
 class Point(NamedTuple):

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from models.export.tidying import give_back_memory, older_objects_aside
+from foldserve.models.export.tidying import give_back_memory, older_objects_aside
 
 
 class Cycle:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import FormNotWritten, NotCapturable
-from models.export.to_onnx import (
+from foldserve.models.errors import FormNotWritten, NotCapturable
+from foldserve.models.export.to_onnx import (
     DEFAULT_OPSET,
     load_onnx,
     onnx_session,

@@ -8,8 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.export.quiet import quiet
-from models.export.to_torchscript import load_torchscript, run_torchscript, save_torchscript, to_torchscript
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.to_torchscript import (
+    load_torchscript,
+    run_torchscript,
+    save_torchscript,
+    to_torchscript,
+)
 from tests.models.export.support import ConvNorm, First, Fn, batches, captured, largest_difference, pictures
 
 CASES = {

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from models.errors import BadExample, NotCapturable, ParityFailed
-from models.export import export_model, pipeline
-from models.export.cli import main, table
-from models.export.other_order import OtherOrder
-from models.export.to_torchscript import to_torchscript
-from models.export.tolerance import tolerance_from
+from foldserve.models.errors import BadExample, NotCapturable, ParityFailed
+from foldserve.models.export import export_model, pipeline
+from foldserve.models.export.cli import main, table
+from foldserve.models.export.other_order import OtherOrder
+from foldserve.models.export.to_torchscript import to_torchscript
+from foldserve.models.export.tolerance import tolerance_from
 from tests.models.export.support import Fn
 
 

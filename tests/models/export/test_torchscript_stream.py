@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.export.quiet import quiet
-from models.export.torchscript_stream import write_torchscript
+from foldserve.models.export.quiet import quiet
+from foldserve.models.export.torchscript_stream import write_torchscript
 
 WEIGHTS_BYTES = 64 * 2**20
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.export.training_norms import _NORMS
+from foldserve.models.export.training_norms import _NORMS
 from tests.models.export.support import captured, largest_difference
 
 

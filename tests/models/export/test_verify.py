@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import BadExample, NotCapturable, ParityFailed
-from models.export import export_model, pipeline, torchscript_source
-from models.export.fold import fold_batch_norms
-from models.export.to_onnx import run_onnx, to_onnx
+from foldserve.models.errors import BadExample, NotCapturable, ParityFailed
+from foldserve.models.export import export_model, pipeline, torchscript_source
+from foldserve.models.export.fold import fold_batch_norms
+from foldserve.models.export.to_onnx import run_onnx, to_onnx
 from tests.models.export.support import ConvNorm, Fn, pictures
 from tests.models.support import randomise_norms
 

@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 
-from service.artifact.datatypes import DATATYPES, is_served, itemsize, numpy_dtype, word_for, word_for_onnx
-from service.errors import ConfigError
+from foldserve.service.artifact.datatypes import (
+    DATATYPES,
+    is_served,
+    itemsize,
+    numpy_dtype,
+    word_for,
+    word_for_onnx,
+)
+from foldserve.service.errors import ConfigError
 
 SIZES = {
     "BOOL": 1,

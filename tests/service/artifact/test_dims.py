@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.artifact.dims import DimLink, DimRange
+from foldserve.service.artifact.dims import DimLink, DimRange
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.artifact.pictures import MOST_PIXELS, BadPicture, PictureInput, decode, pixels
+from foldserve.service.artifact.pictures import MOST_PIXELS, BadPicture, PictureInput, decode, pixels
 
 RANDOM = np.random.default_rng(0)
 PHOTO = RANDOM.integers(0, 256, (30, 47, 3), dtype=np.uint8)
@@ -210,9 +210,9 @@ def test_declaration_comes_back_from_the_manifest():
 
 def test_pictures_are_decoded_without_torch_and_pillow_is_not_imported_before():
     code = (
-        "import sys, service.artifact.pictures\n"
+        "import sys, foldserve.service.artifact.pictures\n"
         "print([n for n in ('PIL', 'torch', 'models') if n in sys.modules])\n"
-        f"service.artifact.pictures.decode({png(PHOTO)!r}, service.artifact.pictures.PictureInput('x'))\n"
+        f"foldserve.service.artifact.pictures.decode({png(PHOTO)!r}, foldserve.service.artifact.pictures.PictureInput('x'))\n"
         "print([n for n in ('torch', 'models') if n in sys.modules])"
     )
     done = subprocess.run(

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from service.artifact.dims import DimLink, DimRange
-from service.artifact.signature import Signature, TensorSpec
-from service.errors import BadTensor, ConfigError
+from foldserve.service.artifact.dims import DimLink, DimRange
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.errors import BadTensor, ConfigError
 from tests.service.support import DOUBLE, PAIR, SEQUENCE
 
 

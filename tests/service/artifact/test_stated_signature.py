@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from service.artifact.dims import DimLink, DimRange
-from service.artifact.stated_signature import parse_signature, with_sizes
+from foldserve.service.artifact.dims import DimLink, DimRange
+from foldserve.service.artifact.stated_signature import parse_signature, with_sizes
 
 
 def stated(**of_the_input: Any) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from service.artifact.signature import Signature, TensorSpec
-from service.backends import BACKENDS, LoadError, SessionOptions, load_session
-from service.backends.base import usable_cores
-from service.backends.cuda.probe import CudaState
-from service.backends.devices import choose_devices, cuda_state
-from service.errors import ConfigError
-from service.host.cgroups import Limits
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.backends import BACKENDS, LoadError, SessionOptions, load_session
+from foldserve.service.backends.base import usable_cores
+from foldserve.service.backends.cuda.probe import CudaState
+from foldserve.service.backends.devices import choose_devices, cuda_state
+from foldserve.service.errors import ConfigError
+from foldserve.service.host.cgroups import Limits
 
 X = TensorSpec("x", "FP32", (-1,))
 NO_CUDA = CudaState(0, "libcublasLt.so.13: cannot open shared object file")
@@ -32,7 +32,7 @@ def test_missing_package_is_told_with_how_to_get_it(tmp_path: Path, monkeypatch:
 
 
 def test_server_of_onnx_files_loads_neither_torch_nor_the_networks() -> None:
-    program = "import sys, service.server.main, service.backends.onnxruntime.cpu_session; print(*sys.modules)"
+    program = "import sys, foldserve.service.server.main, foldserve.service.backends.onnxruntime.cpu_session; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     modules = {name.partition(".")[0] for name in loaded.stdout.split()}
     assert not modules & {"torch", "models", "onnx"}
@@ -153,7 +153,7 @@ def test_cores_are_counted_within_the_cpu_mask_and_the_containers_quota(
     quota: float | None, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr("service.backends.base.read_limits", lambda: Limits(quota, None))
+    monkeypatch.setattr("foldserve.service.backends.base.read_limits", lambda: Limits(quota, None))
     assert usable_cores() == cores
 
 
@@ -161,7 +161,7 @@ def test_path_goes_to_native_code_in_utf8_whatever_the_locale() -> None:
     code = """
 import os, sys
 from pathlib import Path
-from service.backends.base import LoadError, native_path
+from foldserve.service.backends.base import LoadError, native_path
 os.mkdir(b"mod\\xc3\\xa8le"); os.mkdir(b"mod\\xe8le")
 for path in sorted(Path(".").iterdir(), key=os.fsencode):
     try:

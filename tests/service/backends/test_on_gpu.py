@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from service.artifact.signature import Signature, TensorSpec
-from service.backends import Session, SessionOptions, Workload, load_session
-from service.backends.base import OutOfMemory
-from service.backends.devices import choose_devices
-from service.backends.onnxruntime.cpu_session import read_signature
-from service.errors import ConfigError
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.backends import Session, SessionOptions, Workload, load_session
+from foldserve.service.backends.base import OutOfMemory
+from foldserve.service.backends.devices import choose_devices
+from foldserve.service.backends.onnxruntime.cpu_session import read_signature
+from foldserve.service.errors import ConfigError
 from tests.service.cuda_fakes import rows_of
 from tests.service.repositories import WEIGHT, save_linear, save_lookup, save_onnx, save_scripted
 

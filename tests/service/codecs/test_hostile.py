@@ -13,13 +13,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.artifact.datatypes import DATATYPES
-from service.artifact.signature import Signature, TensorSpec
-from service.codecs import BodyType, TensorHeaders, answer_type, decode
-from service.codecs.raw_codec import parse_shape
-from service.errors import BadTensor, ServiceError
-from service.inference.context import RequestContext, allowed_s, content_length
-from service.protocols.predict import PREDICT
+from foldserve.service.artifact.datatypes import DATATYPES
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs import BodyType, TensorHeaders, answer_type, decode
+from foldserve.service.codecs.raw_codec import parse_shape
+from foldserve.service.errors import BadTensor, ServiceError
+from foldserve.service.inference.context import RequestContext, allowed_s, content_length
+from foldserve.service.protocols.predict import PREDICT
 
 LONGEST_TEXT = 2000
 SPEC = TensorSpec("x", "FP32", (-1, 3))

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from service.artifact.datatypes import DATATYPES, numpy_dtype
-from service.artifact.signature import Signature, TensorSpec
-from service.codecs.json_codec import decode, encode
-from service.errors import BadJson, BadTensor, ModelFailed
+from foldserve.service.artifact.datatypes import DATATYPES, numpy_dtype
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs.json_codec import decode, encode
+from foldserve.service.errors import BadJson, BadTensor, ModelFailed
 from tests.service.support import DOUBLE, PAIR, SEQUENCE
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.artifact.signature import Signature, TensorSpec
-from service.codecs import json_codec
-from service.codecs.json_fast import FastJsonCodec
-from service.errors import ServiceError
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs import json_codec
+from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.errors import ServiceError
 
 
 def signature(datatype: str, *dims: int) -> Signature:

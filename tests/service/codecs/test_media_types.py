@@ -1,8 +1,8 @@
 import pytest
 
-from service.codecs import answer_type, pick_outputs
-from service.codecs.media_types import BodyType, answer_types, body_type
-from service.errors import BadRequest, NotAcceptable, UnsupportedMediaType
+from foldserve.service.codecs import answer_type, pick_outputs
+from foldserve.service.codecs.media_types import BodyType, answer_types, body_type
+from foldserve.service.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from tests.service.support import DOUBLE, PAIR
 
 J, R, N = BodyType.JSON, BodyType.RAW, BodyType.NPY

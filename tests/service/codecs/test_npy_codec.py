@@ -4,11 +4,11 @@ import pickle
 import numpy as np
 import pytest
 
-from service.artifact.datatypes import DATATYPES, numpy_dtype
-from service.artifact.signature import Signature, TensorSpec
-from service.codecs.npy_codec import decode, encode
-from service.codecs.raw_codec import TensorHeaders
-from service.errors import BadTensor, UnsupportedMediaType
+from foldserve.service.artifact.datatypes import DATATYPES, numpy_dtype
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs.npy_codec import decode, encode
+from foldserve.service.codecs.raw_codec import TensorHeaders
+from foldserve.service.errors import BadTensor, UnsupportedMediaType
 from tests.service.support import DOUBLE, PAIR, SEQUENCE
 
 

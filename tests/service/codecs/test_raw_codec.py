@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from service.artifact.datatypes import DATATYPES, numpy_dtype
-from service.artifact.signature import Signature, TensorSpec
-from service.codecs.raw_codec import TensorHeaders, decode, encode, parse_shape, tensor_headers
-from service.errors import BadTensor, UnsupportedMediaType
+from foldserve.service.artifact.datatypes import DATATYPES, numpy_dtype
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs.raw_codec import TensorHeaders, decode, encode, parse_shape, tensor_headers
+from foldserve.service.errors import BadTensor, UnsupportedMediaType
 from tests.service.support import DOUBLE, PAIR, SEQUENCE
 
 

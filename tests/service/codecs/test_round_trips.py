@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.artifact.datatypes import DATATYPES, numpy_dtype
-from service.artifact.signature import Signature, TensorSpec
-from service.codecs import BodyType, TensorHeaders, decode, encode, lay_out
-from service.codecs.npy_codec import encode as encode_npy
-from service.errors import ServiceError
+from foldserve.service.artifact.datatypes import DATATYPES, numpy_dtype
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs import BodyType, TensorHeaders, decode, encode, lay_out
+from foldserve.service.codecs.npy_codec import encode as encode_npy
+from foldserve.service.errors import ServiceError
 
 few = settings(max_examples=60, deadline=None, database=None)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.commands.health_check import _connections, ask
+from foldserve.service.commands.health_check import _connections, ask
 from tests.deploy.support import ROOT
 from tests.service.support import app_of, running
 

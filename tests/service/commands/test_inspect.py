@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.commands.inspect import inspect
-from service.errors import ConfigError
+from foldserve.service.commands.inspect import inspect
+from foldserve.service.errors import ConfigError
 from tests.service.repositories import save_linear
 
 PARITY = {"max_abs": 1.5e-7, "max_rel": 2.5e-7, "rows_tried": [1, 2, 7, 32], "tolerance": 1e-4}
@@ -130,7 +130,13 @@ def test_texts_of_a_manifest_do_not_steer_the_terminal(tmp_path):
 def test_a_version_is_described_where_the_terminal_lacks_a_letter(tmp_path):
     exported(tmp_path / "linear" / "1", labels=["été", "東京"])
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-c", "from service.cli import main; main()", "inspect", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        "from foldserve.service.cli import main; main()",
+        "inspect",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert r"labels   2: \xe9t\xe9 ... \u6771\u4eac" in done.stdout

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.artifact.pictures import PictureInput
-from service.artifact.signature import Signature, TensorSpec
-from service.cli import main
-from service.commands.predict import predict_files
-from service.errors import ConfigError
+from foldserve.service.artifact.pictures import PictureInput
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.cli import main
+from foldserve.service.commands.predict import predict_files
+from foldserve.service.errors import ConfigError
 from tests.service.support import NumpyModels, app_of, models, running, served
 
 ROWS = np.array([[1, 2, 3], [4, 5, 6]], "f4")

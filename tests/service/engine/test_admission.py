@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.admission import Bounds, Load, admit
-from service.errors import DeadlinePassed, QueueFull, TooLarge
-from service.ipc.run_time import UNKNOWN, RunTime, RunTimes, combined
+from foldserve.service.engine.admission import Bounds, Load, admit
+from foldserve.service.errors import DeadlinePassed, QueueFull, TooLarge
+from foldserve.service.ipc.run_time import UNKNOWN, RunTime, RunTimes, combined
 
 BOUNDS = Bounds(max_rows=100, max_bytes=10_000)
 MS = 1_000_000

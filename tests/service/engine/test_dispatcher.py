@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError, TooLarge
-from service.ipc.slots.slot_state import State
+from foldserve.service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError, TooLarge
+from foldserve.service.ipc.slots.slot_state import State
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Asked, Rig
 
@@ -194,7 +194,7 @@ async def test_request_that_finds_no_room_because_of_others_is_to_come_again() -
 
 @on_loop
 async def test_shapes_of_which_the_room_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.room._MOST_ROOMS", 10)
+    monkeypatch.setattr("foldserve.service.engine.room._MOST_ROOMS", 10)
     rig = Rig(DYNAMIC)
     worker = rig.new_worker(on_run=lambda x: np.zeros((len(x), 5000), np.float32))
     for length in range(1, 40):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from service.backends import LoadError, Session, SessionOptions
-from service.errors import ConfigError
-from service.ipc.slots.tensor_layout import Layout
-from service.repository.artifact import Artifact, read_artifact
-from service.repository.loading import load_model
-from service.repository.model_config import read_model_config
+from foldserve.service.backends import LoadError, Session, SessionOptions
+from foldserve.service.errors import ConfigError
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.repository.artifact import Artifact, read_artifact
+from foldserve.service.repository.loading import load_model
+from foldserve.service.repository.model_config import read_model_config
 from tests.service.repositories import save_exported, save_linear, save_onnx
 from tests.service.uncounted import (
     images,

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine import recovery
-from service.errors import ModelCrashed
-from service.ipc.fence import Fence
-from service.ipc.slots.slot_state import MOVES, State
-from service.worker import dequeue
+from foldserve.service.engine import recovery
+from foldserve.service.errors import ModelCrashed
+from foldserve.service.ipc.fence import Fence
+from foldserve.service.ipc.slots.slot_state import MOVES, State
+from foldserve.service.worker import dequeue
 from tests.service.engine_rig import DYNAMIC, Dead, Rig, RigWorker
 
 

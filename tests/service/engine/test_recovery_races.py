@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.recovery import LostTickets, retry_held
-from service.ipc.scoreboard import SETTLE_NS
-from service.ipc.slots.slot_state import State
-from service.worker import dequeue
+from foldserve.service.engine.recovery import LostTickets, retry_held
+from foldserve.service.ipc.scoreboard import SETTLE_NS
+from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.worker import dequeue
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Rig, RigWorker
 

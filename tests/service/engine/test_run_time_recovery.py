@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.engine.admission import Bounds, Load, admit, in_line, is_large
-from service.errors import DeadlinePassed, QueueFull
-from service.ipc.run_time import UNKNOWN, RunTime, RunTimes, combined
+from foldserve.service.engine.admission import Bounds, Load, admit, in_line, is_large
+from foldserve.service.errors import DeadlinePassed, QueueFull
+from foldserve.service.ipc.run_time import UNKNOWN, RunTime, RunTimes, combined
 
 MS = 1_000_000
 SECOND = 1000 * MS

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from service.errors import ConfigError
+from foldserve.service.errors import ConfigError
 from tests.service.support import DOUBLE, app_of, call, call_async, models, one_model, post, served
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import errors
-from service.artifact.signature import Signature, TensorSpec
-from service.errors import ServiceError
+from foldserve.service import errors
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.errors import ServiceError
 from tests.service.support import NumpyModels, app_of, running, served
 
 TEXT = (Path(__file__).parents[3] / "docs" / "http.md").read_text()

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from service.frontend import asgi_channel
+from foldserve.service.frontend import asgi_channel
 from tests.service.support import CountingMetrics, app_of, models, running
 
 GOOD = b'{"inputs": [[1, 2, 3]]}'

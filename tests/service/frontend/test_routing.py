@@ -1,7 +1,7 @@
 import pytest
 
-from service.errors import MethodNotAllowed, NotFound
-from service.frontend.routing import Route, RouteTable
+from foldserve.service.errors import MethodNotAllowed, NotFound
+from foldserve.service.frontend.routing import Route, RouteTable
 
 
 async def nothing(call, receive, parameters):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.host.cgroups import Limits, read_limits
+from foldserve.service.host.cgroups import Limits, read_limits
 
 QUOTA = {"cpu.cfs_quota_us": "200000\n", "cpu.cfs_period_us": "100000\n"}
 NO_QUOTA = {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}

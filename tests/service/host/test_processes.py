@@ -9,7 +9,7 @@ from multiprocessing import connection
 
 import pytest
 
-from service.host.processes import StopSignals, freeze_garbage, stop_signals_blocked
+from foldserve.service.host.processes import StopSignals, freeze_garbage, stop_signals_blocked
 
 # Python 3.12 and later warn of forks beside threads, which other tests' libraries have started by now.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -86,7 +86,7 @@ def test_process_started_inside_does_not_see_the_stop_signals() -> None:
 def test_child_dies_with_its_parent(parent_is_gone: bool) -> None:
     program = f"""
 import multiprocessing, os, time
-from service.host.processes import die_with_parent
+from foldserve.service.host.processes import die_with_parent
 read, write = os.pipe()
 stdin = os.dup(0)  # multiprocessing gives its children another one
 parent = os.getpid()

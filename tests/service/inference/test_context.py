@@ -1,8 +1,8 @@
 import pytest
 
-from service.errors import BadRequest
-from service.inference.context import RequestContext, allowed_s, content_length, request_id
-from service.inference.partial_body import UNKNOWN
+from foldserve.service.errors import BadRequest
+from foldserve.service.inference.context import RequestContext, allowed_s, content_length, request_id
+from foldserve.service.inference.partial_body import UNKNOWN
 
 
 def head(query="", **headers):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.inference.holdings import STALLED_S, Holding, Holdings
+from foldserve.service.inference.holdings import STALLED_S, Holding, Holdings
 
 
 class Clock:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from service.engine.request import Room
-from service.errors import QueueFull, TooLarge
-from service.inference.body_budget import BodyBudget
-from service.inference.partial_body import LENT_BYTES, PartialBodies, PartialBody
+from foldserve.service.engine.request import Room
+from foldserve.service.errors import QueueFull, TooLarge
+from foldserve.service.inference.body_budget import BodyBudget
+from foldserve.service.inference.partial_body import LENT_BYTES, PartialBodies, PartialBody
 from tests.service.engine_rig import Rig
 
 ROOM = (10_000, 10_000)

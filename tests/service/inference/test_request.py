@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine import recovery
-from service.errors import DeadlinePassed
-from service.ipc.scoreboard import READY
-from service.metrics.catalog import REQUESTS
+from foldserve.service.engine import recovery
+from foldserve.service.errors import DeadlinePassed
+from foldserve.service.ipc.scoreboard import READY
+from foldserve.service.metrics.catalog import REQUESTS
 from tests.service.engine_rig import Dead
 from tests.service.frontend.http1.connection import ASGI, PATH, Answer, ApiServerHarness, Connection
 

@@ -2,7 +2,15 @@
 
 import pytest
 
-from service.ipc.model_table import LOADED, SERVED, SPEC_BYTES, ModelKey, ModelState, ModelTable, TableFull
+from foldserve.service.ipc.model_table import (
+    LOADED,
+    SERVED,
+    SPEC_BYTES,
+    ModelKey,
+    ModelState,
+    ModelTable,
+    TableFull,
+)
 
 
 def test_what_one_process_adds_every_other_reads() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.ipc.records import (
+from foldserve.service.ipc.records import (
     DIMS_STRUCT,
     DONE,
     DONE_STRUCT,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.ipc.run_time import EPOCH_NS, FRESH_NS, UNKNOWN, RunTime, RunTimes, combined
+from foldserve.service.ipc.run_time import EPOCH_NS, FRESH_NS, UNKNOWN, RunTime, RunTimes, combined
 
 MS = 1_000_000
 

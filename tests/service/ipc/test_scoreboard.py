@@ -1,6 +1,6 @@
 """The numbers that every process reads."""
 
-from service.ipc.scoreboard import NOTE_BYTES, RESTARTING, Dimensions, Scoreboard
+from foldserve.service.ipc.scoreboard import NOTE_BYTES, RESTARTING, Dimensions, Scoreboard
 
 DIMENSIONS = Dimensions(api_servers=2, workers=3, models=2, instances=4)
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from service.ipc.records import (
+from foldserve.service.ipc.records import (
     GENERATIONS,
     PIPE_BUF,
     TICKET,
@@ -15,7 +15,7 @@ from service.ipc.records import (
     TICKETS_PER_WRITE,
     TURN_STRUCT,
 )
-from service.ipc.ticket_queue import TicketQueue, TicketReader, TicketWriter
+from foldserve.service.ipc.ticket_queue import TicketQueue, TicketReader, TicketWriter
 
 
 def make() -> tuple[TicketQueue, TicketWriter, TicketReader]:

@@ -13,8 +13,8 @@ import pytest
 
 PROGRAM = """
 import os, sys, time
-from service.logs.pipes import LogPipes
-from service.logs.records import tell
+from foldserve.service.logs.pipes import LogPipes
+from foldserve.service.logs.records import tell
 
 with LogPipes() as pipes:
     print(pipes._process.pid if pipes.pumps else 0, file=sys.stderr, flush=True)
@@ -88,8 +88,8 @@ def test_a_stalled_stdout_does_not_hold_up_stderr() -> None:
 
 SILENT = """
 import logging
-from service.logs.pipes import LogPipes
-from service.logs.records import configure_logging, tell
+from foldserve.service.logs.pipes import LogPipes
+from foldserve.service.logs.records import configure_logging, tell
 
 configure_logging("info")
 with LogPipes():
@@ -118,7 +118,7 @@ def test_a_log_that_cannot_be_written_harms_nothing(target: str) -> None:
 
 
 def test_lines_that_a_full_disk_swallowed_are_counted_when_there_is_room_again(tmp_path: Path) -> None:
-    from service.logs.pump import copy
+    from foldserve.service.logs.pump import copy
 
     source, writer = os.pipe()
     end_reader, end_writer = os.pipe()

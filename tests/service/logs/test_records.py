@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from service.logs.limits import FULL, INTERVAL_S, SHORT, Limits, with_id
-from service.logs.records import LINE_BYTES, Lines, Outlet, bounded, configure_logging, tell
+from foldserve.service.logs.limits import FULL, INTERVAL_S, SHORT, Limits, with_id
+from foldserve.service.logs.records import LINE_BYTES, Lines, Outlet, bounded, configure_logging, tell
 
 
 class Pipe:
@@ -157,7 +157,7 @@ def test_failures_of_one_place_are_told_whole_then_short_then_as_a_count_with_ev
 
 
 def test_the_count_comes_without_another_record(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.logs.limits.INTERVAL_S", 0.05)
+    monkeypatch.setattr("foldserve.service.logs.limits.INTERVAL_S", 0.05)
     writes = outlet(pipe, Limits())
     for _ in range(FULL + SHORT + 7):
         writes.handle(record("again"))
@@ -217,9 +217,7 @@ def test_pythons_warnings_are_lines_of_the_log(capfd: pytest.CaptureFixture[str]
 
 
 def test_what_is_printed_for_the_eye_is_lost_without_harm_where_it_cannot_be_written() -> None:
-    program = (
-        "from service.logs.records import tell; tell('one\\ntwo'); print('on', file=__import__('sys').stderr)"
-    )
+    program = "from foldserve.service.logs.records import tell; tell('one\\ntwo'); print('on', file=__import__('sys').stderr)"
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False

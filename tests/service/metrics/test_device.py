@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from service.metrics import device as module
-from service.metrics.device import WAIT_S, DeviceMetrics
+from foldserve.service.metrics import device as module
+from foldserve.service.metrics.device import WAIT_S, DeviceMetrics
 
 GIB = 2**30
 UUIDS = {"cuda:0": "GPU-bbbb", "cuda:1": "GPU-aaaa"}
@@ -218,8 +218,8 @@ def test_reading_costs_a_scrape_far_less_than_20_ms(driver: Driver) -> None:
 
 @pytest.mark.gpu
 def test_the_real_driver_tells_of_the_real_device() -> None:
-    from service.backends.devices import choose_devices
-    from service.errors import ConfigError
+    from foldserve.service.backends.devices import choose_devices
+    from foldserve.service.errors import ConfigError
 
     try:
         devices = choose_devices("cuda")

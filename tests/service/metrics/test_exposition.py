@@ -14,11 +14,11 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from service.metrics.catalog import DURATION_BUCKETS, EXPOSED, STAGE_BUCKETS, STAGES
-from service.metrics.device import DEVICE_METRICS
-from service.metrics.exposition import Exposition, LiveGauges, family
-from service.metrics.process import PROCESS_METRICS
-from service.metrics.recorder import Metrics
+from foldserve.service.metrics.catalog import DURATION_BUCKETS, EXPOSED, STAGE_BUCKETS, STAGES
+from foldserve.service.metrics.device import DEVICE_METRICS
+from foldserve.service.metrics.exposition import Exposition, LiveGauges, family
+from foldserve.service.metrics.process import PROCESS_METRICS
+from foldserve.service.metrics.recorder import Metrics
 from tests.service.repositories import metrics_of, nothing_live, table_of
 
 ACCEPTS = [
@@ -73,7 +73,7 @@ def metrics() -> Metrics:
 def test_every_format_is_byte_for_byte_what_the_library_writes(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.metrics.exposition.process_families", lambda pid: [])
+    monkeypatch.setattr("foldserve.service.metrics.exposition.process_families", lambda pid: [])
     exposition = Exposition(
         metrics,
         table_of(*metrics.rows).map(),

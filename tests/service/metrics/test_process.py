@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from service.metrics.process import descendants, process_families, read_use
+from foldserve.service.metrics.process import descendants, process_families, read_use
 
 
 @pytest.fixture

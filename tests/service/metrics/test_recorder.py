@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service.metrics.catalog import EXPOSED, REJECTIONS, STAGES
-from service.metrics.device import DEVICE_METRICS
-from service.metrics.process import PROCESS_METRICS
-from service.metrics.recorder import Metrics, MetricsLayoutSpec
+from foldserve.service.metrics.catalog import EXPOSED, REJECTIONS, STAGES
+from foldserve.service.metrics.device import DEVICE_METRICS
+from foldserve.service.metrics.process import PROCESS_METRICS
+from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec
 from tests.service.repositories import attached, metrics_of, sample
 
 LABELS = {"model": "linear", "version": "1"}

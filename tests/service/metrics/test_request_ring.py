@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.ipc.handles import SharedMemory
-from service.metrics.request_ring import RECORDS, RequestRing, RingLayout, ring_cells
+from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.metrics.request_ring import RECORDS, RequestRing, RingLayout, ring_cells
 
 BOUNDS = [np.array([1.0, 2.0]), np.array([0.5]), *(np.array([10.0]) for _ in range(6))]
 COLUMN_CELLS = [len(bounds) + 2 for bounds in BOUNDS]

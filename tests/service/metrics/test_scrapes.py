@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import MetricsUnavailable
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import Dimensions
-from service.metrics.exporter import ExporterPlan
-from service.metrics.recorder import Metrics
-from service.metrics.scrapes import Scrapes
+from foldserve.service.errors import MetricsUnavailable
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import Dimensions
+from foldserve.service.metrics.exporter import ExporterPlan
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.metrics.scrapes import Scrapes
 from tests.service.repositories import metrics_of, table_of
 
 

@@ -6,9 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from service.ipc.handles import SharedMemory
-from service.metrics.request_ring import RingLayout
-from service.metrics.store import CellLayout, Metric, Store
+from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.metrics.request_ring import RingLayout
+from foldserve.service.metrics.store import CellLayout, Metric, Store
 
 COUNT = Metric("count", "counter", "Counts.", ("kind",))
 LEVEL = Metric("level", "gauge", "A level.", ())

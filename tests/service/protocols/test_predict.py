@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from service.codecs.json_fast import FastJsonCodec
+from foldserve.service.codecs.json_fast import FastJsonCodec
 from tests.service.support import (
     DOUBLE,
     JSON,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from service.artifact.file_sums import EXPORT, check_files
-from service.artifact.manifest import read_manifest
-from service.errors import ConfigError
-from service.repository.artifact import Parity, read_artifact
+from foldserve.service.artifact.file_sums import EXPORT, check_files
+from foldserve.service.artifact.manifest import read_manifest
+from foldserve.service.errors import ConfigError
+from foldserve.service.repository.artifact import Parity, read_artifact
 from tests.service.repositories import config, save_exported, save_linear, save_scripted
 
 

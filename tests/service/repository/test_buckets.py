@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.repository.buckets import bucket_for, buckets_for, padded, sizes_to_warm
+from foldserve.service.repository.buckets import bucket_for, buckets_for, padded, sizes_to_warm
 
 BUCKETS = st.sets(st.integers(1, 200), min_size=1, max_size=8).map(sorted)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import ConfigError
-from service.repository.index import look_through, read_repository, versions_to_serve
-from service.repository.model_config import VersionPolicy
+from foldserve.service.errors import ConfigError
+from foldserve.service.repository.index import look_through, read_repository, versions_to_serve
+from foldserve.service.repository.model_config import VersionPolicy
 from tests.service.repositories import save_linear
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from service.artifact.difference import relative_error
-from service.backends import LoadError, SessionOptions, Workload
-from service.backends.base import DeviceLost, NoRoom, OutOfMemory
-from service.repository.artifact import Artifact, read_artifact
-from service.repository.loading import load_model
-from service.repository.reference import allowances
+from foldserve.service.artifact.difference import relative_error
+from foldserve.service.backends import LoadError, SessionOptions, Workload
+from foldserve.service.backends.base import DeviceLost, NoRoom, OutOfMemory
+from foldserve.service.repository.artifact import Artifact, read_artifact
+from foldserve.service.repository.loading import load_model
+from foldserve.service.repository.reference import allowances
 from tests.service.repositories import WEIGHT, config, save_exported, save_linear, save_lookup, save_scripted
 
 ONE_THREAD = SessionOptions(threads=1)
@@ -61,8 +61,8 @@ def test_model_that_disagrees_in_one_batch_size_only_is_refused(
             return {"y": y}
 
     save_exported(folder)
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: Wrong())
-    monkeypatch.setattr("service.repository.loading.bucket_for", lambda rows, buckets: rows)
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Wrong())
+    monkeypatch.setattr("foldserve.service.repository.loading.bucket_for", lambda rows, buckets: rows)
     settings = config(batch_buckets=[2, 4, 8])
     with pytest.raises(LoadError, match=rf"reference in a batch of {size} rows: output 'y' is off by"):
         load_model(read_artifact(folder, "linear", "1", settings), settings, "cpu", ONE_THREAD)
@@ -142,7 +142,7 @@ def test_every_bucket_is_run_before_a_model_is_ready(folder: Path, monkeypatch: 
             rows.append(len(inputs["x"]))
             return {"y": inputs["x"] @ WEIGHT}
 
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: Watched())
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Watched())
     settings = config(batch_buckets=[2, 5])
     load_model(read_artifact(folder, "linear", "1", settings), settings, "cpu", ONE_THREAD)
     assert rows[:6] == [5, 2, 5, 5, 2, 2]  # the reference's 7 rows in two batches, then each bucket twice
@@ -171,7 +171,7 @@ def test_sizes_without_room_are_left_out_of_the_warming_and_the_model_is_served(
 ) -> None:
     save_exported(folder)
     session = Small(room=3)
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: session)
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: session)
     load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
     assert session.ran[:7] == [3, 3, 1, 2, 2, 1, 1]  # the reference's 7 rows, then 2 and 1 twice
     assert "no room for a batch of 8 rows" in caplog.text
@@ -181,7 +181,7 @@ def test_sizes_without_room_are_left_out_of_the_warming_and_the_model_is_served(
 def test_model_without_room_for_one_row_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_exported(folder)
     (folder / "reference.npz").unlink()
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: Small(room=0))
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Small(room=0))
     with pytest.raises(NoRoom, match="failed while warming 1 rows: no room for 1 rows"):
         load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
 
@@ -198,7 +198,7 @@ def test_lost_device_ends_the_loading(
         def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise DeviceLost("gone")
 
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: Lost())
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Lost())
     with pytest.raises(DeviceLost):
         load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
 
@@ -233,7 +233,7 @@ def test_session_is_told_its_buckets_and_what_the_manifest_measured(
         told.append(arguments[-1])
         return Small(room=64)
 
-    monkeypatch.setattr("service.repository.loading.load_session", load)
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", load)
     settings = config(**keys)
     load_model(read_artifact(folder, "linear", "1", settings), settings, device, ONE_THREAD)
     assert told == [expected]
@@ -265,8 +265,8 @@ def test_file_without_a_manifest_has_no_tolerance(folder: Path) -> None:
 
 
 def test_tf32_is_reckoned_as_the_export_reckons_fp16() -> None:
-    from models.export.precision import PRECISIONS
-    from models.export.tolerance import file_tolerance
+    from foldserve.models.export.precision import PRECISIONS
+    from foldserve.models.export.tolerance import file_tolerance
 
     assert PRECISIONS["fp16"].roundoff == 2.0**-11
     assert file_tolerance(PRECISIONS["fp16"], 3e-7) == pytest.approx(4 * 3e-7 * 2**13)
@@ -283,7 +283,7 @@ def test_model_without_reference_that_zeros_break_is_served_unwarmed(
         def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise RuntimeError("no zeros, please")
 
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: Picky())
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Picky())
     load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
     assert "could not be warmed with zeros" in caplog.text
 
@@ -313,7 +313,7 @@ def test_model_with_dims_of_any_size_is_tried_with_several(
                 raise RuntimeError("another length, please")
             return {"y": np.zeros((*inputs["index"].shape, 2), np.float32)}
 
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: Picky())
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Picky())
     load_model(read_artifact(tmp_path, "linear", "1", config()), config(), "cpu", ONE_THREAD)
     assert caplog.text == ""
 
@@ -414,7 +414,7 @@ def test_error_is_relative_to_the_largest_value_and_for_integers_a_share(
 def test_server_and_export_measure_alike(got: list[float], want: list[float], error: float) -> None:
     import torch
 
-    from models.export.difference import difference
+    from foldserve.models.export.difference import difference
 
     exports = difference(torch.from_numpy(np.array(got)), torch.from_numpy(np.array(want))).max_rel
     assert exports == pytest.approx(error)
@@ -424,7 +424,7 @@ def test_server_and_export_measure_alike(got: list[float], want: list[float], er
 def test_server_and_export_measure_columns_and_masks_alike(seed: int) -> None:
     import torch
 
-    from models.export.difference import difference, scale_of
+    from foldserve.models.export.difference import difference, scale_of
 
     random = np.random.default_rng(seed)
     shape = (5, *random.integers(1, 7, size=random.integers(0, 4)))

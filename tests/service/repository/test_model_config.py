@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
-from service.backends import SessionOptions
-from service.errors import ConfigError
-from service.repository.model_config import KEYS, VersionPolicy, parse_model_config, read_model_config
+from foldserve.service.backends import SessionOptions
+from foldserve.service.errors import ConfigError
+from foldserve.service.repository.model_config import (
+    KEYS,
+    VersionPolicy,
+    parse_model_config,
+    read_model_config,
+)
 
 ALL_KEYS = """
 backend: torchscript

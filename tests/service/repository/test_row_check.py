@@ -10,9 +10,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from service.backends import LoadError, Session, SessionOptions
-from service.repository.artifact import read_artifact
-from service.repository.loading import load_model
+from foldserve.service.backends import LoadError, Session, SessionOptions
+from foldserve.service.repository.artifact import read_artifact
+from foldserve.service.repository.loading import load_model
 from tests.service.repositories import WEIGHT, config, save_exported, save_onnx
 
 ONE_THREAD = SessionOptions(threads=1)
@@ -282,7 +282,7 @@ def test_exported_model_that_mixes_rows_is_refused_without_a_warm_up_too(
             return {"y": y if len(y) == 7 else y - y.mean(0)}
 
     save_exported(tmp_path)
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: Mixing())
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Mixing())
     settings = config(warmup=False)
     with pytest.raises(LoadError, match="mixes rows"):
         load_model(read_artifact(tmp_path, "linear", "1", settings), settings, "cpu", ONE_THREAD)
@@ -300,7 +300,7 @@ def test_model_is_run_with_one_two_three_and_the_most_rows(
             ran.add(len(inputs["x"]))
             return {"y": inputs["x"] @ WEIGHT}
 
-    monkeypatch.setattr("service.repository.loading.load_session", lambda *_: Watched())
+    monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Watched())
     settings = config(warmup=False, max_batch_size=21)
     load_model(read_artifact(tmp_path / "1", "linear", "1", settings), settings, "cpu", ONE_THREAD)
     assert {1, 2, 3, 21} <= ran

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.repository.index import look_through
-from service.repository.travel import without_what_cannot_travel
+from foldserve.service.repository.index import look_through
+from foldserve.service.repository.travel import without_what_cannot_travel
 
 ROW = [-1, 3, 8, 8]
 

@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 
-from service.codecs import BodyType
-from service.engine.dispatcher import Dispatcher
-from service.engine.served import ServedBy
-from service.ipc.control import CONTROL_STRUCT, ControlMessage
-from service.ipc.model_table import ModelState
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import RESTARTING, Dimensions
-from service.ipc.slots.slot_state import State
-from service.metrics.recorder import Metrics
-from service.metrics.scrapes import Scrapes
-from service.repository.index import read_repository
-from service.repository.model_version import versions_of
-from service.server import api_server as module
-from service.server.api_models import ApiModels
-from service.server.api_server import ApiServer, ServedDevices, make_api_server
-from service.settings import ServeSettings, load_settings
+from foldserve.service.codecs import BodyType
+from foldserve.service.engine.dispatcher import Dispatcher
+from foldserve.service.engine.served import ServedBy
+from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
+from foldserve.service.ipc.model_table import ModelState
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import RESTARTING, Dimensions
+from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.metrics.scrapes import Scrapes
+from foldserve.service.repository.index import read_repository
+from foldserve.service.repository.model_version import versions_of
+from foldserve.service.server import api_server as module
+from foldserve.service.server.api_models import ApiModels
+from foldserve.service.server.api_server import ApiServer, ServedDevices, make_api_server
+from foldserve.service.settings import ServeSettings, load_settings
 from tests.service.engine_rig import FIXED
 from tests.service.repositories import metrics_of, model_version, sample, save_linear, save_lookup
 

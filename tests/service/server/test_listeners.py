@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from service.server.listeners import close_ours, take_no_more
+from foldserve.service.server.listeners import close_ours, take_no_more
 
 SO_DETACH_FILTER, SO_LOCK_FILTER = 27, 44  # asm-generic/socket.h
 

@@ -27,18 +27,24 @@ from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.frontend.connections.acceptor import Acceptor
-from service.frontend.connections.descriptors import Room
-from service.frontend.connections.shares import Shares
-from service.frontend.http1.asgi_cycle import AsgiCycle
-from service.frontend.http1.connection import Http1Protocol
-from service.frontend.http1.flow.control import Flow
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import Dimensions, Scoreboard
-from service.server import litserve_adapter as shell
-from service.server.litserve_adapter import AppMiddleware, FoldServer, UvicornServer, WorkerApi, WorkerLoop
-from service.server.supervisor import Role
-from service.worker.main import WorkerPlan
+from foldserve.service.frontend.connections.acceptor import Acceptor
+from foldserve.service.frontend.connections.descriptors import Room
+from foldserve.service.frontend.connections.shares import Shares
+from foldserve.service.frontend.http1.asgi_cycle import AsgiCycle
+from foldserve.service.frontend.http1.connection import Http1Protocol
+from foldserve.service.frontend.http1.flow.control import Flow
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
+from foldserve.service.server import litserve_adapter as shell
+from foldserve.service.server.litserve_adapter import (
+    AppMiddleware,
+    FoldServer,
+    UvicornServer,
+    WorkerApi,
+    WorkerLoop,
+)
+from foldserve.service.server.supervisor import Role
+from foldserve.service.worker.main import WorkerPlan
 from tests.service.repositories import metrics_of
 
 VERSIONS = {"litserve": "0.2.19", "uvicorn": "0.54.0", "httptools": "0.9.0"}

@@ -1,6 +1,6 @@
 """Who answers, who does not, and who cannot be blamed."""
 
-from service.server.liveness import Liveness
+from foldserve.service.server.liveness import Liveness
 
 
 class Children:

@@ -7,16 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from service.backends.devices import Devices
-from service.errors import ConfigError
-from service.host.processes import StopSignals
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import Dimensions
-from service.repository.index import read_repository
-from service.repository.model_version import versions_of
-from service.server.main import SPARE_MODELS, model_rows, run_server, tell_what_is_served, warn_of_limits
-from service.server.model_control import ModelControl
-from service.settings import ServeSettings, load_settings
+from foldserve.service.backends.devices import Devices
+from foldserve.service.errors import ConfigError
+from foldserve.service.host.processes import StopSignals
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import Dimensions
+from foldserve.service.repository.index import read_repository
+from foldserve.service.repository.model_version import versions_of
+from foldserve.service.server.main import (
+    SPARE_MODELS,
+    model_rows,
+    run_server,
+    tell_what_is_served,
+    warn_of_limits,
+)
+from foldserve.service.server.model_control import ModelControl
+from foldserve.service.settings import ServeSettings, load_settings
 from tests.service.repositories import metrics_of, save_linear
 
 

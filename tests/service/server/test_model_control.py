@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from service.ipc.model_table import ModelKey, ModelState
-from service.ipc.records import TICKET
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, RESTARTING, Dimensions
-from service.server.model_control import ModelControl
+from foldserve.service.ipc.model_table import ModelKey, ModelState
+from foldserve.service.ipc.records import TICKET
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import READY, RESTARTING, Dimensions
+from foldserve.service.server.model_control import ModelControl
 from tests.service.engine_rig import FIXED
 from tests.service.repositories import metrics_of, model_version
 

@@ -6,8 +6,8 @@ import sys
 PROGRAM = """
 import os, select, signal, subprocess, sys, time
 from pathlib import Path
-from service.server.orphans import Orphans
-from service.metrics.process import children
+from foldserve.service.server.orphans import Orphans
+from foldserve.service.metrics.process import children
 
 def state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import pytest
 
-from service.host.processes import StopSignals
-from service.ipc.control import CONTROL_STRUCT, ControlMessage
-from service.ipc.handles import Handle
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, RESTARTING, Dimensions
-from service.server import children as module
-from service.server.children import LOAD_ATTEMPTS, Child, Role
-from service.server.model_control import ModelControl
-from service.server.supervisor import Phase, Supervisor
+from foldserve.service.host.processes import StopSignals
+from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
+from foldserve.service.ipc.handles import Handle
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import READY, RESTARTING, Dimensions
+from foldserve.service.server import children as module
+from foldserve.service.server.children import LOAD_ATTEMPTS, Child, Role
+from foldserve.service.server.model_control import ModelControl
+from foldserve.service.server.supervisor import Phase, Supervisor
 from tests.service.repositories import metrics_of
 
 # Python 3.12 and later warn of forks beside threads, which other tests' libraries have started by now.
@@ -587,7 +587,7 @@ def test_worker_that_still_loads_does_not_hold_up_the_end(open_harness: Open) ->
 
 
 def test_worker_that_does_not_end_is_ended(open_harness: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.server.supervisor._WORKER_END_S", PAUSE_S)
+    monkeypatch.setattr("foldserve.service.server.supervisor._WORKER_END_S", PAUSE_S)
     harness = open_harness(grace_s=0.0)
     harness.acts[Role.WORKER] = [harness.does_not_end]
     harness.supervisor.start_workers(1)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.slots.slot_state import State
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import FIXED, Rig
 
@@ -53,7 +53,7 @@ async def test_large_request_whose_deadline_passes_is_dropped_between_two_batche
 
 @on_loop
 async def test_large_request_of_a_dead_api_server_is_dropped_and_lets_the_fence_pass() -> None:
-    from service.ipc.fence import Fence
+    from foldserve.service.ipc.fence import Fence
     from tests.service.engine.test_recovery import until
 
     rig = Rig(workers=1, max_batch_size=2, api_servers=2)

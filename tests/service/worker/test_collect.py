@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.ipc.records import pack_dims
-from service.worker.collect import choose
-from service.worker.dequeue import Ticket
+from foldserve.service.ipc.records import pack_dims
+from foldserve.service.worker.collect import choose
+from foldserve.service.worker.dequeue import Ticket
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, Rig
 

@@ -2,10 +2,10 @@
 
 import time
 
-from service.errors import DeadlinePassed
-from service.ipc.records import TICKET_STRUCT
-from service.ipc.slots.slot_state import State
-from service.worker.dequeue import Ticket, TicketConsumer
+from foldserve.service.errors import DeadlinePassed
+from foldserve.service.ipc.records import TICKET_STRUCT
+from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.worker.dequeue import Ticket, TicketConsumer
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Asked, Rig
 

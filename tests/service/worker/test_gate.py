@@ -3,7 +3,7 @@
 import threading
 import time
 
-from service.worker.gate import DeviceGate, Gate
+from foldserve.service.worker.gate import DeviceGate, Gate
 
 SECOND_NS = 10**9
 

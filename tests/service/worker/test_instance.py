@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from service.backends import LoadError
-from service.backends.base import DeviceLost, NoRoom
-from service.worker.instance import Instance, end_without_room
+from foldserve.service.backends import LoadError
+from foldserve.service.backends.base import DeviceLost, NoRoom
+from foldserve.service.worker.instance import Instance, end_without_room
 
 LIMIT_S = 10.0
 

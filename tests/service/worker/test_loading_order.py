@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from service.worker import loading_order
-from service.worker.loading_order import load_all
+from foldserve.service.worker import loading_order
+from foldserve.service.worker.loading_order import load_all
 
 LIMIT_S = 60.0
 """Of waiting for what must come."""

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from service.backends import LoadError
-from service.backends.base import DeviceLost, NoRoom, SessionOptions
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, RESTARTING, Dimensions
-from service.repository.index import read_repository
-from service.repository.model_version import versions_of
-from service.worker import model as module
-from service.worker.dequeue import WorkerMemory
-from service.worker.instance import Instance
-from service.worker.model import LoadedModel, WorkerParts
+from foldserve.service.backends import LoadError
+from foldserve.service.backends.base import DeviceLost, NoRoom, SessionOptions
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import READY, RESTARTING, Dimensions
+from foldserve.service.repository.index import read_repository
+from foldserve.service.repository.model_version import versions_of
+from foldserve.service.worker import model as module
+from foldserve.service.worker.dequeue import WorkerMemory
+from foldserve.service.worker.instance import Instance
+from foldserve.service.worker.model import LoadedModel, WorkerParts
 from tests.service.engine_rig import FakeSession
 from tests.service.repositories import metrics_of, sample, save_linear
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from service.backends import SessionOptions
-from service.ipc.model_table import ModelKey, ModelState
-from service.ipc.resources import Sizes, Transport
-from service.ipc.scoreboard import READY, Dimensions
-from service.server.model_control import ModelControl
-from service.worker import models as module
-from service.worker.dequeue import WorkerMemory
-from service.worker.model import WorkerParts
-from service.worker.models import WorkerModels
+from foldserve.service.backends import SessionOptions
+from foldserve.service.ipc.model_table import ModelKey, ModelState
+from foldserve.service.ipc.resources import Sizes, Transport
+from foldserve.service.ipc.scoreboard import READY, Dimensions
+from foldserve.service.server.model_control import ModelControl
+from foldserve.service.worker import models as module
+from foldserve.service.worker.dequeue import WorkerMemory
+from foldserve.service.worker.model import WorkerParts
+from foldserve.service.worker.models import WorkerModels
 from tests.service.engine_rig import FIXED, FakeSession
 from tests.service.repositories import metrics_of, model_version
 
@@ -30,7 +30,7 @@ class Rig:
         self.board = self.transport.board.map()
         self.metrics = metrics_of(("one", "1"), ("two", "1"))
         self.control = ModelControl(self.transport, self.board, self.metrics)
-        monkeypatch.setattr("service.worker.model.load_model", lambda *_: FakeSession())
+        monkeypatch.setattr("foldserve.service.worker.model.load_model", lambda *_: FakeSession())
         arenas = [arena.map().bytes for arena in self.transport.arenas]
         shared = WorkerMemory(7, 1, arenas, self.board, self.control.table, [])
         worker = WorkerParts(device, self.transport, self.metrics, shared)
@@ -116,7 +116,7 @@ def test_a_model_that_is_unloaded_while_it_loads_is_let_go_of_and_never_served(
         go.wait(30)
         return FakeSession()
 
-    monkeypatch.setattr("service.worker.model.load_model", load)
+    monkeypatch.setattr("foldserve.service.worker.model.load_model", load)
     key = rig.add("one")
     rig.models.changed(0)
     rig.unload(key)

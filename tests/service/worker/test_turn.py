@@ -1,8 +1,8 @@
 """Whose turn it is: one reader's always; of several, that of the one who has the valid packet."""
 
-from service.ipc.scoreboard import Dimensions, MappedScoreboard, Scoreboard
-from service.ipc.ticket_queue import TicketQueue
-from service.worker.turn import SharedTurn, SoleTurn, turn_of
+from foldserve.service.ipc.scoreboard import Dimensions, MappedScoreboard, Scoreboard
+from foldserve.service.ipc.ticket_queue import TicketQueue
+from foldserve.service.worker.turn import SharedTurn, SoleTurn, turn_of
 
 
 def board() -> MappedScoreboard:

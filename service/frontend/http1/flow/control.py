@@ -12,7 +12,7 @@ from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from service.frontend.http1.flow.unread import Owing
+from foldserve.service.frontend.http1.flow.unread import Owing
 
 UNTAKEN_BYTES: Final = 16_384
 """Of an answer that the kernel does not take: from there on its client is behind."""

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from service.inference.holdings import STALLED_S, Holding, Holdings
+from foldserve.service.inference.holdings import STALLED_S, Holding, Holdings
 
 PATIENCE_S: Final = 10.0
 """A client that takes no byte of its answer for so long is given up. Several times what TCP takes to send again what a

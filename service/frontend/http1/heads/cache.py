@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from service.codecs import BodyType, body_type
-from service.codecs.media_types import answer_types
-from service.errors import NotAcceptable, UnsupportedMediaType
-from service.inference.plan import RequestHead, RequestPlan, Target
+from foldserve.service.codecs import BodyType, body_type
+from foldserve.service.codecs.media_types import answer_types
+from foldserve.service.errors import NotAcceptable, UnsupportedMediaType
+from foldserve.service.inference.plan import RequestHead, RequestPlan, Target
 
 _LENGTH_DIGITS: Final = 15
 _REQUEST_ID: Final = re.compile(rb"[\x20-\x7e]{1,128}")

@@ -12,7 +12,7 @@ by its bytes, and equal bytes are not looked at again.
 from collections.abc import Iterable
 from typing import Final, Generic, TypeVar
 
-from service.frontend.http1.heads.cache import ID, Field, Head, Route, field_of, head_of
+from foldserve.service.frontend.http1.heads.cache import ID, Field, Head, Route, field_of, head_of
 
 _LARGEST_HEAD: Final = 16_384
 """Bytes: longer ones are not read here."""

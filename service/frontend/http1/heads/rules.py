@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import httptools
 
-from service.errors import BadRequest, NotImplementedHere, ServiceError, VersionNotSupported
-from service.frontend.http1.heads.cache import is_host
+from foldserve.service.errors import BadRequest, NotImplementedHere, ServiceError, VersionNotSupported
+from foldserve.service.frontend.http1.heads.cache import is_host
 
 MOST_HEADERS: Final = 1024
 """Header lines of a request. A line of three bytes takes over a hundred once it is read."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 
-from models.export.fold import FoldReport, fold_batch_norms
-from models.export.fold.norms import batch_norms
+from foldserve.models.export.fold import FoldReport, fold_batch_norms
+from foldserve.models.export.fold.norms import batch_norms
 from tests.models.support import randomise_norms
 
 # float64 rounds to 1.1e-16; the networks here do some hundred roundings per answer, and cancellation costs a

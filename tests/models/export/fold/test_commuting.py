@@ -225,7 +225,7 @@ def test_norm_stays_behind_dropout_that_is_left_in_training():
         conv=conv(),
         norm=nn.BatchNorm2d(4),
     )
-    from models.export.fold import fold_batch_norms
+    from foldserve.models.export.fold import fold_batch_norms
     from tests.models.export.fold.support import capture
 
     graph = capture(net.double().eval(), images().double())

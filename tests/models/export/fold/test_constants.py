@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from models.export.fold.constants import Constants, rounded, rounded_weight
-from models.export.fold.plan import Refused
+from foldserve.models.export.fold.constants import Constants, rounded, rounded_weight
+from foldserve.models.export.fold.plan import Refused
 from tests.models.export.fold.support import (
     Net,
     assert_folds,
@@ -157,7 +157,7 @@ def test_norm_whose_statistics_the_graph_writes_to_stays():
 
     net = Net(forward, a=conv(), norm=nn.BatchNorm2d(4))
     net.double().eval()
-    from models.export.fold import fold_batch_norms
+    from foldserve.models.export.fold import fold_batch_norms
 
     report = fold_batch_norms(capture(net, images().double()))
     assert [item.reason for item in report.left] == ["its running_mean is not a constant of the graph"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.export.fold import FoldReport, Left, fold_batch_norms
-from models.export.fold.affine import Affine
-from models.export.fold.driver import _DOWN, _UP
-from models.export.fold.norms import batch_norms
-from models.export.fold.plan import Bypass, NewConstant, Plan, Refused, Rewrite
+from foldserve.models.export.fold import FoldReport, Left, fold_batch_norms
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.driver import _DOWN, _UP
+from foldserve.models.export.fold.norms import batch_norms
+from foldserve.models.export.fold.plan import Bypass, NewConstant, Plan, Refused, Rewrite
 from tests.models.export.fold.support import (
     TOLERANCE,
     Net,

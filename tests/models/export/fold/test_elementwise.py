@@ -207,7 +207,7 @@ def test_constant_with_an_infinite_entry_keeps_the_norm():
         mask=nn.Buffer(torch.tensor([0.0, 0.0, float("-inf"), 0.0])),
     )
     net.double().eval()
-    from models.export.fold import fold_batch_norms
+    from foldserve.models.export.fold import fold_batch_norms
     from tests.models.export.fold.support import capture
 
     assert len(fold_batch_norms(capture(net, vectors().double())).left) == 1

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.export.fold import fold_batch_norms
+from foldserve.models.export.fold import fold_batch_norms
 from tests.models.export.fold.support import (
     Net,
     assert_folds,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.export.fold import fold_batch_norms
-from models.export.fold.affine import Affine
-from models.export.fold.plan import Refused
-from models.export.fold.views import through_view
+from foldserve.models.export.fold import fold_batch_norms
+from foldserve.models.export.fold.affine import Affine
+from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.views import through_view
 from tests.models.export.fold.support import (
     TOLERANCE,
     Net,

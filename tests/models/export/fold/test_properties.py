@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from models.export.fold import fold_batch_norms
+from foldserve.models.export.fold import fold_batch_norms
 from tests.models.export.fold.support import TOLERANCE, Net, capture, difference, fold, targets
 
 CHANNELS, SIZE = 4, 6

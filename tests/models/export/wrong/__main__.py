@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.export.precision import PRECISIONS
-from models.registry import available
+from foldserve.models.export.precision import PRECISIONS
+from foldserve.models.registry import available
 from tests.models.export.wrong.results import Results
 from tests.models.export.wrong.trial import LARGE, Proved, Trial, Verdict, table
 

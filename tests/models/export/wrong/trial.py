@@ -15,19 +15,19 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, fx
 
-from models.errors import ExportError
-from models.export import pipeline
-from models.export.difference import difference, scale_of
-from models.export.exactness import retyped, torchscript_in_float64
-from models.export.float64_mode import widened
-from models.export.forms import chosen_forms
-from models.export.precision import PRECISIONS
-from models.export.sampling import random_inputs
-from models.export.to_onnx import save_onnx
-from models.export.to_torchscript import save_torchscript, to_torchscript
-from models.export.tolerance import outputs_of
-from models.export.verify import check_conditioned
-from models.registry import resolve
+from foldserve.models.errors import ExportError
+from foldserve.models.export import pipeline
+from foldserve.models.export.difference import difference, scale_of
+from foldserve.models.export.exactness import retyped, torchscript_in_float64
+from foldserve.models.export.float64_mode import widened
+from foldserve.models.export.forms import chosen_forms
+from foldserve.models.export.precision import PRECISIONS
+from foldserve.models.export.sampling import random_inputs
+from foldserve.models.export.to_onnx import save_onnx
+from foldserve.models.export.to_torchscript import save_torchscript, to_torchscript
+from foldserve.models.export.tolerance import outputs_of
+from foldserve.models.export.verify import check_conditioned
+from foldserve.models.registry import resolve
 from tests.models.export.conftest import TRAINED
 from tests.models.export.wrong import in_graph, in_onnx
 from tests.models.support import randomise_norms

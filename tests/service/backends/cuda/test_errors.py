@@ -4,9 +4,9 @@ import ctypes
 
 import pytest
 
-from service.backends.base import DeviceLost, OutOfMemory
-from service.backends.cuda.errors import LOST, understood
-from service.backends.cuda.runtime import CudaError
+from foldserve.service.backends.base import DeviceLost, OutOfMemory
+from foldserve.service.backends.cuda.errors import LOST, understood
+from foldserve.service.backends.cuda.runtime import CudaError
 
 ORT = "Error in execution: Non-zero status code returned while running {} node. Name:'' Status Message: "
 CALL = "CUDA failure {}: {} ; GPU=0 ; hostname=h ; file=f.cc ; line=1 ; expr={}; "

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.artifact.signature import Signature, TensorSpec
-from service.backends import LoadError, SessionOptions
-from service.backends.base import DeviceLost, OutOfMemory
-from service.backends.cuda.graphs import reason_against, with_graphs
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.backends import LoadError, SessionOptions
+from foldserve.service.backends.base import DeviceLost, OutOfMemory
+from foldserve.service.backends.cuda.graphs import reason_against, with_graphs
 
 X, Y = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("y", "FP32", (-1, 3))
 FIXED = Signature((X,), (Y,))

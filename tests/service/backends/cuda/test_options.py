@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from service.backends import SessionOptions, Workload
-from service.backends.cuda.options import CudaProviders, cuda_providers, memory_limit
+from foldserve.service.backends import SessionOptions, Workload
+from foldserve.service.backends.cuda.options import CudaProviders, cuda_providers, memory_limit
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 GIB = 2**30

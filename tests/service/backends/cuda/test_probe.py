@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from service.backends.cuda import probe
-from service.backends.cuda.probe import libraries, try_cuda
+from foldserve.service.backends.cuda import probe
+from foldserve.service.backends.cuda.probe import libraries, try_cuda
 
 WHOLE = UUID("11111111-2222-3333-4444-555555555555")
 PART = UUID("aaaaaaaa-2222-3333-4444-555555555555")

@@ -7,9 +7,9 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from service.backends import LoadError
-from service.backends.base import DeviceLost, OutOfMemory
-from service.backends.cuda.runtime import CudaError, CudaRuntime, cudart_name, open_runtime
+from foldserve.service.backends import LoadError
+from foldserve.service.backends.base import DeviceLost, OutOfMemory
+from foldserve.service.backends.cuda.runtime import CudaError, CudaRuntime, cudart_name, open_runtime
 
 
 class FakeLibrary:

@@ -8,8 +8,8 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from service.backends.onnxruntime.assignment import RECORD, on_the_cpu
-from service.backends.onnxruntime.cpu_session import _open
+from foldserve.service.backends.onnxruntime.assignment import RECORD, on_the_cpu
+from foldserve.service.backends.onnxruntime.cpu_session import _open
 from tests.service.repositories import save_linear
 
 

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from service.backends import LoadError, SessionOptions, load_session
-from service.backends.onnxruntime.cpu_session import read_signature
+from foldserve.service.backends import LoadError, SessionOptions, load_session
+from foldserve.service.backends.onnxruntime.cpu_session import read_signature
 from tests.service.repositories import WEIGHT, save_linear, save_lookup, save_onnx
 
 ONE_THREAD = SessionOptions(threads=1)
@@ -112,7 +112,9 @@ def test_provider_that_falls_back_to_the_cpu_is_an_error(
     monkeypatch.setattr(
         ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
-    monkeypatch.setattr("service.backends.onnxruntime.cpu_session.open_runtime", lambda number: NoCuda())
+    monkeypatch.setattr(
+        "foldserve.service.backends.onnxruntime.cpu_session.open_runtime", lambda number: NoCuda()
+    )
     with pytest.raises(LoadError, match="could not use CUDAExecutionProvider and fell back to CPU"):
         load_session("onnxruntime", path, signature, "cuda:0", ONE_THREAD)
 

@@ -11,11 +11,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from service.backends.base import DeviceLost, OutOfMemory
-from service.backends.one_row import OneRowSession
-from service.backends.onnxruntime import cuda_session
-from service.backends.onnxruntime.cpu_session import read_signature
-from service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
+from foldserve.service.backends.base import DeviceLost, OutOfMemory
+from foldserve.service.backends.one_row import OneRowSession
+from foldserve.service.backends.onnxruntime import cuda_session
+from foldserve.service.backends.onnxruntime.cpu_session import read_signature
+from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
 from tests.service.cuda_fakes import FakeCuda, Watched, rows_of
 from tests.service.repositories import WEIGHT, save_linear, save_lookup, save_onnx
 

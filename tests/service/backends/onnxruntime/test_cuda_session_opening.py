@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.artifact.signature import Signature, TensorSpec
-from service.backends import LoadError, SessionOptions, Workload
-from service.backends.base import DeviceLost, NoRoom
-from service.backends.cuda.errors import understood
-from service.backends.cuda.runtime import CudaError
-from service.backends.onnxruntime import cpu_session, cuda_session
-from service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.backends import LoadError, SessionOptions, Workload
+from foldserve.service.backends.base import DeviceLost, NoRoom
+from foldserve.service.backends.cuda.errors import understood
+from foldserve.service.backends.cuda.runtime import CudaError
+from foldserve.service.backends.onnxruntime import cpu_session, cuda_session
+from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
 from tests.service.cuda_fakes import FakeCuda, Watched, rows_of
 from tests.service.repositories import WEIGHT, save_linear
 

@@ -48,7 +48,9 @@ def test_onnxruntime_is_imported_in_one_place_only() -> None:
     assert importers == OWN
 
 
-@pytest.mark.parametrize("module", ["service.backends.onnxruntime.library", "benchmarks.apps.given"])
+@pytest.mark.parametrize(
+    "module", ["foldserve.service.backends.onnxruntime.library", "benchmarks.apps.given"]
+)
 @pytest.mark.parametrize("before", ["0", "", None])
 def test_whoever_imports_onnxruntime_has_turned_its_telemetry_off_before(
     module: str, before: str | None, tmp_path: Path

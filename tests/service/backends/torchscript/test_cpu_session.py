@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from service.artifact.signature import Signature, TensorSpec
-from service.backends import LoadError, SessionOptions, load_session
-from service.backends.torchscript import cuda_session
-from service.backends.torchscript.cuda_session import frozen, set_tf32
-from service.backends.torchscript.outputs import as_sequence
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.backends import LoadError, SessionOptions, load_session
+from foldserve.service.backends.torchscript import cuda_session
+from foldserve.service.backends.torchscript.cuda_session import frozen, set_tf32
+from foldserve.service.backends.torchscript.outputs import as_sequence
 from tests.service.repositories import WEIGHT, save_scripted
 
 ONE_THREAD = SessionOptions(threads=1)

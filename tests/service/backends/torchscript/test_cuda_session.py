@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from service.artifact.signature import Signature, TensorSpec
-from service.backends.base import DeviceLost, OutOfMemory
-from service.backends.one_row import OneRowSession
-from service.backends.torchscript import cuda_session
-from service.backends.torchscript.cuda_session import TorchScriptCudaSession
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.backends.base import DeviceLost, OutOfMemory
+from foldserve.service.backends.one_row import OneRowSession
+from foldserve.service.backends.torchscript import cuda_session
+from foldserve.service.backends.torchscript.cuda_session import TorchScriptCudaSession
 from tests.service.cuda_fakes import rows_of
 from tests.service.repositories import WEIGHT, save_scripted
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from service.artifact.signature import Signature, TensorSpec
-from service.backends import SessionOptions, load_session
-from service.backends.torchscript.writes import may_write_or_keep
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.backends import SessionOptions, load_session
+from foldserve.service.backends.torchscript.writes import may_write_or_keep
 from tests.service.repositories import save_scripted
 
 ROWS = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 4)),))

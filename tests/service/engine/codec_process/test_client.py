@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from service.artifact.signature import Signature, TensorSpec
-from service.codecs import BodyType, json_codec
-from service.codecs.protocol import Options
-from service.engine.codec_process import client, orders
-from service.engine.codec_process.client import CodecProcess, CodecsFailed
-from service.engine.model_queue import ModelQueue
-from service.engine.request import Ticketed
-from service.errors import (
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs import BodyType, json_codec
+from foldserve.service.codecs.protocol import Options
+from foldserve.service.engine.codec_process import client, orders
+from foldserve.service.engine.codec_process.client import CodecProcess, CodecsFailed
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.engine.request import Ticketed
+from foldserve.service.errors import (
     BadJson,
     BadTensor,
     DeadlinePassed,
@@ -30,7 +30,7 @@ from service.errors import (
     ServiceError,
     TooLarge,
 )
-from service.protocols.predict import PREDICT
+from foldserve.service.protocols.predict import PREDICT
 from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Rig
 
 PAIR = Signature(

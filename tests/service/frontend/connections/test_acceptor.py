@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from service.frontend.connections import acceptor as module
-from service.frontend.connections.acceptor import CROWDED, FAILED, Acceptor
-from service.frontend.connections.descriptors import Room
-from service.frontend.connections.shares import Shares
-from service.ipc.scoreboard import Dimensions, Scoreboard
+from foldserve.service.frontend.connections import acceptor as module
+from foldserve.service.frontend.connections.acceptor import CROWDED, FAILED, Acceptor
+from foldserve.service.frontend.connections.descriptors import Room
+from foldserve.service.frontend.connections.shares import Shares
+from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
 
 LONG_S = 30.0
 HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from service.errors import ConfigError
-from service.frontend.connections.addresses import bind, urls
+from foldserve.service.errors import ConfigError
+from foldserve.service.frontend.connections.addresses import bind, urls
 
 NOBODYS_V6 = "2001:db8::1"
 """For documentation: no machine has it."""

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from service.frontend.connections.descriptors import Room, enough, room
+from foldserve.service.frontend.connections.descriptors import Room, enough, room
 
 RUN = """
 import resource
-from service.frontend.connections import descriptors
-from service.errors import ConfigError
+from foldserve.service.frontend.connections import descriptors
+from foldserve.service.errors import ConfigError
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 """
 

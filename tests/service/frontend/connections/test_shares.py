@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from service.frontend.connections import shares as module
-from service.frontend.connections.shares import SLACK, Shares
-from service.ipc.scoreboard import Dimensions, Scoreboard
+from foldserve.service.frontend.connections import shares as module
+from foldserve.service.frontend.connections.shares import SLACK, Shares
+from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
 
 
 def shares_of(count: int) -> list[Shares]:

@@ -13,24 +13,24 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.engine.codec_process.client import CodecProcess
-from service.engine.models import Models, QueuedVersion
-from service.engine.status import BoardStatus
-from service.frontend.asgi import AsgiApp
-from service.frontend.http1.answer_lines import AnswerLines
-from service.frontend.http1.connection import Http1Protocol
-from service.frontend.http1.exchange import Http1Context
-from service.frontend.http1.flow.throttle import RefusalThrottle
-from service.frontend.http1.flow.unread import Unread
-from service.frontend.http1.heads.cache import Route
-from service.frontend.http1.parsing import MessageParsing
-from service.inference.body_budget import BodyBudget
-from service.inference.context import RequestContext
-from service.inference.observers import Observers
-from service.inference.partial_body import PartialBodies
-from service.inference.server_context import ServerContext
-from service.protocols.predict import PREDICT, PredictCalls
-from service.server.api_models import make_plans
+from foldserve.service.engine.codec_process.client import CodecProcess
+from foldserve.service.engine.models import Models, QueuedVersion
+from foldserve.service.engine.status import BoardStatus
+from foldserve.service.frontend.asgi import AsgiApp
+from foldserve.service.frontend.http1.answer_lines import AnswerLines
+from foldserve.service.frontend.http1.connection import Http1Protocol
+from foldserve.service.frontend.http1.exchange import Http1Context
+from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
+from foldserve.service.frontend.http1.flow.unread import Unread
+from foldserve.service.frontend.http1.heads.cache import Route
+from foldserve.service.frontend.http1.parsing import MessageParsing
+from foldserve.service.inference.body_budget import BodyBudget
+from foldserve.service.inference.context import RequestContext
+from foldserve.service.inference.observers import Observers
+from foldserve.service.inference.partial_body import PartialBodies
+from foldserve.service.inference.server_context import ServerContext
+from foldserve.service.protocols.predict import PREDICT, PredictCalls
+from foldserve.service.server.api_models import make_plans
 from tests.service.engine_rig import FIXED, Rig
 from tests.service.repositories import metrics_of
 from tests.service.support import SETTINGS, served

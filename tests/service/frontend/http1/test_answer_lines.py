@@ -1,6 +1,6 @@
 """Lines that many answers share are those of each of them."""
 
-from service.frontend.http1.answer_lines import AnswerLines
+from foldserve.service.frontend.http1.answer_lines import AnswerLines
 
 
 def test_the_date_is_that_of_the_second_also_after_the_clock_was_set_back() -> None:

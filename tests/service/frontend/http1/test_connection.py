@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.request import Room
-from service.frontend.http1.flow import unread as unread_module
-from service.frontend.http1.flow.throttle import CLOSE, FREE
-from service.frontend.http1.flow.unread import PATIENCE_S
-from service.frontend.http1.heads.rules import MOST_HEADERS
+from foldserve.service.engine.request import Room
+from foldserve.service.frontend.http1.flow import unread as unread_module
+from foldserve.service.frontend.http1.flow.throttle import CLOSE, FREE
+from foldserve.service.frontend.http1.flow.unread import PATIENCE_S
+from foldserve.service.frontend.http1.heads.rules import MOST_HEADERS
 from tests.service.frontend.http1.connection import (
     ASGI,
     JSON,

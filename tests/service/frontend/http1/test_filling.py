@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.frontend.http1.filling import FILLING_BYTES, Filling
+from foldserve.service.frontend.http1.filling import FILLING_BYTES, Filling
 from tests.service.frontend.http1.connection import RAW, ApiServerHarness, Connection, call
 
 ACCEPT = "Accept: application/octet-stream"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.frontend.http1 import lifetime as protocol_module
-from service.frontend.http1.flow.throttle import MOST_S
+from foldserve.service.frontend.http1 import lifetime as protocol_module
+from foldserve.service.frontend.http1.flow.throttle import MOST_S
 from tests.service.frontend.http1.connection import ASGI, JSON, PATH, ApiServerHarness, Connection, call, rows
 from tests.service.repositories import sample
 

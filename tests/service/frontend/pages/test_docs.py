@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.artifact.signature import Signature, TensorSpec
-from service.frontend.pages.docs import docs_page
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.frontend.pages.docs import docs_page
 from tests.service.support import PAIR, SETTINGS, NumpyModels, app_of, call, models, pair, running, served
 
 

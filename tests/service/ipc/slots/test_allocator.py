@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.ipc.slots.allocator import ALIGNMENT, Extents, rounded
+from foldserve.service.ipc.slots.allocator import ALIGNMENT, Extents, rounded
 
 SIZE = 1 << 16
 

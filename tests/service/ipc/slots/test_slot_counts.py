@@ -2,10 +2,10 @@
 
 import pytest
 
-from service.ipc.model_table import ModelTable
-from service.ipc.slots.arena import Arena, MappedArena
-from service.ipc.slots.slot_counts import count_slots
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.model_table import ModelTable
+from foldserve.service.ipc.slots.arena import Arena, MappedArena
+from foldserve.service.ipc.slots.slot_counts import count_slots
+from foldserve.service.ipc.slots.slot_state import State
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.ipc.slots.arena import Arena
-from service.ipc.slots.slot_pool import MOST_KEPT, TEXT_ROOM, Place, SlotPool
-from service.ipc.slots.slot_state import State
+from foldserve.service.ipc.slots.arena import Arena
+from foldserve.service.ipc.slots.slot_pool import MOST_KEPT, TEXT_ROOM, Place, SlotPool
+from foldserve.service.ipc.slots.slot_state import State
 
 
 def pool(slots: int = 16, data_bytes: int = 1 << 16) -> SlotPool:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import service.ipc.scoreboard as board_module
-from service.engine.recovery import LostTickets, retry_held
-from service.errors import DeadlinePassed, ModelCrashed, QueueFull
-from service.ipc.slots.arena import HEADER
-from service.ipc.slots.slot_pool import Place
-from service.ipc.slots.slot_state import MOVES, SETTLED, Side, State, may_move
-from service.worker import dequeue
-from service.worker.dequeue import TicketConsumer
+import foldserve.service.ipc.scoreboard as board_module
+from foldserve.service.engine.recovery import LostTickets, retry_held
+from foldserve.service.errors import DeadlinePassed, ModelCrashed, QueueFull
+from foldserve.service.ipc.slots.arena import HEADER
+from foldserve.service.ipc.slots.slot_pool import Place
+from foldserve.service.ipc.slots.slot_state import MOVES, SETTLED, Side, State, may_move
+from foldserve.service.worker import dequeue
+from foldserve.service.worker.dequeue import TicketConsumer
 from tests.service.engine_rig import DYNAMIC, Asked, Dead, Rig
 
 
@@ -75,7 +75,10 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
     monkeypatch.setattr(Place, "set_state", noted_set_state)
     monkeypatch.setattr(Place, "begin_attempt", noted_begin)
     monkeypatch.setattr(TicketConsumer, "_mark", noted_mark)
-    for module in ("service.worker.dequeue.complete", "service.worker.batches.batch_runner.complete"):
+    for module in (
+        "foldserve.service.worker.dequeue.complete",
+        "foldserve.service.worker.batches.batch_runner.complete",
+    ):
         monkeypatch.setattr(module, noted_complete)
     return made
 

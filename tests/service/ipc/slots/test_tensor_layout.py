@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.artifact.signature import Signature, TensorSpec
-from service.ipc.records import MAX_DYNAMIC_DIMS, pack_dims
-from service.ipc.slots.allocator import ALIGNMENT
-from service.ipc.slots.tensor_layout import MAX_OUTPUT_RANK, Layout
+from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.ipc.records import MAX_DYNAMIC_DIMS, pack_dims
+from foldserve.service.ipc.slots.allocator import ALIGNMENT
+from foldserve.service.ipc.slots.tensor_layout import MAX_OUTPUT_RANK, Layout
 
 TYPES = st.sampled_from(["FP32", "FP64", "INT64", "UINT8", "FP16", "BOOL"])
 SHAPES = st.lists(st.one_of(st.integers(1, 4), st.just(-1)), max_size=3)

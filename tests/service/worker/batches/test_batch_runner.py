@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.errors import ModelFailed
+from foldserve.service.errors import ModelFailed
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, Rig
 

@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import pytest
 
-from service.backends.base import DeviceLost, OutOfMemory
-from service.errors import ModelFailed
-from service.worker.batches.oom_backoff import FIRST_WAIT_S
-from service.worker.model import ModelBatchLimit
+from foldserve.service.backends.base import DeviceLost, OutOfMemory
+from foldserve.service.errors import ModelFailed
+from foldserve.service.worker.batches.oom_backoff import FIRST_WAIT_S
+from foldserve.service.worker.model import ModelBatchLimit
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, Rig, RigWorker
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.worker.batches.oom_backoff import FIRST_WAIT_S, LONGEST_WAIT_S, MOST_DIMS, BatchLimits
+from foldserve.service.worker.batches.oom_backoff import FIRST_WAIT_S, LONGEST_WAIT_S, MOST_DIMS, BatchLimits
 
 SHORT, LONG = b"short", b"long"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.frontend.http1.flow.resets import was_reset
+from foldserve.service.frontend.http1.flow.resets import was_reset
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.frontend.http1.flow.throttle import BUSY, CLOSE, FREE, LOOK_S, MOST_S, RATE, RefusalThrottle
+from foldserve.service.frontend.http1.flow.throttle import (
+    BUSY,
+    CLOSE,
+    FREE,
+    LOOK_S,
+    MOST_S,
+    RATE,
+    RefusalThrottle,
+)
 
 
 class Thread:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Coroutine
 import numpy as np
 import pytest
 
-from service.frontend.http1.flow import unread as unread_module
-from service.frontend.http1.flow.unread import PATIENCE_S
-from service.inference.holdings import STALLED_S
+from foldserve.service.frontend.http1.flow import unread as unread_module
+from foldserve.service.frontend.http1.flow.unread import PATIENCE_S
+from foldserve.service.inference.holdings import STALLED_S
 from tests.service.frontend.http1.connection import (
     ASGI,
     JSON,

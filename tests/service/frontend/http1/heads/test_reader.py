@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.codecs import BodyType
-from service.engine.admission import Bounds
-from service.engine.model_queue import ModelQueue
-from service.frontend.http1.heads.cache import Head, Route, field_of, head_of
-from service.frontend.http1.heads.reader import HeadReader, Seen
-from service.frontend.http1.heads.rules import refusal
-from service.inference.plan import BodyLimit, RequestPlan
-from service.ipc.model_table import ModelKey
-from service.ipc.slots.tensor_layout import Layout
-from service.ipc.ticket_queue import TicketQueue, TicketWriter
-from service.protocols.predict import PREDICT
+from foldserve.service.codecs import BodyType
+from foldserve.service.engine.admission import Bounds
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.frontend.http1.heads.cache import Head, Route, field_of, head_of
+from foldserve.service.frontend.http1.heads.reader import HeadReader, Seen
+from foldserve.service.frontend.http1.heads.rules import refusal
+from foldserve.service.inference.plan import BodyLimit, RequestPlan
+from foldserve.service.ipc.model_table import ModelKey
+from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.ticket_queue import TicketQueue, TicketWriter
+from foldserve.service.protocols.predict import PREDICT
 from tests.service.engine_rig import FIXED
 
 QUEUE = ModelQueue(

@@ -1,7 +1,7 @@
 import pytest
 
-from service.errors import BadRequest
-from service.frontend.http1.heads.rules import refusal, target_of
+from foldserve.service.errors import BadRequest
+from foldserve.service.frontend.http1.heads.rules import refusal, target_of
 
 HOST = (b"host", b"a")
 

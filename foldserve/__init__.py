@@ -1,0 +1,1 @@
+"""Fold, export and serve torch networks."""
