@@ -29,6 +29,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
     && /opt/foldserve/bin/pip install --no-input --disable-pip-version-check -c constraints.txt setuptools mypy types-PyYAML
 COPY setup.py README.md LICENSE ./
+COPY foldserve ./foldserve
 COPY models ./models
 COPY service ./service
 # --prefix gives a tree of foldserve's own files alone; it is laid over the environment below as a layer of its own.

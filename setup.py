@@ -54,6 +54,7 @@ extensions = []
 if os.environ.get("COMPILE_FOLDSERVE") == "1":
     from mypyc.build import mypycify
 
-    extensions = mypycify(list(COMPILED), opt_level="3")
+    # The library of them all is beside them, in the package: by itself it would lie on the import path.
+    extensions = mypycify(list(COMPILED), opt_level="3", group_name="foldserve.service")
 
 setup(ext_modules=extensions)

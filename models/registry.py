@@ -19,13 +19,6 @@ from torch.utils import _pytree as pytree
 
 from foldserve.models.errors import ExportError, FactoryFailed, UnknownTarget
 from foldserve.models.image_input import ImageInput
-from foldserve.models.user_modules import (
-    FOR_NETWORKS,
-    OWN_PACKAGES,
-    is_own_name,
-    own_packages_aside,
-    project_has_them,
-)
 from foldserve.models.weights import load_weights
 
 _SEED = 0
@@ -96,7 +89,7 @@ def resolve(target: str, weights: Path | None = None, weights_key: str | None = 
     weights_key: which of several sets of weights in the file, as in weights.load_weights.
 
     Raises ExportErrors: UnknownTarget when it cannot be found or imported, FactoryFailed when it cannot be
-    built, MissingExtra when it needs a package that is not installed, and those of foldserve.models.weights. For a
+    built, MissingExtra when it needs a package that is not installed, and those of models/weights.py. For a
     factory the current directory becomes importable.
     """
     found = _resolve_factory(target) if ":" in target else _resolve_network(target)
@@ -109,7 +102,7 @@ def _resolve_network(target: str) -> Target:
     entry = NETWORKS.get(target)
     if entry is None:
         raise UnknownTarget(_unknown_name(target))
-    file = importlib.import_module(f"models.{entry.file}")
+    file = importlib.import_module(f"foldserve.models.{entry.file}")
     # Seeded, so that a network without trained weights has the same ones at every export, and the answers that
     # the documents show are those that a reader gets. The caller's generator is left as it was.
     with torch.random.fork_rng(devices=()):
@@ -144,7 +137,7 @@ def _resolve_factory(target: str) -> Target:
             "name, as my_nets.resnet:build for the function build in my_nets/resnet.py"
         )
     _make_current_directory_importable()
-    module, example_inputs = _made(target, module_name, attribute)
+    module, example_inputs = _call(target, _find(target, module_name, attribute))
     if not example_inputs and isinstance(module, ImageInput) and module.geometry["size"] is not None:
         example_inputs = module.example_inputs()
     return Target(
@@ -157,31 +150,6 @@ def _resolve_factory(target: str) -> Target:
         input_names=None,
         source=target,
     )
-
-
-def _made(
-    target: str, module_name: str, attribute: str
-) -> tuple[nn.Module, tuple[Any, ...] | dict[str, Any]]:
-    """What the factory returns, its module imported as the project's own program would import it.
-
-    A project that has a package `models` means that one; where its file imports foldserve's instead
-    (foldserve.models.image_input, say), it is not to be found in the project's, and foldserve's is taken.
-    """
-    if not project_has_them():
-        return _call(target, _find(target, module_name, attribute))
-    try:
-        with own_packages_aside():
-            return _call(target, _find(target, module_name, attribute))
-    except ExportError as error:
-        cause = error.__cause__
-        if is_own_name(module_name) or not (
-            isinstance(cause, ModuleNotFoundError) and is_own_name(cause.name or "")
-        ):
-            raise
-        try:
-            return _call(target, _find(target, module_name, attribute))
-        except ExportError:
-            raise error from cause
 
 
 def _make_current_directory_importable() -> None:
@@ -221,21 +189,9 @@ def _find(target: str, module_name: str, attribute: str) -> Any:
 def _not_importable(target: str, module_name: str, error: ModuleNotFoundError) -> str:
     missing = error.name or module_name
     if missing != module_name and not module_name.startswith(missing + "."):
-        if is_own_name(missing):
-            return (
-                f"{target!r}: {module_name} was found, but it imports {missing}, which is in no package "
-                f"{missing.partition('.')[0]!r} of the current directory ({os.getcwd()}); of foldserve's own package "
-                f"of that name only {FOR_NETWORKS} can be imported beside yours"
-            )
         return (
             f"{target!r}: {module_name} was found, but it imports {missing}, which is not installed; install "
             "it beside foldserve"
-        )
-    first = module_name.partition(".")[0]
-    if first in OWN_PACKAGES and not project_has_them():
-        return (
-            f"{target!r}: there is no module {module_name}; the package name {first!r} is foldserve's own, "
-            "so a package of yours with that name cannot be imported beside it; rename yours"
         )
     return (
         f"{target!r}: there is no module {missing}; expected a module in the current directory "

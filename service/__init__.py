@@ -42,10 +42,13 @@ The life of a request:
     counted (inference/observers.py, metrics/request_ring.py).
 
 Which side may move a slot, and when, is one table: ipc/slots/slot_state.py. What happens when a process dies in any of
-these steps: engine/recovery.py, from what server/supervisor.py tells. Nothing here imports `models`; torch only in its
-backend.
+these steps: engine/recovery.py, from what server/supervisor.py tells. Nothing here imports foldserve.models; torch only
+in its backend.
 
 Which model versions there are is one table in shared memory, ipc/model_table.py, that the supervisor writes
 (server/model_control.py). Every process has views of its rows: engine/model_queue.py in an API server, worker/model.py
 in a worker; queues, cells of the scoreboard and metrics are addressed by row.
 """
+
+if __name__ != "foldserve.service":  # under a second name each module would be there twice
+    raise ImportError("import foldserve.service instead of service", name=__name__)

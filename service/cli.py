@@ -9,7 +9,6 @@ onnxruntime.
 import argparse
 import contextlib
 import difflib
-import importlib.util
 import io
 import os
 import sys
@@ -23,7 +22,6 @@ from foldserve.service.host.processes import open_standard_streams
 from foldserve.service.settings import SETTINGS, Setting, load_settings
 
 GROUP: Final = "foldserve.commands"
-_OWN_PACKAGES: Final = ("models", "service")
 
 
 class Command(Protocol):
@@ -237,26 +235,14 @@ def _run(command: Command, args: argparse.Namespace) -> int:
 
 
 def _load(entry: EntryPoint) -> Command:
-    _find_own_package(entry.module.partition(".")[0])
     try:
         made: Any = entry.load()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in _OWN_PACKAGES:
+        if (error.name or "").partition(".")[0] == __name__.partition(".")[0]:
             raise  # a fault of ours, not an extra that is missing
         return _Missing(entry.name, error.name or "a module")
     command: Command = made()
     return command
-
-
-def _find_own_package(name: str) -> None:
-    """Import foldserve's package of that name, and not another that PYTHONPATH leads to (a project's `models`)."""
-    file = Path(__file__).resolve().parents[1] / name / "__init__.py"
-    if name not in _OWN_PACKAGES or name in sys.modules or not file.exists():
-        return
-    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
-    if spec is not None and spec.loader is not None:
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
 
 
 def _sentence(text: str) -> str:

@@ -49,7 +49,7 @@ class Row:
 def compiled_in(checkout: Path) -> Path:
     """Where a checkout has its compiled wheel. Raises: SystemExit when there is none."""
     compiled = checkout.resolve() / "build" / "compiled"
-    if not (compiled / "service").is_dir():
+    if not (compiled / "foldserve").is_dir():
         raise SystemExit(
             f"--against {checkout}: {compiled} holds no compiled foldserve; expected a checkout in which `make wheel` "
             "was run (its .venv may be a link to this one's): run it there"

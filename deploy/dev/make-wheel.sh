@@ -4,7 +4,7 @@
 # Does nothing when both are there and made from the sources as they are. Needs .venv and a C compiler.
 set -eu
 
-made_from=$(find setup.py pyproject.toml constraints.txt README.md service models -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum)
+made_from=$(find setup.py pyproject.toml constraints.txt README.md foldserve service models -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum)
 [ "$(cat build/compiled/made-from 2>/dev/null)" = "$made_from" ] && ls dist/foldserve-*-linux_*.whl >/dev/null 2>&1 && exit 0
 
 command -v cc >/dev/null 2>&1 || {
@@ -14,7 +14,7 @@ command -v cc >/dev/null 2>&1 || {
 }
 
 echo "compiling the wheel; half a minute"
-rm -rf build/compiled build/lib* build/temp* build/bdist* build/service build/__native* dist/foldserve-*.whl
+rm -rf build/compiled build/lib* build/temp* build/bdist* build/foldserve build/__native* dist/foldserve-*.whl
 COMPILE_FOLDSERVE=1 .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps \
     --no-build-isolation --wheel-dir dist .
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --target build/compiled \

@@ -45,7 +45,7 @@ def test_checkout_without_a_compiled_wheel_is_refused_with_the_mend(tmp_path: Pa
 
 
 def test_other_checkout_is_started_from_its_own_wheel(tmp_path: Path) -> None:
-    (tmp_path / "build" / "compiled" / "service").mkdir(parents=True)
+    (tmp_path / "build" / "compiled" / "foldserve").mkdir(parents=True)
     other = of(tmp_path, FOLDSERVE[0])
     assert other.environ(WORKS[0], 1) == {"PYTHONPATH": str(tmp_path / "build" / "compiled")}
     assert other.command(WORKS[0], 1) == FOLDSERVE[0].command(WORKS[0], 1)

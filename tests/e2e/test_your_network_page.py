@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server_process import ServerProcess, free_port
+from tests.wheel import install_wheel
 
 pytestmark = pytest.mark.e2e
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-network.md"
-# Beside the network's files a project has folders by the names of foldserve's own packages.
+# Beside the network's files a project has packages by the names of folders that foldserve has.
 OWN = {
-    "models/__init__.py": "from models.net import Net\n",
-    "models/net.py": "class Net:\n    pass\n",
+    "models/__init__.py": "raise RuntimeError('the models package of the project was imported')\n",
     "service/__init__.py": "raise RuntimeError('the service package of the project was imported')\n",
 }
 
@@ -49,13 +49,14 @@ def blocks() -> list[Block]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A folder as the page's first block leaves it, without the downloads: foldserve is what is installed here."""
+    """A folder as the page's first block leaves it, without the downloads: what foldserve needs is what is here."""
     folder: Path = tmp_path_factory.mktemp("project")
     for name, content in OWN.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
     venv.create(folder / ".venv", symlinks=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder / ".venv")}))
+    install_wheel(tmp_path_factory.mktemp("wheel"), packages)
     here = [path for path in site.getsitepackages() if Path(path).is_dir()]
     (packages / "installed.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in here))
     script = (Path(sysconfig.get_path("scripts")) / "foldserve").read_text().partition("\n")[2]
@@ -113,6 +114,8 @@ def test_page_is_true_from_the_module_to_the_label(project: Path) -> None:
     first, *others = blocks()
     assert "pip install -c" in first.text
     assert "[export]" in first.text
+    imported = pasted(project, "python -c 'import foldserve.models; print(foldserve.models.__file__)'")
+    assert Path(imported).is_relative_to(project / ".venv"), "this is the checkout's, not the wheel's"
     printed: list[str] = []
     port = free_port()
     with contextlib.ExitStack() as stack:

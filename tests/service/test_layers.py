@@ -28,11 +28,11 @@ FILES = sorted(path for path in SERVICE.rglob("*.py") if path != SERVICE / "__in
 
 def room_of(module: str) -> str:
     """The folder, or file, directly under service/ that a module of it belongs to."""
-    return module.split(".")[1]
+    return module.split(".")[2]
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of service/ and models/ that a file imports, wherever in it."""
+    """The modules of foldserve that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative imports hide where they go"
@@ -41,7 +41,7 @@ def imported(path: Path) -> Iterator[str]:
             names = [name.name for name in node.names]
         else:
             continue
-        yield from (name for name in names if name.partition(".")[0] in ("service", "models"))
+        yield from (name for name in names if name.startswith("foldserve."))
 
 
 def test_every_file_and_folder_has_its_layer() -> None:
@@ -50,9 +50,9 @@ def test_every_file_and_folder_has_its_layer() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SERVICE)))
 def test_file_imports_only_from_the_layers_below_it(path: Path) -> None:
-    own = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    own = path.relative_to(SERVICE).with_suffix("").parts[0]
     for name in imported(path):
-        assert name.startswith("service."), f"{path} imports {name}; the server knows no networks"
+        assert name.startswith("foldserve.service."), f"{path} imports {name}; the server knows no networks"
         other = room_of(name)
         assert other == own or HEIGHT[other] < HEIGHT[own], f"{path} imports {name}, which is not below it"
 
@@ -62,7 +62,7 @@ def test_file_imports_only_from_the_layers_below_it(path: Path) -> None:
     [
         "from foldserve.service.server.supervisor import Role",
         "import foldserve.service.worker.main",
-        "import models",
+        "import foldserve.models",
     ],
 )
 def test_arrow_that_points_up_or_aside_is_found(tmp_path: Path, line: str) -> None:
@@ -70,7 +70,7 @@ def test_arrow_that_points_up_or_aside_is_found(tmp_path: Path, line: str) -> No
     folder.mkdir(parents=True)
     (folder / "some.py").write_text(f"def late():\n    {line}\n")
     (name,) = imported(folder / "some.py")
-    assert not name.startswith("service.") or HEIGHT[room_of(name)] >= HEIGHT["engine"]
+    assert not name.startswith("foldserve.service.") or HEIGHT[room_of(name)] >= HEIGHT["engine"]
 
 
 def test_no_folder_has_more_than_a_dozen_files() -> None:

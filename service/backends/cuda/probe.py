@@ -2,8 +2,8 @@
 
     driver -> its version -> GPUs -> onnxruntime's build -> libraries -> a first run on each GPU
 
-A program of its own (`python -m foldserve.service.backends.cuda.probe`), whose last line is the answer: the process that asks
-forks later, and a CUDA context must not be alive in it then.
+A program of its own (`python -m foldserve.service.backends.cuda.probe`), whose last line is the answer: the process
+that asks forks later, and a CUDA context must not be alive in it then.
 """
 
 import base64

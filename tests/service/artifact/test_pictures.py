@@ -210,10 +210,10 @@ def test_declaration_comes_back_from_the_manifest():
 
 def test_pictures_are_decoded_without_torch_and_pillow_is_not_imported_before():
     code = (
-        "import sys, foldserve.service.artifact.pictures\n"
-        "print([n for n in ('PIL', 'torch', 'models') if n in sys.modules])\n"
-        f"foldserve.service.artifact.pictures.decode({png(PHOTO)!r}, foldserve.service.artifact.pictures.PictureInput('x'))\n"
-        "print([n for n in ('torch', 'models') if n in sys.modules])"
+        "import sys\nfrom foldserve.service.artifact.pictures import PictureInput, decode\n"
+        "print([n for n in ('PIL', 'torch', 'foldserve.models') if n in sys.modules])\n"
+        f"decode({png(PHOTO)!r}, PictureInput('x'))\n"
+        "print([n for n in ('torch', 'foldserve.models') if n in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -217,7 +217,10 @@ def test_pythons_warnings_are_lines_of_the_log(capfd: pytest.CaptureFixture[str]
 
 
 def test_what_is_printed_for_the_eye_is_lost_without_harm_where_it_cannot_be_written() -> None:
-    program = "from foldserve.service.logs.records import tell; tell('one\\ntwo'); print('on', file=__import__('sys').stderr)"
+    program = (
+        "import sys; from foldserve.service.logs.records import tell\n"
+        "tell('one\\ntwo'); print('on', file=sys.stderr)"
+    )
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
