@@ -18,7 +18,7 @@ import selectors
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final
 
 from foldserve.service.host.processes import StopSignals
 from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
@@ -26,15 +26,8 @@ from foldserve.service.ipc.handles import Handle
 from foldserve.service.ipc.model_table import LOADED, ModelKey
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.repository.model_version import ModelVersion
-from foldserve.service.server.children import (
-    HINTS,
-    LONGEST_PAUSE_S,
-    RESTART_PAUSE_S,
-    Child,
-    Children,
-    Role,
-    StartChild,
-)
+from foldserve.service.server.children import Child, Children, Role, StartChild
+from foldserve.service.server.helpers import Helper, Helpers
 from foldserve.service.server.liveness import Liveness
 from foldserve.service.server.model_control import ModelControl
 
@@ -53,20 +46,6 @@ class Phase(Enum):
     GRACE = "grace"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-class Helper(Protocol):
-    """What serves the others and holds nothing of a request, a process that helps them most of all: all that is to be
-    done is to start it again."""
-
-    def fileno(self) -> int:
-        """Readable when it has ended; maybe another descriptor after each renew()."""
-
-    def renew(self) -> None:
-        """Start it again, or see to what has ended.
-
-        Raises: OSError when that cannot be at this moment; it is tried again then.
-        """
 
 
 class Supervisor:
@@ -118,9 +97,8 @@ class Supervisor:
         self._grace_s = grace_s
         self._close_s = close_s
         self._deadline_s: float | None = None
-        self._renewals: list[tuple[float, Helper, float]] = []
-        """When a helper is tried again, and how long it waits after that, should it fail again."""
         self._selector = selectors.DefaultSelector()
+        self._helpers = Helpers(self._selector)
         self._children = Children(start, self._selector, self._on_end, on_load_failed, self._at_rest)
         self._selector.register(reports.fd, selectors.EVENT_READ, self._on_reports)
         self._selector.register(stop.fileno(), selectors.EVENT_READ, self._on_signal)
@@ -149,7 +127,7 @@ class Supervisor:
 
     def watch(self, helper: Helper) -> None:
         """Have a helper started again whenever it ends."""
-        self._selector.register(helper.fileno(), selectors.EVENT_READ, lambda: self._renew(helper))
+        self._helpers.watch(helper)
 
     def wait(self) -> None:
         """Supervise until the server is closed."""
@@ -177,7 +155,7 @@ class Supervisor:
         wakeups = [
             self._look_at_s,
             *self._children.due_s(),
-            *(at for at, _, _ in self._renewals),
+            *self._helpers.due_s(),
         ]
         if self._deadline_s is not None:
             wakeups.append(self._deadline_s)
@@ -189,13 +167,7 @@ class Supervisor:
             self._on_deadline()
         now = time.monotonic()
         self._children.launch_due(now)
-        self._renew_due(now)
-
-    def _renew_due(self, now: float) -> None:
-        due = [renewal for renewal in self._renewals if renewal[0] <= now]
-        self._renewals = [renewal for renewal in self._renewals if renewal[0] > now]
-        for _, helper, pause_s in due:
-            self._try_to_renew(helper, pause_s)
+        self._helpers.renew_due(now)
 
     def _at_rest(self, index: int) -> bool:
         """Whether nobody can touch a dead API server's arena any more."""
@@ -260,24 +232,7 @@ class Supervisor:
         for row in self._models.look(workers, api_servers):
             self._announce(row)
 
-    # -- helpers
-
-    def _renew(self, helper: Helper) -> None:
-        self._selector.unregister(helper.fileno())
-        self._try_to_renew(helper, RESTART_PAUSE_S)
-
-    def _try_to_renew(self, helper: Helper, pause_s: float) -> None:
-        """Start a helper again, or plan to, as _try_to_launch()."""
-        try:
-            helper.renew()
-        except OSError as error:
-            hint = HINTS.get(error.errno or 0, "")
-            name = type(helper).__name__
-            _log.error("%s cannot be started again: %s%s; again in %g s", name, error, hint, pause_s)
-            then_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            self._renewals.append((time.monotonic() + pause_s, helper, then_s))
-            return
-        self.watch(helper)
+    # -- what children say
 
     def _on_reports(self) -> None:
         data = os.read(self._reports.fd, CONTROL_STRUCT.size * 64)
