@@ -23,7 +23,7 @@ from foldserve.service.ipc.scoreboard import READY, Dimensions, MappedBoard
 from foldserve.service.ipc.slots import slot_state
 from foldserve.service.logs.pipes import LogPipes
 from foldserve.service.logs.records import configure_logging, tell
-from foldserve.service.metrics.recorder import Metrics, Plan, build_info
+from foldserve.service.metrics.recorder import Metrics, Plan, build_info, is_compiled
 from foldserve.service.repository.artifact import Artifact
 from foldserve.service.repository.index import ModelEntry, Repository, look_through
 from foldserve.service.repository.travel import without_what_cannot_travel
@@ -239,7 +239,9 @@ def tell_what_is_served(
     if not any(ready):
         log.error("no model of %s can be served, for the reasons above; the server ends", settings.repository)
         return False
-    lines = [f"foldserve {build_info()[0]} serves {' '.join(addresses)} on {', '.join(devices.names)}"]
+    compiled = f"compiled: {str(is_compiled()).lower()}"
+    served_on = f"{' '.join(addresses)} on {', '.join(devices.names)}"
+    lines = [f"foldserve {build_info()[0]} serves {served_on} ({compiled})"]
     width = max(len(name) for name in [*("/".join(version_of(artifact)) for artifact in artifacts), *broken])
     for lane, artifact in enumerate(artifacts):
         problems = [note for worker in workers if (note := board.note(worker, lane))]
