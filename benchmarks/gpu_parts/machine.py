@@ -4,7 +4,6 @@ python -m benchmarks.gpu_parts.machine [GPU-uuid]
 """
 
 import ctypes
-import importlib.util
 import os
 import platform
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from benchmarks.gpu_parts.records import Machine, to_line
 from benchmarks.serving.workloads import ROOT
 from foldserve.service.backends.onnxruntime.library import onnxruntime
+from foldserve.service.metrics.recorder import is_compiled
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,8 +65,7 @@ def _cudnn() -> str:
 
 
 def _foldserve() -> str:
-    spec = importlib.util.find_spec("foldserve.service.engine.admission")
-    return "compiled" if spec and str(spec.origin).endswith(".so") else "not compiled"
+    return "compiled" if is_compiled() else "not compiled"
 
 
 def _torch() -> str:

@@ -1,35 +1,25 @@
 """`foldserve predict`: sends .npy files and pictures to a running server once and prints what comes back.
 
 A picture is decoded here, as the model's manifest says (artifact/pictures.py), and its row is sent as .npy. Talks to
-the server as any client does, over HTTP with the standard library alone.
+the server as any program can (client/).
 """
 
-import http.client
-import io
 import sys
 import time
-import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
 import numpy as np
-import orjson
 
 from foldserve.service.artifact.model_card import ModelCard, model_card
 from foldserve.service.artifact.pictures import BadPicture, PictureInput, decode
-from foldserve.service.codecs import BodyType
-from foldserve.service.codecs.npy_codec import encode as encode_npy
-from foldserve.service.commands.health_check import UnixConnection
+from foldserve.service.client.calls import ClientError, not_foldserves
+from foldserve.service.client.clients import BadUrl, Client
 from foldserve.service.documents import printable
 from foldserve.service.errors import ConfigError
 
-# npy keeps datatype and every bit; a model with several outputs can only answer all of them in JSON.
-_ACCEPT: Final = f"{BodyType.NPY.value}, {BodyType.JSON.value};q=0.5"
 _SHOWN_NUMBERS: Final = 10
-_UNIX: Final = "unix:"
 _NPY: Final = b"\x93NUMPY"
 _PICTURES: Final = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG"}
 """How the files of pictures begin that can be sent."""
@@ -44,32 +34,6 @@ DEFAULT_TOP: Final = 5
 
 Loaded = np.ndarray | bytes
 """A file's content: an array, or the bytes of a picture, which takes the server's word to become one."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The server's answer to one request: output name -> array."""
-
-    outputs: dict[str, np.ndarray]
-    milliseconds: float
-    server_timing: str
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where requests go, and where models are described. connect: a new connection, its time limit in seconds."""
-
-    server: str
-    connect: Callable[[float], http.client.HTTPConnection]
-    path: str
-    info_path: str
-
-    def __str__(self) -> str:
-        return f"{self.server}{self.path if '//' in self.server else ''}"
-
-
-class ClientError(Exception):
-    """The request could not be made, or the server refused it."""
 
 
 def predict_files(
@@ -91,24 +55,45 @@ def predict_files(
     """
     if top is not None and top < 1:
         raise ConfigError(f"--top is {top}; expected how many labels to print, 1 or more")
-    target = _target(url, model, version, output)
+    timeout_s = timeout_ms / 1000
+    try:
+        client = Client(url, timeout_s)
+    except BadUrl as error:
+        raise ConfigError(str(error)) from None
     requests = _requests(files)
+    with client:
+        return _ask(client, requests, model, version, output, out, top)
+
+
+def _ask(
+    client: Client,
+    requests: list[tuple[str, dict[str, Loaded]]],
+    model: str,
+    version: str | None,
+    output: str | None,
+    out: TextIO,
+    top: int | None,
+) -> int:
     pictured = any(isinstance(value, bytes) for _, values in requests for value in values.values())
     card = ModelCard()
     if pictured or top is not None:
         try:
-            card = fetch_card(target, model, version, timeout_ms)
+            card = fetch_card(client, model, version)
         except ClientError as error:
-            print(f"{target.info_path}: {error}", file=sys.stderr)
+            print(f"/info: {error}", file=sys.stderr)
             return 1
     for label, values in requests:
         try:
             arrays = {name: _array(value, card, model) for name, value in values.items()}
-            reply = send(target, arrays, timeout_ms)
+            began_s = time.perf_counter()
+            reply = client.prediction(
+                model, arrays[""] if arrays.keys() == {""} else arrays, version=version, output=output
+            )
+            milliseconds = (time.perf_counter() - began_s) * 1000
         except ClientError as error:
             print(f"{label}: {error}", file=sys.stderr)
             return 1
-        print(f"{label}: {reply.milliseconds:.1f} ms", file=out)
+        print(f"{label}: {milliseconds:.1f} ms", file=out)
         if reply.server_timing:
             print(f"  server: {reply.server_timing}", file=out)
         for name, array in reply.outputs.items():
@@ -120,15 +105,12 @@ def predict_files(
     return 0
 
 
-def fetch_card(target: Target, model: str, version: str | None, timeout_ms: float) -> ModelCard:
+def fetch_card(client: Client, model: str, version: str | None) -> ModelCard:
     """What the server says of the model. Raises ClientError."""
-    status, _, content = _exchange(target, "GET", target.info_path, None, {}, timeout_ms)
-    if status != 200:
-        raise ClientError(_refusal(status, content))
     try:
-        return model_card(orjson.loads(content), model, version)
+        return model_card(client.info(), model, version)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClientError(f"the answer is not foldserve's ({error}); is the URL right?") from None
+        raise not_foldserves(error) from None
 
 
 def _array(value: Loaded, card: ModelCard, model: str) -> np.ndarray:
@@ -145,81 +127,6 @@ def _array(value: Loaded, card: ModelCard, model: str) -> np.ndarray:
         return decode(value, card.image)[None]
     except BadPicture as error:
         raise ClientError(str(error)) from None
-
-
-def send(target: Target, arrays: dict[str, np.ndarray], timeout_ms: float) -> Reply:
-    """POST one request: one unnamed array ({"": array}) as npy, several as JSON. Raises ClientError."""
-    if arrays.keys() == {""}:
-        kind, body = BodyType.NPY, encode_npy(arrays[""])
-    else:
-        kind = BodyType.JSON
-        values = {name: array if array.ndim else array.item() for name, array in arrays.items()}
-        body = orjson.dumps({"inputs": values}, option=orjson.OPT_SERIALIZE_NUMPY)
-    asked = {"Content-Type": kind.value, "Accept": _ACCEPT, "X-Timeout-Ms": f"{timeout_ms:g}"}
-    started_s = time.perf_counter()
-    status, headers, content = _exchange(target, "POST", target.path, body, asked, timeout_ms)
-    milliseconds = (time.perf_counter() - started_s) * 1000
-    if status != 200:
-        raise ClientError(_refusal(status, content))
-    return Reply(_outputs(content, headers), milliseconds, headers.get("Server-Timing", ""))
-
-
-def _exchange(
-    target: Target, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_ms: float
-) -> tuple[int, Any, bytes]:
-    """One request on a connection of its own: status, headers and content of the answer. Raises ClientError."""
-    # The server keeps the time; the socket is given more, so that the 504 of a server that is slow can arrive.
-    connection = target.connect(timeout_ms / 1000 + 5.0)
-    try:
-        connection.request(method, path, body, dict(headers))
-        response = connection.getresponse()
-        return response.status, response.headers, response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise ClientError(
-            f"{target} cannot be reached: {error or type(error).__name__}; is the server up?"
-        ) from None
-    finally:
-        connection.close()
-
-
-def _outputs(content: bytes, headers: Any) -> dict[str, np.ndarray]:
-    try:
-        if headers.get_content_type() == BodyType.NPY.value:
-            name = urllib.parse.unquote(headers.get("X-Tensor-Name", "output"))
-            return {name: np.load(io.BytesIO(content), allow_pickle=False)}
-        return {name: np.array(value) for name, value in orjson.loads(content)["outputs"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClientError(f"the answer is not foldserve's ({error}); is the URL right?") from None
-
-
-def _refusal(status: int, content: bytes) -> str:
-    try:
-        told = orjson.loads(content)
-        return f"{status} {told['code']}: {told['error']}"
-    except (ValueError, KeyError, TypeError):
-        return f"{status}: {content[:200].decode(errors='replace')}; is this a foldserve server?"
-
-
-def _target(url: str, model: str, version: str | None, output: str | None) -> Target:
-    asked = {name: value for name, value in (("version", version), ("output", output)) if value is not None}
-    query = f"?{urllib.parse.urlencode(asked)}" if asked else ""
-    path = f"/predict/{urllib.parse.quote(model, safe='')}{query}"
-    if url.startswith(_UNIX) and url != _UNIX:
-        return Target(url, partial(UnixConnection, url.removeprefix(_UNIX)), path, "/info")
-    try:
-        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
-        host, port = None if url == _UNIX else parts.hostname, parts.port
-    except ValueError:  # a port that is no number, brackets that do not close
-        host = None
-    if host is None or parts.scheme not in ("http", "https"):
-        raise ConfigError(
-            f"URL {url!r} is no server's address; expected one as in http://localhost:8000 or unix:/path"
-        )
-    # http.client asks no proxy, whatever the environment says: the server is named, and mostly on this machine.
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    address = f"{parts.scheme}://{parts.netloc}"
-    root = parts.path.rstrip("/")
-    return Target(address, lambda timeout_s: kind(host, port, timeout=timeout_s), root + path, f"{root}/info")
 
 
 def _requests(files: Sequence[str]) -> list[tuple[str, dict[str, Loaded]]]:

@@ -22,6 +22,7 @@ from itertools import product
 import numpy as np
 
 from foldserve.service.ipc.handles import SharedMemory
+from foldserve.service.metrics import request_ring
 from foldserve.service.metrics.catalog import (
     BATCH_REASONS,
     BATCH_ROWS,
@@ -228,6 +229,11 @@ def _ring_layout(layout: CellLayout) -> RingLayout:
 def build_info() -> tuple[str, str, str]:
     """The values of foldserve_build_info's labels: foldserve's, Python's and onnxruntime's versions."""
     return (_installed("foldserve"), platform.python_version(), _installed("onnxruntime-gpu", "onnxruntime"))
+
+
+def is_compiled() -> bool:
+    """Whether what runs for every request is compiled (setup.py has the list), as one of its modules tells."""
+    return not str(request_ring.__file__).endswith(".py")
 
 
 def _installed(*distributions: str) -> str:

@@ -23,7 +23,7 @@ from foldserve.service.ipc.scoreboard import Dimensions
 from foldserve.service.ipc.slots import slot_state
 from foldserve.service.logs.pipes import LogPipes
 from foldserve.service.logs.records import configure_logging, tell
-from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info
+from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info, is_compiled
 from foldserve.service.repository.index import Repository, look_through
 from foldserve.service.repository.model_version import read_version, versions_of
 from foldserve.service.repository.travel import without_what_cannot_travel
@@ -279,7 +279,9 @@ def tell_what_is_served(
     if not ready:
         log.error("no model of %s can be served, for the reasons above; the server ends", settings.repository)
         return False
-    lines = [f"foldserve {build_info()[0]} serves {' '.join(addresses)} on {', '.join(devices.names)}"]
+    compiled = f"compiled: {str(is_compiled()).lower()}"
+    served_on = f"{' '.join(addresses)} on {', '.join(devices.names)}"
+    lines = [f"foldserve {build_info()[0]} serves {served_on} ({compiled})"]
     width = max(len(name) for name in [*(f"{key.model}/{key.version}" for key in keys), *broken])
     for key in keys:
         state = f"NOT READY: {models.error(key.row) or 'not loaded'}"

@@ -20,6 +20,8 @@ def test_api_server_and_worker_run_the_compiled_modules(tmp_path: Path) -> None:
     save_linear(tmp_path / "repository" / "linear" / "1" / "model.onnx")
     with serving(tmp_path / "repository", tmp_path / "output") as running:
         running.wait_until("/v2/health/ready", 200)
+        assert running.get("/info").json()["compiled"] is True
+        running.until(lambda: "(compiled: true)" in running.output)
         (worker,) = running.workers()
         (front,) = running.api_servers()
         for pid in (worker, front):

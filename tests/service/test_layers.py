@@ -15,6 +15,7 @@ LAYERS = (
     ("protocols",),
     ("inference",),
     ("engine", "worker", "commands"),
+    ("client",),
     ("metrics", "repository"),
     ("ipc", "backends", "codecs"),
     ("settings", "artifact"),

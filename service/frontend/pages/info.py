@@ -12,6 +12,7 @@ from foldserve.service.artifact.signature import TensorSpec
 from foldserve.service.codecs import BodyType
 from foldserve.service.engine.served import ServedBy, ServedModel, Status
 from foldserve.service.frontend.routing import Route
+from foldserve.service.metrics.recorder import is_compiled
 from foldserve.service.protocols.predict import only_model
 from foldserve.service.settings import ServeSettings
 
@@ -21,6 +22,7 @@ def info(status: Status, settings: ServeSettings) -> dict[str, Any]:
     return {
         "name": "foldserve",
         "version": distribution_version("foldserve"),
+        "compiled": is_compiled(),
         "ready": status.ready(),
         "draining": status.draining(),
         "default_model": _default_model(status, settings),

@@ -81,6 +81,7 @@ def test_metrics_are_given_by_accept():
 def test_info_tells_models_signatures_and_limits():
     said = call(app_of(), "GET", "/info").json()
     assert said["name"] == "foldserve"
+    assert said["compiled"] is False
     assert said["ready"] is True
     assert said["default_model"] == "double"
     limits = {"max_body_bytes": 2**20, "max_json_bytes": 2**20, "request_timeout_ms": 30_000}

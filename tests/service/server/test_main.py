@@ -139,7 +139,7 @@ def test_the_block_names_address_device_and_each_model_with_its_load_time(
     settings: ServeSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     text = said(settings, ["http://127.0.0.1:1234"], True, "", capfd)
-    assert "serves http://127.0.0.1:1234 on cpu" in text
+    assert "serves http://127.0.0.1:1234 on cpu (compiled: false)" in text
     assert re.search(r"linear/1 +onnxruntime +batch 32 +ready in 1\.2 s", text)
 
 
