@@ -23,13 +23,14 @@ The life of a request:
 
  1. Its head arrives at an API server, in a subclass of uvicorn's protocol. An ordinary `POST /predict` is kept there
     (frontend/http1/connection.py, heads/reader.py, heads/cache.py); whatever else goes through ASGI (frontend/asgi.py,
-    asgi_exchange.py). Both make the one owner of its life of it: inference/request.py.
- 2. It is given a place: a slot and bytes in the API server's arena (ipc/slots/slot_pool.py, arena.py). A raw body is
-    received straight into it (inference/receiving.py); JSON and npy are parsed into it by its protocol
-    (codecs/protocol.py, protocols/predict.py), large ones in the API server's codec process (engine/codec_process/).
- 3. Its inputs are checked against the model's signature (artifact/signature.py): what it can get wrong, it gets wrong
-    here, before it shares a batch with others.
- 4. It is admitted, or refused with the time after which to come again (engine/admission.py), and its ticket, a record
+    asgi_exchange.py). Both create an InferenceRequest (inference/request.py), which owns the request until it ends.
+ 2. Its body is received (inference/receiving.py, partial_body.py). Raw rows go straight into a place: a slot and bytes
+    of the API server's arena (engine/dispatcher.py gives it; ipc/slots/slot_pool.py, arena.py). JSON and npy are parsed
+    by the request's protocol (codecs/protocol.py, protocols/predict.py), large ones in the API server's codec process
+    (engine/codec_process/).
+ 3. What was parsed is checked against the model's signature (artifact/signature.py), and copied into a place: an invalid
+    request is refused here, before it shares a batch with others.
+ 4. It is admitted, or refused with a Retry-After (engine/admission.py), and its ticket, a record
     of fixed size, goes into the model's pipe (engine/dispatcher.py, ipc/records.py, ipc/ticket_queue.py).
  5. The instance of the model whose turn it is, a thread in some worker, reads tickets until their rows make a batch of
     agreeing shapes, and passes the turn on (worker/collect.py, turn.py). Their slots are marked as taken; the late and

@@ -13,7 +13,7 @@ class BodyTooLarge(TooLarge):
         found = "the body is larger" if nbytes is None else f"the body has {nbytes} bytes"
         return cls(
             f"{found}; expected at most {limit_bytes} bytes: send fewer rows, or raw bytes (application/octet-stream, "
-            f"application/x-npy) instead of JSON, or have {setting} raised"
+            f"application/x-npy) instead of JSON, or raise {setting} on the server"
         )
 
 
@@ -23,8 +23,8 @@ class BodyBudget(Holdings):
     def never(self, nbytes: int) -> TooLarge:
         """For a body of so many bytes, or more, which could not be held if nobody else were there."""
         return TooLarge(
-            f"a body of {nbytes} bytes that comes in parts finds no room; all that are being received may hold "
-            f"{self.limit_bytes} together; send less at once, or have --receive-bytes raised"
+            f"a body of {nbytes} bytes that comes in parts does not fit: all that are being received may hold "
+            f"{self.limit_bytes} bytes together; send less at once, or raise --receive-bytes on the server"
         )
 
     def full(self, nbytes: int, held: int) -> ServiceError:
@@ -39,6 +39,6 @@ class BodyBudget(Holdings):
     def gave_way(self) -> QueueFull:
         """For a body that was given up so that others have room."""
         return QueueFull(
-            f"the bodies that are being received take all of their {self.limit_bytes} bytes, and this one stood still "
-            "or held more than its share; send it in one go, or try again later"
+            f"the bodies that are being received take all of their {self.limit_bytes} bytes, and this one stalled or "
+            "held more than its share; send it at once, or try again later"
         )

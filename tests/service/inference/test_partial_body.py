@@ -122,7 +122,7 @@ def test_a_place_that_is_needed_is_left_with_what_came_the_oldest_first() -> Non
         assert desk.dispatcher.lent_bytes == 0
         held = Room(desk.rig.dispatcher.queues[0])
         desk.dispatcher.reserve(held, 50_000, 10_000)
-        with pytest.raises(QueueFull, match="finds no room"):
+        with pytest.raises(QueueFull, match="there is no room"):
             desk.dispatcher.reserve(whole, 50_000, 10_000)
         desk.dispatcher.release(held)
 
