@@ -8,8 +8,8 @@
  5. precision.py, mixed.py,       fp16 or bf16 where asked for: which operators, and the casts between them
     convert.py
  6. to_torchscript.py, to_onnx.py both files from that graph, or one: forms.py
- 7. verify.py, difference.py      both files against the eager answers; first_difference.py names the guilty
-    layer
+ 7. verify.py, difference.py      both files against the eager answers
+    verify_layers.py, layers.py   and each layer of them by itself; names the guilty one
  8. memory.py, manifest.py,       bytes of weights and of a row; manifest.json and reference.npz; renamed into
     artifact.py                   place in one step
 

@@ -9,8 +9,8 @@ nothing of files.
 """
 
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,10 +37,14 @@ class KeptWide:
 
 @dataclass(frozen=True)
 class Converted:
-    """captured: the graph to write. kept: what stays in float32 though its kind would not have it there."""
+    """captured: the graph to write. kept: what stays in float32 though its kind would not have it there.
+
+    rounded: weight in 16 bits → the weight in the graph before that it is the rounding of.
+    """
 
     captured: CapturedGraph
-    kept: tuple[KeptWide, ...]
+    kept: tuple[KeptWide, ...] = ()
+    rounded: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(
@@ -53,12 +57,12 @@ def convert(
     """
     graph_module = captured.graph_module
     if not precision.is_lower:
-        return Converted(captured, ())
+        return Converted(captured)
     largest = _largest_values(graph_module, batches)
     lacking: set[OpOverload] = set()
     while True:
         choices = choose(graph_module.graph, precision, Facts(largest, lacking))
-        lower = _written(graph_module, choices, precision)
+        lower, rounded = _written(graph_module, choices, precision)
         failed = _first_without_kernel(lower, batches[0])
         if failed is None or failed in lacking:
             break
@@ -66,7 +70,7 @@ def convert(
     kept = tuple(KeptWide(where(node), choice.reason) for node, choice in choices.items() if choice.reason)
     if not any(choice.runs == precision.dtype for choice in choices.values()):
         raise PrecisionNotUsable(_nothing_lower(precision, kept))
-    return Converted(captured.with_graph(lower), kept)
+    return Converted(captured.with_graph(lower), kept, rounded)
 
 
 def _nothing_lower(precision: Precision, kept: Sequence[KeptWide]) -> str:
@@ -79,7 +83,8 @@ def _nothing_lower(precision: Precision, kept: Sequence[KeptWide]) -> str:
 
 def _written(
     original: fx.GraphModule, choices: dict[fx.Node, Choice], precision: Precision
-) -> fx.GraphModule:
+) -> tuple[fx.GraphModule, dict[str, str]]:
+    """The graph in 16 bits, and Converted.rounded of it."""
     by_name = {node.name: choice for node, choice in choices.items()}
     graph_module = copied(original)
     caster = _Caster(graph_module, precision, by_name)
@@ -92,7 +97,7 @@ def _written(
         if node.op == "call_function" and node.name in by_name:
             node.meta["val"] = _as_type(node.meta.get("val"), by_name[node.name].runs)
     graph_module.graph.lint()
-    return without_unused(graph_module)
+    return without_unused(graph_module), caster.rounded
 
 
 class _Caster:
@@ -105,6 +110,7 @@ class _Caster:
         self._precision = precision
         self._choices = choices
         self._made: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+        self.rounded: dict[str, str] = {}
 
     def cast_inputs(self, node: fx.Node, dtype: torch.dtype) -> None:
         """Let node read every float32 value of the original graph as dtype."""
@@ -136,6 +142,7 @@ class _Caster:
         value = operator.attrgetter(target)(self._module).detach().to(dtype)
         self._module.get_submodule(owner).register_buffer(lower, value)
         path = f"{owner}.{lower}" if owner else lower
+        self.rounded[path] = target
         return self._node(source, source, dtype, ("get_attr", path, ()))
 
     def _node(

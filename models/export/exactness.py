@@ -1,76 +1,77 @@
-"""A file in 16 bits, run without its roundings: what is left is as exact as in float32, and compared as such.
+"""A file in 16 bits, run without its roundings: what is left can be compared as closely as in float32.
 
 The tolerance of 16 bits has to be wide, and a small fault in a file would hide in it. But a file is a graph and its
-weights, and both can be looked at by themselves:
+weights, and each step from the network to it can be looked at by itself:
 
-    TorchScript   run in float64; each weight that is one of the network's, rounded, has its own value back
-                  → agrees with the eager network as a float32 file does
-    ONNX          its 16-bit types replaced by float32
-                  → agrees as a float32 file does with the graph that both files are written from, run in float64
-                    with its rounded weights
-
-That graph is the network's: the TorchScript file shows it, or where there is none the graph itself, its weights too
-with their own values back.
+    the graph in 16 bits   is the one in float32, operator by operator, but for casts, and its weights are rounded ones
+    TorchScript            runs in float64 → each layer computes what that graph's does (layers.py)
+    ONNX                   its 16-bit types replaced by float32 → so does each of its layers
 
 What the rounding costs is measured with the files as they are (verify.py).
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx
 
-from foldserve.models.export.float64_mode import float64_arithmetic, widened
-from foldserve.models.export.graph_copy import copied
 from foldserve.models.export.onnx_stream import without_weights
-from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
 
 Types = Mapping[int, int]
 Runner = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
-_LOWER = frozenset({torch.float16, torch.bfloat16})
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "stash_type"})
 """Those that say what type an operator casts to, makes, or computes in."""
 
 
-def torchscript_in_float64(path: Path, weights: Sequence[Tensor] = ()) -> Runner:
-    """The file as a function that computes in float64 all through.
+def first_conversion_fault(
+    original: fx.GraphModule, written: fx.GraphModule, rounded: Mapping[str, str]
+) -> fx.Node | None:
+    """The first node of original that written does not have, as it is or in 16 bits.
 
-    weights: the network's in float32. A 16-bit weight of the file that is one of them, rounded, is replaced by it; any
-    other stays, so that the answers tell that it is not the network's.
+    rounded: weight of written → the weight of original that it should be the rounding of.
     """
-    scripted = load_torchscript(path)
-    own = _by_rounded(weights)
-    values = {}
-    for name, buffer in scripted.named_buffers():
-        original = own.get(_key(buffer)) if buffer.dtype in _LOWER else None
-        values[name] = (
-            (buffer if original is None else original).double() if buffer.is_floating_point() else buffer
-        )
-    scripted.double()
-    for name, buffer in scripted.named_buffers():
-        buffer.copy_(values[name])
+    nodes = {node.name: node for node in written.graph.nodes}
+    kept = {node.name for node in original.graph.nodes}
 
-    def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        with float64_arithmetic():
-            return run_torchscript(scripted, widened(inputs))
+    def stands_for(node: fx.Node) -> str:
+        """A cast for what it casts, a rounded weight for its own."""
+        while node.name not in kept and node.target is torch.ops.aten.to.dtype:
+            (node,) = node.all_input_nodes
+        return f"weight {rounded.get(str(node.target), node.target)}" if node.op == "get_attr" else node.name
 
-    return run
+    def told(node: fx.Node) -> str:
+        return f"{node.target}{fx.node.map_arg((node.args, node.kwargs), stands_for)}"
+
+    wanted: list[fx.Node] = list(original.graph.nodes)
+    for node in wanted:
+        if node.op == "get_attr":
+            wrong = any(
+                _is_wrong(name, node, original, written) for name in rounded if rounded[name] == node.target
+            )
+        else:
+            wrong = node.name not in nodes or told(node) != told(nodes[node.name])
+        if wrong:
+            return node
+    return None
 
 
-def with_own_weights(graph_module: fx.GraphModule, weights: Sequence[Tensor]) -> fx.GraphModule:
-    """A copy of graph_module in which each 16-bit weight that is one of weights, rounded, has its own value back."""
-    duplicate = copied(graph_module)
-    own = _by_rounded(weights)
-    for name, buffer in list(duplicate.named_buffers()):
-        original = own.get(_key(buffer)) if buffer.dtype in _LOWER else None
-        if original is not None:
-            owner, _, attribute = name.rpartition(".")
-            duplicate.get_submodule(owner).register_buffer(attribute, original)
-    return duplicate
+def _is_wrong(name: str, own: fx.Node, original: fx.GraphModule, written: fx.GraphModule) -> bool:
+    """Whether a weight of written is another one than the rounding of its own."""
+    held, exact = _weight(written, name), _weight(original, str(own.target))
+    return not torch.equal(_bits(held), _bits(exact.to(held.dtype)))
+
+
+def _weight(graph_module: fx.GraphModule, name: str) -> Tensor:
+    found: Tensor = operator.attrgetter(name)(graph_module)
+    return found.detach()
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.int16)
 
 
 def onnx_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -87,20 +88,6 @@ def retyped(model: onnx.ModelProto, types: Types) -> onnx.ModelProto:
         _retype_nodes(function.node, types)
     _retype_graph(other.graph, types)
     return other
-
-
-def _by_rounded(weights: Sequence[Tensor]) -> Mapping[object, Tensor]:
-    found: dict[object, Tensor] = {}
-    for weight in weights:
-        if weight.dtype == torch.float32:
-            for dtype in _LOWER:
-                found.setdefault(_key(weight.detach().to(dtype)), weight.detach())
-    return found
-
-
-def _key(tensor: Tensor) -> object:
-    bits = tensor.detach().contiguous().view(torch.int16).numpy().tobytes()
-    return tensor.dtype, tuple(tensor.shape), bits
 
 
 def _retype_graph(graph: onnx.GraphProto, types: Types) -> None:

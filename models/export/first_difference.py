@@ -1,11 +1,11 @@
-"""Name the first layer whose output differs, when a gate fails.
+"""Name the first layer whose output differs between two runs of a graph, when a gate fails.
 
     given   the values of every node of two runs of (nearly) one graph, by node name
     answer  the first node, in the order of the graph, that differs and whose difference reaches the output
 
 A right fold changes values on purpose (a convolution then gives what its norm gave), but behind the fold the
 values agree again. So only a node from which an unbroken chain of differing nodes leads to a differing output
-counts. Nothing here runs on the way of a good export.
+counts. Nothing here runs on the way of a good export. Of a file: layers.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,26 +16,8 @@ from torch import Tensor, fx
 from foldserve.models.export.cleaning import where
 from foldserve.models.export.difference import difference, scale_of
 from foldserve.models.export.float64_graph import Recorder, float64_values
-from foldserve.models.export.graph_copy import copied
 
 Values = Mapping[str, Tensor]
-
-
-def with_every_value(graph_module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """A copy whose outputs are all float values, and the names of their nodes; for a file's own run."""
-    duplicate = copied(graph_module)
-    graph = duplicate.graph
-    nodes = [
-        node
-        for node in graph.nodes
-        if node.op == "call_function"
-        and isinstance(node.meta.get("val"), Tensor)
-        and node.meta["val"].is_floating_point()
-        and node.meta["val"].dim() > 0
-    ]
-    graph.output_node().args = (tuple(nodes),)
-    duplicate.recompile()
-    return duplicate, tuple(node.name for node in nodes)
 
 
 def _apart(got: Tensor, want: Tensor) -> float:

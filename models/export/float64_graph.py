@@ -25,13 +25,15 @@ def run_float64(
     graph_module: fx.GraphModule, inputs: Sequence[Tensor], weights: Weights | None = None
 ) -> tuple[Tensor, ...]:
     """The flat outputs of graph_module, in float64 (integers stay). Raises: what an operator raises."""
-    interpreter = _Float64Interpreter(graph_module)
+    interpreter = Float64Interpreter(graph_module)
     interpreter.weights = weights
     with float64_arithmetic():
         return tuple(interpreter.run(*widened(inputs)))
 
 
-class _Float64Interpreter(fx.Interpreter):
+class Float64Interpreter(fx.Interpreter):
+    """Runs a graph within float64_arithmetic(): weights are widened where they are read."""
+
     weights: Weights | None = None
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
@@ -67,7 +69,7 @@ class Recorder(fx.Interpreter):
         return value
 
 
-class _Float64Recorder(Recorder, _Float64Interpreter):
+class _Float64Recorder(Recorder, Float64Interpreter):
     """The same in float64."""
 
 

@@ -11,6 +11,7 @@ every other operator has its result in memory of its own. Dynamic dims have the 
 """
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +42,25 @@ def measure_memory(captured: CapturedGraph) -> Memory:
     """The memory of the graph as it is written. Runs it once, on the first row of its example, for the sizes; on the
     whole example where the rows belong together, and row_bytes is what a request of that size takes.
     """
-    sizes = _Sizes(captured.graph_module)
-    with torch.no_grad():
-        sizes.run(*(t.clone() if captured.together else t[:1].clone() for t in captured.example_inputs))
+    sizes = _sizes(
+        captured.graph_module, [t if captured.together else t[:1] for t in captured.example_inputs]
+    )
     targets = {str(node.target) for node in captured.graph_module.graph.nodes if node.op == "get_attr"}
     weights = sum(_bytes(operator.attrgetter(target)(captured.graph_module)) for target in targets)
-    return Memory(weights, _peak(captured.graph_module.graph, sizes.of))
+    return Memory(weights, _peak(captured.graph_module.graph, sizes))
+
+
+def bytes_of_values(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """The bytes of what each operator gives on inputs, by node name, in the order of the graph. Runs it once."""
+    sizes = _sizes(graph_module, inputs)
+    return {node.name: size for node, size in sizes.items() if node.op == "call_function"}
+
+
+def _sizes(graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, int]:
+    sizes = _Sizes(graph_module)
+    with torch.no_grad():
+        sizes.run(*(t.clone() for t in inputs))
+    return sizes.of
 
 
 class _Sizes(fx.Interpreter):

@@ -6,7 +6,6 @@ prints here.
 """
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from foldserve.models.errors import BadExample
 from foldserve.models.export.artifact import check_free, check_name, check_version, new_version, next_version
@@ -24,15 +22,14 @@ from foldserve.models.export.caches import without_caches
 from foldserve.models.export.capture import CapturedGraph
 from foldserve.models.export.convert import Converted, convert
 from foldserve.models.export.copying import EvalCopy, eval_copy
-from foldserve.models.export.exactness import onnx_in_float32, torchscript_in_float64, with_own_weights
 from foldserve.models.export.example import Example, read_example
-from foldserve.models.export.first_difference import first_lost_digits, with_every_value
-from foldserve.models.export.float64_graph import run_float64
+from foldserve.models.export.first_difference import first_lost_digits
 from foldserve.models.export.fold import FoldReport, fold_batch_norms
 from foldserve.models.export.fold.exact import forget
 from foldserve.models.export.forms import ONNX, TORCHSCRIPT, Form, Forms, chosen_forms
 from foldserve.models.export.graph_copy import copied, without_unused
 from foldserve.models.export.labels import check_labels
+from foldserve.models.export.layers import first_wrong_layer
 from foldserve.models.export.manifest import (
     count_parameters,
     manifest,
@@ -41,6 +38,7 @@ from foldserve.models.export.manifest import (
     write_reference,
 )
 from foldserve.models.export.memory import measure_memory
+from foldserve.models.export.onnx_values import OnnxValues, in_float32
 from foldserve.models.export.picture_cases import picture_case, settled_picture
 from foldserve.models.export.precision import FP32, Precision, check_precision
 from foldserve.models.export.reference import ROW_COUNTS, Case, EagerReference
@@ -49,31 +47,25 @@ from foldserve.models.export.running import plain_process
 from foldserve.models.export.settled import with_settled
 from foldserve.models.export.source import with_source
 from foldserve.models.export.tidying import give_back_memory, large_blocks_given_back, older_objects_aside
-from foldserve.models.export.to_onnx import (
-    check_opset,
-    load_onnx,
-    onnx_session,
-    opset_of,
-    run_onnx,
-    save_onnx,
-    to_onnx,
-)
+from foldserve.models.export.to_onnx import check_opset, load_onnx, opset_of, run_onnx, save_onnx, to_onnx
 from foldserve.models.export.to_torchscript import (
     load_torchscript,
     run_torchscript,
     save_torchscript,
     to_torchscript,
 )
-from foldserve.models.export.tolerance import Output, as_in_float32, check_chosen, outputs_of
+from foldserve.models.export.tolerance import FILE_TOLERANCE, Output, check_chosen, outputs_of
+from foldserve.models.export.torchscript_values import TorchScriptValues
 from foldserve.models.export.verify import (
+    FOLD_TOLERANCE,
     Parity,
     check_conditioned,
     check_file,
     check_fold,
     check_rows,
     check_stateless,
-    locate_in_graph,
 )
+from foldserve.models.export.verify_layers import check_conversion, check_layers
 from foldserve.models.export.ways import INDEPENDENT, SERVE_TOGETHER
 from foldserve.models.image_input import ImageInput, image_of_manifest
 from foldserve.service.artifact.pictures import PictureInput
@@ -142,6 +134,7 @@ class Job:
     converted_weights: Collection[torch.dtype] = ()
     fold: FoldReport = field(init=False)
     converted: Converted = field(init=False)
+    onnx_values: Mapping[str, str] = field(default_factory=dict)
     picture: PictureInput | None = None
     image: dict[str, Any] | None = None
     written_opset: int | None = None
@@ -209,7 +202,9 @@ def _fold(job: Job) -> None:
 
 
 def _convert(job: Job) -> None:
+    original = job.captured.graph_module
     job.converted = convert(job.captured, job.precision, [case.inputs for case in _few(job)])
+    check_conversion(original, job.converted.captured.graph_module, job.converted.rounded)
 
 
 def _write_torchscript(job: Job) -> None:
@@ -217,14 +212,14 @@ def _write_torchscript(job: Job) -> None:
 
 
 def _write_onnx(job: Job) -> None:
-    model = to_onnx(job.converted.captured, job.opset)
-    save_onnx(model, job.folder / "model.onnx")
-    job.written_opset = opset_of(model)
+    written = to_onnx(job.converted.captured, job.opset)
+    save_onnx(written.model, job.folder / "model.onnx")
+    job.written_opset = opset_of(written.model)
+    job.onnx_values = written.values
 
 
 def _verify_torchscript(job: Job) -> None:
     scripted = load_torchscript(job.folder / "model.pt")
-    locate = functools.partial(_locate_torchscript, job)
     warming = iter(range(2))
 
     def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -232,67 +227,44 @@ def _verify_torchscript(job: Job) -> None:
             run_torchscript(scripted, inputs)
         return run_torchscript(scripted, inputs)
 
-    if job.precision.is_lower:
-        wide = torchscript_in_float64(job.folder / "model.pt", _weights(job))
-        outputs = as_in_float32(job.outputs)
-        check_file("TorchScript file without its roundings", wide, _few(job), outputs, FP32, locate)
-    job.parity["torchscript"] = check_file(
-        "TorchScript file",
-        run,
-        job.cases,
-        job.outputs,
-        job.precision,
-        locate,
-    )
+    label, locate = "TorchScript file", functools.partial(_locate_torchscript, job)
+    job.parity["torchscript"] = check_file(label, run, job.cases, job.outputs, job.precision, locate)
+    values = TorchScriptValues(scripted)
+    check_layers(label, values, _written(job), job.cases, FOLD_TOLERANCE, exact=True)
 
 
-def _locate_torchscript(job: Job, case: Case, tolerance: float) -> str | None:
-    every, names = with_every_value(job.converted.captured.graph_module)
-    got = run_torchscript(to_torchscript(every), case.inputs)
-    return locate_in_graph(job.captured.graph_module, dict(zip(names, got, strict=True)), case, tolerance)
+def _locate_torchscript(job: Job, case: Case) -> str | None:
+    values = TorchScriptValues(load_torchscript(job.folder / "model.pt"))
+    wrong = first_wrong_layer(_written(job), case.inputs, values, FOLD_TOLERANCE, exact=True)
+    return None if wrong is None else wrong.place
 
 
 def _verify_onnx(job: Job) -> None:
-    locate = functools.partial(_locate_onnx, job)
-    if job.precision.is_lower:
-        written = job.converted.captured.graph_module
-        if not job.forms.has(TORCHSCRIPT):  # else that file has shown that the graph is the network's
-            own = with_own_weights(written, _weights(job))
-            label = "graph in 16 bits without its roundings"
-            outputs = as_in_float32(job.outputs)
-            check_file(label, functools.partial(run_float64, own), _few(job), outputs, FP32, lambda *_: None)
-        cases = [dataclasses.replace(case, wanted=run_float64(written, case.inputs)) for case in _few(job)]
-        wide = onnx_session(onnx_in_float32(onnx.load(job.folder / "model.onnx")), job.folder)
-        check_file(
-            "ONNX file without its roundings",
-            lambda inputs: run_onnx(wide, inputs),
-            cases,
-            as_in_float32(job.outputs),
-            FP32,
-            locate,
-        )
-    session = load_onnx(job.folder / "model.onnx")
-    job.parity["onnx"] = check_file(
-        "ONNX file",
-        lambda inputs: run_onnx(session, inputs),
-        job.cases,
-        job.outputs,
-        job.precision,
-        locate,
-    )
+    label, locate = "ONNX file", functools.partial(_locate_onnx, job)
+    run = functools.partial(run_onnx, load_onnx(job.folder / "model.onnx"))
+    job.parity["onnx"] = check_file(label, run, job.cases, job.outputs, job.precision, locate)
+    del run
+    with _onnx_values(job) as values:
+        check_layers(label, values, _written(job), job.cases, FILE_TOLERANCE, exact=False)
 
 
-def _locate_onnx(job: Job, case: Case, tolerance: float) -> str | None:
-    every, names = with_every_value(job.converted.captured.graph_module)
-    captured = job.converted.captured.with_graph(every, output_names=names)
-    got = run_onnx(onnx_session(to_onnx(captured, job.opset), job.folder), case.inputs)
-    return locate_in_graph(job.captured.graph_module, dict(zip(names, got, strict=True)), case, tolerance)
+def _locate_onnx(job: Job, case: Case) -> str | None:
+    with _onnx_values(job) as values:
+        wrong = first_wrong_layer(_written(job), case.inputs, values, FILE_TOLERANCE, exact=False)
+    return None if wrong is None else wrong.place
 
 
-def _weights(job: Job) -> list[Tensor]:
-    """The network's, in float32."""
-    graph_module = job.captured.graph_module
-    return [*graph_module.parameters(), *graph_module.buffers()]
+@contextlib.contextmanager
+def _onnx_values(job: Job) -> Iterator[OnnxValues]:
+    """The ONNX file; in 16 bits without its roundings."""
+    path = job.folder / "model.onnx"
+    with in_float32(path) if job.precision.is_lower else contextlib.nullcontext(path) as computing:
+        yield OnnxValues(computing, job.onnx_values, job.converted.captured.output_names)
+
+
+def _written(job: Job) -> fx.GraphModule:
+    """The graph that both files are written from."""
+    return job.converted.captured.graph_module
 
 
 def _few(job: Job) -> tuple[Case, ...]:

@@ -9,7 +9,8 @@ outputs named as in the manifest, dim 0 called "rows".
 import copy
 import operator
 import re
-import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from foldserve.models.export.capture import CapturedGraph
 from foldserve.models.export.graph_copy import with_code
 from foldserve.models.export.history import forget_last_model, forget_last_trace
 from foldserve.models.export.linear_lookups import linear_lookups
+from foldserve.models.export.onnx_names import note_names, value_names
 from foldserve.models.export.onnx_rewrites import rewritten
 from foldserve.models.export.onnx_rnn import TRANSLATIONS
-from foldserve.models.export.onnx_stream import check_onnx, fits_one_message, write_onnx
+from foldserve.models.export.onnx_stream import check_onnx, write_onnx
 from foldserve.models.export.quiet import quiet
 from foldserve.models.export.reasons import causes, innermost, reason
 from foldserve.models.export.refusals import node_line
@@ -45,18 +47,28 @@ _OLDEST_OPSET = 18
 _CRASHING_FUSION = "MatmulTransposeFusion"
 
 
-def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProto:
-    """Return the checked ONNX model of captured, with its input and output names.
+@dataclass(frozen=True)
+class OnnxForm:
+    """A graph as an ONNX model. values: node of the graph → the name of its value, of all that the model has."""
+
+    model: onnx.ModelProto
+    values: Mapping[str, str]
+
+
+def to_onnx(captured: CapturedGraph, opset: int | None = None) -> OnnxForm:
+    """Return the checked ONNX form of captured, with its input and output names.
 
     Raises: FormNotWritten when torch.onnx cannot write the network, as for an operator without a translation, or
     writes what onnx.checker refuses; NotCapturable when opset is older than 18; OSError and MemoryError.
     """
     version = DEFAULT_OPSET if opset is None else opset
     check_opset(version)
+    graph_module = with_code(rewritten(_with_weights_apart(captured)))
+    note_names(graph_module)
     try:
         with quiet(), torch.no_grad(), symbolic_length(), linear_lookups(), without_guards():
             program: Any = torch.onnx.export(
-                with_code(rewritten(_with_weights_apart(captured))),
+                graph_module,
                 captured.example_inputs,
                 dynamic_shapes=captured.dynamic_shapes,
                 input_names=list(captured.input_names),
@@ -67,7 +79,9 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
                 verbose=False,
             )
             model: onnx.ModelProto = program.model_proto
-        del program
+        made, output_names = program.exported_program.graph, captured.output_names
+        values = value_names(captured.graph_module.graph, made, model, output_names)
+        del program, made
         forget_last_trace()
         forget_last_model()
     except Exception as error:
@@ -83,7 +97,7 @@ def to_onnx(captured: CapturedGraph, opset: int | None = None) -> onnx.ModelProt
         raise FormNotWritten(
             f"torch.onnx wrote a model that onnx.checker refuses: {reason(error)}"
         ) from error
-    return model
+    return OnnxForm(model, values)
 
 
 def check_opset(opset: object) -> None:
@@ -148,43 +162,33 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
 
 
-def load_onnx(path: Path) -> onnxruntime.InferenceSession:
-    """Open the file as a server on a CPU does. Raises: FormNotWritten when ONNX Runtime does not take it."""
-    return _session(str(path))
+def load_onnx(path: Path, *, as_written: bool = False) -> onnxruntime.InferenceSession:
+    """Open the file as a server on a CPU does, or as_written: one operator after the other, nothing fused or packed.
 
-
-def onnx_session(model: onnx.ModelProto, folder: Path | None = None) -> onnxruntime.InferenceSession:
-    """Open a model that is in no file. folder: where one that is too large for one message lies meanwhile.
-
-    Raises: FormNotWritten when ONNX Runtime does not take it; OSError.
+    Raises: FormNotWritten when ONNX Runtime does not take it.
     """
-    if fits_one_message(model):
-        return _session(model.SerializeToString())
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
-        write_onnx(model, Path(aside, "model.onnx"))
-        return load_onnx(Path(aside, "model.onnx"))
-
-
-def _session(source: str | bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("optimization.disable_specified_optimizers", _CRASHING_FUSION)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        text = reason(error)
-        if isinstance(source, str):
-            text = text.replace(source, Path(source).name)  # the manifest has it: no path of this machine
+        text = reason(error).replace(str(path), path.name)  # the manifest has it: no path of this machine
         raise FormNotWritten(f"ONNX Runtime cannot load the model that torch.onnx wrote: {text}") from error
 
 
-def run_onnx(session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Run on flat inputs in the order of the signature; a tuple of outputs."""
+def run_onnx(
+    session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...], names: Sequence[str] | None = None
+) -> tuple[Tensor, ...]:
+    """Run on flat inputs in the order of the signature; a tuple of outputs, all or those of names."""
     feeds = {
         i.name: np.ascontiguousarray(t.numpy()) for i, t in zip(session.get_inputs(), inputs, strict=True)
     }
-    return tuple(torch.from_numpy(np.asarray(array)) for array in session.run(None, feeds))
+    return tuple(torch.from_numpy(np.asarray(array)) for array in session.run(names, feeds))
 
 
 def _tidy(model: onnx.ModelProto) -> None:

@@ -119,17 +119,6 @@ def file_tolerance(precision: Precision, own_error: float) -> float:
     )
 
 
-def as_in_float32(outputs: Sequence[Output]) -> tuple[Output, ...]:
-    """The outputs with the tolerances that a float32 file has. What the caller chose is for the file as it is, and
-    holds here only where there is no other."""
-    return tuple(
-        output
-        if output.scale is None or OWN_ERROR_FACTOR * output.own_error > LARGEST_TOLERANCE
-        else replace(output, tolerance=file_tolerance(FP32, output.own_error))
-        for output in outputs
-    )
-
-
 def ill_conditioned(output: Output) -> bool:
     """Whether rounding itself leaves so little of this output that no useful tolerance is left, nor was one given."""
     if output.chosen:

@@ -24,6 +24,9 @@ from foldserve.models.errors import FormNotWritten
 
 aten = torch.ops.aten
 
+LOCAL = "v_"
+"""In front of a node's name, in the source and so in the file."""
+
 _DROPPED_KEYWORDS = frozenset({"device", "layout", "pin_memory"})
 """What the graph says of these holds for the machine that exports. A device is written anew; see _device."""
 
@@ -107,7 +110,7 @@ def torchscript_source(graph_module: fx.GraphModule, weights: Mapping[str, str])
 
 def _local_names(graph: fx.Graph) -> dict[fx.Node, str]:
     """A name per node that no TorchScript keyword or builtin can clash with."""
-    return {node: f"v_{node.name}" for node in graph.nodes}
+    return {node: f"{LOCAL}{node.name}" for node in graph.nodes}
 
 
 def _device(graph: fx.Graph, names: Mapping[fx.Node, str]) -> str:

@@ -8,7 +8,7 @@
    sums in another order (other_order.py) from weights that are rounded the other way, as a fold rounds them again;
    at most 1e-7: from there on the fold would show in a float32 file.
 3. The files: TorchScript and ONNX Runtime against float64 eager, with the tolerance of each output (tolerance.py).
-4. In 16 bits, the files again without their roundings, with the tolerance of float32 (exactness.py).
+4. What outputs cannot show, a fault in a layer that hardly reaches them: verify_layers.py.
 
 The measure, also in the manifest: difference.py. The inputs: reference.py.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from foldserve.models.errors import FormNotWritten, NotCapturable, ParityFailed
 from foldserve.models.export.difference import NONE, Difference, difference
-from foldserve.models.export.first_difference import Values, first_difference, first_row_mixing
+from foldserve.models.export.first_difference import first_difference, first_row_mixing
 from foldserve.models.export.float64_graph import float64_values, run_float64
 from foldserve.models.export.other_order import OtherOrder
 from foldserve.models.export.precision import Precision
@@ -44,6 +44,9 @@ LARGEST_FOLD_TOLERANCE = 1e-7
 ORDER_FACTOR = 20.0
 # Rows are compared in float64, where kernels sum in another order for another batch size: as the fold's.
 ROW_TOLERANCE = 1e-8
+
+Locate = Callable[[Case], str | None]
+"""The place of the first layer of a file that is wrong; asked only on failure."""
 
 Runner = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
@@ -201,12 +204,11 @@ def check_file(
     cases: Sequence[Case],
     outputs: Sequence[Output],
     precision: Precision,
-    locate: Callable[[Case, float], str | None],
+    locate: Locate,
 ) -> Parity:
     """Compare what run answers with what the cases want, on every case.
 
-    label: what the file is, as "TorchScript file". locate: the place of the first differing layer, asked only on
-    failure.
+    label: what the file is, as "TorchScript file".
     Raises: ParityFailed; FormNotWritten where the file can run none of the cases: it has no answers to be wrong.
     """
     total = {output.name: NONE for output in outputs}
@@ -223,10 +225,9 @@ def check_file(
         for index, (output, got) in enumerate(zip(outputs, answers, strict=True)):
             found = output.difference(case, index, got)
             if not output.allows(found):
-                place = _located(locate, case, max(output.tolerance, FOLD_TOLERANCE))
                 raise ParityFailed(
                     f"the {label} answers differently from the eager network: output {output.name!r}, "
-                    f"{case.rows} rows, {_told(output, found, precision)}. {place}"
+                    f"{case.rows} rows, {_told(output, found, precision)}. {_located(locate, case)}"
                 )
             total[output.name] = total[output.name].worse(found)
     return Parity(
@@ -235,10 +236,10 @@ def check_file(
     )
 
 
-def _located(locate: Callable[[Case, float], str | None], case: Case, tolerance: float) -> str:
+def _located(locate: Locate, case: Case) -> str:
     """A sentence on the first layer that differs."""
     try:
-        return _first_layer(locate(case, tolerance))
+        return _first_layer(locate(case))
     except FormNotWritten as error:  # of the file that shows every value, not of the wrong one
         return f"Which layer it is could not be looked for: {error}."
 
@@ -268,11 +269,6 @@ def _told(output: Output, found: Difference, precision: Precision) -> str:
 
 def _in_column(output: Output) -> str:
     return " to the values of its column" if output.axes else ""
-
-
-def locate_in_graph(folded: fx.GraphModule, got: Values, case: Case, tolerance: float) -> str | None:
-    """The first layer at which a file's form differs. got: its value of every node, by name."""
-    return first_difference(folded.graph, got, float64_values(folded, case.inputs), tolerance)
 
 
 def _fold_message(

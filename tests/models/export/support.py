@@ -1,6 +1,8 @@
 """Small hand-made networks and one-line helpers for the tests of the export."""
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from foldserve.models.export.capture import CapturedGraph, capture
 from foldserve.models.export.copying import eval_copy
 from foldserve.models.export.example import read_example
+from foldserve.models.export.to_onnx import OnnxForm, load_onnx, save_onnx
 
 
 class Fn(nn.Module):
@@ -52,6 +55,13 @@ def pictures(rows: int = 2) -> Tensor:
 def captured(module: nn.Module, *inputs: Any, axes: dict[str, dict[int, str]] | None = None) -> CapturedGraph:
     """Capture module as an export does."""
     return capture(eval_copy(module), read_example(module, inputs, axes, None))
+
+
+def onnx_session(written: OnnxForm) -> Any:
+    """Open what to_onnx gives from a file, as a server does."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_onnx(written.model, Path(folder, "model.onnx"))
+        return load_onnx(Path(folder, "model.onnx"))
 
 
 def batches(tensors: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:

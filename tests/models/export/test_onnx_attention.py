@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from foldserve.models.export.to_onnx import onnx_session, run_onnx, to_onnx
-from tests.models.export.support import captured, largest_difference
+from foldserve.models.export.to_onnx import run_onnx, to_onnx
+from tests.models.export.support import captured, largest_difference, onnx_session
 
 
 class Attention(nn.Module):

@@ -2,8 +2,8 @@
 
 import torch
 
-from foldserve.models.export.to_onnx import onnx_session, run_onnx, to_onnx
-from tests.models.export.support import Fn, captured, largest_difference
+from foldserve.models.export.to_onnx import run_onnx, to_onnx
+from tests.models.export.support import Fn, captured, largest_difference, onnx_session
 
 
 def _places(x):

@@ -13,9 +13,9 @@ from foldserve.models.export import export_model
 from foldserve.models.export.cli import main
 from foldserve.models.export.convert import convert
 from foldserve.models.export.precision import PRECISIONS
-from foldserve.models.export.to_onnx import load_onnx, onnx_session, run_onnx, to_onnx
+from foldserve.models.export.to_onnx import load_onnx, run_onnx, to_onnx
 from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
-from tests.models.export.support import captured, largest_difference
+from tests.models.export.support import captured, largest_difference, onnx_session
 from tests.models.support import randomise_norms
 
 # Both files compute in float32, as the eager network here: some roundings of 6e-8 in layers of ten numbers each.

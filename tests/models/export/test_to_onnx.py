@@ -9,19 +9,25 @@ from foldserve.models.errors import FormNotWritten, NotCapturable
 from foldserve.models.export.to_onnx import (
     DEFAULT_OPSET,
     load_onnx,
-    onnx_session,
     opset_of,
     run_onnx,
     save_onnx,
     to_onnx,
 )
-from tests.models.export.support import ConvNorm, First, captured, largest_difference, pictures
+from tests.models.export.support import (
+    ConvNorm,
+    First,
+    captured,
+    largest_difference,
+    onnx_session,
+    pictures,
+)
 
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
     torch.manual_seed(0)
-    return to_onnx(captured(ConvNorm(), pictures()))
+    return to_onnx(captured(ConvNorm(), pictures())).model
 
 
 def test_inputs_outputs_and_the_row_axis_have_their_names(model):
@@ -48,7 +54,7 @@ def test_weights_are_inside_the_file_and_named_after_their_place(model, tmp_path
 
 def test_the_default_opset_is_written_and_another_one_when_asked(model):
     assert opset_of(model) == DEFAULT_OPSET
-    assert opset_of(to_onnx(captured(ConvNorm(), pictures()), 20)) == 20
+    assert opset_of(to_onnx(captured(ConvNorm(), pictures()), 20).model) == 20
     with pytest.raises(NotCapturable, match=r"opset is 11; torch.onnx writes 18 or newer"):
         to_onnx(captured(ConvNorm(), pictures()), 11)
 
@@ -56,7 +62,7 @@ def test_the_default_opset_is_written_and_another_one_when_asked(model):
 def test_the_same_network_gives_the_same_bytes(tmp_path):
     network = ConvNorm()
     for name in ("a", "b"):
-        save_onnx(to_onnx(captured(network, pictures())), tmp_path / name)
+        save_onnx(to_onnx(captured(network, pictures())).model, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -73,7 +79,7 @@ def test_the_same_network_gives_the_same_bytes(tmp_path):
 def test_recurrent_layers_are_one_node_each_with_a_dynamic_length(layer):
     network = First(layer)
     written = to_onnx(captured(network, torch.randn(2, 7, 4), axes={"x": {1: "length"}}))
-    assert [n.op_type for n in written.graph.node if n.op_type in {"LSTM", "GRU", "RNN", "Loop"}] == (
+    assert [n.op_type for n in written.model.graph.node if n.op_type in {"LSTM", "GRU", "RNN", "Loop"}] == (
         [type(layer).__name__] * layer.num_layers
     )
     session = onnx_session(written)

@@ -80,10 +80,10 @@ def test_a_wrong_torchscript_file_is_caught_and_its_layer_named(tmp_path, monkey
 
 def test_a_wrong_onnx_file_is_caught_and_its_layer_named(tmp_path, monkeypatch):
     def wrong(captured, opset=None):
-        model = to_onnx(captured, opset)
-        sigmoid = next(node for node in model.graph.node if node.op_type == "Sigmoid")
+        written = to_onnx(captured, opset)
+        sigmoid = next(node for node in written.model.graph.node if node.op_type == "Sigmoid")
         sigmoid.op_type = "HardSigmoid"
-        return model
+        return written
 
     monkeypatch.setattr(pipeline, "to_onnx", wrong)
     with pytest.raises(

@@ -35,7 +35,16 @@ def test_every_fault_in_the_files_of_the_mlp_is_caught(mlp):
 
 
 def test_a_fault_that_changes_nothing_is_told_by_running_it_in_float64(mlp, monkeypatch):
-    """Two channels of a hidden layer swapped together with what reads them: another file, the same function."""
+    def faults(graph_module, *_):
+        first = next(iter(graph_module.graph.nodes)).name
+        yield "none", first, in_graph._wrong(graph_module, first, lambda *_: None)
+
+    monkeypatch.setattr(in_graph, "faults", faults)
+    assert [v.what for v in mlp.torchscript()] == ["same"]
+
+
+def test_another_file_of_the_same_function_is_caught_too(mlp, monkeypatch):
+    """Two channels of a hidden layer swapped together with what reads them: no output shows it, but a layer does."""
 
     def swapped(graph_module):
         wrong = in_graph._wrong(graph_module, next(iter(graph_module.graph.nodes)).name, lambda *_: None)()
@@ -51,7 +60,7 @@ def test_a_fault_that_changes_nothing_is_told_by_running_it_in_float64(mlp, monk
     monkeypatch.setattr(
         in_graph, "faults", lambda graph_module, *_: [("swap", "all", lambda: swapped(graph_module))]
     )
-    assert [v.what for v in mlp.torchscript()] == ["same"]
+    assert [v.what for v in mlp.torchscript()] == ["caught"]
 
 
 def test_a_fault_that_no_case_reaches_is_not_taken_for_one_that_changes_nothing():

@@ -18,13 +18,18 @@ from torch import Tensor, fx
 from foldserve.models.errors import ExportError
 from foldserve.models.export import pipeline
 from foldserve.models.export.difference import difference, scale_of
-from foldserve.models.export.exactness import retyped, torchscript_in_float64
-from foldserve.models.export.float64_mode import widened
+from foldserve.models.export.exactness import retyped
+from foldserve.models.export.float64_mode import float64_arithmetic, widened
 from foldserve.models.export.forms import chosen_forms
 from foldserve.models.export.precision import PRECISIONS
 from foldserve.models.export.sampling import random_inputs
 from foldserve.models.export.to_onnx import save_onnx
-from foldserve.models.export.to_torchscript import save_torchscript, to_torchscript
+from foldserve.models.export.to_torchscript import (
+    load_torchscript,
+    run_torchscript,
+    save_torchscript,
+    to_torchscript,
+)
 from foldserve.models.export.tolerance import outputs_of
 from foldserve.models.export.verify import check_conditioned
 from foldserve.models.registry import resolve
@@ -134,14 +139,14 @@ class Trial:
         """Every fault of in_graph.py."""
         path = self._job.folder / "model.pt"
         graph_module = self._job.converted.captured.graph_module
-        right = torchscript_in_float64(path)(self._inputs)
+        right = _torchscript_in_float64(path, self._inputs)
 
         def try_one(wrong: fx.GraphModule) -> str:
             if self._is_caught(
                 lambda: save_torchscript(to_torchscript(wrong), path), pipeline._verify_torchscript
             ):
                 return "caught"
-            return _same(torchscript_in_float64(path)(self._inputs), right)
+            return _same(_torchscript_in_float64(path, self._inputs), right)
 
         faults = in_graph.faults(graph_module, self._most, self._drawn("model.pt"))
         yield from self._verdicts("model.pt", faults, try_one)
@@ -197,6 +202,12 @@ def _same(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> str:
         difference(g, w, scale_of([w], range(1, w.dim()))).max_rel for g, w in zip(got, want, strict=True)
     )
     return "same" if off <= _NOTHING else "missed"
+
+
+def _torchscript_in_float64(path: Path, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    scripted = load_torchscript(path).double()
+    with float64_arithmetic():
+        return run_torchscript(scripted, widened(inputs))
 
 
 def _onnx_in_float64(model: onnx.ModelProto) -> Runner:
