@@ -28,8 +28,8 @@ The life of a request:
     of the API server's arena (engine/dispatcher.py gives it; ipc/slots/slot_pool.py, arena.py). JSON and npy are parsed
     by the request's protocol (codecs/protocol.py, protocols/predict.py), large ones in the API server's codec process
     (engine/codec_process/).
- 3. What was parsed is checked against the model's signature (artifact/signature.py), and copied into a place: an invalid
-    request is refused here, before it shares a batch with others.
+ 3. What was parsed is checked against the model's signature (artifact/signature.py), and copied into a place: an
+    invalid request is refused here, before it shares a batch with others.
  4. It is admitted, or refused with a Retry-After (engine/admission.py), and its ticket, a record
     of fixed size, goes into the model's pipe (engine/dispatcher.py, ipc/records.py, ipc/ticket_queue.py).
  5. The instance of the model whose turn it is, a thread in some worker, reads tickets until their rows make a batch of

@@ -184,8 +184,8 @@ class Dispatcher:
                 place = self._pool.take(input_bytes, output_bytes)
         if place is None:
             raise QueueFull(
-                f"there is no room for a request of {input_bytes} bytes: {len(self.in_flight)} requests are in flight and "
-                f"{self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
+                f"there is no room for a request of {input_bytes} bytes: {len(self.in_flight)} requests are in flight "
+                f"and {self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
                 retry_after_s=self.load(request.queue).wait_s(0),
             )
         request.place = place
