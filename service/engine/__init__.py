@@ -1,7 +1,9 @@
 """From a request whose inputs are known to its outputs, in an API server: admission, queue, recovery.
 
     served.py       what is served, as plain data; status.py: at this moment
-    dispatcher.py   queues tickets, hands answers back, frees places
+    dispatcher.py   queues tickets, hands answers back, over two layers:
+    places.py       who has a place in the arena, and who must give one back
+    queue_load.py   what the queues hold over all API servers
     model_queue.py  one model version's queue, as this API server sees it; models.py: all of them, by name
     request.py      what is dispatched: a request with a place, and the queue that it travels on
     admission.py    whether it may enter its queue

@@ -1,7 +1,7 @@
-"""The API server's half of the transport: queue a request's ticket, hand its answer back, free its place.
+"""The API server's half of the transport: queue a request's ticket, hand its answer back.
 
-Owned by the event loop thread of one API server; nothing here blocks. A request passes reserve() or put() ->
-submit() -> its settled() -> release(); cancel() may come at any time in between. States and moves are
+Owned by the event loop thread of one API server; nothing here blocks. A request passes reserve() or put()
+(places.py) -> submit() -> its settled() -> release(); cancel() may come at any time in between. States and moves are
 ipc/slots/slot_state.py's; what happens when a process dies is recovery.py's.
 """
 
@@ -9,16 +9,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
-import numpy as np
-
-from foldserve.service.engine.admission import Load, admit, in_line, is_large
+from foldserve.service.engine.admission import admit, in_line, is_large
 from foldserve.service.engine.model_queue import ModelQueue, View, unloaded
+from foldserve.service.engine.places import Places
 from foldserve.service.engine.request import Ticketed
-from foldserve.service.engine.room import Rooms
 from foldserve.service.engine.watchdog import Watch
 from foldserve.service.errors import (
     DeadlinePassed,
@@ -30,20 +27,14 @@ from foldserve.service.errors import (
     new_error_id,
 )
 from foldserve.service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
-from foldserve.service.ipc.run_time import RunTime, combined
-from foldserve.service.ipc.scoreboard import READY, MappedScoreboard
+from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots.arena import MappedArena
-from foldserve.service.ipc.slots.slot_pool import SlotPool
 from foldserve.service.ipc.slots.slot_state import State
 from foldserve.service.logs.limits import with_id
 
 _READ_BYTES: Final = DONE.itemsize * 1024
-_FORECAST_NS: Final = 1_000_000
-"""How long a view's forecast is used before it is looked up again: it is made from the quickest batches of seconds."""
 _DOUBT_NS: Final = 1_000_000_000
 """How often a request that a forecast is against is let in, to see."""
-_SCARCE: Final = 7 / 8
-"""From this share of an arena's use on, each model is held to its own share of it."""
 
 # As plain numbers: looking up an enum's member would show in what a small request costs.
 _DONE: Final = int(State.DONE)
@@ -52,7 +43,7 @@ _OUTGROWN: Final = int(State.OUTGROWN)
 _log = logging.getLogger("foldserve.dispatch")
 
 
-class Dispatcher:
+class Dispatcher(Places):
     """Tickets and answers of one API server.
 
     Args:
@@ -72,20 +63,8 @@ class Dispatcher:
         hangs: Callable[[int], None],
         stalls: Callable[[int], None],
     ) -> None:
-        self.index = index
-        self.queues: dict[int, ModelQueue] = {}
-        """By row of the model table."""
-        self.arena = arena
-        self.board = board
-        self.in_flight: dict[int, Ticketed] = {}
-        self.make_room: Callable[[int], bool] = lambda nbytes: False
-        """Has somebody give back a place that is held for a request that is not whole, or for an answer that is not
-        read, because so many bytes are needed; False when nobody has any that must."""
-        self.lent_bytes = 0
-        """In the places that make_room() would have given back for half-sent bodies."""
+        super().__init__(index, arena, board)
         self._epoch = board.epoch[index] % EPOCHS
-        self._pool = SlotPool(arena)
-        self._rooms = Rooms(self._pool, arena.data_bytes)
         self._done_fd = done_fd
         self._flush_planned = False
         # A turn of the loop costs nothing for the models that it is not about.
@@ -93,8 +72,6 @@ class Dispatcher:
         self._viewed: list[ModelQueue] = []
         self._changed: set[ModelQueue] = set()
         self._overflowing: set[ModelQueue] = set()
-        self._api_servers = range(board.dimensions.api_servers)
-        self._workers = range(board.dimensions.workers)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(done_fd, self.receive)
         self.watch = Watch(self._loop, self.in_flight, board, run_limit_s, hangs, stalls, self._expire)
@@ -123,111 +100,6 @@ class Dispatcher:
         del self.queues[queue.row]
         self._show()
         drained()
-
-    # -- before the queue
-
-    def loaded(self, queue: ModelQueue) -> bool:
-        """Whether some worker serves the queue's model at this moment."""
-        ready, row = self.board.ready, queue.row
-        return not queue.closed and any(ready[worker, row] == READY for worker in self._workers)
-
-    def ready(self, queue: ModelQueue) -> bool:
-        """Whether requests are taken: some worker serves the model, or died and is being started again."""
-        if queue.closed:
-            return False
-        view = queue.view
-        if view is not None:
-            return view.ready
-        ready, row = self.board.ready, queue.row
-        return any(ready[worker, row] for worker in self._workers)
-
-    def load(self, queue: ModelQueue) -> Load:
-        """What the queue holds, over all API servers, and how quickly it is served."""
-        return self._load(queue, self._forecast(queue, time.monotonic_ns()))
-
-    def _load(self, queue: ModelQueue, run_time: RunTime) -> Load:
-        board, row = self.board, queue.row
-        rows, nbytes = queue.rows, queue.nbytes
-        for api in self._api_servers:
-            if api != self.index:
-                rows += board.queued_rows[api, row]
-                nbytes += board.queued_bytes[api, row]
-        return Load(rows, nbytes, queue.max_batch_size, queue.instances, run_time, queue.large > 0)
-
-    def _forecast(self, queue: ModelQueue, now_ns: int) -> RunTime:
-        """What a batch of the model takes."""
-        board, row = self.board, queue.row
-        of_workers = [
-            (RunTime(*board.run_time(worker, row)), board.run_measured_ns[worker, row])
-            for worker in self._workers
-        ]
-        queue.forecast, queue.forecast_ns = combined(of_workers, now_ns), now_ns
-        return queue.forecast
-
-    def output_room(self, queue: ModelQueue, rows: int, dims: Sequence[int], input_bytes: int) -> int:
-        """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
-        return self._rooms.of_outputs(queue, rows, dims, input_bytes)
-
-    def reserve(self, request: Ticketed, input_bytes: int, output_bytes: int) -> memoryview:
-        """Give the request a place with this room; return the bytes of its inputs, to be filled.
-
-        Raises: TooLarge when there would be no such room if nobody else were there; QueueFull when the arena has no
-            slot or no such room left.
-        """
-        modest = not self._over_its_share(request.queue)
-        place = self._pool.take(input_bytes, output_bytes) if modest else None
-        if place is None:
-            self.check_fits(
-                request, input_bytes, output_bytes
-            )  # before others give up their places for nothing
-            while modest and place is None and self.make_room(input_bytes + output_bytes):
-                place = self._pool.take(input_bytes, output_bytes)
-        if place is None:
-            raise QueueFull(
-                f"there is no room for a request of {input_bytes} bytes: {len(self.in_flight)} requests are in flight "
-                f"and {self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
-                retry_after_s=self.load(request.queue).wait_s(0),
-            )
-        request.place = place
-        return place.inputs
-
-    def check_fits(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
-        """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""
-        self._rooms.check(request, input_bytes, output_bytes)
-
-    def lend(self, request: Ticketed, input_bytes: int, output_bytes: int) -> bool:
-        """Give the request a place with this room for as long as nobody else needs it; False when there is none.
-
-        Who lends it counts it in lent_bytes, and frees it when make_room() is called.
-        """
-        request.place = self._pool.take(input_bytes, output_bytes)
-        return request.place is not None
-
-    def _over_its_share(self, queue: ModelQueue) -> bool:
-        """Whether the arena is scarce and this model has its part of it: one busy model must not shut out another."""
-        models = len(self.queues)
-        if models == 1:
-            return False
-        arena = self.arena
-        slots = len(arena.state)
-        return (len(self.in_flight) > slots * _SCARCE and queue.requests * models > slots) or (
-            self._pool.lent_bytes - self.lent_bytes > arena.data_bytes * _SCARCE
-            and queue.held_bytes * models > arena.data_bytes
-        )
-
-    def put(self, request: Ticketed, inputs: Mapping[str, np.ndarray], rows: int) -> None:
-        """Give the request a place that holds these inputs, checked against the signature and C-contiguous.
-
-        Raises: QueueFull.
-        """
-        layout = request.queue.layout
-        arrays = [inputs[spec.name] for spec in layout.signature.inputs]
-        dims = layout.dims_of([array.shape for array in arrays]) if layout.dynamic_dims else ()
-        nbytes = layout.input_bytes(rows, dims)
-        request.rows, request.dims = rows, dims
-        memory = self.reserve(request, nbytes, self.output_room(request.queue, rows, dims, nbytes))
-        for (offset, _), array in zip(layout.input_places(rows, dims), arrays, strict=True):
-            memory[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8).data
 
     # -- into the queue
 
@@ -268,12 +140,7 @@ class Dispatcher:
 
     def _view(self, queue: ModelQueue) -> View:
         """The queue's view; kept when the end of this turn, which forgets it, is planned."""
-        now_ns = time.monotonic_ns()
-        forecast = queue.forecast
-        if now_ns - queue.forecast_ns >= _FORECAST_NS:
-            forecast = self._forecast(queue, now_ns)
-        load = self._load(queue, forecast)
-        view = View(self.ready(queue), load, queue.rows, queue.nbytes, queue.bounds)
+        view = self.new_view(queue)
         if self._flush_planned:
             queue.view = view
             self._viewed.append(queue)
@@ -419,25 +286,6 @@ class Dispatcher:
         except Exception:
             _log.exception("request %s could not be answered", request.request_id)
 
-    def release(self, request: Ticketed) -> None:
-        """Free the request's place: it never was queued, or is settled, so that no worker can touch it."""
-        if request.place is not None:
-            self._pool.give(request.place)
-            request.place = None
-
-    def outputs(self, request: Ticketed) -> dict[str, np.ndarray]:
-        """The request's outputs, as views that are valid until release()."""
-        place, layout, rows = request.place, request.queue.layout, request.rows
-        assert place is not None
-        kept = place.views
-        if kept is not None and kept[0] is layout and kept[1] == rows:
-            return kept[2]
-        outputs = layout.read_outputs(place.outputs, rows)
-        if layout.fixed_outputs:
-            # The place comes back for the next request of these sizes, and its outputs lie where they did.
-            place.views = (layout, rows, outputs)
-        return outputs
-
     def _on_record(self, request: Ticketed, record: tuple[Any, ...]) -> None:
         if request.given_up:
             self.settle(request, None)
@@ -456,19 +304,12 @@ class Dispatcher:
         self.settle(request, None if state == _DONE else _failure(request, reason))
 
     def _run_again_with_room(self, request: Ticketed, needed: int) -> None:
-        """The outputs did not fit: set aside what they need, remember it for such inputs, run once more."""
-        place = request.place
-        assert place is not None
+        """The outputs did not fit: set aside what they need, and run once more."""
         try:
-            self.check_fits(request, len(place.inputs), needed)
+            found = self.grow_output(request, needed)
         except TooLarge as never:
-            # Not remembered: the next request of such inputs may have a smaller answer, and nobody would find out.
             self.settle(request, never)
             return
-        self._rooms.remember(request, needed)
-        found = self._pool.widen(place, needed)
-        while not found and self.make_room(needed):
-            found = self._pool.widen(place, needed)
         if found:
             self.enqueue(request)
             return

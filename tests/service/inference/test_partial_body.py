@@ -59,7 +59,7 @@ def test_a_body_that_could_never_be_held_is_refused_before_it_is_sent() -> None:
     async def test() -> None:
         desk = Desk(limit_bytes=1000)
         with pytest.raises(
-            TooLarge, match=r"a body of 1001 bytes .* may hold 1000 together; .* --receive-bytes"
+            TooLarge, match=r"a body of 1001 bytes .* may hold 1000 bytes together; .* --receive-bytes"
         ):
             desk.begin(1001)
 
