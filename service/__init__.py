@@ -8,9 +8,11 @@ The folders are layers. A folder imports from those below it and never from one 
     protocols/     what clients send and are answered
     inference/     one request while it is answered
     engine/        queues and recovery in an API server | worker/: batches in a worker | commands/: inspect, predict
+    client/        asks a server, from Python
     metrics/       what is counted | repository/: what is served
     ipc/           memory and pipes that processes share | backends/: runs models | codecs/: bytes and arrays
-    settings.py    the settings of `serve` | artifact/: the contract with the export
+    setting_sources.py  takes the settings of `serve` from where they are given
+    settings.py    the table of settings; setting_values.py | artifact/: the contract with the export
     documents.py   files that anybody may have written | logs/
     host/          what Linux offers | errors.py
 

@@ -19,7 +19,8 @@ from typing import Any, Final, NoReturn, Protocol
 
 from foldserve.service.errors import ConfigError
 from foldserve.service.host.processes import open_standard_streams
-from foldserve.service.settings import SETTINGS, Setting, load_settings
+from foldserve.service.setting_sources import load_settings
+from foldserve.service.settings import SETTINGS, Setting
 
 GROUP: Final = "foldserve.commands"
 

@@ -15,7 +15,7 @@ from typing import Final, Protocol, final
 import numpy as np
 
 from foldserve.service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
-from foldserve.service.engine.codec_process.client import Job
+from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
 from foldserve.service.inference.plan import RequestHead

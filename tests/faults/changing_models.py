@@ -22,7 +22,7 @@ from foldserve.service.logs.records import configure_logging
 from foldserve.service.repository.index import look_through, read_model
 from foldserve.service.repository.model_version import versions_of
 from foldserve.service.server.main import Server
-from foldserve.service.settings import load_settings
+from foldserve.service.setting_sources import load_settings
 
 
 class Commands:

@@ -18,6 +18,7 @@ LAYERS = (
     ("client",),
     ("metrics", "repository"),
     ("ipc", "backends", "codecs"),
+    ("setting_sources",),
     ("settings", "artifact"),
     ("documents", "logs", "setting_values"),
     ("host", "errors"),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from foldserve.service.errors import ConfigError
-from foldserve.service.settings import SETTINGS, ServeSettings, load_settings
+from foldserve.service.setting_sources import load_settings
+from foldserve.service.settings import SETTINGS, ServeSettings
 
 ROOT = Path(__file__).parents[2]
 

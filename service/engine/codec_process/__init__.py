@@ -7,6 +7,7 @@ what is larger than the bounds below does not happen on an API server's event lo
     work.py      the work itself, over the API server's arena
     helper.py    the process: takes an order, works, asks for room, writes into it
     client.py    the API server's side: the orders that wait, the process, what happens when it dies
+    job.py       one of those orders, with the places that it holds
 
 A body already lies in a place of the arena when it is to be parsed, and a model's outputs when they are to be rendered;
 what becomes of them goes into another place there. Between the processes go a few bytes for each:

@@ -20,9 +20,10 @@ from typing import Final
 
 from foldserve.service.codecs.protocol import InferenceProtocol, Options
 from foldserve.service.engine.codec_process import helper, orders
+from foldserve.service.engine.codec_process.job import CodecsFailed, Job
 from foldserve.service.engine.codec_process.orders import CodecPlan, Sized, Word
 from foldserve.service.engine.dispatcher import Dispatcher
-from foldserve.service.engine.request import Room, Ticketed
+from foldserve.service.engine.request import Ticketed
 from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
 from foldserve.service.host.processes import stop_signals_blocked
 from foldserve.service.ipc.handles import pickled_for_exec
@@ -40,60 +41,6 @@ _NS_A_BYTE: Final = 50
 """About what decoding takes, for the order in which jobs have their turn."""
 _MOST_NS_A_BYTE: Final = 1000
 """More than it takes on a busy machine."""
-
-
-class CodecsFailed(Exception):
-    """The process could not do a job, for a reason that is not the client's: its log tells, or its death."""
-
-
-class Job:
-    """One body or answer on its way through the process.
-
-    then: called once with None when the request's place is the made one, else with the error; not after give_up().
-    """
-
-    def __init__(
-        self,
-        codecs: "CodecProcess",
-        request: Ticketed,
-        order: bytes,
-        output_bytes: Callable[[Sized], int],
-        deadline_ns: int,
-        then: Callable[[Exception | None], None],
-    ) -> None:
-        self.request = request
-        self.order = order
-        self.output_bytes = output_bytes
-        self.deadline_ns = deadline_ns
-        self.deaths = 0
-        self.nbytes = 0
-        self.sized = Sized(0)
-        self.source, self.made = Room(request.queue), Room(request.queue)
-        self.source.place, request.place = request.place, None
-        self._codecs = codecs
-        self._then: Callable[[Exception | None], None] | None = then
-        left_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
-        self.timer = asyncio.get_running_loop().call_later(left_s, codecs.late, self)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether somebody waits for it."""
-        return self._then is not None
-
-    def give_up(self) -> None:
-        """Nobody waits for it any more; its places are freed as soon as the process cannot touch them."""
-        self._then = None
-        self._codecs.unwanted(self)
-
-    def over(self, error: Exception | None) -> None:
-        """Tell the owner, if it waits. The places are settled already."""
-        then, self._then = self._then, None
-        if then is not None:
-            try:
-                then(error)
-            except Exception:
-                # The jobs that wait must not be lost with it.
-                _log.exception("request %s could not go on", self.request.request_id)
 
 
 class CodecProcess:
@@ -174,7 +121,9 @@ class CodecProcess:
             return dispatcher.output_room(queue, sized.rows, sized.dims, sized.nbytes)
 
         order = orders.parse_order(queue.key, protocol.name, place.input_at, nbytes, options)
-        return self._add(Job(self, request, order, output_bytes, deadline_ns, then), nbytes)
+        return self._add(
+            Job(request, order, output_bytes, deadline_ns, self._late, self._give_up, then), nbytes
+        )
 
     def render(
         self,
@@ -192,7 +141,9 @@ class CodecProcess:
         order = orders.render_order(
             request.queue.key, protocol.name, request.rows, place.output_at, nbytes, names
         )
-        return self._add(Job(self, request, order, lambda sized: 0, deadline_ns, then), nbytes)
+        return self._add(
+            Job(request, order, lambda sized: 0, deadline_ns, self._late, self._give_up, then), nbytes
+        )
 
     def _add(self, job: Job, nbytes: int) -> Job:
         job.nbytes = nbytes
@@ -202,12 +153,12 @@ class CodecProcess:
         self._loop.call_soon(self._next)
         return job
 
-    def unwanted(self, job: Job) -> None:
+    def _give_up(self, job: Job) -> None:
         """A job was given up: free what it holds, unless the process works on it."""
         if job is not self._job:
             self._free(job)
 
-    def late(self, job: Job) -> None:
+    def _late(self, job: Job) -> None:
         """The time of a job's request is over."""
         if job is self._job:
             job.timer = self._loop.call_later(MARGIN_S, self._hangs, job)

@@ -25,7 +25,8 @@ from foldserve.service.repository.model_version import versions_of
 from foldserve.service.server import api_server as module
 from foldserve.service.server.api_models import ApiModels
 from foldserve.service.server.api_server import ApiServer, ServedDevices, make_api_server
-from foldserve.service.settings import ServeSettings, load_settings
+from foldserve.service.setting_sources import load_settings
+from foldserve.service.settings import ServeSettings
 from tests.service.engine_rig import FIXED
 from tests.service.repositories import metrics_of, model_version, sample, save_linear, save_lookup
 

@@ -22,7 +22,8 @@ from foldserve.service.server.main import (
     warn_of_limits,
 )
 from foldserve.service.server.model_control import ModelControl
-from foldserve.service.settings import ServeSettings, load_settings
+from foldserve.service.setting_sources import load_settings
+from foldserve.service.settings import ServeSettings
 from tests.service.repositories import metrics_of, save_linear
 
 

@@ -17,7 +17,8 @@ from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import BodyType, json_codec
 from foldserve.service.codecs.protocol import Options
 from foldserve.service.engine.codec_process import client, orders
-from foldserve.service.engine.codec_process.client import CodecProcess, CodecsFailed
+from foldserve.service.engine.codec_process.client import CodecProcess
+from foldserve.service.engine.codec_process.job import CodecsFailed, Job
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.engine.request import Ticketed
 from foldserve.service.errors import (
@@ -92,7 +93,7 @@ class Codecs:
         lane: int = 0,
         shape: str | None = None,
         seconds: float = 60.0,
-    ) -> tuple[Body, client.Job]:
+    ) -> tuple[Body, Job]:
         body = self.body(data, lane)
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         return body, self.codecs.parse(body, PREDICT[kind], len(data), options(shape), deadline_ns, body.then)
