@@ -21,14 +21,14 @@ from foldserve.models.errors import PrecisionNotUsable
 from foldserve.models.export.capture import CapturedGraph
 from foldserve.models.export.cleaning import where
 from foldserve.models.export.graph_copy import copied, without_unused
-from foldserve.models.export.mixed import Choice, Facts, choose, is_float32
+from foldserve.models.export.mixed import Choice, Measurements, choose, is_float32
 from foldserve.models.export.precision import Precision
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class KeptWide:
+class KeptFp32:
     """An operator that stays in float32 for a reason of this network, not by the lists of mixed.py."""
 
     where: str
@@ -43,7 +43,7 @@ class Converted:
     """
 
     captured: CapturedGraph
-    kept: tuple[KeptWide, ...] = ()
+    kept: tuple[KeptFp32, ...] = ()
     rounded: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -61,19 +61,19 @@ def convert(
     largest = _largest_values(graph_module, batches)
     lacking: set[OpOverload] = set()
     while True:
-        choices = choose(graph_module.graph, precision, Facts(largest, lacking))
+        choices = choose(graph_module.graph, precision, Measurements(largest, lacking))
         lower, rounded = _written(graph_module, choices, precision)
         failed = _first_without_kernel(lower, batches[0])
         if failed is None or failed in lacking:
             break
         lacking.add(failed)
-    kept = tuple(KeptWide(where(node), choice.reason) for node, choice in choices.items() if choice.reason)
+    kept = tuple(KeptFp32(where(node), choice.reason) for node, choice in choices.items() if choice.reason)
     if not any(choice.runs == precision.dtype for choice in choices.values()):
         raise PrecisionNotUsable(_nothing_lower(precision, kept))
     return Converted(captured.with_graph(lower), kept, rounded)
 
 
-def _nothing_lower(precision: Precision, kept: Sequence[KeptWide]) -> str:
+def _nothing_lower(precision: Precision, kept: Sequence[KeptFp32]) -> str:
     reasons = "".join(f" {one.where} stays in float32: {one.reason}." for one in kept)
     return (
         f"no operator of this network would run in {precision.word}; expected a convolution, a matrix product or a "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from foldserve.models.export.artifact import sha256_and_size
 from foldserve.models.export.capture import CapturedGraph
-from foldserve.models.export.convert import KeptWide
+from foldserve.models.export.convert import KeptFp32
 from foldserve.models.export.datatypes import OIP_WORDS
 from foldserve.models.export.example import Example
 from foldserve.models.export.fold import FoldReport
@@ -41,7 +41,7 @@ def manifest(
     opset: int | None,
     not_written: Mapping[str, str],
     precision: Precision,
-    kept: Sequence[KeptWide],
+    kept: Sequence[KeptFp32],
     converted_weights: Collection[torch.dtype],
     memory: Memory,
     max_batch_size: int,

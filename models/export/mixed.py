@@ -82,7 +82,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Measurements:
     """What was measured of one network.
 
     largest: node name → largest finite magnitude of its floats over the cases, 0 for none; inputs and weights too.
@@ -121,7 +121,7 @@ def kind_of(node: fx.Node) -> Kind:
     return Kind.FOLLOWS
 
 
-def choose(graph: fx.Graph, precision: Precision, facts: Facts) -> dict[fx.Node, Choice]:
+def choose(graph: fx.Graph, precision: Precision, facts: Measurements) -> dict[fx.Node, Choice]:
     """The choice for every node that gives or takes float32. Weights have none: they are stored as they are read."""
     choices: dict[fx.Node, Choice] = {}
     constants: set[fx.Node] = set()
@@ -141,7 +141,9 @@ def choose(graph: fx.Graph, precision: Precision, facts: Facts) -> dict[fx.Node,
     return choices
 
 
-def _choice(node: fx.Node, choices: Mapping[fx.Node, Choice], precision: Precision, facts: Facts) -> Choice:
+def _choice(
+    node: fx.Node, choices: Mapping[fx.Node, Choice], precision: Precision, facts: Measurements
+) -> Choice:
     if node.target is operator.getitem:  # one of several results: where and how they were computed
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -162,17 +164,17 @@ def _choice(node: fx.Node, choices: Mapping[fx.Node, Choice], precision: Precisi
     return Choice(precision.dtype, wide=False)
 
 
-def _fits(node: fx.Node, precision: Precision, facts: Facts) -> bool:
+def _fits(node: fx.Node, precision: Precision, facts: Measurements) -> bool:
     """Whether every result of node, one tensor or several, can be held in the precision's type."""
     return all(precision.holds(largest) for largest in _largest_of_each(node, facts))
 
 
-def _largest_of_each(node: fx.Node, facts: Facts) -> list[float]:
+def _largest_of_each(node: fx.Node, facts: Measurements) -> list[float]:
     results = [node, *(user for user in node.users if user.target is operator.getitem)]
     return [facts.largest.get(result.name, 0.0) for result in results]
 
 
-def _does_not_fit(node: fx.Node, precision: Precision, facts: Facts) -> str:
+def _does_not_fit(node: fx.Node, precision: Precision, facts: Measurements) -> str:
     """Why node cannot be computed in the precision's type, or "". Only fp16 has so small a range."""
     low, high = precision.limits
     word, most = precision.word, float(torch.finfo(precision.dtype).max)

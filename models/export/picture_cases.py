@@ -16,7 +16,7 @@ import torch
 from foldserve.models.errors import BadExample, MissingExtra, ParityFailed
 from foldserve.models.export.difference import difference
 from foldserve.models.export.example import Example
-from foldserve.models.export.reference import Case, EagerReference
+from foldserve.models.export.reference import EagerReference, ParityCase
 from foldserve.models.export.verify import FOLD_TOLERANCE, OutputParity, Parity
 from foldserve.models.image_input import ImageInput, picture_input
 from foldserve.service.artifact.pictures import PictureInput, decode, pixels
@@ -40,7 +40,7 @@ def settled_picture(module: ImageInput, example: Example) -> PictureInput | None
 
 def picture_case(
     module: ImageInput, image: PictureInput, example: Example, reference: EagerReference
-) -> tuple[Case, Parity]:
+) -> tuple[ParityCase, Parity]:
     """A batch of decoded pictures with eager's answers, and how far these are from the definition.
 
     module: its eval copy, settled. Raises: ParityFailed when the module answers otherwise than its declaration says.

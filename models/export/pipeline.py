@@ -41,7 +41,7 @@ from foldserve.models.export.memory import measure_memory
 from foldserve.models.export.onnx_values import OnnxValues, in_float32
 from foldserve.models.export.picture_cases import picture_case, settled_picture
 from foldserve.models.export.precision import FP32, Precision, check_precision
-from foldserve.models.export.reference import ROW_COUNTS, Case, EagerReference
+from foldserve.models.export.reference import ROW_COUNTS, EagerReference, ParityCase
 from foldserve.models.export.rows import capture_with_offers, check_rows_word, sizes_to_prove, without_refused
 from foldserve.models.export.running import plain_process
 from foldserve.models.export.settled import with_settled
@@ -128,7 +128,7 @@ class Job:
     copy: EvalCopy = field(init=False)
     captured: CapturedGraph = field(init=False)
     reference: EagerReference = field(init=False)
-    cases: tuple[Case, ...] = field(init=False)
+    cases: tuple[ParityCase, ...] = field(init=False)
     outputs: tuple[Output, ...] = field(init=False)
     warnings: tuple[str, ...] = ()
     converted_weights: Collection[torch.dtype] = ()
@@ -233,7 +233,7 @@ def _verify_torchscript(job: Job) -> None:
     check_layers(label, values, _written(job), job.cases, FOLD_TOLERANCE, exact=True)
 
 
-def _locate_torchscript(job: Job, case: Case) -> str | None:
+def _locate_torchscript(job: Job, case: ParityCase) -> str | None:
     values = TorchScriptValues(load_torchscript(job.folder / "model.pt"))
     wrong = first_wrong_layer(_written(job), case.inputs, values, FOLD_TOLERANCE, exact=True)
     return None if wrong is None else wrong.place
@@ -248,7 +248,7 @@ def _verify_onnx(job: Job) -> None:
         check_layers(label, values, _written(job), job.cases, FILE_TOLERANCE, exact=False)
 
 
-def _locate_onnx(job: Job, case: Case) -> str | None:
+def _locate_onnx(job: Job, case: ParityCase) -> str | None:
     with _onnx_values(job) as values:
         wrong = first_wrong_layer(_written(job), case.inputs, values, FILE_TOLERANCE, exact=False)
     return None if wrong is None else wrong.place
@@ -267,7 +267,7 @@ def _written(job: Job) -> fx.GraphModule:
     return job.converted.captured.graph_module
 
 
-def _few(job: Job) -> tuple[Case, ...]:
+def _few(job: Job) -> tuple[ParityCase, ...]:
     """The cases of few rows: float64 is slow, and the large batch has the same rows again."""
     return tuple(case for case in job.cases if not case.large)
 

@@ -36,7 +36,7 @@ _LARGE_BATCH_FACTOR = 20.0
 
 
 @dataclass(frozen=True)
-class Case:
+class ParityCase:
     """One batch: the inputs as served, and what eager answers in float64 (wanted) and in float32 (plain).
 
     rows: how many. fresh: whether the inputs were drawn. large: whether it is the largest batch, of rows that other
@@ -113,7 +113,7 @@ class EagerReference:
             module = self._network.runs.module()
             return self._outputs.read(self._example.call(module, [t.clone() for t in inputs]))
 
-    def case(self, inputs: tuple[Tensor, ...], *, fresh: bool, reference: bool = False) -> Case:
+    def case(self, inputs: tuple[Tensor, ...], *, fresh: bool, reference: bool = False) -> ParityCase:
         """Run inputs. Raises: BadExample when the network fails or answers with another number of rows."""
         rows = self._example.rows_of(inputs)
         every_number = "" if self._example.together else "every number of rows from 1 up, and "
@@ -135,9 +135,9 @@ class EagerReference:
                     f"output {index}; expected {rows} in dim 0. A squeeze() without a dim does this at one "
                     f"row: name the dim. {SERVE_TOGETHER}"
                 )
-        return Case(inputs, wanted, plain, rows, fresh, reference=reference)
+        return ParityCase(inputs, wanted, plain, rows, fresh, reference=reference)
 
-    def cases(self, edges: Sequence[Mapping[str, int]] = ()) -> tuple[Case, ...]:
+    def cases(self, edges: Sequence[Mapping[str, int]] = ()) -> tuple[ParityCase, ...]:
         """The example, fresh inputs of each row count, and other sizes of the dynamic axes, those that work.
 
         edges: sizes by name of axis (sizes.py).
@@ -166,7 +166,7 @@ class EagerReference:
             )
         return tuple(told)
 
-    def large_case(self, cases: Sequence[Case], rows: int) -> Case:
+    def large_case(self, cases: Sequence[ParityCase], rows: int) -> ParityCase:
         """A batch of the fresh rows of cases, again and again, so that float64 need not run again.
 
         Float64 convolutions are slow, and a row's answer does not depend on its batch: verify.check_rows says
@@ -183,7 +183,7 @@ class EagerReference:
                 f"the eager network fails on a batch of {rows} rows: {reason(error)}. It "
                 "must take every number of rows up to max_batch_size; give a smaller one (--max-batch-size)."
             ) from error
-        large = Case(inputs, wanted, plain, rows, fresh=True, large=True)
+        large = ParityCase(inputs, wanted, plain, rows, fresh=True, large=True)
         for index, found in enumerate(large.own_error):
             usual = max(case.own_error[index].max_rel for case in cases)
             if not found.max_rel <= max(_LARGE_BATCH_TOLERANCE, _LARGE_BATCH_FACTOR * usual):
@@ -194,7 +194,7 @@ class EagerReference:
                 )
         return large
 
-    def _has_own_sizes(self, case: Case) -> bool:
+    def _has_own_sizes(self, case: ParityCase) -> bool:
         """Whether the case has the example's sizes behind the rows: only such rows can be put together."""
         return all(
             t.shape[1:] == e.shape[1:] for t, e in zip(case.inputs, self._example.tensors, strict=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foldserve.models.export.precision import Precision
-from foldserve.models.export.reference import Case, EagerReference
+from foldserve.models.export.reference import EagerReference, ParityCase
 
 _RUNS = 8
 # Roundings of the precision: as many as the tolerances of floats allow for (tolerance.py).
@@ -21,12 +21,14 @@ _ROUNDINGS = 20.0
 _LOWER_ROUNDINGS = 4.0
 
 
-def with_settled(reference: EagerReference, cases: Sequence[Case], precision: Precision) -> tuple[Case, ...]:
+def with_settled(
+    reference: EagerReference, cases: Sequence[ParityCase], precision: Precision
+) -> tuple[ParityCase, ...]:
     """The cases, each told what is settled in it. Nothing is run for a network whose outputs are all floats."""
     return tuple(dataclasses.replace(case, settled=_settled(reference, case, precision)) for case in cases)
 
 
-def _settled(reference: EagerReference, case: Case, precision: Precision) -> dict[int, Tensor]:
+def _settled(reference: EagerReference, case: ParityCase, precision: Precision) -> dict[int, Tensor]:
     whole = [index for index, want in enumerate(case.wanted) if not want.is_floating_point()]
     if not whole:
         return {}
@@ -38,7 +40,9 @@ def _settled(reference: EagerReference, case: Case, precision: Precision) -> dic
     }
 
 
-def _run_near(reference: EagerReference, case: Case, precision: Precision, seed: int) -> tuple[Tensor, ...]:
+def _run_near(
+    reference: EagerReference, case: ParityCase, precision: Precision, seed: int
+) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
     size = (_LOWER_ROUNDINGS if precision.is_lower else _ROUNDINGS) * precision.roundoff
 

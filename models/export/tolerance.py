@@ -26,7 +26,7 @@ from torch import Tensor
 from foldserve.models.errors import BadExample, NotCapturable
 from foldserve.models.export.difference import Difference, Scale, difference, scale_of
 from foldserve.models.export.precision import FP32, Precision
-from foldserve.models.export.reference import Case
+from foldserve.models.export.reference import ParityCase
 
 FILE_TOLERANCE = 1e-4
 OWN_ERROR_FACTOR = 20.0
@@ -54,7 +54,7 @@ class Output:
     tolerance: float
     chosen: bool
 
-    def difference(self, case: Case, index: int, got: Tensor) -> Difference:
+    def difference(self, case: ParityCase, index: int, got: Tensor) -> Difference:
         """How far got is from what case wants of this output, its index-th; of integers what is settled counts."""
         want = case.wanted[index]
         if self.scale is None:
@@ -77,7 +77,7 @@ class Output:
 def outputs_of(
     names: Sequence[str],
     axes: Sequence[tuple[int, ...]],
-    cases: Sequence[Case],
+    cases: Sequence[ParityCase],
     precision: Precision,
     chosen: Mapping[str, float],
 ) -> tuple[Output, ...]:
@@ -91,14 +91,14 @@ def outputs_of(
     )
 
 
-def _float_output(output: Output, index: int, cases: Sequence[Case], precision: Precision) -> Output:
+def _float_output(output: Output, index: int, cases: Sequence[ParityCase], precision: Precision) -> Output:
     scaled = replace(output, scale=scale_of([case.wanted[index] for case in cases], output.axes))
     own = max(_finite(scaled.difference(case, index, case.plain[index]).max_rel) for case in cases)
     allowed = output.tolerance if output.chosen else file_tolerance(precision, own)
     return replace(scaled, own_error=own, tolerance=allowed)
 
 
-def _whole_output(output: Output, index: int, cases: Sequence[Case], _: Precision) -> Output:
+def _whole_output(output: Output, index: int, cases: Sequence[ParityCase], _: Precision) -> Output:
     masks = [case.settled[index] for case in cases if index in case.settled]
     total = sum(mask.numel() for mask in masks)
     doubtful = sum(int((~mask).sum()) for mask in masks) / total if total else 0.0

@@ -29,7 +29,7 @@ from foldserve.models.export.float64_graph import float64_values, run_float64
 from foldserve.models.export.other_order import OtherOrder
 from foldserve.models.export.precision import Precision
 from foldserve.models.export.reasons import reason
-from foldserve.models.export.reference import ROW_COUNTS, Case, EagerReference
+from foldserve.models.export.reference import ROW_COUNTS, EagerReference, ParityCase
 from foldserve.models.export.tolerance import (
     LARGEST_TOLERANCE,
     OWN_ERROR_FACTOR,
@@ -45,7 +45,7 @@ ORDER_FACTOR = 20.0
 # Rows are compared in float64, where kernels sum in another order for another batch size: as the fold's.
 ROW_TOLERANCE = 1e-8
 
-Locate = Callable[[Case], str | None]
+Locate = Callable[[ParityCase], str | None]
 """The place of the first layer of a file that is wrong; asked only on failure."""
 
 Runner = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -95,7 +95,7 @@ class Parity:
         }
 
 
-def check_stateless(reference: EagerReference, cases: Sequence[Case]) -> None:
+def check_stateless(reference: EagerReference, cases: Sequence[ParityCase]) -> None:
     """Raises: NotCapturable when the network answers the same inputs otherwise after others."""
     small = next(c for c in cases if c.fresh)
     # One that has answered other requests before must answer as one that has not.
@@ -110,7 +110,7 @@ def check_stateless(reference: EagerReference, cases: Sequence[Case]) -> None:
             )
 
 
-def check_rows(reference: EagerReference, cases: Sequence[Case], graph_module: fx.GraphModule) -> None:
+def check_rows(reference: EagerReference, cases: Sequence[ParityCase], graph_module: fx.GraphModule) -> None:
     """Raises: NotCapturable, naming the layer, when a row's answer depends on the other rows of its batch."""
     case = next(c for c in cases if c.fresh and c.rows == ROW_COUNTS[-1])
     for row in (0, case.rows - 1):
@@ -143,7 +143,7 @@ def check_conditioned(
 
 
 def check_fold(
-    original: fx.GraphModule, folded: fx.GraphModule, cases: Sequence[Case], outputs: Sequence[Output]
+    original: fx.GraphModule, folded: fx.GraphModule, cases: Sequence[ParityCase], outputs: Sequence[Output]
 ) -> Parity:
     """Compare the folded graph, run in float64, with float64 eager. original: the graph before the fold.
 
@@ -165,7 +165,7 @@ def check_fold(
     return Parity(total, _rows(chosen))
 
 
-def _answers(original: fx.GraphModule, folded: fx.GraphModule, case: Case) -> tuple[Tensor, ...]:
+def _answers(original: fx.GraphModule, folded: fx.GraphModule, case: ParityCase) -> tuple[Tensor, ...]:
     """The folded graph's outputs. Raises: ParityFailed where it does not take inputs that the eager network takes."""
     try:
         return run_float64(folded, case.inputs)
@@ -184,7 +184,7 @@ def _answers(original: fx.GraphModule, folded: fx.GraphModule, case: Case) -> tu
         ) from error
 
 
-def _fold_tolerance(original: fx.GraphModule, case: Case, output: Output, index: int) -> float:
+def _fold_tolerance(original: fx.GraphModule, case: ParityCase, output: Output, index: int) -> float:
     """What float64 itself leaves: 20 times what other roundings move; see above."""
     generator = torch.Generator().manual_seed(0)
 
@@ -201,7 +201,7 @@ def _fold_tolerance(original: fx.GraphModule, case: Case, output: Output, index:
 def check_file(
     label: str,
     run: Runner,
-    cases: Sequence[Case],
+    cases: Sequence[ParityCase],
     outputs: Sequence[Output],
     precision: Precision,
     locate: Locate,
@@ -236,7 +236,7 @@ def check_file(
     )
 
 
-def _located(locate: Locate, case: Case) -> str:
+def _located(locate: Locate, case: ParityCase) -> str:
     """A sentence on the first layer that differs."""
     try:
         return _first_layer(locate(case))
@@ -244,7 +244,7 @@ def _located(locate: Locate, case: Case) -> str:
         return f"Which layer it is could not be looked for: {error}."
 
 
-def _runs(run: Runner, case: Case) -> bool:
+def _runs(run: Runner, case: ParityCase) -> bool:
     try:
         run(case.inputs)
     except Exception:
@@ -252,7 +252,7 @@ def _runs(run: Runner, case: Case) -> bool:
     return True
 
 
-def _note(cases: Sequence[Case], index: int) -> str:
+def _note(cases: Sequence[ParityCase], index: int) -> str:
     if any(bool(torch.isfinite(case.wanted[index]).any()) for case in cases):
         return ""
     return "every value that was tried is NaN or infinite, so nothing but that was compared"
@@ -274,7 +274,7 @@ def _in_column(output: Output) -> str:
 def _fold_message(
     original: fx.GraphModule,
     folded: fx.GraphModule,
-    case: Case,
+    case: ParityCase,
     output: Output,
     index: int,
     found: Difference,
@@ -311,5 +311,5 @@ def _first_layer(place: str | None) -> str:
     return f"First layer whose output differs: {place}."
 
 
-def _rows(cases: Sequence[Case]) -> tuple[int, ...]:
+def _rows(cases: Sequence[ParityCase]) -> tuple[int, ...]:
     return tuple(rows for rows, _ in itertools.groupby(sorted(case.rows for case in cases)))

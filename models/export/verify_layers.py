@@ -16,7 +16,7 @@ from foldserve.models.errors import ParityFailed
 from foldserve.models.export.cleaning import where
 from foldserve.models.export.exactness import first_conversion_fault
 from foldserve.models.export.layers import FileValues, first_wrong_layer
-from foldserve.models.export.reference import ROW_COUNTS, Case
+from foldserve.models.export.reference import ROW_COUNTS, ParityCase
 
 
 def check_conversion(original: fx.GraphModule, written: fx.GraphModule, rounded: Mapping[str, str]) -> None:
@@ -33,7 +33,7 @@ def check_layers(
     label: str,
     values: FileValues,
     graph_module: fx.GraphModule,
-    cases: Sequence[Case],
+    cases: Sequence[ParityCase],
     tolerance: float,
     *,
     exact: bool,

@@ -37,7 +37,7 @@ class LoadError(Exception):
         return self.shown.replace(f"{repository}{os.sep}", "") + more
 
 
-class NoRoom(LoadError):
+class InsufficientMemory(LoadError):
     """The device has no room for the model now; it may have when its other users have let go of theirs."""
 
 

@@ -7,7 +7,7 @@
     model_queue.py  one model version's queue, as this API server sees it; models.py: all of them, by name
     request.py      what is dispatched: a request with a place, and the queue that it travels on
     admission.py    whether it may enter its queue
-    room.py         how much of an arena it needs, and what never fits
+    output_sizes.py  how much of an arena a request needs, and what never fits
     watchdog.py     whose time is over, which worker hangs
     recovery.py     what becomes of requests whose worker has died
     codec_process/  JSON that is too large for the event loop

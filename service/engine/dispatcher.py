@@ -15,8 +15,8 @@ from typing import Any, Final
 from foldserve.service.engine.admission import admit, in_line, is_large
 from foldserve.service.engine.model_queue import ModelQueue, View, unloaded
 from foldserve.service.engine.places import Places
-from foldserve.service.engine.request import Ticketed
-from foldserve.service.engine.watchdog import Watch
+from foldserve.service.engine.request import PendingRequest
+from foldserve.service.engine.watchdog import Watchdog
 from foldserve.service.errors import (
     DeadlinePassed,
     Internal,
@@ -74,7 +74,7 @@ class Dispatcher(Places):
         self._overflowing: set[ModelQueue] = set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(done_fd, self.receive)
-        self.watch = Watch(self._loop, self.in_flight, board, run_limit_s, hangs, stalls, self._expire)
+        self.watch = Watchdog(self._loop, self.in_flight, board, run_limit_s, hangs, stalls, self._expire)
 
     # -- which models there are
 
@@ -103,7 +103,7 @@ class Dispatcher(Places):
 
     # -- into the queue
 
-    def submit(self, request: Ticketed, now_ns: int, deadline_ns: int) -> None:
+    def submit(self, request: PendingRequest, now_ns: int, deadline_ns: int) -> None:
         """Queue a request whose inputs, rows and dims are in place; its settled() will be called, once.
 
         Args:
@@ -146,7 +146,7 @@ class Dispatcher(Places):
             self._viewed.append(queue)
         return view
 
-    def enqueue(self, request: Ticketed) -> None:
+    def enqueue(self, request: PendingRequest) -> None:
         """Put a ticket for the request into its queue: its first, or another after a death or an outgrown place."""
         place, queue = request.place, request.queue
         assert place is not None
@@ -228,7 +228,7 @@ class Dispatcher(Places):
                 break
         self._show()
 
-    def settle(self, request: Ticketed, error: ServiceError | None) -> None:
+    def settle(self, request: PendingRequest, error: ServiceError | None) -> None:
         """The request left the queue: tell its owner, or free its place if nobody waits any more."""
         place = request.place
         assert place is not None
@@ -244,7 +244,7 @@ class Dispatcher(Places):
         if queue.closed:
             self._check_drained(queue)
 
-    def _notify_owner(self, request: Ticketed, error: ServiceError | None) -> None:
+    def _notify_owner(self, request: PendingRequest, error: ServiceError | None) -> None:
         """Tell the owner of a request that has left the queue."""
         if error is not None:
             self.release(request)
@@ -264,7 +264,7 @@ class Dispatcher(Places):
                 with contextlib.suppress(Exception):
                     request.settled(Internal(told))
 
-    def cancel(self, request: Ticketed) -> None:
+    def cancel(self, request: PendingRequest) -> None:
         """Nobody waits for the answer any more: its rows count no longer, its place follows when no worker can
         touch it."""
         place = request.place
@@ -278,7 +278,7 @@ class Dispatcher(Places):
             self._count(request, -1)
             self._plan_flush()  # the board tells others of the room
 
-    def _expire(self, request: Ticketed) -> None:
+    def _expire(self, request: PendingRequest) -> None:
         """Answer a request whose deadline has passed."""
         self.cancel(request)
         try:
@@ -286,7 +286,7 @@ class Dispatcher(Places):
         except Exception:
             _log.exception("request %s could not be answered", request.request_id)
 
-    def _on_record(self, request: Ticketed, record: tuple[Any, ...]) -> None:
+    def _on_record(self, request: PendingRequest, record: tuple[Any, ...]) -> None:
         if request.given_up:
             self.settle(request, None)
             return
@@ -303,7 +303,7 @@ class Dispatcher(Places):
         )
         self.settle(request, None if state == _DONE else _failure(request, reason))
 
-    def _run_again_with_room(self, request: Ticketed, needed: int) -> None:
+    def _run_again_with_room(self, request: PendingRequest, needed: int) -> None:
         """The outputs did not fit: set aside what they need, and run once more."""
         try:
             found = self.grow_output(request, needed)
@@ -319,7 +319,7 @@ class Dispatcher(Places):
         )
         self.settle(request, full)
 
-    def _count(self, request: Ticketed, sign: int) -> None:
+    def _count(self, request: PendingRequest, sign: int) -> None:
         """Count a request that waits or runs, or count it no longer (-1)."""
         queue, rows = request.queue, request.rows
         assert request.place is not None
@@ -341,7 +341,7 @@ class Dispatcher(Places):
         self._changed.clear()
 
 
-def _failure(request: Ticketed, reason: int) -> ServiceError:
+def _failure(request: PendingRequest, reason: int) -> ServiceError:
     if reason == Reason.LATE:
         return DeadlinePassed.after(None)
     assert request.place is not None

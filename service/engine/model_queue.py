@@ -11,7 +11,7 @@ from foldserve.service.errors import NotReady
 from foldserve.service.ipc.model_table import ModelKey
 from foldserve.service.ipc.records import GENERATIONS
 from foldserve.service.ipc.run_time import UNKNOWN
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketWriter
 
 
@@ -51,7 +51,7 @@ class ModelQueue:
     def __init__(
         self,
         key: ModelKey,
-        layout: Layout,
+        layout: TensorLayout,
         bounds: Bounds,
         timeout_s: float,
         instances: int,
@@ -84,7 +84,7 @@ class ModelQueue:
         self.forecast = UNKNOWN
         self.forecast_ns = 0
         self.row_output_bytes: dict[tuple[int, ...], int] = {}
-        """What a row's outputs needed last time, by the dynamic dims of its inputs (room.py)."""
+        """What a row's outputs needed last time, by the dynamic dims of its inputs (output_sizes.py)."""
         self.drained: Callable[[], None] | None = None
         """Called when the last request has left a queue that is closed."""
 

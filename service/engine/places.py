@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 
 from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.engine.output_sizes import OutputSizes
 from foldserve.service.engine.queue_load import QueueLoads
-from foldserve.service.engine.request import Ticketed
-from foldserve.service.engine.room import Rooms
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import QueueFull
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots.arena import MappedArena
@@ -29,7 +29,7 @@ class Places(QueueLoads):
         self.arena = arena
         self.queues: dict[int, ModelQueue] = {}
         """By row of the model table."""
-        self.in_flight: dict[int, Ticketed] = {}
+        self.in_flight: dict[int, PendingRequest] = {}
         """The requests that are queued or run, by slot."""
         self.make_room: Callable[[int], bool] = lambda nbytes: False
         """Evicts a partial body or an answer that is not read, because so many bytes are needed; False when there is
@@ -37,13 +37,13 @@ class Places(QueueLoads):
         self.lent_bytes = 0
         """In the places that make_room() would have given back for half-sent bodies."""
         self._pool = SlotPool(arena)
-        self._rooms = Rooms(self._pool, arena.data_bytes)
+        self._rooms = OutputSizes(self._pool, arena.data_bytes)
 
     def output_room(self, queue: ModelQueue, rows: int, dims: Sequence[int], input_bytes: int) -> int:
         """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
         return self._rooms.of_outputs(queue, rows, dims, input_bytes)
 
-    def reserve(self, request: Ticketed, input_bytes: int, output_bytes: int) -> memoryview:
+    def reserve(self, request: PendingRequest, input_bytes: int, output_bytes: int) -> memoryview:
         """Give the request a place with this room; return the bytes of its inputs, to be filled.
 
         Raises: TooLarge when there would be no such room if nobody else were there; QueueFull when the arena has no
@@ -66,11 +66,11 @@ class Places(QueueLoads):
         request.place = place
         return place.inputs
 
-    def check_fits(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
+    def check_fits(self, request: PendingRequest, input_bytes: int, output_bytes: int) -> None:
         """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""
         self._rooms.check(request, input_bytes, output_bytes)
 
-    def lend(self, request: Ticketed, input_bytes: int, output_bytes: int) -> bool:
+    def lend(self, request: PendingRequest, input_bytes: int, output_bytes: int) -> bool:
         """Give the request a place with this room for as long as nobody else needs it; False when there is none.
 
         Who lends it counts it in lent_bytes, and frees it when make_room() is called.
@@ -78,7 +78,7 @@ class Places(QueueLoads):
         request.place = self._pool.take(input_bytes, output_bytes)
         return request.place is not None
 
-    def grow_output(self, request: Ticketed, needed: int) -> bool:
+    def grow_output(self, request: PendingRequest, needed: int) -> bool:
         """Give the request's place so much room for its outputs, and remember it for such inputs. False when others
         have that room now.
 
@@ -106,7 +106,7 @@ class Places(QueueLoads):
             and queue.held_bytes * models > arena.data_bytes
         )
 
-    def put(self, request: Ticketed, inputs: Mapping[str, np.ndarray], rows: int) -> None:
+    def put(self, request: PendingRequest, inputs: Mapping[str, np.ndarray], rows: int) -> None:
         """Give the request a place that holds these inputs, checked against the signature and C-contiguous.
 
         Raises: QueueFull.
@@ -120,13 +120,13 @@ class Places(QueueLoads):
         for (offset, _), array in zip(layout.input_places(rows, dims), arrays, strict=True):
             memory[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8).data
 
-    def release(self, request: Ticketed) -> None:
+    def release(self, request: PendingRequest) -> None:
         """Free the request's place: it never was queued, or is settled, so that no worker can touch it."""
         if request.place is not None:
             self._pool.give(request.place)
             request.place = None
 
-    def outputs(self, request: Ticketed) -> dict[str, np.ndarray]:
+    def outputs(self, request: PendingRequest) -> dict[str, np.ndarray]:
         """The request's outputs, as views that are valid until release()."""
         place, layout, rows = request.place, request.queue.layout, request.rows
         assert place is not None

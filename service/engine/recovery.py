@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from foldserve.service.engine.dispatcher import Dispatcher
-from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import ModelCrashed, new_error_id
 from foldserve.service.ipc.slots.slot_state import MAX_DEATHS, SETTLED, State
 from foldserve.service.logs.limits import with_id
@@ -24,7 +24,7 @@ _LOOK_S: Final = 0.002
 _log = logging.getLogger("foldserve.recovery")
 
 
-def after_worker_death(dispatcher: Dispatcher, incarnation: int) -> list[Ticketed]:
+def after_worker_death(dispatcher: Dispatcher, incarnation: int) -> list[PendingRequest]:
     """Run again, or fail for good, what the worker with this incarnation number held or may have had in hand.
 
     Returns: what it held and is run again. What it may have had in hand is known, and written anew, a moment later.
@@ -34,10 +34,10 @@ def after_worker_death(dispatcher: Dispatcher, incarnation: int) -> list[Tickete
     return retry_held(dispatcher, incarnation)
 
 
-def retry_held(dispatcher: Dispatcher, incarnation: int) -> list[Ticketed]:
+def retry_held(dispatcher: Dispatcher, incarnation: int) -> list[PendingRequest]:
     """Run again, or fail for good, what the dead worker had marked as its own. Returns: what is run again."""
     dispatcher.receive()
-    again: list[Ticketed] = []
+    again: list[PendingRequest] = []
     for request in list(dispatcher.in_flight.values()):
         assert request.place is not None
         state = State(int(dispatcher.arena.state[request.place.slot]))
@@ -51,7 +51,7 @@ def retry_held(dispatcher: Dispatcher, incarnation: int) -> list[Ticketed]:
     return again
 
 
-def _retry(dispatcher: Dispatcher, request: Ticketed) -> bool:
+def _retry(dispatcher: Dispatcher, request: PendingRequest) -> bool:
     assert request.place is not None
     bystander = request.place.take_held()
     if request.given_up:
@@ -87,7 +87,7 @@ class LostTickets:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._voided: list[tuple[Ticketed, int]] = []
+        self._voided: list[tuple[PendingRequest, int]] = []
         """Requests whose tickets were made void, with the attempt that it was."""
         dispatcher.drop_unsent()
         for request in dispatcher.in_flight.values():

@@ -9,20 +9,20 @@ from typing import Final
 
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.errors import ServiceError
-from foldserve.service.ipc.slots.slot_pool import Place
+from foldserve.service.ipc.slots.slot_pool import SlotAllocation
 
 NO_BOUND_S: Final = 1e9
 """The time of a request that has no bound: thirty years."""
 
 
-class Ticketed:
+class PendingRequest:
     """A request with a place in the arena. Owned by the event loop thread; the fields are the Dispatcher's to set.
 
     stages_s: seconds of queue, gather, run, scatter.
     """
 
     # Values until they are set: an object is made for every request, and each store in __init__ would show.
-    place: Place | None = None
+    place: SlotAllocation | None = None
     rows = 0
     dims: Sequence[int] = ()
     queued_ns = 0
@@ -46,7 +46,7 @@ class Ticketed:
         with one the place is no longer the owner's."""
 
 
-class Room(Ticketed):
+class ScratchPlace(PendingRequest):
     """A place that is no request's, or not yet: what is being decoded or encoded (engine/codec_process/)."""
 
     @property

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots.slot_state import State
 
@@ -25,7 +25,7 @@ _NEVER: Final = 1 << 63
 """Later than any clock."""
 
 
-class Watch:
+class Watchdog:
     """Owned by the event loop thread.
 
     Args:
@@ -39,12 +39,12 @@ class Watch:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        in_flight: Mapping[int, Ticketed],
+        in_flight: Mapping[int, PendingRequest],
         board: MappedScoreboard,
         run_limit_s: float,
         hangs: Callable[[int], None],
         stalls: Callable[[int], None],
-        expired: Callable[[Ticketed], None],
+        expired: Callable[[PendingRequest], None],
     ) -> None:
         self.next_ns = _NEVER
         """CLOCK_MONOTONIC of the next look."""

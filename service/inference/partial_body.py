@@ -17,7 +17,7 @@ from typing import Final
 
 from foldserve.service.engine.codec_process import PIECE_BYTES
 from foldserve.service.engine.dispatcher import Dispatcher
-from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.inference.body_budget import BodyBudget
 
 LENT_BYTES: Final = 4 * 2**20
@@ -41,7 +41,7 @@ class PartialBodies:
         self._most_lent_bytes = dispatcher.arena.data_bytes // LENT_SHARE
 
     def begin(
-        self, request: Ticketed, length: int, room: tuple[int, int], give_way: Callable[[], None]
+        self, request: PendingRequest, length: int, room: tuple[int, int], give_way: Callable[[], None]
     ) -> "PartialBody":
         """A body of this length, or of UNKNOWN, of which a part has come.
 
@@ -83,7 +83,7 @@ class PartialBody:
 
     __slots__ = ("_at", "_holding", "_of", "_parts", "_request")
 
-    def __init__(self, of: PartialBodies, request: Ticketed, give_way: Callable[[], None]) -> None:
+    def __init__(self, of: PartialBodies, request: PendingRequest, give_way: Callable[[], None]) -> None:
         self._of = of
         self._request = request
         self._holding = of.budget.open(give_way)

@@ -10,7 +10,7 @@ from time import monotonic_ns
 from typing import Final
 
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
-from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, Internal, NotReady, ServiceError
 from foldserve.service.inference.body_budget import BodyTooLarge
 from foldserve.service.inference.context import allowed_s
@@ -23,10 +23,10 @@ _ENDLESS: Final = 1 << 60
 """Missing bytes of a body of unknown length, of which as many may come."""
 
 
-class ReceivingRequest(Ticketed):
+class ReceivingRequest(PendingRequest):
     """One request; made when its head is there."""
 
-    # Values until they are set, as in Ticketed.
+    # Values until they are set, as in PendingRequest.
     done = False
     """Answered or given up: nothing of it is left but what its client may still send."""
     body: bytes = b""

@@ -51,7 +51,7 @@ _NOBODY: Final = _Nobody()
 class InferenceRequest(ReceivingRequest):
     """One request, from its head to its end."""
 
-    # Values until they are set, as in Ticketed.
+    # Values until they are set, as in PendingRequest.
     decode_s = -1.0
     """Seconds of parsing; negative until the body is parsed."""
     encode_s = -1.0
@@ -144,7 +144,7 @@ class InferenceRequest(ReceivingRequest):
     # -- out of the queue
 
     def settled(self, error: ServiceError | None) -> None:
-        """See Ticketed."""
+        """See PendingRequest."""
         self._settled = True
         if error is not None:
             self._fail(error)

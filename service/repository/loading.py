@@ -15,7 +15,7 @@ import numpy as np
 from foldserve.service.artifact.difference import relative_error
 from foldserve.service.artifact.signature import ANY
 from foldserve.service.backends import LoadError, Session, SessionOptions, Workload, load_session
-from foldserve.service.backends.base import DeviceLost, NoRoom, OutOfMemory
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory, OutOfMemory
 from foldserve.service.repository.artifact import Artifact
 from foldserve.service.repository.buckets import bucket_for, buckets_for, padded, sizes_to_warm
 from foldserve.service.repository.model_config import ModelConfig
@@ -263,4 +263,4 @@ def _last_rows(outputs: Arrays, reference: dict[str, np.ndarray]) -> Arrays:
 
 
 def _failed(what: str, error: Exception) -> LoadError:
-    return (NoRoom if isinstance(error, OutOfMemory) else LoadError)(what, error)
+    return (InsufficientMemory if isinstance(error, OutOfMemory) else LoadError)(what, error)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import prod
 
 from foldserve.service.ipc.slots.slot_pool import place_bytes
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.repository.artifact import Artifact
 from foldserve.service.repository.index import Broken, ModelEntry, Repository
 
@@ -18,7 +18,7 @@ def without_what_cannot_travel(found: Repository, arena_bytes: int) -> Repositor
         bad: list[Broken] = []
         for artifact in entry.artifacts:
             try:
-                layout = Layout(artifact.signature)
+                layout = TensorLayout(artifact.signature)
                 _check_room(layout, arena_bytes)
             except ValueError as error:
                 problem = f"{entry.name}/{artifact.version} cannot be served: {error}"
@@ -33,7 +33,7 @@ def without_what_cannot_travel(found: Repository, arena_bytes: int) -> Repositor
     return Repository(tuple(entries), tuple(broken))
 
 
-def _check_room(layout: Layout, arena_bytes: int) -> None:
+def _check_room(layout: TensorLayout, arena_bytes: int) -> None:
     """Raise ValueError unless an API server's memory has room for a row and its answer, with dims of any size as 1."""
     inputs = layout.input_bytes(1, (1,) * layout.dynamic_dims)
     outputs = layout.output_room(1)

@@ -21,7 +21,7 @@ from foldserve.service.inference.plan import BodyLimit, RequestPlan
 from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
 from foldserve.service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
 from foldserve.service.ipc.resources import Transport
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketWriter
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.protocols.predict import PREDICT, only_model
@@ -133,7 +133,7 @@ def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> Mo
     config, artifact = version.config, version.artifact
     return ModelQueue(
         key,
-        Layout(artifact.signature),
+        TensorLayout(artifact.signature),
         Bounds(config.queue.max_rows, config.queue.max_bytes, config.queue.max_rows_per_request),
         config.queue.timeout_s,
         config.instances * transport.dimensions.workers,

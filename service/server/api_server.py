@@ -22,8 +22,8 @@ from foldserve.service.frontend.asgi import AsgiApp
 from foldserve.service.frontend.connections.shares import Shares
 from foldserve.service.frontend.http1.answer_lines import AnswerLines
 from foldserve.service.frontend.http1.exchange import Http1Context
+from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
-from foldserve.service.frontend.http1.flow.unread import Unread
 from foldserve.service.inference.access_log import log_access, open_access_log
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.observers import Observers
@@ -128,7 +128,7 @@ def make_api_server(
         settings.run_limit_s,
     )
     status = BoardStatus(dispatcher, api_models.models, devices.of_workers, broken)
-    unread = Unread(settings.receive_bytes)
+    unread = SendBuffers(settings.receive_bytes)
     bodies = PartialBodies(BodyBudget(settings.receive_bytes), dispatcher)
     arena_bytes = dispatcher.arena.data_bytes
     dispatcher.make_room = lambda nbytes: bodies.make_room() or unread.free_place(nbytes, arena_bytes)

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import NoReturn
 
-from foldserve.service.backends.base import DeviceLost, NoRoom
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory
 from foldserve.service.worker.batcher import Batcher
 
 _log = logging.getLogger("foldserve.worker")
@@ -78,7 +78,7 @@ def end_without_device(device: str, error: DeviceLost) -> NoReturn:
     os._exit(_DEVICE_LOST)
 
 
-def end_without_room(device: str, model: tuple[str, str], error: NoRoom) -> NoReturn:
+def end_without_room(device: str, model: tuple[str, str], error: InsufficientMemory) -> NoReturn:
     """End, to be started again: the worker before had this model, so another user of the device may just have it."""
     _log.error(
         "model %s version %s was served on %s, which has no room for it now: %s; this worker ends and is started again",

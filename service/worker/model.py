@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from foldserve.service.backends import LoadError
-from foldserve.service.backends.base import DeviceLost, NoRoom, SessionOptions
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory, SessionOptions
 from foldserve.service.errors import new_error_id
 from foldserve.service.ipc.model_table import ModelKey
 from foldserve.service.ipc.resources import Transport
 from foldserve.service.ipc.scoreboard import READY, RESTARTING, MappedScoreboard
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketReader
 from foldserve.service.logs.records import ALWAYS
 from foldserve.service.metrics.recorder import Metrics
@@ -70,7 +70,7 @@ class LoadedModel:
         # On a CPU each instance has threads of its own; a device computes one batch at a time.
         shares_device = worker.device != "cpu" and len(numbers) > 1
         self._gate = DeviceGate() if shares_device else Gate()
-        self._layout = Layout(self._artifact.signature)
+        self._layout = TensorLayout(self._artifact.signature)
         self._ceiling = ModelBatchLimit(board, index, key.row, self._artifact.max_batch_size)
         self._times = BatchTimes(board, index, key.row)
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class LoadedModel:
         except DeviceLost as error:
             end_without_device(worker.device, error)
         except LoadError as error:
-            if isinstance(error, NoRoom) and self._ready() == RESTARTING:
+            if isinstance(error, InsufficientMemory) and self._ready() == RESTARTING:
                 end_without_room(worker.device, self._name, error)
             problem = error.shown_in(self._artifact.folder.parents[1])
             _log.error("model %s version %s is not served: %s", *(*self._name, str(error)), extra=ALWAYS)

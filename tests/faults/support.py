@@ -38,7 +38,7 @@ LIMIT_S = 120.0
 _BACKEND = f"""
 import itertools, os, signal, time
 from foldserve.service.backends.onnxruntime import cpu_session
-from foldserve.service.backends.base import DeviceLost, NoRoom, OutOfMemory
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory, OutOfMemory
 
 runs = itertools.count(1)
 room = int(os.environ.get("TEST_ROOM", "1000000"))
@@ -75,7 +75,7 @@ def load_session(*args):
         loads.write(".")
         loads.flush()
         if str(loads.tell()) in os.environ.get("TEST_FULL_AT", "").split(","):
-            raise NoRoom("CUDA failure 2: out of memory")
+            raise InsufficientMemory("CUDA failure 2: out of memory")
         if str(loads.tell()) == os.environ.get("TEST_HELD_AT"):
             time.sleep(3600)
     return Session(cpu_session.load_session(*args))

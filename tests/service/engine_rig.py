@@ -16,11 +16,11 @@ from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.engine.recovery import LostTickets, retry_held
-from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import ServiceError
 from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import Dimensions
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketReader, TicketWriter
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
@@ -39,11 +39,11 @@ DYNAMIC = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32
 MINUTE_NS = 60 * 10**9
 
 
-class Dead(BaseException):
+class WorkerKilled(BaseException):
     """Raised where a worker is to die: nothing in the engine catches it."""
 
 
-class Asked(Ticketed):
+class RecordedRequest(PendingRequest):
     """A request whose end is noted."""
 
     def __init__(self, lane: ModelQueue, x: np.ndarray) -> None:
@@ -184,7 +184,7 @@ class Rig:
         """One API server's view of a row of the model table."""
         return ModelQueue(
             self.models.key(row),
-            layout=Layout(self.signatures[row]),
+            layout=TensorLayout(self.signatures[row]),
             bounds=self.bounds,
             timeout_s=self.timeout_s,
             instances=self.transport.dimensions.workers,
@@ -260,7 +260,7 @@ class Rig:
                 f"m{row}",
                 "cuda:0",
                 session,
-                Layout(signature),
+                TensorLayout(signature),
                 shared,
                 row,
                 self.max_batch_size,
@@ -295,13 +295,13 @@ class Rig:
         length: int = 2,
         deadline_ns: int | None = None,
         flush: bool = True,
-    ) -> Asked:
+    ) -> RecordedRequest:
         """Queue a request of one row per value."""
         import time
 
         dispatcher = self.dispatchers[api]
         x = np.repeat(np.float32(values)[:, None], length, axis=1)
-        request = Asked(dispatcher.queues[lane], x)
+        request = RecordedRequest(dispatcher.queues[lane], x)
         request.dispatcher = dispatcher
         dispatcher.put(request, {"x": x}, len(x))
         now_ns = time.monotonic_ns()

@@ -14,6 +14,6 @@ has the proofs.
 """
 
 from foldserve.models.export.fold.driver import fold_batch_norms
-from foldserve.models.export.fold.report import FoldReport, Left
+from foldserve.models.export.fold.report import FoldReport, Unfolded
 
-__all__ = ["FoldReport", "Left", "fold_batch_norms"]
+__all__ = ["FoldReport", "Unfolded", "fold_batch_norms"]

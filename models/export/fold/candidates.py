@@ -15,7 +15,7 @@ from foldserve.models.export.fold.constants import Constants
 from foldserve.models.export.fold.elementwise import ELEMENTWISE, own_map
 from foldserve.models.export.fold.graph import is_call, is_float, readers
 from foldserve.models.export.fold.norms import Norm, affine_of, why_never
-from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.plan import NotFoldable
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class Candidate:
 
 
 def norm_candidate(norm: Norm, constants: Constants) -> Candidate:
-    """norm as a candidate. Raises Refused with the reason when it never is one."""
+    """norm as a candidate. Raises NotFoldable with the reason when it never is one."""
     reason = why_never(norm, constants)
     if reason is not None:
-        raise Refused(reason)
+        raise NotFoldable(reason)
     return Candidate(norm.call, norm.value, norm.source, affine_of(norm, constants))
 
 

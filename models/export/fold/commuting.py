@@ -24,8 +24,8 @@ from foldserve.models.export.fold.graph import (
     shape_of,
     static,
 )
-from foldserve.models.export.fold.plan import Refused
-from foldserve.models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
+from foldserve.models.export.fold.plan import NotFoldable
+from foldserve.models.export.fold.rules import Alternative, DownRule, Goal, Match, Propagated, UpRule
 
 
 @dataclass(frozen=True)
@@ -38,61 +38,61 @@ class Commuting:
 
     name: str
     targets: frozenset[Any]
-    why_not: Callable[[Site], str | None]
-    to_input: Callable[[Site], Affine]
-    to_output: Callable[[Site], Affine]
+    why_not: Callable[[Match], str | None]
+    to_input: Callable[[Match], Affine]
+    to_output: Callable[[Match], Affine]
 
     def up(self) -> UpRule:
-        def steps(site: Site) -> list[Step]:
-            return [Step(demands=(Demand(site.node(first(site)), self.to_input(site), site.call),))]
+        def steps(site: Match) -> list[Alternative]:
+            return [Alternative(demands=(Goal(site.node(first(site)), self.to_input(site), site.call),))]
 
         return UpRule(self.name, self.targets, self.why_not, steps)
 
     def down(self) -> DownRule:
-        def why_not(site: Site) -> str | None:
+        def why_not(site: Match) -> str | None:
             if len(site.inputs) != 1 or site.arguments[first(site)] not in site.inputs:
                 return f"{describe(site.call)} takes it as something else than its {first(site)}"
             return self.why_not(site)
 
-        def moved(site: Site) -> Moved:
-            return Moved(outputs={0 if has_parts(site) else None: self.to_output(site)})
+        def moved(site: Match) -> Propagated:
+            return Propagated(outputs={0 if has_parts(site) else None: self.to_output(site)})
 
         return DownRule(self.name, self.targets, why_not, moved)
 
 
-def first(site: Site) -> str:
+def first(site: Match) -> str:
     """The name of the call's first argument."""
     target: Any = site.call.target
     name: str = target._schema.arguments[0].name
     return name
 
 
-def has_parts(site: Site) -> bool:
+def has_parts(site: Match) -> bool:
     target: Any = site.call.target
     return len(target._schema.returns) > 1
 
 
-def same(site: Site) -> Affine:
+def same(site: Match) -> Affine:
     return site.affine
 
 
-def _mixes(site: Site, axes: tuple[int, ...]) -> str | None:
+def _mixes(site: Match, axes: tuple[int, ...]) -> str | None:
     """The reason when the map varies along one of the axes whose entries the call combines."""
     if any(axis in axes for axis in site.affine.axes):
         return f"{describe(site.call)} combines entries along the norm's axis"
     return None
 
 
-def _last_axes(count: int) -> Callable[[Site], str | None]:
-    def why_not(site: Site) -> str | None:
+def _last_axes(count: int) -> Callable[[Match], str | None]:
+    def why_not(site: Match) -> str | None:
         rank = site.affine.rank
         return _mixes(site, tuple(range(rank - count, rank)))
 
     return why_not
 
 
-def _avg_pool(count: int) -> Callable[[Site], str | None]:
-    def why_not(site: Site) -> str | None:
+def _avg_pool(count: int) -> Callable[[Match], str | None]:
+    def why_not(site: Match) -> str | None:
         values = site.arguments
         padded = any(amount != 0 for amount in values["padding"]) and values["count_include_pad"]
         if site.affine.has_shift and (padded or values.get("divisor_override") is not None):
@@ -102,12 +102,12 @@ def _avg_pool(count: int) -> Callable[[Site], str | None]:
     return why_not
 
 
-def _only_the_first_output(site: Site) -> bool:
+def _only_the_first_output(site: Match) -> bool:
     return not has_parts(site) or (set(parts(site.call)) <= {0} and site.output in (0, None))
 
 
-def _maximum(axes_of: Callable[[Site], str | None]) -> Callable[[Site], str | None]:
-    def why_not(site: Site) -> str | None:
+def _maximum(axes_of: Callable[[Match], str | None]) -> Callable[[Match], str | None]:
+    def why_not(site: Match) -> str | None:
         if not _only_the_first_output(site):
             return f"the indices that {describe(site.call)} returns are read too"
         if not site.affine.keeps_order:
@@ -117,7 +117,7 @@ def _maximum(axes_of: Callable[[Site], str | None]) -> Callable[[Site], str | No
     return why_not
 
 
-def _homogeneous(site: Site) -> str | None:
+def _homogeneous(site: Match) -> str | None:
     if site.affine.has_shift:
         return f"the norm shifts, which {describe(site.call)} does not commute with"
     if not site.affine.keeps_order:
@@ -125,7 +125,7 @@ def _homogeneous(site: Site) -> str | None:
     return None
 
 
-def _identity(site: Site) -> str | None:
+def _identity(site: Match) -> str | None:
     values = site.arguments
     if values.get("train"):
         return f"{describe(site.call)} is in training mode"
@@ -135,7 +135,7 @@ def _identity(site: Site) -> str | None:
     return None
 
 
-def _reduced_axes(site: Site) -> tuple[int, ...]:
+def _reduced_axes(site: Match) -> tuple[int, ...]:
     """The axes of the first argument that a mean, sum or maximum over dimensions reduces."""
     rank = rank_of(site.node("self"))
     dims = site.arguments["dim"]
@@ -144,12 +144,12 @@ def _reduced_axes(site: Site) -> tuple[int, ...]:
     return tuple(axis_in(dim, rank) for dim in (dims if isinstance(dims, (list, tuple)) else [dims]))
 
 
-def _reduce_to_input(site: Site) -> Affine:
+def _reduce_to_input(site: Match) -> Affine:
     axes = _reduced_axes(site)
     if site.arguments["keepdim"]:
         affine = site.affine
         if any(axis in axes for axis in affine.axes):
-            raise Refused(f"{describe(site.call)} combines entries along the norm's axis")
+            raise NotFoldable(f"{describe(site.call)} combines entries along the norm's axis")
     else:
         shape = iter(site.affine.scale.shape)
         full = [1 if axis in axes else next(shape) for axis in range(rank_of(site.node("self")))]
@@ -157,10 +157,10 @@ def _reduce_to_input(site: Site) -> Affine:
     return _unsummed(site, affine, up=True)
 
 
-def _reduce_to_output(site: Site) -> Affine:
+def _reduce_to_output(site: Match) -> Affine:
     axes = _reduced_axes(site)
     if any(axis in axes for axis in site.affine.axes):
-        raise Refused(f"{describe(site.call)} combines entries along the norm's axis")
+        raise NotFoldable(f"{describe(site.call)} combines entries along the norm's axis")
     affine = _unsummed(site, site.affine, up=False)
     if site.arguments["keepdim"]:
         return affine
@@ -168,7 +168,7 @@ def _reduce_to_output(site: Site) -> Affine:
     return affine.map(lambda tensor: tensor.reshape(kept))
 
 
-def _unsummed(site: Site, affine: Affine, up: bool) -> Affine:
+def _unsummed(site: Match, affine: Affine, up: bool) -> Affine:
     """For a sum, the shift is added once per entry: divide (up) or multiply (down) it by their number."""
     if site.call.target is not aten.sum.dim_IntList or not affine.has_shift:
         return affine
@@ -176,16 +176,16 @@ def _unsummed(site: Site, affine: Affine, up: bool) -> Affine:
     for axis in _reduced_axes(site):
         size = static(shape_of(site.node("self"))[axis])
         if not size:
-            raise Refused(f"the norm shifts, and {describe(site.call)} adds a dynamic number of entries")
+            raise NotFoldable(f"the norm shifts, and {describe(site.call)} adds a dynamic number of entries")
         count *= size
     return affine.with_shift(affine.shift / count if up else affine.shift * count)
 
 
-def _always(site: Site) -> str | None:
+def _always(site: Match) -> str | None:
     return None
 
 
-def _grid_sample(site: Site) -> str | None:
+def _grid_sample(site: Match) -> str | None:
     zeros = site.arguments["padding_mode"] == 0
     if zeros and site.affine.has_shift:
         return f"the norm shifts, and {describe(site.call)} pads with zeros"
@@ -202,7 +202,7 @@ def _named(*names: str) -> frozenset[Any]:
     return frozenset(found)
 
 
-def _plain(name: str, targets: frozenset[Any], why_not: Callable[[Site], str | None]) -> Commuting:
+def _plain(name: str, targets: frozenset[Any], why_not: Callable[[Match], str | None]) -> Commuting:
     return Commuting(name, targets, why_not, same, same)
 
 

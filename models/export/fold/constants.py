@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from foldserve.models.export.float64_mode import float64_arithmetic
 from foldserve.models.export.fold.exact import beyond, exact_value, remainder
 from foldserve.models.export.fold.graph import aten, is_call, schema_of, value_of
-from foldserve.models.export.fold.plan import NewConstant, Refused, insert_constant
+from foldserve.models.export.fold.plan import NewConstant, NotFoldable, insert_constant
 
 # Data movement: free at run time, so an expression of nothing but these is left in the graph (a copy of a
 # tied embedding table would cost more than its transposed view).
@@ -244,18 +244,18 @@ def _agree(held: Any, exact: Any) -> bool:
 
 
 def rounded(value: Tensor, dtype: torch.dtype, name: str) -> NewConstant:
-    """value (float64) rounded once to dtype, as a new constant. Raises Refused when it is not finite there."""
+    """value (float64) rounded once to dtype, as a new constant. Raises NotFoldable when it is not finite there."""
     held = value.to(dtype, copy=True).contiguous()
     if not bool(held.isfinite().all()):
         word = str(dtype).removeprefix("torch.")
-        raise Refused(f"the folded {name} would not be finite in {word}")
+        raise NotFoldable(f"the folded {name} would not be finite in {word}")
     return NewConstant(held, name, remainder(value, held))
 
 
 def rounded_weight(value: Tensor, dtype: torch.dtype, channel_axis: int, name: str) -> NewConstant:
     """As rounded(), for a weight with one filter per entry of channel_axis.
 
-    Raises Refused also when a filter's largest weight falls below dtype's normal numbers: it would keep only
+    Raises NotFoldable also when a filter's largest weight falls below dtype's normal numbers: it would keep only
     a few bits, and the folded answer would be wrong where the unfolded one is right (a tiny gamma in
     float16).
     """
@@ -266,7 +266,7 @@ def rounded_weight(value: Tensor, dtype: torch.dtype, channel_axis: int, name: s
         )  # of the magnitudes, without a copy of them
         if bool(((largest > 0) & (largest < torch.finfo(dtype).smallest_normal)).any()):
             word = str(dtype).removeprefix("torch.")
-            raise Refused(
+            raise NotFoldable(
                 f"the folded {name} would lose its precision: it falls below {word}'s normal numbers"
             )
     return rounded(value, dtype, name)

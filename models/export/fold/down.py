@@ -14,7 +14,7 @@ from torch import Tensor
 from foldserve.models.export.fold.constants import rounded, rounded_weight
 from foldserve.models.export.fold.graph import aten, describe, rank_of
 from foldserve.models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
-from foldserve.models.export.fold.rules import DownRule, Moved, Site
+from foldserve.models.export.fold.rules import DownRule, Match, Propagated
 from foldserve.models.export.fold.up import (
     CONVOLUTIONS,
     MATMULS,
@@ -26,18 +26,18 @@ from foldserve.models.export.fold.up import (
 )
 
 
-def only_as(site: Site, name: str) -> str | None:
+def only_as(site: Match, name: str) -> str | None:
     """The reason when the value arrives otherwise than as the argument called name."""
     if len(site.inputs) != 1 or site.arguments[name] not in site.inputs:
         return f"{describe(site.call)} takes it as something else than its {name}"
     return None
 
 
-def _input_channel_axis(site: Site) -> int:
+def _input_channel_axis(site: Match) -> int:
     return rank_of(site.node("input")) - (site.weight("weight").ndim - 2) - 1
 
 
-def _pads_with_zeros(site: Site) -> bool:
+def _pads_with_zeros(site: Match) -> bool:
     """True when some output of the convolution sees a padded zero."""
     padding = site.arguments["padding"]
     kernel = site.weight("weight").shape[2:]
@@ -46,7 +46,7 @@ def _pads_with_zeros(site: Site) -> bool:
     return any(amount != 0 for amount in padding)
 
 
-def _every_output_sees_every_tap(site: Site) -> bool:
+def _every_output_sees_every_tap(site: Match) -> bool:
     values = site.arguments
     kernel = site.weight("weight").shape[2:]
     return (
@@ -56,7 +56,7 @@ def _every_output_sees_every_tap(site: Site) -> bool:
     )
 
 
-def _conv_why_not(site: Site) -> str | None:
+def _conv_why_not(site: Match) -> str | None:
     reason = only_as(site, "input") or not_constant(site, "weight", "bias")
     reason = reason or site.wrong_axis(_input_channel_axis(site))
     if reason is not None or not site.affine.has_shift:
@@ -71,14 +71,14 @@ def _conv_why_not(site: Site) -> str | None:
     return None
 
 
-def _plus(site: Site, bias: Tensor | None, added: Tensor, dtype: torch.dtype) -> Any:
+def _plus(site: Match, bias: Tensor | None, added: Tensor, dtype: torch.dtype) -> Any:
     if bias is None and not bool((added != 0).any()):
         return None
     moved = added if bias is None else bias.double() + added
     return rounded(moved, dtype, f"{site.call.name}_bias")
 
 
-def _conv_moved(site: Site) -> Moved:
+def _conv_moved(site: Match) -> Propagated:
     weight, bias = site.weight("weight"), site.optional_weight("bias")
     scale, shift = site.along(_input_channel_axis(site), site.node("input"))
     groups, spatial = site.arguments["groups"], [1] * (weight.ndim - 2)
@@ -94,39 +94,39 @@ def _conv_moved(site: Site) -> Moved:
         scaled = (grouped * scale.reshape(groups, 1, -1, *spatial)).flatten(0, 1)
         added = (grouped * shift.reshape(groups, 1, -1, *spatial)).flatten(2).sum(2).flatten()
         new = rounded_weight(scaled, site.dtype("weight"), 0, name)
-    return Moved((site.rewrite(weight=new, bias=_plus(site, bias, added, site.dtype("weight"))),))
+    return Propagated((site.rewrite(weight=new, bias=_plus(site, bias, added, site.dtype("weight"))),))
 
 
-def _linear_why_not(site: Site) -> str | None:
+def _linear_why_not(site: Match) -> str | None:
     reason = only_as(site, "input") or not_constant(site, "weight", "bias") or not_a_matrix(site)
     return reason or site.wrong_axis(rank_of(site.node("input")) - 1)
 
 
-def _linear_moved(site: Site) -> Moved:
+def _linear_moved(site: Match) -> Propagated:
     weight, bias = site.weight("weight"), site.optional_weight("bias")
     scale, shift = site.along(-1, site.node("input"))
     held = weight.double()
     new = rounded_weight(held * scale, site.dtype("weight"), 0, f"{site.call.name}_weight")
-    return Moved((site.rewrite(weight=new, bias=_plus(site, bias, held @ shift, site.dtype("weight"))),))
+    return Propagated((site.rewrite(weight=new, bias=_plus(site, bias, held @ shift, site.dtype("weight"))),))
 
 
-def _addmm_why_not(site: Site) -> str | None:
+def _addmm_why_not(site: Match) -> str | None:
     if site.arguments["alpha"] != 1 or site.arguments["beta"] != 1:
         return f"{describe(site.call)} has alpha or beta other than 1"
     reason = only_as(site, "mat1") or not_constant(site, "self", "mat2")
     return reason or site.wrong_axis(1)
 
 
-def _addmm_moved(site: Site) -> Moved:
+def _addmm_moved(site: Match) -> Propagated:
     weight, bias = site.weight("mat2"), site.weight("self")
     scale, shift = site.along(-1, site.node("mat1"))
     held = weight.double()
     new = rounded_weight(held * scale.reshape(-1, 1), site.dtype("mat2"), 1, f"{site.call.name}_weight")
     added = rounded(bias.double() + shift @ held, site.dtype("self"), f"{site.call.name}_bias")
-    return Moved((site.rewrite(self=added, mat2=new),))
+    return Propagated((site.rewrite(self=added, mat2=new),))
 
 
-def _matmul_why_not(site: Site) -> str | None:
+def _matmul_why_not(site: Match) -> str | None:
     left, right = matmul_operands(site)
     reason = only_as(site, left)
     if reason is not None:
@@ -137,7 +137,7 @@ def _matmul_why_not(site: Site) -> str | None:
     return site.wrong_axis(rank_of(site.node(left)) - 1)
 
 
-def _matmul_moved(site: Site) -> Moved:
+def _matmul_moved(site: Match) -> Propagated:
     left, right = matmul_operands(site)
     weight = site.weight(right)
     scale, shift = site.along(-1, site.node(left))
@@ -145,17 +145,17 @@ def _matmul_moved(site: Site) -> Moved:
     scaled = held * scale.reshape(-1, 1)
     added = _plus(site, None, shift @ held, site.dtype(right))
     if added is None:
-        return Moved((site.rewrite(**{right: rounded_weight(scaled, site.dtype(right), 1, name)}),))
+        return Propagated((site.rewrite(**{right: rounded_weight(scaled, site.dtype(right), 1, name)}),))
     new = rounded_weight(scaled.t(), site.dtype(right), 0, name)
-    return Moved((site.rewrite(aten.linear.default, input=site.node(left), weight=new, bias=added),))
+    return Propagated((site.rewrite(aten.linear.default, input=site.node(left), weight=new, bias=added),))
 
 
-def _batch_norm_why_not(site: Site) -> str | None:
+def _batch_norm_why_not(site: Match) -> str | None:
     norm = Norm(site.call, site.call, site.call.name)
     return only_as(site, "input") or why_never(norm, site.constants) or site.wrong_axis(1)
 
 
-def _batch_norm_moved(site: Site) -> Moved:
+def _batch_norm_moved(site: Match) -> Propagated:
     """Two norms become one: with its statistics kept, gamma and beta of the later one take the earlier one's map."""
     mean = site.weight("running_mean")
     own = affine_of(Norm(site.call, site.call, site.call.name), site.constants)
@@ -169,7 +169,7 @@ def _batch_norm_moved(site: Site) -> Moved:
     beta = own_scale * shift + own_shift + own_scale * scale * mean.double()
     weight = rounded(gamma.double() * scale, dtype, f"{site.call.name}_weight")
     bias = rounded(beta, dtype, f"{site.call.name}_bias")
-    return Moved((site.rewrite(weight=weight, bias=bias),))
+    return Propagated((site.rewrite(weight=weight, bias=bias),))
 
 
 DOWN_RULES = (

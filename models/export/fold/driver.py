@@ -31,9 +31,9 @@ from foldserve.models.export.fold.joins import JOIN_DOWN, JOIN_UP
 from foldserve.models.export.fold.norms import batch_norms
 from foldserve.models.export.fold.pads import PAD_DOWN, PAD_UP
 from foldserve.models.export.fold.parallel import beside, is_summed
-from foldserve.models.export.fold.plan import Plan, Refused
+from foldserve.models.export.fold.plan import NotFoldable, Plan
 from foldserve.models.export.fold.recurrent import RECURRENT_DOWN
-from foldserve.models.export.fold.report import FoldReport, Left
+from foldserve.models.export.fold.report import FoldReport, Unfolded
 from foldserve.models.export.fold.rules import table
 from foldserve.models.export.fold.search import Search
 from foldserve.models.export.fold.up import UP_RULES
@@ -83,12 +83,13 @@ def fold_batch_norms(gm: fx.GraphModule) -> FoldReport:
         gm.recompile()
     for name, inner in nested_graphs(gm):
         left += [
-            Left(norm.where, f"it is inside {name}, a branch of control flow") for norm in batch_norms(inner)
+            Unfolded(norm.where, f"it is inside {name}, a branch of control flow")
+            for norm in batch_norms(inner)
         ]
     return FoldReport(found, found - len(left), tuple(left))
 
 
-def _fold_until_stable(gm: fx.GraphModule) -> list[Left]:
+def _fold_until_stable(gm: fx.GraphModule) -> list[Unfolded]:
     """Fold until a whole pass changes nothing; then the norms that are left, with their reasons."""
     while True:
         left, changed = _fold_norms(gm)
@@ -96,10 +97,10 @@ def _fold_until_stable(gm: fx.GraphModule) -> list[Left]:
             return left
 
 
-def _fold_norms(gm: fx.GraphModule) -> tuple[list[Left], bool]:
+def _fold_norms(gm: fx.GraphModule) -> tuple[list[Unfolded], bool]:
     """One pass over the batch norms: those that stay, and whether any was folded."""
     constants = Constants(gm)
-    left: list[Left] = []
+    left: list[Unfolded] = []
     changed = False
     for norm in batch_norms(gm):
         if norm.value._erased:  # folded together with another
@@ -107,8 +108,8 @@ def _fold_norms(gm: fx.GraphModule) -> tuple[list[Left], bool]:
         try:
             _plan(norm_candidate(norm, constants), constants).apply(gm)
             changed = True
-        except Refused as refused:
-            left.append(Left(norm.where, str(refused)))
+        except NotFoldable as refused:
+            left.append(Unfolded(norm.where, str(refused)))
     return left, changed
 
 
@@ -119,7 +120,7 @@ def _fold_constants(gm: fx.GraphModule) -> bool:
     for candidate in constant_candidates(gm, constants):
         try:
             plan = _plan(candidate, constants)
-        except Refused:
+        except NotFoldable:
             continue
         if not plan.copies_shared():
             plan.apply(gm)
@@ -128,24 +129,24 @@ def _fold_constants(gm: fx.GraphModule) -> bool:
 
 
 def _plan(candidate: Candidate, constants: Constants) -> Plan:
-    """The first plan that folds candidate. Raises Refused with all the reasons when there is none."""
+    """The first plan that folds candidate. Raises NotFoldable with all the reasons when there is none."""
     search = Search(_UP, _DOWN, constants)
     value, source, affine = candidate.value, candidate.source, candidate.affine
     reasons = []
     try:
         return search.up(value, source, affine, candidate.call)
-    except Refused as refused:
+    except NotFoldable as refused:
         reasons.append(f"before it, {refused}")
     try:
         return search.down(value, source, affine)
-    except Refused as refused:
+    except NotFoldable as refused:
         reasons.append(f"after it, {refused}")
     try:
         return beside(candidate, constants)
-    except Refused as refused:
+    except NotFoldable as refused:
         if is_summed(candidate):
             reasons.append(f"beside it, {refused}")
-    raise Refused("; ".join(reasons))
+    raise NotFoldable("; ".join(reasons))
 
 
 def _drop_no_ops(gm: fx.GraphModule) -> None:

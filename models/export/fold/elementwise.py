@@ -25,8 +25,8 @@ from foldserve.models.export.fold.graph import (
     shape_of,
     static,
 )
-from foldserve.models.export.fold.plan import Bypass, Refused
-from foldserve.models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
+from foldserve.models.export.fold.plan import Bypass, NotFoldable
+from foldserve.models.export.fold.rules import Alternative, DownRule, Goal, Match, Propagated, UpRule
 
 _ADD = frozenset({aten.add.Tensor, aten.add.Scalar})
 _SUB = frozenset({aten.sub.Tensor, aten.sub.Scalar})
@@ -99,7 +99,7 @@ def onto(affine: Affine, operand: fx.Node, call: fx.Node) -> Affine:
     sizes = shape_of(operand)
     for axis in affine.axes:
         if axis < added or static(sizes[axis - added]) != affine.scale.shape[axis]:
-            raise Refused(f"{describe(operand)} is broadcast along the norm's axis in {describe(call)}")
+            raise NotFoldable(f"{describe(operand)} is broadcast along the norm's axis in {describe(call)}")
     return affine.map(lambda tensor: tensor.reshape(tensor.shape[added:]))
 
 
@@ -120,10 +120,10 @@ def summands(call: fx.Node) -> tuple[tuple[fx.Node, float], tuple[fx.Node, float
     return (left, 1.0), (right, -float(alpha) if call.target in _SUB else float(alpha))
 
 
-def _with_constant(site: Site, source: fx.Node, own: Affine) -> list[Step]:
+def _with_constant(site: Match, source: fx.Node, own: Affine) -> list[Alternative]:
     """The ways of a map through m(x) = k * x + d, the one that removes the call first."""
     call, affine = site.call, site.affine
-    steps = [Step((Bypass(call, source),), (Demand(source, affine.after(own), call),))]
+    steps = [Alternative((Bypass(call, source),), (Goal(source, affine.after(own), call),))]
     if call.target in SUMS:
         steps.append(_shift_kept(site, source, own))
     else:
@@ -131,30 +131,30 @@ def _with_constant(site: Site, source: fx.Node, own: Affine) -> list[Step]:
             steps.append(_scale_kept(site, source, own))
         if bool((own.scale != 0).all()):
             inner = Affine.of(affine.scale, affine.shift / own.scale)
-            steps.append(Step(demands=(Demand(source, inner, call),)))
+            steps.append(Alternative(demands=(Goal(source, inner, call),)))
     return steps
 
 
-def _shift_kept(site: Site, source: fx.Node, own: Affine) -> Step:
+def _shift_kept(site: Match, source: fx.Node, own: Affine) -> Alternative:
     """a * (x + d) + c = a * x + (a * d + c): the constant takes the shift, what is before only the scale."""
     constant = rounded(
         site.affine.scale * own.shift + site.affine.shift,
         dtype_of(site.call),
         f"{site.call.name}_shift",
     )
-    demand = Demand(
+    demand = Goal(
         source, Affine.of(site.affine.scale * own.scale, torch.zeros_like(site.affine.shift)), site.call
     )
-    return Step((site.rewrite(aten.add.Tensor, self=source, other=constant, alpha=1),), (demand,))
+    return Alternative((site.rewrite(aten.add.Tensor, self=source, other=constant, alpha=1),), (demand,))
 
 
-def _scale_kept(site: Site, source: fx.Node, own: Affine) -> Step:
+def _scale_kept(site: Match, source: fx.Node, own: Affine) -> Alternative:
     """a * (k * x) = (a * k) * x: the constant takes the scale, and nothing is asked of what is before."""
     constant = rounded(site.affine.scale * own.scale, dtype_of(site.call), f"{site.call.name}_scale")
-    return Step((site.rewrite(aten.mul.Tensor, self=source, other=constant),))
+    return Alternative((site.rewrite(aten.mul.Tensor, self=source, other=constant),))
 
 
-def _up_steps(site: Site) -> list[Step]:
+def _up_steps(site: Match) -> list[Alternative]:
     own = own_map(site.call, site.constants)
     if own is not None:
         return _with_constant(site, *own)
@@ -163,67 +163,67 @@ def _up_steps(site: Site) -> list[Step]:
     return _product_steps(site)
 
 
-def _operands(site: Site) -> tuple[fx.Node, fx.Node]:
+def _operands(site: Match) -> tuple[fx.Node, fx.Node]:
     """The two different tensors that a call combines."""
     left: fx.Node = site.arguments["self"]
     right: Any = site.arguments.get("other")
     if not is_tensor(left) or not is_tensor(right) or left is right:
-        raise Refused(f"{describe(site.call)} does not combine two different tensors")
+        raise NotFoldable(f"{describe(site.call)} does not combine two different tensors")
     return left, right
 
 
-def _product_steps(site: Site) -> list[Step]:
+def _product_steps(site: Match) -> list[Alternative]:
     """a * (l * r): a goes to one of the two, a divisor excepted."""
     call = site.call
     if site.affine.has_shift:
-        raise Refused(f"the norm shifts, which {describe(call)} of two tensors does not commute with")
+        raise NotFoldable(f"the norm shifts, which {describe(call)} of two tensors does not commute with")
     left, right = _operands(site)
 
-    def into(side: fx.Node) -> tuple[Demand, ...]:
-        return (Demand(side, onto(site.affine, side, call), call),)
+    def into(side: fx.Node) -> tuple[Goal, ...]:
+        return (Goal(side, onto(site.affine, side, call), call),)
 
     ways = [lambda: into(left), lambda: into(right)]
     return _possible(ways[:1] if call.target in _DIV else ways)
 
 
-def _sum_steps(site: Site) -> list[Step]:
+def _sum_steps(site: Match) -> list[Alternative]:
     """a * (p * l + q * r) + c: a goes to both, c / p to l, or c / q to r."""
     call, affine = site.call, site.affine
     terms = summands(call)
     if terms is None:
-        raise Refused(f"{describe(call)} does not add two different tensors")
+        raise NotFoldable(f"{describe(call)} does not add two different tensors")
     plain = affine.scale_only()
 
-    def shift_into(chosen: int) -> tuple[Demand, ...]:
+    def shift_into(chosen: int) -> tuple[Goal, ...]:
         demands = []
         for place, (operand, coefficient) in enumerate(terms):
             wanted = plain
             if place == chosen and affine.has_shift:
                 if coefficient == 0:
-                    raise Refused(f"{describe(call)} multiplies {describe(operand)} by 0")
+                    raise NotFoldable(f"{describe(call)} multiplies {describe(operand)} by 0")
                 wanted = affine.with_shift(affine.shift / coefficient)
-            demands.append(Demand(operand, onto(wanted, operand, call), call))
+            demands.append(Goal(operand, onto(wanted, operand, call), call))
         return tuple(demands)
 
     ways = [lambda: shift_into(0), lambda: shift_into(1)]
     return _possible(ways if affine.has_shift else ways[:1])
 
 
-def _possible(ways: Sequence[Callable[[], tuple[Demand, ...]]]) -> list[Step]:
+def _possible(ways: Sequence[Callable[[], tuple[Goal, ...]]]) -> list[Alternative]:
     """The steps of those ways that do not refuse; when all do, the first one's reason."""
-    steps: list[Step] = []
-    reason: Refused | None = None
+    steps: list[Alternative] = []
+    reason: NotFoldable | None = None
     for way in ways:
         try:
-            steps.append(Step(demands=way()))
-        except Refused as refused:
+            steps.append(Alternative(demands=way()))
+        except NotFoldable as refused:
             reason = reason or refused
     if not steps and reason is not None:
         raise reason
     return steps
 
 
-def _moved(site: Site) -> Moved:
+def _moved(site: Match) -> Propagated:
     own = own_map(site.call, site.constants)
     if own is not None:
         return _constant_moved(site, *own)
@@ -235,20 +235,22 @@ def _moved(site: Site) -> Moved:
         (left, p), (right, q) = terms
         of_left, of_right = here.get(left, identity), here.get(right, identity)
         if not of_left.scales_like(of_right):
-            raise Refused(f"{describe(site.call)} adds another tensor to it")
-        return Moved(outputs={None: Affine.of(of_left.scale, p * of_left.shift + q * of_right.shift)})
+            raise NotFoldable(f"{describe(site.call)} adds another tensor to it")
+        return Propagated(outputs={None: Affine.of(of_left.scale, p * of_left.shift + q * of_right.shift)})
     left, right = _operands(site)
     of_left, of_right = here.get(left, identity), here.get(right, identity)
     if of_left.has_shift or of_right.has_shift:
-        raise Refused(f"the norm shifts, which {describe(site.call)} of two tensors does not commute with")
+        raise NotFoldable(
+            f"the norm shifts, which {describe(site.call)} of two tensors does not commute with"
+        )
     if site.call.target in _MUL:
-        return Moved(outputs={None: of_left.after(of_right)})
+        return Propagated(outputs={None: of_left.after(of_right)})
     if right in here:
-        raise Refused(f"{describe(site.call)} divides by it")
-    return Moved(outputs={None: of_left})
+        raise NotFoldable(f"{describe(site.call)} divides by it")
+    return Propagated(outputs={None: of_left})
 
 
-def _constant_moved(site: Site, source: fx.Node, own: Affine) -> Moved:
+def _constant_moved(site: Match, source: fx.Node, own: Affine) -> Propagated:
     """k * (a * x + c) + d: into the constant where it has room for it, else on as one map of x, without the call."""
     call, affine = site.call, site.affine
     adds = call.target in SUMS
@@ -260,11 +262,11 @@ def _constant_moved(site: Site, source: fx.Node, own: Affine) -> Moved:
         target: Any = aten.add.Tensor if adds else aten.mul.Tensor
         constant = rounded(both.shift if adds else both.scale, dtype_of(call), name)
         changes: dict[str, Any] = {"self": source, "other": constant} | ({"alpha": 1} if adds else {})
-        return Moved((site.rewrite(target, **changes),))
-    return Moved((Bypass(call, source),), {None: both})
+        return Propagated((site.rewrite(target, **changes),))
+    return Propagated((Bypass(call, source),), {None: both})
 
 
-def _up_why_not(site: Site) -> str | None:
+def _up_why_not(site: Match) -> str | None:
     if site.call.target in _NEG and own_map(site.call, site.constants) is None:
         return f"{describe(site.call)} changes the dtype"
     return None

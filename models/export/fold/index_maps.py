@@ -11,22 +11,22 @@ import torch
 from foldserve.models.export.fold.affine import Affine
 from foldserve.models.export.fold.commuting import Commuting, first
 from foldserve.models.export.fold.graph import aten, axis_in, describe, rank_of, shape_of, static
-from foldserve.models.export.fold.plan import Refused
-from foldserve.models.export.fold.rules import Site
+from foldserve.models.export.fold.plan import NotFoldable
+from foldserve.models.export.fold.rules import Match
 from foldserve.models.export.fold.views import through_view
 
 
-def _view_to_input(site: Site) -> Affine:
+def _view_to_input(site: Match) -> Affine:
     source = site.node(first(site))
     return through_view(site.affine, shape_of(site.value), shape_of(source))
 
 
-def _view_to_output(site: Site) -> Affine:
+def _view_to_output(site: Match) -> Affine:
     source = site.node(first(site))
     return through_view(site.affine, shape_of(source), shape_of(site.call))
 
 
-def _permutation(site: Site) -> list[int]:
+def _permutation(site: Match) -> list[int]:
     """perm, as in output axis i = input axis perm[i]."""
     values, rank = site.arguments, rank_of(site.call)
     if site.call.target is aten.permute.default:
@@ -39,18 +39,18 @@ def _permutation(site: Site) -> list[int]:
     return perm
 
 
-def _permute_to_input(site: Site) -> Affine:
+def _permute_to_input(site: Match) -> Affine:
     perm = _permutation(site)
     inverse = [perm.index(axis) for axis in range(len(perm))]
     return site.affine.map(lambda tensor: tensor.permute(inverse))
 
 
-def _permute_to_output(site: Site) -> Affine:
+def _permute_to_output(site: Match) -> Affine:
     perm = _permutation(site)
     return site.affine.map(lambda tensor: tensor.permute(perm))
 
 
-def _shuffled(site: Site) -> tuple[int, torch.Tensor]:
+def _shuffled(site: Match) -> tuple[int, torch.Tensor]:
     """(axis, index) with output[..., i, ...] = input[..., index[i], ...] along axis."""
     values, target = site.arguments, site.call.target
     source = site.node("self")
@@ -59,14 +59,14 @@ def _shuffled(site: Site) -> tuple[int, torch.Tensor]:
         dims = [axis_in(dim, rank_of(source)) for dim in values["dims"]]
         varying = [axis for axis in site.affine.axes if axis in dims]
         if len(varying) > 1 or (target is aten.roll.default and not dims):
-            raise Refused(f"{describe(site.call)} moves several axes of the norm")
+            raise NotFoldable(f"{describe(site.call)} moves several axes of the norm")
         axis = varying[0] if varying else dims[0]
     if target is aten.index_select.default:
         axis = axis_in(values["dim"], rank_of(source))
     size = static(shape_of(source)[axis])
     if size is None:
         if axis in site.affine.axes:
-            raise Refused(f"{describe(site.call)} reorders an axis of dynamic size")
+            raise NotFoldable(f"{describe(site.call)} reorders an axis of dynamic size")
         return axis, torch.zeros(1, dtype=torch.long)
     index = torch.arange(size)
     if target is aten.flip.default:
@@ -75,24 +75,24 @@ def _shuffled(site: Site) -> tuple[int, torch.Tensor]:
         # A dim may be named twice, and is then rolled twice.
         shifts = [shift for dim, shift in zip(dims, values["shifts"], strict=True) if dim == axis]
         if not all(isinstance(shift, int) for shift in shifts):
-            raise Refused(f"{describe(site.call)} rolls by a dynamic number")
+            raise NotFoldable(f"{describe(site.call)} rolls by a dynamic number")
         return axis, index.roll(sum(shifts))
     if target is aten.index_select.default:
         chosen = site.constants.value(values["index"])
         if chosen is None:
-            raise Refused(f"{describe(site.call)} picks by an index that is not a constant")
+            raise NotFoldable(f"{describe(site.call)} picks by an index that is not a constant")
         return axis, chosen.reshape(-1).long() % size
     return axis, index.reshape(values["groups"], -1).t().reshape(-1)
 
 
-def _shuffle_to_output(site: Site) -> Affine:
+def _shuffle_to_output(site: Match) -> Affine:
     axis, index = _shuffled(site)
     if axis not in site.affine.axes:
         return site.affine
     return site.affine.map(lambda tensor: tensor.index_select(axis, index))
 
 
-def _shuffle_to_input(site: Site) -> Affine:
+def _shuffle_to_input(site: Match) -> Affine:
     axis, index = _shuffled(site)
     if axis not in site.affine.axes:
         return site.affine
@@ -108,14 +108,16 @@ def _shuffle_to_input(site: Site) -> Affine:
     # An entry that is picked twice must be wanted the same way twice.
     for wanted, made in ((site.affine.scale, moved.scale), (site.affine.shift, moved.shift)):
         if not torch.equal(made.index_select(axis, index), wanted):
-            raise Refused(f"{describe(site.call)} repeats channels that the norm treats differently")
+            raise NotFoldable(f"{describe(site.call)} repeats channels that the norm treats differently")
     return Affine.of(moved.scale, moved.shift)
 
 
-def _pixel_axis(site: Site, rank: int) -> int:
+def _pixel_axis(site: Match, rank: int) -> int:
     axis = rank - 3
     if any(mine != axis for mine in site.affine.axes):
-        raise Refused(f"{describe(site.call)} moves pixels into channels, and the norm varies over pixels")
+        raise NotFoldable(
+            f"{describe(site.call)} moves pixels into channels, and the norm varies over pixels"
+        )
     return axis
 
 
@@ -123,26 +125,26 @@ def _cut_axis(tensor: torch.Tensor, axis: int, sizes: tuple[int, int]) -> torch.
     return tensor.reshape(*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
 
 
-def _blocks_merged(site: Site, axis: int, block: int) -> Affine:
+def _blocks_merged(site: Match, axis: int, block: int) -> Affine:
     """The map with each run of block channels taken as one; they must agree."""
     if axis not in site.affine.axes:
         return site.affine
     blocks = site.affine.map(lambda tensor: _cut_axis(tensor, axis, (-1, block)))
     if axis + 1 in blocks.axes:
-        raise Refused(
+        raise NotFoldable(
             f"{describe(site.call)} spreads channels over pixels, and the norm treats them differently"
         )
     return blocks.map(lambda tensor: tensor.squeeze(axis + 1))
 
 
-def _blocks_spread(site: Site, axis: int, block: int) -> Affine:
+def _blocks_spread(site: Match, axis: int, block: int) -> Affine:
     """The map with each channel repeated block times."""
     if axis not in site.affine.axes:
         return site.affine
     return site.affine.map(lambda tensor: tensor.repeat_interleave(block, axis))
 
 
-def _pixels(site: Site) -> tuple[int, int]:
+def _pixels(site: Match) -> tuple[int, int]:
     values = site.arguments
     factor = values[
         "upscale_factor" if site.call.target is aten.pixel_shuffle.default else "downscale_factor"
@@ -150,16 +152,16 @@ def _pixels(site: Site) -> tuple[int, int]:
     return _pixel_axis(site, rank_of(site.call)), factor * factor
 
 
-def _expand_to_input(site: Site) -> Affine:
+def _expand_to_input(site: Match) -> Affine:
     source = site.node("self")
     added = rank_of(site.call) - rank_of(source)
     repeated = _repeated_axes(site)
     if any(axis in repeated for axis in site.affine.axes):
-        raise Refused(f"{describe(site.call)} repeats along the norm's axis")
+        raise NotFoldable(f"{describe(site.call)} repeats along the norm's axis")
     return site.affine.map(lambda tensor: tensor.reshape(tensor.shape[added:]))
 
 
-def _expand_to_output(site: Site) -> Affine:
+def _expand_to_output(site: Match) -> Affine:
     source = site.node("self")
     added = rank_of(site.call) - rank_of(source)
     lifted = site.affine.map(lambda tensor: tensor.reshape([1] * added + list(tensor.shape)))
@@ -168,17 +170,17 @@ def _expand_to_output(site: Site) -> Affine:
     for axis in lifted.axes:
         count = _repeats(site)[axis]
         if not isinstance(count, int):
-            raise Refused(f"{describe(site.call)} repeats the norm's axis a dynamic number of times")
+            raise NotFoldable(f"{describe(site.call)} repeats the norm's axis a dynamic number of times")
         lifted = lifted.map(lambda tensor, axis=axis, count=count: torch.cat([tensor] * count, axis))  # type: ignore[misc]
     return lifted
 
 
-def _repeats(site: Site) -> list[Any]:
+def _repeats(site: Match) -> list[Any]:
     counts = list(site.arguments["repeats" if site.call.target is aten.repeat.default else "dims"])
     return [1] * (rank_of(site.call) - len(counts)) + counts
 
 
-def _repeated_axes(site: Site) -> set[int]:
+def _repeated_axes(site: Match) -> set[int]:
     """The output axes along which one input entry is read more than once."""
     source = site.node("self")
     added = rank_of(site.call) - rank_of(source)
@@ -188,7 +190,7 @@ def _repeated_axes(site: Site) -> set[int]:
     return {axis for axis in range(rank_of(site.call)) if axis < added or static(sizes[axis - added]) == 1}
 
 
-def _always(site: Site) -> str | None:
+def _always(site: Match) -> str | None:
     return None
 
 

@@ -26,8 +26,8 @@ from foldserve.models.export.fold.graph import (
     shape_of,
     static,
 )
-from foldserve.models.export.fold.plan import Refused
-from foldserve.models.export.fold.rules import Demand, DownRule, Moved, Site, Step, UpRule
+from foldserve.models.export.fold.plan import NotFoldable
+from foldserve.models.export.fold.rules import Alternative, DownRule, Goal, Match, Propagated, UpRule
 
 _JOINS = frozenset({aten.cat.default, aten.stack.default})
 _SPLITS = frozenset(
@@ -97,11 +97,11 @@ def _sizes_before(call: fx.Node, output: int, axis: int) -> list[int | torch.Sym
 
 
 def _other_parts(whole: fx.Node, call: fx.Node, output: int | None, value: fx.Node) -> list[Part]:
-    """What the other readers of whole read. Raises Refused when one reads all of it."""
+    """What the other readers of whole read. Raises NotFoldable when one reads all of it."""
     found = []
     for reader in readers(whole):
         if not is_call(reader, *_PARTS) or arguments(reader)["self"] is not whole:
-            raise Refused(f"{describe(whole)} is also read by {describe(reader)}")
+            raise NotFoldable(f"{describe(whole)} is also read by {describe(reader)}")
         if reader.target in _SPLITS:
             for index, nodes in parts(reader).items():
                 found += [part_of(reader, index, node) for node in nodes if node is not value]
@@ -110,7 +110,7 @@ def _other_parts(whole: fx.Node, call: fx.Node, output: int | None, value: fx.No
     return found
 
 
-def _part_steps(site: Site) -> list[Step]:
+def _part_steps(site: Match) -> list[Alternative]:
     part = part_of(site.call, site.output, site.value)
     others = _other_parts(part.whole, site.call, site.output, site.value)
     lifted = site.affine
@@ -118,22 +118,22 @@ def _part_steps(site: Site) -> list[Step]:
         lifted = lifted.map(lambda tensor: tensor.unsqueeze(part.axis))
     steps = []
     if not others and part.axis not in lifted.axes:
-        steps.append(Step(demands=(Demand(part.whole, lifted, None),)))
+        steps.append(Alternative(demands=(Goal(part.whole, lifted, None),)))
     total = static(shape_of(part.whole)[part.axis])
     if part.start is not None and part.size is not None and total is not None:
         if all(part.apart_from(other) for other in others):
             padded = lifted.padded(part.axis, part.start, part.size, total)
-            steps.append(Step(demands=(Demand(part.whole, padded, None),)))
+            steps.append(Alternative(demands=(Goal(part.whole, padded, None),)))
         elif not steps:
-            raise Refused(f"{describe(part.whole)} is also read where {describe(site.call)} reads it")
+            raise NotFoldable(f"{describe(part.whole)} is also read where {describe(site.call)} reads it")
     if not steps:
-        raise Refused(
+        raise NotFoldable(
             f"{describe(part.whole)} is also read elsewhere, and {describe(site.call)} has a dynamic place"
         )
     return steps
 
 
-def _part_moved(site: Site) -> Moved:
+def _part_moved(site: Match) -> Propagated:
     outputs: dict[int | None, Affine] = {}
     values = parts(site.call) if site.call.target in _SPLITS else {None: [site.call]}
     for output, nodes in values.items():
@@ -141,37 +141,37 @@ def _part_moved(site: Site) -> Moved:
         cut = site.affine
         if part.axis in cut.axes:
             if part.start is None or part.size is None:
-                raise Refused(f"{describe(site.call)} reads a dynamic place of the norm's axis")
+                raise NotFoldable(f"{describe(site.call)} reads a dynamic place of the norm's axis")
             cut = cut.cut(part.axis, part.start, part.size)
         if not part.keeps_axis:
             cut = cut.map(lambda tensor, axis=part.axis: tensor.squeeze(axis))  # type: ignore[misc]
         outputs[output] = cut
-    return Moved(outputs=outputs)
+    return Propagated(outputs=outputs)
 
 
-def _part_down_why_not(site: Site) -> str | None:
+def _part_down_why_not(site: Match) -> str | None:
     if site.arguments["self"] not in site.inputs:
         return f"{describe(site.call)} takes it as an index"
     return None
 
 
-def _operands(site: Site) -> tuple[list[fx.Node], int]:
+def _operands(site: Match) -> tuple[list[fx.Node], int]:
     """The joined tensors and the axis, in the output, along which they are joined."""
     operands = list(site.arguments["tensors"])
     axis = axis_in(site.arguments["dim"], rank_of(site.call))
     expected = rank_of(site.call) - (site.call.target is aten.stack.default)
     if not all(is_tensor(operand) and rank_of(operand) == expected for operand in operands):
-        raise Refused(f"{describe(site.call)} joins tensors of different ranks")
+        raise NotFoldable(f"{describe(site.call)} joins tensors of different ranks")
     return operands, axis
 
 
-def _sizes(site: Site, operands: list[fx.Node], axis: int) -> list[int | None]:
+def _sizes(site: Match, operands: list[fx.Node], axis: int) -> list[int | None]:
     if site.call.target is aten.stack.default:
         return [1] * len(operands)
     return [static(shape_of(operand)[axis]) for operand in operands]
 
 
-def _join_steps(site: Site) -> list[Step]:
+def _join_steps(site: Match) -> list[Alternative]:
     operands, axis = _operands(site)
     demands, start = [], 0
     sizes = _sizes(site, operands, axis)
@@ -179,16 +179,16 @@ def _join_steps(site: Site) -> list[Step]:
         mine = site.affine
         if axis in site.affine.axes:
             if size is None:
-                raise Refused(f"{describe(site.call)} joins along the norm's axis, by dynamic sizes")
+                raise NotFoldable(f"{describe(site.call)} joins along the norm's axis, by dynamic sizes")
             mine = site.affine.cut(axis, start, size)
             start += size
         if site.call.target is aten.stack.default:
             mine = mine.map(lambda tensor: tensor.squeeze(axis))
-        demands.append(Demand(operand, mine, site.call))
-    return [Step(demands=tuple(demands))]
+        demands.append(Goal(operand, mine, site.call))
+    return [Alternative(demands=tuple(demands))]
 
 
-def _join_moved(site: Site) -> Moved:
+def _join_moved(site: Match) -> Propagated:
     operands, axis = _operands(site)
     rank = rank_of(site.call)
     maps = []
@@ -202,8 +202,8 @@ def _join_moved(site: Site) -> Moved:
     sizes = _sizes(site, operands, axis)
     if None in sizes:
         if all(torch.equal(m.scale, maps[0].scale) and torch.equal(m.shift, maps[0].shift) for m in maps):
-            return Moved(outputs={None: maps[0]})
-        raise Refused(f"{describe(site.call)} joins it with others by dynamic sizes")
+            return Propagated(outputs={None: maps[0]})
+        raise NotFoldable(f"{describe(site.call)} joins it with others by dynamic sizes")
     shape = common_shape(*(m.scale.narrow(axis, 0, 1) for m in maps))
     pieces = []
     for mine, size in zip(maps, sizes, strict=True):
@@ -211,10 +211,10 @@ def _join_moved(site: Site) -> Moved:
         shape[axis] = size
         pieces.append((mine.scale.expand(shape), mine.shift.expand(shape)))
     scale, shift = (torch.cat(tensors, axis) for tensors in zip(*pieces, strict=True))
-    return Moved(outputs={None: Affine.of(scale, shift)})
+    return Propagated(outputs={None: Affine.of(scale, shift)})
 
 
-def _always(site: Site) -> str | None:
+def _always(site: Match) -> str | None:
     return None
 
 

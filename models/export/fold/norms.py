@@ -14,7 +14,7 @@ from torch import fx
 from foldserve.models.export.fold.affine import Affine
 from foldserve.models.export.fold.constants import Constants
 from foldserve.models.export.fold.graph import arguments, aten, is_call, module_path, parts, rank_of, readers
-from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.plan import NotFoldable
 
 _SINGLE_OUTPUT = frozenset({aten.batch_norm.default})
 _EVALUATING = frozenset(
@@ -89,7 +89,7 @@ def why_never(norm: Norm, constants: Constants) -> str | None:
 
 
 def affine_of(norm: Norm, constants: Constants) -> Affine:
-    """a and c of norm along axis 1. Raises Refused when they are not finite."""
+    """a and c of norm along axis 1. Raises NotFoldable when they are not finite."""
     values = arguments(norm.call)
     mean, var = constants.value(values["running_mean"]), constants.value(values["running_var"])
     assert mean is not None, "why_never was asked first"
@@ -105,5 +105,5 @@ def affine_of(norm: Norm, constants: Constants) -> Affine:
     shape[1] = -1
     affine = Affine.of(scale.reshape(shape), shift.reshape(shape))
     if not affine.is_finite:
-        raise Refused("its scale or shift is not finite (a variance of zero with eps 0?)")
+        raise NotFoldable("its scale or shift is not finite (a variance of zero with eps 0?)")
     return affine

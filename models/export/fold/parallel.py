@@ -29,8 +29,8 @@ from foldserve.models.export.fold.graph import (
     same_shape,
     uses,
 )
-from foldserve.models.export.fold.plan import Bypass, Edit, Plan, Refused, Rewrite
-from foldserve.models.export.fold.rules import Site
+from foldserve.models.export.fold.plan import Bypass, Edit, NotFoldable, Plan, Rewrite
+from foldserve.models.export.fold.rules import Match
 from foldserve.models.export.fold.up import CONVOLUTIONS, channel_axis, is_transposed, not_constant
 
 
@@ -43,19 +43,19 @@ class _Term:
 
 
 def beside(candidate: Candidate, constants: Constants) -> Plan:
-    """A plan that puts candidate into a convolution it is added to. Raises Refused with the reason."""
+    """A plan that puts candidate into a convolution it is added to. Raises NotFoldable with the reason."""
     candidate = _with_those_behind(candidate, constants)
     value = candidate.value
     taken_by = _only_reader(value)
     if taken_by is None or summands(taken_by) is None:
-        raise Refused("it is not a term of a sum")
-    reason: Refused | None = None
+        raise NotFoldable("it is not a term of a sum")
+    reason: NotFoldable | None = None
     for term in _other_terms(value):
         try:
             return Plan((_merged(candidate, term, constants), _without(value, taken_by)))
-        except Refused as refused:
+        except NotFoldable as refused:
             reason = reason or refused
-    raise reason or Refused("no other term of the sum is a convolution of its input")
+    raise reason or NotFoldable("no other term of the sum is a convolution of its input")
 
 
 def _with_those_behind(candidate: Candidate, constants: Constants) -> Candidate:
@@ -120,7 +120,7 @@ def _terms_of(node: fx.Node, ratio: float, reader: fx.Node) -> Iterator[_Term]:
 def _merged(candidate: Candidate, term: _Term, constants: Constants) -> Edit:
     """The convolution (or linear layer) of term with the norm in its middle tap."""
     call = term.node
-    site = Site(call, call, None, candidate.affine, constants)
+    site = Match(call, call, None, candidate.affine, constants)
     if is_call(call, *CONVOLUTIONS):
         reason = _conv_why_not(site, candidate.source)
     elif is_call(call, aten.linear.default):
@@ -128,7 +128,7 @@ def _merged(candidate: Candidate, term: _Term, constants: Constants) -> Edit:
     else:
         reason = f"{describe(call)} is not a convolution"
     if reason is not None:
-        raise Refused(reason)
+        raise NotFoldable(reason)
     weight, bias = site.weight("weight"), site.optional_weight("bias")
     axis = channel_axis(call, weight) if is_call(call, *CONVOLUTIONS) else rank_of(call) - 1
     scale, shift = site.along(axis, call)
@@ -141,7 +141,7 @@ def _merged(candidate: Candidate, term: _Term, constants: Constants) -> Edit:
     return site.rewrite(weight=new_weight, bias=rounded(moved, site.dtype("weight"), f"{call.name}_bias"))
 
 
-def _conv_why_not(site: Site, source: fx.Node) -> str | None:
+def _conv_why_not(site: Match, source: fx.Node) -> str | None:
     call, values = site.call, site.arguments
     if values["input"] is not source:
         return f"{describe(call)} is not a convolution of the norm's input"
@@ -169,7 +169,7 @@ def _conv_why_not(site: Site, source: fx.Node) -> str | None:
     return site.wrong_axis(channel_axis(call, weight))
 
 
-def _linear_why_not(site: Site, source: fx.Node) -> str | None:
+def _linear_why_not(site: Match, source: fx.Node) -> str | None:
     if site.arguments["input"] is not source:
         return f"{describe(site.call)} is not a layer of the norm's input"
     reason = not_constant(site, "weight", "bias")
@@ -184,7 +184,7 @@ def _without(value: fx.Node, taken_by: fx.Node) -> Edit:
     assert terms is not None, "the caller has seen the sum"
     _, ((other, coefficient),) = _split(terms, value)
     if not same_shape(other, taken_by):
-        raise Refused(f"{describe(taken_by)} broadcasts its other term")
+        raise NotFoldable(f"{describe(taken_by)} broadcasts its other term")
     if coefficient == 1:
         return Bypass(taken_by, other)
     return Rewrite(taken_by, aten.mul.Scalar, (other, coefficient))

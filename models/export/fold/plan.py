@@ -20,7 +20,7 @@ from torch.fx.node import map_aggregate
 from foldserve.models.export.fold.exact import Lost, keep
 
 
-class Refused(Exception):
+class NotFoldable(Exception):
     """A fold that would not be exact, or not possible; str() is the reason that the report lists."""
 
 
@@ -77,12 +77,12 @@ class Plan:
     edits: tuple[Edit, ...] = ()
 
     def plus(self, edits: Iterable[Edit]) -> Plan:
-        """This plan and edits. Raises Refused when a node would be edited twice."""
+        """This plan and edits. Raises NotFoldable when a node would be edited twice."""
         done = {_edited(edit) for edit in self.edits}
         added = tuple(edits)
         for edit in added:
             if _edited(edit) in done:
-                raise Refused(f"{edit.node.name} would have to change in two ways at once")
+                raise NotFoldable(f"{edit.node.name} would have to change in two ways at once")
             done.add(_edited(edit))
         return Plan(self.edits + added)
 

@@ -7,19 +7,19 @@ The hidden state is not touched. DeepSpeech 2 puts a norm before each of its rec
 
 from foldserve.models.export.fold.constants import rounded, rounded_weight
 from foldserve.models.export.fold.graph import aten, describe, dtype_of, rank_of
-from foldserve.models.export.fold.rules import DownRule, Moved, Site
+from foldserve.models.export.fold.rules import DownRule, Match, Propagated
 
 _RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 
 
-def _per_direction(site: Site) -> int:
+def _per_direction(site: Match) -> int:
     """How many weights a layer has per direction: W_ih, W_hh, two biases, and a projection in some LSTMs."""
     directions = 2 if site.arguments["bidirectional"] else 1
     layers: int = site.arguments["num_layers"]
     return len(site.arguments["params"]) // (layers * directions)
 
 
-def _why_not(site: Site) -> str | None:
+def _why_not(site: Match) -> str | None:
     values = site.arguments
     if len(site.inputs) != 1 or values["input"] not in site.inputs:
         return f"{describe(site.call)} takes it as something else than its input"
@@ -30,7 +30,7 @@ def _why_not(site: Site) -> str | None:
     return site.wrong_axis(rank_of(site.node("input")) - 1)
 
 
-def _moved(site: Site) -> Moved:
+def _moved(site: Match) -> Propagated:
     values = site.arguments
     scale, shift = site.along(-1, site.node("input"))
     params = list(values["params"])
@@ -46,7 +46,7 @@ def _moved(site: Site) -> Moved:
             moved = bias.double() + held @ shift
             label = f"{site.call.name}_bias_{direction}"
             params[place + 2] = rounded(moved, dtype_of(values["params"][place + 2]), label)
-    return Moved((site.rewrite(params=params),))
+    return Propagated((site.rewrite(params=params),))
 
 
 RECURRENT_DOWN = (DownRule("recurrent layer", _RECURRENT, _why_not, _moved),)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Left:
+class Unfolded:
     """A batch norm that is still in the graph: its module path (or node name), and the reason."""
 
     where: str
@@ -20,4 +20,4 @@ class FoldReport:
 
     found: int
     folded: int
-    left: tuple[Left, ...]
+    left: tuple[Unfolded, ...]

@@ -2,7 +2,7 @@
 
 A rule is data: the ops it is for, why_not (a reason, or None when it holds) and an effect that computes edits
 and where the affine map goes next, and changes nothing itself. Up rules move a map from a value to what the
-value is made of: Steps, tried in order. Down rules move it from inputs to outputs: one Moved. search.py
+value is made of: Steps, tried in order. Down rules move it from inputs to outputs: one Propagated. search.py
 walks; plan.py edits.
 """
 
@@ -25,11 +25,11 @@ from foldserve.models.export.fold.graph import (
     shape_of,
     static,
 )
-from foldserve.models.export.fold.plan import Edit, Refused, Rewrite
+from foldserve.models.export.fold.plan import Edit, NotFoldable, Rewrite
 
 
 @dataclass(frozen=True, eq=False)
-class Demand:
+class Goal:
     """value must come out as affine(value). reader = its only reader; None: the rule looked at the readers itself."""
 
     value: fx.Node
@@ -38,15 +38,15 @@ class Demand:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Alternative:
     """One way to make a value come out as wanted: edits here, demands on what it is made of."""
 
     edits: tuple[Edit, ...] = ()
-    demands: tuple[Demand, ...] = ()
+    demands: tuple[Goal, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class Moved:
+class Propagated:
     """What a call becomes when its inputs lose their map: edits, and the map on each output (None: the only one)."""
 
     edits: tuple[Edit, ...] = ()
@@ -54,7 +54,7 @@ class Moved:
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class Match:
     """A call that a rule is asked about.
 
     Upwards: value = the node to come out as affine(value), output = which output of call that is.
@@ -77,14 +77,14 @@ class Site:
         """The argument called name, which must be a node."""
         found = self.arguments[name]
         if not isinstance(found, fx.Node):
-            raise Refused(f"{describe(self.call)} takes no tensor as {name}")
+            raise NotFoldable(f"{describe(self.call)} takes no tensor as {name}")
         return found
 
     def weight(self, name: str) -> torch.Tensor:
         """The constant called name, exactly (Constants.value). why_not has seen that it is one."""
         found = self.constants.value(self.arguments[name])
         if found is None:
-            raise Refused(f"the {name} of {describe(self.call)} is not a constant")
+            raise NotFoldable(f"the {name} of {describe(self.call)} is not a constant")
         return found
 
     def optional_weight(self, name: str) -> torch.Tensor | None:
@@ -102,12 +102,12 @@ class Site:
         return Rewrite(self.call, target, args, kwargs)
 
     def along(self, axis: int, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
-        """scale and shift as vectors along node's axis. Raises Refused when the map varies elsewhere."""
+        """scale and shift as vectors along node's axis. Raises NotFoldable when the map varies elsewhere."""
         axis %= rank_of(node)
         size = static(shape_of(node)[axis])
         vectors = None if size is None else self.affine.along(axis, size)
         if vectors is None:
-            raise Refused(self.wrong_axis(axis) or f"axis {axis} of {describe(node)} has a dynamic size")
+            raise NotFoldable(self.wrong_axis(axis) or f"axis {axis} of {describe(node)} has a dynamic size")
         return vectors
 
     def wrong_axis(self, axis: int) -> str | None:
@@ -124,8 +124,8 @@ class UpRule:
 
     name: str
     targets: frozenset[Any]
-    why_not: Callable[[Site], str | None]
-    steps: Callable[[Site], list[Step]]
+    why_not: Callable[[Match], str | None]
+    steps: Callable[[Match], list[Alternative]]
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class DownRule:
 
     name: str
     targets: frozenset[Any]
-    why_not: Callable[[Site], str | None]
-    moved: Callable[[Site], Moved]
+    why_not: Callable[[Match], str | None]
+    moved: Callable[[Match], Propagated]
 
 
 def table(rules: tuple[Any, ...]) -> dict[Any, Any]:

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from foldserve.models.export.fold.constants import rounded, rounded_weight
 from foldserve.models.export.fold.graph import aten, describe, dtype_of, parts, rank_of
 from foldserve.models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
-from foldserve.models.export.fold.plan import Bypass, Refused
-from foldserve.models.export.fold.rules import Demand, Site, Step, UpRule
+from foldserve.models.export.fold.plan import Bypass, NotFoldable
+from foldserve.models.export.fold.rules import Alternative, Goal, Match, UpRule
 
 CONVOLUTIONS = frozenset(
     {
@@ -38,7 +38,7 @@ TRANSPOSED_CONVOLUTIONS = frozenset(
 MATMULS = frozenset({aten.mm.default, aten.matmul.default})
 
 
-def not_constant(site: Site, *names: str) -> str | None:
+def not_constant(site: Match, *names: str) -> str | None:
     """The reason when one of these arguments is given and is not a constant."""
     for name in names:
         if not site.constants.optional(site.arguments.get(name)):
@@ -46,7 +46,7 @@ def not_constant(site: Site, *names: str) -> str | None:
     return None
 
 
-def not_a_matrix(site: Site) -> str | None:
+def not_a_matrix(site: Match) -> str | None:
     """The reason when the weight of a linear call is a vector: its output then has no axis of features."""
     if site.weight("weight").ndim != 2:
         return f"the weight of {describe(site.call)} is not a matrix"
@@ -62,7 +62,9 @@ def channel_axis(call: fx.Node, weight: Tensor) -> int:
     return rank_of(call) - (weight.ndim - 2) - 1
 
 
-def _scaled_shifted(site: Site, bias: Tensor | None, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Any:
+def _scaled_shifted(
+    site: Match, bias: Tensor | None, scale: Tensor, shift: Tensor, dtype: torch.dtype
+) -> Any:
     """The new bias argument: bias * scale + shift, or None when there was none and none is needed."""
     if bias is None and not bool((shift != 0).any()):
         return None
@@ -70,7 +72,7 @@ def _scaled_shifted(site: Site, bias: Tensor | None, scale: Tensor, shift: Tenso
     return rounded(moved, dtype, f"{site.call.name}_bias")
 
 
-def _conv_steps(site: Site) -> list[Step]:
+def _conv_steps(site: Match) -> list[Alternative]:
     weight, bias = site.weight("weight"), site.optional_weight("bias")
     scale, shift = site.along(channel_axis(site.call, weight), site.call)
     spatial = [1] * (weight.ndim - 2)
@@ -87,57 +89,57 @@ def _conv_steps(site: Site) -> list[Step]:
         scaled = weight * scale.reshape(-1, 1, *spatial)  # float64, as scale is
         new = rounded_weight(scaled, site.dtype("weight"), 0, f"{site.call.name}_weight")
     return [
-        Step(
+        Alternative(
             (site.rewrite(weight=new, bias=_scaled_shifted(site, bias, scale, shift, site.dtype("weight"))),)
         )
     ]
 
 
-def _conv_why_not(site: Site) -> str | None:
+def _conv_why_not(site: Match) -> str | None:
     return not_constant(site, "weight", "bias") or site.wrong_axis(
         channel_axis(site.call, site.weight("weight"))
     )
 
 
-def _last_axis(site: Site) -> str | None:
+def _last_axis(site: Match) -> str | None:
     return site.wrong_axis(rank_of(site.value) - 1)
 
 
-def _linear_why_not(site: Site) -> str | None:
+def _linear_why_not(site: Match) -> str | None:
     return not_constant(site, "weight", "bias") or not_a_matrix(site) or _last_axis(site)
 
 
-def _linear_steps(site: Site) -> list[Step]:
+def _linear_steps(site: Match) -> list[Alternative]:
     weight, bias = site.weight("weight"), site.optional_weight("bias")
     scale, shift = site.along(-1, site.call)
     new = rounded_weight(weight * scale.reshape(-1, 1), site.dtype("weight"), 0, f"{site.call.name}_weight")
     return [
-        Step(
+        Alternative(
             (site.rewrite(weight=new, bias=_scaled_shifted(site, bias, scale, shift, site.dtype("weight"))),)
         )
     ]
 
 
-def _addmm_why_not(site: Site) -> str | None:
+def _addmm_why_not(site: Match) -> str | None:
     if site.arguments["alpha"] != 1 or site.arguments["beta"] != 1:
         return f"{describe(site.call)} has alpha or beta other than 1"
     return not_constant(site, "self", "mat2") or _last_axis(site)
 
 
-def _addmm_steps(site: Site) -> list[Step]:
+def _addmm_steps(site: Match) -> list[Alternative]:
     weight, bias = site.weight("mat2"), site.weight("self")
     scale, shift = site.along(-1, site.call)
     new_weight = rounded_weight(weight.double() * scale, site.dtype("mat2"), 1, f"{site.call.name}_weight")
     new_bias = rounded(bias.double() * scale + shift, site.dtype("self"), f"{site.call.name}_bias")
-    return [Step((site.rewrite(self=new_bias, mat2=new_weight),))]
+    return [Alternative((site.rewrite(self=new_bias, mat2=new_weight),))]
 
 
-def matmul_operands(site: Site) -> tuple[str, str]:
+def matmul_operands(site: Match) -> tuple[str, str]:
     """The names of a matrix product's left and right operand."""
     return "self", "other" if site.call.target is aten.matmul.default else "mat2"
 
 
-def _matmul_why_not(site: Site) -> str | None:
+def _matmul_why_not(site: Match) -> str | None:
     left, right = matmul_operands(site)
     for name, axis_from_end in ((right, 1), (left, 2)):
         held = site.constants.value(site.arguments[name])
@@ -148,7 +150,7 @@ def _matmul_why_not(site: Site) -> str | None:
     return f"neither operand of {describe(site.call)} is a constant matrix"
 
 
-def _matmul_steps(site: Site) -> list[Step]:
+def _matmul_steps(site: Match) -> list[Alternative]:
     left, right = matmul_operands(site)
     weight = site.constants.value(site.arguments[right])
     name = f"{site.call.name}_weight"
@@ -156,26 +158,28 @@ def _matmul_steps(site: Site) -> list[Step]:
         weight = site.weight(left)
         scale, shift = site.along(-2, site.call)
         if bool((shift != 0).any()):
-            raise Refused(f"{describe(site.call)} has no bias to take the norm's shift")
+            raise NotFoldable(f"{describe(site.call)} has no bias to take the norm's shift")
         new = rounded_weight(weight.double() * scale.reshape(-1, 1), site.dtype(left), 0, name)
-        return [Step((site.rewrite(**{left: new}),))]
+        return [Alternative((site.rewrite(**{left: new}),))]
     scale, shift = site.along(-1, site.call)
     if not bool((shift != 0).any()):
         new = rounded_weight(weight.double() * scale, site.dtype(right), 1, name)
-        return [Step((site.rewrite(**{right: new}),))]
+        return [Alternative((site.rewrite(**{right: new}),))]
     new = rounded_weight((weight.double() * scale).t(), site.dtype(right), 0, name)
     bias = rounded(shift, site.dtype(right), f"{site.call.name}_bias")
-    return [Step((site.rewrite(aten.linear.default, input=site.node(left), weight=new, bias=bias),))]
+    return [Alternative((site.rewrite(aten.linear.default, input=site.node(left), weight=new, bias=bias),))]
 
 
-def _embedding_steps(site: Site) -> list[Step]:
+def _embedding_steps(site: Match) -> list[Alternative]:
     table = site.weight("weight")
     scale, shift = site.along(-1, site.call)
     new = rounded(table.double() * scale + shift, site.dtype("weight"), f"{site.call.name}_weight")
-    return [Step((site.rewrite(weight=new),))]
+    return [Alternative((site.rewrite(weight=new),))]
 
 
-def _gamma_beta(site: Site, shape: tuple[int, ...], scale: Tensor, shift: Tensor, beta: bool = True) -> Step:
+def _gamma_beta(
+    site: Match, shape: tuple[int, ...], scale: Tensor, shift: Tensor, beta: bool = True
+) -> Alternative:
     """The call with gamma * scale and beta * scale + shift, made where they were absent."""
     weight = site.optional_weight("weight")
     bias = site.optional_weight("bias") if beta else None
@@ -186,19 +190,19 @@ def _gamma_beta(site: Site, shape: tuple[int, ...], scale: Tensor, shift: Tensor
     if beta:
         moved = shift if bias is None else bias.double() * scale + shift
         changes["bias"] = rounded(moved.expand(shape), dtype, f"{site.call.name}_bias")
-    return Step((site.rewrite(**changes),))
+    return Alternative((site.rewrite(**changes),))
 
 
-def _axis_one_why_not(site: Site) -> str | None:
+def _axis_one_why_not(site: Match) -> str | None:
     return not_constant(site, "weight", "bias") or site.wrong_axis(1)
 
 
-def _axis_one_steps(site: Site) -> list[Step]:
+def _axis_one_steps(site: Match) -> list[Alternative]:
     scale, shift = site.along(1, site.value)
     return [_gamma_beta(site, tuple(scale.shape), scale, shift)]
 
 
-def _layer_norm_why_not(site: Site) -> str | None:
+def _layer_norm_why_not(site: Match) -> str | None:
     first = rank_of(site.value) - len(site.arguments["normalized_shape"])
     outside = [axis for axis in site.affine.axes if axis < first]
     if outside:
@@ -208,7 +212,7 @@ def _layer_norm_why_not(site: Site) -> str | None:
     return not_constant(site, "weight", "bias")
 
 
-def _layer_norm_steps(site: Site) -> list[Step]:
+def _layer_norm_steps(site: Match) -> list[Alternative]:
     shape = tuple(site.arguments["normalized_shape"])
     first = rank_of(site.value) - len(shape)
     scale, shift = (
@@ -218,23 +222,23 @@ def _layer_norm_steps(site: Site) -> list[Step]:
     return [_gamma_beta(site, shape, scale, shift, beta=site.call.target is not aten.rms_norm.default)]
 
 
-def _batch_norm_why_not(site: Site) -> str | None:
+def _batch_norm_why_not(site: Match) -> str | None:
     if site.call is not site.value and (site.output != 0 or set(parts(site.call)) != {0}):
         return f"the statistics that {describe(site.call)} returns are read too"
     return not_constant(site, "weight", "bias")
 
 
-def _batch_norm_steps(site: Site) -> list[Step]:
+def _batch_norm_steps(site: Match) -> list[Alternative]:
     """A norm before: both into what is before it, or the later one into the earlier one's weights."""
     norm = Norm(site.call, site.value, site.call.name)
     steps = []
     if why_never(norm, site.constants) is None:
         both = site.affine.after(affine_of(norm, site.constants))
-        steps.append(Step((Bypass(site.value, norm.source),), (Demand(norm.source, both, site.call),)))
+        steps.append(Alternative((Bypass(site.value, norm.source),), (Goal(norm.source, both, site.call),)))
     if site.wrong_axis(1) is None:
         steps += _axis_one_steps(site)
     if not steps:
-        raise Refused(site.wrong_axis(1) or "")
+        raise NotFoldable(site.wrong_axis(1) or "")
     return steps
 
 

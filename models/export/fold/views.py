@@ -16,7 +16,7 @@ import sympy  # type: ignore[import-untyped]
 
 from foldserve.models.export.fold.affine import Affine
 from foldserve.models.export.fold.graph import Size, expression, static
-from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.plan import NotFoldable
 
 _MIXED = "a view mixes the norm's axis with one of dynamic size"
 
@@ -49,7 +49,7 @@ def _groups(old: Sequence[Size], new: Sequence[Size]) -> list[tuple[range, range
 def through_view(affine: Affine, old: Sequence[Size], new: Sequence[Size]) -> Affine:
     """The map of a tensor of shape new, when the same entries in shape old have the map affine.
 
-    Raises Refused when that would vary along a dynamic axis.
+    Raises NotFoldable when that would vary along a dynamic axis.
     """
     for old_axes, new_axes in reversed(_groups(old, new)):  # from the last: the axes before keep their places
         affine = _through_group(affine, old, new, old_axes, new_axes)
@@ -71,7 +71,7 @@ def _through_group(
         return Affine(map_.scale.expand(full), map_.shift.expand(full))
 
     if any(static(size) == 0 for size in (*old, *new)):
-        raise Refused("a view has no entries")
+        raise NotFoldable("a view has no entries")
     if not any(axis in old_axes for axis in affine.axes):
         return reshaped(affine, old_axes, [1] * len(new_axes))
     old_sizes, new_sizes = (
@@ -85,12 +85,12 @@ def _through_group(
     if any(
         size > 1 and size != prod(f.size for f in factors if f.old == axis) for axis, size in enumerate(held)
     ):
-        raise Refused(_MIXED)
+        raise NotFoldable(_MIXED)
     split = [f.size if held[f.old] > 1 else 1 for f in factors]
     by_factor = reshaped(affine, old_axes, split)
     varying = {f.new for i, f in enumerate(factors) if by_factor.scale.shape[old_axes.start + i] > 1}
     if any(new_sizes[axis] is None for axis in varying):
-        raise Refused(_MIXED)
+        raise NotFoldable(_MIXED)
     full = [f.size if f.new in varying else 1 for f in factors]
     sizes = [prod(full[i] for i, f in enumerate(factors) if f.new == axis) for axis in range(len(new_axes))]
     return reshaped(expanded(by_factor, full), full, sizes)
@@ -109,7 +109,7 @@ def _factors(old: Sequence[int | None], new: Sequence[int | None]) -> list[_Fact
     """The common refinement of two row-major shapes with equal products, in order; None is a dynamic size.
 
     Read from the right, until both sides are dynamic: (n, 6) and (3n, 2) share (3, 2), and n is left. Raises
-    Refused when one size does not divide the other, so that no refinement exists.
+    NotFoldable when one size does not divide the other, so that no refinement exists.
     """
     found: list[_Factor] = []
     i, j = len(old) - 1, len(new) - 1
@@ -121,7 +121,7 @@ def _factors(old: Sequence[int | None], new: Sequence[int | None]) -> list[_Fact
             size = left if right is None else right
             assert size is not None, "one of the two is known"
         elif left % right and right % left:
-            raise Refused(_MIXED)
+            raise NotFoldable(_MIXED)
         else:
             size = min(left, right)
         found.append(_Factor(size, i, j))

@@ -7,7 +7,7 @@ comes first, because after a broken kernel every library only says that its last
 import re
 from typing import Final
 
-from foldserve.service.backends.base import DeviceLost, LoadError, NoRoom, OutOfMemory
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory, LoadError, OutOfMemory
 
 OUT_OF_MEMORY: Final = 2
 """cudaErrorMemoryAllocation."""
@@ -75,7 +75,7 @@ def understood(error: Exception, status: int = 0) -> Exception:
 
 
 def load_error(what: str, problem: str, error: Exception) -> Exception:
-    """What to raise for an error while a file is loaded: DeviceLost, NoRoom, or LoadError with the problem.
+    """What to raise for an error while a file is loaded: DeviceLost, InsufficientMemory, or LoadError with the problem.
 
     Args:
         what: the file, and the device where that helps.
@@ -85,7 +85,7 @@ def load_error(what: str, problem: str, error: Exception) -> Exception:
     if isinstance(found, DeviceLost):
         return found
     if isinstance(found, OutOfMemory):
-        return NoRoom(
+        return InsufficientMemory(
             f"{what}: the device has no room for the model; set fewer instances, a smaller max_batch_size or "
             "a larger session.memory_limit_bytes in config.yaml, or serve fewer models on the device",
             error,

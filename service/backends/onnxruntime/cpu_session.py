@@ -15,8 +15,8 @@ import numpy as np
 from foldserve.service.artifact.datatypes import word_for_onnx
 from foldserve.service.artifact.signature import ANY, ONE_BY_ONE, Signature, TensorSpec
 from foldserve.service.backends.base import (
+    InsufficientMemory,
     LoadError,
-    NoRoom,
     OutOfMemory,
     Session,
     SessionOptions,
@@ -104,7 +104,7 @@ def _load_on(
         try:
             made = OnnxCudaSession(session, signature, target, stream, rows)
         except OutOfMemory as error:
-            raise NoRoom(
+            raise InsufficientMemory(
                 f"{path}: there is no room on {where} for a batch of {rows} rows; "
                 "lower max_batch_size in config.yaml, or serve fewer models on the device",
                 error,

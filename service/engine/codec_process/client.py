@@ -23,7 +23,7 @@ from foldserve.service.engine.codec_process import helper, orders
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
 from foldserve.service.engine.codec_process.orders import CodecPlan, Sized, Word
 from foldserve.service.engine.dispatcher import Dispatcher
-from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
 from foldserve.service.host.processes import stop_signals_blocked
 from foldserve.service.ipc.handles import pickled_for_exec
@@ -93,7 +93,7 @@ class CodecProcess:
 
     def parse(
         self,
-        request: Ticketed,
+        request: PendingRequest,
         protocol: InferenceProtocol,
         nbytes: int,
         options: Options,
@@ -127,7 +127,7 @@ class CodecProcess:
 
     def render(
         self,
-        request: Ticketed,
+        request: PendingRequest,
         protocol: InferenceProtocol,
         names: Sequence[str],
         deadline_ns: int,

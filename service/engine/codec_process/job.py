@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from foldserve.service.engine.codec_process.orders import Sized
-from foldserve.service.engine.request import Room, Ticketed
+from foldserve.service.engine.request import PendingRequest, ScratchPlace
 
 _log = logging.getLogger("foldserve.codecs")
 
@@ -24,7 +24,7 @@ class Job:
 
     def __init__(
         self,
-        request: Ticketed,
+        request: PendingRequest,
         order: bytes,
         output_bytes: Callable[[Sized], int],
         deadline_ns: int,
@@ -39,7 +39,7 @@ class Job:
         self.deaths = 0
         self.nbytes = 0
         self.sized = Sized(0)
-        self.source, self.made = Room(request.queue), Room(request.queue)
+        self.source, self.made = ScratchPlace(request.queue), ScratchPlace(request.queue)
         self.source.place, request.place = request.place, None
         self._unwanted = unwanted
         self._then: Callable[[Exception | None], None] | None = then

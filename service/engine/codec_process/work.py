@@ -11,7 +11,7 @@ from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
 from foldserve.service.engine.codec_process.orders import Sized
 from foldserve.service.errors import NotReady
 from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.repository.model_version import read_version
 
 
@@ -36,11 +36,11 @@ class Bench:
         self, models: MappedModelTable, protocols: Mapping[str, InferenceProtocol], memory: memoryview
     ) -> None:
         self._models = models
-        self._layouts: dict[ModelKey, Layout] = {}
+        self._layouts: dict[ModelKey, TensorLayout] = {}
         self._protocols = protocols
         self.memory = memory
 
-    def _layout(self, key: ModelKey) -> Layout:
+    def _layout(self, key: ModelKey) -> TensorLayout:
         """Where a version's tensors lie. Raises: NotReady when it was unloaded."""
         layout = self._layouts.get(key)
         if layout is None:
@@ -51,7 +51,7 @@ class Bench:
                 )
             # What was in the row before is asked for no more.
             self._layouts = {one: kept for one, kept in self._layouts.items() if one.row != key.row}
-            layout = self._layouts[key] = Layout(version.artifact.signature)
+            layout = self._layouts[key] = TensorLayout(version.artifact.signature)
         return layout
 
     def parse(self, key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> Made:

@@ -10,7 +10,7 @@ scope.
     answer_lines.py  lines that the heads of many answers share
     filling.py       large bodies, read from the socket into their slots
     flow/            control.py when a connection's bytes may be read, throttle.py how quickly refused clients may come
-                     again, unread.py answers that their clients do not take, resets.py whether a client has left
+                     again, send_buffers.py answers that clients do not take, resets.py whether a client has left
     asgi_cycle.py    uvicorn's request cycle, for whatever is not ordinary
 
 Whatever is not ordinary (other queries than ?version=, chunked bodies, Expect, what is sent ahead, other types,

@@ -16,8 +16,8 @@ from foldserve.service.frontend.asgi_channel import WIRE
 from foldserve.service.frontend.http1.asgi_cycle import AsgiCycle, scope_of
 from foldserve.service.frontend.http1.exchange import Http1Exchange
 from foldserve.service.frontend.http1.filling import FILLING_BYTES, Filling
+from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer
 from foldserve.service.frontend.http1.flow.throttle import CLOSE
-from foldserve.service.frontend.http1.flow.unread import Owing
 from foldserve.service.frontend.http1.heads.cache import Head, field_of, head_of
 from foldserve.service.frontend.http1.heads.rules import Target, shown, target_of
 from foldserve.service.frontend.http1.lifetime import BEGINNING
@@ -201,7 +201,7 @@ class Http1Protocol(MessageParsing):
         return message[len(BEGINNING) :]
 
     @property
-    def owing(self) -> Owing:
+    def owing(self) -> SendBuffer:
         """What its client has not taken."""
         return self._flow.owing
 

@@ -10,8 +10,8 @@ from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from foldserve.service.frontend.http1.answer_lines import AnswerLines
+from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer, SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
-from foldserve.service.frontend.http1.flow.unread import Owing, Unread
 from foldserve.service.frontend.http1.heads.cache import Head, Route
 from foldserve.service.frontend.http1.heads.reader import HeadReader
 from foldserve.service.inference.request import InferenceRequest
@@ -43,7 +43,7 @@ class Connection(Protocol):
         ...
 
     @property
-    def owing(self) -> Owing:
+    def owing(self) -> SendBuffer:
         """What its client has not taken."""
         ...
 
@@ -66,7 +66,7 @@ class Http1Context:
         server: ServerContext,
         routes: Sequence[Route],
         throttle: RefusalThrottle,
-        unread: Unread,
+        unread: SendBuffers,
         lines: AnswerLines,
     ) -> None:
         self.server = server
@@ -99,7 +99,7 @@ _NO_EVENT: Final = _NoEvent()
 class Http1Exchange:
     """One call; made when its head is there. Implements Responder."""
 
-    # Values until they are set, as in Ticketed.
+    # Values until they are set, as in PendingRequest.
     response_complete = False
     disconnected = False
     message_event: Final = _NO_EVENT

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from foldserve.service.frontend.http1.exchange import Http1Context, Http1Exchange
 from foldserve.service.frontend.http1.flow.control import Flow
 from foldserve.service.frontend.http1.flow.resets import was_reset
-from foldserve.service.frontend.http1.flow.unread import Owing
+from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer
 
 UNREAD_S: Final = 0.5
 """What has come when the server ends is read and answered within this time, or not any more."""
@@ -73,7 +73,7 @@ class ConnectionLifetime(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        owing = Owing(self.http.unread, transport, self.abort)
+        owing = SendBuffer(self.http.unread, transport, self.abort)
         self.flow = self._flow = Flow(transport, self.pipeline, owing, self._go_on)
         # Also for the first head: who never sends it is gone after as long as one who was answered.
         self._idle_since_s = self.loop.time()

@@ -25,7 +25,7 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-class Extents:
+class FreeListAllocator:
     """The free space of `size` bytes from `start`."""
 
     def __init__(self, start: int, size: int) -> None:

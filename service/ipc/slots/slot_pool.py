@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from foldserve.service.ipc.slots import slot_state
-from foldserve.service.ipc.slots.allocator import Extents, aligned
+from foldserve.service.ipc.slots.allocator import FreeListAllocator, aligned
 from foldserve.service.ipc.slots.arena import (
     ATTEMPT_AT,
     ATTEMPT_STRUCT,
@@ -42,7 +42,7 @@ def place_bytes(input_bytes: int, output_bytes: int) -> int:
     return aligned(aligned(input_bytes) + max(output_bytes, TEXT_ROOM))
 
 
-class Place:
+class SlotAllocation:
     """A slot and its bytes. Offsets are from the start of the arena."""
 
     __slots__ = (
@@ -122,13 +122,13 @@ class SlotPool:
         slots = len(arena.state)
         self._slots = list(range(slots - 1, -1, -1))
         self._data_bytes = arena.data_bytes
-        self._extents = Extents(slots * HEADER.itemsize, arena.data_bytes)
-        self._kept: dict[tuple[int, int], list[Place]] = {}
+        self._extents = FreeListAllocator(slots * HEADER.itemsize, arena.data_bytes)
+        self._kept: dict[tuple[int, int], list[SlotAllocation]] = {}
         self._kept_bytes = 0
         arena.state[:] = State.FREE
         arena.given_up[:] = arena.held[:] = 0
 
-    def take(self, input_bytes: int, output_bytes: int) -> Place | None:
+    def take(self, input_bytes: int, output_bytes: int) -> SlotAllocation | None:
         """A place with at least this room, FILLING; None when slots or bytes have run out."""
         key = (input_bytes, output_bytes)
         kept = self._kept.get(key)
@@ -150,7 +150,7 @@ class SlotPool:
         """Whether there is such room while nobody has any of it."""
         return place_bytes(input_bytes, output_bytes) <= self._data_bytes
 
-    def give(self, place: Place) -> None:
+    def give(self, place: SlotAllocation) -> None:
         """Take back a place that no worker can touch."""
         place.set_state(_FREE)
         if place._whole:
@@ -164,7 +164,7 @@ class SlotPool:
         else:
             self._free(place)
 
-    def widen(self, place: Place, output_bytes: int) -> bool:
+    def widen(self, place: SlotAllocation, output_bytes: int) -> bool:
         """Give a place other output bytes, enough for output_bytes; False when there is no such room.
 
         Where room is scarce its present output bytes are given back first: what is in them is worth nothing. It keeps
@@ -188,7 +188,7 @@ class SlotPool:
         place.outputs = self._memory[span[0] : span[0] + span[1]]
         return True
 
-    def _narrow(self, place: Place) -> None:
+    def _narrow(self, place: SlotAllocation) -> None:
         """Leave a place the least output bytes."""
         for outgrown in place._spans[1:]:
             self._extents.give(*outgrown)
@@ -212,15 +212,15 @@ class SlotPool:
         """Bytes in use, or kept for requests of the same sizes."""
         return self._extents.used_bytes
 
-    def _make(self, key: tuple[int, int]) -> Place | None:
+    def _make(self, key: tuple[int, int]) -> SlotAllocation | None:
         if not self._slots:
             return None
         span = self._extents.take(place_bytes(*key))
         if span is None:
             return None
-        return Place(self._memory, self._slots.pop(), key, span)
+        return SlotAllocation(self._memory, self._slots.pop(), key, span)
 
-    def _free(self, place: Place) -> None:
+    def _free(self, place: SlotAllocation) -> None:
         for offset, size in place._spans:
             self._extents.give(offset, size)
         self._slots.append(place.slot)

@@ -23,7 +23,7 @@ _DIMS_BYTES: Final = ALIGNMENT
 MAX_OUTPUT_RANK: Final = _DIMS_BYTES // 4
 
 
-class Layout:
+class TensorLayout:
     """The places of one model's tensors.
 
     Raises: ValueError when the signature has more dynamic dims than a ticket can carry, or an output of

@@ -19,7 +19,7 @@ from foldserve.service.backends.base import DeviceLost, OutOfMemory, WrongOutput
 from foldserve.service.errors import new_error_id
 from foldserve.service.ipc.records import Reason
 from foldserve.service.ipc.slots.slot_state import State
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.logs.limits import with_id
 from foldserve.service.repository.buckets import bucket_for
 from foldserve.service.worker.batches.gather import Arrays, Gatherer, copy_bytes
@@ -51,7 +51,7 @@ class BatchRunner:
         model: str,
         device: str,
         session: Session,
-        layout: Layout,
+        layout: TensorLayout,
         shared: WorkerMemory,
         instance: int,
         max_batch_size: int,

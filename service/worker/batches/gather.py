@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from foldserve.service.backends import Session
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.repository.buckets import padded
 from foldserve.service.worker.dequeue import Ticket
 
@@ -41,7 +41,9 @@ class Gatherer:
         most: rows of the largest batch, padding included.
     """
 
-    def __init__(self, session: Session, layout: Layout, memory: Sequence[memoryview], most: int) -> None:
+    def __init__(
+        self, session: Session, layout: TensorLayout, memory: Sequence[memoryview], most: int
+    ) -> None:
         self._layout = layout
         self._memory = memory
         self._most = most

@@ -10,7 +10,7 @@ from torch import nn
 from foldserve.models.errors import PrecisionNotUsable
 from foldserve.models.export import convert as under_test
 from foldserve.models.export.convert import Converted, convert
-from foldserve.models.export.mixed import Facts, choose
+from foldserve.models.export.mixed import Measurements, choose
 from foldserve.models.export.precision import PRECISIONS
 from tests.models.export.support import Fn, captured
 
@@ -191,7 +191,9 @@ def test_what_is_made_of_weights_alone_keeps_its_digits():
 
 def test_an_operator_without_a_kernel_stays_in_float32_and_its_reader_does_not():
     graph = captured(Chain(torch.tanh), ROWS).graph_module.graph
-    choices = {n.name: c for n, c in choose(graph, FP16, Facts({}, {torch.ops.aten.tanh.default})).items()}
+    choices = {
+        n.name: c for n, c in choose(graph, FP16, Measurements({}, {torch.ops.aten.tanh.default})).items()
+    }
     assert choices["tanh"].runs == torch.float32
     assert "no fp16 kernel for it on the CPU" in choices["tanh"].reason
     assert choices["linear_1"].runs == torch.float16

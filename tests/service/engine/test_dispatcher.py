@@ -11,7 +11,7 @@ import pytest
 from foldserve.service.errors import DeadlinePassed, Internal, NotReady, QueueFull, ServiceError, TooLarge
 from foldserve.service.ipc.slots.slot_state import State
 from tests.service.engine.test_recovery import on_loop
-from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Asked, Rig
+from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, RecordedRequest, Rig
 
 
 @on_loop
@@ -194,7 +194,7 @@ async def test_request_that_finds_no_room_because_of_others_is_to_come_again() -
 
 @on_loop
 async def test_shapes_of_which_the_room_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foldserve.service.engine.room._MOST_ROOMS", 10)
+    monkeypatch.setattr("foldserve.service.engine.output_sizes._MOST_ROOMS", 10)
     rig = Rig(DYNAMIC)
     worker = rig.new_worker(on_run=lambda x: np.zeros((len(x), 5000), np.float32))
     for length in range(1, 40):
@@ -313,7 +313,7 @@ async def test_queue_that_is_closed_takes_nothing_new_and_is_forgotten_when_what
     dispatcher.close_queue(queue, lambda: drained.append(True))
     assert not dispatcher.ready(queue)
     assert not dispatcher.loaded(queue)
-    late = Asked(queue, np.float32([[3.0, 3.0]]))
+    late = RecordedRequest(queue, np.float32([[3.0, 3.0]]))
     dispatcher.put(late, {"x": late.x}, 1)
     with pytest.raises(NotReady, match=r"model 'm0' version 1 was unloaded while this request came"):
         dispatcher.submit(late, time.monotonic_ns(), time.monotonic_ns() + MINUTE_NS)

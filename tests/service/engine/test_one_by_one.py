@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from foldserve.service.backends import LoadError, Session, SessionOptions
 from foldserve.service.errors import ConfigError
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.repository.artifact import Artifact, read_artifact
 from foldserve.service.repository.loading import load_model
 from foldserve.service.repository.model_config import read_model_config
@@ -156,7 +156,7 @@ def test_a_model_with_a_fixed_dim_0_is_never_made_to_count_rows(tmp_path: Path) 
     (tmp_path / "m" / "config.yaml").write_text("max_batch_size: 0\n")
     artifact = read(tmp_path / "m")
     assert [spec.shape for spec in artifact.signature.inputs] == [(2, 4)]
-    assert Layout(artifact.signature).input_bytes(1, ()) == 32
+    assert TensorLayout(artifact.signature).input_bytes(1, ()) == 32
     assert load(tmp_path / "m").run({"x": np.ones((1, 2, 4), "f4")})["y"].shape == (1, 2, 3)
 
 

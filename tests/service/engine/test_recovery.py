@@ -12,7 +12,7 @@ from foldserve.service.errors import ModelCrashed
 from foldserve.service.ipc.fence import Fence
 from foldserve.service.ipc.slots.slot_state import MOVES, State
 from foldserve.service.worker import dequeue
-from tests.service.engine_rig import DYNAMIC, Dead, Rig, RigWorker
+from tests.service.engine_rig import DYNAMIC, Rig, RigWorker, WorkerKilled
 
 
 def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -37,42 +37,42 @@ async def until(condition: Callable[[], object]) -> None:
 
 def dies(worker: RigWorker, rig: Rig) -> None:
     """Turn the worker until it dies, and do what the supervisor does."""
-    with pytest.raises(Dead):
+    with pytest.raises(WorkerKilled):
         worker.loops[0].step(wait=False)
     rig.worker_dies(worker)
 
 
 def after_read(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: Any) -> bool:
-        raise Dead
+        raise WorkerKilled
 
     monkeypatch.setattr(worker.consumers[0], "_mark", die)
 
 
 def after_mark(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: Any) -> None:
-        raise Dead
+        raise WorkerKilled
 
     monkeypatch.setattr(worker.loops[0], "_run", die)
 
 
 def mid_run(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(x: np.ndarray) -> None:
-        raise Dead
+        raise WorkerKilled
 
     worker.sessions[0].on_run = die
 
 
 def after_done_before_record(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: Any) -> None:
-        raise Dead
+        raise WorkerKilled
 
     monkeypatch.setattr(dequeue, "send_done", die)
 
 
 def after_record(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(count: int) -> None:
-        raise Dead
+        raise WorkerKilled
 
     monkeypatch.setattr(worker.consumers[0], "completed", die)
 
@@ -98,7 +98,7 @@ async def test_death_at_any_point_costs_no_request(point: Any) -> None:
 @on_loop
 async def test_what_a_dead_worker_held_is_queued_again_at_once() -> None:
     rig = Rig()
-    worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(Dead()))
+    worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(WorkerKilled()))
     request = rig.ask(1.0)
     dies(worker, rig)
     assert recovery.after_worker_death(rig.dispatcher, worker.incarnation) == [request]
@@ -138,7 +138,7 @@ async def test_a_request_that_kills_its_worker_twice_fails_alone() -> None:
 
     def poisoned(x: np.ndarray) -> None:
         if (x == 13).any():
-            raise Dead
+            raise WorkerKilled
 
     asked = [rig.ask(float(value)) for value in range(8, 16)]
     deaths = 0
@@ -146,7 +146,7 @@ async def test_a_request_that_kills_its_worker_twice_fails_alone() -> None:
         worker = rig.new_worker(on_run=poisoned)
         try:
             rig.work(worker)
-        except Dead:
+        except WorkerKilled:
             deaths += 1
             rig.worker_dies(worker)
             await rig.recover(worker)
@@ -165,7 +165,7 @@ async def test_a_request_that_kills_its_worker_twice_fails_alone() -> None:
 @on_loop
 async def test_batches_that_had_not_begun_are_no_suspects() -> None:
     rig = Rig(DYNAMIC)
-    worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(Dead()))
+    worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(WorkerKilled()))
     large, begun = rig.ask(*range(20), length=3), rig.ask(2.0, length=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.loops[0], "_run_on", lambda large: None)
@@ -179,7 +179,7 @@ async def test_batches_that_had_not_begun_are_no_suspects() -> None:
 @on_loop
 async def test_given_up_requests_of_a_dead_worker_are_freed_and_not_run_again() -> None:
     rig = Rig()
-    worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(Dead()))
+    worker = rig.new_worker(on_run=lambda x: (_ for _ in ()).throw(WorkerKilled()))
     request = rig.ask(1.0)
     dies(worker, rig)
     rig.dispatcher.cancel(request)
@@ -227,12 +227,12 @@ async def test_fence_stands_while_a_worker_holds_old_tickets_and_falls_with_the_
         fence = Fence(rig.board, rig.transport.done[0].reader)
         seen.append(fence.passed())
         fences.append(fence)
-        raise Dead
+        raise WorkerKilled
 
     fences: list[Fence] = []
     worker = rig.new_worker(on_run=look)
     rig.ask(1.0)
-    with pytest.raises(Dead):
+    with pytest.raises(WorkerKilled):
         worker.loops[0].step(wait=False)
     assert seen == [False]
     assert not fences[0].passed()  # dead, and not yet cleared: it must not hang on it, only say so

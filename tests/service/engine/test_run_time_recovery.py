@@ -24,7 +24,7 @@ DOUBT_NS = SECOND
 
 
 @dataclass(eq=False)
-class Asked:
+class RecordedRequest:
     """One request. cost: how many times as long as usual its rows take; only such of one cost share a batch."""
 
     client: "Client"
@@ -58,7 +58,7 @@ class Worker:
     times: RunTimes = field(default_factory=RunTimes)
     run_time: RunTime = UNKNOWN
     ended_ns: int = 0
-    batch: list[Asked] = field(default_factory=list)
+    batch: list[RecordedRequest] = field(default_factory=list)
     paused_until_ns: int = 0
     life: int = 0
 
@@ -70,7 +70,7 @@ class World:
         self.random = random.Random(seed)
         self.now_ns = 0
         self.workers = [Worker() for _ in range(workers)]
-        self.queue: list[Asked] = []
+        self.queue: list[RecordedRequest] = []
         self.doubted_ns = 0
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -96,7 +96,7 @@ class World:
         rows, nbytes = sum(line[0] for line in lines), sum(line[1] for line in lines)
         return Load(rows, nbytes, MOST, len(self.workers), run_time, large)
 
-    def _in_flight(self) -> list[Asked]:
+    def _in_flight(self) -> list[RecordedRequest]:
         return self.queue + [asked for worker in self.workers for asked in worker.batch]
 
     def ask(self, client: Client) -> None:
@@ -115,7 +115,7 @@ class World:
         if doubted:
             self.doubted_ns = self.now_ns
         deadline_ns = self.now_ns + timeout_ns
-        asked = Asked(client, client.rows, client.cost, deadline_ns, client.rows)
+        asked = RecordedRequest(client, client.rows, client.cost, deadline_ns, client.rows)
         self.queue.append(asked)
         self.at(deadline_ns, lambda: self._expire(asked))
         self.work()
@@ -124,7 +124,7 @@ class World:
         client.ends.append((self.now_ns, status))
         self.at(self.now_ns + client.think_ns + self.random.randrange(MS), lambda: self.ask(client))
 
-    def _expire(self, asked: Asked) -> None:
+    def _expire(self, asked: RecordedRequest) -> None:
         if asked.waited_for:
             asked.waited_for = False
             self._end(asked.client, 504)

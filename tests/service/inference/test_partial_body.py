@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from foldserve.service.engine.request import Room
+from foldserve.service.engine.request import ScratchPlace
 from foldserve.service.errors import QueueFull, TooLarge
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.partial_body import LENT_BYTES, PartialBodies, PartialBody
@@ -24,8 +24,8 @@ class Desk:
         self.receiving = PartialBodies(BodyBudget(limit_bytes), self.dispatcher)
         self.dispatcher.make_room = lambda nbytes: self.receiving.make_room()
 
-    def begin(self, length: int = 10_000, room: tuple[int, int] = ROOM) -> tuple[Room, PartialBody]:
-        request = Room(self.rig.dispatcher.queues[0])
+    def begin(self, length: int = 10_000, room: tuple[int, int] = ROOM) -> tuple[ScratchPlace, PartialBody]:
+        request = ScratchPlace(self.rig.dispatcher.queues[0])
         return request, self.receiving.begin(request, length, room, lambda: pytest.fail("nobody is in need"))
 
 
@@ -108,7 +108,7 @@ def test_a_place_that_is_needed_is_left_with_what_came_the_oldest_first() -> Non
         desk = Desk(data_bytes=100_000)
         (first, first_half), (second, _) = desk.begin(), desk.begin()
         first_half.add(b"abc")
-        whole = Room(desk.rig.dispatcher.queues[0])
+        whole = ScratchPlace(desk.rig.dispatcher.queues[0])
         desk.dispatcher.reserve(whole, 50_000, 30_000)
         assert first.place is None
         first_half.add(b"def")
@@ -120,7 +120,7 @@ def test_a_place_that_is_needed_is_left_with_what_came_the_oldest_first() -> Non
         assert not desk.receiving.make_room()
         assert second.place is None
         assert desk.dispatcher.lent_bytes == 0
-        held = Room(desk.rig.dispatcher.queues[0])
+        held = ScratchPlace(desk.rig.dispatcher.queues[0])
         desk.dispatcher.reserve(held, 50_000, 10_000)
         with pytest.raises(QueueFull, match="there is no room"):
             desk.dispatcher.reserve(whole, 50_000, 10_000)

@@ -17,7 +17,7 @@ from foldserve.service.engine import recovery
 from foldserve.service.errors import DeadlinePassed
 from foldserve.service.ipc.scoreboard import READY
 from foldserve.service.metrics.catalog import REQUESTS
-from tests.service.engine_rig import Dead
+from tests.service.engine_rig import WorkerKilled
 from tests.service.frontend.http1.connection import ASGI, PATH, Answer, ApiServerHarness, Connection
 
 NPY = "application/x-npy"
@@ -258,7 +258,7 @@ def test_request_that_kills_its_worker_twice_is_500_and_found_in_the_log_by_its_
     kind: str, headers: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     def die(x: np.ndarray) -> None:
-        raise Dead
+        raise WorkerKilled
 
     async def test(case: Case) -> None:
         server = case.server
@@ -267,7 +267,7 @@ def test_request_that_kills_its_worker_twice_is_500_and_found_in_the_log_by_its_
         server.rig.dispatcher.flush()
         for _ in range(2):
             worker = server.rig.new_worker(on_run=die)
-            with pytest.raises(Dead):
+            with pytest.raises(WorkerKilled):
                 worker.loops[0].step()
             server.rig.board.worker_died(worker.index)
             recovery.after_worker_death(server.rig.dispatcher, worker.incarnation)

@@ -12,7 +12,7 @@ import pytest
 
 from foldserve.service.artifact.difference import relative_error
 from foldserve.service.backends import LoadError, SessionOptions, Workload
-from foldserve.service.backends.base import DeviceLost, NoRoom, OutOfMemory
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory, OutOfMemory
 from foldserve.service.repository.artifact import Artifact, read_artifact
 from foldserve.service.repository.loading import load_model
 from foldserve.service.repository.reference import allowances
@@ -182,7 +182,7 @@ def test_model_without_room_for_one_row_is_refused(folder: Path, monkeypatch: py
     save_exported(folder)
     (folder / "reference.npz").unlink()
     monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: Small(room=0))
-    with pytest.raises(NoRoom, match="failed while warming 1 rows: no room for 1 rows"):
+    with pytest.raises(InsufficientMemory, match="failed while warming 1 rows: no room for 1 rows"):
         load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
 
 

@@ -7,7 +7,7 @@ from foldserve.service.ipc.records import TICKET_STRUCT
 from foldserve.service.ipc.slots.slot_state import State
 from foldserve.service.worker.dequeue import Ticket, TicketConsumer
 from tests.service.engine.test_recovery import on_loop
-from tests.service.engine_rig import Asked, Rig
+from tests.service.engine_rig import RecordedRequest, Rig
 
 
 def read(rig: Rig) -> list[Ticket]:
@@ -128,7 +128,7 @@ async def test_tickets_of_an_earlier_life_are_void_also_when_they_were_marked_be
 async def test_ticket_is_somebodys_when_it_was_looked_at_before_it_was_made_void() -> None:
     """The moment that recovery waits for: looked at, not yet marked, and made void meanwhile."""
     rig = Rig(workers=1)
-    request: Asked = rig.ask(1.0)
+    request: RecordedRequest = rig.ask(1.0)
     worker = rig.new_worker()
     place = request.place
     assert place is not None

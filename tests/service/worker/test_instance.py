@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from foldserve.service.backends import LoadError
-from foldserve.service.backends.base import DeviceLost, NoRoom
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory
 from foldserve.service.worker.instance import Instance, end_without_room
 
 LIMIT_S = 10.0
@@ -100,7 +100,7 @@ def test_worker_that_ends_for_want_of_room_says_so_and_is_told_from_others(
     exits: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "foldserve.worker"):
-        end_without_room("cuda:1", ("m", "2"), NoRoom("out of memory"))
+        end_without_room("cuda:1", ("m", "2"), InsufficientMemory("out of memory"))
     assert exits == [75]
     assert (
         "model m version 2 was served on cuda:1, which has no room for it now: out of memory" in caplog.text

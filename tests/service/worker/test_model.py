@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from foldserve.service.backends import LoadError
-from foldserve.service.backends.base import DeviceLost, NoRoom, SessionOptions
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory, SessionOptions
 from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import READY, RESTARTING, Dimensions
 from foldserve.service.repository.index import read_repository
@@ -159,11 +159,11 @@ def test_reason_of_an_earlier_failure_is_taken_back(rig: Callable[..., Rig]) -> 
 @pytest.mark.parametrize(
     ("before", "error", "ends"),
     [
-        (RESTARTING, NoRoom("CUDA failure 2: out of memory"), True),
+        (RESTARTING, InsufficientMemory("CUDA failure 2: out of memory"), True),
         (RESTARTING, LoadError("another file"), False),
         (
             0,
-            NoRoom("CUDA failure 2: out of memory"),
+            InsufficientMemory("CUDA failure 2: out of memory"),
             False,
         ),  # never had it, or tried too often: others are served
     ],

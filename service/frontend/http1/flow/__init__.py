@@ -1,1 +1,1 @@
-"""When bytes are read (control.py, throttle.py), what clients do not take (unread.py), who has gone (resets.py)."""
+"""When bytes are read (control.py, throttle.py), what clients do not take (send_buffers.py), who left (resets.py)."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from foldserve.service.frontend.http1.flow.unread import Owing
+from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer
 
 UNTAKEN_BYTES: Final = 16_384
 """Of an answer that the kernel does not take: from there on its client is behind."""
@@ -28,7 +28,7 @@ class Flow(FlowControl):
     """
 
     def __init__(
-        self, transport: asyncio.Transport, waiting: Sized, owing: Owing, go_on: Callable[[], None]
+        self, transport: asyncio.Transport, waiting: Sized, owing: SendBuffer, go_on: Callable[[], None]
     ) -> None:
         super().__init__(transport)
         transport.set_write_buffer_limits(high=UNTAKEN_BYTES)

@@ -24,7 +24,7 @@ _VISIBLE: Final = bytes(range(0x20, 0x7F))
 V = TypeVar("V")
 
 
-class Seen(Generic[V]):
+class RepeatCache(Generic[V]):
     """What came twice within a short while, by its bytes. What comes once is soon forgotten, so that an id which is
     new in each request crowds out nothing. When it is full it starts anew.
 
@@ -56,13 +56,13 @@ class HeadReader:
     """Of one API server."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self.heads: Seen[Head]
-        self.lines: Seen[Field] = Seen(1024, 4096)
+        self.heads: RepeatCache[Head]
+        self.lines: RepeatCache[Field] = RepeatCache(1024, 4096)
         self.serve(routes)
 
     def serve(self, routes: Iterable[Route]) -> None:
         """Have these targets of the fast path from now on, and no others: what heads said of others is forgotten."""
-        self.heads = Seen(1024, 1024)
+        self.heads = RepeatCache(1024, 1024)
         self._new: dict[bytes, Route] = {}
         self._old: dict[bytes, Route] = {}
         for route in routes:

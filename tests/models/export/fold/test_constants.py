@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from foldserve.models.export.fold.constants import Constants, rounded, rounded_weight
-from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.plan import NotFoldable
 from tests.models.export.fold.support import (
     Net,
     assert_folds,
@@ -177,9 +177,9 @@ def test_rounding_refuses_what_the_dtype_cannot_hold():
     assert torch.equal(
         rounded(torch.tensor([1.0, 2.0]).double(), torch.float16, "w").value, torch.tensor([1.0, 2.0]).half()
     )
-    with pytest.raises(Refused, match="would not be finite in float16"):
+    with pytest.raises(NotFoldable, match="would not be finite in float16"):
         rounded(torch.tensor([1e6]).double(), torch.float16, "w")
-    with pytest.raises(Refused, match="would not be finite in float32"):
+    with pytest.raises(NotFoldable, match="would not be finite in float32"):
         rounded(torch.tensor([float("nan")]).double(), torch.float32, "w")
 
 
@@ -187,5 +187,5 @@ def test_rounding_refuses_a_filter_that_falls_below_the_normal_numbers():
     """float16 keeps no full precision below 6.1e-5; one small weight beside a large one does no harm."""
     fine = torch.tensor([[1e-7, 1.0], [0.0, 0.0]]).double()
     assert rounded_weight(fine, torch.float16, 0, "w").value.dtype == torch.float16
-    with pytest.raises(Refused, match="falls below float16's normal numbers"):
+    with pytest.raises(NotFoldable, match="falls below float16's normal numbers"):
         rounded_weight(torch.tensor([[1e-7, 1e-6]]).double(), torch.float16, 0, "w")

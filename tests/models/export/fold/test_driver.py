@@ -11,7 +11,7 @@ from foldserve.models.export.fold import FoldReport, Left, fold_batch_norms
 from foldserve.models.export.fold.affine import Affine
 from foldserve.models.export.fold.driver import _DOWN, _UP
 from foldserve.models.export.fold.norms import batch_norms
-from foldserve.models.export.fold.plan import Bypass, NewConstant, Plan, Refused, Rewrite
+from foldserve.models.export.fold.plan import Bypass, NewConstant, NotFoldable, Plan, Rewrite
 from tests.models.export.fold.support import (
     TOLERANCE,
     Net,
@@ -133,7 +133,7 @@ def test_plan_is_refused_when_a_node_would_be_edited_twice():
     graph = capture(chain(nn.Linear(4, 6), nn.ReLU()).eval(), vectors())
     (linear,) = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
     edit = Rewrite(linear, linear.target, linear.args)
-    with pytest.raises(Refused, match="two ways at once"):
+    with pytest.raises(NotFoldable, match="two ways at once"):
         Plan((edit,)).plus([Bypass(linear, linear.args[0])])
 
 

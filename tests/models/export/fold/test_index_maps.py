@@ -8,7 +8,7 @@ from torch import nn
 
 from foldserve.models.export.fold import fold_batch_norms
 from foldserve.models.export.fold.affine import Affine
-from foldserve.models.export.fold.plan import Refused
+from foldserve.models.export.fold.plan import NotFoldable
 from foldserve.models.export.fold.views import through_view
 from tests.models.export.fold.support import (
     TOLERANCE,
@@ -245,7 +245,7 @@ def test_through_view_refuses_to_mix_a_dynamic_axis_with_the_norms():
     channels = Affine.of(torch.arange(1.0, 5.0).reshape(1, 4), torch.zeros(1, 4))
     assert through_view(channels, (rows, 4), (rows, 2, 2)).axes == (1, 2)
     assert through_view(channels, (rows, 4), (1, rows, 4)).axes == (2,)
-    with pytest.raises(Refused, match="dynamic size"):
+    with pytest.raises(NotFoldable, match="dynamic size"):
         through_view(channels, (rows, 4), (rows * 4,))
     last = Affine.of(torch.arange(1.0, 4.0).reshape(1, 1, 3), torch.zeros(1, 1, 3))
     assert through_view(last, (rows, 5, 3), (rows * 5, 3)).axes == (1,)

@@ -11,7 +11,7 @@ import pytest
 
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.backends import LoadError, SessionOptions, Workload
-from foldserve.service.backends.base import DeviceLost, NoRoom
+from foldserve.service.backends.base import DeviceLost, InsufficientMemory
 from foldserve.service.backends.cuda.errors import understood
 from foldserve.service.backends.cuda.runtime import CudaError
 from foldserve.service.backends.onnxruntime import cpu_session, cuda_session
@@ -104,7 +104,7 @@ def test_no_room_for_the_batches_is_a_load_error_that_names_the_mend(
 ) -> None:
     cuda = FakeCuda(room=8)
     with pytest.raises(
-        NoRoom, match=r"no room on cpu:0 for a batch of 8 rows; lower max_b.*: CUDA failure 2"
+        InsufficientMemory, match=r"no room on cpu:0 for a batch of 8 rows; lower max_b.*: CUDA failure 2"
     ):
         load(path, cuda)
     assert not cuda.streams
@@ -122,7 +122,7 @@ def test_no_room_for_the_weights_is_told_as_that(
 
     monkeypatch.setattr(cpu_session.ort, "InferenceSession", full)
     with pytest.raises(
-        NoRoom, match=r"the device has no room for the model; set fewer instances.*smaller than "
+        InsufficientMemory, match=r"the device has no room for the model; set fewer instances.*smaller than "
     ):
         load(path, cuda)
     assert not cuda.streams
@@ -131,7 +131,7 @@ def test_no_room_for_the_weights_is_told_as_that(
 @pytest.mark.parametrize(
     ("code", "kind", "text"),
     [
-        (2, NoRoom, "m.* on cpu:0: the device has no room for the model"),
+        (2, InsufficientMemory, "m.* on cpu:0: the device has no room for the model"),
         (46, LoadError, "m.* on cpu:0 cannot be loaded, for CUDA cannot be used: CUDA failure 46: all busy"),
         (999, DeviceLost, "CUDA failure 999"),
     ],

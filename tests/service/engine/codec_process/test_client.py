@@ -20,7 +20,7 @@ from foldserve.service.engine.codec_process import client, orders
 from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
 from foldserve.service.engine.model_queue import ModelQueue
-from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import (
     BadJson,
     BadTensor,
@@ -44,7 +44,7 @@ LIMIT_S = 60.0
 WORK_LIMIT_S = 60.0
 
 
-class Body(Ticketed):
+class Body(PendingRequest):
     """A request whose body lies in its place."""
 
     def __init__(self, lane: ModelQueue) -> None:

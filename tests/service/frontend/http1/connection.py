@@ -20,8 +20,8 @@ from foldserve.service.frontend.asgi import AsgiApp
 from foldserve.service.frontend.http1.answer_lines import AnswerLines
 from foldserve.service.frontend.http1.connection import Http1Protocol
 from foldserve.service.frontend.http1.exchange import Http1Context
+from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
-from foldserve.service.frontend.http1.flow.unread import Unread
 from foldserve.service.frontend.http1.heads.cache import Route
 from foldserve.service.frontend.http1.parsing import MessageParsing
 from foldserve.service.inference.body_budget import BodyBudget
@@ -159,7 +159,7 @@ class ApiServerHarness:
         )
         self.bodies = PartialBodies(BodyBudget(max(1 << 20, limit_bytes)), dispatcher)
         self.now_s = 1000.0
-        self.unread = Unread(1 << 20, lambda: self.now_s)
+        self.unread = SendBuffers(1 << 20, lambda: self.now_s)
         dispatcher.make_room = lambda nbytes: (
             self.bodies.make_room() or self.unread.free_place(nbytes, dispatcher.arena.data_bytes)
         )

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foldserve.service.engine.request import Room
-from foldserve.service.frontend.http1.flow import unread as unread_module
+from foldserve.service.engine.request import ScratchPlace
+from foldserve.service.frontend.http1.flow import send_buffers as unread_module
+from foldserve.service.frontend.http1.flow.send_buffers import PATIENCE_S
 from foldserve.service.frontend.http1.flow.throttle import CLOSE, FREE
-from foldserve.service.frontend.http1.flow.unread import PATIENCE_S
 from foldserve.service.frontend.http1.heads.rules import MOST_HEADERS
 from tests.service.frontend.http1.connection import (
     ASGI,
@@ -873,7 +873,7 @@ def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
     async def test(server: ApiServerHarness) -> None:
         dispatcher, connection = server.rig.dispatcher, server.connect()
         held = []
-        while dispatcher.lend(one := Room(server.rig.dispatcher.queues[0]), 8, 8):
+        while dispatcher.lend(one := ScratchPlace(server.rig.dispatcher.queues[0]), 8, 8):
             held.append(one)
 
         def make_room(nbytes: int) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldserve.service.ipc.slots.allocator import ALIGNMENT, Extents, rounded
+from foldserve.service.ipc.slots.allocator import ALIGNMENT, FreeListAllocator, rounded
 
 SIZE = 1 << 16
 
@@ -21,7 +21,7 @@ def test_rounding_keeps_alignment_and_wastes_at_most_a_fifth_of_a_block(nbytes: 
 
 @given(st.lists(st.one_of(st.integers(1, SIZE // 4), st.none()), max_size=200), st.randoms())
 def test_blocks_never_overlap_and_all_space_comes_back(steps: list[int | None], random: object) -> None:
-    extents = Extents(ALIGNMENT, SIZE)
+    extents = FreeListAllocator(ALIGNMENT, SIZE)
     lent: list[tuple[int, int]] = []
     for step in steps:
         if step is None:
@@ -52,7 +52,7 @@ def widest_gap(lent: list[tuple[int, int]]) -> int:
 
 
 def test_freed_block_comes_back_first_so_that_memory_stays_small() -> None:
-    extents = Extents(0, SIZE)
+    extents = FreeListAllocator(0, SIZE)
     first = extents.take(1000)
     assert first is not None
     extents.give(*first)
@@ -61,4 +61,4 @@ def test_freed_block_comes_back_first_so_that_memory_stays_small() -> None:
 
 @pytest.mark.parametrize("nbytes", [SIZE + 1, 1 << 40])
 def test_more_than_there_is_cannot_be_had(nbytes: int) -> None:
-    assert Extents(0, SIZE).take(nbytes) is None
+    assert FreeListAllocator(0, SIZE).take(nbytes) is None

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foldserve.service.ipc.slots.arena import Arena
-from foldserve.service.ipc.slots.slot_pool import MOST_KEPT, TEXT_ROOM, Place, SlotPool
+from foldserve.service.ipc.slots.slot_pool import MOST_KEPT, TEXT_ROOM, SlotAllocation, SlotPool
 from foldserve.service.ipc.slots.slot_state import State
 
 
@@ -12,7 +12,7 @@ def pool(slots: int = 16, data_bytes: int = 1 << 16) -> SlotPool:
     return SlotPool(Arena(0, slots, data_bytes).map())
 
 
-def span(place: Place) -> tuple[int, int]:
+def span(place: SlotAllocation) -> tuple[int, int]:
     return place.input_at, place.output_at + len(place.outputs)
 
 
@@ -21,7 +21,7 @@ def span(place: Place) -> tuple[int, int]:
 )
 def test_places_never_overlap_and_all_come_back(steps: list[tuple[int, int, bool]], random: object) -> None:
     places = pool()
-    lent: list[Place] = []
+    lent: list[SlotAllocation] = []
     for inputs, outputs, give in steps:
         if give and lent:
             places.give(lent.pop(random.randrange(len(lent))))  # type: ignore[attr-defined]
@@ -138,7 +138,7 @@ def test_places_that_are_widened_where_room_is_scarce_never_overlap_and_all_come
     steps: list[tuple[int, int]],
 ) -> None:
     places = pool()
-    lent: list[Place] = []
+    lent: list[SlotAllocation] = []
     for inputs, outputs in steps:
         place = places.take(inputs, inputs)
         if place is None:

@@ -12,11 +12,11 @@ import foldserve.service.ipc.scoreboard as board_module
 from foldserve.service.engine.recovery import LostTickets, retry_held
 from foldserve.service.errors import DeadlinePassed, ModelCrashed, QueueFull
 from foldserve.service.ipc.slots.arena import HEADER
-from foldserve.service.ipc.slots.slot_pool import Place
+from foldserve.service.ipc.slots.slot_pool import SlotAllocation
 from foldserve.service.ipc.slots.slot_state import MOVES, SETTLED, Side, State, may_move
 from foldserve.service.worker import dequeue
 from foldserve.service.worker.dequeue import TicketConsumer
-from tests.service.engine_rig import DYNAMIC, Asked, Dead, Rig
+from tests.service.engine_rig import DYNAMIC, RecordedRequest, Rig, WorkerKilled
 
 
 def test_every_state_is_reached_and_left() -> None:
@@ -47,7 +47,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
             made.add((side, before, after))
         return result
 
-    set_state, begin_attempt = Place.set_state, Place.begin_attempt
+    set_state, begin_attempt = SlotAllocation.set_state, SlotAllocation.begin_attempt
     mark, complete = TicketConsumer._mark, dequeue.complete
 
     def noted_complete(shared: Any, tickets: Any, *args: Any, **keys: Any) -> None:
@@ -58,10 +58,10 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
             for before, t in zip(befores, tickets, strict=True):
                 made.add((Side.WORKER, before, State(shared.arenas[t.api][t.slot * HEADER.itemsize])))
 
-    def noted_set_state(place: Place, state: State) -> None:
+    def noted_set_state(place: SlotAllocation, state: State) -> None:
         note(Side.API_SERVER, place._memory, place.slot, lambda: set_state(place, state))
 
-    def noted_begin(place: Place, *args: int) -> None:
+    def noted_begin(place: SlotAllocation, *args: int) -> None:
         def begin() -> None:
             begin_attempt(place, *args)
 
@@ -72,8 +72,8 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
         result: bool = note(Side.WORKER, memory, ticket.slot, lambda: mark(consumer, ticket, *args))
         return result
 
-    monkeypatch.setattr(Place, "set_state", noted_set_state)
-    monkeypatch.setattr(Place, "begin_attempt", noted_begin)
+    monkeypatch.setattr(SlotAllocation, "set_state", noted_set_state)
+    monkeypatch.setattr(SlotAllocation, "begin_attempt", noted_begin)
     monkeypatch.setattr(TicketConsumer, "_mark", noted_mark)
     for module in (
         "foldserve.service.worker.dequeue.complete",
@@ -90,8 +90,8 @@ class RandomLife:
         self.random = random.Random(seed)
         self.rig = Rig(DYNAMIC, api_servers=2, workers=2, slots=64, data_bytes=1 << 18)
         self.workers = [self.new_worker(index) for index in (0, 1)]
-        self.asked: list[Asked] = []
-        self.given_up: list[Asked] = []
+        self.asked: list[RecordedRequest] = []
+        self.given_up: list[RecordedRequest] = []
         self.countdown = -1
         self.searches: list[LostTickets] = []
 
@@ -110,7 +110,7 @@ class RandomLife:
         """One of the points at which the present worker may die."""
         self.countdown -= 1
         if self.countdown == 0:
-            raise Dead
+            raise WorkerKilled
 
     def ask(self) -> None:
         value = self.random.choice([1, 2, 3, 13])
@@ -137,7 +137,7 @@ class RandomLife:
         worker = self.workers[index]
         try:
             worker.loops[0].step(wait=False)
-        except Dead:
+        except WorkerKilled:
             self.rig.worker_dies(worker)
             for dispatcher in self.rig.dispatchers:
                 self.searches.append(LostTickets(dispatcher))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.ipc.records import MAX_DYNAMIC_DIMS, pack_dims
 from foldserve.service.ipc.slots.allocator import ALIGNMENT
-from foldserve.service.ipc.slots.tensor_layout import MAX_OUTPUT_RANK, Layout
+from foldserve.service.ipc.slots.tensor_layout import MAX_OUTPUT_RANK, TensorLayout
 
 TYPES = st.sampled_from(["FP32", "FP64", "INT64", "UINT8", "FP16", "BOOL"])
 SHAPES = st.lists(st.one_of(st.integers(1, 4), st.just(-1)), max_size=3)
@@ -41,7 +41,7 @@ def arrays(specs: tuple[TensorSpec, ...], rows: int, seed: int, smallest: int = 
 
 @given(signatures(), st.integers(1, 5), st.integers(0, 1000))
 def test_inputs_lie_apart_aligned_and_in_their_shapes(signature: Signature, rows: int, seed: int) -> None:
-    layout = Layout(signature)
+    layout = TensorLayout(signature)
     inputs = arrays(signature.inputs, rows, seed)
     dims = layout.dims_of([array.shape for array in inputs])
     assert layout.unpacked(pack_dims(dims)) == dims
@@ -58,7 +58,7 @@ def test_inputs_lie_apart_aligned_and_in_their_shapes(signature: Signature, rows
 def test_outputs_come_back_as_they_were_written_within_the_room_they_need(
     signature: Signature, rows: int, seed: int
 ) -> None:
-    layout = Layout(signature)
+    layout = TensorLayout(signature)
     outputs = arrays(signature.outputs, rows, seed)
     room = layout.needed_room(outputs)
     exact = layout.output_room(rows)
@@ -74,7 +74,7 @@ def test_outputs_come_back_as_they_were_written_within_the_room_they_need(
 def test_a_request_of_a_model_that_counts_no_rows_is_one_row_of_a_batch(
     signature: Signature, seed: int
 ) -> None:
-    layout = Layout(signature)
+    layout = TensorLayout(signature)
     batch = arrays(signature.inputs, 1, seed)
     assert all(spec.counts_rows is False for spec in signature.inputs)
     sent = [array.reshape(array.shape[1:]) for array in batch]
@@ -91,7 +91,7 @@ def test_a_request_of_a_model_that_counts_no_rows_is_one_row_of_a_batch(
 def test_outputs_of_a_model_that_counts_no_rows_come_back_in_its_own_shapes_and_may_be_empty(
     signature: Signature, seed: int
 ) -> None:
-    layout = Layout(signature)
+    layout = TensorLayout(signature)
     batch = arrays(signature.outputs, 1, seed, smallest=0)
     room = layout.needed_room(batch)
     assert layout.output_room(1) in (None, room)
@@ -106,10 +106,10 @@ def test_outputs_of_a_model_that_counts_no_rows_come_back_in_its_own_shapes_and_
 def test_more_dynamic_dims_than_a_ticket_carries_are_refused() -> None:
     many = TensorSpec("x", "FP32", (-1,) * (MAX_DYNAMIC_DIMS + 2))
     with pytest.raises(ValueError, match="11 dims of any size"):
-        Layout(Signature((many,), (TensorSpec("y", "FP32", (-1, 1)),)))
+        TensorLayout(Signature((many,), (TensorSpec("y", "FP32", (-1, 1)),)))
 
 
 def test_output_with_more_dims_than_its_prefix_holds_is_refused() -> None:
     deep = TensorSpec("y", "FP32", (-1,) * (MAX_OUTPUT_RANK + 2))
     with pytest.raises(ValueError, match="more than 16 dims"):
-        Layout(Signature((TensorSpec("x", "FP32", (-1, 1)),), (deep,)))
+        TensorLayout(Signature((TensorSpec("x", "FP32", (-1, 1)),), (deep,)))

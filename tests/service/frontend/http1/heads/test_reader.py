@@ -12,18 +12,18 @@ from foldserve.service.codecs import BodyType
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.frontend.http1.heads.cache import Head, Route, field_of, head_of
-from foldserve.service.frontend.http1.heads.reader import HeadReader, Seen
+from foldserve.service.frontend.http1.heads.reader import HeadReader, RepeatCache
 from foldserve.service.frontend.http1.heads.rules import refusal
 from foldserve.service.inference.plan import BodyLimit, RequestPlan
 from foldserve.service.ipc.model_table import ModelKey
-from foldserve.service.ipc.slots.tensor_layout import Layout
+from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketQueue, TicketWriter
 from foldserve.service.protocols.predict import PREDICT
 from tests.service.engine_rig import FIXED
 
 QUEUE = ModelQueue(
     ModelKey(0, 0, "m0", "1"),
-    Layout(FIXED),
+    TensorLayout(FIXED),
     Bounds(8, 1000),
     timeout_s=1.0,
     instances=1,
@@ -283,7 +283,7 @@ def test_a_charset_does_not_matter(value: bytes) -> None:
 
 
 def test_what_came_twice_is_kept_and_what_comes_once_crowds_out_nothing() -> None:
-    seen: Seen[int] = Seen(most=8, largest=10)
+    seen: RepeatCache[int] = RepeatCache(most=8, largest=10)
     for _ in range(2):
         seen.add(b"constant", 1)
     for number in range(1000):
@@ -293,7 +293,7 @@ def test_what_came_twice_is_kept_and_what_comes_once_crowds_out_nothing() -> Non
 
 
 def test_what_is_kept_is_bounded_in_number_and_length() -> None:
-    seen: Seen[int] = Seen(most=8, largest=10)
+    seen: RepeatCache[int] = RepeatCache(most=8, largest=10)
     for number in range(1000):
         for _ in range(2):
             seen.add(b"%d" % number, number)

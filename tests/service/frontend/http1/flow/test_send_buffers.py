@@ -6,8 +6,8 @@ from collections.abc import Callable, Coroutine
 import numpy as np
 import pytest
 
-from foldserve.service.frontend.http1.flow import unread as unread_module
-from foldserve.service.frontend.http1.flow.unread import PATIENCE_S
+from foldserve.service.frontend.http1.flow import send_buffers as unread_module
+from foldserve.service.frontend.http1.flow.send_buffers import PATIENCE_S
 from foldserve.service.inference.holdings import STALLED_S
 from tests.service.frontend.http1.connection import (
     ASGI,

@@ -2,11 +2,12 @@
 
 What the kernel does not take of an answer is kept in this process until its client reads on. A client that reads slowly
 is waited for, one that takes nothing for PATIENCE_S is not. Over all connections these bytes are bounded, and who gives
-way when the bound is reached is inference/holdings.py's. One Owing for each connection; owned by the event loop thread.
+way when the bound is reached is inference/holdings.py's. One SendBuffer for each connection.
+Owned by the event loop thread.
 
 A large answer is not kept twice: it lies in its place of the arena until the last of it is sent. When
 a request finds no room there, an answer that goes so slowly that it would keep its place for long gives it up
-(Unread.free_place): a client that trickles does not shut out others.
+(SendBuffers.free_place): a client that trickles does not shut out others.
 """
 
 import asyncio
@@ -27,12 +28,12 @@ LOOK_S: Final = 1.0
 """How often it is seen whether a client that is behind went on: only while one is."""
 
 
-class Unread(Holdings):
+class SendBuffers(Holdings):
     """All answers that wait to be taken, of an API server."""
 
     def __init__(self, limit_bytes: int, clock_s: Callable[[], float] = time.monotonic) -> None:
         super().__init__(limit_bytes, clock_s)
-        self.sending: dict[Owing, None] = {}
+        self.sending: dict[SendBuffer, None] = {}
         """Those whose answers lie in the arena, in the order in which they began."""
 
     def free_place(self, nbytes: int, arena_bytes: int) -> bool:
@@ -49,10 +50,10 @@ class Unread(Holdings):
         return False
 
 
-class Owing:
+class SendBuffer:
     """What one connection's client has not taken. give_up: ends the connection, at once."""
 
-    def __init__(self, of: Unread, transport: asyncio.Transport, give_up: Callable[[], None]) -> None:
+    def __init__(self, of: SendBuffers, transport: asyncio.Transport, give_up: Callable[[], None]) -> None:
         self._of = of
         self._transport = transport
         self._give_up = give_up

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from foldserve.service.engine.model_queue import ModelQueue
-from foldserve.service.engine.request import Ticketed
+from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import TooLarge
 from foldserve.service.ipc.slots.allocator import ALIGNMENT
 from foldserve.service.ipc.slots.slot_pool import SlotPool
@@ -18,7 +18,7 @@ _MOST_ROOMS: Final = 4096
 """Shapes of inputs of one model for which the room of their outputs is remembered."""
 
 
-class Rooms:
+class OutputSizes:
     """What requests to the models of one API server need. has_bytes: the whole arena."""
 
     def __init__(self, pool: SlotPool, has_bytes: int) -> None:
@@ -37,14 +37,14 @@ class Rooms:
         room = input_bytes * _FIRST_ROOM_FACTOR
         return room if self._pool.could_hold(input_bytes, room) else 0
 
-    def remember(self, request: Ticketed, needed: int) -> None:
+    def remember(self, request: PendingRequest, needed: int) -> None:
         """The outputs of such a request needed so many bytes."""
         known = request.queue.row_output_bytes
         if len(known) >= _MOST_ROOMS:
             known.clear()
         known[tuple(request.dims)] = -(-needed // request.rows)
 
-    def check(self, request: Ticketed, input_bytes: int, output_bytes: int) -> None:
+    def check(self, request: PendingRequest, input_bytes: int, output_bytes: int) -> None:
         """Raise TooLarge unless an empty arena has such room: who can never be served is not told to try again."""
         rows = request.rows
         if self._pool.could_hold(input_bytes, output_bytes):
@@ -61,7 +61,7 @@ class Rooms:
             "raised"
         )
 
-    def _fitting(self, request: Ticketed, input_bytes: int, output_bytes: int) -> int:
+    def _fitting(self, request: PendingRequest, input_bytes: int, output_bytes: int) -> int:
         """The most rows of such a request that surely fit; 0 when none do."""
         rows, signature = request.rows, request.queue.layout.signature
         inputs, outputs = len(signature.inputs) * ALIGNMENT, len(signature.outputs) * ALIGNMENT
