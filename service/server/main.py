@@ -138,9 +138,8 @@ class Server:
         rows = model_rows(settings, len(versions))
         self._workers = tuple(f"worker-{number}" for number in range(len(self._worker_devices)))
         self._api_servers = tuple(f"api-{number}" for number in range(settings.api_servers))
-        with descriptors.enough(
-            f"{rows} models, {len(self._api_servers)} API servers and {len(self._workers)} workers"
-        ):
+        processes = f"{len(self._api_servers)} API servers and {len(self._workers)} workers"
+        with descriptors.enough(f"{rows} model versions (--max-models), {processes}"):
             writers = (SUPERVISOR, *self._api_servers, *self._workers)
             self._metrics = Metrics.create(MetricsLayoutSpec(rows, devices.names, writers))
             instances = sum(version.config.instances for version in versions)

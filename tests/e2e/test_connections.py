@@ -166,7 +166,7 @@ def limited_to(soft: int, hard: int) -> Iterator[None]:
 def test_server_with_too_few_descriptors_serves_those_it_has_tells_the_others_and_answers_health(
     repository: Path, tmp_path: Path
 ) -> None:
-    with limited_to(128, 128), serving(repository, tmp_path / "log") as server:
+    with limited_to(192, 192), serving(repository, tmp_path / "log") as server:
         server.wait_until("/v2/health/ready", 200)
         assert "fewer than its --max-in-flight 4096" in server.output
         with clients(server) as made:
@@ -203,7 +203,8 @@ def test_limit_that_is_too_low_for_the_processes_is_told_in_one_line_and_ends_wi
         assert server.process.wait(START_LIMIT_S) == 2
         assert "Traceback" not in server.output
         assert re.search(
-            rf"the limit of {limit} open files is too low for {models} models, .*ulimit -n", server.output
+            rf"the limit of {limit} open files is too low for {models + 16} model versions .*--max-models.*ulimit -n",
+            server.output,
         )
 
 

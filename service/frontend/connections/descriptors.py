@@ -18,7 +18,9 @@ _GUESTS: Final = 64
 _SPARE: Final = 32
 """Descriptors for guests, and for what a process opens for a moment, as a scrape does; less where there are few."""
 _LEAST: Final = 4
-"""Of each of these, or nobody can be served."""
+"""Guests and connections, or nobody can be served."""
+_LEAST_SPARE: Final = 8
+"""What the start of the process that writes metrics opens for a moment."""
 _SEARCHED: Final = 4096
 """Descriptors are given from below: none of ours is beyond."""
 _OF_A_CHILD: Final = 2
@@ -72,9 +74,9 @@ def _is_open(fd: int) -> bool:
 
 def room(free: int) -> Room | None:
     """What can be made of so many free descriptors; None when they are too few to serve anybody."""
-    spare, guests = min(_SPARE, free // 4), min(_GUESTS, free // 4)
+    spare, guests = min(_SPARE, max(free // 4, _LEAST_SPARE)), min(_GUESTS, free // 4)
     connections = free - spare - guests
-    return Room(connections, guests) if min(spare, guests, connections) >= _LEAST else None
+    return Room(connections, guests) if min(guests, connections) >= _LEAST else None
 
 
 def for_connections(children: int, api_servers: int) -> int:

@@ -45,7 +45,7 @@ def test_what_is_open_is_counted() -> None:
 
 @pytest.mark.parametrize(
     ("free", "made"),
-    [(10_000, Room(9904, 64)), (200, Room(118, 50)), (16, Room(8, 4)), (15, None), (0, None), (-5, None)],
+    [(10_000, Room(9904, 64)), (200, Room(118, 50)), (16, Room(4, 4)), (15, None), (0, None), (-5, None)],
 )
 def test_some_descriptors_are_kept_for_guests_and_for_moments(free: int, made: Room | None) -> None:
     assert room(free) == made
