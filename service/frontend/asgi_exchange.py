@@ -35,6 +35,8 @@ class AsgiExchange:
         """Answer it. Cancelled, it is given up."""
         request = self._request
         request.begin()
+        if request.missing:
+            request.await_body()
         listening = asyncio.create_task(self._listen())
         try:
             response = await self._response
@@ -46,8 +48,6 @@ class AsgiExchange:
             if response.rest is not None:
                 await self._send_rest(response, response.rest, context, draining)
                 return
-            if request.received():
-                context.body_bytes = request.received()
             listening.cancel()
             await self._channel.send_whole(response, context, draining)
         finally:
@@ -64,7 +64,7 @@ class AsgiExchange:
     async def _read(self) -> None:
         # No message stays in a variable while another is waited for: it would keep its part of the body.
         while await self._read_part():
-            self._request.await_body()
+            pass
         while not self._is_gone(await self._channel.receive()):
             pass
 

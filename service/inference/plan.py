@@ -57,6 +57,17 @@ class RequestPlan:
         self.large_bytes = reads.large_bytes
         self.queue_ns = int(queue.timeout_s * 1e9)
         """The longest from being queued to the answer."""
+        self._answering: dict[tuple[str, tuple[str, ...]], RequestPlan] = {}
+
+    def answering(self, writes: InferenceProtocol, outputs: tuple[str, ...]) -> "RequestPlan":
+        """The same with another answer; made once."""
+        key = (writes.name, outputs)
+        plan = self._answering.get(key)
+        if plan is None:
+            plan = self._answering[key] = RequestPlan(
+                self.queue, self.reads, writes, self.counter, self.limit, outputs, self.options
+            )
+        return plan
 
     def is_rows(self, length: int) -> bool:
         """Whether a body of this length, or of an unknown one, is whole rows, to be computed with as it comes."""

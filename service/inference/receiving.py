@@ -54,7 +54,7 @@ class ReceivingRequest(PendingRequest):
 
     @abstractmethod
     def refuse(self, error: ServiceError) -> None:
-        """Fail while the place is still ours. Does nothing when it is done."""
+        """Fail, whatever it is at. Does nothing when it is done."""
 
     @abstractmethod
     def fault(self) -> Internal:
@@ -96,9 +96,12 @@ class ReceivingRequest(PendingRequest):
         try:
             if self._partial is not None or (self.missing and chunk):
                 self._feed_part(chunk)
-            elif self.missing:
                 return
-            elif self.head.is_rows:
+            if self.missing:
+                return
+            if self._timer is not None:
+                self.end_waiting()  # from now on the place is not ours to free
+            if self.head.is_rows:
                 input_bytes, output_bytes = self._room()
                 self.server.dispatcher.reserve(self, input_bytes, output_bytes)[:] = chunk
                 self.body_came()

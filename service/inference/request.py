@@ -232,7 +232,9 @@ class InferenceRequest(ReceivingRequest):
         """See ReceivingRequest."""
         if self.done:
             return  # given up by what it asked for: others had to make room, its own connection among them
-        self.server.dispatcher.release(self)
+        self.server.dispatcher.cancel(
+            self
+        )  # not released: were it queued, a worker could still touch its place
         self._fail(error)
 
     def _fail(self, error: ServiceError) -> None:

@@ -120,10 +120,12 @@ class PredictCalls:
             raise BodyTooLarge.than(plan.limit.nbytes, plan.limit.setting, length)
         options = context.tensor_headers()
         outputs = names if len(names) < len(chosen.signature.outputs) else ()
-        if options or outputs or kind is not own:
+        if options:
             plan = RequestPlan(
                 plan.queue, plan.reads, PREDICT[kind], plan.counter, plan.limit, outputs, options
             )
+        elif outputs or kind is not own:
+            plan = plan.answering(PREDICT[kind], outputs)
         return RequestHead(
             target, plan, length, context.request_id.encode(), (timeout_ms or "").encode("latin-1")
         )

@@ -212,6 +212,44 @@ def test_body_that_does_not_come_in_time_is_504(kind: str, headers: tuple[str, .
 
 
 @all_ways
+@pytest.mark.parametrize("expect", [(), ("Expect: 100-continue",)], ids=["", "expect"])
+def test_head_without_a_body_is_504_in_time(
+    kind: str, headers: tuple[str, ...], expect: tuple[str, ...]
+) -> None:
+    async def test(case: Case) -> None:
+        case.begin(0.0)
+        async with asyncio.timeout(20):
+            while b" 504 " not in case.connection.socket.written:
+                await asyncio.sleep(0.0005)  # lets timers of the loop come due
+
+    run(Case(kind, headers, extra=expect), test, (504,), request_timeout_s=0.02)
+
+
+@all_ways
+def test_place_of_a_late_request_is_kept_until_the_worker_is_done_with_it(
+    kind: str, headers: tuple[str, ...]
+) -> None:
+    async def test(case: Case) -> None:
+        dispatcher = case.server.rig.dispatcher
+        case.begin(0.0)  # the head alone, so that its time is bounded from then on
+        await case.server.rest()
+        case.connection.send(case.left)
+        await case.server.rest()
+        dispatcher.flush()
+        (request,) = dispatcher.in_flight.values()
+        slot = request.place.slot
+        async with asyncio.timeout(20):
+            while not case.connection.socket.written:
+                await asyncio.sleep(0.0005)  # nobody turns the worker
+        assert case.connection.answers()[0].status == 504
+        assert dispatcher.in_flight[slot].place is not None
+        assert dispatcher.in_flight[slot].given_up
+        await case.server.turn()
+
+    run(Case(kind, headers), test, (504,), request_timeout_s=0.05)
+
+
+@all_ways
 def test_models_own_time_counts_from_being_queued_and_not_while_the_body_comes(
     kind: str, headers: tuple[str, ...]
 ) -> None:
