@@ -1,4 +1,6 @@
 """The networks, one a file, and the export; registry.py names them."""
 
-if __name__ != "foldserve.models":  # under a second name each module would be there twice
-    raise ImportError("import foldserve.models instead of models", name=__name__)
+if __name__ != "foldserve.models":
+    from foldserve.one_name import lead_to_foldserve
+
+    lead_to_foldserve("models")

@@ -53,5 +53,7 @@ Which model versions there are is one table in shared memory, ipc/model_table.py
 in a worker; queues, cells of the scoreboard and metrics are addressed by row.
 """
 
-if __name__ != "foldserve.service":  # under a second name each module would be there twice
-    raise ImportError("import foldserve.service instead of service", name=__name__)
+if __name__ != "foldserve.service":
+    from foldserve.one_name import lead_to_foldserve
+
+    lead_to_foldserve("service")
