@@ -66,17 +66,3 @@ def test_mypy_knows_the_types_of_an_installed_foldserve(
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("use.py:3: error")]
     assert "ExportResult" in line, done.stdout
-
-
-@pytest.mark.parametrize("name", ["service", "models"])
-def test_folder_cannot_be_imported_under_a_second_name(name: str) -> None:
-    """Each of its modules would be there twice, with a state of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {name}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert f"ImportError: import foldserve.{name} instead of {name}" in done.stderr
