@@ -410,33 +410,6 @@ def test_error_is_relative_to_the_largest_value_and_for_integers_a_share(
     assert relative_error(np.array(got), np.array(want)) == pytest.approx(error)
 
 
-@pytest.mark.parametrize(("got", "want", "error"), MEASURED)
-def test_server_and_export_measure_alike(got: list[float], want: list[float], error: float) -> None:
-    import torch
-
-    from foldserve.models.export.difference import difference
-
-    exports = difference(torch.from_numpy(np.array(got)), torch.from_numpy(np.array(want))).max_rel
-    assert exports == pytest.approx(error)
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_server_and_export_measure_columns_and_masks_alike(seed: int) -> None:
-    import torch
-
-    from foldserve.models.export.difference import difference, scale_of
-
-    random = np.random.default_rng(seed)
-    shape = (5, *random.integers(1, 7, size=random.integers(0, 4)))
-    want = random.normal(size=shape) * 10.0 ** random.integers(-6, 4, size=shape[-1])
-    want[random.random(shape) < 0.2] = random.choice([0.0, -1e9, np.nan, np.finfo(np.float32).min])
-    got = want * (1 + 1e-3 * random.normal(size=shape))
-    axes = tuple(axis for axis in range(1, len(shape)) if random.random() < 0.7)
-    wanted = torch.from_numpy(want)
-    exports = difference(torch.from_numpy(got), wanted, scale_of([wanted], axes)).max_rel
-    assert relative_error(got, want, axes) == pytest.approx(exports)
-
-
 def test_each_output_is_held_to_its_own_tolerance_in_each_of_its_columns(folder: Path) -> None:
     manifest = save_exported(folder)
     with np.load(folder / "reference.npz") as arrays:
