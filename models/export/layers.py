@@ -40,7 +40,8 @@ from foldserve.models.export.float64_graph import Float64Interpreter
 from foldserve.models.export.float64_mode import float64_arithmetic, widened
 from foldserve.models.export.memory import bytes_of_values
 from foldserve.models.export.precision import FP32
-from foldserve.models.export.tolerance import LARGEST_DOUBT, LOWER_ERROR_FACTOR, OWN_ERROR_FACTOR
+from foldserve.models.export.tolerance import LARGEST_DOUBT, OWN_ERROR_FACTOR
+from foldserve.service.artifact.tolerance import LOWER_ERROR_FACTOR
 
 _HALVES = frozenset({torch.float16, torch.bfloat16})
 # Whose numbers nobody has set.

@@ -25,15 +25,13 @@ from torch import Tensor
 
 from foldserve.models.errors import BadExample, NotCapturable
 from foldserve.models.export.difference import Difference, Scale, difference, scale_of
-from foldserve.models.export.precision import FP32, Precision
+from foldserve.models.export.precision import Precision
 from foldserve.models.export.reference import ParityCase
+from foldserve.service.artifact.tolerance import lower_tolerance
 
 FILE_TOLERANCE = 1e-4
 OWN_ERROR_FACTOR = 20.0
 LARGEST_TOLERANCE = 1e-2
-LOWER_ERROR_FACTOR = 4.0
-LEAST_ROUNDINGS = 8.0
-LARGEST_LOWER_TOLERANCE = 0.1
 # Of the elements of an integer or boolean output, how many may be near ties: settled.py.
 LARGEST_DOUBT = 0.1
 
@@ -113,10 +111,7 @@ def file_tolerance(precision: Precision, own_error: float) -> float:
     """How far a file may be off, relative. own_error: the float32 eager network's, against float64; see above."""
     if not precision.is_lower:
         return min(LARGEST_TOLERANCE, max(FILE_TOLERANCE, OWN_ERROR_FACTOR * own_error))
-    expected = own_error * precision.roundoff / FP32.roundoff
-    return min(
-        LARGEST_LOWER_TOLERANCE, max(LEAST_ROUNDINGS * precision.roundoff, LOWER_ERROR_FACTOR * expected)
-    )
+    return lower_tolerance(own_error, precision.roundoff)
 
 
 def ill_conditioned(output: Output) -> bool:

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from foldserve.service.artifact.signature import ANY
+from foldserve.service.artifact.tolerance import TF32_ROUNDOFF, lower_tolerance
 from foldserve.service.backends import LoadError, SessionOptions
 from foldserve.service.repository.artifact import Artifact, Parity
-
-_TF32_ROUNDOFF = 2.0**-11
-_FP32_ROUNDOFF = 2.0**-24
 
 # Far above what the export writes (some rows); a small file can hold any number of zeros.
 _MOST_REFERENCE_BYTES = 2**30
@@ -44,14 +42,11 @@ def tolerance(parity: Parity, device: str, options: SessionOptions) -> float:
     """How far an output may be from the reference, in the measure of artifact/difference.py.
 
     What the manifest states. Where a GPU may use TF32, at least what rounding to its 11 significant bits should cost
-    this network, reckoned as the export does for fp16, which has as many: 4 times what the export measured in float32
-    (24 bits), for 2**13 times the rounding; at least 8 roundings, at most a tenth. Keep in step with
-    models/export/tolerance.py.
+    this network, by what the export measured in float32.
     """
     if device == "cpu" or not options.tf32:
         return parity.tolerance
-    expected = parity.max_rel * _TF32_ROUNDOFF / _FP32_ROUNDOFF
-    return max(parity.tolerance, min(0.1, max(8 * _TF32_ROUNDOFF, 4 * expected)))
+    return max(parity.tolerance, lower_tolerance(parity.max_rel, TF32_ROUNDOFF))
 
 
 def read_reference(artifact: Artifact) -> dict[str, np.ndarray]:
