@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from foldserve.models.export.fold import FoldReport, Left, fold_batch_norms
+from foldserve.models.export.fold import FoldReport, Unfolded, fold_batch_norms
 from foldserve.models.export.fold.affine import Affine
 from foldserve.models.export.fold.driver import _DOWN, _UP
 from foldserve.models.export.fold.norms import batch_norms
@@ -48,7 +48,7 @@ def test_report_names_the_module_and_the_reasons():
         "before it, the norm shifts, which relu does not commute with; "
         "after it, the norm shifts, which relu_1 (relu) does not commute with"
     )
-    assert report == FoldReport(3, 2, (Left("3", reason),))
+    assert report == FoldReport(3, 2, (Unfolded("3", reason),))
 
 
 def test_existing_tensors_are_never_written_to():
