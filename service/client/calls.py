@@ -4,6 +4,7 @@ import io
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Final
 
 import numpy as np
@@ -15,6 +16,13 @@ from foldserve.service.codecs.npy_codec import encode as encode_npy
 # npy keeps datatype and every bit; a model with several outputs can only answer all of them in JSON.
 _ACCEPT: Final = f"{BodyType.NPY.value}, {BodyType.JSON.value};q=0.5"
 _AGAIN: Final = (429, 503)
+_MAX_TIMEOUT_MS: Final = 86_400_000
+"""The most that a server lets X-Timeout-Ms say; more is as good as no bound."""
+_NPY: Final = b"\x93NUMPY"
+_UNREADABLE: Final = (
+    *(ValueError, KeyError, TypeError, AttributeError),
+    *(EOFError, MemoryError, OverflowError, SyntaxError, TokenError),  # numpy's, of files that are none
+)
 
 
 class ClientError(Exception):
@@ -72,12 +80,19 @@ def predict_call(
         kind, body = BodyType.NPY, encode_npy(np.asarray(inputs[""]))
     else:
         kind = BodyType.JSON
-        values = {name: array if array.ndim else array.item() for name, array in inputs.items()}
+        values = {name: _written(array) for name, array in inputs.items()}
         body = orjson.dumps({"inputs": values}, option=orjson.OPT_SERIALIZE_NUMPY)
-    timeout_ms = f"{timeout_s * 1000:g}"
+    timeout_ms = f"{min(timeout_s * 1000, _MAX_TIMEOUT_MS):.3f}"  # never as 1e+06
     return Call(
         "POST", path, {"Content-Type": kind.value, "Accept": _ACCEPT, "X-Timeout-Ms": timeout_ms}, body
     )
+
+
+def _written(array: np.ndarray) -> object:
+    """An array as orjson takes it: C-contiguous, in the machine's byte order, and no array where it has no dims."""
+    if not array.ndim:
+        return array.item()
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
 def info_call() -> Call:
@@ -97,10 +112,12 @@ def read_prediction(status: int, headers: Mapping[str, str], content: bytes) -> 
     try:
         if headers.get("content-type", "").partition(";")[0].strip() == BodyType.NPY.value:
             name = urllib.parse.unquote(headers.get("x-tensor-name", "output"))
+            if not content.startswith(_NPY):
+                raise ValueError("no NumPy file")  # np.load() would also take archives
             outputs = {name: np.load(io.BytesIO(content), allow_pickle=False)}
         else:
             outputs = {name: np.array(value) for name, value in orjson.loads(content)["outputs"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise not_foldserves(error) from None
     return Prediction(outputs, headers.get("server-timing", ""))
 

@@ -8,6 +8,7 @@ asked, whatever the environment says: a model server is named, and mostly near.
 """
 
 import asyncio
+import os
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -116,7 +117,7 @@ class _Deadline:
 
 
 class Client:
-    """A server, asked from ordinary code; safe to use from several threads.
+    """A server, asked from ordinary code; safe to use from several threads, and in processes forked from its own.
 
     Args:
         url: as in "http://localhost:8000" or "unix:/run/foldserve.sock".
@@ -128,8 +129,7 @@ class Client:
     def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._address = _Address(url)
         self.timeout_s = timeout_s
-        transport = httpx.HTTPTransport(uds=self._address.socket)
-        self._http = httpx.Client(transport=transport, trust_env=False)
+        self._renew()
 
     def __getitem__(self, model: str) -> "Model":
         return Model(self, model)
@@ -200,8 +200,16 @@ class Client:
             except ServerRefused as error:
                 time.sleep(deadline.pause_s(error))
 
+    def _renew(self) -> None:
+        """Have connections of this process's own: of those that a fork copied, another process reads the answers."""
+        self._pid = os.getpid()
+        transport = httpx.HTTPTransport(uds=self._address.socket)
+        self._http = httpx.Client(transport=transport, trust_env=False)
+
     def _send(self, call: Call, timeout_s: float) -> tuple[int, Mapping[str, str], bytes]:
         url = self._address.base + call.path
+        if self._pid != os.getpid():
+            self._renew()
         try:
             response = self._http.request(
                 call.method,
@@ -237,8 +245,7 @@ class AsyncClient:
     def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._address = _Address(url)
         self.timeout_s = timeout_s
-        transport = httpx.AsyncHTTPTransport(uds=self._address.socket)
-        self._http = httpx.AsyncClient(transport=transport, trust_env=False)
+        self._renew()
 
     def __getitem__(self, model: str) -> "AsyncModel":
         return AsyncModel(self, model)
@@ -297,8 +304,16 @@ class AsyncClient:
             except ServerRefused as error:
                 await asyncio.sleep(deadline.pause_s(error))
 
+    def _renew(self) -> None:
+        """Have connections of this process's own: of those that a fork copied, another process reads the answers."""
+        self._pid = os.getpid()
+        transport = httpx.AsyncHTTPTransport(uds=self._address.socket)
+        self._http = httpx.AsyncClient(transport=transport, trust_env=False)
+
     async def _send(self, call: Call, timeout_s: float) -> tuple[int, Mapping[str, str], bytes]:
         url = self._address.base + call.path
+        if self._pid != os.getpid():
+            self._renew()
         try:
             response = await self._http.request(
                 call.method,

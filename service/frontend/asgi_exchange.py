@@ -113,6 +113,8 @@ class AsgiExchange:
             wire.owing.begin_place(response.place_bytes, len(rest), request.give_up)
         try:
             await channel.send_head(response, context, draining)
+            if request.done:
+                return  # as below
             part, at = response.body + bytes(rest[:SENT_BYTES]), SENT_BYTES
             while at < len(rest):
                 await channel.send({"type": "http.response.body", "body": part, "more_body": True})

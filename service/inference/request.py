@@ -232,6 +232,8 @@ class InferenceRequest(ReceivingRequest):
         """See ReceivingRequest."""
         if self.done:
             return  # given up by what it asked for: others had to make room, its own connection among them
+        if self._job is not None:
+            self._job.give_up()  # else its answer would come to a place that nobody frees
         self.server.dispatcher.cancel(
             self
         )  # not released: were it queued, a worker could still touch its place

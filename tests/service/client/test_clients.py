@@ -1,6 +1,7 @@
 """The Python client against a server on the loopback: arrays in, arrays out, and what is refused."""
 
 import asyncio
+import os
 import socket
 import threading
 
@@ -124,3 +125,35 @@ def test_package_names_what_it_has():
     for name in foldserve.__all__:
         assert getattr(foldserve, name).__name__ == name
     assert not hasattr(foldserve, "nothing")
+
+
+def test_process_that_was_forked_asks_over_connections_of_its_own(url):
+    with Client(url) as client:
+        client["double"](ROWS)
+        used = client._http
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                client["double"](ROWS)
+                code = int(client._http is used)
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        client["double"](ROWS)
+        assert client._http is used
+
+
+def test_named_inputs_may_lie_in_memory_in_any_way(url):
+    a = np.arange(4, dtype="f4").reshape(2, 2)
+    b = np.int64([10, 20])
+    with Client(url) as client:
+        expected = client["pair"](a=a.T.copy(), b=b)["sum"]
+        for way in (a.T, a.T.astype(">f4"), np.asfortranarray(a.T), np.stack([a.T, a.T], -1)[..., 0]):
+            np.testing.assert_array_equal(client["pair"](a=way, b=b)["sum"], expected)
+
+
+@pytest.mark.parametrize("timeout_s", [999.9999, 1000.0, 1234.5, 1e6])
+def test_call_may_take_as_long_as_one_likes(url, timeout_s):
+    with Client(url, timeout_s=timeout_s) as client:
+        np.testing.assert_array_equal(client["double"](ROWS), 3 * ROWS)

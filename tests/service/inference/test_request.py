@@ -371,3 +371,31 @@ def test_refusals_are_paced_when_nothing_else_is(kind: str, headers: tuple[str, 
         assert (await case.answer()).status == 200
 
     run(Case(kind, headers), test, (429, 200), max_rows=1)
+
+
+def test_client_that_leaves_before_its_large_answer_begins_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As an answer is whose text is smaller than the outputs: it goes in one piece.
+    monkeypatch.setattr("foldserve.service.frontend.asgi_exchange.SENT_BYTES", 1 << 20)
+
+    async def test(case: Case) -> None:
+        case.begin()
+        case.connection.protocol.pause_writing()  # earlier answers are not taken
+        async with asyncio.timeout(20):
+            while not case.server.unread.sending:
+                await case.server.turn(lambda: bool(case.server.unread.sending), most=5)
+                await asyncio.sleep(0.001)
+        case.connection.leave()
+        await case.server.turn(most=20)
+
+    run(
+        Case(JSON, (ASGI,), rows=40_000),
+        test,
+        (499,),
+        limit_bytes=1 << 22,
+        data_bytes=1 << 24,
+        max_rows=1 << 20,
+        max_bytes=1 << 24,
+        max_batch_size=1 << 16,
+    )
