@@ -95,11 +95,16 @@ class Dispatcher(Places):
     def _check_drained(self, queue: ModelQueue) -> None:
         """Forget a queue that is closed, once its last request has left it."""
         drained = queue.drained
-        if drained is None or queue.requests or self.queues.get(queue.row) is not queue:
+        if drained is None or queue.requests or queue.rendering or self.queues.get(queue.row) is not queue:
             return
         del self.queues[queue.row]
         self._show()
         drained()
+
+    def rendered(self, queue: ModelQueue) -> None:
+        """One of its answers is made, or not wanted any more."""
+        queue.rendering -= 1
+        self._check_drained(queue)
 
     # -- into the queue
 

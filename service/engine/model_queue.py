@@ -77,6 +77,8 @@ class ModelQueue:
         self.rows = 0
         self.nbytes = 0
         self.large = 0
+        self.rendering = 0
+        """Requests that were run, and whose answers the codec process is to make: it needs to know the version."""
         self.held_bytes = 0
         self.small_rows = min(max_batch_size, bounds.max_rows // 2)
         self.small_bytes = bounds.max_bytes // 2

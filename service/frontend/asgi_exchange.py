@@ -113,17 +113,17 @@ class AsgiExchange:
             wire.owing.begin_place(response.place_bytes, len(rest), request.give_up)
         try:
             await channel.send_head(response, context, draining)
-            if request.done:
-                return  # as below
-            part, at = response.body + bytes(rest[:SENT_BYTES]), SENT_BYTES
-            while at < len(rest):
-                await channel.send({"type": "http.response.body", "body": part, "more_body": True})
+            beginning, at = response.body, 0
+            while True:
                 if request.done:
                     return  # the client is gone, or had to give way
+                part = beginning + bytes(rest[at : at + SENT_BYTES])
+                beginning, at = b"", at + SENT_BYTES
+                if at >= len(rest):
+                    break
+                await channel.send({"type": "http.response.body", "body": part, "more_body": True})
                 if wire is not None:
                     wire.owing.sent(at)
-                part = bytes(rest[at : at + SENT_BYTES])
-                at += SENT_BYTES
         finally:
             if wire is not None:
                 wire.owing.end_place()

@@ -58,6 +58,8 @@ class InferenceRequest(ReceivingRequest):
     """Seconds of rendering; likewise."""
     _id = b""
     _settled = False
+    _renders = False
+    """Its job is to make its answer."""
 
     def __init__(self, server: ServerContext, head: RequestHead, responder: Responder) -> None:
         super().__init__(server, head)
@@ -119,7 +121,7 @@ class InferenceRequest(ReceivingRequest):
             self.body = b""
 
         def parsed(error: Exception | None) -> None:
-            self._job = None
+            self._end_job()
             if error is None:
                 self.step(lambda: self._queue(self._decoded(started_ns)))
             else:
@@ -191,7 +193,7 @@ class InferenceRequest(ReceivingRequest):
             return True
 
         def rendered(error: Exception | None) -> None:
-            self._job = None
+            self._end_job()
             place = self.place
             if error is None and place is not None:
                 self.step(lambda: self._respond_from_place(b"", place.inputs, (), started_ns))
@@ -199,7 +201,16 @@ class InferenceRequest(ReceivingRequest):
                 self.refuse(self._told(error))
 
         self._job = self.server.codecs.render(self, plan.writes, list(outputs), self.latest_ns(), rendered)
+        self._renders = True
+        self.queue.rendering += 1
         return True
+
+    def _end_job(self) -> None:
+        """The codec process is done with it, or need not be."""
+        self._job = None
+        if self._renders:
+            self._renders = False
+            self.server.dispatcher.rendered(self.queue)
 
     def _respond_from_place(
         self, prefix: bytes, rest: memoryview, headers: tuple[tuple[str, str], ...], started_ns: int
@@ -225,6 +236,7 @@ class InferenceRequest(ReceivingRequest):
             self.end_waiting()
             if self._job is not None:
                 self._job.give_up()
+                self._end_job()
             self.server.dispatcher.cancel(self)
             self._finish(CLIENT_GONE, None)
 
@@ -234,6 +246,7 @@ class InferenceRequest(ReceivingRequest):
             return  # given up by what it asked for: others had to make room, its own connection among them
         if self._job is not None:
             self._job.give_up()  # else its answer would come to a place that nobody frees
+            self._end_job()
         self.server.dispatcher.cancel(
             self
         )  # not released: were it queued, a worker could still touch its place
@@ -255,7 +268,8 @@ class InferenceRequest(ReceivingRequest):
         self._responder = _NOBODY
         duration_s = (monotonic_ns() - self.began_ns) / 1e9
         observers = self.server.observers
-        if status == 200:  # counted in bulk: metrics/request_ring.py
+        gone = self.queue.closed and self.server.dispatcher.queues.get(self.queue.row) is not self.queue
+        if status == 200 and not gone:  # counted in bulk, by its row: metrics/request_ring.py
             queue_s, gather_s, run_s, scatter_s = self.stages_s
             self.plan.counter(
                 duration_s, self.rows, self.decode_s, queue_s, gather_s, run_s, scatter_s, self.encode_s

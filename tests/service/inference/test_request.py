@@ -15,6 +15,7 @@ import pytest
 
 from foldserve.service.engine import recovery
 from foldserve.service.errors import DeadlinePassed
+from foldserve.service.ipc.model_table import ModelState
 from foldserve.service.ipc.scoreboard import READY
 from foldserve.service.metrics.catalog import REQUESTS
 from tests.service.engine_rig import WorkerKilled
@@ -399,3 +400,82 @@ def test_client_that_leaves_before_its_large_answer_begins_is_counted_once(
         max_bytes=1 << 24,
         max_batch_size=1 << 16,
     )
+
+
+LARGE: dict[str, Any] = {
+    "limit_bytes": 1 << 22,
+    "data_bytes": 1 << 24,
+    "max_rows": 1 << 20,
+    "max_bytes": 1 << 24,
+    "max_batch_size": 1 << 16,
+}
+
+
+def unload(server: ApiServerHarness) -> list[bool]:
+    """Have the model unloaded, its row emptied as soon as it may be."""
+    table, drained = server.rig.models, [False]
+
+    def empty() -> None:
+        drained[0] = True
+        table.move(0, ModelState.UNLOADING)
+        table.free(0)
+
+    table.move(0, ModelState.DRAINING)
+    server.rig.dispatcher.close_queue(server.rig.dispatcher.queues[0], empty)
+    return drained
+
+
+def test_model_that_is_unloaded_stays_until_its_last_large_answer_is_made() -> None:
+    async def test(case: Case) -> None:
+        case.begin()
+        server, queue = case.server, case.server.rig.dispatcher.queues[0]
+        async with asyncio.timeout(20):
+            while not queue.rendering:
+                await server.turn(lambda: queue.rendering > 0, most=5)
+                await asyncio.sleep(0.0005)
+        assert server.codecs.pid is not None
+        os.kill(server.codecs.pid, signal.SIGKILL)  # the next one knows of no model yet
+        drained = unload(server)
+        assert not drained[0]
+        assert (await case.answer()).status == 200
+        assert drained[0]
+
+    async def main() -> None:
+        case = Case(JSON, (), rows=40_000)
+        case.server = ApiServerHarness(**LARGE)
+        case.connection = case.server.connect()
+        await test(case)
+        assert case.server.free
+        assert case.server.codecs.pid is not None
+        os.kill(case.server.codecs.pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while case.server.codecs.pid is not None:
+                await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+
+
+def test_answer_sent_after_its_model_is_gone_is_not_counted_for_the_next_in_its_row() -> None:
+    async def main() -> None:
+        case = Case(RAW, (), rows=300_000)
+        case.server = server = ApiServerHarness(**{**LARGE, "max_batch_size": 1 << 19})
+        case.connection = server.connect()
+        case.begin()
+        case.connection.protocol.pause_writing()
+        async with asyncio.timeout(20):
+            while not server.unread.sending:
+                await server.turn(lambda: bool(server.unread.sending), most=5)
+        server.metrics.rows.clear()
+        assert unload(server)[0]
+        case.connection.protocol.resume_writing()
+        async with asyncio.timeout(20):
+            while not server.lines:
+                await asyncio.sleep(0.001)
+        assert [answer.status for answer in case.connection.answers()] == [200]
+        counted, cell = server.metrics.store.totals(), server.metrics.store.layout.cell
+        assert counted[cell(REQUESTS, 0, "raw", "200")] == 0
+        assert counted[cell(REQUESTS, server.metrics.spec.models, "raw", "200")] == 1
+        assert [status for _, status in server.lines] == [200]
+        assert server.free
+
+    asyncio.run(main())
