@@ -78,11 +78,6 @@ class Dispatcher(Places):
 
     # -- which models there are
 
-    def add_queue(self, queue: ModelQueue) -> None:
-        """Take requests for a model version from now on; its row must be free here."""
-        assert queue.row not in self.queues
-        self.queues[queue.row] = queue
-
     def close_queue(self, queue: ModelQueue, drained: Callable[[], None]) -> None:
         """Take no more requests for a model version.
 

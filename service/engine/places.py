@@ -39,6 +39,11 @@ class Places(QueueLoads):
         self._pool = SlotPool(arena)
         self._rooms = OutputSizes(self._pool, arena.data_bytes)
 
+    def add_queue(self, queue: ModelQueue) -> None:
+        """Take requests for a model version from now on; its row must be free here."""
+        assert queue.row not in self.queues
+        self.queues[queue.row] = queue
+
     def output_room(self, queue: ModelQueue, rows: int, dims: Sequence[int], input_bytes: int) -> int:
         """Bytes to set aside for the outputs: exact when the signature tells, else what was needed last time."""
         return self._rooms.of_outputs(queue, rows, dims, input_bytes)
