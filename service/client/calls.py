@@ -16,6 +16,8 @@ from foldserve.service.codecs.npy_codec import encode as encode_npy
 # npy keeps datatype and every bit; a model with several outputs can only answer all of them in JSON.
 _ACCEPT: Final = f"{BodyType.NPY.value}, {BodyType.JSON.value};q=0.5"
 _AGAIN: Final = (429, 503)
+_SOONEST_S: Final = 0.05
+"""No server is asked again sooner, also where it says "Retry-After: 0"."""
 _MAX_TIMEOUT_MS: Final = 86_400_000
 """The most that a server lets X-Timeout-Ms say; more is as good as no bound."""
 _NPY: Final = b"\x93NUMPY"
@@ -146,7 +148,7 @@ def refusal(status: int, headers: Mapping[str, str], content: bytes) -> ServerRe
         text = f"{status}: {content[:200].decode(errors='replace')}; is this a foldserve server?"
         code = ""
     after = headers.get("retry-after", "")
-    seconds = float(after) if after.isascii() and after.isdigit() else None
+    seconds = max(float(after), _SOONEST_S) if after.isascii() and after.isdigit() else None
     if seconds is None and status in _AGAIN:
         seconds = 1.0
     return ServerRefused(text, status, code, seconds if status in _AGAIN else None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from foldserve.service.client.calls import ClientError, read_prediction
+from foldserve.service.client.calls import ClientError, read_prediction, refusal
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,7 @@ from foldserve.service.client.calls import ClientError, read_prediction
 def test_answer_that_says_it_is_npy_and_is_none_is_not_foldserves(content):
     with pytest.raises(ClientError, match="is not foldserve's"):
         read_prediction(200, {"content-type": "application/x-npy"}, content)
+
+
+def test_server_that_says_at_once_is_not_asked_again_without_a_pause():
+    assert refusal(503, {"retry-after": "0"}, b"").retry_after_s == 0.05
