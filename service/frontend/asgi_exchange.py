@@ -75,7 +75,7 @@ class AsgiExchange:
             return False
         more: bool = message.get("more_body", False)
         self._feed(message.get("body", b""), more)
-        return more
+        return more and self._request.missing > 0  # an empty last message may follow
 
     def _feed(self, chunk: bytes, more: bool) -> None:
         request = self._request

@@ -92,8 +92,9 @@ class PartialBody:
 
     def add(self, chunk: bytes) -> None:
         """The next part. Raises: QueueFull."""
-        at, place = self._at, self._request.place
+        at = self._at
         self.filled(len(chunk))
+        place = self._request.place  # not before: others may have had to give way
         if place is not None:
             place.inputs[at : self._at] = chunk
         else:
