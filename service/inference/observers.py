@@ -1,41 +1,18 @@
 """Who learns of every request that is finished: the metrics, and whoever asked to (the access log)."""
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
 from foldserve.service.inference.context import RequestContext
+from foldserve.service.metrics.recorder import Metrics
 
 Observer = Callable[[RequestContext, int, float], None]
 """Given a finished request, its status (499: the client left before its answer) and its seconds."""
 
 
-class RequestMetrics(Protocol):
-    """What is counted of requests (metrics/recorder.py has the real one)."""
-
-    def request_finished(
-        self,
-        protocol: str,
-        model: str,
-        version: str,
-        status: int,
-        duration_s: float,
-        *,
-        rows: int = 0,
-        stages_s: Mapping[str, float] | None = None,
-        error_code: str | None = None,
-    ) -> None:
-        """Count one answered inference request."""
-
-    def answered_counter(self, protocol: str, model_row: int) -> Callable[..., None]:
-        """Counts answered requests (status 200) of one protocol and row of the model table. Called with
-        duration_s, rows, and the seconds of each stage in order."""
-        ...
-
-
 class Observers:
     """Of one API server. others: besides the metrics."""
 
-    def __init__(self, metrics: RequestMetrics, *others: Observer) -> None:
+    def __init__(self, metrics: Metrics, *others: Observer) -> None:
         self._metrics = metrics
         self.others = others
 

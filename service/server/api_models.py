@@ -16,7 +16,6 @@ from foldserve.service.engine.models import Models, QueuedVersion
 from foldserve.service.engine.served import ServedVersion
 from foldserve.service.frontend.asgi import PREDICT_PATHS
 from foldserve.service.frontend.http1.heads.cache import Route
-from foldserve.service.inference.observers import RequestMetrics
 from foldserve.service.inference.plan import BodyLimit, RequestPlan
 from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
 from foldserve.service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
@@ -113,9 +112,7 @@ class ApiModels:
         return routes
 
 
-def make_plans(
-    queue: ModelQueue, settings: ServeSettings, metrics: RequestMetrics
-) -> dict[BodyType, RequestPlan]:
+def make_plans(queue: ModelQueue, settings: ServeSettings, metrics: Metrics) -> dict[BodyType, RequestPlan]:
     """What becomes of requests to a version, by the types of their bodies."""
     body = BodyLimit(settings.max_body_bytes, "--max-body-bytes")
     json = BodyLimit(settings.max_json_bytes, "--max-json-bytes")

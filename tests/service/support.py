@@ -155,7 +155,7 @@ def one_model() -> NumpyModels:
 
 @dataclass
 class CountingMetrics:
-    """Keeps what is counted of requests. Implements inference.observers.RequestMetrics.
+    """Keeps what is counted of requests. Has what Observers and plans ask of metrics.recorder.Metrics.
 
     names: of the model versions, by row.
     """
