@@ -116,7 +116,37 @@ class _Deadline:
         return error.retry_after_s
 
 
-class Client:
+class _Asking:
+    """What both clients have: where the server is, and connections of the process that asks."""
+
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self._address = _Address(url)
+        self.timeout_s = timeout_s
+        self._pid = os.getpid()
+        self._renew()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._address.shown!r})"
+
+    def _renew(self) -> None:
+        """Open a pool of connections."""
+        raise NotImplementedError
+
+    def _arguments(self, call: Call, timeout_s: float) -> dict[str, Any]:
+        """A call as httpx takes it."""
+        if self._pid != os.getpid():  # of connections that a fork copied, another process reads the answers
+            self._pid = os.getpid()
+            self._renew()
+        return {
+            "method": call.method,
+            "url": self._address.base + call.path,
+            "headers": dict(call.headers),
+            "content": call.body,
+            "timeout": timeout_s + _MARGIN_S,
+        }
+
+
+class Client(_Asking):
     """A server, asked from ordinary code; safe to use from several threads, and in processes forked from its own.
 
     Args:
@@ -126,11 +156,6 @@ class Client:
         other ClientErrors for what is not foldserve\'s.
     """
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._address = _Address(url)
-        self.timeout_s = timeout_s
-        self._renew()
-
     def __getitem__(self, model: str) -> "Model":
         return Model(self, model)
 
@@ -139,9 +164,6 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"Client({self._address.shown!r})"
 
     def close(self) -> None:
         """End its connections."""
@@ -201,23 +223,13 @@ class Client:
                 time.sleep(deadline.pause_s(error))
 
     def _renew(self) -> None:
-        """Have connections of this process's own: of those that a fork copied, another process reads the answers."""
-        self._pid = os.getpid()
         transport = httpx.HTTPTransport(uds=self._address.socket)
         self._http = httpx.Client(transport=transport, trust_env=False)
 
     def _send(self, call: Call, timeout_s: float) -> tuple[int, Mapping[str, str], bytes]:
-        url = self._address.base + call.path
-        if self._pid != os.getpid():
-            self._renew()
+        arguments = self._arguments(call, timeout_s)
         try:
-            response = self._http.request(
-                call.method,
-                url,
-                headers=dict(call.headers),
-                content=call.body,
-                timeout=timeout_s + _MARGIN_S,
-            )
+            response = self._http.request(**arguments)
         except httpx.HTTPError as error:
             raise self._address.unreachable(call.path, error) from None
         return response.status_code, response.headers, response.content
@@ -239,13 +251,8 @@ class Model:
         return f"{self._client!r}[{self.name!r}]"
 
 
-class AsyncClient:
+class AsyncClient(_Asking):
     """A server, asked from coroutines of one event loop; otherwise as Client."""
-
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._address = _Address(url)
-        self.timeout_s = timeout_s
-        self._renew()
 
     def __getitem__(self, model: str) -> "AsyncModel":
         return AsyncModel(self, model)
@@ -255,9 +262,6 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"AsyncClient({self._address.shown!r})"
 
     async def close(self) -> None:
         """End its connections."""
@@ -305,23 +309,13 @@ class AsyncClient:
                 await asyncio.sleep(deadline.pause_s(error))
 
     def _renew(self) -> None:
-        """Have connections of this process's own: of those that a fork copied, another process reads the answers."""
-        self._pid = os.getpid()
         transport = httpx.AsyncHTTPTransport(uds=self._address.socket)
         self._http = httpx.AsyncClient(transport=transport, trust_env=False)
 
     async def _send(self, call: Call, timeout_s: float) -> tuple[int, Mapping[str, str], bytes]:
-        url = self._address.base + call.path
-        if self._pid != os.getpid():
-            self._renew()
+        arguments = self._arguments(call, timeout_s)
         try:
-            response = await self._http.request(
-                call.method,
-                url,
-                headers=dict(call.headers),
-                content=call.body,
-                timeout=timeout_s + _MARGIN_S,
-            )
+            response = await self._http.request(**arguments)
         except httpx.HTTPError as error:
             raise self._address.unreachable(call.path, error) from None
         return response.status_code, response.headers, response.content
