@@ -84,16 +84,18 @@ class AsgiApp:
         context = _context_of(scope)
         channel = Channel(receive, send, scope.get("extensions", {}).get(WIRE))
         route: Route | None = None
+        exchange: AsgiExchange | None = None
         try:
             if REFUSAL in scope:
                 raise scope[REFUSAL]
             route, parameters = self.routes.match(context.method, context.path)
             context.route = route.path
             if route.handler is None:
-                head = self._head(context, route, parameters)
-                await AsgiExchange(self.inference, head, context, channel).run()
-                return
-            response = await route.handler(context)
+                exchange = AsgiExchange(
+                    self.inference, self._head(context, route, parameters), context, channel
+                )
+            else:
+                response = await route.handler(context)
         except ServiceError as error:
             context.error_code = error.code
             response = error_response(error)
@@ -110,6 +112,9 @@ class AsgiApp:
                     f"the server failed on this request; its log tells why, under id {context.request_id}"
                 )
             )
+        if exchange is not None:  # it sends, counts and tells itself
+            await exchange.run()
+            return
         await channel.send_whole(response, context, self.status.draining())
         if route is None or route.handler is None:  # or what asked for nothing that there is
             self.observers.finished(context, response.status, context.elapsed_s())

@@ -233,3 +233,32 @@ def test_of_two_lines_that_contradict_each_other_none_is_believed(lines, refused
 def test_header_that_is_said_twice_alike_is_said_once():
     headers = [("content-type", "application/json")] * 2 + [("x-timeout-ms", "60000")] * 2
     assert call(app_of(), "POST", "/predict/double", b'{"inputs": [[1, 2, 3]]}', headers).status == 200
+
+
+def test_response_that_cannot_be_sent_is_counted_once_and_not_tried_again():
+    app = app_of()
+    sent = []
+
+    async def main():
+        messages = [{"type": "http.request", "body": b'{"inputs": [[1, 2, 3]]}', "more_body": False}]
+
+        async def receive():
+            return messages.pop() if messages else await asyncio.Event().wait()
+
+        async def send(message):
+            sent.append(message["type"])
+            raise RuntimeError("the server in front is broken")
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/predict/double",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        with pytest.raises(RuntimeError, match="in front is broken"):
+            await app(scope, receive, send)
+
+    asyncio.run(main())
+    assert sent == ["http.response.start"]
+    assert [one["status"] for one in app.metrics.finished] == [200]
