@@ -5,7 +5,7 @@ Whatever the head settles (model, version, types) is refused here, before a byte
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from foldserve.service.codecs import (
 )
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.json_fast import FastJsonCodec
-from foldserve.service.codecs.protocol import Options, Served
+from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from foldserve.service.engine.served import ServedModel, ServedVersion, Status
 from foldserve.service.errors import (
@@ -48,22 +48,22 @@ class PredictProtocol:
 
     def __init__(self, kind: BodyType) -> None:
         self.kind = kind
-        self.name = kind.name.lower()
+        self.key = self.name = kind.name.lower()
         self.media_type = kind.value
         self.large_bytes = LARGE_JSON_BYTES if kind is BodyType.JSON else LARGE_COPY_BYTES
         self.raw = kind is BodyType.RAW
 
     def parse(
         self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
-    ) -> dict[str, np.ndarray]:
+    ) -> ParsedRequest:
         """See InferenceProtocol. options: the X-Tensor-* headers."""
-        return decode(self.kind, body, signature, TensorHeaders(*options) if options else None)
+        return ParsedRequest(decode(self.kind, body, signature, TensorHeaders(*options) if options else None))
 
-    def render(self, served: Served, outputs: Mapping[str, np.ndarray]) -> Encoded:
+    def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol."""
         return encode(self.kind, served.model, served.version, outputs, served.signature)
 
-    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray]) -> LaidOut | None:
+    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol."""
         return None if self.kind is BodyType.JSON else lay_out(self.kind, outputs, served.signature)
 
@@ -120,14 +120,10 @@ class PredictCalls:
             raise BodyTooLarge.than(plan.limit.nbytes, plan.limit.setting, length)
         options = context.tensor_headers()
         outputs = names if len(names) < len(chosen.signature.outputs) else ()
-        if options:
-            plan = RequestPlan(
-                plan.queue, plan.reads, PREDICT[kind], plan.counter, plan.limit, outputs, options
-            )
-        elif outputs or kind is not own:
+        if outputs or kind is not own:
             plan = plan.answering(PREDICT[kind], outputs)
         return RequestHead(
-            target, plan, length, context.request_id.encode(), (timeout_ms or "").encode("latin-1")
+            target, plan, length, context.request_id.encode(), (timeout_ms or "").encode("latin-1"), options
         )
 
 

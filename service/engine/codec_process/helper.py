@@ -58,8 +58,7 @@ def _answer(channel: socket.socket, packet: bytes, bench: Bench) -> bool:
         _log.exception("a body or an answer could not be worked on")
         channel.send(orders.pack(Word.BROKEN))
         return True
-    sized = made.sized
-    channel.send(orders.pack(Word.SIZED, sized.nbytes, sized.rows, sized.dims))
+    channel.send(orders.sized_message(made.sized))
     reply = channel.recv(orders.PACKET_BYTES)
     if not reply:
         return False

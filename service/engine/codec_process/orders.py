@@ -62,11 +62,17 @@ class CodecPlan:
 
 @dataclass(frozen=True)
 class Sized:
-    """What the work has come to: bytes in the place that it wants, and of inputs their rows and dynamic dims."""
+    """What the work has come to: bytes in the place that it wants; of a body the rows and dynamic dims of its inputs, and
+    what else it says (ParsedRequest); of an answer its media type and headers (Encoded)."""
 
     nbytes: int
     rows: int = 0
     dims: tuple[int, ...] = ()
+    outputs: tuple[str, ...] = ()
+    reply: Any = None
+    queue_timeout_us: int = 0
+    media_type: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def pack(word: Word, *values: Any) -> bytes:
@@ -86,10 +92,29 @@ def parse_order(key: ModelKey, protocol: str, at: int, nbytes: int, options: Opt
 
 
 def render_order(
-    key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]
+    key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any
 ) -> bytes:
-    """Render the answer with these of the outputs that lie there in the arena."""
-    return pack(Word.RENDER, tuple(key), protocol, rows, at, nbytes, list(names))
+    """Render the answer with these of the outputs that lie there in the arena. reply: ParsedRequest.reply."""
+    return pack(Word.RENDER, tuple(key), protocol, rows, at, nbytes, list(names), reply)
+
+
+def sized_message(sized: Sized) -> bytes:
+    """The message that says so."""
+    return pack(
+        Word.SIZED,
+        *(sized.nbytes, sized.rows, sized.dims),
+        *(sized.outputs, sized.reply, sized.queue_timeout_us),
+        *(sized.media_type, sized.headers),
+    )
+
+
+def sized_of(values: Sequence[Any]) -> Sized:
+    """What such a message says."""
+    nbytes, rows, dims, outputs, reply, queue_timeout_us, media_type, headers = values
+    said = (tuple(outputs), reply, queue_timeout_us)
+    return Sized(
+        nbytes, rows, tuple(dims), *said, media_type, tuple((name, value) for name, value in headers)
+    )
 
 
 def refusal(error: ServiceError) -> bytes:

@@ -4,6 +4,7 @@ Pure but for the memory: no processes, no messages.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -58,20 +59,24 @@ class Bench:
         """The inputs in a body, as they lie in a place. Raises: what parsing and check_inputs raise; NotReady."""
         layout = self._layout(key)
         signature = layout.signature
-        inputs = self._protocols[protocol].parse(self.memory[at : at + nbytes], signature, options)
+        parsed = self._protocols[protocol].parse(self.memory[at : at + nbytes], signature, options)
+        inputs = parsed.inputs
         rows = signature.check_inputs(inputs)
         arrays = [inputs[spec.name] for spec in signature.inputs]
         dims = layout.dims_of([array.shape for array in arrays]) if layout.dynamic_dims else ()
         places = layout.input_places(rows, dims)
         parts = [(offset, array) for (offset, _), array in zip(places, arrays, strict=True)]
-        return Made(Sized(layout.input_bytes(rows, dims), rows, dims), parts)
+        nbytes = layout.input_bytes(rows, dims)
+        return Made(Sized(nbytes, rows, dims, parsed.outputs, parsed.reply, parsed.queue_timeout_us), parts)
 
     def render(
-        self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]
+        self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any
     ) -> Made:
         """The answer with these outputs. Raises: ModelFailed when the protocol cannot carry a value; NotReady."""
         layout = self._layout(key)
         outputs = layout.read_outputs(self.memory[at : at + nbytes], rows)
         served = Served(key.model, key.version, layout.signature)
-        text = self._protocols[protocol].render(served, {name: outputs[name] for name in names}).body
-        return Made(Sized(len(text)), [(0, np.frombuffer(text, np.uint8))])
+        chosen = {name: outputs[name] for name in names}
+        answer = self._protocols[protocol].render(served, chosen, reply)
+        sized = Sized(len(answer.body), media_type=answer.media_type, headers=answer.headers)
+        return Made(sized, [(0, np.frombuffer(answer.body, np.uint8))])

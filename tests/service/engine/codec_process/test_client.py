@@ -182,7 +182,7 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
             body, _ = shop.ask(data, kind, lane, shape)
             assert body.place is None  # it is the job's
             assert await body.end() is None
-            expected = PREDICT[kind].parse(data, LANES[lane], options(shape))
+            expected = PREDICT[kind].parse(data, LANES[lane], options(shape)).inputs
             got = shop.inputs(body)
             assert got.keys() == expected.keys()
             for name, array in expected.items():
@@ -213,7 +213,7 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
 )
 def test_a_body_is_refused_as_its_protocol_refuses_it(data, kind, lane, shape):
     with pytest.raises(ServiceError) as expected:
-        LANES[lane].check_inputs(PREDICT[kind].parse(data, LANES[lane], options(shape)))
+        LANES[lane].check_inputs(PREDICT[kind].parse(data, LANES[lane], options(shape)).inputs)
 
     async def test():
         async with open_codecs() as shop:
@@ -243,7 +243,7 @@ def test_outputs_become_the_json_that_the_codecs_write():
             for names in (("y", "n"), ("n",)):
                 body = outputs_in(shop, 2, len(n), y, n)
                 shop.codecs.render(
-                    body, PREDICT[BodyType.JSON], names, time.monotonic_ns() + MINUTE_NS, body.then
+                    body, PREDICT[BodyType.JSON], names, None, time.monotonic_ns() + MINUTE_NS, body.then
                 )
                 assert await body.end() is None
                 wanted = {name: {"y": y, "n": n}[name] for name in names}
@@ -258,7 +258,7 @@ def test_outputs_that_json_cannot_carry_are_the_models_fault():
         async with open_codecs() as shop:
             body = outputs_in(shop, 1, 1, np.array([[1, np.nan]], "f4"))
             shop.codecs.render(
-                body, PREDICT[BodyType.JSON], ("y",), time.monotonic_ns() + MINUTE_NS, body.then
+                body, PREDICT[BodyType.JSON], ("y",), None, time.monotonic_ns() + MINUTE_NS, body.then
             )
             error = await body.end()
             assert isinstance(error, ModelFailed)
@@ -503,7 +503,12 @@ def test_a_fault_of_the_process_itself_is_told_as_such_and_it_goes_on():
             pid = await shop.started()
             body = outputs_in(shop, 0, 1, np.zeros((1, 2), "f4"))
             shop.codecs.render(
-                body, PREDICT[BodyType.JSON], ("no such output",), time.monotonic_ns() + MINUTE_NS, body.then
+                body,
+                PREDICT[BodyType.JSON],
+                ("no such output",),
+                None,
+                time.monotonic_ns() + MINUTE_NS,
+                body.then,
             )
             assert isinstance(await body.end(), CodecsFailed)
             assert await shop.started() == pid
