@@ -20,11 +20,12 @@ Options = Sequence[str | None]
 
 
 class Served(NamedTuple):
-    """The model version that a request asks."""
+    """The model version that a request asks. labels: names of the classes, in the order of the output's columns."""
 
     model: str
     version: str
     signature: Signature
+    labels: tuple[str, ...] = ()
 
 
 class ParsedRequest(NamedTuple):
@@ -45,13 +46,14 @@ class InferenceProtocol(Protocol):
     """One protocol.
 
     key: its own among all of them. name: its value of the metrics' label `protocol`. media_type: of its answers that
-    say no other. large_bytes: bodies of more are not parsed on the event loop. raw: whether a body is the rows' own
-    bytes, which need no parsing.
+    say no other. is_json: bodies are all text, and bounded as such. large_bytes: bodies of more are not parsed on the
+    event loop. raw: whether a body is the rows' own bytes, which need no parsing.
     """
 
     key: str
     name: str
     media_type: str
+    is_json: bool
     large_bytes: int
     raw: bool
 

@@ -39,7 +39,7 @@ class RequestPlan:
         self.counter = counter
         self.limit = limit
         self.outputs = outputs
-        self.served = Served(queue.model, queue.version, signature)
+        self.served = Served(queue.model, queue.version, signature, queue.labels)
         self.media_type = writes.media_type
         self.parse = reads.fast_codec(self.served)
         """The quick way to the inputs, where there is one."""
@@ -87,6 +87,7 @@ class RequestHead:
 
     length: of the body; partial_body.UNKNOWN where only its end tells. request_id, timeout_ms: as the client gave them;
     empty when it did not, or gave an id that is none. options: what the head says to the protocol of the body.
+    encoding: of the body, one of compression.ENCODINGS; "" where it is as it stands.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class RequestHead:
         request_id: bytes,
         timeout_ms: bytes,
         options: Options = (),
+        encoding: str = "",
     ) -> None:
         self.target = target
         self.plan = plan
@@ -104,4 +106,5 @@ class RequestHead:
         self.request_id = request_id
         self.timeout_ms = timeout_ms
         self.options = options
-        self.is_rows = not options and plan.is_rows(length)
+        self.encoding = encoding
+        self.is_rows = not options and not encoding and plan.is_rows(length)

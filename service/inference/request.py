@@ -14,9 +14,10 @@ from typing import Any, Final, Protocol, final
 
 import numpy as np
 
-from foldserve.service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
 from foldserve.service.codecs.encoded import LaidOut
+from foldserve.service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
 from foldserve.service.engine.codec_process.job import Job
+from foldserve.service.engine.codec_process.orders import Body
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
 from foldserve.service.inference.plan import RequestHead
@@ -92,7 +93,7 @@ class InferenceRequest(ReceivingRequest):
         started_ns = now_ns = monotonic_ns()
         plan, dispatcher = self.plan, self.server.dispatcher
         if not self.head.is_rows:
-            if self.length > plan.large_bytes:
+            if self.length > plan.large_bytes or self.head.encoding:
                 self._parse_elsewhere(started_ns)
                 return
             body = self.body
@@ -143,8 +144,9 @@ class InferenceRequest(ReceivingRequest):
             else:
                 self.refuse(self._told(error))
 
-        options = self.head.options
-        self._job = server.codecs.parse(self, plan.reads, self.length, options, self.latest_ns(), parsed)
+        head = self.head
+        body = Body(self.length, head.options, head.encoding, plan.limit.nbytes)
+        self._job = server.codecs.parse(self, plan.reads, body, self.latest_ns(), parsed)
 
     def _queue(self, now_ns: int) -> None:
         """Queue the request, whose inputs are in its place. Raises ServiceError."""

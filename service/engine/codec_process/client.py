@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from foldserve.service.codecs.protocol import InferenceProtocol, Options
+from foldserve.service.codecs.protocol import InferenceProtocol
 from foldserve.service.engine.codec_process import helper, orders
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
-from foldserve.service.engine.codec_process.orders import CodecPlan, Sized, Word
+from foldserve.service.engine.codec_process.orders import Body, CodecPlan, Sized, Word
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
@@ -95,8 +95,7 @@ class CodecProcess:
         self,
         request: PendingRequest,
         protocol: InferenceProtocol,
-        nbytes: int,
-        options: Options,
+        body: Body,
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
@@ -120,10 +119,10 @@ class CodecProcess:
         def output_bytes(sized: Sized) -> int:
             return dispatcher.output_room(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.parse_order(queue.key, protocol.key, place.input_at, nbytes, options)
-        return self._add(
-            Job(request, order, output_bytes, deadline_ns, self._late, self._give_up, then), nbytes
-        )
+        order = orders.parse_order(queue.key, protocol.key, place.input_at, body)
+        job = Job(request, order, output_bytes, deadline_ns, self._late, self._give_up, then)
+        # Compressed bytes are few, and what they become is known by its bound alone.
+        return self._add(job, body.limit_bytes if body.encoding else body.nbytes)
 
     def render(
         self,

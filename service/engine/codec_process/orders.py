@@ -6,7 +6,7 @@ Nothing that comes from the process, which reads what strangers send, is unpickl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -60,10 +60,20 @@ class CodecPlan:
     log_level: str
 
 
+class Body(NamedTuple):
+    """A body that lies in the arena: its length, what its head says to its protocol, its Content-Encoding ("" for none)
+    and the most that it may be when inflated."""
+
+    nbytes: int
+    options: Options = ()
+    encoding: str = ""
+    limit_bytes: int = 0
+
+
 @dataclass(frozen=True)
 class Sized:
-    """What the work has come to: bytes in the place that it wants; of a body the rows and dynamic dims of its inputs, and
-    what else it says (ParsedRequest); of an answer its media type and headers (Encoded)."""
+    """What the work has come to: bytes in the place that it wants; of a body the rows and dynamic dims of its inputs
+    and what else it says (ParsedRequest); of an answer its media type and headers (Encoded)."""
 
     nbytes: int
     rows: int = 0
@@ -86,9 +96,9 @@ def unpack(packet: bytes) -> tuple[str, list[Any]]:
     return word, values
 
 
-def parse_order(key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> bytes:
-    """Parse the body of this length that lies there in the arena."""
-    return pack(Word.PARSE, tuple(key), protocol, at, nbytes, list(options))
+def parse_order(key: ModelKey, protocol: str, at: int, body: Body) -> bytes:
+    """Parse the body that lies there in the arena."""
+    return pack(Word.PARSE, tuple(key), protocol, at, tuple(body))
 
 
 def render_order(

@@ -96,7 +96,9 @@ class Codecs:
     ) -> tuple[Body, Job]:
         body = self.body(data, lane)
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
-        return body, self.codecs.parse(body, PREDICT[kind], len(data), options(shape), deadline_ns, body.then)
+        return body, self.codecs.parse(
+            body, PREDICT[kind], orders.Body(len(data), options(shape)), deadline_ns, body.then
+        )
 
     def inputs(self, body: Body) -> dict[str, np.ndarray]:
         """What lies in the body's place."""
@@ -428,7 +430,7 @@ def test_more_bodies_than_may_wait_are_refused_and_keep_their_place(monkeypatch)
             body = shop.body(rows(1))
             with pytest.raises(QueueFull, match="wait to be decoded"):
                 shop.codecs.parse(
-                    body, PREDICT[BodyType.JSON], 5, (), time.monotonic_ns() + MINUTE_NS, body.then
+                    body, PREDICT[BodyType.JSON], orders.Body(5), time.monotonic_ns() + MINUTE_NS, body.then
                 )
             for held in (first, body):
                 if held is first:
@@ -450,7 +452,7 @@ def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
             late = shop.body(rows(1))
             with pytest.raises(QueueFull, match="2 large bodies wait"):
                 shop.codecs.parse(
-                    late, PREDICT[BodyType.JSON], 5, (), time.monotonic_ns() + MINUTE_NS, late.then
+                    late, PREDICT[BodyType.JSON], orders.Body(5), time.monotonic_ns() + MINUTE_NS, late.then
                 )
             for body in wanted:
                 assert await body.end() is None
@@ -474,7 +476,11 @@ def test_a_small_body_does_not_wait_behind_large_ones():
                     body.then(error)
 
                 shop.codecs.parse(
-                    body, PREDICT[BodyType.JSON], len(data[count]), (), time.monotonic_ns() + MINUTE_NS, then
+                    body,
+                    PREDICT[BodyType.JSON],
+                    orders.Body(len(data[count])),
+                    time.monotonic_ns() + MINUTE_NS,
+                    then,
                 )
                 bodies.append(body)
             for body in bodies:
