@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from foldserve.models.export.interrupts import Interrupts
+from foldserve.service.arguments import ArgumentParser, value_of
+from foldserve.service.options import choice, whole_number
 
 if TYPE_CHECKING:
     from foldserve.models.export.pipeline import ExportResult, Progress
@@ -92,6 +94,7 @@ class ExportCommand:
         parser.add_argument(
             "--rows",
             metavar="independent|together",
+            type=value_of(choice("independent", "together")),
             default="independent",
             help="together: an answer belongs to all that was sent with it (norms of the batch, graphs, one number for "
             "the whole, no rows at all), and one request is served at a time (default: independent)",
@@ -99,13 +102,16 @@ class ExportCommand:
         parser.add_argument(
             "--max-batch-size",
             metavar="ROWS",
-            type=int,
+            type=value_of(whole_number(1)),
             help="rows of the largest batch that is served and verified (default: 32)",
         )
-        parser.add_argument("--opset", metavar="N", type=int, help="the ONNX operator set (default: 18)")
+        parser.add_argument(
+            "--opset", metavar="N", type=value_of(whole_number(1)), help="the ONNX operator set (default: 18)"
+        )
         parser.add_argument(
             "--precision",
             metavar="fp32|fp16|bf16",
+            type=value_of(choice("fp32", "fp16", "bf16")),
             default="fp32",
             help="of the weights and of most computing; inputs and outputs keep their types; bf16 writes the "
             "TorchScript file alone (default: fp32)",
@@ -113,6 +119,7 @@ class ExportCommand:
         parser.add_argument(
             "--only",
             metavar="torchscript|onnx",
+            type=value_of(choice("torchscript", "onnx")),
             help="write and prove that file alone (default: both, or the one that can be written)",
         )
         parser.add_argument(
@@ -372,10 +379,6 @@ def _slowest(seconds: Mapping[str, float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m foldserve.models.export`: the same command without the server's command line around it."""
     command = ExportCommand()
-    parser = argparse.ArgumentParser(
-        prog="python -m foldserve.models.export",
-        description=command.help,
-        allow_abbrev=False,  # as in service/cli.py
-    )
+    parser = ArgumentParser(prog="python -m foldserve.models.export", description=command.help)
     command.configure(parser)
-    return command.run(parser.parse_args(arguments))
+    return command.run(parser.parse_args(sys.argv[1:] if arguments is None else arguments))

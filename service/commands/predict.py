@@ -53,8 +53,6 @@ def predict_files(
         top: how many labels to print of a model that has them; None for 5 of a picture, and none of an array.
     Raises: ConfigError for a URL or a file that cannot be used.
     """
-    if top is not None and top < 1:
-        raise ConfigError(f"--top is {top}; expected how many labels to print, 1 or more")
     timeout_s = timeout_ms / 1000
     try:
         client = Client(url, timeout_s)
@@ -173,7 +171,7 @@ def _load(path: str, problems: list[str]) -> Loaded:
 
 def _picture(path: str, kind: str, body: bytes, problems: list[str]) -> bytes:
     try:
-        decode(body, PictureInput("any"))  # now, so that a damaged one is told before anything is sent
+        decode(body, PictureInput("any"))  # now, so that a damaged one is reported before anything is sent
     except BadPicture as error:
         problems.append(f"{path} is a {kind} picture that cannot be used: {error}")
     return body
@@ -195,7 +193,8 @@ def _why_unread(path: str, error: Exception) -> str:
             )
     if start.startswith(_NPY):
         return f"{path} is a .npy file that cannot be used: {error}; save an array of numbers again with numpy.save"
-    return f"{path} is no .npy file{' but empty' if not start else ''}; save the array with numpy.save"
+    what = "is not a .npy file" if start else "is empty"
+    return f"{path} {what}; expected a file that numpy.save wrote, or a JPEG or PNG"
 
 
 def _shown(array: np.ndarray) -> str:
