@@ -15,7 +15,7 @@ def value_of(parse: Parser) -> Callable[[str], Any]:
         try:
             return parse(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {error}, not {text!r}") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not valid; expected {error}") from None
 
     return read
 
