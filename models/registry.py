@@ -3,7 +3,6 @@
 The table NETWORKS is the one list of our networks. Nothing of torch is built before a network is asked for.
 """
 
-import difflib
 import importlib
 import os
 import sys
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from foldserve.models.errors import ExportError, FactoryFailed, UnknownTarget
 from foldserve.models.image_input import ImageInput
 from foldserve.models.weights import load_weights
+from foldserve.service.did_you_mean import did_you_mean
 
 _SEED = 0
 _PLAIN_VALUES = (type(None), bool, int, float, complex, str)
@@ -121,11 +121,9 @@ def _resolve_network(target: str) -> Target:
 
 
 def _unknown_name(target: str) -> str:
-    close = difflib.get_close_matches(target, NETWORKS, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
     return (
-        f"there is no network {target!r} in models/{guess}\nexpected one of: {', '.join(NETWORKS)}, or a "
-        "factory of your own as package.module:factory"
+        f"there is no network {target!r} in foldserve{did_you_mean(target, NETWORKS)}\n"
+        "a network of your own is given as package.module:factory"
     )
 
 
@@ -176,11 +174,9 @@ def _find(target: str, module_name: str, attribute: str) -> Any:
         ) from error
     for name in attribute.split("."):
         if not hasattr(found, name):
-            close = difflib.get_close_matches(name, dir(found), n=1)
-            guess = f"; did you mean {close[0]!r}?" if close else ""
+            expected = "expected a function there that takes no arguments and returns an nn.Module"
             raise UnknownTarget(
-                f"{target!r}: {module_name} has no {attribute!r}{guess}; expected a function there that "
-                "takes no arguments and returns an nn.Module"
+                f"{target!r}: {module_name} has no {attribute!r}{did_you_mean(name, dir(found), expected)}"
             )
         found = getattr(found, name)
     return found

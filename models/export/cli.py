@@ -2,7 +2,7 @@
 
 The command joins `foldserve` through the entry-point group foldserve.commands, as `service` never imports
 `models`; `python -m foldserve.models.export` is the same command. Whatever is written to stdout is the result; progress
-and errors go to stderr. Exit codes: 0 exported, 2 an error that the user can mend, 130 Ctrl-C.
+and errors go to stderr. Exit codes: 0 exported, 2 an error that the user can fix, 130 Ctrl-C.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class ExportCommand:
             "--repository",
             metavar="DIR",
             default="repository",
-            help="folder of artifacts; made if missing (default: repository)",
+            help="folder of artifacts; created if missing (default: repository)",
         )
         parser.add_argument(
             "--name", metavar="N", help="the model's name in the repository (default: from TARGET)"
@@ -120,7 +120,7 @@ class ExportCommand:
             "--only",
             metavar="torchscript|onnx",
             type=value_of(choice("torchscript", "onnx")),
-            help="write and prove that file alone (default: both, or the one that can be written)",
+            help="write and verify only that file (default: both, or the one that can be written)",
         )
         parser.add_argument(
             "--tolerance",
@@ -134,14 +134,12 @@ class ExportCommand:
         parser.add_argument(
             "--all-sizes",
             action="store_true",
-            help="refuse a network that takes more sizes of a dynamic axis than the files would (default: narrow the "
+            help="refuse a network that takes more sizes of a dynamic axis than its files can (default: narrow the "
             "axis, and say so)",
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        """Export, and print the table. Returns the exit code; every ExportError is told on stderr, in
-        full.
-        """
+        """Export, and print the table. Returns the exit code; an ExportError is printed on stderr."""
         with Interrupts() as interrupts:
             return _run(args, interrupts)
 
@@ -175,16 +173,14 @@ def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
         raise
     if args.only is None:
         for missing in result.report.get("not_written", ()):
-            text = f"{missing['file']} was NOT written, the other file alone was: {missing['reason']}"
+            text = f"{missing['file']} was NOT written, only the other file was: {missing['reason']}"
             print(f"foldserve export: {text}", file=sys.stderr)
     print(table(result))
     return 0
 
 
 class ProgressLines:
-    """Tells the steps: one line that is written over on a terminal, one plain line per finished step
-    elsewhere.
-    """
+    """Shows the steps: on a terminal one line that is overwritten, elsewhere a plain line per finished step."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -341,7 +337,7 @@ def _left_out(one: Mapping[str, Any]) -> str:
 
 
 def _moved(report: Mapping[str, Any]) -> list[str]:
-    """A line for each tensor whose rows lie elsewhere in the network itself."""
+    """A line for each tensor whose rows are in another dim in the network itself."""
     return [
         f"transposed: {spec['name']} has its rows in dim {spec['rows_dim']} in the network, in dim 0 when served"
         for spec in (*report["inputs"], *report["outputs"])

@@ -136,11 +136,20 @@ def test_weights_are_loaded_into_a_named_network(tmp_path):
         resolve("convnet", tmp_path / "w.pt")
 
 
-def test_unknown_name_lists_the_networks_and_guesses():
-    with pytest.raises(
-        UnknownTarget, match=r"no network 'resnet81'.*did you mean 'resnet18'\?\nexpected one of: mlp, "
-    ):
-        resolve("resnet81")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("resnet81", "did you mean resnet18?"),
+        ("unt", "did you mean unet?"),
+        ("zzz", "expected one of mlp, convnet, "),
+    ],
+)
+def test_unknown_name_is_answered_with_the_one_that_was_meant_or_with_all(name, says):
+    with pytest.raises(UnknownTarget) as caught:
+        resolve(name)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"there is no network {name!r} in foldserve; {says}")
+    assert second == "a network of your own is given as package.module:factory"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,7 @@ def test_weights_are_loaded_into_a_module_of_the_users(user_modules):
     [
         ("user_nets.none:build", r"no module user_nets\.none; expected a module in the current directory"),
         ("user_none:build", r"no module user_none; expected a module in the current directory"),
-        ("user_nets.plain:biuld", r"user_nets\.plain has no 'biuld'; did you mean 'build'\?"),
+        ("user_nets.plain:biuld", r"user_nets\.plain has no 'biuld'; did you mean build\?"),
         ("user_nets.plain:Group.none", r"has no 'Group\.none'"),
         ("user_broken:build", "importing user_broken raised OSError: the disk is gone"),
         ("user_syntax:build", "importing user_syntax raised SyntaxError"),

@@ -159,7 +159,7 @@ BAD_CONFIGS = {
     "set": ("instances: !!set {a, b}", "instances is"),
     "binary": ("instances: !!binary aGVsbG8=", "instances is"),
     "options that are none": ("session: {providers: [{CPUExecutionProvider: [1]}]}", "session.providers"),
-    "nan": ("max_queue_delay_ms: .nan", "is not one"),
+    "nan": ("max_queue_delay_ms: .nan", "has nan where"),
     "tabs": ("\tinstances: 1", "is not YAML"),
     "two documents": ("a: 1\n---\nb: 2", "is not YAML"),
     "long key": ("x" * 1000 + ": 1", "is not a key"),
