@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from foldserve.service.logs.lines import LOG_FORMATS, LogStyle
 from foldserve.service.options import (
     Option,
     choice,
@@ -48,12 +49,18 @@ class ServeSettings:
     drain_grace_s: float
     access_log: bool
     log_level: str
+    log_format: str
     check_moves: bool
 
     @property
     def request_timeout_s(self) -> float | None:
         """The bound on a request in seconds; None = no bound."""
         return self.request_timeout_ms / 1000 if self.request_timeout_ms else None
+
+    @property
+    def log_style(self) -> LogStyle:
+        """How every process of the server logs."""
+        return LogStyle(self.log_level, self.log_format)
 
 
 SETTINGS: Final[tuple[Option, ...]] = (
@@ -196,6 +203,14 @@ SETTINGS: Final[tuple[Option, ...]] = (
         "access_log", parse_boolean, False, "--access-log", "true/false", "write one JSON line per request"
     ),
     Option("log_level", choice(*LOG_LEVELS), "info", "--log-level", "level", ", ".join(LOG_LEVELS)),
+    Option(
+        "log_format",
+        choice(*LOG_FORMATS),
+        "text",
+        "--log-format",
+        "format",
+        "text, or json: every record on stderr, and what is served, as one JSON object",
+    ),
     Option(
         "check_moves",
         parse_boolean,

@@ -23,7 +23,7 @@ from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import Dimensions
 from foldserve.service.ipc.slots import slot_state
 from foldserve.service.logs.pipes import LogPipes
-from foldserve.service.logs.records import configure_logging, tell
+from foldserve.service.logs.records import ALWAYS, configure_logging, tell
 from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info, is_compiled
 from foldserve.service.repository.index import Repository, look_through
 from foldserve.service.repository.model_version import read_version, versions_of
@@ -54,7 +54,7 @@ def run_server(settings: ServeSettings, stop: StopSignals) -> int:
 
     Raises: ConfigError when the repository, the device, the default model or the address cannot be used.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_style)
     descriptors.raise_limit()
     settings = replace(settings, repository=_absolute(settings.repository))
     with LogPipes() as pipes:
@@ -192,7 +192,7 @@ class Server:
             metrics_memory=self._metrics.store.memory,
             metrics_spec=self._metrics.spec,
             writers=self._workers,
-            log_level=settings.log_level,
+            log_style=settings.log_style,
             check_moves=settings.check_moves,
             per_device=settings.workers_per_device,
             load_limit_s=settings.load_limit_s or None,
@@ -297,5 +297,9 @@ def tell_what_is_served(
         lines.append(f"  {name}  {artifact.backend:11}  batch {batch:<4}  {state}")
     lines += [f"  {name.ljust(width)}  NOT READY: {problem}" for name, problem in broken.items()]
     lines.append("  POST /predict/<model>   GET /info  /metrics  /docs  /v2/health/ready")
-    tell("\n".join(lines))
+    if settings.log_format == "text":
+        tell("\n".join(lines))
+    else:
+        for line in lines[:-1]:  # the routes are for people
+            log.info("%s", " ".join(line.split()), extra=ALWAYS)
     return True

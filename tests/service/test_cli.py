@@ -75,7 +75,10 @@ def test_a_command_line_that_is_none_exits_with_2(arguments, capsys, plugins):
         (("serve", "one", "two"), "'two': more than `foldserve serve` takes"),
         (("predict", "--timeout", "3", "url", "model", "file"), "did you mean --timeout-ms?"),
         (("fold", "--deep", "it"), "no option --deep"),
-        (("predict", "--top", "0", "url", "model", "file"), "--top: '0' is not valid; expected a whole number from 1"),
+        (
+            ("predict", "--top", "0", "url", "model", "file"),
+            "--top: '0' is not valid; expected a whole number from 1",
+        ),
         (
             ("predict", "--timeout-ms", "x", "url", "model", "file"),
             "expected a number of milliseconds from 1 to",
