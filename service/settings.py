@@ -70,7 +70,7 @@ SETTINGS: Final[tuple[Option, ...]] = (
         "repository",
         "REPOSITORY",
         "folder",
-        "where the models to serve are",
+        "folder with the models to serve",
     ),
     Option(
         "host",
