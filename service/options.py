@@ -87,32 +87,24 @@ def parse_all(
 
 
 def whole_number(low: int, high: int = NO_LIMIT, of: str = "") -> Parser:
-    """A whole number in this range, both ends included."""
-    limits = f"from {low}" if high == NO_LIMIT else f"from {low} to {high}"
-    expected = f"a whole number{of and ' of ' + of} {limits}"
-
-    def parse(value: Any) -> int:
-        text = str(value).strip()
-        if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
-            raise ValueError(expected)
-        if not low <= int(text) <= high:
-            raise ValueError(expected)
-        return int(text)
-
-    return parse
+    """A whole number in this range, both ends included. of: what it counts."""
+    return _in_range(int, r"[+-]?\d{1,18}", low, high, f"a whole number{of and ' of ' + of}")
 
 
 def number(low: float, high: float, of: str) -> Parser:
-    """A number in this range, both ends included, which need not be whole."""
-    expected = f"a number of {of} from {low:.12g} to {high:.12g}"
+    """A number in this range, both ends included, which need not be whole. of: its unit."""
+    return _in_range(float, r"\d{1,9}(\.\d{1,9})?", low, high, f"a number of {of}")
 
-    def parse(value: Any) -> float:
+
+def _in_range(kind: type[int] | type[float], form: str, low: float, high: float, what: str) -> Parser:
+    expected = f"{what} from {low:.12g}" + (f" to {high:.12g}" if high < NO_LIMIT else "")
+
+    def parse(value: Any) -> int | float:
         text = f"{value:.9f}" if isinstance(value, float) else str(value).strip()
-        if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
+        well_formed = not isinstance(value, bool) and re.fullmatch(form, text, re.ASCII)
+        if not well_formed or not low <= kind(text) <= high:
             raise ValueError(expected)
-        if not low <= float(text) <= high:
-            raise ValueError(expected)
-        return float(text)
+        return kind(text)
 
     return parse
 
