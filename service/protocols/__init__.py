@@ -1,7 +1,7 @@
 """What clients send and are answered: one file or folder a protocol.
 
     predict.py    POST /predict: JSON, raw bytes or a NumPy file
-    oip/          /v2: the Open Inference Protocol
+    oip/          /v2, and over gRPC: the Open Inference Protocol
     kserve_v1.py  /v1: the protocol of TensorFlow Serving and KServe v1; SageMaker's calls
     lookup.py     which model version a call asks for
     heads.py      what the heads of inference requests have in common
@@ -14,7 +14,12 @@ from typing import Final
 
 from foldserve.service.codecs.protocol import InferenceProtocol
 from foldserve.service.protocols.kserve_v1 import KSERVE_V1
+from foldserve.service.protocols.oip.grpc_infer import OIP_GRPC, OIP_GRPC_RAW
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.predict import PREDICT
 
-PROTOCOLS: Final[tuple[InferenceProtocol, ...]] = (*PREDICT.values(), OIP_JSON, OIP_BINARY, KSERVE_V1)
+PROTOCOLS: Final[tuple[InferenceProtocol, ...]] = (
+    *PREDICT.values(),
+    *(OIP_JSON, OIP_BINARY, OIP_GRPC, OIP_GRPC_RAW),
+    KSERVE_V1,
+)

@@ -37,6 +37,7 @@ from foldserve.service.metrics.scrapes import Scrapes
 from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
+from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.server.api_models import ApiModels
 from foldserve.service.settings import ServeSettings
@@ -153,7 +154,7 @@ def make_api_server(
     )
     calls = (
         PredictCalls(status, api_models.plans, settings.default_model),
-        OipCalls(status, api_models.plans, scrapes),
+        OipCalls(Information(status, scrapes), api_models.plans),
         KserveV1Calls(status, api_models.plans, settings.default_model),
     )
     app = AsgiApp(status, server, calls, settings, scrapes)

@@ -27,6 +27,7 @@ from foldserve.service.metrics.catalog import STAGES
 from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
+from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.protocols.routes import Route
 from foldserve.service.server.api_models import make_plans
@@ -303,7 +304,7 @@ class Served:
             context,
             (
                 PredictCalls(self.models, plans, settings.default_model),
-                OipCalls(self.models, plans, exposition),
+                OipCalls(Information(self.models, exposition), plans),
                 KserveV1Calls(self.models, plans, settings.default_model),
             ),
             settings,

@@ -5,52 +5,35 @@ and by its body, as KServe's do.
 """
 
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib.metadata import version as distribution_version
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from foldserve.service.codecs.compression import encoding_of
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
-from foldserve.service.engine.served import ServedModel, ServedVersion, Status
-from foldserve.service.errors import BadJson, BadRequest, Draining, NotReady
+from foldserve.service.errors import BadJson, BadRequest
 from foldserve.service.inference.context import RequestContext, content_length
 from foldserve.service.inference.partial_body import UNKNOWN
 from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import Response, json_response
 from foldserve.service.protocols.heads import make_head
-from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
-from foldserve.service.protocols.oip.documents import model_config, model_metadata
+from foldserve.service.protocols.lookup import Plans, check_ready
 from foldserve.service.protocols.oip.fast import JSON_LENGTH
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
-from foldserve.service.protocols.oip.statistics import statistics
+from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.routes import Route
 
-EXTENSIONS: Final = (
-    "classification",
-    "schedule_policy",
-    "model_configuration",
-    "binary_tensor_data",
-    "parameters",
-    "statistics",
-)
-"""Those of Triton's that are served, in its order."""
 INFER_PATHS: Final = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 _LENGTH: Final = re.compile(r"\d{1,15}", re.ASCII)
-
-Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
-"""Accept header -> body and content type of GET /metrics."""
 
 
 @dataclass(frozen=True)
 class OipCalls:
     """The calls of one API server."""
 
-    status: Status
+    information: Information
     plans: Plans
-    exposition: Exposition
 
     def routes(self) -> tuple[Route, ...]:
         """Every call; inference by INFER_PATHS."""
@@ -86,7 +69,7 @@ class OipCalls:
     ) -> RequestHead:
         """What an inference request asks for; what is learned of it is noted in its context. Raises: ServiceError."""
         context.protocol = OIP_JSON.name
-        found, chosen = self._find(model, version)
+        found, chosen = self.information.find(model, version)
         context.model, context.version = found.name, chosen.version
         given = context.headers.get(JSON_LENGTH.lower())
         plans = self.plans[found.name, chosen.version]
@@ -98,72 +81,35 @@ class OipCalls:
         protocol = OIP_BINARY if json_length <= LARGE_JSON_BYTES else OIP_JSON
         return make_head(context, target, plans[protocol.key], (str(json_length),))
 
-    def _find(self, model: str, version: str | None) -> tuple[ServedModel, ServedVersion]:
-        found = find_model(self.status, model, None)
-        return found, find_version(self.status, found, version)
-
     async def _server(self, context: RequestContext) -> Response:
-        return json_response(
-            {"name": "foldserve", "version": distribution_version("foldserve"), "extensions": EXTENSIONS}
-        )
+        return json_response(self.information.server())
 
     async def _live(self, context: RequestContext) -> Response:
         return json_response({"live": True})
 
     async def _ready(self, context: RequestContext) -> Response:
-        check_ready(self.status)
+        check_ready(self.information.status)
         return json_response({"live": True, "ready": True})
 
     async def _models(self, context: RequestContext) -> Response:
-        return json_response({"models": sorted(self.status.models())})
+        return json_response({"models": sorted(self.information.status.models())})
 
     async def _model_ready(self, context: RequestContext, model: str, version: str | None = None) -> Response:
-        found, chosen = self._find(model, version)
-        if self.status.draining():
-            raise Draining("the server is shutting down; send requests to another one")
-        if not chosen.ready:
-            why = chosen.manifest.get("problem", "loading")
-            raise NotReady(f"version {chosen.version} of model {found.name!r} is not ready: {why}")
-        return json_response({"name": found.name, "ready": True})
+        return json_response({"name": self.information.check_model_ready(model, version), "ready": True})
 
     async def _metadata(self, context: RequestContext, model: str, version: str | None = None) -> Response:
-        return json_response(model_metadata(*self._find(model, version)))
+        return json_response(self.information.metadata(model, version))
 
     async def _config(self, context: RequestContext, model: str, version: str | None = None) -> Response:
-        found, chosen = self._find(model, version)
-        return json_response(model_config(found, chosen, self.status.served_by(found.name, chosen.version)))
+        return json_response(self.information.config(model, version))
 
     async def _statistics(
         self, context: RequestContext, model: str | None = None, version: str | None = None
     ) -> Response:
-        if model is None:
-            asked = [
-                (name, one)
-                for name, served in sorted(self.status.models().items())
-                for one in served.versions
-            ]
-        else:
-            found = find_model(self.status, model, None)
-            chosen = (
-                found.versions if version is None else (find_version(self.status, found, version).version,)
-            )
-            asked = [(found.name, one) for one in chosen]
-        text, _ = await self.exposition("text/plain")
-        return json_response({"model_stats": statistics(text.decode(), asked)})
+        return json_response(await self.information.statistics(model, version))
 
     async def _index(self, context: RequestContext, body: bytes) -> Response:
-        ready_only = _index_body(body)
-        listed: list[dict[str, Any]] = []
-        for name, model in sorted(self.status.models().items()):
-            for version in model.versions.values():
-                state = "READY" if version.ready else "LOADING"
-                reason = "" if version.ready else str(version.manifest.get("problem", ""))
-                listed.append({"name": name, "version": version.version, "state": state, "reason": reason})
-        for broken, problem in sorted(self.status.broken().items()):
-            name, _, number = broken.partition("/")
-            of_version = {"version": number} if number else {}
-            listed.append({"name": name, **of_version, "state": "UNAVAILABLE", "reason": problem})
-        return json_response([one for one in listed if not ready_only or one["state"] == "READY"])
+        return json_response(self.information.index(_index_body(body)))
 
 
 def _json_length(given: str, body_length: int) -> int:

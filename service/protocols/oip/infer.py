@@ -21,7 +21,7 @@ from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_
 from foldserve.service.errors import BadJson, BadRequest, ServiceError
 from foldserve.service.inference.response import JSON, error_body
 from foldserve.service.protocols.oip.fast import BINARY, JSON_LENGTH, OipFastCodec
-from foldserve.service.protocols.oip.request import Reply, parse_document, parse_raw
+from foldserve.service.protocols.oip.request import JsonAndBytes, Reply, parse_document, parse_raw
 from foldserve.service.protocols.oip.tensors import strings_to_binary, to_binary
 
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
@@ -59,7 +59,7 @@ class OipProtocol:
             document = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise BadJson(why_not_json(bytes(text), error)) from None
-        return parse_document(document, whole[end:], signature)
+        return parse_document(document, JsonAndBytes(whole[end:]), signature)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol."""
@@ -83,7 +83,7 @@ class OipProtocol:
         if others or not binary or classes:
             return None
         array = np.asarray(given, dtype=given.dtype.newbyteorder("<"), order="C")
-        described = {**_shape_of(served, name, array.shape), "parameters": {"binary_data_size": array.nbytes}}
+        described = {**shape_of(served, name, array.shape), "parameters": {"binary_data_size": array.nbytes}}
         document = _document(served, asked, [described])
         return LaidOut(
             BINARY, document, array.reshape(-1).view(np.uint8).data, ((JSON_LENGTH, str(len(document))),)
@@ -119,25 +119,26 @@ def _encoded(document: bytes, blobs: bytes) -> Encoded:
 def _described(served: Served, name: str, array: np.ndarray, binary: bool, classes: int) -> dict[str, Any]:
     """An output as the answer's JSON has it: with its values, unless they follow as bytes."""
     if classes:
-        strings = _classes(served, array, classes)
+        strings = classes_of(served, array, classes)
         described = {"name": name, "datatype": "BYTES", "shape": [len(array), len(strings) // len(array)]}
         return described if binary else {**described, "data": strings}
-    described = _shape_of(served, name, array.shape)
+    described = shape_of(served, name, array.shape)
     if binary:
         return described
     return {**described, "data": encodable(name, array, _AS_BINARY).reshape(-1)}
 
 
-def _shape_of(served: Served, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+def shape_of(served: Served, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What an answer says of an output of numbers."""
     datatype = served.signature.outputs_by_name[name].datatype
     return {"name": name, "datatype": datatype, "shape": list(shape)}
 
 
 def _blob(served: Served, array: np.ndarray, classes: int) -> bytes:
-    return strings_to_binary(_classes(served, array, classes)) if classes else to_binary(array)
+    return strings_to_binary(classes_of(served, array, classes)) if classes else to_binary(array)
 
 
-def _classes(served: Served, array: np.ndarray, count: int) -> list[str]:
+def classes_of(served: Served, array: np.ndarray, count: int) -> list[str]:
     """The largest values of each row, as "value:index" or "value:index:label" (classification extension)."""
     strings = []
     encodable(served.signature.outputs[0].name, array, "Ask for the numbers as binary data to see them")

@@ -6,7 +6,7 @@ have is refused with the place in the document.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -39,8 +39,20 @@ class Reply(NamedTuple):
         return binary, classes
 
 
-def parse_document(document: Any, binary: memoryview, signature: Signature) -> ParsedRequest:
-    """What a request says. binary: what follows its JSON. Raises: BadJson, BadRequest, BadTensor."""
+class Carrier(Protocol):
+    """Where the elements of a request's tensors are."""
+
+    def read(self, tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
+        """Those of the next input. tensor: what the request says of it. Raises: ServiceError."""
+        ...
+
+    def end(self) -> None:
+        """Every input was read. Raises: BadTensor when something is left over."""
+        ...
+
+
+def parse_document(document: Any, carrier: Carrier, signature: Signature) -> ParsedRequest:
+    """What a request says. Raises: BadJson, BadRequest, BadTensor."""
     if not isinstance(document, dict):
         raise BadJson(f'the request is {kind_of(document)}; expected an object with "inputs"')
     parameters = _parameters(document, "the request")
@@ -55,7 +67,7 @@ def parse_document(document: Any, binary: memoryview, signature: Signature) -> P
                 f"output {name!r} is {datatype}, which JSON cannot carry in this protocol; ask for it as binary data, "
                 'with "binary_data": true in its parameters'
             )
-    inputs = _inputs(document, binary, signature)
+    inputs = _inputs(document, carrier, signature)
     timeout_us = _count(parameters, "timeout", "the request", "microseconds")
     _count(parameters, "priority", "the request", "a priority")
     return ParsedRequest(inputs, outputs, tuple(reply), timeout_us)
@@ -97,33 +109,47 @@ def _raw_shape(nbytes: int, spec: TensorSpec) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _inputs(document: Mapping[str, Any], binary: memoryview, signature: Signature) -> dict[str, np.ndarray]:
+def _inputs(document: Mapping[str, Any], carrier: Carrier, signature: Signature) -> dict[str, np.ndarray]:
     given = _tensors(document, "inputs")
     if given is None:
         raise BadJson('"inputs" is missing; expected a list of tensors, one for each input of the model')
     signature.check_names(dict.fromkeys(given))
     arrays: dict[str, np.ndarray] = {}
-    at = 0
     for name, tensor in given.items():
         spec = signature.inputs_by_name[name]
-        shape = _shape(tensor, spec)
-        size, value = _carrier(tensor, name)
-        if size is None:
-            arrays[name] = from_json(value, spec, shape)
-            continue
-        if at + size > len(binary):
-            raise BadTensor(
-                f'input {name!r} has "binary_data_size" {size} and {len(binary) - at} bytes of the body are left for '
-                "it; send all of its bytes after the JSON, in the order of the inputs"
-            )
-        arrays[name] = from_binary(binary[at : at + size], spec, shape)
-        at += size
-    if at < len(binary):
-        raise BadTensor(
-            f"{len(binary) - at} bytes of the body are left over after the inputs; expected {at} bytes after the JSON "
-            "(Inference-Header-Content-Length says where it ends)"
-        )
+        arrays[name] = carrier.read(tensor, spec, _shape(tensor, spec))
+    carrier.end()
     return arrays
+
+
+class JsonAndBytes:
+    """Implements Carrier: in "data", or in the bytes that follow the JSON."""
+
+    def __init__(self, binary: memoryview) -> None:
+        self._binary = binary
+        self._at = 0
+
+    def read(self, tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
+        """See Carrier."""
+        size, value = _carrier(tensor, spec.name)
+        if size is None:
+            return from_json(value, spec, shape)
+        at = self._at
+        if at + size > len(self._binary):
+            raise BadTensor(
+                f'input {spec.name!r} has "binary_data_size" {size} and {len(self._binary) - at} bytes of the body are '
+                "left for it; send all of its bytes after the JSON, in the order of the inputs"
+            )
+        self._at += size
+        return from_binary(self._binary[at : at + size], spec, shape)
+
+    def end(self) -> None:
+        """See Carrier."""
+        if self._at < len(self._binary):
+            raise BadTensor(
+                f"{len(self._binary) - self._at} bytes of the body are left over after the inputs; expected {self._at} "
+                "bytes after the JSON (Inference-Header-Content-Length says where it ends)"
+            )
 
 
 def _carrier(tensor: Mapping[str, Any], name: str) -> tuple[int | None, Any]:

@@ -57,8 +57,8 @@ def from_binary(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> n
     expected = math.prod(shape) * spec.dtype.itemsize
     if data.nbytes != expected:
         raise BadTensor(
-            f'input {spec.name!r} has "binary_data_size" {data.nbytes}; its shape {shown_shape(shape)} of '
-            f"{spec.datatype} takes {expected} bytes: correct one of them"
+            f"input {spec.name!r} has {data.nbytes} bytes of data; its shape {shown_shape(shape)} of {spec.datatype} "
+            f"takes {expected}: correct one of them"
         )
     array = aligned(np.frombuffer(data, dtype=spec.dtype).reshape(shape))
     check_booleans(array, spec)

@@ -32,6 +32,7 @@ from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.oip.calls import OipCalls
+from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.server.api_models import make_plans, predict_plans
 from tests.service.engine_rig import FIXED, Rig
@@ -179,7 +180,7 @@ class ApiServerHarness:
         self.app = AsgiApp(
             status,
             context,
-            (PredictCalls(status, plans, "m0"), OipCalls(status, plans, no_metrics)),
+            (PredictCalls(status, plans, "m0"), OipCalls(Information(status, no_metrics), plans)),
             settings,
             no_metrics,
         )

@@ -1,0 +1,46 @@
+"""The protobuf messages of the Open Inference Protocol over gRPC, and of gRPC's health service.
+
+    open_inference.proto, health.proto   what they are, for people
+    descriptors.binpb                    the same, for protobuf
+
+After a change of the first two, in this folder, with the compiler that comes with the package grpcio-tools:
+
+    python -m grpc_tools.protoc -I. --descriptor_set_out=descriptors.binpb open_inference.proto health.proto
+
+No Python is generated: generated modules would register `inference.*` for the whole process, where a client of the same
+protocol (tritonclient) may have registered its own, and they are bound to the compiler's version of protobuf.
+
+Imports protobuf, which is there with the extra `grpc`; so nothing imports this before it has to.
+"""
+
+from importlib import resources
+from typing import Any, Final
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+INFERENCE: Final = "inference.GRPCInferenceService"
+HEALTH: Final = "grpc.health.v1.Health"
+
+_pool: Final = descriptor_pool.DescriptorPool()
+for _file in FileDescriptorSet.FromString(
+    resources.files(__name__).joinpath("descriptors.binpb").read_bytes()
+).file:
+    _pool.Add(_file)
+
+
+def message(name: str) -> Any:
+    """The class of a message, by its whole name."""
+    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(name))
+
+
+def methods(service: str) -> dict[str, tuple[Any, Any]]:
+    """The classes of request and response of each call of a service, by its whole name."""
+    return {
+        method.name: (message(method.input_type.full_name), message(method.output_type.full_name))
+        for method in _pool.FindServiceByName(service).methods
+    }
+
+
+ModelInferRequest: Final = message("inference.ModelInferRequest")
+ModelInferResponse: Final = message("inference.ModelInferResponse")

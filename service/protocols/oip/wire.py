@@ -1,0 +1,97 @@
+"""What a request's message says at its top level, seen without parsing it. Needs no protobuf.
+
+The model must be known before a message is parsed, and how much of it is but bytes of tensors.
+"""
+
+from typing import Final, NamedTuple
+
+from foldserve.service.errors import BadRequest
+
+_MODEL: Final = 1
+_VERSION: Final = 2
+_ID: Final = 3
+_RAW: Final = 7
+"""Fields of ModelInferRequest."""
+_VARINT: Final = 0
+_FIXED64: Final = 1
+_BYTES: Final = 2
+_FIXED32: Final = 5
+"""Kinds of fields."""
+_VARINT_BYTES: Final = 10
+_MOST_FIELDS: Final = 4096
+"""Of a message: 1024 inputs, as many outputs and contents, and some parameters."""
+
+
+class Outline(NamedTuple):
+    """raw_bytes: of all raw contents."""
+
+    model: str
+    version: str
+    id: str
+    raw_bytes: int
+
+
+def outline(message: bytes) -> Outline:
+    """The names in a ModelInferRequest, and how much of it is raw. Raises: BadRequest."""
+    texts = {_MODEL: b"", _VERSION: b"", _ID: b""}
+    at, end, raw_bytes = 0, len(message), 0
+    for _ in range(_MOST_FIELDS):
+        if at >= end:
+            break
+        tag, at = _varint(message, at)
+        size = _FIXED.get(tag & 7)
+        if tag & 7 == _VARINT:
+            size, (_, at) = 0, _varint(message, at)
+        elif tag & 7 == _BYTES:
+            size, at = _varint(message, at)
+        if size is None or at + size > end:
+            raise malformed()
+        if tag >> 3 == _RAW:
+            raw_bytes += size
+        elif tag >> 3 in texts:
+            texts[tag >> 3] = message[at : at + size]
+        at += size
+    if at < end:
+        raise BadRequest(f"the request has more than {_MOST_FIELDS} fields; send fewer inputs and parameters")
+    try:
+        return Outline(*(text.decode() for text in texts.values()), raw_bytes)
+    except UnicodeDecodeError:
+        raise malformed() from None
+
+
+_FIXED: Final = {_FIXED64: 8, _FIXED32: 4}
+
+
+def malformed() -> BadRequest:
+    """The error for a message that is none."""
+    return BadRequest(
+        "the request is no ModelInferRequest; send one as the client's library makes it of its .proto"
+    )
+
+
+def varint(number: int) -> bytes:
+    """A whole number, as protobuf writes it."""
+    made = bytearray()
+    while number > 0x7F:
+        made.append(number & 0x7F | 0x80)
+        number >>= 7
+    made.append(number)
+    return bytes(made)
+
+
+def field_of_bytes(number: int, nbytes: int) -> bytes:
+    """What stands before so many bytes that are the value of a field."""
+    return varint(number << 3 | _BYTES) + varint(nbytes)
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """The whole number that begins there, and where it ends."""
+    number = 0
+    for place in range(_VARINT_BYTES):
+        if at + place >= len(message):
+            break
+        byte = message[at + place]
+        number |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return number, at + place + 1
+    raise malformed()
