@@ -32,6 +32,7 @@ class ServeSettings:
     repository: Path
     host: str
     port: int
+    grpc_port: int
     device: str
     api_servers: int
     workers_per_device: int
@@ -82,6 +83,14 @@ SETTINGS: Final[tuple[Option, ...]] = (
         "machine (the image sets this), :: = every address",
     ),
     Option("port", whole_number(0, 65535), 8000, "--port", "port", "TCP port to listen on; 0 = a free one"),
+    Option(
+        "grpc_port",
+        whole_number(0, 65535),
+        0,
+        "--grpc-port",
+        "port",
+        "TCP port of the Open Inference Protocol over gRPC, at the same addresses; 0 = off; needs the extra `grpc`",
+    ),
     Option(
         "device",
         parse_device,

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from foldserve.service.engine import recovery
 from foldserve.service.engine.codec_process.client import CodecProcess
@@ -42,6 +43,9 @@ from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.server.api_models import ApiModels
 from foldserve.service.settings import ServeSettings
 
+if TYPE_CHECKING:
+    from foldserve.service.frontend.grpc.server import GrpcServer
+
 _log = logging.getLogger("foldserve.api_server")
 
 
@@ -56,7 +60,7 @@ class ServedDevices:
 @dataclass(frozen=True)
 class ApiServer:
     """What an API server's process holds. app: the ASGI path; http: the fast path; shares: who has how many
-    connections; model_changed: called with a row of the model table."""
+    connections; model_changed: called with a row of the model table; grpc: None where it is off."""
 
     dispatcher: Dispatcher
     app: AsgiApp
@@ -64,6 +68,7 @@ class ApiServer:
     shares: Shares
     metrics: Metrics
     model_changed: Callable[[int], None]
+    grpc: "GrpcServer | None" = None
 
     def listen(self, fd: int, stop: Callable[[], None]) -> None:
         """Act on what the parent writes into this pipe, and end when the parent is gone."""
@@ -101,8 +106,10 @@ def make_api_server(
     metrics: Metrics,
     devices: ServedDevices,
     broken: Mapping[str, str] = NOTHING_BROKEN,
+    grpc_addresses: Sequence[str] = (),
 ) -> ApiServer:
-    """Put an API server together; called in its process, on its event loop. broken: see engine/served.py."""
+    """Put an API server together; called in its process, on its event loop. broken: see engine/served.py;
+    grpc_addresses: see frontend/grpc/ports.py."""
     board = transport.board.map()
 
     def report_hang(worker: int) -> None:
@@ -152,9 +159,10 @@ def make_api_server(
             settings.log_style,
         )
     )
+    information = Information(status, scrapes)
     calls = (
         PredictCalls(status, api_models.plans, settings.default_model),
-        OipCalls(Information(status, scrapes), api_models.plans),
+        OipCalls(information, api_models.plans),
         KserveV1Calls(status, api_models.plans, settings.default_model),
     )
     app = AsgiApp(status, server, calls, settings, scrapes)
@@ -165,4 +173,9 @@ def make_api_server(
         if api_models.changed(row):
             http.serve(api_models.routes(settings.default_model, broken))
 
-    return ApiServer(dispatcher, app, http, Shares(board, index), metrics, model_changed)
+    grpc = None
+    if grpc_addresses:
+        from foldserve.service.frontend.grpc.server import GrpcServer  # not before: see frontend/grpc/
+
+        grpc = GrpcServer(server, information, api_models.plans, grpc_addresses, settings.max_body_bytes)
+    return ApiServer(dispatcher, app, http, Shares(board, index), metrics, model_changed, grpc)

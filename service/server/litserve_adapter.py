@@ -19,7 +19,7 @@ import logging
 import multiprocessing
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -111,15 +111,27 @@ class AppMiddleware:
 OpenDoor = Callable[[Sequence[socket.socket], Callable[[], asyncio.Protocol]], Acceptor]
 
 
+async def nothing_else() -> None:
+    """Nothing is served beside HTTP."""
+
+
 class UvicornServer(_Server):  # type: ignore[misc]
     """uvicorn's server without its ten wake-ups a second, without its signal handlers, and with our own accepting.
 
     Args:
         open_door: makes what takes connections off the sockets; called when the lifespan has begun.
+        end_others: ends what is served beside HTTP, at the same time.
     """
 
-    def __init__(self, config: uvicorn.Config, stop: asyncio.Event, open_door: OpenDoor) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        stop: asyncio.Event,
+        open_door: OpenDoor,
+        end_others: Callable[[], Coroutine[None, None, None]] = nothing_else,
+    ) -> None:
         super().__init__(config=config)
+        self._end_others = end_others
         self._stop = stop
         self._open_door = open_door
 
@@ -142,6 +154,7 @@ class UvicornServer(_Server):  # type: ignore[misc]
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what waits and close the listeners; give those who ask without a pause the time to be told with an
         answer; then as uvicorn does."""
+        others = asyncio.ensure_future(self._end_others())
         take_no_more(sockets or [])
         for server in self.servers:
             server.close()
@@ -150,6 +163,7 @@ class UvicornServer(_Server):  # type: ignore[misc]
         until_s = loop.time() + LINGER_S
         while self.server_state.connections and loop.time() < until_s:
             await asyncio.sleep(0.02)  # between two looks
+        await others  # before the lifespan ends
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -258,6 +272,8 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self.api_server = self._make_api_server(self._launch.index)
         Http1Protocol.http = self.api_server.http
         self.api_server.listen(self._launch.lifeline.fd, self._stop.set)
+        if self.api_server.grpc is not None:
+            await self.api_server.grpc.start()
         freeze_garbage()
         yield
 
@@ -280,9 +296,15 @@ class FoldServer(LitServer):  # type: ignore[misc]
             timeout_graceful_shutdown=self.uvicorn_graceful_timeout,
         )
         self._stop = asyncio.Event()
-        UvicornServer(config, self._stop, self._open_door).run(self._launch.index, self._sockets)
+        UvicornServer(config, self._stop, self._open_door, self._end_grpc).run(
+            self._launch.index, self._sockets
+        )
         flush_logs()
         os._exit(0)  # not multiprocessing's own ending, which would wait for the parent's other children
+
+    async def _end_grpc(self) -> None:
+        if self.api_server.grpc is not None:
+            await self.api_server.grpc.stop(self.uvicorn_graceful_timeout)
 
     def _open_door(
         self, listeners: Sequence[socket.socket], make_protocol: Callable[[], asyncio.Protocol]

@@ -3,6 +3,7 @@
 repository -> devices -> sockets -> metrics, transport -> shell and supervisor -> serve until a signal
 """
 
+import contextlib
 import logging
 import socket
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from foldserve.service.engine.served import NOTHING_BROKEN
 from foldserve.service.errors import ConfigError
 from foldserve.service.frontend.connections import descriptors
 from foldserve.service.frontend.connections.addresses import bind, urls
+from foldserve.service.frontend.grpc.ports import GrpcPort
 from foldserve.service.host.cgroups import read_limits
 from foldserve.service.host.processes import StopSignals
 from foldserve.service.ipc.fence import Fence
@@ -81,7 +83,8 @@ def _prepare(settings: ServeSettings, stop: StopSignals, pipes: LogPipes) -> int
     found = replace(found, entries=entries)
     sockets = bind(settings.host, settings.port)
     try:
-        return _serve(settings, found, devices, sockets, stop, pipes)
+        with contextlib.closing(GrpcPort(settings.grpc_port, sockets)) as grpc:
+            return _serve(settings, found, devices, sockets, grpc.addresses, stop, pipes)
     finally:
         for bound in sockets:
             bound.close()
@@ -103,10 +106,11 @@ def _serve(
     repository: Repository,
     devices: Devices,
     sockets: list[socket.socket],
+    grpc_addresses: Sequence[str],
     stop: StopSignals,
     pipes: LogPipes,
 ) -> int:
-    server = Server(settings, repository, devices, sockets, stop)
+    server = Server(settings, repository, devices, sockets, stop, grpc_addresses)
     if pipes.pumps:
         server.supervisor.watch(pipes)
     with Orphans(lambda: server.supervisor.pids() | pipes.pids) as orphans:
@@ -129,8 +133,10 @@ class Server:
         devices: Devices,
         sockets: list[socket.socket],
         stop: StopSignals,
+        grpc_addresses: Sequence[str] = (),
     ) -> None:
         self._settings = settings
+        self._grpc_addresses = grpc_addresses
         self._devices = devices
         self._sockets = sockets
         self._broken = {str(one): "; ".join(one.problems) for one in repository.broken}
@@ -201,7 +207,8 @@ class Server:
     def _make_api_server(self, index: int) -> ApiServer:
         self._metrics.write_as(self._api_servers[index])
         served = ServedDevices(self._worker_devices, self._devices.uuids)
-        return make_api_server(index, self.transport, self._settings, self._metrics, served, self._broken)
+        made = (index, self.transport, self._settings, self._metrics, served, self._broken)
+        return make_api_server(*made, self._grpc_addresses)
 
     def _on_child_exit(self, child: Child) -> None:
         if child.role is Role.WORKER:
@@ -220,7 +227,7 @@ class Server:
     def _tell_what_is_served(self) -> bool:
         return tell_what_is_served(
             self._settings,
-            urls(self._sockets),
+            [*urls(self._sockets), *(f"grpc://{address}" for address in self._grpc_addresses)],
             self._devices,
             self.models.table,
             self._metrics,

@@ -207,6 +207,7 @@ SETTINGS = ServeSettings(
     repository=Path("repository"),
     host="127.0.0.1",
     port=8000,
+    grpc_port=0,
     device="cpu",
     api_servers=1,
     workers_per_device=1,

@@ -10,13 +10,13 @@ classification and schedule-policy extensions: what `tritonclient`, KServe's cli
     documents.py   what metadata and configuration say of a model
     statistics.py  what was counted of a model, as cumulative counts and nanoseconds
 
-Over gRPC the same, in protobuf (server/grpc_server.py serves it):
+Over gRPC the same, in protobuf (frontend/grpc/ serves it, with the other calls):
 
     grpc_infer.py  the InferenceProtocol
-    grpc_calls.py  the other calls
     wire.py        the outline of a message, without parsing it
     messages/      the messages
 
-The specification: kserve/open-inference-protocol, inference_rest.md and inference_grpc.md; the extensions: triton-inference-server/server,
-docs/protocol/. Where the two differ from each other, and what is done here: docs/protocols.md.
+The specification: kserve/open-inference-protocol, inference_rest.md and inference_grpc.md; the extensions:
+triton-inference-server/server, docs/protocol/. Where the two differ from each other, and what is done here:
+docs/protocols.md.
 """

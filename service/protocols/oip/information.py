@@ -1,5 +1,5 @@
 """What the protocol's calls tell besides inference, as documents: the same over REST (calls.py) and over gRPC
-(grpc_calls.py)."""
+(frontend/grpc/calls.py)."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

@@ -13,10 +13,10 @@ _ID: Final = 3
 _RAW: Final = 7
 """Fields of ModelInferRequest."""
 _VARINT: Final = 0
-_FIXED64: Final = 1
 _BYTES: Final = 2
-_FIXED32: Final = 5
 """Kinds of fields."""
+_FIXED: Final = {1: 8, 5: 4}
+"""Bytes of those of the other kinds."""
 _VARINT_BYTES: Final = 10
 _MOST_FIELDS: Final = 4096
 """Of a message: 1024 inputs, as many outputs and contents, and some parameters."""
@@ -41,7 +41,8 @@ def outline(message: bytes) -> Outline:
         tag, at = _varint(message, at)
         size = _FIXED.get(tag & 7)
         if tag & 7 == _VARINT:
-            size, (_, at) = 0, _varint(message, at)
+            _, at = _varint(message, at)
+            size = 0
         elif tag & 7 == _BYTES:
             size, at = _varint(message, at)
         if size is None or at + size > end:
@@ -54,12 +55,10 @@ def outline(message: bytes) -> Outline:
     if at < end:
         raise BadRequest(f"the request has more than {_MOST_FIELDS} fields; send fewer inputs and parameters")
     try:
-        return Outline(*(text.decode() for text in texts.values()), raw_bytes)
+        model, version, identity = (text.decode() for text in texts.values())
+        return Outline(model, version, identity, raw_bytes)
     except UnicodeDecodeError:
         raise malformed() from None
-
-
-_FIXED: Final = {_FIXED64: 8, _FIXED32: 4}
 
 
 def malformed() -> BadRequest:

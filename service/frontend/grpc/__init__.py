@@ -1,0 +1,12 @@
+"""The Open Inference Protocol over gRPC, and gRPC's health service: a server beside the one of HTTP in each API server.
+
+    ports.py      where it listens; in the parent, before any child exists
+    server.py     the server: starts and ends with its API server
+    inference.py  ModelInfer and ModelStreamInfer
+    exchange.py   one inference request
+    calls.py      the other calls
+    statuses.py   what a client is told of an error
+
+grpcio and protobuf come with the extra `grpc`. Only API servers that serve gRPC import them, and only after they were
+forked, for grpcio does not survive a fork. So nothing but ports.py is imported before that.
+"""

@@ -1,0 +1,135 @@
+"""The calls besides inference: the documents of REST (protocols/oip/information.py) as messages; and gRPC's health."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
+
+from foldserve.service.errors import (
+    BadRequest,
+    Draining,
+    NotFound,
+    NotImplementedHere,
+    NotReady,
+    ServiceError,
+)
+from foldserve.service.frontend.grpc.statuses import abort
+from foldserve.service.inference.context import RequestContext
+from foldserve.service.inference.observers import Observers
+from foldserve.service.protocols.oip.information import Information
+from foldserve.service.protocols.oip.messages import HEALTH, INFERENCE, methods
+
+Document = dict[str, Any]
+Read = Callable[[Any], Awaitable[Document]]
+
+
+class GrpcCalls:
+    """Of one API server."""
+
+    def __init__(self, information: Information, observers: Observers) -> None:
+        self._information = information
+        self._observers = observers
+        self._methods = {
+            INFERENCE: {
+                "ServerLive": self._server_live,
+                "ServerReady": self._server_ready,
+                "ModelReady": self._model_ready,
+                "ServerMetadata": self._server_metadata,
+                "ModelMetadata": self._model_metadata,
+                "ModelConfig": self._model_config,
+                "ModelStatistics": self._model_statistics,
+                "RepositoryIndex": self._repository_index,
+            },
+            HEALTH: {"Check": self._check},
+        }
+
+    def handlers(self) -> dict[str, Any]:
+        """What answers each call, by its path."""
+        made = {}
+        for service, served in self._methods.items():
+            messages = methods(service)
+            for name, read in served.items():
+                path = f"/{service}/{name}"
+                request, response = messages[name]
+                made[path] = grpc.unary_unary_rpc_method_handler(self._call(path, read, request, response))
+        return made
+
+    def _call(self, path: str, read: Read, request: Any, response: Any) -> Callable[..., Awaitable[bytes]]:
+        async def call(message: bytes, grpc_context: Any) -> bytes:
+            context = RequestContext("POST", path, "", {})
+            context.route = path
+            try:
+                document = await read(_parsed(request, message))
+            except ServiceError as error:
+                context.error_code = error.code
+                self._observers.tell(context, error.status, context.elapsed_s())
+                await abort(grpc_context, error)
+            self._observers.tell(context, 200, context.elapsed_s())
+            written: bytes = ParseDict(document, response()).SerializeToString()
+            return written
+
+        return call
+
+    async def _server_live(self, request: Any) -> Document:
+        return {"live": True}
+
+    async def _server_ready(self, request: Any) -> Document:
+        return {"ready": self._information.status.ready()}
+
+    async def _model_ready(self, request: Any) -> Document:
+        try:
+            self._information.check_model_ready(request.name, request.version or None)
+        except (NotReady, Draining):
+            return {"ready": False}
+        return {"ready": True}
+
+    async def _server_metadata(self, request: Any) -> Document:
+        return self._information.server()
+
+    async def _model_metadata(self, request: Any) -> Document:
+        return self._information.metadata(request.name, request.version or None)
+
+    async def _model_config(self, request: Any) -> Document:
+        return {"config": self._information.config(request.name, request.version or None)}
+
+    async def _model_statistics(self, request: Any) -> Document:
+        told = await self._information.statistics(request.name or None, request.version or None)
+        for of_version in told["model_stats"]:
+            del of_version["batch_stats"]  # nothing is told there
+        return told
+
+    async def _repository_index(self, request: Any) -> Document:
+        return {"models": self._information.index(request.ready)}
+
+    async def _check(self, request: Any) -> Document:
+        if request.service not in ("", INFERENCE, HEALTH):
+            raise NotFound(
+                f"there is no service {request.service[:100]!r}; ask for {INFERENCE}, or for none in particular"
+            )
+        return {"status": "SERVING" if self._information.status.ready() else "NOT_SERVING"}
+
+
+def refuse_call(path: str) -> Any:
+    """The handler of a call that is not served."""
+
+    async def refuse(message: bytes, context: Any) -> bytes:
+        service, _, name = path[1:].partition("/")
+        served = ", ".join(methods(service))
+        await abort(
+            context, NotImplementedHere(f"the call {name[:100]} is not served here; {service} has {served}")
+        )
+
+    return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def _parsed(request: Any, message: bytes) -> Any:
+    """The message of a call. Raises: BadRequest."""
+    try:
+        return request.FromString(message)
+    except DecodeError:
+        name = request.DESCRIPTOR.name
+        raise BadRequest(
+            f"the request is no {name}; send one as the client's library makes it of its .proto"
+        ) from None

@@ -1,0 +1,148 @@
+"""The calls ModelInfer and ModelStreamInfer: from a message to an answer, or to what is wrong with it."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, Final
+
+import grpc
+
+from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
+from foldserve.service.errors import Draining, Internal, ServiceError
+from foldserve.service.frontend.grpc.exchange import GrpcExchange
+from foldserve.service.frontend.grpc.statuses import abort, refusal
+from foldserve.service.inference.context import MAX_TIMEOUT_MS, RequestContext
+from foldserve.service.inference.plan import RequestHead, Target
+from foldserve.service.inference.response import Response, error_response
+from foldserve.service.inference.server_context import ServerContext
+from foldserve.service.logs.limits import with_id
+from foldserve.service.protocols.heads import make_head
+from foldserve.service.protocols.lookup import Plans
+from foldserve.service.protocols.oip.grpc_infer import OIP_GRPC, OIP_GRPC_RAW
+from foldserve.service.protocols.oip.information import Information
+from foldserve.service.protocols.oip.messages import INFERENCE
+from foldserve.service.protocols.oip.wire import Outline, field_of_bytes, outline
+
+INFER: Final = f"/{INFERENCE}/ModelInfer"
+STREAM: Final = f"/{INFERENCE}/ModelStreamInfer"
+STREAM_WINDOW: Final = 64
+"""Requests of one stream that are answered at the same time; then no more is read, and so the client is held up."""
+_ERROR_MESSAGE: Final = 1
+_INFER_RESPONSE: Final = 2
+"""Fields of ModelStreamInferResponse."""
+_ID: Final = 3
+"""Of ModelInferResponse."""
+_ID_BYTES: Final = 1024
+_HEADERS: Final = ("x-request-id", "x-timeout-ms")
+_SHORTEST_MS: Final = 0.001
+
+_log = logging.getLogger("foldserve.grpc")
+
+
+class GrpcInference:
+    """Of one API server. Messages are bytes: what they say is the protocol's."""
+
+    def __init__(self, server: ServerContext, information: Information, plans: Plans) -> None:
+        self._server = server
+        self._information = information
+        self._plans = plans
+        self._readers: set[asyncio.Task[None]] = set()
+        """One for each open stream."""
+        self._ending = False
+
+    def end(self) -> None:
+        """Read no more of streams: they answer what they have read, and end."""
+        self._ending = True
+        for reader in self._readers:
+            reader.cancel()
+
+    async def infer(self, message: bytes, context: Any) -> bytes:
+        """ModelInfer."""
+        response, _ = await self._answer(message, context, INFER)
+        if response.status != 200:
+            await context.abort(*refusal(response))
+        return response.body
+
+    async def stream(self, messages: Any, context: Any) -> None:
+        """ModelStreamInfer: answers in the order of the requests, of which several run at once."""
+        answers: asyncio.Queue[asyncio.Task[tuple[Response, str]] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_WINDOW)
+
+        async def read() -> None:
+            try:
+                while not self._ending:
+                    await room.acquire()
+                    message = await context.read()
+                    if message is grpc.aio.EOF:
+                        break
+                    answers.put_nowait(asyncio.create_task(self._answer(message, context, STREAM)))
+            finally:
+                answers.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        self._readers.add(reader)
+        try:
+            while (answer := await answers.get()) is not None:
+                await context.write(_in_stream(*await answer))
+                room.release()
+        finally:
+            self._readers.discard(reader)
+            reader.cancel()
+            while not answers.empty():
+                left = answers.get_nowait()
+                if left is not None:
+                    left.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
+        if self._ending:
+            await abort(
+                context, Draining("the server is shutting down; open the stream again, to another one")
+            )
+
+    async def _answer(self, message: bytes, call: Any, path: str) -> tuple[Response, str]:
+        """The response to a request, and the id that it gave itself."""
+        headers = {name: value for name, value in call.invocation_metadata() or () if name in _HEADERS}
+        headers["content-length"] = str(len(message))
+        left_s = call.time_remaining()
+        if left_s is not None and "x-timeout-ms" not in headers:
+            left_ms = min(max(left_s * 1000, _SHORTEST_MS), MAX_TIMEOUT_MS)
+            headers["x-timeout-ms"] = f"{left_ms:.3f}"
+        context = RequestContext("POST", path, "", headers)
+        context.route, context.protocol = path, OIP_GRPC.name
+        said: Outline | None = None
+        try:
+            said = outline(message)
+            exchange = GrpcExchange(self._server, self._head(context, said, len(message)))
+            return await exchange.answer(message), said.id
+        except ServiceError as refused:
+            error = refused
+        except Exception:
+            _log.exception(
+                "request %s failed: %s", context.request_id, path, extra=with_id(context.request_id)
+            )
+            error = Internal(
+                f"the server failed on this request; its log tells why, under id {context.request_id}"
+            )
+        context.error_code = error.code
+        self._server.observers.finished(context, error.status, context.elapsed_s())
+        return error_response(error, OIP_GRPC.render_error(error)), "" if said is None else said.id
+
+    def _head(self, context: RequestContext, said: Outline, nbytes: int) -> RequestHead:
+        """What a request asks for. Raises: ServiceError."""
+        found, chosen = self._information.find(said.model, said.version or None)
+        context.model, context.version = found.name, chosen.version
+        protocol = OIP_GRPC_RAW if nbytes - said.raw_bytes <= LARGE_JSON_BYTES else OIP_GRPC
+        plan = self._plans[found.name, chosen.version][protocol.key]
+        return make_head(context, Target(context.path, "", context.route), plan)
+
+
+def _in_stream(response: Response, identity: str) -> bytes:
+    """An answer as a message of the stream; of an error the text, and the request's id beside it."""
+    if response.status == 200:
+        return field_of_bytes(_INFER_RESPONSE, len(response.body)) + response.body
+    given = identity.encode()[:_ID_BYTES] if identity.isascii() else identity.encode()
+    named = field_of_bytes(_ID, len(given)) + given if given else b""
+    text = response.body
+    return b"".join(
+        (field_of_bytes(_ERROR_MESSAGE, len(text)), text, field_of_bytes(_INFER_RESPONSE, len(named)), named)
+    )

@@ -1,0 +1,40 @@
+"""What a client is told of an error: gRPC's status, the text, and its stable code in the trailing metadata."""
+
+from typing import Any, Final, NoReturn
+
+import grpc
+
+from foldserve.service.errors import ServiceError
+from foldserve.service.inference.response import Response
+
+_STATUSES: Final = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""By HTTP's."""
+_TEXT_CHARS: Final = 2000
+"""Of a text: it is sent among headers, of which clients take 8 KiB by default."""
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def refusal(response: Response) -> tuple[grpc.StatusCode, str, Metadata]:
+    """The status, text and trailing metadata of an inference request that failed."""
+    metadata = tuple((name.lower(), value) for name, value in response.headers)
+    return _STATUSES[response.status], response.body.decode()[:_TEXT_CHARS], metadata
+
+
+async def abort(context: Any, error: ServiceError) -> NoReturn:
+    """End a call with an error."""
+    headers = {"code": error.code, **error.headers()}
+    metadata = tuple((name.lower(), value) for name, value in headers.items())
+    await context.abort(_STATUSES[error.status], str(error)[:_TEXT_CHARS], metadata)
+    raise AssertionError("abort() raises")
