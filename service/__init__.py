@@ -35,7 +35,7 @@ The life of a request:
  4. It is admitted, or refused with a Retry-After (engine/admission.py), and its ticket, a record
     of fixed size, goes into the model's pipe (engine/dispatcher.py, ipc/records.py, ipc/ticket_queue.py).
  5. The instance of the model whose turn it is, a thread in some worker, reads tickets until their rows make a batch of
-    agreeing shapes, and passes the turn on (worker/collect.py, turn.py). Their slots are marked as taken; the late and
+    agreeing shapes, and passes the turn on (worker/batcher.py, turn.py). Their slots are marked as taken; the late and
     the given-up are dropped (worker/dequeue.py).
  6. Their rows are gathered, padded to a bucket and run, and the outputs scattered back into the slots
     (worker/batches/, repository/buckets.py, backends/). A run that raises is halved until the guilty request is alone.

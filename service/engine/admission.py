@@ -3,7 +3,7 @@
 No clock, memory or HTTP here: callers pass numbers in, so that each case is a plain unit test.
 
 Rows in the line: a request of more rows than a batch may have is run a batch at a time between the others
-(worker/batcher.py), so that it stands in their way with one batch, and counts as that, in bytes too.
+(worker/instance_loop.py), so that it stands in their way with one batch, and counts as that, in bytes too.
 """
 
 from dataclasses import dataclass

@@ -23,10 +23,10 @@ from foldserve.service.repository.loading import load_model
 from foldserve.service.repository.model_version import ModelVersion
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
-from foldserve.service.worker.collect import Collector
 from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
 from foldserve.service.worker.gate import DeviceGate, Gate
 from foldserve.service.worker.instance import Instance, end_without_device, end_without_room
+from foldserve.service.worker.instance_loop import InstanceLoop
 from foldserve.service.worker.times import BatchTimes
 from foldserve.service.worker.turn import turn_of
 
@@ -165,14 +165,14 @@ class LoadedModel:
     def _set_ready(self, ready: int) -> None:
         self._worker.shared.board.ready[self._worker.shared.worker, self.key.row] = ready
 
-    def _make(self, number: int) -> tuple[Batcher, Sequence[str]]:
+    def _make(self, number: int) -> tuple[InstanceLoop, Sequence[str]]:
         """Load a session, and make the loop that it serves in. Returns: the loop, the session's notes."""
         worker, config, artifact, row = self._worker, self._config, self._artifact, self.key.row
         session = load_model(artifact, config, worker.device, self._options)
         queue, shared = worker.transport.queues[row], worker.shared
         readers = config.instances * worker.transport.dimensions.workers
         consumer = TicketConsumer(shared, row, self.key.generation, number)
-        collector = Collector(
+        batcher = Batcher(
             TicketReader(queue),
             turn_of(queue, shared.board, row, readers),
             consumer,
@@ -191,8 +191,8 @@ class LoadedModel:
             partial(worker.metrics.retried, row),
             partial(self._ceiling.moved, number),
         )
-        return Batcher(
-            row, consumer, collector, runner, self._gate, self._times, worker.metrics
+        return InstanceLoop(
+            row, consumer, batcher, runner, self._gate, self._times, worker.metrics
         ), session.notes
 
 

@@ -24,9 +24,9 @@ from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketReader, TicketWriter
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
-from foldserve.service.worker.collect import Collector
 from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
 from foldserve.service.worker.gate import Gate
+from foldserve.service.worker.instance_loop import InstanceLoop
 from foldserve.service.worker.times import BatchTimes
 from foldserve.service.worker.turn import turn_of
 from tests.service.repositories import model_version
@@ -112,8 +112,8 @@ class RigWorker:
     shared: WorkerMemory
     sessions: list[FakeSession]
     consumers: list[TicketConsumer]
-    collectors: list[Collector]
-    loops: list[Batcher]
+    batchers: list[Batcher]
+    loops: list[InstanceLoop]
     metrics: NoMetrics
     retried: list[int]
     ceilings: list[int]
@@ -243,13 +243,13 @@ class Rig:
         )
         metrics, retried, ceilings = NoMetrics(), [], []
         sessions = sessions or [FakeSession(on_run, pinned=pinned) for _ in self.signatures]
-        consumers, collectors, loops = [], [], []
+        consumers, batchers, loops = [], [], []
         for row, signature in enumerate(self.signatures):
             session = sessions[row]
             queue = self.transport.queues[row]
             consumer = TicketConsumer(shared, row, 0, row)
             times = BatchTimes(self.board, index, row)
-            collector = Collector(
+            batcher = Batcher(
                 TicketReader(queue),
                 turn_of(queue, self.board, row, self.transport.dimensions.workers),
                 consumer,
@@ -269,9 +269,9 @@ class Rig:
                 ceilings.append,
             )
             consumers.append(consumer)
-            collectors.append(collector)
+            batchers.append(batcher)
             loops.append(
-                Batcher(row, consumer, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
+                InstanceLoop(row, consumer, batcher, runner, Gate(), times, metrics)  # type: ignore[arg-type]
             )
             self.board.ready[index, row] = 1
         return RigWorker(
@@ -280,7 +280,7 @@ class Rig:
             shared,
             list(sessions),
             consumers,
-            collectors,
+            batchers,
             loops,
             metrics,
             retried,

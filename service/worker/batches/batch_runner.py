@@ -1,7 +1,7 @@
 """One batch: gather the requests' rows, run the model, scatter the outputs back into the requests' slots.
 
-Numbers only move here; which requests make a batch is collect.py's, and when the next part of a large request is run,
-batcher.py's. A batch for which the device has no room is run in smaller pieces, and later ones are no larger
+Numbers only move here; which requests make a batch is batcher.py's, and when the next part of a large request is run,
+instance_loop.py's. A batch for which the device has no room is run in smaller pieces, and later ones are no larger
 (oom_backoff.py). When a run raises anything else, the batch is halved and its halves are run, until only the request
 that the model cannot take fails. A lost device fails nobody: DeviceLost goes through to main.py, which ends the worker.
 """

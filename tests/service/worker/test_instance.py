@@ -16,7 +16,7 @@ LIMIT_S = 10.0
 
 
 class Loop:
-    """Stands in for an Batcher: says which thread serves, and ends in some way."""
+    """Stands in for an InstanceLoop: says which thread serves, and ends in some way."""
 
     def __init__(self, ends: BaseException) -> None:
         self.ends = ends

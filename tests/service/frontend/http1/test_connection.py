@@ -452,7 +452,7 @@ def test_a_client_that_leaves_frees_its_place_and_counts_once_as_499(
         server.rig.dispatcher.flush()
         taken: list[Any] = []
         if where == "in the batch":
-            batch = server.worker.collectors[0].next(8, wait=False)
+            batch = server.worker.batchers[0].next(8, wait=False)
             assert batch is not None
             taken = list(batch.tickets)
             assert len(taken) == 1
