@@ -38,7 +38,7 @@ _DOUBT_NS: Final = 1_000_000_000
 
 # As plain numbers: looking up an enum's member would show in what a small request costs.
 _DONE: Final = int(State.DONE)
-_OUTGROWN: Final = int(State.OUTGROWN)
+_OUTPUT_OVERFLOW: Final = int(State.OUTPUT_OVERFLOW)
 
 _log = logging.getLogger("foldserve.dispatch")
 
@@ -147,7 +147,7 @@ class Dispatcher(Places):
         return view
 
     def enqueue(self, request: PendingRequest) -> None:
-        """Put a ticket for the request into its queue: its first, or another after a death or an outgrown place."""
+        """Put a ticket for the request into its queue: its first, or another after a death or an output overflow."""
         place, queue = request.place, request.queue
         assert place is not None
         place.begin_attempt(queue.row, queue.generation, request.rows)
@@ -291,7 +291,7 @@ class Dispatcher(Places):
             self.settle(request, None)
             return
         _, _, state, reason, _, batch_rows, taken_ns, gather_s, run_s, scatter_s, _, needed = record
-        if state == _OUTGROWN:
+        if state == _OUTPUT_OVERFLOW:
             self._run_again_with_room(request, needed)
             return
         request.batch_rows = batch_rows

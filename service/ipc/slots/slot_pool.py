@@ -180,8 +180,8 @@ class SlotPool:
             span = self._extents.take(output_bytes)
         if span is None:
             return False
-        for outgrown in place._spans[1:]:
-            self._extents.give(*outgrown)
+        for earlier in place._spans[1:]:
+            self._extents.give(*earlier)
         place._spans[1:] = [span]
         place._whole = False
         place.output_at = span[0]
@@ -190,8 +190,8 @@ class SlotPool:
 
     def _narrow(self, place: SlotAllocation) -> None:
         """Leave a place the least output bytes."""
-        for outgrown in place._spans[1:]:
-            self._extents.give(*outgrown)
+        for earlier in place._spans[1:]:
+            self._extents.give(*earlier)
         offset, size = place._spans[0]
         least = place_bytes(len(place.inputs), TEXT_ROOM)
         place._spans = [(offset, least)]

@@ -28,7 +28,7 @@ class State(IntEnum):
     """The outputs stand in the slot."""
     FAILED = 5
     """The slot holds the text of an error instead of outputs, or it was late or given up."""
-    OUTGROWN = 6
+    OUTPUT_OVERFLOW = 6
     """The outputs need more room than was set aside; the record says how much. It is run again."""
 
 
@@ -49,7 +49,7 @@ MOVES: Final[dict[tuple[State, State], Side]] = {
     (State.QUEUED, State.FAILED): Side.WORKER,  # late or given up: it never takes a place in a batch
     (State.TAKEN, State.DONE): Side.WORKER,
     (State.TAKEN, State.FAILED): Side.WORKER,
-    (State.TAKEN, State.OUTGROWN): Side.WORKER,
+    (State.TAKEN, State.OUTPUT_OVERFLOW): Side.WORKER,
     # The worker died, and is known to be dead: run again, or given up at the second death, or nobody waits.
     (State.TAKEN, State.QUEUED): Side.API_SERVER,
     (State.TAKEN, State.FREE): Side.API_SERVER,
@@ -57,14 +57,14 @@ MOVES: Final[dict[tuple[State, State], Side]] = {
     # It may have died with the ticket read and the slot not yet marked, and nobody can take it any more.
     (State.QUEUED, State.QUEUED): Side.API_SERVER,
     (State.QUEUED, State.FREE): Side.API_SERVER,
-    (State.OUTGROWN, State.QUEUED): Side.API_SERVER,
+    (State.OUTPUT_OVERFLOW, State.QUEUED): Side.API_SERVER,
     (State.DONE, State.FREE): Side.API_SERVER,
     (State.FAILED, State.FREE): Side.API_SERVER,
-    (State.OUTGROWN, State.FREE): Side.API_SERVER,
+    (State.OUTPUT_OVERFLOW, State.FREE): Side.API_SERVER,
 }
 """Every legal move and the side that makes it."""
 
-SETTLED: Final = frozenset({State.DONE, State.FAILED, State.OUTGROWN})
+SETTLED: Final = frozenset({State.DONE, State.FAILED, State.OUTPUT_OVERFLOW})
 """States in which the worker is finished with the slot, whether or not its record has arrived."""
 
 MAX_DEATHS: Final = 2

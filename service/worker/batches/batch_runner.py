@@ -117,7 +117,7 @@ class BatchRunner:
         timing = timing._replace(scatter_s=time.monotonic() - began)
         if needed:
             for i, nbytes in needed.items():
-                complete(self._shared, (tickets[i],), State.OUTGROWN, timing, needed_bytes=nbytes)
+                complete(self._shared, (tickets[i],), State.OUTPUT_OVERFLOW, timing, needed_bytes=nbytes)
             tickets = [ticket for i, ticket in enumerate(tickets) if i not in needed]
         complete(self._shared, tickets, State.DONE, timing)
 
@@ -300,14 +300,14 @@ class BatchRunner:
                 copy_bytes(self._memory[ticket.api], ticket.output_at, source, begin, size)
                 begin += size
             return {}
-        outgrown: dict[int, int] = {}
+        overflowing: dict[int, int] = {}
         row = 0
         for i, ticket in enumerate(tickets):
             mine = [np.ascontiguousarray(output[row : row + ticket.rows]) for output in outputs]
             row += ticket.rows
             if layout.needed_room(mine) > ticket.output_bytes:
-                outgrown[i] = layout.needed_room(mine)
+                overflowing[i] = layout.needed_room(mine)
             else:
                 at = ticket.output_at
                 layout.write_outputs(self._memory[ticket.api][at : at + ticket.output_bytes], mine)
-        return outgrown
+        return overflowing

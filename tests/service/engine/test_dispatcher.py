@@ -97,7 +97,7 @@ async def test_cancelled_while_running_is_freed_when_the_worker_is_done_with_it(
 
 
 @on_loop
-async def test_cancelled_while_its_outgrown_answer_travels_is_not_run_again() -> None:
+async def test_cancelled_while_its_output_overflow_is_reported_is_not_run_again() -> None:
     rig = Rig(DYNAMIC)
     request = rig.ask(1.0)
     worker = rig.new_worker(on_run=lambda x: np.zeros((1, 5000), np.float32))

@@ -202,7 +202,7 @@ async def test_late_ticket_dropped_by_a_worker_that_dies_before_its_record_is_no
 
 
 @on_loop
-async def test_outgrown_answer_whose_record_died_is_run_again() -> None:
+async def test_output_overflow_whose_record_was_lost_is_run_again() -> None:
     with pytest.MonkeyPatch.context() as patch:
         rig = Rig(DYNAMIC, data_bytes=1 << 22)
         wide = np.full((1, 5000), 7, np.float32)
@@ -261,5 +261,5 @@ async def test_next_life_of_an_api_server_drops_old_tickets_and_old_records() ->
 
 
 def test_every_move_that_recovery_makes_is_in_the_table() -> None:
-    for before in (State.TAKEN, State.FAILED, State.OUTGROWN, State.QUEUED):
+    for before in (State.TAKEN, State.FAILED, State.OUTPUT_OVERFLOW, State.QUEUED):
         assert (before, State.QUEUED) in MOVES

@@ -32,7 +32,7 @@ def test_empty_arenas_hold_nothing(arenas: list[MappedArena]) -> None:
         (State.TAKEN, 0, 1),
         (State.DONE, 0, 1),
         (State.FAILED, 0, 1),
-        (State.OUTGROWN, 0, 1),
+        (State.OUTPUT_OVERFLOW, 0, 1),
     ],
 )
 def test_each_state_counts_as_what_it_is(

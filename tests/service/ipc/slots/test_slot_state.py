@@ -224,4 +224,4 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
     assert [move for move in moves if not may_move(*move)] == []
     assert (Side.API_SERVER, State.TAKEN, State.QUEUED) in moves
     assert (Side.API_SERVER, State.QUEUED, State.QUEUED) in moves
-    assert (Side.API_SERVER, State.OUTGROWN, State.QUEUED) in moves
+    assert (Side.API_SERVER, State.OUTPUT_OVERFLOW, State.QUEUED) in moves
