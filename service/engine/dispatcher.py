@@ -1,7 +1,7 @@
 """The API server's half of the transport: queue a request's ticket, hand its answer back.
 
 Owned by the event loop thread of one API server; nothing here blocks. A request passes reserve() or put()
-(places.py) -> submit() -> its settled() -> release(); cancel() may come at any time in between. States and moves are
+(places.py) -> submit() -> its completed() -> release(); cancel() may come at any time in between. States and moves are
 ipc/slots/slot_state.py's; what happens when a process dies is recovery.py's.
 """
 
@@ -49,8 +49,7 @@ class Dispatcher(Places):
     Args:
         done_fd: the reading end of its pipe of done records.
         run_limit_s: how long one run of a model may take.
-        hangs: called with the index of a worker whose run takes longer; again and again until it ends.
-        stalls: called with the row of a model whose tickets nobody takes; again and again until somebody does.
+        on_run_timeout, on_stall: see Watchdog.
     """
 
     def __init__(
@@ -60,8 +59,8 @@ class Dispatcher(Places):
         board: MappedScoreboard,
         done_fd: int,
         run_limit_s: float,
-        hangs: Callable[[int], None],
-        stalls: Callable[[int], None],
+        on_run_timeout: Callable[[int], None],
+        on_stall: Callable[[int], None],
     ) -> None:
         super().__init__(index, arena, board)
         self._epoch = board.epoch[index] % EPOCHS
@@ -74,7 +73,9 @@ class Dispatcher(Places):
         self._overflowing: set[ModelQueue] = set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(done_fd, self.receive)
-        self.watch = Watchdog(self._loop, self.in_flight, board, run_limit_s, hangs, stalls, self._expire)
+        self.watchdog = Watchdog(
+            self._loop, self.in_flight, board, run_limit_s, on_run_timeout, on_stall, self._expire
+        )
 
     # -- which models there are
 
@@ -104,7 +105,7 @@ class Dispatcher(Places):
     # -- into the queue
 
     def submit(self, request: PendingRequest, now_ns: int, deadline_ns: int) -> None:
-        """Queue a request whose inputs, rows and dims are in place; its settled() will be called, once.
+        """Queue a request whose inputs, rows and dims are in place; its completed() will be called, once.
 
         Args:
             now_ns: CLOCK_MONOTONIC, from when on it counts as queued.
@@ -135,8 +136,8 @@ class Dispatcher(Places):
         queue.requests += 1
         self._count(request, 1)
         self.enqueue(request)
-        if deadline_ns < self.watch.next_ns:
-            self.watch.by(deadline_ns, now_ns)
+        if deadline_ns < self.watchdog.next_ns:
+            self.watchdog.schedule(deadline_ns, now_ns)
 
     def _view(self, queue: ModelQueue) -> View:
         """The queue's view; kept when the end of this turn, which forgets it, is planned."""
@@ -160,7 +161,7 @@ class Dispatcher(Places):
             self.index,
             self._epoch,
             queue.ticket_generation,
-            request.deaths > 0,
+            request.crashes > 0,
             request.rows,
             place.input_at,
             place.output_at,
@@ -214,7 +215,7 @@ class Dispatcher(Places):
     # -- out of the queue
 
     def receive(self) -> None:
-        """Take every done record that waits and settle its request."""
+        """Take every done record that waits and complete its request."""
         while True:
             try:
                 data = os.read(self._done_fd, _READ_BYTES)
@@ -228,15 +229,15 @@ class Dispatcher(Places):
                 break
         self._show()
 
-    def settle(self, request: PendingRequest, error: ServiceError | None) -> None:
+    def complete(self, request: PendingRequest, error: ServiceError | None) -> None:
         """The request left the queue: tell its owner, or free its place if nobody waits any more."""
         place = request.place
         assert place is not None
         del self.in_flight[place.slot]
         queue = request.queue
         queue.requests -= 1
-        if request.given_up:
-            place.set_given_up(False)
+        if request.cancelled:
+            place.set_cancelled(False)
             self.release(request)
         else:
             self._count(request, -1)
@@ -249,7 +250,7 @@ class Dispatcher(Places):
         if error is not None:
             self.release(request)
         try:
-            request.settled(error)
+            request.completed(error)
         except Exception:
             # The other records of this read must not be lost with it.
             error_id = new_error_id()
@@ -262,19 +263,18 @@ class Dispatcher(Places):
             if error is None:
                 told = f"the answer could not be made; the server's log tells why, under error id {error_id}"
                 with contextlib.suppress(Exception):
-                    request.settled(Internal(told))
+                    request.completed(Internal(told))
 
     def cancel(self, request: PendingRequest) -> None:
-        """Nobody waits for the answer any more: its rows count no longer, its place follows when no worker can
-        touch it."""
+        """Nobody waits for the answer: its rows no longer count; its memory is freed when no worker can touch it."""
         place = request.place
         if place is None:
             return
         if place.slot not in self.in_flight:
             self.release(request)
-        elif not request.given_up:
-            request.given_up = True
-            place.set_given_up(True)
+        elif not request.cancelled:
+            request.cancelled = True
+            place.set_cancelled(True)
             self._count(request, -1)
             self._plan_flush()  # the board tells others of the room
 
@@ -282,13 +282,13 @@ class Dispatcher(Places):
         """Answer a request whose deadline has passed."""
         self.cancel(request)
         try:
-            request.settled(DeadlinePassed.after(None))
+            request.completed(DeadlinePassed.after(None))
         except Exception:
             _log.exception("request %s could not be answered", request.request_id)
 
     def _on_record(self, request: PendingRequest, record: tuple[Any, ...]) -> None:
-        if request.given_up:
-            self.settle(request, None)
+        if request.cancelled:
+            self.complete(request, None)
             return
         _, _, state, reason, _, batch_rows, taken_ns, gather_s, run_s, scatter_s, _, needed = record
         if state == _OUTPUT_OVERFLOW:
@@ -301,14 +301,14 @@ class Dispatcher(Places):
             run_s,
             scatter_s,
         )
-        self.settle(request, None if state == _DONE else _failure(request, reason))
+        self.complete(request, None if state == _DONE else _failure(request, reason))
 
     def _run_again_with_room(self, request: PendingRequest, needed: int) -> None:
         """The outputs did not fit: set aside what they need, and run once more."""
         try:
             found = self.grow_output(request, needed)
         except TooLarge as never:
-            self.settle(request, never)
+            self.complete(request, never)
             return
         if found:
             self.enqueue(request)
@@ -317,7 +317,7 @@ class Dispatcher(Places):
             f"the answer needs {needed} bytes, and other requests have that room now; try again later",
             retry_after_s=self.load(request.queue).wait_s(0),
         )
-        self.settle(request, full)
+        self.complete(request, full)
 
     def _count(self, request: PendingRequest, sign: int) -> None:
         """Count a request that waits or runs, or count it no longer (-1)."""
@@ -342,7 +342,7 @@ class Dispatcher(Places):
 
 
 def _failure(request: PendingRequest, reason: int) -> ServiceError:
-    if reason == Reason.LATE:
+    if reason == Reason.EXPIRED:
         return DeadlinePassed.after(None)
     assert request.place is not None
     text = request.place.outputs

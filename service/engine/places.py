@@ -126,7 +126,7 @@ class Places(QueueLoads):
             memory[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8).data
 
     def release(self, request: PendingRequest) -> None:
-        """Free the request's place: it never was queued, or is settled, so that no worker can touch it."""
+        """Free the request's place: it never was queued, or is completed, so that no worker can touch it."""
         if request.place is not None:
             self._pool.give(request.place)
             request.place = None

@@ -15,10 +15,10 @@ from typing import Final
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import ModelCrashed, new_error_id
-from foldserve.service.ipc.slots.slot_state import MAX_DEATHS, SETTLED, State
+from foldserve.service.ipc.slots.slot_state import COMPLETED, MAX_CRASHES, State
 from foldserve.service.logs.limits import with_id
 
-_LOOK_S: Final = 0.002
+_CHECK_S: Final = 0.002
 """Between two looks at whether anybody is still marking: longer than board.SETTLE_NS."""
 
 _log = logging.getLogger("foldserve.recovery")
@@ -30,7 +30,7 @@ def after_worker_death(dispatcher: Dispatcher, incarnation: int) -> list[Pending
     Returns: what it held and is run again. What it may have had in hand is known, and written anew, a moment later.
     """
     lost = LostTickets(dispatcher)  # first: a ticket that is written from now on was in no dead hands
-    lost.look_later()
+    lost.check_later()
     return retry_held(dispatcher, incarnation)
 
 
@@ -45,32 +45,32 @@ def retry_held(dispatcher: Dispatcher, incarnation: int) -> list[PendingRequest]
             continue
         if state == State.DONE:
             # It finished, and died before its record was sent.
-            dispatcher.settle(request, None)
-        elif (state == State.TAKEN or state in SETTLED) and _retry(dispatcher, request):
+            dispatcher.complete(request, None)
+        elif (state == State.TAKEN or state in COMPLETED) and _retry(dispatcher, request):
             again.append(request)
     return again
 
 
 def _retry(dispatcher: Dispatcher, request: PendingRequest) -> bool:
     assert request.place is not None
-    bystander = request.place.take_held()
-    if request.given_up:
-        dispatcher.settle(request, None)
+    waiting = request.place.pop_waiting()
+    if request.cancelled:
+        dispatcher.complete(request, None)
         return False
     # Its batch had not begun: whatever killed the worker, it was not this request.
-    request.deaths += not bystander
-    if request.deaths >= MAX_DEATHS:
+    request.crashes += not waiting
+    if request.crashes >= MAX_CRASHES:
         error_id = new_error_id()
         _log.error(
-            "request %s to %s/%s was being run at %d deaths of a worker: it gets model_crashed and is not tried "
+            "request %s to %s/%s was running at %d crashes of a worker: it is answered model_crashed and not tried "
             "again, error id %s",
-            *(request.request_id, request.queue.model, request.queue.version, request.deaths, error_id),
+            *(request.request_id, request.queue.model, request.queue.version, request.crashes, error_id),
             extra=with_id(error_id),
         )
-        dispatcher.settle(
+        dispatcher.complete(
             request,
             ModelCrashed(
-                f"the process that ran this request died, {request.deaths} times; the request is not tried again; "
+                f"the process that ran this request died, {request.crashes} times; the request is not tried again; "
                 f"check its values, and the server's log under error id {error_id}"
             ),
         )
@@ -98,20 +98,20 @@ class LostTickets:
         self._since_ns = time.monotonic_ns()
 
     @property
-    def over(self) -> bool:
+    def done(self) -> bool:
         """Whether it has found out which tickets are lost."""
         return not self._voided
 
-    def look_later(self) -> None:
+    def check_later(self) -> None:
         """Look until it is over, by a timer."""
-        if not self.over:
-            asyncio.get_running_loop().call_later(_LOOK_S, self._look_on)
+        if not self.done:
+            asyncio.get_running_loop().call_later(_CHECK_S, self._check_again)
 
-    def _look_on(self) -> None:
-        self.look()
-        self.look_later()
+    def _check_again(self) -> None:
+        self.check()
+        self.check_later()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Write the tickets again that were made void before anybody had looked at them, unless it is too early."""
         dispatcher = self._dispatcher
         if not dispatcher.board.markings_are_over(self._since_ns):
@@ -127,8 +127,8 @@ class LostTickets:
                 continue  # answered meanwhile, or queued again
             if place.state != State.QUEUED:
                 continue  # somebody had looked at it just before, and has it now
-            if request.given_up:
-                dispatcher.settle(request, None)
+            if request.cancelled:
+                dispatcher.complete(request, None)
             else:
                 dispatcher.enqueue(request)
         dispatcher.flush()

@@ -27,8 +27,8 @@ class PendingRequest:
     dims: Sequence[int] = ()
     queued_ns = 0
     deadline_ns = 0
-    deaths = 0
-    given_up = False
+    crashes = 0
+    cancelled = False
     stages_s = (0.0, 0.0, 0.0, 0.0)
     batch_rows = 0
 
@@ -41,7 +41,7 @@ class PendingRequest:
         """For logs."""
 
     @abstractmethod
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         """The request is over. Without an error its outputs stand in its place until the owner release()s it;
         with one the place is no longer the owner's."""
 
@@ -54,6 +54,6 @@ class ScratchPlace(PendingRequest):
         """For logs."""
         return "(no request)"
 
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         """Never queued, so never called."""
         raise AssertionError("a room is never queued")

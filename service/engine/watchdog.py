@@ -31,9 +31,9 @@ class Watchdog:
     Args:
         in_flight: the requests to look after, by slot.
         run_limit_s: how long one run of a model may take.
-        hangs: called with the index of a worker whose run takes longer; again and again until it ends.
-        stalls: called with the row of a model whose tickets nobody takes; again and again until somebody does.
-        expired: called with each request whose deadline has passed, once.
+        on_run_timeout: called with the index of a worker whose run takes longer; again and again until it ends.
+        on_stall: called with the row of a model whose tickets nobody takes; again and again until somebody does.
+        on_deadline: called with each request whose deadline has passed, once.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Watchdog:
         in_flight: Mapping[int, PendingRequest],
         board: MappedScoreboard,
         run_limit_s: float,
-        hangs: Callable[[int], None],
-        stalls: Callable[[int], None],
-        expired: Callable[[PendingRequest], None],
+        on_run_timeout: Callable[[int], None],
+        on_stall: Callable[[int], None],
+        on_deadline: Callable[[PendingRequest], None],
     ) -> None:
         self.next_ns = _NEVER
         """CLOCK_MONOTONIC of the next look."""
@@ -52,21 +52,21 @@ class Watchdog:
         self._in_flight = in_flight
         self._board = board
         self._run_limit_ns = int(run_limit_s * 1e9)
-        self._hangs = hangs
-        self._stalls = stalls
-        self._expired = expired
+        self._on_run_timeout = on_run_timeout
+        self._on_stall = on_stall
+        self._on_deadline = on_deadline
         self._timer: asyncio.TimerHandle | None = None
 
-    def by(self, deadline_ns: int, now_ns: int) -> None:
+    def schedule(self, deadline_ns: int, now_ns: int) -> None:
         """Look no later than this deadline; to be called when it is before next_ns."""
         if self._timer is not None:
             self._timer.cancel()
         when_ns = min(deadline_ns, now_ns + int(_EVERY_S * 1e9))
         wait_s = max((when_ns - now_ns) / 1e9, 0.0) + _STEP_S
         self.next_ns = now_ns + int(wait_s * 1e9)
-        self._timer = self._loop.call_later(wait_s, self.look)
+        self._timer = self._loop.call_later(wait_s, self.check)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Tell of deadlines that have passed and of runs that hang; look again later if anything is in flight."""
         planned_ns = self.next_ns
         self.expire()
@@ -77,11 +77,11 @@ class Watchdog:
         # Who looks so late was stopped, and perhaps the whole machine: the workers too get another moment.
         if now_ns - planned_ns < _LATE_NS:
             for worker in self._board.hanging(now_ns - self._run_limit_ns):
-                self._hangs(worker)
+                self._on_run_timeout(worker)
         for row in self._stalled(now_ns):
-            self._stalls(row)
-        waited_for = (r.deadline_ns for r in self._in_flight.values() if not r.given_up)
-        self.by(min(waited_for, default=_NEVER), now_ns)
+            self._on_stall(row)
+        waited_for = (r.deadline_ns for r in self._in_flight.values() if not r.cancelled)
+        self.schedule(min(waited_for, default=_NEVER), now_ns)
 
     def _stalled(self, now_ns: int) -> list[int]:
         """The rows of the models of which a request has waited for long, and no instance has taken any ticket for as
@@ -98,6 +98,6 @@ class Watchdog:
     def expire(self) -> None:
         """Tell of the requests whose deadline has passed."""
         now_ns = time.monotonic_ns()
-        late = [r for r in self._in_flight.values() if r.deadline_ns <= now_ns and not r.given_up]
-        for request in late:
-            self._expired(request)
+        expired = [r for r in self._in_flight.values() if r.deadline_ns <= now_ns and not r.cancelled]
+        for request in expired:
+            self._on_deadline(request)

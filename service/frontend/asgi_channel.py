@@ -23,8 +23,8 @@ client that is still sending, its system would throw the answer away unread."""
 class Owing(Protocol):
     """What the connection's client has not taken of a response that lies in the arena (http1/flow/send_buffers.py)."""
 
-    def begin_place(self, place_bytes: int, length: int, give_up: Callable[[], None]) -> None:
-        """A response of this length is sent from a place of so many bytes. give_up: frees it, at once."""
+    def begin_place(self, place_bytes: int, length: int, cancel: Callable[[], None]) -> None:
+        """A response of this length is sent from a place of so many bytes. cancel: frees it, at once."""
         ...
 
     def sent(self, nbytes: int) -> None:

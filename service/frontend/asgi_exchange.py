@@ -52,7 +52,7 @@ class AsgiExchange:
             await self._channel.send_whole(response, context, draining)
         finally:
             listening.cancel()
-            request.give_up()
+            request.cancel()
 
     async def _listen(self) -> None:
         """Read the body, and then on, for that is how it is noticed that the client goes."""
@@ -99,7 +99,7 @@ class AsgiExchange:
         if error is not None:
             self._request.refuse(error)
         else:
-            self._request.give_up()
+            self._request.cancel()
             if not self._response.done():
                 self._response.set_result(None)
         return True
@@ -110,7 +110,7 @@ class AsgiExchange:
         """Send a response that ends in what lies in the arena, as quickly as the client takes it."""
         request, channel, wire = self._request, self._channel, self._channel.wire
         if wire is not None:
-            wire.owing.begin_place(response.place_bytes, len(rest), request.give_up)
+            wire.owing.begin_place(response.place_bytes, len(rest), request.cancel)
         try:
             await channel.send_head(response, context, draining)
             beginning, at = response.body, 0

@@ -73,7 +73,7 @@ class PartialBodies:
         oldest.leave_its_place()
         return True
 
-    def settle(self, half: "PartialBody") -> None:
+    def end_loan(self, half: "PartialBody") -> None:
         """The place that this body waits in, if it does, is lent no longer."""
         self.dispatcher.lent_bytes -= self._lent.pop(half, 0)
 
@@ -124,7 +124,7 @@ class PartialBody:
         place = self._request.place
         assert place is not None
         self._parts = [bytearray(place.inputs[: self._at])]
-        self._of.settle(self)
+        self._of.end_loan(self)
         self._of.dispatcher.release(self._request)
 
     def copy_some(self, memory: memoryview, at: int) -> int:
@@ -143,4 +143,4 @@ class PartialBody:
         """The body is whole, or was given up: it holds nothing here, and its place is the request's own."""
         self._holding.end()
         self._parts.clear()
-        self._of.settle(self)
+        self._of.end_loan(self)

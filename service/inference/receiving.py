@@ -147,7 +147,7 @@ class ReceivingRequest(PendingRequest):
         """What was sent so far is not all: its time is bounded too."""
         if self._timer is None and not self.done:
             left_s = (self.latest_ns() - monotonic_ns()) / 1e9
-            self._timer = self.server.loop.call_later(max(0.0, left_s), self._late)
+            self._timer = self.server.loop.call_later(max(0.0, left_s), self._on_deadline)
 
     def _room(self) -> tuple[int, int]:
         """Bytes of inputs and of outputs of the place that the body goes to."""
@@ -216,6 +216,6 @@ class ReceivingRequest(PendingRequest):
         """CLOCK_MONOTONIC at which its time is over, whatever it is at."""
         return self.began_ns + self._timeout_ns
 
-    def _late(self) -> None:
+    def _on_deadline(self) -> None:
         """The time is over, and the body is not there."""
         self.refuse(DeadlinePassed.after(self._timeout_s))

@@ -57,7 +57,7 @@ class InferenceRequest(ReceivingRequest):
     encode_s = -1.0
     """Seconds of rendering; likewise."""
     _id = b""
-    _settled = False
+    _completed = False
     _renders = False
     """Its job is to make its answer."""
 
@@ -145,9 +145,9 @@ class InferenceRequest(ReceivingRequest):
 
     # -- out of the queue
 
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         """See PendingRequest."""
-        self._settled = True
+        self._completed = True
         if error is not None:
             self._fail(error)
             return
@@ -215,7 +215,7 @@ class InferenceRequest(ReceivingRequest):
     def _respond_from_place(
         self, prefix: bytes, rest: memoryview, headers: tuple[tuple[str, str], ...], started_ns: int
     ) -> None:
-        """Respond with what lies in the place, which is kept until sent() or give_up()."""
+        """Respond with what lies in the place, which is kept until sent() or cancel()."""
         place = self.place
         assert place is not None
         self.encode_s = (monotonic_ns() - started_ns) / 1e9
@@ -230,12 +230,12 @@ class InferenceRequest(ReceivingRequest):
 
     # -- the end
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """The client is gone."""
         if not self.done:
             self.end_waiting()
             if self._job is not None:
-                self._job.give_up()
+                self._job.cancel()
                 self._end_job()
             self.server.dispatcher.cancel(self)
             self._finish(CLIENT_GONE, None)
@@ -245,7 +245,7 @@ class InferenceRequest(ReceivingRequest):
         if self.done:
             return  # given up by what it asked for: others had to make room, its own connection among them
         if self._job is not None:
-            self._job.give_up()  # else its answer would come to a place that nobody frees
+            self._job.cancel()  # else its answer would come to a place that nobody frees
             self._end_job()
         self.server.dispatcher.cancel(
             self
@@ -291,7 +291,7 @@ class InferenceRequest(ReceivingRequest):
         context.body_bytes = 0 if self.missing else self.length
         if self.decode_s >= 0.0:
             context.stages_s["decode"] = self.decode_s
-        if self._settled:
+        if self._completed:
             context.stages_s.update(zip(STAGES[1:5], self.stages_s, strict=True))
         if self.encode_s >= 0.0:
             context.stages_s["encode"] = self.encode_s

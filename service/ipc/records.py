@@ -84,5 +84,5 @@ class Reason(IntEnum):
 
     NONE = 0
     MODEL_FAILED = 1
-    LATE = 2
-    GIVEN_UP = 3
+    EXPIRED = 2
+    CANCELLED = 3

@@ -29,7 +29,7 @@ class Liveness(Generic[Child]):
         self._asked: dict[Child, tuple[int, int]] = {}
         """When each was asked (CLOCK_MONOTONIC), and at how many looks since then it had not answered."""
 
-    def look(
+    def check(
         self,
         children: Iterable[Child],
         answered_ns: Callable[[Child], int],

@@ -41,7 +41,7 @@ class ModelControl:
         if self.table.holds(key, SERVED):
             self.table.move(key.row, ModelState.DRAINING)
 
-    def look(self, workers: Collection[int], api_servers: Collection[int]) -> list[int]:
+    def check(self, workers: Collection[int], api_servers: Collection[int]) -> list[int]:
         """Move each row on that is as far as that.
 
         Args:
@@ -52,7 +52,7 @@ class ModelControl:
         for key in self.table.find_all():
             row, state = key.row, ModelState(self.table.state[key.row])
             if state in SERVED:
-                self._look_at_loading(row, state)
+                self._check_loading(row, state)
             elif state is ModelState.DRAINING and self._all_let_go(False, api_servers, key):
                 self.table.move(row, ModelState.UNLOADING)
                 self._queues[row].wake_reader(key.generation)
@@ -62,7 +62,7 @@ class ModelControl:
                 self.table.free(row)
         return changed
 
-    def _look_at_loading(self, row: int, state: ModelState) -> None:
+    def _check_loading(self, row: int, state: ModelState) -> None:
         workers = range(self._board.dimensions.workers)
         problems = [self._board.load_error(worker, row) for worker in workers]
         if any(self._board.ready[worker, row] for worker in workers):

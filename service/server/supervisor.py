@@ -91,7 +91,7 @@ class Supervisor:
         self._fences: dict[int, Callable[[], bool]] = {}
         self._run_limit_ns = int(run_limit_s * 1e9)
         self._liveness: Liveness[Child] = Liveness(run_limit_s)
-        self._look_at_s = time.monotonic() + self._liveness.every_s
+        self._check_at_s = time.monotonic() + self._liveness.every_s
         self._on_child_exit = on_child_exit
         self._closing = closing
         self._grace_s = grace_s
@@ -114,7 +114,7 @@ class Supervisor:
         """Wait until every worker is ready, or seems unable to be; False when a signal came first: wait() ends then."""
         while self.phase is Phase.STARTING and self._children.loading():
             self._turn()
-        self._look_at_models()
+        self._check_models()
         loaded = self.phase is Phase.STARTING
         if loaded:
             self.phase = Phase.SERVING
@@ -153,7 +153,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         wakeups = [
-            self._look_at_s,
+            self._check_at_s,
             *self._children.due_s(),
             *self._helpers.due_s(),
         ]
@@ -161,7 +161,7 @@ class Supervisor:
             wakeups.append(self._deadline_s)
         for key, _ in self._selector.select(max(0.0, min(wakeups) - time.monotonic())):
             key.data()
-        if time.monotonic() >= self._look_at_s:
+        if time.monotonic() >= self._check_at_s:
             self._end_silent()
         if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
             self._on_deadline()
@@ -205,7 +205,7 @@ class Supervisor:
             self._children.tell(
                 Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.WORKER_DIED, child.incarnation)
             )
-        self._look_at_models()  # what it held is held no longer
+        self._check_models()  # what it held is held no longer
 
     # -- models
 
@@ -219,17 +219,17 @@ class Supervisor:
         """Have every process finish with a version; its row is free some time later."""
         self._models.remove(key)
         self._announce(key.row)
-        self._look_at_models()
+        self._check_models()
 
     def _announce(self, row: int) -> None:
         message = CONTROL_STRUCT.pack(ControlMessage.MODEL_CHANGED, row)
         for role in Role:
             self._children.tell(role, message)
 
-    def _look_at_models(self) -> None:
+    def _check_models(self) -> None:
         workers = {child.index for child in self._children.of(Role.WORKER)}
         api_servers = {child.index for child in self._children.of(Role.API_SERVER)}
-        for row in self._models.look(workers, api_servers):
+        for row in self._models.check(workers, api_servers):
             self._announce(row)
 
     # -- what children say
@@ -245,19 +245,19 @@ class Supervisor:
                 for child in self._children.of(Role.WORKER):
                     if child.index == number:
                         self._children.set_ready(child)
-        self._look_at_models()
+        self._check_models()
 
     def _end_silent(self) -> None:
         """Ask every child that can answer; kill those that have not for too long."""
         now_s = time.monotonic()
-        self._look_at_s = now_s + self._liveness.every_s
-        self._look_at_models()
+        self._check_at_s = now_s + self._liveness.every_s
+        self._check_models()
         for child in self._children.all():
             # What clients are served by may stop before it has reported, or answered, for the first time.
             child.ready = child.ready or self._serves(child)
         # A worker that loads has no time to answer, and an API server has said that it serves when it answers first.
         able = [child for child in self._children.all() if child.role is Role.API_SERVER or child.ready]
-        for child in self._liveness.look(able, self._answered_ns, self._ask, int(now_s * 1e9)):
+        for child in self._liveness.check(able, self._answered_ns, self._ask, int(now_s * 1e9)):
             if child.ready and child.process.is_alive():
                 limit_s = self._run_limit_ns / 1e9
                 _log.error("%s has not answered for more than %g s; it is ended", child, limit_s)

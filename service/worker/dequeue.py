@@ -28,7 +28,7 @@ from foldserve.service.ipc.records import (
 )
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots import slot_state
-from foldserve.service.ipc.slots.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
+from foldserve.service.ipc.slots.arena import HEADER, HEADER_STRUCT, WAITING_AT, WORKER_AT, WORKER_STRUCT
 from foldserve.service.ipc.slots.slot_state import State
 
 _HEADER_BYTES: Final = HEADER.itemsize
@@ -149,9 +149,9 @@ class TicketConsumer:
             if ticket.epoch != shared.board.epoch[ticket.api] % EPOCHS:
                 self._holds -= 1  # its slot is nobody's business any more
             elif shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + 1]:
-                self.drop(ticket, Reason.GIVEN_UP)
+                self.drop(ticket, Reason.CANCELLED)
             elif ticket.deadline_ns < now_ns:
-                self.drop(ticket, Reason.LATE)
+                self.drop(ticket, Reason.EXPIRED)
             else:
                 wanted.append(ticket)
         return wanted
@@ -161,9 +161,9 @@ class TicketConsumer:
         complete(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
         self._holds -= 1
 
-    def mark_waiting(self, tickets: Iterable[Ticket], held: bool) -> None:
+    def mark_waiting(self, tickets: Iterable[Ticket], waiting: bool) -> None:
         """Say whether these wait for their batch to begin: if the worker dies until then, they had no part in it."""
-        mark_waiting(self._shared, tickets, held)
+        mark_waiting(self._shared, tickets, waiting)
 
     def completed(self, count: int) -> None:
         """So many of the marked tickets are over."""
@@ -187,7 +187,7 @@ class TicketConsumer:
         """Mark a ticket's slot as taken by this worker; False when the ticket is void, late or given up."""
         memory = self._shared.arenas[ticket.api]
         header = ticket.slot * _HEADER_BYTES
-        state, given_up, attempt = HEADER_STRUCT.unpack_from(memory, header)
+        state, cancelled, attempt = HEADER_STRUCT.unpack_from(memory, header)
         if (
             state != _QUEUED
             or attempt != ticket.attempt
@@ -197,10 +197,10 @@ class TicketConsumer:
             return False
         # The name before the state: a slot that says TAKEN or FAILED always says by whom.
         memory[header + WORKER_AT : header + WORKER_AT + 4] = self._incarnation
-        if given_up or ticket.deadline_ns < now_ns:
+        if cancelled or ticket.deadline_ns < now_ns:
             # Here too, and not later: a slot that says QUEUED while nobody marks is queued again (engine/recovery.py).
             set_state(memory, header, _FAILED)
-            dropped.append((ticket, Reason.GIVEN_UP if given_up else Reason.LATE))
+            dropped.append((ticket, Reason.CANCELLED if cancelled else Reason.EXPIRED))
             return False
         set_state(memory, header, _TAKEN)
         return True
@@ -213,10 +213,10 @@ def set_state(memory: memoryview, header: int, state: int) -> None:
     memory[header] = state
 
 
-def mark_waiting(shared: WorkerMemory, tickets: Iterable[Ticket], held: bool) -> None:
+def mark_waiting(shared: WorkerMemory, tickets: Iterable[Ticket], waiting: bool) -> None:
     """See TicketConsumer.mark_waiting."""
     for ticket in tickets:
-        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + HELD_AT] = held
+        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + WAITING_AT] = waiting
 
 
 def complete(

@@ -107,7 +107,7 @@ class InstanceLoop:
             rows = self._runner.run_on(large)
         finally:
             self._gate.end()
-        if large.over:
+        if large.done:
             self._large.popleft()
             self._consumer.completed(1)
         else:

@@ -57,7 +57,7 @@ class RecordedRequest(PendingRequest):
     def request_id(self) -> str:
         return "asked"
 
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         self.ends.append(error)
         if error is None:
             assert self.dispatcher is not None
@@ -215,8 +215,8 @@ class Rig:
         """What an API server does when it hears of a death, to the end. Returns: what is run again of what was held."""
         lost = LostTickets(self.dispatchers[api])
         again = retry_held(self.dispatchers[api], worker.incarnation)
-        lost.look_later()
-        while not lost.over:
+        lost.check_later()
+        while not lost.done:
             await asyncio.sleep(0.001)  # it looks again by itself, until nobody marks any more
         self.dispatchers[api].flush()
         return again

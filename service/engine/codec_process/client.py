@@ -35,7 +35,7 @@ MOST_WAITING: Final = 1024
 """Bodies that wait to be decoded; more are refused."""
 MARGIN_S: Final = 5.0
 """The process is ended when it works so much longer than its request had time: it hangs, and others wait behind it."""
-MAX_DEATHS: Final = 2
+MAX_CRASHES: Final = 2
 """A job at whose work the process died so often is not tried again."""
 _NS_A_BYTE: Final = 50
 """About what decoding takes, for the order in which jobs have their turn."""
@@ -122,7 +122,7 @@ class CodecProcess:
 
         order = orders.parse_order(queue.key, protocol.name, place.input_at, nbytes, options)
         return self._add(
-            Job(request, order, output_bytes, deadline_ns, self._late, self._give_up, then), nbytes
+            Job(request, order, output_bytes, deadline_ns, self._on_deadline, self._on_cancel, then), nbytes
         )
 
     def render(
@@ -142,7 +142,8 @@ class CodecProcess:
             request.queue.key, protocol.name, request.rows, place.output_at, nbytes, names
         )
         return self._add(
-            Job(request, order, lambda sized: 0, deadline_ns, self._late, self._give_up, then), nbytes
+            Job(request, order, lambda sized: 0, deadline_ns, self._on_deadline, self._on_cancel, then),
+            nbytes,
         )
 
     def _add(self, job: Job, nbytes: int) -> Job:
@@ -153,20 +154,20 @@ class CodecProcess:
         self._loop.call_soon(self._next)
         return job
 
-    def _give_up(self, job: Job) -> None:
+    def _on_cancel(self, job: Job) -> None:
         """A job was given up: free what it holds, unless the process works on it."""
         if job is not self._job:
             self._free(job)
 
-    def _late(self, job: Job) -> None:
+    def _on_deadline(self, job: Job) -> None:
         """The time of a job's request is over."""
         if job is self._job:
-            job.timer = self._loop.call_later(MARGIN_S, self._hangs, job)
+            job.timer = self._loop.call_later(MARGIN_S, self._on_timeout, job)
         else:
             self._free(job)
-        job.over(DeadlinePassed.after(None))
+        job.finish(DeadlinePassed.after(None))
 
-    def _hangs(self, job: Job) -> None:
+    def _on_timeout(self, job: Job) -> None:
         if job is self._job and self._process is not None:
             _log.error("the codec process %d hangs: it is ended and started again", self._process.pid)
             self._process.kill()  # what it held is freed when it is gone
@@ -197,7 +198,7 @@ class CodecProcess:
                 if self._process is None:
                     _log.error("the codec process cannot be started: %s", error)
                     self._free(job)
-                    job.over(
+                    job.finish(
                         NotReady(
                             "what reads large bodies cannot be started at this moment; try again shortly"
                         )
@@ -206,7 +207,7 @@ class CodecProcess:
                 # It died this moment: its end is read next, and goes on with this job.
             self._job = job
             limit_s = self._work_limit_s + job.nbytes * _MOST_NS_A_BYTE / 1e9
-            self._limit = self._loop.call_later(limit_s, self._hangs, job)
+            self._limit = self._loop.call_later(limit_s, self._on_timeout, job)
 
     # -- what the process says
 
@@ -220,7 +221,7 @@ class CodecProcess:
         except OSError:
             packet = b""
         if not packet:
-            self._died()
+            self._on_exit()
             return
         word, values = orders.unpack(packet)
         job = self._job
@@ -274,7 +275,7 @@ class CodecProcess:
     def _end(self, job: Job, error: Exception | None) -> None:
         self._rests()
         self._free(job)
-        job.over(error)
+        job.finish(error)
         self._next()
 
     # -- the process
@@ -308,7 +309,7 @@ class CodecProcess:
         self._loop.add_reader(ours.fileno(), self._receive)
         return ours
 
-    def _died(self) -> None:
+    def _on_exit(self) -> None:
         """The process is gone, and its job is done again by the next one.
 
         A dying process lets go of its memory before its descriptors: who sees this end of the socket close knows that
@@ -325,11 +326,11 @@ class CodecProcess:
         self._rests()
         _log.warning("the codec process %d ended with code %d", process.pid, code)
         if job is not None:
-            job.deaths += 1
-            if job.wanted and job.deaths < MAX_DEATHS:
+            job.crashes += 1
+            if job.wanted and job.crashes < MAX_CRASHES:
                 self._dispatcher.release(job.made)
                 heapq.heappush(self._waiting, (0, next(self._numbers), job))
             else:
                 self._free(job)
-                job.over(CodecsFailed(f"the codec process died {job.deaths} times while it worked on it"))
+                job.finish(CodecsFailed(f"the codec process died {job.crashes} times while it worked on it"))
         self._next()

@@ -18,8 +18,8 @@ class CodecsFailed(Exception):
 class Job:
     """One body or answer on its way through the process.
 
-    late, unwanted: called when its time is over, and when it was given up. then: called once with None when the
-    request's place is the made one, else with the error; not after give_up().
+    on_deadline, on_cancel: called when its deadline has passed, and when it was cancelled. then: called once, with None
+    when the request's place is the one that was made, else with the error; not after cancel().
     """
 
     def __init__(
@@ -28,35 +28,35 @@ class Job:
         order: bytes,
         output_bytes: Callable[[Sized], int],
         deadline_ns: int,
-        late: Callable[["Job"], None],
-        unwanted: Callable[["Job"], None],
+        on_deadline: Callable[["Job"], None],
+        on_cancel: Callable[["Job"], None],
         then: Callable[[Exception | None], None],
     ) -> None:
         self.request = request
         self.order = order
         self.output_bytes = output_bytes
         self.deadline_ns = deadline_ns
-        self.deaths = 0
+        self.crashes = 0
         self.nbytes = 0
         self.sized = Sized(0)
         self.source, self.made = ScratchPlace(request.queue), ScratchPlace(request.queue)
         self.source.place, request.place = request.place, None
-        self._unwanted = unwanted
+        self._on_cancel = on_cancel
         self._then: Callable[[Exception | None], None] | None = then
         left_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
-        self.timer = asyncio.get_running_loop().call_later(left_s, late, self)
+        self.timer = asyncio.get_running_loop().call_later(left_s, on_deadline, self)
 
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for it."""
         return self._then is not None
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Nobody waits for it any more; its places are freed as soon as the process cannot touch them."""
         self._then = None
-        self._unwanted(self)
+        self._on_cancel(self)
 
-    def over(self, error: Exception | None) -> None:
+    def finish(self, error: Exception | None) -> None:
         """Tell the owner, if it waits. The places are settled already."""
         then, self._then = self._then, None
         if then is not None:

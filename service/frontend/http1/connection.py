@@ -159,7 +159,7 @@ class Http1Protocol(MessageParsing):
     def _give_up(self) -> None:
         """The client is gone, or given up."""
         if self._own is not None:
-            self._own.give_up()
+            self._own.cancel()
             self._own = None
         self._flow.end()
         if self._kept_in is not None:

@@ -138,11 +138,11 @@ class Http1Exchange:
         """See InferenceRequest."""
         self._request.await_body()
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """The client is gone."""
         if not self.response_complete:
             self.response_complete = True
-            self._request.give_up()
+            self._request.cancel()
 
     # -- its response
 
@@ -206,7 +206,7 @@ class Http1Exchange:
         connection, rest = self._connection, response.rest
         assert rest is not None
         owing = connection.owing
-        owing.begin_place(response.place_bytes, len(rest), self.give_up)
+        owing.begin_place(response.place_bytes, len(rest), self.cancel)
 
         def go_on(at: int) -> None:
             if request.done:

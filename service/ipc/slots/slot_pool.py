@@ -15,8 +15,8 @@ from foldserve.service.ipc.slots.arena import (
     ATTEMPT_AT,
     ATTEMPT_STRUCT,
     HEADER,
-    HELD_AT,
     QUEUED_STRUCT,
+    WAITING_AT,
     MappedArena,
 )
 from foldserve.service.ipc.slots.slot_state import State
@@ -34,7 +34,7 @@ _FREE: Final = int(State.FREE)
 _FILLING: Final = int(State.FILLING)
 _QUEUED: Final = int(State.QUEUED)
 
-_GIVEN_UP: Final = HEADER.fields["given_up"][1]  # type: ignore[index]
+_CANCELLED: Final = HEADER.fields["cancelled"][1]  # type: ignore[index]
 
 
 def place_bytes(input_bytes: int, output_bytes: int) -> int:
@@ -103,15 +103,15 @@ class SlotAllocation:
         """Where the slot is, slot_state.State."""
         return self._memory[self._header]
 
-    def take_held(self) -> bool:
+    def pop_waiting(self) -> bool:
         """Whether a worker that died had not begun to run it; forgets it."""
-        held = bool(self._memory[self._header + HELD_AT])
-        self._memory[self._header + HELD_AT] = 0
-        return held
+        waiting = bool(self._memory[self._header + WAITING_AT])
+        self._memory[self._header + WAITING_AT] = 0
+        return waiting
 
-    def set_given_up(self, given_up: bool) -> None:
+    def set_cancelled(self, cancelled: bool) -> None:
         """Tell workers whether anybody waits for the answer."""
-        self._memory[self._header + _GIVEN_UP] = given_up
+        self._memory[self._header + _CANCELLED] = cancelled
 
 
 class SlotPool:
@@ -126,7 +126,7 @@ class SlotPool:
         self._kept: dict[tuple[int, int], list[SlotAllocation]] = {}
         self._kept_bytes = 0
         arena.state[:] = State.FREE
-        arena.given_up[:] = arena.held[:] = 0
+        arena.cancelled[:] = arena.waiting[:] = 0
 
     def take(self, input_bytes: int, output_bytes: int) -> SlotAllocation | None:
         """A place with at least this room, FILLING; None when slots or bytes have run out."""

@@ -64,10 +64,10 @@ MOVES: Final[dict[tuple[State, State], Side]] = {
 }
 """Every legal move and the side that makes it."""
 
-SETTLED: Final = frozenset({State.DONE, State.FAILED, State.OUTPUT_OVERFLOW})
+COMPLETED: Final = frozenset({State.DONE, State.FAILED, State.OUTPUT_OVERFLOW})
 """States in which the worker is finished with the slot, whether or not its record has arrived."""
 
-MAX_DEATHS: Final = 2
+MAX_CRASHES: Final = 2
 """A request that was being run at this many deaths is the culprit: it fails, and is not tried again. After its first
 death it runs alone, so that what it does to its worker befalls no other request."""
 

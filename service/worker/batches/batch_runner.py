@@ -154,13 +154,13 @@ class BatchRunner:
             return 0
         large.run_s += time.monotonic() - began
         if pieces.at == ticket.rows:
-            large.over = True
+            large.done = True
             timing = Timing(self.max_batch_size, large.taken_ns, large.gather_s, large.run_s)
             self._give_outputs((ticket,), pieces.outputs, timing)
         return rows
 
     def _fail(self, large: "LargeRun", error: Exception) -> None:
-        large.over = True
+        large.done = True
         self._bisect((large.ticket,), large.taken_ns, error)
 
     # -- run

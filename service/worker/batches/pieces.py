@@ -22,7 +22,7 @@ class Pieces:
 
 
 class LargeRun:
-    """A request of more rows than a batch may have, under way. over: whether it is completed."""
+    """A request of more rows than a batch may have, under way. done: whether it is completed."""
 
     def __init__(self, ticket: Ticket, taken_ns: int, inputs: Arrays, gather_s: float) -> None:
         self.ticket = ticket
@@ -30,7 +30,7 @@ class LargeRun:
         self.pieces = Pieces(inputs, ticket.rows)
         self.gather_s = gather_s
         self.run_s = 0.0
-        self.over = False
+        self.done = False
 
 
 def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:

@@ -45,7 +45,7 @@ async def test_cancel_and_expiry_make_room_on_the_board_at_once() -> None:
     await asyncio.sleep(0)
     assert rig.board.queued_rows[0, 0] == 2
     second.deadline_ns = 1
-    rig.dispatchers[0].watch.expire()
+    rig.dispatchers[0].watchdog.expire()
     await asyncio.sleep(0)
     assert (rig.board.queued_rows[0, 0], rig.board.queued_bytes[0, 0]) == (0, 0)
     rig.ask(1.0, 2.0, 3.0, 4.0, api=1)
@@ -77,8 +77,8 @@ async def test_idle_dispatcher_has_no_timer() -> None:
     rig.ask(1.0)
     rig.new_worker().loops[0].step(wait=False)
     rig.dispatcher.receive()
-    rig.dispatcher.watch.look()
-    assert rig.dispatcher.watch._timer is None
+    rig.dispatcher.watchdog.check()
+    assert rig.dispatcher.watchdog._timer is None
 
 
 @on_loop
@@ -220,7 +220,7 @@ async def test_answer_that_cannot_be_made_does_not_take_others_with_it(
         if error is None:
             raise RuntimeError("unencodable")
 
-    asked[1].settled = broken  # type: ignore[method-assign]
+    asked[1].completed = broken  # type: ignore[method-assign]
     rig.new_worker().loops[0].step(wait=False)
     with caplog.at_level(logging.ERROR):
         rig.dispatcher.receive()
@@ -268,10 +268,10 @@ async def test_hanging_run_is_reported_while_requests_are_in_flight_alone() -> N
     rig.run_limit_s = 0.01
     dispatcher = rig.dispatchers[0] = rig.new_dispatcher(0)
     rig.board.step_since_ns[1, 0] = time.monotonic_ns() - 20_000_000
-    dispatcher.watch.look()
+    dispatcher.watchdog.check()
     assert rig.hangs == []
     rig.ask(1.0)
-    dispatcher.watch.look()
+    dispatcher.watchdog.check()
     assert rig.hangs == [1]
 
 

@@ -244,7 +244,7 @@ def test_place_of_a_late_request_is_kept_until_the_worker_is_done_with_it(
                 await asyncio.sleep(0.0005)  # nobody turns the worker
         assert case.connection.answers()[0].status == 504
         assert dispatcher.in_flight[slot].place is not None
-        assert dispatcher.in_flight[slot].given_up
+        assert dispatcher.in_flight[slot].cancelled
         await case.server.turn()
 
     run(Case(kind, headers), test, (504,), request_timeout_s=0.05)

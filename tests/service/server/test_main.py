@@ -130,7 +130,7 @@ def said(
     metrics.model_loaded(0, 1.25)
     board.ready[1, 0] = ready
     board.write_load_error(0, 0, note)
-    models.look([], [])
+    models.check([], [])
     told = tell_what_is_served(settings, addresses, Devices(("cpu",), ""), models.table, metrics)
     assert told == ready
     return capfd.readouterr().out

@@ -110,7 +110,7 @@ async def test_worker_that_dies_between_two_batches_of_a_large_request_costs_it_
     worker.loops[0].step(wait=False)
     rig.worker_dies(worker)
     assert await rig.recover(worker) == [large]
-    assert large.deaths == 0
+    assert large.crashes == 0
     rig.work(rig.new_worker(1))
     assert large.right
     assert rig.all_free()

@@ -51,12 +51,12 @@ class SendBuffers(Holdings):
 
 
 class SendBuffer:
-    """What one connection's client has not taken. give_up: ends the connection, at once."""
+    """What one connection's client has not taken. abort: ends the connection, at once."""
 
-    def __init__(self, of: SendBuffers, transport: asyncio.Transport, give_up: Callable[[], None]) -> None:
+    def __init__(self, of: SendBuffers, transport: asyncio.Transport, abort: Callable[[], None]) -> None:
         self._of = of
         self._transport = transport
-        self._give_up = give_up
+        self._abort = abort
         self._left_bytes = 0
         self._holding: Holding | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -65,13 +65,13 @@ class SendBuffer:
         """Of the arena, for the answer that is being sent from there."""
         self._length = self._sent_bytes = 0
         self._began_s = 0.0
-        self._give_up_place: Callable[[], None] | None = None
+        self._cancel: Callable[[], None] | None = None
 
     # -- an answer that lies in the arena
 
-    def begin_place(self, place_bytes: int, length: int, give_up: Callable[[], None]) -> None:
-        """An answer of this length is sent from a place of so many bytes. give_up: frees it, at once."""
-        self._give_up_place = give_up
+    def begin_place(self, place_bytes: int, length: int, cancel: Callable[[], None]) -> None:
+        """An answer of this length is sent from a place of so many bytes. cancel: frees it, at once."""
+        self._cancel = cancel
         self.place_bytes, self._length, self._sent_bytes = place_bytes, length, 0
         self._began_s = self._of.now_s()
         self._of.sending[self] = None
@@ -83,7 +83,7 @@ class SendBuffer:
     def end_place(self) -> None:
         """The place is free. Once more does nothing."""
         self._of.sending.pop(self, None)
-        self._give_up_place = None
+        self._cancel = None
         self.place_bytes = 0
 
     def stands_still(self) -> bool:
@@ -99,11 +99,11 @@ class SendBuffer:
     def give_way(self) -> None:
         """Free the place, and end the connection."""
         self._end()
-        give_up = self._give_up_place
+        cancel = self._cancel
         self.end_place()
-        if give_up is not None:
-            give_up()
-        self._give_up()
+        if cancel is not None:
+            cancel()
+        self._abort()
 
     # -- what is kept in this process
 
@@ -122,7 +122,7 @@ class SendBuffer:
             self._end()
             return True
         if holding is None:
-            holding = self._holding = self._of.open(self._give_up)
+            holding = self._holding = self._of.open(self._abort)
             self._left_bytes = self._left()
         more = kept - holding.nbytes
         if more <= 0:

@@ -50,22 +50,22 @@ class Body(PendingRequest):
     def __init__(self, lane: ModelQueue) -> None:
         super().__init__(lane)
         self.ends: list[Exception | None] = []
-        self.over = asyncio.Event()
+        self.done = asyncio.Event()
 
     @property
     def request_id(self) -> str:
         return "a body"
 
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         raise AssertionError("never queued here")
 
     def then(self, error: Exception | None) -> None:
         self.ends.append(error)
-        self.over.set()
+        self.done.set()
 
     async def end(self) -> Exception | None:
         async with asyncio.timeout(LIMIT_S):
-            await self.over.wait()
+            await self.done.wait()
         (end,) = self.ends
         return end
 
@@ -320,7 +320,7 @@ def test_a_body_that_is_given_up_while_it_waits_holds_nothing():
             second, job = shop.ask(rows(4))
             await asyncio.sleep(0)
             lent = shop.rig.dispatcher._pool.lent_bytes
-            job.give_up()
+            job.cancel()
             assert shop.rig.dispatcher._pool.lent_bytes < lent
             os.kill(pid, signal.SIGCONT)
             assert await first.end() is None
@@ -337,7 +337,7 @@ def test_a_body_that_is_given_up_while_it_is_worked_on_is_freed_when_the_process
             os.kill(pid, signal.SIGSTOP)
             body, job = shop.ask(rows(3))
             await asyncio.sleep(0)
-            job.give_up()
+            job.cancel()
             assert not shop.rig.all_free()  # the process may read it still
             os.kill(pid, signal.SIGCONT)
             await shop.until(shop.rig.all_free)
@@ -445,7 +445,7 @@ def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
         async with open_codecs() as shop:
             for _ in range(5):
                 _, job = shop.ask(rows(1))
-                job.give_up()
+                job.cancel()
             wanted = [shop.ask(rows(1))[0] for _ in range(2)]
             late = shop.body(rows(1))
             with pytest.raises(QueueFull, match="2 large bodies wait"):

@@ -13,7 +13,7 @@ from foldserve.service.engine.recovery import LostTickets, retry_held
 from foldserve.service.errors import DeadlinePassed, ModelCrashed, QueueFull
 from foldserve.service.ipc.slots.arena import HEADER
 from foldserve.service.ipc.slots.slot_pool import SlotAllocation
-from foldserve.service.ipc.slots.slot_state import MOVES, SETTLED, Side, State, may_move
+from foldserve.service.ipc.slots.slot_state import COMPLETED, MOVES, Side, State, may_move
 from foldserve.service.worker import dequeue
 from foldserve.service.worker.dequeue import TicketConsumer
 from tests.service.engine_rig import DYNAMIC, RecordedRequest, Rig, WorkerKilled
@@ -31,7 +31,7 @@ def test_only_the_side_in_the_table_may_move() -> None:
 
 
 def test_settled_states_are_left_by_the_api_server_alone() -> None:
-    assert {side for (before, _), side in MOVES.items() if before in SETTLED} == {Side.API_SERVER}
+    assert {side for (before, _), side in MOVES.items() if before in COMPLETED} == {Side.API_SERVER}
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ class RandomLife:
         self.rig = Rig(DYNAMIC, api_servers=2, workers=2, slots=64, data_bytes=1 << 18)
         self.workers = [self.new_worker(index) for index in (0, 1)]
         self.asked: list[RecordedRequest] = []
-        self.given_up: list[RecordedRequest] = []
+        self.cancelled: list[RecordedRequest] = []
         self.countdown = -1
         self.searches: list[LostTickets] = []
 
@@ -129,7 +129,7 @@ class RandomLife:
         request = self.random.choice(self.asked) if self.asked else None
         if request is not None and not request.ends:
             self.rig.dispatchers[request.dispatcher.index].cancel(request)  # type: ignore[union-attr]
-            self.given_up.append(request)
+            self.cancelled.append(request)
 
     def turn(self, mortal: bool = True) -> None:
         index = self.random.randrange(2)
@@ -147,24 +147,24 @@ class RandomLife:
     def look(self) -> None:
         """The moment in which recovery finds out which tickets are lost; any time may pass until then."""
         for search in self.searches:
-            search.look()
+            search.check()
 
     def stall(self) -> None:
         """The supervisor takes whoever has the turn to read for stopped, rightly or not."""
         self.rig.renew_turn(0)
 
-    def settle(self) -> None:
+    def complete(self) -> None:
         for dispatcher in self.rig.dispatchers:
             dispatcher.receive()
             dispatcher.flush()
 
     def live(self, steps: int) -> None:
         for _ in range(steps):
-            acts = [self.ask, self.ask, self.turn, self.settle, self.cancel, self.look, self.stall]
+            acts = [self.ask, self.ask, self.turn, self.complete, self.cancel, self.look, self.stall]
             self.random.choice(acts)()
             if self.random.random() < 0.1:
                 for dispatcher in self.rig.dispatchers:
-                    dispatcher.watch.expire()
+                    dispatcher.watchdog.expire()
         for count in range(300):
             if count % 20 == 19:
                 self.stall()  # the watch tells again, as long as nobody takes what waits
@@ -172,11 +172,11 @@ class RandomLife:
                 break
             self.look()
             self.turn(mortal=False)
-            self.settle()
+            self.complete()
 
     def check(self) -> None:
         for request in self.asked:
-            if request in self.given_up:
+            if request in self.cancelled:
                 assert len(request.ends) <= 1
                 continue
             (end,) = request.ends
@@ -187,7 +187,7 @@ class RandomLife:
                 np.testing.assert_array_equal(request.y, np.repeat(request.x + 1, repeats, axis=1))
             else:
                 assert isinstance(end, ModelCrashed | DeadlinePassed)
-                assert request.deaths == 2 or request.deadline_ns == 1
+                assert request.crashes == 2 or request.deadline_ns == 1
         assert all(self.rig.all_free(api) for api in (0, 1))
 
 
