@@ -16,7 +16,7 @@ COMPILED = (
     "foldserve/service/repository/buckets.py",
     "foldserve/service/codecs/json_fast.py",
     "foldserve/service/engine/dispatcher.py",
-    "foldserve/service/engine/places.py",
+    "foldserve/service/engine/arena_memory.py",
     "foldserve/service/engine/queue_load.py",
     "foldserve/service/frontend/http1/answer_lines.py",
     "foldserve/service/frontend/http1/exchange.py",

@@ -20,10 +20,10 @@ _LINGER_S: Final = 2.0
 client that is still sending, its system would throw the answer away unread."""
 
 
-class Owing(Protocol):
+class ResponseBuffer(Protocol):
     """What the connection's client has not taken of a response that lies in the arena (http1/flow/send_buffers.py)."""
 
-    def begin_place(self, place_bytes: int, length: int, cancel: Callable[[], None]) -> None:
+    def begin_response(self, allocation_bytes: int, length: int, cancel: Callable[[], None]) -> None:
         """A response of this length is sent from a place of so many bytes. cancel: frees it, at once."""
         ...
 
@@ -31,7 +31,7 @@ class Owing(Protocol):
         """So much of it was given to the transport, all in all."""
         ...
 
-    def end_place(self) -> None:
+    def end_response(self) -> None:
         """The place is free."""
         ...
 
@@ -45,7 +45,7 @@ class Wire(Protocol):
         ...
 
     @property
-    def owing(self) -> Owing:
+    def send_buffer(self) -> ResponseBuffer:
         """What its client has not taken."""
         ...
 

@@ -110,7 +110,7 @@ class AsgiExchange:
         """Send a response that ends in what lies in the arena, as quickly as the client takes it."""
         request, channel, wire = self._request, self._channel, self._channel.wire
         if wire is not None:
-            wire.owing.begin_place(response.place_bytes, len(rest), request.cancel)
+            wire.send_buffer.begin_response(response.allocation_bytes, len(rest), request.cancel)
         try:
             await channel.send_head(response, context, draining)
             beginning, at = response.body, 0
@@ -123,9 +123,9 @@ class AsgiExchange:
                     break
                 await channel.send({"type": "http.response.body", "body": part, "more_body": True})
                 if wire is not None:
-                    wire.owing.sent(at)
+                    wire.send_buffer.sent(at)
         finally:
             if wire is not None:
-                wire.owing.end_place()
+                wire.send_buffer.end_response()
         request.sent()
         await channel.send({"type": "http.response.body", "body": part, "more_body": False})

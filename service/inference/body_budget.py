@@ -36,7 +36,7 @@ class BodyBudget(Holdings):
             f"{nbytes} more do not fit; try again later"
         )
 
-    def gave_way(self) -> QueueFull:
+    def evicted(self) -> QueueFull:
         """For a body that was given up so that others have room."""
         return QueueFull(
             f"the bodies that are being received take all of their {self.limit_bytes} bytes, and this one stalled or "

@@ -84,7 +84,7 @@ class ReceivingRequest(PendingRequest):
             if head.is_rows:
                 self.rows = head.length // self.plan.row_bytes
                 if head.length > LARGE_COPY_BYTES:  # what could never be served is told before it is sent
-                    dispatcher.check_fits(self, *self._room())
+                    dispatcher.check_fits(self, *self._capacity())
         except ServiceError as error:
             self.refuse(error)
 
@@ -102,7 +102,7 @@ class ReceivingRequest(PendingRequest):
             if self._timer is not None:
                 self.end_waiting()  # from now on the place is not ours to free
             if self.head.is_rows:
-                input_bytes, output_bytes = self._room()
+                input_bytes, output_bytes = self._capacity()
                 self.server.dispatcher.reserve(self, input_bytes, output_bytes)[:] = chunk
                 self.body_came()
             else:
@@ -149,10 +149,10 @@ class ReceivingRequest(PendingRequest):
             left_s = (self.latest_ns() - monotonic_ns()) / 1e9
             self._timer = self.server.loop.call_later(max(0.0, left_s), self._on_deadline)
 
-    def _room(self) -> tuple[int, int]:
+    def _capacity(self) -> tuple[int, int]:
         """Bytes of inputs and of outputs of the place that the body goes to."""
         if self.head.is_rows:
-            return self.length, self.server.dispatcher.output_room(self.queue, self.rows, (), self.length)
+            return self.length, self.server.dispatcher.output_capacity(self.queue, self.rows, (), self.length)
         return rounded(max(self.length, 0)), 0  # rounded, because the arena keeps places by their sizes
 
     def _feed_part(self, part: bytes) -> None:
@@ -162,7 +162,7 @@ class ReceivingRequest(PendingRequest):
             raise self._too_large()
         if partial is None:
             partial = self._partial = self.server.bodies.begin(
-                self, self.length, self._room(), self._gives_way
+                self, self.length, self._capacity(), self._on_evicted
             )
         partial.add(part)
         if not self.missing:
@@ -170,12 +170,12 @@ class ReceivingRequest(PendingRequest):
 
     def _end_parts(self, partial: PartialBody) -> None:
         """The body is whole. Raises ServiceError."""
-        if self.place is not None:
+        if self.allocation is not None:
             self.end_waiting()
             self.body_came()
             return
         # It waited in memory of its own.
-        input_bytes, output_bytes = self._room()
+        input_bytes, output_bytes = self._capacity()
         dispatcher = self.server.dispatcher
         memory = dispatcher.reserve(self, input_bytes, output_bytes)
 
@@ -200,9 +200,9 @@ class ReceivingRequest(PendingRequest):
         limit = self.plan.limit
         return BodyTooLarge.than(limit.nbytes, limit.setting)
 
-    def _gives_way(self) -> None:
+    def _on_evicted(self) -> None:
         """The bodies that are being received have no room left, and this one is to give way."""
-        self.refuse(self.server.bodies.budget.gave_way())
+        self.refuse(self.server.bodies.budget.evicted())
 
     def end_waiting(self) -> None:
         """The body is whole, or nobody waits for the rest of it."""

@@ -89,14 +89,14 @@ class InferenceRequest(ReceivingRequest):
                 self._parse_elsewhere(started_ns)
                 return
             body = self.body
-            if self.place is not None:
-                body = bytes(self.place.inputs[: self.length])
+            if self.allocation is not None:
+                body = bytes(self.allocation.inputs[: self.length])
                 dispatcher.release(self)
             taken = None if plan.parse is None else plan.parse.decode(body)
             if taken is not None:
                 self.rows, data = taken
                 now_ns = self._decoded(started_ns)
-                room = self.queue.layout.output_room(self.rows)
+                room = self.queue.layout.output_capacity(self.rows)
                 assert room is not None
                 dispatcher.reserve(self, len(data), room)[:] = data
             else:
@@ -116,7 +116,7 @@ class InferenceRequest(ReceivingRequest):
         Raises: ServiceError.
         """
         plan, server = self.plan, self.server
-        if self.place is None:
+        if self.allocation is None:
             server.dispatcher.reserve(self, self.length, 0)[:] = self.body
             self.body = b""
 
@@ -159,8 +159,10 @@ class InferenceRequest(ReceivingRequest):
             outputs = dispatcher.outputs(self)
             if plan.outputs:
                 outputs = {name: outputs[name] for name in plan.outputs}
-            assert self.place is not None
-            if len(self.place.outputs) > LARGE_ANSWER_BYTES and self._respond_in_parts(outputs, started_ns):
+            assert self.allocation is not None
+            if len(self.allocation.outputs) > LARGE_ANSWER_BYTES and self._respond_in_parts(
+                outputs, started_ns
+            ):
                 return
             if plan.render is not None:
                 (output,) = outputs.values()
@@ -189,14 +191,14 @@ class InferenceRequest(ReceivingRequest):
         if laid is not None:
             if nbytes <= LARGE_COPY_BYTES:
                 return False
-            self._respond_from_place(laid.prefix, laid.numbers, laid.headers, started_ns)
+            self._respond_from_arena(laid.prefix, laid.numbers, laid.headers, started_ns)
             return True
 
         def rendered(error: Exception | None) -> None:
             self._end_job()
-            place = self.place
-            if error is None and place is not None:
-                self.step(lambda: self._respond_from_place(b"", place.inputs, (), started_ns))
+            allocation = self.allocation
+            if error is None and allocation is not None:
+                self.step(lambda: self._respond_from_arena(b"", allocation.inputs, (), started_ns))
             else:
                 self.refuse(self._told(error))
 
@@ -212,15 +214,15 @@ class InferenceRequest(ReceivingRequest):
             self._renders = False
             self.server.dispatcher.rendered(self.queue)
 
-    def _respond_from_place(
+    def _respond_from_arena(
         self, prefix: bytes, rest: memoryview, headers: tuple[tuple[str, str], ...], started_ns: int
     ) -> None:
         """Respond with what lies in the place, which is kept until sent() or cancel()."""
-        place = self.place
-        assert place is not None
+        allocation = self.allocation
+        assert allocation is not None
         self.encode_s = (monotonic_ns() - started_ns) / 1e9
-        place_bytes = len(place.inputs) + len(place.outputs)
-        response = Response(200, prefix, self.plan.media_type, headers, False, rest, place_bytes)
+        allocation_bytes = len(allocation.inputs) + len(allocation.outputs)
+        response = Response(200, prefix, self.plan.media_type, headers, False, rest, allocation_bytes)
         self._responder.respond(self, response)
 
     def sent(self) -> None:

@@ -30,7 +30,7 @@ class Response:
         headers: Headers = (),
         closes: bool = False,
         rest: memoryview | None = None,
-        place_bytes: int = 0,
+        allocation_bytes: int = 0,
     ) -> None:
         self.status = status
         self.body = body
@@ -38,7 +38,7 @@ class Response:
         self.headers = headers
         self.closes = closes
         self.rest = rest
-        self.place_bytes = place_bytes
+        self.allocation_bytes = allocation_bytes
 
     @property
     def length(self) -> int:

@@ -52,7 +52,7 @@ class TicketQueue:
         self.turn_reader = Handle(read_fd)
         self.turn_writer = Handle(write_fd)
 
-    def give_turn(self, generation: int, tickets: bytes = b"") -> bool:
+    def pass_turn(self, generation: int, tickets: bytes = b"") -> bool:
         """Let the next instance read: whole tickets, which it has to look at first, travel along.
 
         Returns: False when there is no room, because nobody has taken the turns before; then nothing was sent.
@@ -71,7 +71,7 @@ class TicketQueue:
         if _waits(self.turn_reader.fd):
             return
         board.turn[model] += 1
-        self.give_turn(board.turn[model])
+        self.pass_turn(board.turn[model])
 
     def wake_reader(self, generation: int) -> None:
         """Have whoever may read look up, which otherwise sleeps until a ticket comes: this one is void.

@@ -131,7 +131,7 @@ def make_api_server(
     unread = SendBuffers(settings.receive_bytes)
     bodies = PartialBodies(BodyBudget(settings.receive_bytes), dispatcher)
     arena_bytes = dispatcher.arena.data_bytes
-    dispatcher.make_room = lambda nbytes: bodies.make_room() or unread.free_place(nbytes, arena_bytes)
+    dispatcher.evict = lambda nbytes: bodies.evict() or unread.evict_slow(nbytes, arena_bytes)
     if settings.access_log:
         open_access_log()
     observers = Observers(metrics, *([log_access] if settings.access_log else []))

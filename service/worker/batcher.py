@@ -57,13 +57,13 @@ class Batcher:
             wait: for the turn, for a ticket and for the window; otherwise only what is there is looked at.
         Returns: None when there is none.
         """
-        carried = self._turn.take(wait)
+        carried = self._turn.acquire(wait)
         if carried is None:
             return None
         waiting: list[Ticket] = list(map(Ticket._make, TICKET_STRUCT.iter_unpack(carried))) if carried else []
         if wait and not waiting and self._turn.may_read:
             if self._consumer.is_unloaded():
-                self._turn.give(b"")  # the next instance has to hear of it
+                self._turn.pass_on(b"")  # the next instance has to hear of it
                 return None
             self._reader.wait()
         batch, waiting = self._fill([], waiting, most)
@@ -74,7 +74,7 @@ class Batcher:
             if wait and self._window_ns and self._turn.may_read:
                 reason = "waited"
                 batch, waiting = self._wait_for_more(batch, waiting, most)
-        self._turn.give(b"".join([TICKET_STRUCT.pack(*ticket) for ticket in waiting]) if waiting else b"")
+        self._turn.pass_on(b"".join([TICKET_STRUCT.pack(*ticket) for ticket in waiting]) if waiting else b"")
         return Batch(batch, taken_ns, reason) if batch else None
 
     def _fill(

@@ -314,5 +314,7 @@ class Rig:
         """Whether nothing is in flight and every slot is nobody's."""
         dispatcher = self.dispatchers[api]
         return (
-            not dispatcher.in_flight and not dispatcher.arena.state.any() and not dispatcher._pool.lent_bytes
+            not dispatcher.in_flight
+            and not dispatcher.arena.state.any()
+            and not dispatcher._pool.allocated_bytes
         )

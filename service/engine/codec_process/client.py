@@ -114,13 +114,13 @@ class CodecProcess:
                 f"{len(self._waiting)} large bodies wait to be decoded, which is the most at a time; try again "
                 "later, or send raw bytes, which need no decoding"
             )
-        dispatcher, queue, place = self._dispatcher, request.queue, request.place
-        assert place is not None
+        dispatcher, queue, allocation = self._dispatcher, request.queue, request.allocation
+        assert allocation is not None
 
         def output_bytes(sized: Sized) -> int:
-            return dispatcher.output_room(queue, sized.rows, sized.dims, sized.nbytes)
+            return dispatcher.output_capacity(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.parse_order(queue.key, protocol.name, place.input_at, nbytes, options)
+        order = orders.parse_order(queue.key, protocol.name, allocation.input_at, nbytes, options)
         return self._add(
             Job(request, order, output_bytes, deadline_ns, self._on_deadline, self._on_cancel, then), nbytes
         )
@@ -135,11 +135,11 @@ class CodecProcess:
     ) -> Job:
         """Make the answer of these outputs: it fills the input bytes of the request's place when `then` is called
         without an error. Until then the request has no place."""
-        place = request.place
-        assert place is not None
-        nbytes = len(place.outputs)
+        allocation = request.allocation
+        assert allocation is not None
+        nbytes = len(allocation.outputs)
         order = orders.render_order(
-            request.queue.key, protocol.name, request.rows, place.output_at, nbytes, names
+            request.queue.key, protocol.name, request.rows, allocation.output_at, nbytes, names
         )
         return self._add(
             Job(request, order, lambda sized: 0, deadline_ns, self._on_deadline, self._on_cancel, then),
@@ -229,7 +229,7 @@ class CodecProcess:
         if word == Word.SIZED:
             nbytes, rows, dims = values
             job.sized = Sized(nbytes, rows, tuple(dims))
-            self._give_room(job, channel)
+            self._give_memory(job, channel)
         elif word == Word.DONE:
             self._made(job)
         elif word == Word.REFUSED:
@@ -237,22 +237,24 @@ class CodecProcess:
         else:
             self._end(job, CodecsFailed("the codec process failed on it; its log line tells why"))
 
-    def _give_room(self, job: Job, channel: socket.socket) -> None:
+    def _give_memory(self, job: Job, channel: socket.socket) -> None:
         error: ServiceError | None = None
         if job.wanted:
             try:
                 self._reserve(job)
             except ServiceError as refused:
                 error = refused
-        place = job.made.place
+        allocation = job.made.allocation
         with contextlib.suppress(OSError):  # it died this moment: its end is read next
-            channel.send(orders.pack(Word.DROP) if place is None else orders.pack(Word.PUT, place.input_at))
-        if place is None:
+            channel.send(
+                orders.pack(Word.DROP) if allocation is None else orders.pack(Word.PUT, allocation.input_at)
+            )
+        if allocation is None:
             self._end(job, error)
 
     def _reserve(self, job: Job) -> None:
         """Have a place for what is made. Raises: QueueFull; TooLarge when it would have none if it were alone."""
-        dispatcher, source, nbytes = self._dispatcher, job.source.place, job.sized.nbytes
+        dispatcher, source, nbytes = self._dispatcher, job.source.allocation, job.sized.nbytes
         assert source is not None
         output_bytes = job.output_bytes(job.sized)
         job.made.rows = job.sized.rows or job.request.rows
@@ -267,7 +269,7 @@ class CodecProcess:
     def _made(self, job: Job) -> None:
         request = job.request
         if job.wanted:
-            request.place, job.made.place = job.made.place, None
+            request.allocation, job.made.allocation = job.made.allocation, None
             if job.sized.rows:
                 request.rows, request.dims = job.sized.rows, job.sized.dims
         self._end(job, None)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from foldserve.service.engine.codec_process.orders import Sized
-from foldserve.service.engine.request import PendingRequest, ScratchPlace
+from foldserve.service.engine.request import PendingRequest, ScratchRequest
 
 _log = logging.getLogger("foldserve.codecs")
 
@@ -39,8 +39,8 @@ class Job:
         self.crashes = 0
         self.nbytes = 0
         self.sized = Sized(0)
-        self.source, self.made = ScratchPlace(request.queue), ScratchPlace(request.queue)
-        self.source.place, request.place = request.place, None
+        self.source, self.made = ScratchRequest(request.queue), ScratchRequest(request.queue)
+        self.source.allocation, request.allocation = request.allocation, None
         self._on_cancel = on_cancel
         self._then: Callable[[Exception | None], None] | None = then
         left_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)

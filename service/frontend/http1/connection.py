@@ -201,9 +201,9 @@ class Http1Protocol(MessageParsing):
         return message[len(BEGINNING) :]
 
     @property
-    def owing(self) -> SendBuffer:
+    def send_buffer(self) -> SendBuffer:
         """What its client has not taken."""
-        return self._flow.owing
+        return self._flow.send_buffer
 
     def refused(self) -> bool:
         """A call is to be answered 429: look at no more for a while (throttle.py); True to close its connection."""

@@ -43,7 +43,7 @@ class Connection(Protocol):
         ...
 
     @property
-    def owing(self) -> SendBuffer:
+    def send_buffer(self) -> SendBuffer:
         """What its client has not taken."""
         ...
 
@@ -205,19 +205,19 @@ class Http1Exchange:
         the event loop at most."""
         connection, rest = self._connection, response.rest
         assert rest is not None
-        owing = connection.owing
-        owing.begin_place(response.place_bytes, len(rest), self.cancel)
+        send_buffer = connection.send_buffer
+        send_buffer.begin_response(response.allocation_bytes, len(rest), self.cancel)
 
         def go_on(at: int) -> None:
             if request.done:
                 return  # the client is gone
             end = at + SENT_BYTES
             piece = bytes(rest[at:end])
-            owing.sent(end)
+            send_buffer.sent(end)
             if end < len(rest):
                 connection.begin_answer(piece, lambda: go_on(end))
                 return
-            owing.end_place()
+            send_buffer.end_response()
             self.response_complete = True
             request.sent()
             connection.answer(piece)

@@ -73,8 +73,8 @@ class ConnectionLifetime(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        owing = SendBuffer(self.http.unread, transport, self.abort)
-        self.flow = self._flow = Flow(transport, self.pipeline, owing, self._go_on)
+        send_buffer = SendBuffer(self.http.unread, transport, self.abort)
+        self.flow = self._flow = Flow(transport, self.pipeline, send_buffer, self._go_on)
         # Also for the first head: who never sends it is gone after as long as one who was answered.
         self._idle_since_s = self.loop.time()
         self._arm_keep_alive(self.timeout_keep_alive)
@@ -131,7 +131,7 @@ class ConnectionLifetime(HttpToolsProtocol):
         """Called after each answer."""
         self._idle_since_s = self.loop.time()
         if self.transport.is_closing():
-            self._flow.owing.count()
+            self._flow.send_buffer.count()
         if self.pipeline or self.transport.is_closing():
             super().on_response_complete()
             self._go_on()
@@ -159,7 +159,7 @@ class ConnectionLifetime(HttpToolsProtocol):
             self._arm_keep_alive(left_s)
         else:
             super().timeout_keep_alive_handler()
-            self._flow.owing.count()
+            self._flow.send_buffer.count()
 
     def _arm_keep_alive(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)

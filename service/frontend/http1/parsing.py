@@ -96,7 +96,7 @@ class MessageParsing(ConnectionLifetime):
             return
         if self._kept_in is None:
             self._kept_in = self.http.server.bodies.budget.open(self.abort)
-        if self._kept_in.take(len(data)):
+        if self._kept_in.reserve(len(data)):
             self._flow.keep(data)
             self._ahead_bytes = len(self._flow.kept) - self._kept_at
         else:

@@ -305,8 +305,8 @@ class BatchRunner:
         for i, ticket in enumerate(tickets):
             mine = [np.ascontiguousarray(output[row : row + ticket.rows]) for output in outputs]
             row += ticket.rows
-            if layout.needed_room(mine) > ticket.output_bytes:
-                overflowing[i] = layout.needed_room(mine)
+            if layout.needed_bytes(mine) > ticket.output_bytes:
+                overflowing[i] = layout.needed_bytes(mine)
             else:
                 at = ticket.output_at
                 layout.write_outputs(self._memory[ticket.api][at : at + ticket.output_bytes], mine)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from foldserve.service.engine.request import ScratchPlace
+from foldserve.service.engine.request import ScratchRequest
 from foldserve.service.errors import QueueFull, TooLarge
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.partial_body import LENT_BYTES, PartialBodies, PartialBody
@@ -22,10 +22,10 @@ class Desk:
         self.rig = Rig(**rig)
         self.dispatcher = self.rig.dispatcher
         self.receiving = PartialBodies(BodyBudget(limit_bytes), self.dispatcher)
-        self.dispatcher.make_room = lambda nbytes: self.receiving.make_room()
+        self.dispatcher.evict = lambda nbytes: self.receiving.evict()
 
-    def begin(self, length: int = 10_000, room: tuple[int, int] = ROOM) -> tuple[ScratchPlace, PartialBody]:
-        request = ScratchPlace(self.rig.dispatcher.queues[0])
+    def begin(self, length: int = 10_000, room: tuple[int, int] = ROOM) -> tuple[ScratchRequest, PartialBody]:
+        request = ScratchRequest(self.rig.dispatcher.queues[0])
         return request, self.receiving.begin(request, length, room, lambda: pytest.fail("nobody is in need"))
 
 
@@ -73,8 +73,8 @@ def test_an_ordinary_body_is_received_where_it_will_be_read() -> None:
         half.add(b"a" * 6000)
         half.add(b"b" * 4000)
         half.end()
-        assert request.place is not None
-        assert bytes(request.place.inputs) == b"a" * 6000 + b"b" * 4000
+        assert request.allocation is not None
+        assert bytes(request.allocation.inputs) == b"a" * 6000 + b"b" * 4000
         assert desk.dispatcher.lent_bytes == 0
 
     run(test)
@@ -88,9 +88,9 @@ def test_other_bodies_wait_in_memory_of_their_own(where: str) -> None:
             request, half = desk.begin(LENT_BYTES + 1, (100, 0))
         else:
             for _ in range(2):
-                assert desk.begin()[0].place is not None
+                assert desk.begin()[0].allocation is not None
             request, half = desk.begin()
-        assert request.place is None
+        assert request.allocation is None
         for number in range(0, 10_000, 100):
             half.add(number.to_bytes(4, "little") * 25)
         memory = memoryview(bytearray(10_000))
@@ -108,21 +108,21 @@ def test_a_place_that_is_needed_is_left_with_what_came_the_oldest_first() -> Non
         desk = Desk(data_bytes=100_000)
         (first, first_half), (second, _) = desk.begin(), desk.begin()
         first_half.add(b"abc")
-        whole = ScratchPlace(desk.rig.dispatcher.queues[0])
+        whole = ScratchRequest(desk.rig.dispatcher.queues[0])
         desk.dispatcher.reserve(whole, 50_000, 30_000)
-        assert first.place is None
+        assert first.allocation is None
         first_half.add(b"def")
         memory = memoryview(bytearray(6))
         first_half.copy_some(memory, 0)
         assert bytes(memory) == b"abcdef"
         desk.dispatcher.release(whole)
-        assert desk.receiving.make_room() == (second.place is not None)
-        assert not desk.receiving.make_room()
-        assert second.place is None
+        assert desk.receiving.evict() == (second.allocation is not None)
+        assert not desk.receiving.evict()
+        assert second.allocation is None
         assert desk.dispatcher.lent_bytes == 0
-        held = ScratchPlace(desk.rig.dispatcher.queues[0])
+        held = ScratchRequest(desk.rig.dispatcher.queues[0])
         desk.dispatcher.reserve(held, 50_000, 10_000)
-        with pytest.raises(QueueFull, match="there is no room"):
+        with pytest.raises(QueueFull, match="no memory available"):
             desk.dispatcher.reserve(whole, 50_000, 10_000)
         desk.dispatcher.release(held)
 

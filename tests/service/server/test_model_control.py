@@ -109,7 +109,7 @@ def test_nothing_of_the_last_model_is_left_for_the_next_in_its_row() -> None:
     board.write_load_error(1, 0, "no memory")
     board.write_notes(0, 0, ["TF32 is on"])
     board.write_run_time(0, 0, (5, 6), 7)
-    queue.give_turn(0, np.zeros(2, TICKET).tobytes())
+    queue.pass_turn(0, np.zeros(2, TICKET).tobytes())
     rig.models.remove(rig.key)
     rig.check(api_servers=())
     rig.check(workers=())

@@ -90,8 +90,8 @@ async def test_full_batches_behind_a_small_one_are_not_hoarded() -> None:
 async def test_void_tickets_at_the_front_do_not_decide_what_the_batch_is() -> None:
     rig = Rig(DYNAMIC, workers=1)
     gone, good = rig.ask(1.0, length=7), rig.ask(2.0, length=2)
-    assert gone.place is not None
-    gone.place.void_attempt()
+    assert gone.allocation is not None
+    gone.allocation.void_attempt()
     worker = rig.new_worker()
     worker.loops[0].step()
     rig.dispatcher.receive()

@@ -61,8 +61,8 @@ async def test_marking_is_a_step_that_the_board_shows_and_that_ends() -> None:
 async def test_marking_nothing_leaves_the_instance_idle() -> None:
     rig = Rig()
     request = rig.ask(1.0)
-    assert request.place is not None
-    request.place.void_attempt()
+    assert request.allocation is not None
+    request.allocation.void_attempt()
     consumer = rig.new_worker().consumers[0]
     assert consumer.mark(read(rig)) == []
     consumer.rest()
@@ -130,12 +130,12 @@ async def test_ticket_is_somebodys_when_it_was_looked_at_before_it_was_made_void
     rig = Rig(workers=1)
     request: RecordedRequest = rig.ask(1.0)
     worker = rig.new_worker()
-    place = request.place
-    assert place is not None
+    allocation = request.allocation
+    assert allocation is not None
     consumer = worker.consumers[0]
     (ticket,) = read(rig)
     assert consumer.mark((ticket,)) == [ticket]
-    place.void_attempt()
+    allocation.void_attempt()
     worker.loops[0]._runner.run((ticket,), 0)
     rig.dispatcher.receive()
     assert request.right

@@ -28,11 +28,11 @@ class Flow(FlowControl):
     """
 
     def __init__(
-        self, transport: asyncio.Transport, waiting: Sized, owing: SendBuffer, go_on: Callable[[], None]
+        self, transport: asyncio.Transport, waiting: Sized, send_buffer: SendBuffer, go_on: Callable[[], None]
     ) -> None:
         super().__init__(transport)
         transport.set_write_buffer_limits(high=UNTAKEN_BYTES)
-        self.owing = owing
+        self.send_buffer = send_buffer
         self.kept = b""
         """Read, and to be parsed when its turn comes."""
         self._waiting = waiting
@@ -56,12 +56,12 @@ class Flow(FlowControl):
         """Called when the client takes no more answers for now."""
         super().pause_writing()
         self.pause_reading()
-        self.owing.count()
+        self.send_buffer.count()
 
     def resume_writing(self) -> None:
         """Called when it takes them again."""
         super().resume_writing()
-        self.owing.count()
+        self.send_buffer.count()
         then, self._then = self._then, None
         if then is not None:
             then()
@@ -86,6 +86,6 @@ class Flow(FlowControl):
 
     def end(self) -> None:
         """The connection is gone."""
-        self.owing.close()
+        self.send_buffer.close()
         self.kept = b""
         self._then = None

@@ -36,16 +36,18 @@ class SendBuffers(Holdings):
         self.sending: dict[SendBuffer, None] = {}
         """Those whose answers lie in the arena, in the order in which they began."""
 
-    def free_place(self, nbytes: int, arena_bytes: int) -> bool:
+    def evict_slow(self, nbytes: int, arena_bytes: int) -> bool:
         """Have an answer give up its place of the arena for a request that needs so many bytes; False when none must.
 
         One that stands still gives way to everybody; one that is slow, if it has more than an equal share of the arena,
         to whoever stays within that.
         """
         share = arena_bytes // (len(self.sending) + 1)
-        for owing in self.sending:
-            if owing.stands_still() or (nbytes <= share < owing.place_bytes and owing.is_slow()):
-                owing.give_way()
+        for send_buffer in self.sending:
+            if send_buffer.stands_still() or (
+                nbytes <= share < send_buffer.allocation_bytes and send_buffer.is_slow()
+            ):
+                send_buffer.evict()
                 return True
         return False
 
@@ -61,7 +63,7 @@ class SendBuffer:
         self._holding: Holding | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._gone = False
-        self.place_bytes = 0
+        self.allocation_bytes = 0
         """Of the arena, for the answer that is being sent from there."""
         self._length = self._sent_bytes = 0
         self._began_s = 0.0
@@ -69,10 +71,10 @@ class SendBuffer:
 
     # -- an answer that lies in the arena
 
-    def begin_place(self, place_bytes: int, length: int, cancel: Callable[[], None]) -> None:
+    def begin_response(self, allocation_bytes: int, length: int, cancel: Callable[[], None]) -> None:
         """An answer of this length is sent from a place of so many bytes. cancel: frees it, at once."""
         self._cancel = cancel
-        self.place_bytes, self._length, self._sent_bytes = place_bytes, length, 0
+        self.allocation_bytes, self._length, self._sent_bytes = allocation_bytes, length, 0
         self._began_s = self._of.now_s()
         self._of.sending[self] = None
 
@@ -80,11 +82,11 @@ class SendBuffer:
         """So much of it was given to the transport, all in all."""
         self._sent_bytes = nbytes
 
-    def end_place(self) -> None:
+    def end_response(self) -> None:
         """The place is free. Once more does nothing."""
         self._of.sending.pop(self, None)
         self._cancel = None
-        self.place_bytes = 0
+        self.allocation_bytes = 0
 
     def stands_still(self) -> bool:
         """Whether its client has taken nothing for STALLED_S."""
@@ -96,11 +98,11 @@ class SendBuffer:
         taken = max(0, self._sent_bytes - self._left())
         return age_s >= STALLED_S and (self._length - taken) * age_s > taken * PATIENCE_S
 
-    def give_way(self) -> None:
+    def evict(self) -> None:
         """Free the place, and end the connection."""
         self._end()
         cancel = self._cancel
-        self.end_place()
+        self.end_response()
         if cancel is not None:
             cancel()
         self._abort()
@@ -110,7 +112,7 @@ class SendBuffer:
     def count(self) -> None:
         """Count what is kept now; from now on its client is watched, as long as it is anything."""
         if not self._fits():
-            self.give_way()
+            self.evict()
 
     def _fits(self) -> bool:
         """Count what is kept now, unless it does not fit."""
@@ -126,11 +128,11 @@ class SendBuffer:
             self._left_bytes = self._left()
         more = kept - holding.nbytes
         if more <= 0:
-            holding.take_anyway(more)
-        elif not holding.take(more):
+            holding.adjust(more)
+        elif not holding.reserve(more):
             if len(self._of) > 1:
                 return False
-            holding.take_anyway(more)  # nobody else has any: one answer is let through, however large
+            holding.adjust(more)  # nobody else has any: one answer is let through, however large
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
         return True
@@ -138,7 +140,7 @@ class SendBuffer:
     def close(self) -> None:
         """The connection is gone."""
         self._gone = True
-        self.end_place()
+        self.end_response()
         self._end()
 
     def _end(self) -> None:
@@ -157,7 +159,7 @@ class SendBuffer:
         if left < self._left_bytes:
             holding.moved()
         elif holding.still_s() >= PATIENCE_S:
-            self.give_way()
+            self.evict()
             return
         self._left_bytes = left
         self.count()

@@ -100,11 +100,11 @@ class Codecs:
 
     def inputs(self, body: Body) -> dict[str, np.ndarray]:
         """What lies in the body's place."""
-        assert body.place is not None
+        assert body.allocation is not None
         layout = body.queue.layout
         specs = layout.signature.inputs
         return {
-            spec.name: np.frombuffer(body.place.inputs, spec.dtype, int(np.prod(shape)), offset).reshape(
+            spec.name: np.frombuffer(body.allocation.inputs, spec.dtype, int(np.prod(shape)), offset).reshape(
                 shape
             )
             for spec, (offset, shape) in zip(
@@ -180,7 +180,7 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
     async def test():
         async with open_codecs() as shop:
             body, _ = shop.ask(data, kind, lane, shape)
-            assert body.place is None  # it is the job's
+            assert body.allocation is None  # it is the job's
             assert await body.end() is None
             expected = PREDICT[kind].parse(data, LANES[lane], options(shape))
             got = shop.inputs(body)
@@ -189,8 +189,8 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
                 assert got[name].dtype == array.dtype
                 np.testing.assert_array_equal(got[name], array)
             assert body.rows == len(array)
-            room = body.queue.layout.output_room(body.rows)
-            assert len(body.place.outputs) >= (room or len(body.place.inputs) * 4)
+            room = body.queue.layout.output_capacity(body.rows)
+            assert len(body.allocation.outputs) >= (room or len(body.allocation.inputs) * 4)
             shop.rig.dispatcher.release(body)
 
     run(test)
@@ -221,7 +221,7 @@ def test_a_body_is_refused_as_its_protocol_refuses_it(data, kind, lane, shape):
             error = await body.end()
             assert type(error) is expected.type
             assert str(error) == str(expected.value)
-            assert body.place is None
+            assert body.allocation is None
 
     run(test)
 
@@ -230,8 +230,8 @@ def outputs_in(shop: Codecs, lane: int, rows: int, *arrays: np.ndarray) -> Body:
     """A request whose outputs stand in its place."""
     body = Body(shop.rig.dispatcher.queues[lane])
     layout = body.queue.layout
-    shop.rig.dispatcher.reserve(body, 8, layout.needed_room(arrays))
-    layout.write_outputs(body.place.outputs, arrays)
+    shop.rig.dispatcher.reserve(body, 8, layout.needed_bytes(arrays))
+    layout.write_outputs(body.allocation.outputs, arrays)
     body.rows = rows
     return body
 
@@ -247,7 +247,7 @@ def test_outputs_become_the_json_that_the_codecs_write():
                 )
                 assert await body.end() is None
                 wanted = {name: {"y": y, "n": n}[name] for name in names}
-                assert bytes(body.place.inputs) == json_codec.encode("m2", "1", wanted)
+                assert bytes(body.allocation.inputs) == json_codec.encode("m2", "1", wanted)
                 shop.rig.dispatcher.release(body)
 
     run(test)
@@ -319,9 +319,9 @@ def test_a_body_that_is_given_up_while_it_waits_holds_nothing():
             first, _ = shop.ask(rows(3))
             second, job = shop.ask(rows(4))
             await asyncio.sleep(0)
-            lent = shop.rig.dispatcher._pool.lent_bytes
+            lent = shop.rig.dispatcher._pool.allocated_bytes
             job.cancel()
-            assert shop.rig.dispatcher._pool.lent_bytes < lent
+            assert shop.rig.dispatcher._pool.allocated_bytes < lent
             os.kill(pid, signal.SIGCONT)
             assert await first.end() is None
             shop.rig.dispatcher.release(first)

@@ -160,8 +160,8 @@ class ApiServerHarness:
         self.bodies = PartialBodies(BodyBudget(max(1 << 20, limit_bytes)), dispatcher)
         self.now_s = 1000.0
         self.unread = SendBuffers(1 << 20, lambda: self.now_s)
-        dispatcher.make_room = lambda nbytes: (
-            self.bodies.make_room() or self.unread.free_place(nbytes, dispatcher.arena.data_bytes)
+        dispatcher.evict = lambda nbytes: (
+            self.bodies.evict() or self.unread.evict_slow(nbytes, dispatcher.arena.data_bytes)
         )
         observers = Observers(self.metrics, lambda context, status, _: self.lines.append((context, status)))
         context = ServerContext(dispatcher, self.codecs, self.bodies, observers, request_timeout_s)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foldserve.service.engine.request import ScratchPlace
+from foldserve.service.engine.request import ScratchRequest
 from foldserve.service.frontend.http1.flow import send_buffers as unread_module
 from foldserve.service.frontend.http1.flow.send_buffers import PATIENCE_S
 from foldserve.service.frontend.http1.flow.throttle import CLOSE, FREE, RefusalThrottle
@@ -878,15 +878,15 @@ def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
     async def test(server: ApiServerHarness) -> None:
         dispatcher, connection = server.rig.dispatcher, server.connect()
         held = []
-        while dispatcher.lend(one := ScratchPlace(server.rig.dispatcher.queues[0]), 8, 8):
+        while dispatcher.lend(one := ScratchRequest(server.rig.dispatcher.queues[0]), 8, 8):
             held.append(one)
 
-        def make_room(nbytes: int) -> bool:
+        def evict(nbytes: int) -> bool:
             connection.protocol.abort()  # as a client that takes nothing of an earlier answer is ended
             dispatcher.release(held.pop())
             return True
 
-        dispatcher.make_room = make_room
+        dispatcher.evict = evict
         whole = call(body, kind)
         at = len(whole) - 3 if parts == 2 else len(whole)
         connection.send(whole[:at])

@@ -75,10 +75,10 @@ def test_rest_of_a_large_body_is_read_into_its_place() -> None:
         connection, whole = server.connect(), message(7)
         connection.send(whole[:1000])
         assert filling(connection)
-        place = connection.protocol._own._request.place
+        allocation = connection.protocol._own._request.allocation
         buffer = connection.socket.protocol.get_buffer(-1)
         buffer[:4] = b"abcd"
-        assert b"abcd" in bytes(place.inputs[:1000])  # the very memory
+        assert b"abcd" in bytes(allocation.inputs[:1000])  # the very memory
         connection.send(whole[1000:])
         assert not filling(connection)
         (answer,) = await answers(server, connection, 1)
@@ -92,7 +92,7 @@ def test_body_that_loses_its_place_while_it_is_read_goes_on_in_memory_of_its_own
         connection, whole = server.connect(), message(3)
         connection.send(whole[:-50_000])
         assert filling(connection)
-        assert server.rig.dispatcher.make_room(1)
+        assert server.rig.dispatcher.evict(1)
         connection.send(whole[-50_000:-10])
         assert not filling(connection)
         connection.send(whole[-10:] + message(4))
@@ -107,7 +107,7 @@ def test_rest_of_a_body_that_was_refused_is_dropped_and_the_next_request_answere
     async def test(server: ApiServerHarness) -> None:
         connection, whole = server.connect(), message(3)
         connection.send(whole[:-left])
-        server.bodies.budget._end(
+        server.bodies.budget._evict(
             connection.protocol._own._request._partial._holding
         )  # its memory has run out
         connection.send(whole[-left:] + message(5))

@@ -58,14 +58,14 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
             for before, t in zip(befores, tickets, strict=True):
                 made.add((Side.WORKER, before, State(shared.arenas[t.api][t.slot * HEADER.itemsize])))
 
-    def noted_set_state(place: SlotAllocation, state: State) -> None:
-        note(Side.API_SERVER, place._memory, place.slot, lambda: set_state(place, state))
+    def noted_set_state(allocation: SlotAllocation, state: State) -> None:
+        note(Side.API_SERVER, allocation._memory, allocation.slot, lambda: set_state(allocation, state))
 
-    def noted_begin(place: SlotAllocation, *args: int) -> None:
+    def noted_begin(allocation: SlotAllocation, *args: int) -> None:
         def begin() -> None:
-            begin_attempt(place, *args)
+            begin_attempt(allocation, *args)
 
-        note(Side.API_SERVER, place._memory, place.slot, begin)
+        note(Side.API_SERVER, allocation._memory, allocation.slot, begin)
 
     def noted_mark(consumer: TicketConsumer, ticket: Any, *args: Any) -> bool:
         memory = consumer._shared.arenas[ticket.api]
