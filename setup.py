@@ -18,7 +18,7 @@ COMPILED = (
     "foldserve/service/engine/dispatcher.py",
     "foldserve/service/engine/arena_memory.py",
     "foldserve/service/engine/queue_load.py",
-    "foldserve/service/frontend/http1/answer_lines.py",
+    "foldserve/service/frontend/http1/response_lines.py",
     "foldserve/service/frontend/http1/exchange.py",
     "foldserve/service/frontend/http1/heads/reader.py",
     "foldserve/service/frontend/http1/heads/cache.py",

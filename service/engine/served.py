@@ -38,7 +38,7 @@ class ServedBy:
 
     device: "cpu", "cuda:0".
     ready: it has the version loaded, warmed and in agreement with its reference.
-    batch_buckets: the batch sizes that it runs, ascending; empty = any up to the ceiling.
+    batch_buckets: the batch sizes that it runs, ascending; empty = any up to the batch limit.
     batch_ceiling_rows: rows that a batch may have: max_batch_size, or less where the device had no room for more.
     notes: what an operator should know of how it runs.
     """

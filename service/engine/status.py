@@ -94,7 +94,7 @@ class BoardStatus:
                 device=device,
                 ready=board.ready[worker, queue.row] == READY,
                 batch_buckets=buckets_for(device, found.buckets, queue.max_batch_size),
-                batch_ceiling_rows=board.ceiling_rows[worker, queue.row] or queue.max_batch_size,
+                batch_ceiling_rows=board.batch_limit_rows[worker, queue.row] or queue.max_batch_size,
                 notes=tuple(board.notes(worker, queue.row)),
             )
             for worker, device in enumerate(self._devices)

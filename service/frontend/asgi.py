@@ -119,7 +119,7 @@ class AsgiApp:
         if route is None or route.handler is None:  # or what asked for nothing that there is
             self.observers.finished(context, response.status, context.elapsed_s())
         else:
-            self.observers.tell(context, response.status, context.elapsed_s())
+            self.observers.notify(context, response.status, context.elapsed_s())
 
     def _head(self, context: RequestContext, route: Route, parameters: dict[str, str]) -> RequestHead:
         """What the head of an inference request asks for. Raises: ServiceError."""

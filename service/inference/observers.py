@@ -28,9 +28,9 @@ class Observers:
             stages_s=context.stages_s,
             error_code=context.error_code,
         )
-        self.tell(context, status, duration_s)
+        self.notify(context, status, duration_s)
 
-    def tell(self, context: RequestContext, status: int, duration_s: float) -> None:
+    def notify(self, context: RequestContext, status: int, duration_s: float) -> None:
         """Tell of a request that is counted already, or does not count."""
         for observer in self.others:
             observer(context, status, duration_s)

@@ -14,7 +14,7 @@ from typing import Final, Protocol, final
 
 import numpy as np
 
-from foldserve.service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
 from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
@@ -125,7 +125,7 @@ class InferenceRequest(ReceivingRequest):
             if error is None:
                 self.step(lambda: self._queue(self._decoded(started_ns)))
             else:
-                self.refuse(self._told(error))
+                self.refuse(self._client_error(error))
 
         self._job = server.codecs.parse(self, plan.reads, self.length, plan.options, self.latest_ns(), parsed)
 
@@ -160,7 +160,7 @@ class InferenceRequest(ReceivingRequest):
             if plan.outputs:
                 outputs = {name: outputs[name] for name in plan.outputs}
             assert self.allocation is not None
-            if len(self.allocation.outputs) > LARGE_ANSWER_BYTES and self._respond_in_parts(
+            if len(self.allocation.outputs) > LARGE_RESPONSE_BYTES and self._respond_in_parts(
                 outputs, started_ns
             ):
                 return
@@ -185,7 +185,7 @@ class InferenceRequest(ReceivingRequest):
         """Respond without a copy of the whole: where the protocol must write the numbers anew, by way of the codec
         process. False for what is not large."""
         plan, nbytes = self.plan, sum(array.nbytes for array in outputs.values())
-        if nbytes <= LARGE_ANSWER_BYTES:
+        if nbytes <= LARGE_RESPONSE_BYTES:
             return False
         laid = plan.writes.lay_out(plan.served, outputs)
         if laid is not None:
@@ -200,7 +200,7 @@ class InferenceRequest(ReceivingRequest):
             if error is None and allocation is not None:
                 self.step(lambda: self._respond_from_arena(b"", allocation.inputs, (), started_ns))
             else:
-                self.refuse(self._told(error))
+                self.refuse(self._client_error(error))
 
         self._job = self.server.codecs.render(self, plan.writes, list(outputs), self.latest_ns(), rendered)
         self._renders = True
@@ -277,7 +277,7 @@ class InferenceRequest(ReceivingRequest):
                 duration_s, self.rows, self.decode_s, queue_s, gather_s, run_s, scatter_s, self.encode_s
             )
             if observers.others:
-                observers.tell(self.context(), status, duration_s)
+                observers.notify(self.context(), status, duration_s)
             return
         context = self.context()
         context.error_code = error_code
@@ -301,12 +301,12 @@ class InferenceRequest(ReceivingRequest):
 
     # -- what goes wrong
 
-    def _told(self, error: Exception | None) -> ServiceError:
+    def _client_error(self, error: Exception | None) -> ServiceError:
         """What the client is told when the codec process has failed."""
         if isinstance(error, ServiceError):
             return error
         _log.error("request %s failed: %s", self.request_id, error, extra=with_id(self.request_id))
-        return self._told_internal()
+        return self._internal_error()
 
     def fault(self) -> Internal:
         """See ReceivingRequest."""
@@ -315,7 +315,7 @@ class InferenceRequest(ReceivingRequest):
             *(self.request_id, self.head.target.path[:200]),
             extra=with_id(self.request_id),
         )
-        return self._told_internal()
+        return self._internal_error()
 
-    def _told_internal(self) -> Internal:
+    def _internal_error(self) -> Internal:
         return Internal(f"the server failed on this request; its log tells why, under id {self.request_id}")

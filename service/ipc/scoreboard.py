@@ -74,7 +74,7 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "run_fixed_ns": (of.workers, of.models),
         "run_row_ns": (of.workers, of.models),
         "run_measured_ns": (of.workers, of.models),
-        "ceiling_rows": (of.workers, of.models),
+        "batch_limit_rows": (of.workers, of.models),
         "let_go": (of.workers + of.api_servers, of.models),
     }
 
@@ -101,7 +101,7 @@ class MappedScoreboard:
     alive_ns: [worker, then API server] CLOCK_MONOTONIC when it last answered the supervisor's question (it).
     run_fixed_ns, run_row_ns: [worker, model] what a batch takes, and each of its rows (that worker's instances, and the
         supervisor, once the worker is dead); see run_time.py. run_measured_ns: CLOCK_MONOTONIC of the last measurement.
-    ceiling_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
+    batch_limit_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
         instances' (that worker); 0 while no more than max_batch_size bounds them (that worker, and the supervisor,
         once the worker is dead).
     let_go: [worker, then API server; model] 1 + the generation of the row's last version that it has no part in any
@@ -135,7 +135,7 @@ class MappedScoreboard:
         self.run_fixed_ns = cells["run_fixed_ns"]
         self.run_row_ns = cells["run_row_ns"]
         self.run_measured_ns = cells["run_measured_ns"]
-        self.ceiling_rows = cells["ceiling_rows"]
+        self.batch_limit_rows = cells["batch_limit_rows"]
         self._let_go = cells["let_go"]
 
     def write_load_error(self, worker: int, model: int, text: str) -> None:
@@ -186,9 +186,9 @@ class MappedScoreboard:
     def _process(self, is_worker: bool, index: int) -> int:
         return index if is_worker else self.dimensions.workers + index
 
-    def lowest_ceiling_rows(self, model: int) -> int:
+    def lowest_batch_limit_rows(self, model: int) -> int:
         """Rows that a run of the model may have in every worker; 0 when no device lacked room."""
-        rows = [self.ceiling_rows[worker, model] for worker in range(self.dimensions.workers)]
+        rows = [self.batch_limit_rows[worker, model] for worker in range(self.dimensions.workers)]
         return min(filter(None, rows), default=0)
 
     def run_time(self, worker: int, model: int) -> tuple[int, int]:
@@ -242,12 +242,12 @@ class MappedScoreboard:
             self.write_load_error(worker, model, "")
 
     def _clear(self, worker: int, model: int) -> None:
-        self.ceiling_rows[worker, model] = 0
+        self.batch_limit_rows[worker, model] = 0
         self.write_run_time(worker, model, (0, 0), 0)
         self.write_notes(worker, model, ())
 
     def worker_died(self, worker: int) -> None:
-        """It runs nothing any more, and what it served is to return; the next one finds its own ceilings."""
+        """It runs nothing any more, and what it served is to return; the next one finds its own batch limits."""
         for model in range(self._models):
             if self.ready[worker, model]:
                 self.ready[worker, model] = RESTARTING

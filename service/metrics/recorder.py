@@ -3,7 +3,7 @@
 The names are a contract (docs/operations.md lists them; a test compares). Base units: seconds, bytes. Who
 calls what: inference/observers.py calls request_finished, and a request that was answered an answered_counter; a worker
 batch_finished, retried and model_loaded; the supervising process worker_restarted and writer_died. What is
-queued, in flight, ready and below its ceiling is not counted but seen at the scrape (ipc/slots/slot_counts.py).
+queued, in flight, ready and below its batch limit is not counted but seen at the scrape (ipc/slots/slot_counts.py).
 Label values come from fixed sets, made before the processes start (MetricsLayoutSpec), and from the model table: a
 client cannot make a new series.
 

@@ -20,10 +20,10 @@ from foldserve.service.engine.served import NOTHING_BROKEN
 from foldserve.service.engine.status import BoardStatus
 from foldserve.service.frontend.asgi import AsgiApp
 from foldserve.service.frontend.connections.shares import Shares
-from foldserve.service.frontend.http1.answer_lines import AnswerLines
 from foldserve.service.frontend.http1.exchange import Http1Context
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
+from foldserve.service.frontend.http1.response_lines import ResponseLines
 from foldserve.service.inference.access_log import log_access, open_access_log
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.observers import Observers
@@ -152,7 +152,7 @@ def make_api_server(
         status, server, PredictCalls(status, api_models.plans, settings.default_model), settings, scrapes
     )
     routes = api_models.routes(settings.default_model, broken)
-    http = Http1Context(server, routes, RefusalThrottle(), unread, AnswerLines())
+    http = Http1Context(server, routes, RefusalThrottle(), unread, ResponseLines())
 
     def model_changed(row: int) -> None:
         if api_models.changed(row):

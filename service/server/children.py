@@ -68,7 +68,7 @@ class Child:
     ready: bool = False
     """A worker: it has loaded what it could. An API server: it has answered."""
 
-    def tell(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Write to it."""
         with contextlib.suppress(BrokenPipeError):  # it has just died too; its end comes up next
             os.write(self.lifeline.fd, message)
@@ -120,10 +120,10 @@ class Children:
         """Of one role."""
         return [child for child in self._living.values() if child.role is role]
 
-    def tell(self, role: Role, message: bytes) -> None:
+    def send(self, role: Role, message: bytes) -> None:
         """Write to each child of a role."""
         for child in self.of(role):
-            child.tell(message)
+            child.send(message)
 
     def loading(self) -> bool:
         """Whether a worker is not ready, and does not seem unable to be."""

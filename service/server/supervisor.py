@@ -202,7 +202,7 @@ class Supervisor:
             self._board.epoch[child.index] += 1
             self._fences[child.index] = self._fence(child.index)
         else:
-            self._children.tell(
+            self._children.send(
                 Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.WORKER_DIED, child.incarnation)
             )
         self._check_models()  # what it held is held no longer
@@ -224,7 +224,7 @@ class Supervisor:
     def _announce(self, row: int) -> None:
         message = CONTROL_STRUCT.pack(ControlMessage.MODEL_CHANGED, row)
         for role in Role:
-            self._children.tell(role, message)
+            self._children.send(role, message)
 
     def _check_models(self) -> None:
         workers = {child.index for child in self._children.of(Role.WORKER)}
@@ -270,7 +270,7 @@ class Supervisor:
         return self._board.connections[child.index] > 0
 
     def _ask(self, child: Child) -> None:
-        child.tell(CONTROL_STRUCT.pack(ControlMessage.ARE_YOU_ALIVE, 0))
+        child.send(CONTROL_STRUCT.pack(ControlMessage.ARE_YOU_ALIVE, 0))
 
     def _answered_ns(self, child: Child) -> int:
         answered_ns = self._board.answered_ns(child.role is Role.WORKER, child.index)
@@ -305,7 +305,7 @@ class Supervisor:
             self._deadline_s = time.monotonic() + self._close_s
             self._children.launch_no_more(Role.API_SERVER)
             self._closing()
-            self._children.tell(Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.STOP, 0))
+            self._children.send(Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.STOP, 0))
             if not self._children.of(Role.API_SERVER):
                 self._close_workers()
         else:

@@ -71,7 +71,7 @@ class LoadedModel:
         shares_device = worker.device != "cpu" and len(numbers) > 1
         self._gate = DeviceGate() if shares_device else Gate()
         self._layout = TensorLayout(self._artifact.signature)
-        self._ceiling = ModelBatchLimit(board, index, key.row, self._artifact.max_batch_size)
+        self._batch_limit = ModelBatchLimit(board, index, key.row, self._artifact.max_batch_size)
         self._times = BatchTimes(board, index, key.row)
         self._lock = threading.Lock()
         self._wanted = True
@@ -189,7 +189,7 @@ class LoadedModel:
             artifact.max_batch_size,
             buckets_for(worker.device, config.batch_buckets, artifact.max_batch_size),
             partial(worker.metrics.retried, row),
-            partial(self._ceiling.moved, number),
+            partial(self._batch_limit.moved, number),
         )
         return InstanceLoop(
             row, consumer, batcher, runner, self._gate, self._times, worker.metrics
@@ -203,17 +203,17 @@ def drop(instances: list[Instance]) -> None:
 
 
 class ModelBatchLimit:
-    """Shows on the board the lowest of the ceilings that a model's instances in this worker have. Thread-safe."""
+    """Shows on the board the lowest of the batch limits that a model's instances in this worker have. Thread-safe."""
 
     def __init__(self, board: MappedScoreboard, worker: int, row: int, max_batch_size: int) -> None:
-        self._cells = board.ceiling_rows
+        self._cells = board.batch_limit_rows
         self._place = (worker, row)
         self._max_batch_size = max_batch_size
         self._of: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def moved(self, instance: int, rows: int) -> None:
-        """An instance's ceiling fell or rose to `rows`."""
+        """An instance's batch limit fell or rose to `rows`."""
         with self._lock:
             self._of[instance] = rows
             lowest = min(self._of.values())

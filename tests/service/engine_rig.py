@@ -116,8 +116,8 @@ class RigWorker:
     loops: list[InstanceLoop]
     metrics: NoMetrics
     retried: list[int]
-    ceilings: list[int]
-    """Every move of an instance's ceiling."""
+    batch_limits: list[int]
+    """Every move of an instance's batch limit."""
 
 
 class Rig:
@@ -241,7 +241,7 @@ class Rig:
             self.models,
             [pipe.writer.fd for pipe in self.transport.done],
         )
-        metrics, retried, ceilings = NoMetrics(), [], []
+        metrics, retried, batch_limits = NoMetrics(), [], []
         sessions = sessions or [FakeSession(on_run, pinned=pinned) for _ in self.signatures]
         consumers, batchers, loops = [], [], []
         for row, signature in enumerate(self.signatures):
@@ -266,7 +266,7 @@ class Rig:
                 self.max_batch_size,
                 buckets,
                 retried.append,
-                ceilings.append,
+                batch_limits.append,
             )
             consumers.append(consumer)
             batchers.append(batcher)
@@ -284,7 +284,7 @@ class Rig:
             loops,
             metrics,
             retried,
-            ceilings,
+            batch_limits,
         )
 
     def ask(

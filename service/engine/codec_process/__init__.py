@@ -22,7 +22,7 @@ from typing import Final
 
 LARGE_JSON_BYTES: Final = 64 * 1024
 """A longer JSON body. So much is decoded in 0.5 ms, or refused in 8 at the worst, where a core is quiet."""
-LARGE_ANSWER_BYTES: Final = 256 * 1024
+LARGE_RESPONSE_BYTES: Final = 256 * 1024
 """Outputs that hold more and are wanted as JSON. So much is encoded in 1.5 ms."""
 LARGE_COPY_BYTES: Final = 2 * 2**20
 """A longer body, or longer outputs, whose bytes are copied as they are: about 1 ms a copy."""

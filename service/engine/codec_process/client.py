@@ -21,7 +21,7 @@ from typing import Final
 from foldserve.service.codecs.protocol import InferenceProtocol, Options
 from foldserve.service.engine.codec_process import helper, orders
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
-from foldserve.service.engine.codec_process.orders import CodecPlan, Sized, Word
+from foldserve.service.engine.codec_process.orders import CodecPlan, MessageType, Sized
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
@@ -176,7 +176,7 @@ class CodecProcess:
         """The process cannot touch the job's places any more."""
         job.timer.cancel()
         self._dispatcher.release(job.source)
-        self._dispatcher.release(job.made)
+        self._dispatcher.release(job.result)
 
     def _rests(self) -> None:
         """The process works on nothing any more."""
@@ -223,16 +223,16 @@ class CodecProcess:
         if not packet:
             self._on_exit()
             return
-        word, values = orders.unpack(packet)
+        message_type, values = orders.unpack(packet)
         job = self._job
         assert job is not None
-        if word == Word.SIZED:
+        if message_type == MessageType.SIZED:
             nbytes, rows, dims = values
             job.sized = Sized(nbytes, rows, tuple(dims))
             self._give_memory(job, channel)
-        elif word == Word.DONE:
-            self._made(job)
-        elif word == Word.REFUSED:
+        elif message_type == MessageType.DONE:
+            self._on_done(job)
+        elif message_type == MessageType.REFUSED:
             self._end(job, orders.refused(*values))
         else:
             self._end(job, CodecsFailed("the codec process failed on it; its log line tells why"))
@@ -244,10 +244,12 @@ class CodecProcess:
                 self._reserve(job)
             except ServiceError as refused:
                 error = refused
-        allocation = job.made.allocation
+        allocation = job.result.allocation
         with contextlib.suppress(OSError):  # it died this moment: its end is read next
             channel.send(
-                orders.pack(Word.DROP) if allocation is None else orders.pack(Word.PUT, allocation.input_at)
+                orders.pack(MessageType.DROP)
+                if allocation is None
+                else orders.pack(MessageType.PUT, allocation.input_at)
             )
         if allocation is None:
             self._end(job, error)
@@ -257,19 +259,19 @@ class CodecProcess:
         dispatcher, source, nbytes = self._dispatcher, job.source.allocation, job.sized.nbytes
         assert source is not None
         output_bytes = job.output_bytes(job.sized)
-        job.made.rows = job.sized.rows or job.request.rows
+        job.result.rows = job.sized.rows or job.request.rows
         try:
-            dispatcher.reserve(job.made, nbytes, output_bytes)
+            dispatcher.reserve(job.result, nbytes, output_bytes)
         except QueueFull:
             # What it is made of takes room too.
             held = len(source.inputs) + len(source.outputs)
-            dispatcher.check_fits(job.made, held + nbytes, output_bytes)
+            dispatcher.check_fits(job.result, held + nbytes, output_bytes)
             raise
 
-    def _made(self, job: Job) -> None:
+    def _on_done(self, job: Job) -> None:
         request = job.request
         if job.wanted:
-            request.allocation, job.made.allocation = job.made.allocation, None
+            request.allocation, job.result.allocation = job.result.allocation, None
             if job.sized.rows:
                 request.rows, request.dims = job.sized.rows, job.sized.dims
         self._end(job, None)
@@ -330,7 +332,7 @@ class CodecProcess:
         if job is not None:
             job.crashes += 1
             if job.wanted and job.crashes < MAX_CRASHES:
-                self._dispatcher.release(job.made)
+                self._dispatcher.release(job.result)
                 heapq.heappush(self._waiting, (0, next(self._numbers), job))
             else:
                 self._free(job)

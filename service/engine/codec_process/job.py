@@ -19,7 +19,7 @@ class Job:
     """One body or answer on its way through the process.
 
     on_deadline, on_cancel: called when its deadline has passed, and when it was cancelled. then: called once, with None
-    when the request's place is the one that was made, else with the error; not after cancel().
+    when the request's place is the result, else with the error; not after cancel().
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Job:
         self.crashes = 0
         self.nbytes = 0
         self.sized = Sized(0)
-        self.source, self.made = ScratchRequest(request.queue), ScratchRequest(request.queue)
+        self.source, self.result = ScratchRequest(request.queue), ScratchRequest(request.queue)
         self.source.allocation, request.allocation = request.allocation, None
         self._on_cancel = on_cancel
         self._then: Callable[[Exception | None], None] | None = then

@@ -32,7 +32,7 @@ _ERRORS: Final = {
 }
 
 
-class Word(StrEnum):
+class MessageType(StrEnum):
     """Kinds of messages."""
 
     PARSE = "parse"
@@ -69,32 +69,32 @@ class Sized:
     dims: tuple[int, ...] = ()
 
 
-def pack(word: Word, *values: Any) -> bytes:
+def pack(message_type: MessageType, *values: Any) -> bytes:
     """A message."""
-    return orjson.dumps([word, *values])
+    return orjson.dumps([message_type, *values])
 
 
 def unpack(packet: bytes) -> tuple[str, list[Any]]:
-    """The word of a message, and its values."""
-    word, *values = orjson.loads(packet)
-    return word, values
+    """The type of a message, and its values."""
+    message_type, *values = orjson.loads(packet)
+    return message_type, values
 
 
 def parse_order(key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> bytes:
     """Parse the body of this length that lies there in the arena."""
-    return pack(Word.PARSE, tuple(key), protocol, at, nbytes, list(options))
+    return pack(MessageType.PARSE, tuple(key), protocol, at, nbytes, list(options))
 
 
 def render_order(
     key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]
 ) -> bytes:
     """Render the answer with these of the outputs that lie there in the arena."""
-    return pack(Word.RENDER, tuple(key), protocol, rows, at, nbytes, list(names))
+    return pack(MessageType.RENDER, tuple(key), protocol, rows, at, nbytes, list(names))
 
 
 def refusal(error: ServiceError) -> bytes:
     """The message that the client is to be told this."""
-    return pack(Word.REFUSED, type(error).__name__, str(error))
+    return pack(MessageType.REFUSED, type(error).__name__, str(error))
 
 
 def refused(name: str, text: str) -> ServiceError:

@@ -15,7 +15,7 @@ from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.repository.model_version import read_version
 
 
-class Made:
+class CodecResult:
     """What a piece of work has come to. sized: how large it is; write() puts it where there is room."""
 
     def __init__(self, sized: Sized, parts: Sequence[tuple[int, np.ndarray]]) -> None:
@@ -29,7 +29,7 @@ class Made:
             np.copyto(np.frombuffer(memory, np.uint8, flat.size, at + offset), flat)
 
 
-class Bench:
+class CodecRunner:
     """Works for the models of one API server, over its arena."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Bench:
             layout = self._layouts[key] = TensorLayout(version.artifact.signature)
         return layout
 
-    def parse(self, key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> Made:
+    def parse(self, key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> CodecResult:
         """The inputs in a body, as they lie in a place. Raises: what parsing and check_inputs raise; NotReady."""
         layout = self._layout(key)
         signature = layout.signature
@@ -64,14 +64,14 @@ class Bench:
         dims = layout.dims_of([array.shape for array in arrays]) if layout.dynamic_dims else ()
         places = layout.input_places(rows, dims)
         parts = [(offset, array) for (offset, _), array in zip(places, arrays, strict=True)]
-        return Made(Sized(layout.input_bytes(rows, dims), rows, dims), parts)
+        return CodecResult(Sized(layout.input_bytes(rows, dims), rows, dims), parts)
 
     def render(
         self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]
-    ) -> Made:
+    ) -> CodecResult:
         """The answer with these outputs. Raises: ModelFailed when the protocol cannot carry a value; NotReady."""
         layout = self._layout(key)
         outputs = layout.read_outputs(self.memory[at : at + nbytes], rows)
         served = Served(key.model, key.version, layout.signature)
         text = self._protocols[protocol].render(served, {name: outputs[name] for name in names}).body
-        return Made(Sized(len(text)), [(0, np.frombuffer(text, np.uint8))])
+        return CodecResult(Sized(len(text)), [(0, np.frombuffer(text, np.uint8))])

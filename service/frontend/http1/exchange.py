@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from foldserve.service.frontend.http1.answer_lines import AnswerLines
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer, SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
 from foldserve.service.frontend.http1.heads.cache import Head, Route
 from foldserve.service.frontend.http1.heads.reader import HeadReader
+from foldserve.service.frontend.http1.response_lines import ResponseLines
 from foldserve.service.inference.request import InferenceRequest
 from foldserve.service.inference.response import SENT_BYTES, Response
 from foldserve.service.inference.server_context import ServerContext
@@ -67,7 +67,7 @@ class Http1Context:
         routes: Sequence[Route],
         throttle: RefusalThrottle,
         unread: SendBuffers,
-        lines: AnswerLines,
+        lines: ResponseLines,
     ) -> None:
         self.server = server
         self.routes: dict[bytes, Route] = {}

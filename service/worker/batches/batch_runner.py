@@ -43,7 +43,7 @@ class BatchRunner:
         model, device: as the log and errors name them.
         buckets: allowed batch sizes, ascending, the last is max_batch_size; empty = any size up to it.
         retried: called with how many requests are run again because a run raised.
-        ceiling_moved: called with the rows of the lowest ceiling, when it fell or rose.
+        batch_limit_moved: called with the rows of the lowest batch limit, when it fell or rose.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BatchRunner:
         max_batch_size: int,
         buckets: Sequence[int],
         retried: Callable[[int], None],
-        ceiling_moved: Callable[[int], None],
+        batch_limit_moved: Callable[[int], None],
     ) -> None:
         self.max_batch_size = max_batch_size
         self._model = model
@@ -70,8 +70,8 @@ class BatchRunner:
         self._buckets = tuple(buckets)
         self._memory = shared.arenas
         self._retried = retried
-        self._ceiling_moved = ceiling_moved
-        self._ceilings = BatchLimits(max_batch_size, buckets)
+        self._batch_limit_moved = batch_limit_moved
+        self._batch_limits = BatchLimits(max_batch_size, buckets)
         self._lowest = max_batch_size
         self.gather_ns = 0
         self._gatherer = Gatherer(session, layout, shared.arenas, max_batch_size)
@@ -137,7 +137,7 @@ class BatchRunner:
         """
         ticket, pieces = large.ticket, large.pieces
         began = time.monotonic()
-        limit = self._limit(ticket.dims) if self._ceilings.lowered else self.max_batch_size
+        limit = self._limit(ticket.dims) if self._batch_limits.lowered else self.max_batch_size
         rows = min(limit, ticket.rows - pieces.at)
         try:
             self._add_piece(pieces, rows)
@@ -166,11 +166,11 @@ class BatchRunner:
     # -- run
 
     def _run(self, tickets: Sequence[Ticket], inputs: Arrays, rows: int) -> list[np.ndarray]:
-        """The outputs of the batch, padding cut off; above the ceiling it is run in pieces and rejoined.
+        """The outputs of the batch, padding cut off; above the batch limit it is run in pieces and rejoined.
 
         Raises: OutOfMemory when the smallest piece has no room; whatever the model raises.
         """
-        limit = self._limit(tickets[0].dims) if self._ceilings.lowered else self.max_batch_size
+        limit = self._limit(tickets[0].dims) if self._batch_limits.lowered else self.max_batch_size
         if rows <= limit:
             try:
                 return self._run_piece(inputs, rows)
@@ -248,9 +248,9 @@ class BatchRunner:
     # -- no room
 
     def _limit(self, dims: bytes) -> int:
-        """The rows of such dims that a run may have, now that some ceiling fell."""
-        limit = self._ceilings.limit(dims)
-        self._tell_ceiling()
+        """The rows of such dims that a run may have, now that some batch limit fell."""
+        limit = self._batch_limits.limit(dims)
+        self._publish_batch_limit()
         return limit
 
     def _lower_batch_limit(self, tickets: Sequence[Ticket], at: int, rows: int, error: OutOfMemory) -> int:
@@ -259,10 +259,10 @@ class BatchRunner:
         Raises: the error, when there is no smaller piece.
         """
         size = self.bucket(rows)
-        limit = self._ceilings.lower(tickets[0].dims, size)
+        limit = self._batch_limits.lower(tickets[0].dims, size)
         if limit is None:
             raise error
-        self._tell_ceiling()
+        self._publish_batch_limit()
         self._retried(overlapping(tickets, at, at + rows))
         _log.warning(
             "model %s: %s has no room for a batch of %d rows (%s); they are run again in batches of %d at most, and so "
@@ -272,12 +272,12 @@ class BatchRunner:
         )
         return limit
 
-    def _tell_ceiling(self) -> None:
-        lowest = self._ceilings.lowest
+    def _publish_batch_limit(self) -> None:
+        lowest = self._batch_limits.lowest
         if lowest == self._lowest:
             return
         self._lowest = lowest
-        self._ceiling_moved(lowest)
+        self._batch_limit_moved(lowest)
         if not self._layout.dynamic_dims:  # otherwise the next batch's dims decide, which nobody knows yet
             self.max_batch_size = lowest
 

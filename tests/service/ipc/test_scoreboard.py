@@ -49,9 +49,12 @@ def test_dead_worker_is_not_busy_and_what_it_served_is_to_return() -> None:
     for cells, place in ((board.ready, (1, 0)), (board.busy_since_ns, (1, 2)), (board.step_since_ns, (1, 2))):
         cells[place] = 7
     board.busy_since_ns[0, 2] = 7
-    board.ceiling_rows[1, 0] = board.ceiling_rows[0, 0] = 4
+    board.batch_limit_rows[1, 0] = board.batch_limit_rows[0, 0] = 4
     board.worker_died(1)
-    assert [board.ceiling_rows[1, 0], board.ceiling_rows[0, 0]] == [0, 4]  # the next one finds its own
+    assert [board.batch_limit_rows[1, 0], board.batch_limit_rows[0, 0]] == [
+        0,
+        4,
+    ]  # the next one finds its own
     assert [board.ready[1, 0], board.busy_since_ns[1, 2], board.step_since_ns[1, 2]] == [RESTARTING, 0, 0]
     assert board.ready[1, 1] == 0
     assert board.busy_since_ns[0, 2] == 7

@@ -105,7 +105,7 @@ def test_a_model_is_removed_once_and_one_that_is_gone_not_at_all() -> None:
 def test_nothing_of_the_last_model_is_left_for_the_next_in_its_row() -> None:
     rig = Rig()
     board, queue = rig.board, rig.transport.queues[0]
-    board.ready[0, 0], board.ceiling_rows[0, 0], board.taken_ns[1, 0] = READY, 4, 123
+    board.ready[0, 0], board.batch_limit_rows[0, 0], board.taken_ns[1, 0] = READY, 4, 123
     board.write_load_error(1, 0, "no memory")
     board.write_notes(0, 0, ["TF32 is on"])
     board.write_run_time(0, 0, (5, 6), 7)
@@ -115,7 +115,7 @@ def test_nothing_of_the_last_model_is_left_for_the_next_in_its_row() -> None:
     rig.check(workers=())
     key = rig.models.add(model_version("next", "1", FIXED))
     assert key == ModelKey(0, 1, "next", "1")
-    assert (board.ready[0, 0], board.ceiling_rows[0, 0], board.taken_ns[1, 0]) == (0, 0, 0)
+    assert (board.ready[0, 0], board.batch_limit_rows[0, 0], board.taken_ns[1, 0]) == (0, 0, 0)
     assert (board.load_error(1, 0), board.notes(0, 0), board.run_time(0, 0)) == ("", [], (0, 0))
     assert not board.has_let_go(True, 0, 0, key.generation)
     rig.check()

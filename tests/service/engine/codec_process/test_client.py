@@ -513,7 +513,7 @@ def test_a_fault_of_the_process_itself_is_told_as_such_and_it_goes_on():
 
 def test_refusals_survive_the_way_between_the_processes():
     for error in (BadJson("ü \x00 'x'"), BadTensor("y")):
-        word, values = orders.unpack(orders.refusal(error))
-        assert word == orders.Word.REFUSED
+        kind, values = orders.unpack(orders.refusal(error))
+        assert kind == orders.MessageType.REFUSED
         again = orders.refused(*values)
         assert (type(again), str(again)) == (type(error), str(error))

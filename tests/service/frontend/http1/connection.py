@@ -17,13 +17,13 @@ from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.models import Models, QueuedVersion
 from foldserve.service.engine.status import BoardStatus
 from foldserve.service.frontend.asgi import AsgiApp
-from foldserve.service.frontend.http1.answer_lines import AnswerLines
 from foldserve.service.frontend.http1.connection import Http1Protocol
 from foldserve.service.frontend.http1.exchange import Http1Context
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
 from foldserve.service.frontend.http1.heads.cache import Route
 from foldserve.service.frontend.http1.parsing import MessageParsing
+from foldserve.service.frontend.http1.response_lines import ResponseLines
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
@@ -174,7 +174,7 @@ class ApiServerHarness:
         )
         route = Route(PATH, "", "/predict/{model}", plans["m0", "1"])
         throttle = RefusalThrottle(time.monotonic)  # a thread that never has time to spare
-        self.http = Http1Context(context, [route], throttle, self.unread, AnswerLines())
+        self.http = Http1Context(context, [route], throttle, self.unread, ResponseLines())
         Http1Protocol.http = self.http
         MessageParsing._chunks, MessageParsing._next_turn = 0, False  # of a loop that is gone
         self.config = uvicorn.Config(
