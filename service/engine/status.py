@@ -67,9 +67,9 @@ class BoardStatus:
         state = self._state(version.queue)
         if state is None:
             return replace(version.served, ready=True)
-        returning, problem = state
+        restarting, problem = state
         manifest = {**version.served.manifest, "problem": problem}
-        return replace(version.served, ready=False, returning=returning, manifest=manifest)
+        return replace(version.served, ready=False, restarting=restarting, manifest=manifest)
 
     def _state(self, queue: ModelQueue) -> tuple[bool, str] | None:
         """Whether requests wait for it, and why no worker serves it; None where one does."""

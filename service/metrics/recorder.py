@@ -117,7 +117,7 @@ class Metrics:
         self._row: WriterCells = self.store.row(index)
         self._ring = self.store.rings[index]
 
-    # Called by the front ------------------------------------------------------------------------------
+    # -- called by the frontend
 
     def request_finished(
         self,

@@ -140,7 +140,7 @@ def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> Mo
 
 
 def served_version(version: ModelVersion) -> ServedVersion:
-    """What a version looks like to the front; nothing is ready yet."""
+    """What a version looks like to the frontend; nothing is ready yet."""
     artifact = version.artifact
     return ServedVersion(
         version=artifact.version,

@@ -16,7 +16,7 @@ _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
 _DROP: Final = struct.pack("HBBI", 0x06, 0, 0, 0)  # linux/filter.h: BPF_RET | BPF_K, of no bytes
 
 
-def take_no_more(listeners: Iterable[socket.socket]) -> None:
+def stop_accepting(listeners: Iterable[socket.socket]) -> None:
     """Have the kernel drop what comes for these sockets, in whatever process they are used (TCP, Linux; else nothing).
 
     Connections that were taken before are not touched. Where the system lets this user set no filter, or somebody has
@@ -35,6 +35,6 @@ def take_no_more(listeners: Iterable[socket.socket]) -> None:
 def close_ours(listeners: Iterable[socket.socket]) -> None:
     """In the parent: leave the sockets to the processes that accept what they still hold."""
     kept = list(listeners)
-    take_no_more(kept)
+    stop_accepting(kept)
     for listener in kept:
         listener.close()

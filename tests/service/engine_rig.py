@@ -46,8 +46,8 @@ class WorkerKilled(BaseException):
 class RecordedRequest(PendingRequest):
     """A request whose end is noted."""
 
-    def __init__(self, lane: ModelQueue, x: np.ndarray) -> None:
-        super().__init__(lane)
+    def __init__(self, queue: ModelQueue, x: np.ndarray) -> None:
+        super().__init__(queue)
         self.x = x
         self.ends: list[ServiceError | None] = []
         self.y: np.ndarray | None = None
@@ -152,7 +152,7 @@ class Rig:
         self.bounds = Bounds(max_rows, max_bytes)
         self.timeout_s = timeout_s
         self.incarnations = 0
-        self.hangs: list[int] = []
+        self.run_timeouts: list[int] = []
         self.stalls: list[int] = []
         self.run_limit_s = 60.0
         self.dispatchers = [self.new_dispatcher(index) for index in range(api_servers)]
@@ -173,7 +173,7 @@ class Rig:
             self.board,
             self.transport.done[index].reader.fd,
             self.run_limit_s,
-            self.hangs.append,
+            self.run_timeouts.append,
             self.stalls.append,
         )
         for row in range(len(self.signatures)):
@@ -192,9 +192,9 @@ class Rig:
             writer=TicketWriter(self.transport.queues[row]),
         )
 
-    def work(self, worker: "RigWorker", lane: int = 0) -> None:
+    def work(self, worker: "RigWorker", row: int = 0) -> None:
         """Turn an instance until nothing is left for it, and have every API server take what it answers."""
-        while worker.loops[lane].step(wait=False):
+        while worker.loops[row].step(wait=False):
             for dispatcher in self.dispatchers:
                 dispatcher.receive()
                 dispatcher.flush()
@@ -207,9 +207,9 @@ class Rig:
         for row in range(len(self.signatures)):
             self.renew_turn(row)
 
-    def renew_turn(self, lane: int) -> None:
+    def renew_turn(self, row: int) -> None:
         """Replace the turn to read a model's queue, as the supervisor does."""
-        self.transport.queues[lane].renew_turn(self.board, lane)
+        self.transport.queues[row].renew_turn(self.board, row)
 
     async def recover(self, worker: "RigWorker", api: int = 0) -> list[Any]:
         """What an API server does when it hears of a death, to the end. Returns: what is run again of what was held."""
@@ -290,7 +290,7 @@ class Rig:
     def ask(
         self,
         *values: float,
-        lane: int = 0,
+        row: int = 0,
         api: int = 0,
         length: int = 2,
         deadline_ns: int | None = None,
@@ -301,7 +301,7 @@ class Rig:
 
         dispatcher = self.dispatchers[api]
         x = np.repeat(np.float32(values)[:, None], length, axis=1)
-        request = RecordedRequest(dispatcher.queues[lane], x)
+        request = RecordedRequest(dispatcher.queues[row], x)
         request.dispatcher = dispatcher
         dispatcher.put(request, {"x": x}, len(x))
         now_ns = time.monotonic_ns()

@@ -254,12 +254,12 @@ async def test_busy_model_leaves_room_for_another() -> None:
     refused = 0
     for _ in range(64):
         try:
-            rig.ask(1.0, lane=0)
+            rig.ask(1.0, row=0)
         except QueueFull:
             refused += 1
     assert refused > 0
     for _ in range(5):
-        rig.ask(1.0, lane=1)
+        rig.ask(1.0, row=1)
 
 
 @on_loop
@@ -269,10 +269,10 @@ async def test_hanging_run_is_reported_while_requests_are_in_flight_alone() -> N
     dispatcher = rig.dispatchers[0] = rig.new_dispatcher(0)
     rig.board.step_since_ns[1, 0] = time.monotonic_ns() - 20_000_000
     dispatcher.watchdog.check()
-    assert rig.hangs == []
+    assert rig.run_timeouts == []
     rig.ask(1.0)
     dispatcher.watchdog.check()
-    assert rig.hangs == [1]
+    assert rig.run_timeouts == [1]
 
 
 @on_loop

@@ -1,4 +1,4 @@
-"""The parts of an API server: lanes, exact paths, and what it does at each of the parent's messages."""
+"""The parts of an API server: queues, exact paths, and what it does at each of the parent's messages."""
 
 import asyncio
 import os

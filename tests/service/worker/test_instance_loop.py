@@ -132,7 +132,7 @@ async def test_instance_shows_every_step_of_its_work_so_that_one_that_is_stuck_i
 async def test_two_models_share_nothing_but_the_process() -> None:
     rig = Rig(FIXED, FIXED)
     worker = rig.new_worker()
-    first, second = rig.ask(1.0, lane=0), rig.ask(2.0, lane=1)
+    first, second = rig.ask(1.0, row=0), rig.ask(2.0, row=1)
     worker.loops[1].step(wait=False)
     rig.dispatcher.receive()
     assert second.right

@@ -1,4 +1,4 @@
-"""Bodies and answers that would hold the event loop, on the short way and on the long one: alike, and nothing is kept.
+"""Bodies and answers that would hold the event loop, on the fast path and on the ASGI path: alike, and nothing is kept.
 
 The codec process is a real one; the worker is turned by hand.
 """

@@ -83,7 +83,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
     return made
 
 
-class RandomLife:
+class SlotStateMachine:
     """Requests, workers and deaths, in an order that a seed decides."""
 
     def __init__(self, seed: int) -> None:
@@ -195,7 +195,7 @@ class RandomLife:
 def test_random_lives_end_right_by_moves_of_the_table_alone(
     moves: set[tuple[Side, State, State]], monkeypatch: pytest.MonkeyPatch, first_seed: int
 ) -> None:
-    life: list[RandomLife] = []
+    life: list[SlotStateMachine] = []
     real_send, real_mark = dequeue.send_done, TicketConsumer._mark
 
     def send(*args: Any, **keys: Any) -> None:
@@ -215,7 +215,7 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
     monkeypatch.setattr(TicketConsumer, "_mark", mark)
 
     async def run(seed: int) -> None:
-        life.append(RandomLife(seed))
+        life.append(SlotStateMachine(seed))
         life[-1].live(steps=60)
         life[-1].check()
 
