@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving.against import Row, against_table, compiled_in, of
-from benchmarks.serving.contenders import FOLDSERVE
-from benchmarks.serving.figures import Measured
+from benchmarks.serving.servers import FOLDSERVE
+from benchmarks.serving.stats import Measured
 from benchmarks.serving.workloads import WORKS
 
 

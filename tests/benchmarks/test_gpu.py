@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gpu
-from benchmarks.gpu_parts import children, in_process, networks, served
-from benchmarks.gpu_parts.device import PERIOD_S, Utilisation
-from benchmarks.gpu_parts.in_process import WAYS, Job, measure, repeated
-from benchmarks.gpu_parts.loops import Looper, Step, Steps, loop
-from benchmarks.gpu_parts.networks import PRECISIONS, SUBJECTS
-from benchmarks.gpu_parts.records import Cell, Failure, Record
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import in_process, networks, served, subprocesses
+from benchmarks.gpu.device import PERIOD_S, Utilisation
+from benchmarks.gpu.in_process import WAYS, Job, measure, repeated
+from benchmarks.gpu.loops import Looper, Step, Steps, loop
+from benchmarks.gpu.networks import PRECISIONS, SUBJECTS
+from benchmarks.gpu.records import Cell, Failure, Record
 from foldserve.service.repository.index import read_repository
 
 MLP = SUBJECTS["mlp"]
@@ -190,10 +190,10 @@ def test_a_program_that_crashes_or_hangs_is_told_with_what_it_said(
     )
     (tmp_path / "hanging.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    first, failure = children.records("a try", "crashing", "", tmp_path / "log", 60.0)
+    first, failure = subprocesses.records("a try", "crashing", "", tmp_path / "log", 60.0)
     assert first.key == ("begun", "half")
     assert failure == Failure("a try", "ended with 1: the card is gone")
-    assert list(children.records("a try", "hanging", "", tmp_path / "log", 0.3)) == [
+    assert list(subprocesses.records("a try", "hanging", "", tmp_path / "log", 0.3)) == [
         Failure("a try", "took longer than 0.3 s")
     ]
 
