@@ -1,6 +1,6 @@
 """foldserve as it lies here against foldserve of another checkout, in turn: has a change cost anything?
 
-Both serve at once, and the load goes to one, then to the other, as in paired_runs.py, and for the same reason. The other
+Both serve at once, and the load goes to one, then to the other, as in paired_runs.py, for the same reason. The other
 checkout needs nothing but its compiled wheel laid out (build/compiled); it runs on this one's Python and packages.
 """
 

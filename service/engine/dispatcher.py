@@ -76,6 +76,12 @@ class Dispatcher(ArenaMemory):
             self._loop, self.in_flight, board, run_limit_s, on_run_timeout, on_stall, self._expire
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"<Dispatcher of API server {self.index}, epoch {self._epoch}: {len(self.in_flight)} requests in flight, "
+            f"{len(self._overflowing)} full pipes, {list(self.queues.values())}, {self._pool}>"
+        )
+
     # -- which models there are
 
     def close_queue(self, queue: ModelQueue, drained: Callable[[], None]) -> None:

@@ -90,6 +90,13 @@ class ModelQueue:
         self.drained: Callable[[], None] | None = None
         """Called when the last request has left a queue that is closed."""
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self.closed else ""
+        return (
+            f"<ModelQueue {self.model}/{self.version} in row {self.row}.{self.generation}: {self.requests} requests, "
+            f"{self.rows} rows, {self.nbytes} bytes, {self.large} large{closed}>"
+        )
+
     @property
     def closed(self) -> bool:
         """Whether the model version is being unloaded, or is: its row may be another's already."""

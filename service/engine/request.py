@@ -36,6 +36,14 @@ class PendingRequest:
     def __init__(self, queue: ModelQueue) -> None:
         self.queue = queue
 
+    def __repr__(self) -> str:
+        state = "without memory" if self.allocation is None else repr(self.allocation)
+        cancelled = ", cancelled" if self.cancelled else ""
+        return (
+            f"<{type(self).__name__} {self.request_id} to {self.queue.model}/{self.queue.version}: {self.rows} rows, "
+            f"{self.crashes} crashes{cancelled}, {state}>"
+        )
+
     @property
     @abstractmethod
     def request_id(self) -> str:

@@ -76,7 +76,7 @@ class Watchdog:
         now_ns = time.monotonic_ns()
         # So late: this process was stopped, and perhaps the whole machine. The workers get another moment.
         if now_ns - planned_ns < _LATE_NS:
-            for worker in self._board.hanging(now_ns - self._run_limit_ns):
+            for worker in self._board.overdue_workers(now_ns - self._run_limit_ns):
                 self._on_run_timeout(worker)
         for row in self._stalled(now_ns):
             self._on_stall(row)

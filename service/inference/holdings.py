@@ -34,6 +34,11 @@ class Holdings:
         self._holders[holding] = None
         return holding
 
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__}: {self.used_bytes} of {self.limit_bytes} bytes in {len(self)} holdings>"
+        )
+
     def __len__(self) -> int:
         return len(self._holders)
 

@@ -225,7 +225,7 @@ class MappedScoreboard:
             for instance in instances
         )
 
-    def hanging(self, since_ns: int) -> list[int]:
+    def overdue_workers(self, since_ns: int) -> list[int]:
         """The workers with an instance whose present step began before since_ns."""
         instances = range(self.dimensions.instances)
         return [

@@ -102,10 +102,10 @@ def make_api_server(
     board = transport.board.map()
 
     def report_hang(worker: int) -> None:
-        transport.report(CONTROL_STRUCT.pack(ControlMessage.WORKER_HANGS, worker))
+        transport.report(CONTROL_STRUCT.pack(ControlMessage.RUN_TIMEOUT, worker))
 
     def report_stall(row: int) -> None:
-        transport.report(CONTROL_STRUCT.pack(ControlMessage.MODEL_STALLS, row))
+        transport.report(CONTROL_STRUCT.pack(ControlMessage.QUEUE_STALLED, row))
 
     dispatcher = Dispatcher(
         index,

@@ -103,7 +103,13 @@ class Supervisor:
         self._selector.register(reports.fd, selectors.EVENT_READ, self._on_reports)
         self._selector.register(stop.fileno(), selectors.EVENT_READ, self._on_signal)
 
-    # -- what the shell calls, in this order
+    def __repr__(self) -> str:
+        children = ", ".join(
+            f"{child}{'' if child.ready else ' not ready'}" for child in self._children.all()
+        )
+        return f"<Supervisor {self.phase.name}: {children or 'no children'}; {self._models.table}>"
+
+    # -- what the server calls, in this order
 
     def start_workers(self, count: int) -> None:
         """Start the workers; they load while others start."""
@@ -237,9 +243,9 @@ class Supervisor:
     def _on_reports(self) -> None:
         data = os.read(self._reports.fd, CONTROL_STRUCT.size * 64)
         for word, number in CONTROL_STRUCT.iter_unpack(data):
-            if word == ControlMessage.WORKER_HANGS:
+            if word == ControlMessage.RUN_TIMEOUT:
                 self._on_run_timeout()
-            elif word == ControlMessage.MODEL_STALLS:
+            elif word == ControlMessage.QUEUE_STALLED:
                 self._models.renew_turn(number)
             elif word == ControlMessage.WORKER_READY:
                 for child in self._children.of(Role.WORKER):
@@ -280,7 +286,7 @@ class Supervisor:
 
     def _on_run_timeout(self) -> None:
         """Kill the workers whose run takes too long, by the board: a report may be older than the present worker."""
-        hanging = self._board.hanging(time.monotonic_ns() - self._run_limit_ns)
+        hanging = self._board.overdue_workers(time.monotonic_ns() - self._run_limit_ns)
         for child in self._children.of(Role.WORKER):
             if child.index in hanging and child.process.is_alive():
                 limit_s = self._run_limit_ns / 1e9

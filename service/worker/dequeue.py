@@ -108,6 +108,11 @@ class TicketConsumer:
         self._row = model
         self._holds = 0
 
+    def __repr__(self) -> str:
+        worker, instance = self._place
+        row = f"row {self._row}.{self._generation}"
+        return f"<TicketConsumer of instance {instance} of worker {worker}, {row}: {self._holds} tickets>"
+
     def is_unloaded(self) -> bool:
         """Whether the instance is to end: no more tickets will come that are not void."""
         return not self._holds and self._model_state[self._row] == _UNLOADING

@@ -77,6 +77,13 @@ class LoadedModel:
         self._wanted = True
         self._loaded: list[Instance] = []
 
+    def __repr__(self) -> str:
+        wanted = "" if self._wanted else ", to be unloaded"
+        return (
+            f"<LoadedModel {self.key.model}/{self.key.version} in row {self.key.row}.{self.key.generation} on "
+            f"{self._worker.device}: {len(self._loaded)} of {len(self.numbers)} instances loaded{wanted}>"
+        )
+
     def load(self) -> None:
         """Load every instance, one after the other; none when one fails, and the board tells the reason."""
         worker = self._worker

@@ -89,6 +89,10 @@ class CodecProcess:
         """The process, when there is one."""
         return None if self._process is None else self._process.pid
 
+    def __repr__(self) -> str:
+        working = "idle" if self._job is None else f"working on {self._job!r}"
+        return f"<CodecProcess {self.pid}: {working}, {len(self._waiting)} waiting>"
+
     # -- jobs
 
     def parse(

@@ -46,6 +46,10 @@ class Job:
         left_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
         self.timer = asyncio.get_running_loop().call_later(left_s, on_deadline, self)
 
+    def __repr__(self) -> str:
+        cancelled = "" if self.wanted else ", cancelled"
+        return f"<Job of request {self.request.request_id}: {self.nbytes} bytes, {self.crashes} crashes{cancelled}>"
+
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for it."""

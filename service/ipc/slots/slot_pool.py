@@ -79,6 +79,12 @@ class SlotAllocation:
         self._spans = [span]
         self._whole = True
 
+    def __repr__(self) -> str:
+        return (
+            f"<SlotAllocation slot {self.slot} {State(self.state).name}, attempt {self.attempt}: "
+            f"{len(self.inputs)} bytes at {self.input_at}, {len(self.outputs)} at {self.output_at}>"
+        )
+
     def set_state(self, state: int) -> None:
         """Move the slot; slot_state.py says which moves are this side's."""
         if slot_state.checking:
@@ -127,6 +133,12 @@ class SlotPool:
         self._kept_bytes = 0
         arena.state[:] = State.FREE
         arena.cancelled[:] = arena.waiting[:] = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<SlotPool: {self.allocated_bytes} of {self._data_bytes} bytes allocated, {self._kept_bytes} kept, "
+            f"{len(self._slots)} slots never used or broken up>"
+        )
 
     def acquire(self, input_bytes: int, output_bytes: int) -> SlotAllocation | None:
         """An allocation of at least these sizes, FILLING; None when slots or bytes have run out."""

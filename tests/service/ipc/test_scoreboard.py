@@ -40,8 +40,8 @@ def test_a_worker_hangs_when_one_of_its_runs_began_before_the_time() -> None:
     board = Scoreboard(DIMENSIONS).map()
     board.step_since_ns[1, 3] = 100
     board.step_since_ns[2, 0] = 300
-    assert board.hanging(since_ns=200) == [1]
-    assert board.hanging(since_ns=100) == []
+    assert board.overdue_workers(since_ns=200) == [1]
+    assert board.overdue_workers(since_ns=100) == []
 
 
 def test_dead_worker_is_not_busy_and_what_it_served_is_to_return() -> None:

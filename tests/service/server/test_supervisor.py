@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -247,6 +248,9 @@ def test_dead_worker_is_started_again_under_a_new_number_and_every_api_server_he
 ) -> None:
     harness = open_harness().opened()
     (first,) = harness.started(Role.WORKER)
+    assert repr(harness.supervisor).startswith(
+        f"<Supervisor SERVING: worker 0 (pid {first.process.pid}), API server"
+    )
     harness.kill(Role.WORKER)
     harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
     assert harness.told(2) == {
@@ -456,7 +460,7 @@ def test_api_server_that_took_connections_is_started_again_after_the_short_pause
 def test_worker_that_hangs_is_ended_and_another_started(open_harness: Open) -> None:
     harness = open_harness().opened()
     harness.board.step_since_ns[0, 0] = time.monotonic_ns() - int(2e9 * RUN_LIMIT_S)
-    harness.report(ControlMessage.WORKER_HANGS, 0)
+    harness.report(ControlMessage.RUN_TIMEOUT, 0)
     harness.until(lambda: bool(harness.died))
     assert harness.processes[0].exitcode == -signal.SIGKILL
     harness.board.worker_died(0)
@@ -467,7 +471,7 @@ def test_report_of_a_hang_that_is_over_ends_nobody(open_harness: Open) -> None:
     harness = open_harness().opened()
     # The next run, or the next worker's; no stop of the machine makes this one a long one.
     harness.board.step_since_ns[0, 0] = time.monotonic_ns() + int(3600e9)
-    harness.report(ControlMessage.WORKER_HANGS, 0)
+    harness.report(ControlMessage.RUN_TIMEOUT, 0)
     harness.kill(Role.API_SERVER, 0)
     harness.until(lambda: bool(harness.died))  # the report has been read by then
     assert [child.role for child in harness.died] == [Role.API_SERVER]
@@ -734,5 +738,5 @@ def test_worker_that_loads_for_long_is_not_asked_and_not_ended(open_harness: Ope
 
 def test_model_whose_tickets_nobody_takes_gets_a_new_turn_to_read(open_harness: Open) -> None:
     harness = open_harness().opened()
-    harness.report(ControlMessage.MODEL_STALLS, 0)
+    harness.report(ControlMessage.QUEUE_STALLED, 0)
     harness.until(lambda: harness.turns == [0])

@@ -47,7 +47,7 @@ async def test_marking_is_a_step_that_the_board_shows_and_that_ends() -> None:
 
     def look(ticket: Ticket, now_ns: int, dropped: list[object]) -> bool:
         now_ns = time.monotonic_ns()
-        seen.append((rig.board.hanging(now_ns), rig.board.marking_since_ns[0, 0] > 0))
+        seen.append((rig.board.overdue_workers(now_ns), rig.board.marking_since_ns[0, 0] > 0))
         return mark(ticket, now_ns, dropped)  # type: ignore[arg-type]
 
     consumer._mark = look  # type: ignore[method-assign,assignment]
@@ -67,7 +67,7 @@ async def test_marking_nothing_leaves_the_instance_idle() -> None:
     assert consumer.mark(read(rig)) == []
     consumer.rest()
     assert rig.board.all_busy_since_ns() == [0, 0]
-    assert rig.board.hanging(time.monotonic_ns() + 1) == []
+    assert rig.board.overdue_workers(time.monotonic_ns() + 1) == []
 
 
 @on_loop

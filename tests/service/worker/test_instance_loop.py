@@ -120,11 +120,11 @@ async def test_worker_that_dies_between_two_batches_of_a_large_request_costs_it_
 async def test_instance_shows_every_step_of_its_work_so_that_one_that_is_stuck_is_found() -> None:
     rig = Rig(workers=1)
     seen: list[list[int]] = []
-    worker = rig.new_worker(on_run=lambda x: seen.append(rig.board.hanging(time.monotonic_ns() + 1)))
+    worker = rig.new_worker(on_run=lambda x: seen.append(rig.board.overdue_workers(time.monotonic_ns() + 1)))
     rig.ask(1.0)
     rig.work(worker)
     assert seen == [[0]]
-    assert rig.board.hanging(time.monotonic_ns() + 1) == []
+    assert rig.board.overdue_workers(time.monotonic_ns() + 1) == []
     assert rig.board.all_busy_since_ns() == [0]
 
 

@@ -102,6 +102,7 @@ def test_model_is_ready_when_its_instances_serve_and_not_when_it_is_loaded(rig: 
     version.load()
     (instance,) = version._loaded
     assert made.board.ready[1, 0] == 0
+    assert repr(version) == "<LoadedModel linear/1 in row 0.0 on cuda:0: 1 of 1 instances loaded>"
     seen: list[int] = []
     made.monkeypatch.setattr(instance, "serve", lambda: seen.append(made.board.ready[1, 0]))
     version.serve()

@@ -272,6 +272,7 @@ def test_no_process_is_started_before_there_is_work():
         async with open_codecs() as codecs:
             await asyncio.sleep(0)
             assert codecs.codecs.pid is None
+            assert repr(codecs.codecs) == "<CodecProcess None: idle, 0 waiting>"
 
     run(test)
 
