@@ -52,8 +52,9 @@ def faults(tree: ast.Module) -> list[str]:
 
 
 def test_every_module_logs_below_foldserve() -> None:
-    trees = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in MODULES}
-    assert {path: faults(tree) for path, tree in trees.items() if faults(tree)} == {}
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in MODULES}
+    trees = {path: ast.parse(text) for path, text in texts.items() if "logging" in text}
+    assert [(path, fault) for path, tree in trees.items() for fault in faults(tree)] == []
     assert sum(len(own_loggers(tree)) for tree in trees.values()) > 20  # there are some to look at
 
 
