@@ -51,9 +51,7 @@ def choose_devices(wanted: str, look: Callable[[], CudaState] | None = None) -> 
         )
     state = look()
     if not state.devices:
-        raise ConfigError(
-            f"device {wanted!r} cannot be used: {state.problem}; mend that, or use --device cpu"
-        )
+        raise ConfigError(f"device {wanted!r} cannot be used: {state.problem}; fix that, or use --device cpu")
     if match[1] is None:
         numbers: Sequence[int] = range(state.devices)
     else:
@@ -67,7 +65,7 @@ def choose_devices(wanted: str, look: Callable[[], CudaState] | None = None) -> 
     broken = [f"cuda:{number}: {state.broken[number]}" for number in numbers if number in state.broken]
     if broken:
         raise ConfigError(
-            f"device {wanted!r} cannot be used: {'; '.join(broken)}; mend that, name other GPUs, or use --device cpu"
+            f"device {wanted!r} cannot be used: {'; '.join(broken)}; fix that, name other GPUs, or use --device cpu"
         )
     return _cuda(state, numbers, "cuda, as asked")
 

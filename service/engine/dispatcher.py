@@ -270,7 +270,7 @@ class Dispatcher(ArenaMemory):
             )
             self.release(request)
             if error is None:
-                told = f"the answer could not be made; the server's log tells why, under error id {error_id}"
+                told = f"the answer could not be made; the server's log says why, under error id {error_id}"
                 with contextlib.suppress(Exception):
                     request.completed(Internal(told))
 

@@ -106,6 +106,6 @@ class ModelQueue:
 def unloaded(queue: ModelQueue) -> NotReady:
     """The error for a request whose model version was unloaded while its body came."""
     return NotReady(
-        f"model {queue.model!r} version {queue.version} was unloaded while this request came; GET /info tells what is "
+        f"model {queue.model!r} version {queue.version} was unloaded while this request came; GET /info lists what is "
         "served"
     )

@@ -109,7 +109,7 @@ class AsgiApp:
             context.error_code = Internal.code
             response = error_response(
                 Internal(
-                    f"the server failed on this request; its log tells why, under id {context.request_id}"
+                    f"the server failed on this request; its log says why, under id {context.request_id}"
                 )
             )
         if exchange is not None:  # it sends, counts and tells itself
@@ -133,7 +133,7 @@ class AsgiApp:
             raise Draining("the server is shutting down; send requests to another one")
         waiting = [model.name for model in self.status.models().values() if not model.ready]
         broken = list(self.status.broken())
-        told = f"cannot be served: {', '.join(broken[:20])}; GET /info tells why" if broken else ""
+        told = f"cannot be served: {', '.join(broken[:20])}; GET /info says why" if broken else ""
         if waiting or not broken:
             told = f"waiting for {', '.join(waiting[:20]) or 'the workers'}; try again shortly{'; ' * bool(told)}{told}"
         raise NotReady(f"not ready: {told}")

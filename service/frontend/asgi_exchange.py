@@ -13,7 +13,7 @@ from foldserve.service.inference.server_context import ServerContext
 
 
 class AsgiExchange:
-    """One request. Implements Responder. context: its head as ASGI told it."""
+    """One request. Implements Responder. context: its head, from the ASGI scope."""
 
     def __init__(
         self, server: ServerContext, head: RequestHead, context: RequestContext, channel: Channel
@@ -84,8 +84,8 @@ class AsgiExchange:
         elif len(chunk) > request.missing or (not more and len(chunk) < request.missing):
             request.refuse(
                 BadRequest(
-                    f"the body has not the {self._head.length} bytes that Content-Length says; send a body of that "
-                    "length"
+                    f"the body does not have the {self._head.length} bytes that Content-Length says; send a body of "
+                    "that length"
                 )
             )
         else:

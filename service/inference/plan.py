@@ -88,8 +88,8 @@ class Target:
 class RequestHead:
     """What the head of a request says.
 
-    length: of the body; partial_body.UNKNOWN where only its end tells. request_id, timeout_ms: as the client gave them;
-    empty when it did not, or gave an id that is none.
+    length: of the body; partial_body.UNKNOWN where only its end shows it. request_id, timeout_ms: as the client gave
+    them; empty when it did not, or gave an invalid id.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class ReceivingRequest(PendingRequest):
             self.refuse(self.fault())
 
     def begin(self) -> None:
-        """Refuse at once what cannot be served now. Nothing is set aside for a body of which nothing has come."""
+        """Refuse at once what cannot be served now. Nothing is allocated for a body of which nothing has come."""
         head, dispatcher, queue = self.head, self.server.dispatcher, self.queue
         try:
             if head.timeout_ms:
@@ -201,7 +201,7 @@ class ReceivingRequest(PendingRequest):
         return BodyTooLarge.than(limit.nbytes, limit.setting)
 
     def _on_evicted(self) -> None:
-        """The bodies that are being received have no room left, and this one is to give way."""
+        """The body was evicted, because the budget of bodies is full."""
         self.refuse(self.server.bodies.budget.evicted())
 
     def end_waiting(self) -> None:

@@ -302,7 +302,7 @@ class InferenceRequest(ReceivingRequest):
     # -- what goes wrong
 
     def _client_error(self, error: Exception | None) -> ServiceError:
-        """What the client is told when the codec process has failed."""
+        """The error for the client when the codec process has failed."""
         if isinstance(error, ServiceError):
             return error
         _log.error("request %s failed: %s", self.request_id, error, extra=with_id(self.request_id))
@@ -318,4 +318,4 @@ class InferenceRequest(ReceivingRequest):
         return self._internal_error()
 
     def _internal_error(self) -> Internal:
-        return Internal(f"the server failed on this request; its log tells why, under id {self.request_id}")
+        return Internal(f"the server failed on this request; its log says why, under id {self.request_id}")

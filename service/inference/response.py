@@ -52,12 +52,12 @@ def json_response(value: Any, status: int = 200, headers: Headers = ()) -> Respo
 
 
 def error_body(error: ServiceError) -> Encoded:
-    """The body that tells the client of error, where no protocol has a shape of its own."""
+    """The body of an error response, where no protocol has its own format."""
     return Encoded(JSON, orjson.dumps({"error": str(error), "code": error.code}))
 
 
 def error_response(error: ServiceError, told: Encoded | None = None) -> Response:
-    """The response that tells the client of error. told: its body in the protocol's own shape."""
+    """The response for an error. told: its body in the protocol's own format."""
     body = error_body(error) if told is None else told
     headers = (*body.headers, *error.headers().items())
     return Response(error.status, body.body, body.media_type, headers, isinstance(error, BodyTooLarge))

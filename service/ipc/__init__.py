@@ -5,7 +5,7 @@
     ticket_queue.py  one model's queue: a pipe of tickets, and the turn to read them
     model_table.py   which model versions the server holds, in which rows of everything that there is for each
     scoreboard.py    a few numbers that every process reads: draining, rows queued, who is busy since when
-    run_time.py      what a batch takes, as a worker tells it and an API server forecasts by it
+    run_time.py      what a batch takes, which workers measure and API servers forecast by
     control.py       what the supervisor and its children say to each other
     fence.py         when a dead API server's arena is at rest
     handles.py       file descriptors that travel into a worker when it is spawned

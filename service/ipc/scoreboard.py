@@ -101,9 +101,9 @@ class MappedScoreboard:
     alive_ns: [worker, then API server] CLOCK_MONOTONIC when it last answered the supervisor's question (it).
     run_fixed_ns, run_row_ns: [worker, model] what a batch takes, and each of its rows (that worker's instances, and the
         supervisor, once the worker is dead); see run_time.py. run_measured_ns: CLOCK_MONOTONIC of the last measurement.
-    batch_limit_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
-        instances' (that worker); 0 while no more than max_batch_size bounds them (that worker, and the supervisor,
-        once the worker is dead).
+    batch_limit_rows: [worker, model] rows that a run may have where its device did not have memory for more, the lowest
+        of its instances' (that worker); 0 while only max_batch_size bounds them (that worker, and the supervisor, once
+        the worker is dead).
     let_go: [worker, then API server; model] 1 + the generation of the row's last version that it has no part in any
         more, or never had (it).
     """
@@ -196,7 +196,7 @@ class MappedScoreboard:
         return self.run_fixed_ns[worker, model], self.run_row_ns[worker, model]
 
     def write_run_time(self, worker: int, model: int, run_time: tuple[int, int], measured_ns: int) -> None:
-        """Tell everybody. The two cells are not written at once: a reader may see a new one with an old one, which both
+        """Publish it. The two cells are not written together: a reader may see a new one with an old one, which both
         were good forecasts."""
         self.run_fixed_ns[worker, model], self.run_row_ns[worker, model] = run_time
         self.run_measured_ns[worker, model] = measured_ns

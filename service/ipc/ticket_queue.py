@@ -66,7 +66,7 @@ class TicketQueue:
         """Replace the turn, in whose hands it may be: they may be dead or stopped. For the supervisor.
 
         A turn that waits in its pipe is in nobody's hands. Replaced while nobody comes to read, again and again, turns
-        would fill the pipe, and the one that is valid be the one that found no room.
+        would fill the pipe, and the valid one could be the one that did not fit.
         """
         if _waits(self.turn_reader.fd):
             return

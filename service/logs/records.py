@@ -3,7 +3,7 @@
     record -> limits.py: may this place write again? -> Lines: nothing raw from clients -> Outlet: one write
 
 Stdout and stderr are files, or pipes that never block (pipes.py). A line is one write of at most
-LINE_BYTES, which such a pipe takes whole or not at all: a line that finds no room is dropped and counted, and nobody
+LINE_BYTES, which such a pipe takes whole or not at all: a line that does not fit is dropped and counted, and nobody
 waits for whoever reads the log. What is written here stands even if the process ends at once.
 """
 

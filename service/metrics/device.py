@@ -61,7 +61,7 @@ class DeviceMetrics:
             self._reading = self._thread.submit(self._read)
 
     def families(self) -> Iterable[Family]:
-        """The families of those devices that the driver tells of now. Raises nothing; returns within WAIT_S or so."""
+        """The families of those devices that the driver reports now. Raises nothing; returns within WAIT_S or so."""
         if not self._uuids:
             return []
         uses = self._latest()
@@ -117,13 +117,13 @@ class DeviceMetrics:
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         except Exception as error:
-            self._tell(f"NVML does not tell the memory of {device}", error)
+            self._tell(f"NVML does not report the memory of {device}", error)
             return None
         utilization = None
         try:
             utilization = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
         except Exception as error:
-            self._tell(f"NVML does not tell the utilisation of {device}", error)
+            self._tell(f"NVML does not report the utilisation of {device}", error)
         return DeviceUse(memory.used, memory.total, utilization)
 
     def _tell(self, what: str, error: Exception | None = None) -> None:

@@ -66,7 +66,7 @@ class Exposition:
         Args:
             metrics: attached to the server's rows.
             models: whose metrics there are, and what they are called.
-            snapshot: tells what is waiting, in flight, ready and below its batch limit now.
+            snapshot: returns what is waiting, in flight, ready and below its batch limit now.
             supervisor_pid: the process whose descendants make up the server.
             devices: what is known of the devices now (device.py).
         """

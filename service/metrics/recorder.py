@@ -193,7 +193,7 @@ class Metrics:
             self._row.add(self._cell(RETRIED, model_row), requests)
 
     def load_seconds(self, model_row: int) -> float:
-        """What model_loaded was last told, by the slowest worker."""
+        """What model_loaded was last given, by the slowest worker."""
         return float(self.store.totals()[self._cell(MODEL_LOAD, model_row)])
 
     # Called by the supervising process -------------------------------------------------------------------

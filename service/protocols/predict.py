@@ -170,7 +170,7 @@ def only_model(names: Iterable[str], broken: Iterable[str]) -> bool:
 
 
 def _cannot_be_served(what: str) -> NotReady:
-    return NotReady(f"{what} cannot be served; GET /info tells why, and who runs the server can mend it")
+    return NotReady(f"{what} cannot be served; GET /info says why, and the operator of the server can fix it")
 
 
 def _one_version(in_path: str | None, in_query: str | None) -> str | None:
@@ -184,7 +184,7 @@ def _one_version(in_path: str | None, in_query: str | None) -> str | None:
 def _refuse_encoding(content_encoding: str | None) -> None:
     if content_encoding is not None and content_encoding.strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType(
-            f"Content-Encoding {content_encoding[:50]!r} is not read here; send the body uncompressed"
+            f"Content-Encoding {content_encoding[:50]!r} is not supported; send the body uncompressed"
         )
 
 

@@ -46,5 +46,5 @@ def _check_room(layout: TensorLayout, arena_bytes: int) -> None:
         raise ValueError(
             f"one row of its inputs takes {inputs} bytes and its answer {outputs}, and an API server has "
             f"{arena_bytes}; expected room for a row (a request, where the model counts no rows): set a larger "
-            "--arena-bytes, or mend the signature"
+            "--arena-bytes, or fix the signature"
         )

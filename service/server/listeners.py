@@ -1,8 +1,8 @@
 """How listening sockets end, so that no connection is taken that nobody will answer.
 
 A connection that the kernel has taken and no process has accepted is reset when the last descriptor of its socket is
-closed. So first the kernel is told to take no more, then what it has taken is accepted, then the socket is closed. Who
-connects in between is sent nothing: his system tries again, and is refused.
+closed. So first the kernel is made to drop what is new, then what it has queued is accepted, then the socket is
+closed. A client that connects in between is sent nothing: its system tries again, and is refused.
 """
 
 import ctypes

@@ -173,7 +173,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         plan: what every worker is given.
         devices: one per worker.
         make_api_server: makes the parts of an API server in its own process, on its event loop.
-        drain_s: how long an API server may take to finish its requests once it is told to stop.
+        drain_s: how long an API server may take to finish its requests once it has to stop.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         api_servers: int,
         on_loaded: Callable[[], bool],
     ) -> int:
-        """Serve on bound sockets until the supervisor is told to end.
+        """Serve on bound sockets until the supervisor has to end.
 
         Args:
             on_loaded: called when every worker has loaded its models or given up; False ends the server.

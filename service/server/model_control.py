@@ -7,7 +7,7 @@
     look      DRAINING  -> UNLOADING    every API server has answered what it had
               UNLOADING -> EMPTY        every worker has ended its instances
 
-Decides and writes; whom it concerns is told by the supervisor. Processes that are being started again hold nothing.
+Decides and writes; the supervisor informs the processes. Processes that are being started again hold nothing.
 """
 
 from collections.abc import Collection

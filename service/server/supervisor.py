@@ -1,7 +1,7 @@
 """Keeps the server's processes alive, and ends them in order. Runs in the parent process; owns its children.
 
     STARTING   workers load their models; the first that has serves
-    SERVING    a process that dies is started again, and every API server is told what died
+    SERVING    a process that dies is started again, and every API server is informed
     GRACE      a signal came: readiness is off, everything is still served, so that load balancers can leave; each
                answer says that its connection closes
     CLOSING    nothing listens any more; API servers finish what they have; workers serve them to the end
@@ -57,7 +57,7 @@ class Supervisor:
         models: the model table's hand: what is loaded, and what is unloaded.
         reports: the reading end of the pipe in which children write messages (ipc/control.py).
         stop: readable, and counting, when a signal came.
-        fence: called when an API server has died; what it returns tells whether its place may be filled again, for
+        fence: called when an API server has died; what it returns says whether another may be started at its index, for
             no worker can touch its arena any more.
         on_child_exit: called for each child that ended on its own.
         on_load_failed: see Children.

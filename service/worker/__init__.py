@@ -11,5 +11,5 @@ batcher.py        the next batch: which of the tickets that wait go together
 turn.py           whose turn it is to read the queue
 dequeue.py        which tickets become this instance's: their slots are marked, late ones dropped; the way back
 batches/          one batch: gathered, run, scattered
-times.py          what the batches take, told to everybody
+times.py          what the batches take, published on the scoreboard
 """

@@ -2,7 +2,7 @@
 
 An instance takes what makes its next batch and no more: what it has read beside that goes on with the turn, in its
 order, to whichever instance is free first. Rows are counted, not requests; requests whose dynamic dims differ never
-meet in one batch; the oldest request is always in it, so that none is passed over for ever.
+meet in one batch; the oldest request is always in it, so that none is skipped for ever.
 """
 
 import time

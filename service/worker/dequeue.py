@@ -74,7 +74,7 @@ class WorkerMemory:
 
 
 class Timing(NamedTuple):
-    """What a batch tells each of its requests: rows without padding, CLOCK_MONOTONIC, seconds."""
+    """What each request learns of its batch: rows without padding, CLOCK_MONOTONIC, seconds."""
 
     batch_rows: int = 0
     taken_ns: int = 0

@@ -81,7 +81,8 @@ def end_without_device(device: str, error: DeviceLost) -> NoReturn:
 def end_without_room(device: str, model: tuple[str, str], error: InsufficientMemory) -> NoReturn:
     """End, to be started again: the worker before had this model, so another user of the device may just have it."""
     _log.error(
-        "model %s version %s was served on %s, which has no room for it now: %s; this worker ends and is started again",
+        "model %s version %s was served on %s, which does not have enough memory for it now: %s; this worker "
+        "ends and is started again",
         *(*model, device, error),
     )
     os._exit(_NO_ROOM)

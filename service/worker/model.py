@@ -85,7 +85,7 @@ class LoadedModel:
         )
 
     def load(self) -> None:
-        """Load every instance, one after the other; none when one fails, and the board tells the reason."""
+        """Load every instance, one after the other; none when one fails; the scoreboard has the reason."""
         worker = self._worker
         started_s = time.monotonic()
         instances: list[Instance] = []
@@ -109,7 +109,7 @@ class LoadedModel:
                 *(*self._name, error_id),
                 extra=ALWAYS,
             )
-            problem = f"loading failed unexpectedly; the server's log tells why, under error id {error_id}"
+            problem = f"loading failed unexpectedly; the server's log says why, under error id {error_id}"
         if problem:
             drop(instances)
             gc.collect()  # an error holds its frames, and they a session's memory, which the next model may need

@@ -122,7 +122,7 @@ class WorkerModels:
 
 
 class _Reported:
-    """A model whose loading is told to the supervisor when it is over."""
+    """A model that reports to the supervisor when its loading has ended."""
 
     def __init__(self, model: LoadedModel, report: Callable[[int], None]) -> None:
         self._model = model

@@ -254,7 +254,7 @@ def test_cores_are_counted_by_process_over_its_threads() -> None:
     assert served.used_cores(before, after, 2.0) == {1: 0.75, 2: 0.0, 3: 2.0}
 
 
-def test_without_a_gpu_the_command_ends_with_2_and_the_mend(
+def test_without_a_gpu_the_command_ends_with_2_and_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from foldserve.service.backends import devices
@@ -263,7 +263,7 @@ def test_without_a_gpu_the_command_ends_with_2_and_the_mend(
     monkeypatch.setattr(devices, "cuda_state", lambda: CudaState(0, "there is no NVIDIA driver"))
     assert gpu.main(["--out", str(tmp_path / "out"), "--repository", str(tmp_path / "all")]) == 2
     told = capsys.readouterr()
-    assert "there is no NVIDIA driver; mend that, or use --device cpu" in told.err
+    assert "there is no NVIDIA driver; fix that, or use --device cpu" in told.err
     assert told.out == ""
     assert not (tmp_path / "out").exists()
 

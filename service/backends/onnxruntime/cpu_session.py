@@ -105,7 +105,7 @@ def _load_on(
             made = OnnxCudaSession(session, signature, target, stream, rows)
         except OutOfMemory as error:
             raise InsufficientMemory(
-                f"{path}: there is no room on {where} for a batch of {rows} rows; "
+                f"{path}: there is not enough memory on {where} for a batch of {rows} rows; "
                 "lower max_batch_size in config.yaml, or serve fewer models on the device",
                 error,
             ) from error

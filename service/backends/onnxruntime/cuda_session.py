@@ -153,7 +153,7 @@ class OnnxCudaSession:
         if unknown := [name for name, place in places.items() if place == "unknown"]:
             # Bound in the wrong place, an input would be copied once, when it is bound, and never again.
             self._rows = 0
-            self.no_graphs = f"onnxruntime does not tell where it keeps {', '.join(unknown)}"
+            self.no_graphs = f"onnxruntime does not say where it keeps {', '.join(unknown)}"
             return
         on_host = [name for name, place in places.items() if place == "host"]
         if on_host:

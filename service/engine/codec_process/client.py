@@ -204,7 +204,7 @@ class CodecProcess:
                     self._free(job)
                     job.finish(
                         NotReady(
-                            "what reads large bodies cannot be started at this moment; try again shortly"
+                            "the process that reads large bodies cannot be started at this moment; try again shortly"
                         )
                     )
                     continue
@@ -239,7 +239,7 @@ class CodecProcess:
         elif message_type == MessageType.REFUSED:
             self._end(job, orders.refused(*values))
         else:
-            self._end(job, CodecsFailed("the codec process failed on it; its log line tells why"))
+            self._end(job, CodecsFailed("the codec process failed on it; its log says why"))
 
     def _give_memory(self, job: Job, channel: socket.socket) -> None:
         error: ServiceError | None = None

@@ -55,7 +55,7 @@ def _answer(channel: socket.socket, packet: bytes, runner: CodecRunner) -> bool:
         channel.send(orders.refusal(error))
         return True
     except Exception:
-        _log.exception("a body or an answer could not be worked on")
+        _log.exception("a body or an answer could not be processed")
         channel.send(orders.pack(MessageType.BROKEN))
         return True
     sized = result.sized

@@ -68,4 +68,4 @@ class Job:
                 then(error)
             except Exception:
                 # The jobs that wait must not be lost with it.
-                _log.exception("request %s could not go on", self.request.request_id)
+                _log.exception("request %s could not be continued", self.request.request_id)

@@ -42,7 +42,7 @@ class MessageType(StrEnum):
     SIZED = "sized"
     REFUSED = "refused"
     BROKEN = "broken"
-    """An error that is no ServiceError; the process has logged it."""
+    """An error that is not a ServiceError; the process has logged it."""
     DONE = "done"
 
 
@@ -93,7 +93,7 @@ def render_order(
 
 
 def refusal(error: ServiceError) -> bytes:
-    """The message that the client is to be told this."""
+    """The message that the request is refused with this error."""
     return pack(MessageType.REFUSED, type(error).__name__, str(error))
 
 

@@ -189,19 +189,19 @@ class Acceptor:
         except OSError as error:  # it has gone already
             connection.close()
             failed()
-            _log.debug("a connection was lost while it was taken: %s", error)
+            _log.debug("a connection was lost while it was accepted: %s", error)
 
     # -- when there is no room
 
     def _failed(self, error: OSError) -> None:
         self._refused(FAILED)
-        self._tell(FAILED, f"a connection cannot be taken: {error.strerror}; it waits")
+        self._tell(FAILED, f"a connection cannot be accepted: {error.strerror}; it waits")
         if self._listeners:
             self._stand_back(_PAUSE_S)
 
     def _sent_away(self) -> None:
         self._refused(CROWDED)
-        self._tell(CROWDED, "what comes beyond them is answered 503")
+        self._tell(CROWDED, "further connections are answered 503")
 
     def _tell(self, what: str, text: str) -> None:
         now_s = time.monotonic()

@@ -24,7 +24,7 @@ _LEAST_SPARE: Final = 8
 _SEARCHED: Final = 4096
 """Descriptors are given from below: none of ours is beyond."""
 _OF_A_CHILD: Final = 2
-"""In the parent: its lifeline, and what tells of its end. An API server inherits those of the others."""
+"""In the parent: its lifeline, and what signals its end. An API server inherits those of the others."""
 _OF_AN_API_SERVER: Final = 16
 """Its event loop, and its mappings beside those of the arenas."""
 
@@ -33,7 +33,7 @@ MEND: Final = "raise the limit on open files (ulimit -n, LimitNOFILE= of systemd
 
 @dataclass(frozen=True)
 class Room:
-    """connections: those that a process can hold. guests: those beyond, that are told so."""
+    """connections: those that a process can hold. guests: those beyond, which get 503."""
 
     connections: int
     guests: int
@@ -104,7 +104,7 @@ def enough(what: str) -> Iterator[None]:
         elif error.errno == errno.EFBIG:
             text = f"the limit on file sizes is too low for the shared memory of {what}; lift it (ulimit -f unlimited)"
         elif error.errno == errno.ENOMEM:
-            text = f"there is no memory for {what}; lower --arena-bytes, --max-in-flight or --api-servers"
+            text = f"no memory available for {what}; lower --arena-bytes, --max-in-flight or --api-servers"
         else:
             raise
         raise ConfigError(text) from error

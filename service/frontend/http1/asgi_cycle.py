@@ -1,7 +1,7 @@
 """A request that goes through ASGI: uvicorn's cycle, with what it lacks.
 
-A body that cannot be read to its end is told to the application as the error that it is, and not as a client that
-left; a client of HTTP/1.0 is told that its connection is kept; who is refused for want of room is paced as on the
+A body that cannot be read to its end is passed to the application as the error that it is, and not as a client that
+left; a client of HTTP/1.0 is told that its connection is kept; a client refused with 429 is throttled as on the
 fast path.
 """
 

@@ -181,7 +181,7 @@ class Http1Exchange:
         )
 
     def _refusal(self, request: InferenceRequest, response: Response) -> bytes:
-        """The response that tells of an error."""
+        """The response for an error."""
         full = response.status == _QUEUE_FULL and not request.missing
         if (full and self._connection.refused()) or self._http.draining[0]:
             self._close_if_last()

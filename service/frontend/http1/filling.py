@@ -14,7 +14,7 @@ from foldserve.service.frontend.http1.exchange import Http1Exchange
 FILLING_BYTES: Final = 32_768
 """Of a smaller rest the copy costs less than the change of protocols."""
 _READ_BYTES: Final = 262_144
-"""Read at once at most, as asyncio does: other connections wait that long."""
+"""Read in one call at most, as asyncio does: other connections wait that long."""
 
 
 class Filled(Protocol):

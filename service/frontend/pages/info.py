@@ -113,10 +113,10 @@ def _inference_operation() -> dict[str, Any]:
         "parameters": [
             parameter("version", "query", "The version to run; the default one otherwise"),
             parameter("output", "query", "Answer with this output only"),
-            parameter("X-Request-Id", "header", "Comes back in the answer and stands in the log"),
+            parameter("X-Request-Id", "header", "Returned in the response and written to the log"),
             parameter("X-Timeout-Ms", "header", "The time that the whole request may take, in milliseconds"),
             parameter(
-                "X-Tensor-Shape", "header", "The shape of a raw body, when its size does not settle it"
+                "X-Tensor-Shape", "header", "The shape of a raw body, when its size does not determine it"
             ),
         ],
         "requestBody": {"required": True, "content": bodies("Inputs")},
@@ -130,7 +130,7 @@ _TEXT: Final = {"type": "string"}
 _COMPONENTS: Final[dict[str, Any]] = {
     "responses": {
         "Error": {
-            "description": "Every answer that is no success",
+            "description": "Every response that is an error",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
         }
     },

@@ -1,9 +1,9 @@
 """One batch: gather the requests' rows, run the model, scatter the outputs back into the requests' slots.
 
 Numbers only move here; which requests make a batch is batcher.py's, and when the next part of a large request is run,
-instance_loop.py's. A batch for which the device has no room is run in smaller pieces, and later ones are no larger
-(oom_backoff.py). When a run raises anything else, the batch is halved and its halves are run, until only the request
-that the model cannot take fails. A lost device fails nobody: DeviceLost goes through to main.py, which ends the worker.
+instance_loop.py's. A batch for which the device does not have memory is run in smaller pieces, and later ones are
+no larger (oom_backoff.py). When a run raises anything else, the batch is halved and its halves are run, until only the
+request that the model cannot take fails. A lost device fails nobody: DeviceLost goes through to main.py, which ends the worker.
 """
 
 import logging
@@ -36,7 +36,7 @@ _TEXT_BYTES: Final = 1000
 class BatchRunner:
     """Runs the batches of one instance. Used by its thread alone.
 
-    max_batch_size: rows that the next batch may have; lower than at first while the device has no room for more.
+    max_batch_size: rows that the next batch may have; lowered while the device does not have memory for more.
     gather_ns: what putting a batch together takes, a moving average.
 
     Args:
@@ -168,7 +168,7 @@ class BatchRunner:
     def _run(self, tickets: Sequence[Ticket], inputs: Arrays, rows: int) -> list[np.ndarray]:
         """The outputs of the batch, padding cut off; above the batch limit it is run in pieces and rejoined.
 
-        Raises: OutOfMemory when the smallest piece has no room; whatever the model raises.
+        Raises: OutOfMemory when there is no memory for the smallest piece; whatever the model raises.
         """
         limit = self._limit(tickets[0].dims) if self._batch_limits.lowered else self.max_batch_size
         if rows <= limit:
@@ -235,13 +235,13 @@ class BatchRunner:
         """What the client reads: a text of ours. Those of runtimes hold the model's source, node names and paths."""
         if isinstance(error, OutOfMemory):
             return (
-                f"{self._device} is out of memory: it has no room for this request, not even in pieces of "
+                f"{self._device} is out of memory: there is not enough for this request, not even in pieces of "
                 f"{self.bucket(1)} row(s); send it again later, or smaller rows where they may be of any size"
             )
         if isinstance(error, WrongOutput):
             return f"the model failed on this request: {error}"
         return (
-            "the model failed on this request; check whether the model can take such values: the server's log tells "
+            "the model failed on this request; check whether the model can take such values: the server's log says "
             f"why it failed, under error id {error_id}"
         )
 
@@ -254,7 +254,7 @@ class BatchRunner:
         return limit
 
     def _lower_batch_limit(self, tickets: Sequence[Ticket], at: int, rows: int, error: OutOfMemory) -> int:
-        """The device had no room for `rows` of the batch's rows from `at` on. Returns: how many are tried next.
+        """The device did not have memory for `rows` of the batch's rows from `at` on. Returns: how many are tried next.
 
         Raises: the error, when there is no smaller piece.
         """
@@ -265,8 +265,8 @@ class BatchRunner:
         self._publish_batch_limit()
         self._retried(overlapping(tickets, at, at + rows))
         _log.warning(
-            "model %s: %s has no room for a batch of %d rows (%s); they are run again in batches of %d at most, and so "
-            "are others; if it stays so, set a smaller max_batch_size, fewer instances or a larger "
+            "model %s: %s does not have enough memory for a batch of %d rows (%s); they are run again in batches of "
+            "%d at most, and so are others; if it stays so, set a smaller max_batch_size, fewer instances or a larger "
             "session.memory_limit_bytes in config.yaml, or serve fewer models on the device",
             *(self._model, self._device, size, error, limit),
         )

@@ -60,7 +60,8 @@ def copy_piece(
         if part.shape[1:] != together.shape[1:]:
             raise WrongOutput(
                 f"output {spec.name!r} has rows of {list(part.shape[1:])} in one piece of the request and of "
-                f"{list(together.shape[1:])} in another: they make no answer together; send fewer rows at once"
+                f"{list(together.shape[1:])} in another: they cannot be joined; send fewer rows in a single "
+                "request"
             )
         together[at : at + len(part)] = part
 

@@ -101,7 +101,7 @@ def test_auto_leaves_out_a_gpu_that_does_not_work_and_says_so() -> None:
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0,1"])
 def test_gpu_that_is_asked_for_and_does_not_work_is_an_error(wanted: str) -> None:
-    with pytest.raises(ConfigError, match="cuda:1: a first run on the GPU failed: so; mend that, name other"):
+    with pytest.raises(ConfigError, match="cuda:1: a first run on the GPU failed: so; fix that, name other"):
         choose_devices(wanted, lambda: PARTLY)
 
 
@@ -189,5 +189,5 @@ for path in sorted(Path(".").iterdir(), key=os.fsencode):
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         "'mod\\xe8le'",
-        "b'mod\\xe8le' is no path in UTF-8, which the runtime needs; rename the folder",
+        "b'mod\\xe8le' is not a path in UTF-8, which the runtime needs; rename the folder",
     ]

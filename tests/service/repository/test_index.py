@@ -105,7 +105,7 @@ NO_MODELS = [
 
 @pytest.mark.parametrize("folder", NO_MODELS)
 @pytest.mark.parametrize("with_a_file", [False, True])
-def test_folders_that_are_no_model_are_passed_over_with_a_line_in_the_log(
+def test_folders_that_are_no_model_are_skipped_with_a_line_in_the_log(
     repository: Path, caplog: pytest.LogCaptureFixture, folder: str, with_a_file: bool
 ) -> None:
     (repository / folder).mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_folders_that_are_no_model_are_passed_over_with_a_line_in_the_log(
     assert [entry.name for entry in found.entries] == ["linear", "other"]
     assert [artifact.version for artifact in found.entries[0].artifacts] == ["10"]
     assert found.broken == ()
-    assert ("passed over" in caplog.text) == (".hidden" not in folder)
+    assert ("is skipped" in caplog.text) == (".hidden" not in folder)
 
 
 def test_stray_files_and_broken_links_are_passed_over(repository: Path) -> None:

@@ -61,7 +61,7 @@ def test_model_table_has_room_for_some_models_more_or_for_as_many_as_are_asked_f
     assert model_rows(replace(settings, max_models=5), 3) == 5
 
 
-def test_too_few_rows_for_the_repository_are_refused_with_both_numbers_and_the_mend(
+def test_too_few_rows_for_the_repository_are_refused_with_both_numbers_and_the_fix(
     settings: ServeSettings, stop: StopSignals
 ) -> None:
     save_linear(settings.repository / "other" / "1" / "model.onnx")
@@ -89,7 +89,7 @@ def test_nothing_is_said_when_the_limits_are_wide_enough(
     assert warnings(settings, settings.max_in_flight, None, caplog) == ""
 
 
-def test_too_few_descriptors_for_max_in_flight_are_told_with_both_numbers_and_the_mend(
+def test_too_few_descriptors_for_max_in_flight_are_told_with_both_numbers_and_the_fix(
     settings: ServeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = warnings(settings, 900, None, caplog)

@@ -135,7 +135,7 @@ def test_session_is_asked_for_memory_for_the_largest_batch(
     ("error", "note"),
     [
         (LoadError("no room for the smallest batch"), "no room for the smallest batch"),
-        (ValueError("odd"), "loading failed unexpectedly; the server's log tells why, under error id "),
+        (ValueError("odd"), "loading failed unexpectedly; the server's log says why, under error id "),
     ],
 )
 def test_model_of_which_one_instance_cannot_load_is_not_served_and_the_others_are_dropped(

@@ -58,7 +58,7 @@ def refusal(method: bytes, version: str, protocol: bytes, headers: RawHeaders) -
         )
     if method == b"CONNECT":
         return BadRequest(
-            "CONNECT asks for a tunnel, and this server is no proxy; ask for a path, as in POST /predict"
+            "CONNECT asks for a tunnel, and this server is not a proxy; ask for a path, as in POST /predict"
         )
     if len(headers) > MOST_HEADERS:
         return too_many_headers()

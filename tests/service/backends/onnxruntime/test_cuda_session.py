@@ -174,7 +174,7 @@ def test_tensors_whose_place_is_unknown_are_not_bound(
     monkeypatch.setattr(cuda_session, "tensor_places", lambda session: {"x": "device", "y": "unknown"})
     session = make(opened(path), path, cuda)
     assert session.host_buffers(1) is None
-    assert session.no_graphs == "onnxruntime does not tell where it keeps y"
+    assert session.no_graphs == "onnxruntime does not say where it keeps y"
     np.testing.assert_allclose(session.run({"x": rows_of(2)})["y"], rows_of(2) @ WEIGHT, rtol=1e-5)
 
 

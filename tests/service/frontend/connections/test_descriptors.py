@@ -51,7 +51,7 @@ def test_some_descriptors_are_kept_for_guests_and_for_moments(free: int, made: R
     assert room(free) == made
 
 
-def test_too_few_for_what_is_made_are_told_with_the_limit_and_the_mend() -> None:
+def test_too_few_for_what_is_made_are_told_with_the_limit_and_the_fix() -> None:
     code = """
 try:
     with descriptors.enough("3 models"):

@@ -132,7 +132,7 @@ async def test_each_lowering_is_one_warning_that_names_model_device_rows_and_men
         rig.work(worker)
     (record,) = caplog.records
     text = record.getMessage()
-    assert "model m0: cuda:0 has no room for a batch of 8 rows (no room for 8 rows)" in text
+    assert "model m0: cuda:0 does not have enough memory for a batch of 8 rows (no room for 8 rows)" in text
     assert "batches of 4 at most" in text
     assert "max_batch_size" in text
     assert "fewer instances" in text
