@@ -26,13 +26,16 @@ _SMALL_BYTES = 4096
 # Length-delimited fields of onnx.proto: ModelProto.graph and GraphProto.initializer.
 _GRAPH = 7
 _INITIALIZER = 5
+# TensorProto.raw_data; and the same as a name.
+_NUMBERS = 9
+_NUMBERS_NAME = "raw_data"
 
 
 def check_onnx(model: onnx.ModelProto) -> None:
     """onnx.checker's full check of all but the numbers of large weights. Raises: what the checker raises."""
     skeleton = without_weights(model)
     for weight in model.graph.initializer:
-        if weight.ByteSize() <= _SMALL_BYTES:
+        if len(weight.raw_data) <= _SMALL_BYTES and weight.ByteSize() <= _SMALL_BYTES:
             skeleton.graph.initializer.append(weight)
         else:
             skeleton.graph.input.append(
@@ -43,7 +46,7 @@ def check_onnx(model: onnx.ModelProto) -> None:
 
 def fits_one_message(model: onnx.ModelProto) -> bool:
     """Whether model may be one message, weights inside."""
-    size = sum(int(weight.ByteSize()) for weight in model.graph.initializer)
+    size = sum(len(weight.raw_data) or int(weight.ByteSize()) for weight in model.graph.initializer)
     return size <= LARGEST_MESSAGE_BYTES
 
 
@@ -82,12 +85,26 @@ def _write_message(model: onnx.ModelProto, weights: Sequence[onnx.TensorProto], 
     graph = outside.graph.SerializeToString(deterministic=True)
     outside.ClearField("graph")
     file.write(outside.SerializeToString(deterministic=True))
-    sizes = [weight.ByteSize() for weight in weights]
+    heads = [_head_of_weight(weight) for weight in weights]
+    sizes = [len(head) + len(weight.raw_data) for head, weight in zip(heads, weights, strict=True)]
     length = len(graph) + sum(len(_head(_INITIALIZER, size)) + size for size in sizes)
     file.write(_head(_GRAPH, length) + graph)
-    for weight, size in zip(weights, sizes, strict=True):
-        file.write(_head(_INITIALIZER, size))
-        file.write(weight.SerializeToString(deterministic=True))
+    for head, size, weight in zip(heads, sizes, weights, strict=True):
+        file.write(_head(_INITIALIZER, size) + head)
+        file.write(weight.raw_data)
+
+
+def _head_of_weight(weight: onnx.TensorProto) -> bytes:
+    """The message of weight but for its raw bytes, which follow as the last of its fields.
+
+    Not by the library: it makes the whole message, numbers and all, to tell how long it is.
+    """
+    head = onnx.TensorProto()
+    for field, value in _set_fields(weight):
+        if field != _NUMBERS_NAME:
+            _set(head, field, value)
+    message: bytes = head.SerializeToString(deterministic=True)
+    return message + _head(_NUMBERS, len(weight.raw_data)) if weight.HasField(_NUMBERS_NAME) else message
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -102,12 +119,14 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
-def _set_fields(message: onnx.ModelProto | onnx.GraphProto) -> Iterator[tuple[str, object]]:
+def _set_fields(
+    message: onnx.ModelProto | onnx.GraphProto | onnx.TensorProto,
+) -> Iterator[tuple[str, object]]:
     for descriptor, value in message.ListFields():
         yield descriptor.name, value
 
 
-def _set(message: onnx.ModelProto | onnx.GraphProto, field: str, value: object) -> None:
+def _set(message: onnx.ModelProto | onnx.GraphProto | onnx.TensorProto, field: str, value: object) -> None:
     held = getattr(message, field)
     if hasattr(held, "MergeFrom"):  # a message, or a list of them
         held.MergeFrom(value)

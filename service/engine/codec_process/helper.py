@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from foldserve.service.engine.codec_process import orders
-from foldserve.service.engine.codec_process.orders import CodecPlan, MessageType
+from foldserve.service.engine.codec_process.orders import Body, CodecPlan, MessageType
 from foldserve.service.engine.codec_process.work import CodecResult, CodecRunner
 from foldserve.service.errors import ServiceError
 from foldserve.service.host.processes import die_with_parent
@@ -58,8 +58,7 @@ def _answer(channel: socket.socket, packet: bytes, runner: CodecRunner) -> bool:
         _log.exception("a body or an answer could not be processed")
         channel.send(orders.pack(MessageType.BROKEN))
         return True
-    sized = result.sized
-    channel.send(orders.pack(MessageType.SIZED, sized.nbytes, sized.rows, sized.dims))
+    channel.send(orders.sized_message(result.sized))
     reply = channel.recv(orders.PACKET_BYTES)
     if not reply:
         return False
@@ -73,7 +72,10 @@ def _answer(channel: socket.socket, packet: bytes, runner: CodecRunner) -> bool:
 def _run_order(packet: bytes, runner: CodecRunner) -> CodecResult:
     message_type, values = orders.unpack(packet)
     key = ModelKey(*values.pop(0))
-    return runner.render(key, *values) if message_type == MessageType.RENDER else runner.parse(key, *values)
+    if message_type == MessageType.RENDER:
+        return runner.render(key, *values)
+    protocol, at, body = values
+    return runner.parse(key, protocol, at, Body(*body))
 
 
 def arguments(*values: Any) -> list[str]:

@@ -3,7 +3,7 @@
 Numbers only move here; which requests make a batch is batcher.py's, and when the next part of a large request is run,
 instance_loop.py's. A batch for which the device does not have memory is run in smaller pieces, and later ones are
 no larger (oom_backoff.py). When a run raises anything else, the batch is halved and its halves are run, until only the
-request that the model cannot take fails. A lost device fails nobody: DeviceLost goes through to main.py, which ends the worker.
+request that the model cannot take fails. A lost device fails no request: DeviceLost ends the worker (instance.py).
 """
 
 import logging

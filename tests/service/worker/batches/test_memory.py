@@ -113,8 +113,9 @@ async def test_request_of_which_not_one_row_has_room_fails_with_a_text_that_says
     rig.work(worker)
     (error,) = asked[2].ends
     assert isinstance(error, ModelFailed)
-    assert "cuda:0 is out of memory: it has no room for this request, not even in pieces of 1 row" in str(
-        error
+    assert (
+        "cuda:0 is out of memory: there is not enough for this request, not even in pieces of 1 row"
+        in str(error)
     )
     assert all(request.right for request in asked if request is not asked[2])
     assert rig.all_free()
