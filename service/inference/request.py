@@ -1,8 +1,8 @@
-"""The life of one inference request, whatever it came by: its body, its place, its ticket, its answer, its end.
+"""The life of one inference request, on every path: its body, its memory, its ticket, its response, its end.
 
 Whoever carries bytes between a client and the server (a Responder) makes one when a head is there, feeds it the body
-and is given one response. What the bytes mean is its protocols' to say (codecs/protocol.py). To the dispatcher it is
-what is queued. It may be given up at any time, and ends once: _finish().
+and is given one response. Its protocols decide what the bytes mean (codecs/protocol.py). To the dispatcher it is
+what is queued. It may be cancelled at any time, and ends once: _finish().
 
 Owned by the event loop thread.
 """
@@ -89,7 +89,7 @@ class InferenceRequest(ReceivingRequest):
     # -- into the queue
 
     def body_came(self) -> None:
-        """See ReceivingRequest: have the inputs in a place and queue the request."""
+        """See ReceivingRequest: put the inputs into the arena and queue the request."""
         started_ns = now_ns = monotonic_ns()
         plan, dispatcher = self.plan, self.server.dispatcher
         if not self.head.is_rows:
@@ -149,10 +149,10 @@ class InferenceRequest(ReceivingRequest):
         self._job = server.codecs.parse(self, plan.reads, body, self.latest_ns(), parsed)
 
     def _queue(self, now_ns: int) -> None:
-        """Queue the request, whose inputs are in its place. Raises ServiceError."""
+        """Queue the request, whose inputs are in its memory. Raises ServiceError."""
         dispatcher = self.server.dispatcher
         if self.done:
-            dispatcher.release(self)  # its connection was ended to make room, for itself as it happened
+            dispatcher.release(self)  # its own connection was evicted to make room for it
             return
         queue_ns = self.plan.queue_ns
         if self._queue_timeout_us:
@@ -234,14 +234,14 @@ class InferenceRequest(ReceivingRequest):
         return True
 
     def _end_job(self) -> None:
-        """The codec process is done with it, or need not be."""
+        """The codec process has finished with it, or does not have to."""
         self._job = None
         if self._renders:
             self._renders = False
             self.server.dispatcher.rendered(self.queue)
 
     def _respond_from_arena(self, laid: LaidOut, started_ns: int) -> None:
-        """Respond with what lies in the place, which is kept until sent() or cancel()."""
+        """Respond with what lies in the arena, which is kept until sent() or cancel()."""
         allocation = self.allocation
         assert allocation is not None
         self.encode_s = (monotonic_ns() - started_ns) / 1e9
@@ -271,13 +271,13 @@ class InferenceRequest(ReceivingRequest):
     def refuse(self, error: ServiceError) -> None:
         """See ReceivingRequest."""
         if self.done:
-            return  # given up by what it asked for: others had to make room, its own connection among them
+            return  # its own connection was evicted to make room for it
         if self._job is not None:
-            self._job.cancel()  # else its answer would come to a place that nobody frees
+            self._job.cancel()  # else its result would stay in memory that nobody frees
             self._end_job()
         self.server.dispatcher.cancel(
             self
-        )  # not released: were it queued, a worker could still touch its place
+        )  # not released: were it queued, a worker could still touch its memory
         self._fail(error)
 
     def _fail(self, error: ServiceError) -> None:
@@ -291,7 +291,7 @@ class InferenceRequest(ReceivingRequest):
         self._responder.respond(self, response)
 
     def _finish(self, status: int, error_code: str | None) -> None:
-        """Count the request, and tell of it. Once."""
+        """Count the request, and notify the observers. Once."""
         self.done = True
         self._responder = _NOBODY
         duration_s = (monotonic_ns() - self.began_ns) / 1e9
@@ -325,7 +325,7 @@ class InferenceRequest(ReceivingRequest):
             context.stages_s["encode"] = self.encode_s
         return context
 
-    # -- what goes wrong
+    # -- errors
 
     def _client_error(self, error: Exception | None) -> ServiceError:
         """The error for the client when the codec process has failed."""

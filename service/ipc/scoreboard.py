@@ -1,6 +1,6 @@
-"""A few numbers that every process reads without asking: who drains, how much is queued, who is busy.
+"""A few numbers that every process reads without asking: draining, queued rows, ready models, busy instances.
 
-Each cell has one writer (named below), is 8 bytes, aligned, and is read whole; nobody waits for anybody
+Each cell has one writer (named below), is 8 bytes, aligned, and is read whole; no process waits for another
 here. Sums over writers may be a request or so old, which is what admission needs and all it needs.
 """
 
@@ -35,7 +35,7 @@ class Scoreboard:
         self.memory = SharedMemory("board", self.texts_at + texts * NOTE_BYTES)
 
     def map(self) -> "MappedScoreboard":
-        """This process's view of the board."""
+        """This process's view of the scoreboard."""
         return MappedScoreboard(self)
 
 
@@ -80,7 +80,7 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
 
 
 class MappedScoreboard:
-    """The board's cells in this process, as views of 8-byte integers: quick to read and write one by one.
+    """The scoreboard's cells in this process, as views of 8-byte integers: quick to read and write one by one.
 
     draining: [0] is 1 once shutdown has begun (supervisor).
     epoch: which life of an API server; tickets of its earlier lives are void (supervisor).
@@ -263,7 +263,7 @@ class MappedScoreboard:
         self.connections[api_server] = 0
 
     def worker_cannot_load(self, worker: int, why: str) -> None:
-        """It dies again and again while it loads: requests are not to wait for it."""
+        """It crashes repeatedly while it loads: requests are not to wait for it."""
         for model in range(self._models):
             self.ready[worker, model] = 0
             self.write_load_error(worker, model, why)

@@ -1,7 +1,7 @@
 """The children of the supervisor: how they are started, again where they ended, and after which pause.
 
 Each child holds the reading end of a pipe whose only writing end is here: its lifeline, which tells it when
-this process goes, even by kill -9. What a child's end means to others is the supervisor's to say.
+this process goes, even by kill -9. What a child's end means to others is decided by the supervisor.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ HINTS: Final = {
     errno.EMFILE: " (the limit on open files: ulimit -n)",
     errno.ENFILE: " (the machine's limit on open files: fs.file-max)",
 }
-"""What stands behind an error of the system."""
+"""What is behind an error of the system."""
 
 
 class Role(Enum):

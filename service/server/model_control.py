@@ -1,10 +1,10 @@
 """Which version has which row of the model table, and when a row moves on: the one writer of the table.
 
     add       EMPTY     -> LOADING      everything that a row has is made ready for another version
-    look      LOADING   -> READY        a worker serves it
+    check     LOADING   -> READY        a worker serves it
                         -> FAILED       no worker could load it; READY when one can after all
     remove    any       -> DRAINING     API servers take no more requests for it
-    look      DRAINING  -> UNLOADING    every API server has answered what it had
+    check     DRAINING  -> UNLOADING    every API server has answered what it had
               UNLOADING -> EMPTY        every worker has ended its instances
 
 Decides and writes; the supervisor informs the processes. Processes that are being started again hold nothing.

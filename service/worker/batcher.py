@@ -1,8 +1,8 @@
-"""Puts the next batch of one instance together: which of the tickets that wait share a run.
+"""Forms the next batch of one instance: reads tickets, keeps the batch window, picks the tickets that run together.
 
-An instance takes what makes its next batch and no more: what it has read beside that goes on with the turn, in its
-order, to whichever instance is free first. Rows are counted, not requests; requests whose dynamic dims differ never
-meet in one batch; the oldest request is always in it, so that none is skipped for ever.
+An instance takes what makes its next batch and no more: other tickets that it has read are passed on with the turn, in
+their order, to whichever instance is free first. Rows are counted, not requests; requests whose dynamic dims differ are
+never in one batch; the oldest request always is, so that none waits for ever.
 """
 
 import time
@@ -28,10 +28,10 @@ class Batch(NamedTuple):
 
 
 class Batcher:
-    """One instance's way to its batches. Used by its thread alone.
+    """Forms the batches of one instance. Used by its thread alone.
 
     Args:
-        window_ns: how long the first request of a batch may wait for others.
+        window_ns: the batch window, max_queue_delay_ms: how long the first request of a batch may wait for others.
         run_ns: how long a run of so many rows takes: a window closes so early that no deadline passes for it.
     """
 
@@ -54,7 +54,7 @@ class Batcher:
         """The next batch, of `most` rows at most.
 
         Args:
-            wait: for the turn, for a ticket and for the window; otherwise only what is there is looked at.
+            wait: for the turn, for a ticket and for the window; otherwise only what is there is taken.
         Returns: None when there is none.
         """
         carried = self._turn.acquire(wait)
@@ -63,7 +63,7 @@ class Batcher:
         waiting: list[Ticket] = list(map(Ticket._make, TICKET_STRUCT.iter_unpack(carried))) if carried else []
         if wait and not waiting and self._turn.may_read:
             if self._consumer.is_unloaded():
-                self._turn.pass_on(b"")  # the next instance has to hear of it
+                self._turn.pass_on(b"")  # the next instance has to see it too
                 return None
             self._reader.wait()
         batch, waiting = self._fill([], waiting, most)
@@ -109,9 +109,9 @@ class Batcher:
     def _wait_for_more(
         self, batch: list[Ticket], waiting: list[Ticket], most: int
     ) -> tuple[list[Ticket], list[Ticket]]:
-        """Keep the batch open until the first of its requests has waited for the window."""
+        """Keep the batch open until the window of its first request has passed."""
         while _rows(batch) < most and len(waiting) < TICKETS_PER_TURN and not batch[0].suspect:
-            # A deadline closes the window early enough for a run: nobody is made late by waiting for others.
+            # A deadline closes the window early enough for a run: no request expires because it waits for others.
             until_ns = min(
                 min(ticket.queued_ns for ticket in batch) + self._window_ns,
                 min(ticket.deadline_ns for ticket in batch) - 2 * self._run_ns(_rows(batch)),

@@ -22,9 +22,10 @@ class Turn:
 
     @abstractmethod
     def acquire(self, wait: bool) -> Packed | None:
-        """Have the turn: the tickets that came with it, which are older than any in the pipe.
+        """Acquire the turn.
 
-        None when it is another's, which only happens without `wait`.
+        Returns: the tickets that came with it, which are older than any in the pipe; None when another instance has it,
+            which only happens without `wait`.
         """
 
     @abstractmethod
@@ -33,7 +34,7 @@ class Turn:
 
 
 class SoleTurn(Turn):
-    """Of a queue's only reader: always its own."""
+    """The turn of a queue's only reader, which always has it."""
 
     def __init__(self) -> None:
         self.may_read = True
@@ -49,7 +50,7 @@ class SoleTurn(Turn):
 
 
 class SharedTurn(Turn):
-    """Of one of several readers."""
+    """The turn of one of several readers."""
 
     def __init__(self, queue: TicketQueue, board: MappedScoreboard, model: int) -> None:
         self.may_read = False
@@ -58,7 +59,7 @@ class SharedTurn(Turn):
         self._model = model
         self._generation = 0
         self._kept: Packed = _NOTHING
-        """Tickets that came with a turn which was replaced: nobody else knows of them."""
+        """Tickets that came with a turn which was replaced: no other instance has them."""
         self._fd = queue.turn_reader.fd
         # The same pipe once more, for a description with flags of its own.
         self._fd_without_waiting = os.open(

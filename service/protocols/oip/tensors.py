@@ -1,6 +1,6 @@
 """The elements of one tensor: a flat or nested list of JSON values, or packed little-endian bytes.
 
-Pure functions between values and arrays. As in json_codec, no value is converted without being asked: true is not a number,
+Pure functions between values and arrays. As in json_codec, no value is converted unasked: true is not a number,
 1.5 not an integer, 300 not a UINT8.
 """
 

@@ -76,7 +76,7 @@ def test_nobody_who_moves_gives_way_to_one_that_takes_more_than_its_share() -> N
     assert not any(holder.gone for holder in holders)
 
 
-def test_who_stands_still_gives_way_to_anybody_the_longest_first_and_no_more_than_are_needed() -> None:
+def test_who_has_stalled_gives_way_to_anybody_the_longest_first_and_no_more_than_are_needed() -> None:
     clock = Clock()
     of = Holdings(100, clock)
     holders = [Who(of, 20) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""How quickly refused clients may come again: so that refusing does not eat what answering needs.
+"""How quickly refused clients may come again, so that refusals do not take the time that answers need.
 
 Where a model costs next to nothing, a refusal costs as much as an answer, and a flood of requests past the queue's
 bound would leave no time for those within it. Each is refused at once all the same. But when there are more than RATE
@@ -22,7 +22,7 @@ CLOSE: Final = -1.0
 BUSY: Final = 0.7
 """The part of a core from which on the event loop's thread has no time to spare."""
 LOOK_S: Final = 0.05
-"""Its use is looked at no more often."""
+"""Its use is measured no more often."""
 
 
 class RefusalThrottle:

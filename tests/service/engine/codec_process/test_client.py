@@ -370,7 +370,7 @@ def test_a_body_whose_time_is_over_is_told_so_and_a_process_that_hangs_on_it_is_
     run(test)
 
 
-def test_a_process_that_stands_still_is_replaced_after_the_limit_though_the_request_has_all_the_time():
+def test_a_process_that_has_stalled_is_replaced_after_the_limit_though_the_request_has_all_the_time():
     async def test():
         async with open_codecs() as codecs:
             pid = await codecs.started()

@@ -143,7 +143,7 @@ def test_who_takes_its_answer_steadily_keeps_its_place() -> None:
     run(test)
 
 
-def test_who_stands_still_gives_its_place_to_anybody_and_only_who_has_one() -> None:
+def test_who_has_stalled_gives_its_place_to_anybody_and_only_who_has_one() -> None:
     async def test(server: ApiServerHarness) -> None:
         small = server.connect()
         small.socket.unsent_bytes = 40_000
