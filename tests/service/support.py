@@ -24,6 +24,7 @@ from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.metrics.catalog import STAGES
 from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.protocols.routes import Route
@@ -301,6 +302,7 @@ class Served:
             (
                 PredictCalls(self.models, plans, settings.default_model),
                 OipCalls(self.models, plans, exposition),
+                KserveV1Calls(self.models, plans, settings.default_model),
             ),
             settings,
             exposition,
