@@ -17,7 +17,7 @@ import numpy as np
 from foldserve.service.codecs.encoded import LaidOut
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
 from foldserve.service.engine.codec_process.job import Job
-from foldserve.service.engine.codec_process.orders import Body
+from foldserve.service.engine.codec_process.messages import Body
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
 from foldserve.service.inference.plan import RequestHead

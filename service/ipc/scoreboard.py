@@ -32,18 +32,18 @@ class Scoreboard:
         cells = sum(prod(shape) for shape in _shapes(dimensions).values())
         self.texts_at = cells * 8
         texts = len(_TEXTS) * dimensions.workers * dimensions.models
-        self.memory = SharedMemory("board", self.texts_at + texts * NOTE_BYTES)
+        self.memory = SharedMemory("board", self.texts_at + texts * TEXT_BYTES)
 
     def map(self) -> "MappedScoreboard":
         """This process's view of the scoreboard."""
         return MappedScoreboard(self)
 
 
-NOTE_BYTES: Final = 1024
+TEXT_BYTES: Final = 1024
 """Room for a text about a model in a worker, UTF-8."""
-_PROBLEM: Final = 0
-_REMARKS: Final = 1
-_TEXTS: Final = (_PROBLEM, _REMARKS)
+_LOAD_ERROR: Final = 0
+_NOTES: Final = 1
+_TEXTS: Final = (_LOAD_ERROR, _NOTES)
 """The texts that there are of each model in each worker."""
 
 READY: Final = 1
@@ -140,31 +140,31 @@ class MappedScoreboard:
 
     def write_load_error(self, worker: int, model: int, text: str) -> None:
         """Say why a worker does not serve a model; "" when it does."""
-        self._write(_PROBLEM, worker, model, text)
+        self._write(_LOAD_ERROR, worker, model, text)
 
     def load_error(self, worker: int, model: int) -> str:
         """Why a worker does not serve a model."""
-        return self._read(_PROBLEM, worker, model)
+        return self._read(_LOAD_ERROR, worker, model)
 
-    def write_notes(self, worker: int, model: int, remarks: Iterable[str]) -> None:
+    def write_notes(self, worker: int, model: int, notes: Iterable[str]) -> None:
         """Say how a worker runs a model, as its sessions' notes tell; cut where they are longer than their room."""
-        self._write(_REMARKS, worker, model, "\n".join(" ".join(remark.split()) for remark in remarks))
+        self._write(_NOTES, worker, model, "\n".join(" ".join(note.split()) for note in notes))
 
     def notes(self, worker: int, model: int) -> list[str]:
         """How a worker runs a model: what is worth knowing of it."""
-        return self._read(_REMARKS, worker, model).splitlines()
+        return self._read(_NOTES, worker, model).splitlines()
 
     def _write(self, kind: int, worker: int, model: int, text: str) -> None:
-        data = text.encode()[: NOTE_BYTES - 1]
+        data = text.encode()[: TEXT_BYTES - 1]
         at = self._text_at(kind, worker, model)
-        self._texts[at : at + NOTE_BYTES] = data.ljust(NOTE_BYTES, b"\0")
+        self._texts[at : at + TEXT_BYTES] = data.ljust(TEXT_BYTES, b"\0")
 
     def _read(self, kind: int, worker: int, model: int) -> str:
         at = self._text_at(kind, worker, model)
-        return bytes(self._texts[at : at + NOTE_BYTES]).rstrip(b"\0").decode(errors="replace")
+        return bytes(self._texts[at : at + TEXT_BYTES]).rstrip(b"\0").decode(errors="replace")
 
     def _text_at(self, kind: int, worker: int, model: int) -> int:
-        return ((worker * self._models + model) * len(_TEXTS) + kind) * NOTE_BYTES
+        return ((worker * self._models + model) * len(_TEXTS) + kind) * TEXT_BYTES
 
     def requests_are_taken(self) -> bool:
         """Whether some worker serves a model, or died and is being started again: requests may wait for it."""

@@ -288,11 +288,9 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self, listeners: Sequence[socket.socket], make_protocol: Callable[[], asyncio.Protocol]
     ) -> Acceptor:
         free = descriptors.limit() - descriptors.open_now()
-        room = descriptors.room(free)
+        room = descriptors.connection_limits(free)
         if room is None:
-            _log.error(
-                "only %d files more can be opened, too few for connections; %s", free, descriptors.MEND
-            )
+            _log.error("only %d files more can be opened, too few for connections; %s", free, descriptors.FIX)
             flush_logs()
             os._exit(1)
         refused = self.api_server.metrics.connection_refused

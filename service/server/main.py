@@ -251,7 +251,7 @@ def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int 
             "each API server can hold %d connections, fewer than its --max-in-flight %d; %s",
             connections,
             settings.max_in_flight,
-            descriptors.MEND,
+            descriptors.FIX,
         )
     promised = settings.api_servers * (settings.arena_bytes + settings.receive_bytes)
     if memory_bytes is not None and promised > memory_bytes:

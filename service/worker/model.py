@@ -89,12 +89,12 @@ class LoadedModel:
         worker = self._worker
         started_s = time.monotonic()
         instances: list[Instance] = []
-        remarks: list[str] = []
+        notes: list[str] = []
         problem = ""
         try:
             for number in self.numbers:
                 instances.append(Instance(worker.device, partial(self._make, number)))
-                remarks += instances[-1].wait_loaded()
+                notes += instances[-1].wait_loaded()
         except DeviceLost as error:
             end_without_device(worker.device, error)
         except LoadError as error:
@@ -115,15 +115,15 @@ class LoadedModel:
             gc.collect()  # an error holds its frames, and they a session's memory, which the next model may need
             self.cannot_serve(problem)
             return
-        remarks = list(dict.fromkeys(remarks))  # of instances that run alike, one line
-        for remark in remarks:
-            _log.info("model %s version %s on %s: %s", *self._name, worker.device, remark, extra=ALWAYS)
+        notes = list(dict.fromkeys(notes))  # of instances that run alike, one line
+        for note in notes:
+            _log.info("model %s version %s on %s: %s", *self._name, worker.device, note, extra=ALWAYS)
         with self._lock:
             self._loaded = instances
             if self._wanted:
                 board = worker.shared.board
                 board.write_load_error(worker.shared.worker, self.key.row, "")
-                board.write_notes(worker.shared.worker, self.key.row, remarks)
+                board.write_notes(worker.shared.worker, self.key.row, notes)
                 worker.metrics.model_loaded(self.key.row, time.monotonic() - started_s)
 
     def serve(self) -> None:

@@ -31,7 +31,7 @@ Place = Literal["device", "host", "unknown"]
 
 
 @dataclass(frozen=True)
-class Target:
+class SessionDevice:
     """Where a session's memory is: onnxruntime's name of the kind of device, its number, and its CUDA calls."""
 
     kind: str
@@ -72,7 +72,7 @@ class OnnxCudaSession:
         self,
         session: ort.InferenceSession,
         signature: Signature,
-        target: Target,
+        target: SessionDevice,
         stream: int,
         rows: int,
     ) -> None:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from foldserve.service.codecs.protocol import InferenceProtocol
-from foldserve.service.engine.codec_process import helper, orders
+from foldserve.service.engine.codec_process import helper, messages
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
-from foldserve.service.engine.codec_process.orders import Body, CodecPlan, MessageType, Sized
+from foldserve.service.engine.codec_process.messages import Body, CodecPlan, MessageType, Sized
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
@@ -123,7 +123,7 @@ class CodecProcess:
         def output_bytes(sized: Sized) -> int:
             return dispatcher.output_capacity(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.parse_order(queue.key, protocol.key, allocation.input_at, body)
+        order = messages.parse_order(queue.key, protocol.key, allocation.input_at, body)
         job = Job(request, order, output_bytes, deadline_ns, self._on_deadline, self._on_cancel, then)
         # Compressed bytes are few, and what they become is known by its bound alone.
         return self._add(job, body.limit_bytes if body.encoding else body.nbytes)
@@ -143,7 +143,7 @@ class CodecProcess:
         assert allocation is not None
         nbytes = len(allocation.outputs)
         key, rows, at = request.queue.key, request.rows, allocation.output_at
-        order = orders.render_order(key, protocol.key, rows, at, nbytes, names, reply)
+        order = messages.render_order(key, protocol.key, rows, at, nbytes, names, reply)
         return self._add(
             Job(request, order, lambda sized: 0, deadline_ns, self._on_deadline, self._on_cancel, then),
             nbytes,
@@ -218,7 +218,7 @@ class CodecProcess:
         channel = self._channel
         assert channel is not None
         try:
-            packet = channel.recv(orders.PACKET_BYTES)
+            packet = channel.recv(messages.PACKET_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -226,16 +226,16 @@ class CodecProcess:
         if not packet:
             self._on_exit()
             return
-        message_type, values = orders.unpack(packet)
+        message_type, values = messages.unpack(packet)
         job = self._job
         assert job is not None
         if message_type == MessageType.SIZED:
-            job.sized = orders.sized_of(values)
+            job.sized = messages.sized_of(values)
             self._give_memory(job, channel)
         elif message_type == MessageType.DONE:
             self._on_done(job)
         elif message_type == MessageType.REFUSED:
-            self._end(job, orders.refused(*values))
+            self._end(job, messages.refused(*values))
         else:
             self._end(job, CodecsFailed("the codec process failed on it; its log says why"))
 
@@ -249,9 +249,9 @@ class CodecProcess:
         allocation = job.result.allocation
         with contextlib.suppress(OSError):  # it died this moment: its end is read next
             channel.send(
-                orders.pack(MessageType.DROP)
+                messages.pack(MessageType.DROP)
                 if allocation is None
-                else orders.pack(MessageType.PUT, allocation.input_at)
+                else messages.pack(MessageType.PUT, allocation.input_at)
             )
         if allocation is None:
             self._end(job, error)

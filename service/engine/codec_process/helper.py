@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foldserve.service.engine.codec_process import orders
-from foldserve.service.engine.codec_process.orders import Body, CodecPlan, MessageType
-from foldserve.service.engine.codec_process.work import CodecResult, CodecRunner
+from foldserve.service.engine.codec_process import messages
+from foldserve.service.engine.codec_process.messages import Body, CodecPlan, MessageType
+from foldserve.service.engine.codec_process.runner import CodecResult, CodecRunner
 from foldserve.service.errors import ServiceError
 from foldserve.service.host.processes import die_with_parent
 from foldserve.service.ipc.model_table import ModelKey
@@ -41,7 +41,7 @@ def main(parent: int, channel_fd: int, plan_fd: int, arena_fd: int) -> None:
     gc.disable()
     gc.freeze()
     with socket.socket(fileno=channel_fd) as channel:
-        while packet := channel.recv(orders.PACKET_BYTES):
+        while packet := channel.recv(messages.PACKET_BYTES):
             if not _answer(channel, packet, runner):
                 return
             gc.collect()
@@ -52,25 +52,25 @@ def _answer(channel: socket.socket, packet: bytes, runner: CodecRunner) -> bool:
     try:
         result = _run_order(packet, runner)
     except ServiceError as error:
-        channel.send(orders.refusal(error))
+        channel.send(messages.refusal(error))
         return True
     except Exception:
         _log.exception("a body or an answer could not be processed")
-        channel.send(orders.pack(MessageType.BROKEN))
+        channel.send(messages.pack(MessageType.BROKEN))
         return True
-    channel.send(orders.sized_message(result.sized))
-    reply = channel.recv(orders.PACKET_BYTES)
+    channel.send(messages.sized_message(result.sized))
+    reply = channel.recv(messages.PACKET_BYTES)
     if not reply:
         return False
-    message_type, values = orders.unpack(reply)
+    message_type, values = messages.unpack(reply)
     if message_type == MessageType.PUT:
         result.write(runner.memory, *values)
-        channel.send(orders.pack(MessageType.DONE))
+        channel.send(messages.pack(MessageType.DONE))
     return True
 
 
 def _run_order(packet: bytes, runner: CodecRunner) -> CodecResult:
-    message_type, values = orders.unpack(packet)
+    message_type, values = messages.unpack(packet)
     key = ModelKey(*values.pop(0))
     if message_type == MessageType.RENDER:
         return runner.render(key, *values)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from foldserve.service.engine.codec_process.orders import Sized
+from foldserve.service.engine.codec_process.messages import Sized
 from foldserve.service.engine.request import PendingRequest, ScratchRequest
 
 _log = logging.getLogger("foldserve.codecs")

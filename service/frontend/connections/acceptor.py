@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from foldserve.service.frontend.connections.descriptors import MEND, Room
+from foldserve.service.frontend.connections.descriptors import FIX, ConnectionLimits
 from foldserve.service.frontend.connections.guests import Guests
 from foldserve.service.frontend.connections.shares import Shares
 from foldserve.service.metrics.catalog import CROWDED, FAILED
@@ -57,7 +57,7 @@ class Acceptor:
         listeners: Sequence[socket.socket],
         make_protocol: Callable[[], asyncio.Protocol],
         shares: Shares,
-        room: Room,
+        room: ConnectionLimits,
         refused: Callable[[str], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -212,5 +212,5 @@ class Acceptor:
                 self._shares.mine,
                 self._capacity,
                 text,
-                MEND,
+                FIX,
             )

@@ -28,11 +28,11 @@ _OF_A_CHILD: Final = 2
 _OF_AN_API_SERVER: Final = 16
 """Its event loop, and its mappings beside those of the arenas."""
 
-MEND: Final = "raise the limit on open files (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of docker)"
+FIX: Final = "raise the limit on open files (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of docker)"
 
 
 @dataclass(frozen=True)
-class Room:
+class ConnectionLimits:
     """connections: those that a process can hold. guests: those beyond, which get 503."""
 
     connections: int
@@ -72,11 +72,11 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def room(free: int) -> Room | None:
+def connection_limits(free: int) -> ConnectionLimits | None:
     """What can be made of so many free descriptors; None when they are too few to serve anybody."""
     spare, guests = min(_SPARE, max(free // 4, _LEAST_SPARE)), min(_GUESTS, free // 4)
     connections = free - spare - guests
-    return Room(connections, guests) if min(guests, connections) >= _LEAST else None
+    return ConnectionLimits(connections, guests) if min(guests, connections) >= _LEAST else None
 
 
 def for_connections(children: int, api_servers: int) -> int:
@@ -84,7 +84,7 @@ def for_connections(children: int, api_servers: int) -> int:
 
     Raises: OSError when they are too few.
     """
-    found = room(limit() - open_now() - children * _OF_A_CHILD - api_servers - _OF_AN_API_SERVER)
+    found = connection_limits(limit() - open_now() - children * _OF_A_CHILD - api_servers - _OF_AN_API_SERVER)
     if found is None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return found.connections
@@ -100,7 +100,7 @@ def enough(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            text = f"the limit of {limit()} open files is too low for {what} and a few connections; {MEND}"
+            text = f"the limit of {limit()} open files is too low for {what} and a few connections; {FIX}"
         elif error.errno == errno.EFBIG:
             text = f"the limit on file sizes is too low for the shared memory of {what}; lift it (ulimit -f unlimited)"
         elif error.errno == errno.ENOMEM:

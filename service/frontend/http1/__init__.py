@@ -8,7 +8,7 @@ scope.
                      reads such heads without the parser, those seen before by their bytes; rules.py what none may say
     exchange.py      one ordinary call: the bytes of its response; its life is inference/request.py's
     response_lines.py  lines that the heads of many answers share
-    filling.py       large bodies, read from the socket into their slots
+    direct_read.py   large bodies, read from the socket into their slots
     flow/            control.py when a connection's bytes may be read, throttle.py how quickly refused clients may come
                      again, send_buffers.py answers that clients do not take, resets.py whether a client has left
     asgi_cycle.py    uvicorn's request cycle, for whatever is not ordinary

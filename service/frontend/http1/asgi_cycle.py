@@ -12,7 +12,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from foldserve.service.errors import ServiceError
-from foldserve.service.frontend.http1.heads.rules import Target
+from foldserve.service.frontend.http1.heads.rules import RequestTarget
 from foldserve.service.inference.context import BROKEN, REFUSAL
 
 _QUEUE_FULL: Final = 429
@@ -40,7 +40,11 @@ class Rest:
 
 
 def scope_of(
-    method: str, version: str, target: Target, headers: list[tuple[bytes, bytes]], error: ServiceError | None
+    method: str,
+    version: str,
+    target: RequestTarget,
+    headers: list[tuple[bytes, bytes]],
+    error: ServiceError | None,
 ) -> Any:
     """The ASGI scope of a request, without what its connection says. error: the answer, where that is settled."""
     scope: dict[str, Any] = {

@@ -14,12 +14,12 @@ from typing import Any, Final
 from foldserve.service.errors import BadRequest, ServiceError
 from foldserve.service.frontend.asgi_channel import WIRE
 from foldserve.service.frontend.http1.asgi_cycle import AsgiCycle, scope_of
+from foldserve.service.frontend.http1.direct_read import DIRECT_READ_BYTES, DirectRead
 from foldserve.service.frontend.http1.exchange import Http1Exchange
-from foldserve.service.frontend.http1.filling import FILLING_BYTES, Filling
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer
 from foldserve.service.frontend.http1.flow.throttle import CLOSE
 from foldserve.service.frontend.http1.heads.cache import Head, field_of, head_of
-from foldserve.service.frontend.http1.heads.rules import Target, shown, target_of
+from foldserve.service.frontend.http1.heads.rules import RequestTarget, parse_target, shown
 from foldserve.service.frontend.http1.lifetime import BEGINNING
 from foldserve.service.frontend.http1.parsing import HEAD_END, MessageParsing
 
@@ -33,7 +33,7 @@ class Http1Protocol(MessageParsing):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._filling: Filling | None = None
+        self._direct_read: DirectRead | None = None
 
     # -- bytes in
 
@@ -49,7 +49,7 @@ class Http1Protocol(MessageParsing):
             if own is not None:
                 if len(data) <= own.missing:
                     self._feed(own, data)
-                    if own.missing > FILLING_BYTES:
+                    if own.missing > DIRECT_READ_BYTES:
                         self._fill(own)
                     return
             elif self.cycle is None or self.cycle.response_complete:
@@ -60,7 +60,7 @@ class Http1Protocol(MessageParsing):
                     own.feed(data[end:])
                     if own.missing:
                         own.await_body()
-                        if own.missing > FILLING_BYTES:
+                        if own.missing > DIRECT_READ_BYTES:
                             self._fill(own)
                     elif own.response_complete:
                         self._end_own(own)
@@ -94,10 +94,10 @@ class Http1Protocol(MessageParsing):
     def _begin_asgi(self, method: str, version: str, error: ServiceError | None) -> None:
         """An ASGI scope, and a task as soon as it is its turn. error: the answer, if that is settled."""
         url = self.url or self._first_line()
-        target = Target(shown(url), url, b"")
+        target = RequestTarget(shown(url), url, b"")
         if error is None:
             try:
-                target = target_of(self.url)
+                target = parse_target(self.url)
             except BadRequest as no_target:
                 error = no_target
         self.scope = scope_of(method, version, target, self.headers or [], error)
@@ -140,9 +140,9 @@ class Http1Protocol(MessageParsing):
     def _fill(self, own: Http1Exchange) -> None:
         """Have the rest of a large body read into its place, if it has one."""
         if own.rest(1) is not None and not self.transport.is_closing():
-            if self._filling is None:
-                self._filling = Filling(self.transport, self)
-            self._filling.begin(own)
+            if self._direct_read is None:
+                self._direct_read = DirectRead(self.transport, self)
+            self._direct_read.begin(own)
 
     def filled(self, own: Http1Exchange, nbytes: int) -> None:
         """So many bytes of its body were read into its place."""

@@ -15,7 +15,7 @@ from foldserve.service.backends.base import DeviceLost, InsufficientMemory
 from foldserve.service.backends.cuda.errors import understood
 from foldserve.service.backends.cuda.runtime import CudaError
 from foldserve.service.backends.onnxruntime import cpu_session, cuda_session
-from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
+from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, SessionDevice
 from tests.service.cuda_fakes import FakeCuda, Watched, rows_of
 from tests.service.repositories import WEIGHT, save_linear
 
@@ -54,7 +54,7 @@ def load(
     path: Path, cuda: FakeCuda, options: SessionOptions | None = None, workload: Workload | None = None
 ) -> OnnxCudaSession:
     return cpu_session._load_on(
-        Target("cpu", 0, cuda),
+        SessionDevice("cpu", 0, cuda),
         path,
         LINEAR,
         options or SessionOptions(threads=1),

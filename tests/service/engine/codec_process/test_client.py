@@ -16,7 +16,7 @@ import pytest
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import BodyType, json_codec
 from foldserve.service.codecs.protocol import Options
-from foldserve.service.engine.codec_process import client, orders
+from foldserve.service.engine.codec_process import client, messages
 from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
 from foldserve.service.engine.model_queue import ModelQueue
@@ -97,7 +97,7 @@ class Codecs:
         body = self.body(data, row)
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         return body, self.codecs.parse(
-            body, PREDICT[kind], orders.Body(len(data), options(shape)), deadline_ns, body.then
+            body, PREDICT[kind], messages.Body(len(data), options(shape)), deadline_ns, body.then
         )
 
     def inputs(self, body: Body) -> dict[str, np.ndarray]:
@@ -431,7 +431,7 @@ def test_more_bodies_than_may_wait_are_refused_and_keep_their_place(monkeypatch)
             body = codecs.body(rows(1))
             with pytest.raises(QueueFull, match="wait to be decoded"):
                 codecs.codecs.parse(
-                    body, PREDICT[BodyType.JSON], orders.Body(5), time.monotonic_ns() + MINUTE_NS, body.then
+                    body, PREDICT[BodyType.JSON], messages.Body(5), time.monotonic_ns() + MINUTE_NS, body.then
                 )
             for held in (first, body):
                 if held is first:
@@ -453,7 +453,7 @@ def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
             late = codecs.body(rows(1))
             with pytest.raises(QueueFull, match="2 large bodies wait"):
                 codecs.codecs.parse(
-                    late, PREDICT[BodyType.JSON], orders.Body(5), time.monotonic_ns() + MINUTE_NS, late.then
+                    late, PREDICT[BodyType.JSON], messages.Body(5), time.monotonic_ns() + MINUTE_NS, late.then
                 )
             for body in wanted:
                 assert await body.end() is None
@@ -479,7 +479,7 @@ def test_a_small_body_does_not_wait_behind_large_ones():
                 codecs.codecs.parse(
                     body,
                     PREDICT[BodyType.JSON],
-                    orders.Body(len(data[count])),
+                    messages.Body(len(data[count])),
                     time.monotonic_ns() + MINUTE_NS,
                     then,
                 )
@@ -525,7 +525,7 @@ def test_a_fault_of_the_process_itself_is_told_as_such_and_it_goes_on():
 
 def test_refusals_survive_the_way_between_the_processes():
     for error in (BadJson("ü \x00 'x'"), BadTensor("y")):
-        kind, values = orders.unpack(orders.refusal(error))
-        assert kind == orders.MessageType.REFUSED
-        again = orders.refused(*values)
+        kind, values = messages.unpack(messages.refusal(error))
+        assert kind == messages.MessageType.REFUSED
+        again = messages.refused(*values)
         assert (type(again), str(again)) == (type(error), str(error))

@@ -10,7 +10,7 @@ import numpy as np
 
 from foldserve.service.codecs.compression import inflated
 from foldserve.service.codecs.protocol import InferenceProtocol, Served
-from foldserve.service.engine.codec_process.orders import Body, Sized
+from foldserve.service.engine.codec_process.messages import Body, Sized
 from foldserve.service.errors import NotReady
 from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
 from foldserve.service.ipc.slots.tensor_layout import TensorLayout

@@ -11,13 +11,13 @@ from typing import Final, Protocol
 
 from foldserve.service.frontend.http1.exchange import Http1Exchange
 
-FILLING_BYTES: Final = 32_768
+DIRECT_READ_BYTES: Final = 32_768
 """Of a smaller rest the copy costs less than the change of protocols."""
 _READ_BYTES: Final = 262_144
 """Read in one call at most, as asyncio does: other connections wait that long."""
 
 
-class Filled(Protocol):
+class DirectReadOwner(Protocol):
     """The connection's own protocol, which hears of everything else."""
 
     def data_received(self, data: bytes) -> None:
@@ -45,10 +45,10 @@ class Filled(Protocol):
         ...
 
 
-class Filling(asyncio.BufferedProtocol):
+class DirectRead(asyncio.BufferedProtocol):
     """One connection's, in its protocol's place from begin() until the body is whole or has no place any more."""
 
-    def __init__(self, transport: asyncio.Transport, protocol: Filled) -> None:
+    def __init__(self, transport: asyncio.Transport, protocol: DirectReadOwner) -> None:
         self._transport = transport
         self._protocol = protocol
         self._own: Http1Exchange | None = None
@@ -65,7 +65,7 @@ class Filling(asyncio.BufferedProtocol):
         assert self._own is not None
         rest: memoryview | bytearray | None = self._own.rest(_READ_BYTES)
         if rest is None:
-            rest = self._spare = bytearray(FILLING_BYTES)
+            rest = self._spare = bytearray(DIRECT_READ_BYTES)
         return rest
 
     def buffer_updated(self, nbytes: int) -> None:
