@@ -110,7 +110,7 @@ class UnsupportedMediaType(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """The model's queue is at its bound; `retry_after_s` is when a place is likely to be free."""
+    """The model's queue is at its bound; `retry_after_s` is when there is likely to be room."""
 
     status = 429
     code = "queue_full"

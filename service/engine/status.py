@@ -1,4 +1,4 @@
-"""What is served at this moment: the repository's models with what the board says of them."""
+"""What is served at this moment: the repository's models with what the scoreboard says of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ class BoardStatus:
     """Implements served.Status.
 
     Args:
-        models: every version as it would be if it were ready; what is ready now stands on the board.
+        models: every version as it would be if it were ready; what is ready now stands on the scoreboard.
         devices: each worker's.
         broken: see served.Status.
     """

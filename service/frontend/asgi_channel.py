@@ -23,18 +23,18 @@ client that is still sending, its system would throw the answer away unread."""
 
 
 class ResponseBuffer(Protocol):
-    """What the connection's client has not taken of a response that lies in the arena (http1/flow/send_buffers.py)."""
+    """What the connection's client has not read of a response that lies in the arena (http1/flow/send_buffers.py)."""
 
     def begin_response(self, allocation_bytes: int, length: int, cancel: Callable[[], None]) -> None:
-        """A response of this length is sent from a place of so many bytes. cancel: frees it, at once."""
+        """A response of this length is sent from so many bytes of the arena. cancel: frees them, at once."""
         ...
 
     def sent(self, nbytes: int) -> None:
-        """So much of it was given to the transport, all in all."""
+        """So many bytes of it were given to the transport, in total."""
         ...
 
     def end_response(self) -> None:
-        """The place is free."""
+        """The memory is free."""
         ...
 
 
@@ -48,7 +48,7 @@ class Wire(Protocol):
 
     @property
     def send_buffer(self) -> ResponseBuffer:
-        """What its client has not taken."""
+        """What its client has not read."""
         ...
 
 

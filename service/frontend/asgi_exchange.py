@@ -32,7 +32,7 @@ class AsgiExchange:
             self._response.set_result(response)
 
     async def run(self) -> None:
-        """Answer it. Cancelled, it is given up."""
+        """Answer it. When this task is cancelled, so is the request."""
         request = self._request
         request.begin()
         if request.missing:
@@ -116,7 +116,7 @@ class AsgiExchange:
             beginning, at = response.body, 0
             while True:
                 if request.done:
-                    return  # the client is gone, or had to give way
+                    return  # the client is gone, or was evicted
                 part = beginning + bytes(rest[at : at + SENT_BYTES])
                 beginning, at = b"", at + SENT_BYTES
                 if at >= len(rest):

@@ -50,7 +50,7 @@ class ReceivingRequest(PendingRequest):
 
     @abstractmethod
     def body_came(self) -> None:
-        """It is whole: in the place, or in `body`. Raises: ServiceError."""
+        """It is whole: in the arena, or in `body`. Raises: ServiceError."""
 
     @abstractmethod
     def refuse(self, error: ServiceError) -> None:

@@ -1,6 +1,6 @@
 """How a request travels between an API server and a worker: memory that both map, and pipes of small records.
 
-    slots/           one API server's shared memory: who has which place in it, and where in a place each tensor lies
+    slots/           one API server's shared memory: its slots, how it is allocated, where each tensor lies
     records.py       the ticket (towards a worker) and the done record (back), as fixed-size binary records
     ticket_queue.py  one model's queue: a pipe of tickets, and the turn to read them
     model_table.py   which model versions the server holds, in which rows of everything that there is for each

@@ -34,8 +34,8 @@ class Pipe:
 
 
 class Transport:
-    """Arenas and done pipes by API server, the model table and a queue for each of its rows, the board, and the pipe
-    of reports to the parent.
+    """Arenas and done pipes by API server, the model table and a queue for each of its rows, the scoreboard, and the
+    pipe of reports to the parent.
 
     Picklable while a worker is being spawned; inherited by forked API servers.
     """

@@ -1,6 +1,6 @@
 """Finds the children that do not answer: stopped, or with a thread that never lets go of the interpreter.
 
-Each is asked through its lifeline from time to time, and answers on the board. What is counted are looks of this
+Each is asked through its lifeline from time to time, and answers on the scoreboard. What is counted are looks of this
 process, not seconds: a machine that was paused as a whole, or a supervisor that was, finds nobody guilty of it.
 """
 

@@ -285,7 +285,7 @@ class Supervisor:
         return answered_ns
 
     def _on_run_timeout(self) -> None:
-        """Kill the workers whose run takes too long, by the board: a report may be older than the present worker."""
+        """Kill the workers whose run takes too long, by the scoreboard: a report may be of an earlier worker."""
         hanging = self._board.overdue_workers(time.monotonic_ns() - self._run_limit_ns)
         for child in self._children.of(Role.WORKER):
             if child.index in hanging and child.process.is_alive():

@@ -120,7 +120,7 @@ class TicketConsumer:
     def mark(self, tickets: Sequence[Ticket]) -> list[Ticket]:
         """Mark the slots of these tickets, but for those that are void, expired or cancelled.
 
-        Leaves the instance busy on the board when any is left.
+        Leaves the instance busy on the scoreboard when any is left.
         """
         place = self._place
         now_ns = time.monotonic_ns()

@@ -47,9 +47,9 @@ class LoadedModel:
     """One version, from before it is loaded until it is unloaded. Thread-safe.
 
     Args:
-        key: its row of the model table, which is its place on the board and among the queues.
+        key: its row of the model table, which is its index on the scoreboard and among the queues.
         options: of its sessions, threads settled.
-        numbers: for each instance, its place on the board.
+        numbers: for each instance, its index on the scoreboard.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class LoadedModel:
                 worker.metrics.model_loaded(self.key.row, time.monotonic() - started_s)
 
     def serve(self) -> None:
-        """Let what is loaded serve, and tell the board: ready means that requests are taken."""
+        """Let what is loaded serve, and tell the scoreboard: ready means that requests are taken."""
         with self._lock:
             if not self._wanted:
                 drop(self._loaded)
@@ -149,7 +149,7 @@ class LoadedModel:
             drop(self._loaded)
 
     def cannot_serve(self, problem: str) -> None:
-        """Tell the board why not, unless nobody asks any more."""
+        """Tell the scoreboard why not, unless nobody asks any more."""
         with self._lock:
             if self._wanted:
                 self._set_ready(0)
@@ -210,7 +210,7 @@ def drop(instances: list[Instance]) -> None:
 
 
 class ModelBatchLimit:
-    """Shows on the board the lowest of the batch limits that a model's instances in this worker have. Thread-safe."""
+    """Shows on the scoreboard the lowest batch limit of a model's instances in this worker. Thread-safe."""
 
     def __init__(self, board: MappedScoreboard, worker: int, row: int, max_batch_size: int) -> None:
         self._cells = board.batch_limit_rows

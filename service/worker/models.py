@@ -40,7 +40,7 @@ class WorkerModels:
         self._models: dict[int, LoadedModel] = {}
         self._ending: set[LoadedModel] = set()
         self._free = list(range(worker.transport.dimensions.instances - 1, -1, -1))
-        """Numbers of instances that nobody has: places on the board."""
+        """Free numbers of instances: indices on the scoreboard."""
         # On a GPU, what others do on it may spoil the recording of CUDA graphs.
         self._side_by_side = worker.device == "cpu"
         self._device: contextlib.AbstractContextManager[object] = (

@@ -1,9 +1,9 @@
 """The API server's side of its codec process: the orders that wait, the process, and what happens when it dies.
 
 Owned by the event loop thread; nothing here blocks. The process is started with the first order and works on one at a
-time. A job owns the place that it reads and the place that is written until the process can touch neither any more,
-whoever gave the request up meanwhile: that is what keeps memory from being given to another request too early, or freed
-twice. The shortest work is not kept behind the longest: an order's turn is its time of coming and a part of its size.
+time. A job owns the memory that it reads and the memory that is written until the process can touch neither any more,
+even if the request was cancelled meanwhile: so no memory is given to another request too early, or freed twice. Short
+work does not wait behind long work: orders are sorted by the time at which they came plus a part of their size.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class CodecProcess:
     """The process of one API server, and the jobs for it.
 
     Args:
-        dispatcher: gives places.
+        dispatcher: allocates memory.
         models: where the process reads what their tensors are.
         protocols: what it parses and renders.
         arena_fd, arena_bytes: the arena's memory, as the process maps it.
@@ -103,13 +103,13 @@ class CodecProcess:
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
-        """Make the inputs of the body that lies in the request's place: they are in its place, with rows and dims, when
-        `then` is called without an error. Until then the request has no place.
+        """Parse the body that lies in the request's memory: its inputs are there instead, with rows and dims, when
+        `then` is called without an error. Until then the request has no memory.
 
-        Raises: QueueFull when too many wait; the request keeps its place then.
+        Raises: QueueFull when too many wait; the request keeps its memory then.
         """
         if len(self._waiting) >= MOST_WAITING:
-            # Those given up are passed over when it is their turn: meanwhile they keep nobody out.
+            # Cancelled ones are skipped when it is their turn; until then they must not keep others out.
             self._waiting = [one for one in self._waiting if one[2].wanted]
             heapq.heapify(self._waiting)
         if len(self._waiting) >= MOST_WAITING:
@@ -137,8 +137,8 @@ class CodecProcess:
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
-        """Make the answer of these outputs: it fills the input bytes of the request's place when `then` is called
-        without an error. Until then the request has no place."""
+        """Render the response with these outputs: it fills the input bytes of the request's memory when `then` is
+        called without an error. Until then the request has no memory."""
         allocation = request.allocation
         assert allocation is not None
         nbytes = len(allocation.outputs)
@@ -158,12 +158,12 @@ class CodecProcess:
         return job
 
     def _on_cancel(self, job: Job) -> None:
-        """A job was given up: free what it holds, unless the process works on it."""
+        """A job was cancelled: free what it holds, unless the process works on it."""
         if job is not self._job:
             self._free(job)
 
     def _on_deadline(self, job: Job) -> None:
-        """The time of a job's request is over."""
+        """The deadline of a job's request has passed."""
         if job is self._job:
             job.timer = self._loop.call_later(MARGIN_S, self._on_timeout, job)
         else:
@@ -176,7 +176,7 @@ class CodecProcess:
             self._process.kill()  # what it held is freed when it is gone
 
     def _free(self, job: Job) -> None:
-        """The process cannot touch the job's places any more."""
+        """The process cannot touch the job's memory any more."""
         job.timer.cancel()
         self._dispatcher.release(job.source)
         self._dispatcher.release(job.result)
@@ -257,7 +257,7 @@ class CodecProcess:
             self._end(job, error)
 
     def _reserve(self, job: Job) -> None:
-        """Have a place for what is made. Raises: QueueFull; TooLarge when it would have none if it were alone."""
+        """Allocate memory for the result. Raises: QueueFull; TooLarge when an empty arena would not have it."""
         dispatcher, source, nbytes = self._dispatcher, job.source.allocation, job.sized.nbytes
         assert source is not None
         output_bytes = job.output_bytes(job.sized)
@@ -265,7 +265,7 @@ class CodecProcess:
         try:
             dispatcher.reserve(job.result, nbytes, output_bytes)
         except QueueFull:
-            # What it is made of takes room too.
+            # Its source takes memory too.
             held = len(source.inputs) + len(source.outputs)
             dispatcher.check_fits(job.result, held + nbytes, output_bytes)
             raise

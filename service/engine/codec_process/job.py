@@ -19,7 +19,7 @@ class Job:
     """One body or answer on its way through the process.
 
     on_deadline, on_cancel: called when its deadline has passed, and when it was cancelled. then: called once, with None
-    when the request's place is the result, else with the error; not after cancel().
+    when the result is the request's memory, else with the error; not after cancel().
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Job:
         return self._then is not None
 
     def cancel(self) -> None:
-        """Nobody waits for it any more; its places are freed as soon as the process cannot touch them."""
+        """Nobody waits for it any more; its memory is freed as soon as the process cannot touch it."""
         self._then = None
         self._on_cancel(self)
 
     def finish(self, error: Exception | None) -> None:
-        """Tell the owner, if it waits. The places are settled already."""
+        """Call `then`, unless it was cancelled. The memory is freed or handed over already."""
         then, self._then = self._then, None
         if then is not None:
             try:

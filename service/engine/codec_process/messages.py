@@ -72,7 +72,7 @@ class Body(NamedTuple):
 
 @dataclass(frozen=True)
 class Sized:
-    """What the work has come to: bytes in the place that it wants; of a body the rows and dynamic dims of its inputs
+    """The result of the work: the bytes that it needs; of a body the rows and dynamic dims of its inputs
     and what else it says (ParsedRequest); of an answer its media type and headers (Encoded)."""
 
     nbytes: int

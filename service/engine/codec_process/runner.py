@@ -1,4 +1,4 @@
-"""Parsing and rendering over an arena: what lies in one place of it becomes what will lie in another.
+"""Parsing and rendering over an arena: what lies in one part of it becomes what will lie in another.
 
 Pure but for the memory: no processes, no messages.
 """
@@ -60,7 +60,7 @@ class CodecRunner:
         return layout
 
     def parse(self, key: ModelKey, protocol: str, at: int, body: Body) -> CodecResult:
-        """The inputs in a body, as they lie in a place.
+        """The inputs in a body, as they will lie in the arena.
 
         Raises: what inflating, parsing and check_inputs raise; NotReady.
         """

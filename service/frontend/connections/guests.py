@@ -1,9 +1,9 @@
 """Connections for which the process has no descriptors to spare: looked at one by one, and sent away.
 
-A probe must hear that the server lives also while others take all places: else a server that is merely crowded is
+A probe must be answered also while others hold all connections: else a server that is merely crowded is
 restarted, and drops them all. So a few descriptors are kept for guests. One that asks for health or metrics is answered
-like any other, once; any other is answered 503. When no place is left, the guest that came first goes, so that
-silent ones keep nobody out.
+like any other, once; any other is answered 503. When there are too many guests, the first one is ended, so that silent
+ones do not keep others out.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ class _Guest(asyncio.Protocol):
         self._guests.leave(self)
 
     def go_now(self) -> None:
-        """Give the place up to another."""
+        """End, for another."""
         self._refuse()
         self._guests.leave(self)
         self._transport.close()

@@ -138,14 +138,14 @@ class Http1Protocol(MessageParsing):
             self._end_own(own)
 
     def _fill(self, own: Http1Exchange) -> None:
-        """Have the rest of a large body read into its place, if it has one."""
+        """Have the rest of a large body read into its memory of the arena, if it has any."""
         if own.rest(1) is not None and not self.transport.is_closing():
             if self._direct_read is None:
                 self._direct_read = DirectRead(self.transport, self)
             self._direct_read.begin(own)
 
     def filled(self, own: Http1Exchange, nbytes: int) -> None:
-        """So many bytes of its body were read into its place."""
+        """So many bytes of its body were read into its memory."""
         own.filled(nbytes)
         if own.response_complete and not own.missing:
             self._end_own(own)
@@ -157,7 +157,7 @@ class Http1Protocol(MessageParsing):
             self.transport.close()
 
     def _give_up(self) -> None:
-        """The client is gone, or given up."""
+        """The client is gone, or its connection is being ended."""
         if self._own is not None:
             self._own.cancel()
             self._own = None

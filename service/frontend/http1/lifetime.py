@@ -65,7 +65,7 @@ class ConnectionLifetime(HttpToolsProtocol):
         raise NotImplementedError
 
     def _give_up(self) -> None:
-        """The client is gone, or given up."""
+        """The client is gone, or its connection is being ended."""
         raise NotImplementedError
 
     # -- its beginning, and its client's end

@@ -1,6 +1,6 @@
 """Where a request's tensors lie in its slot: inputs one after the other, and outputs likewise.
 
-Both sides compute the same places from the signature, the rows and the dynamic dims, so that a ticket need
+Both sides compute the same offsets from the signature, the rows and the dynamic dims, so that a ticket need
 not carry them. An output whose shape is only known after the run is preceded by its dims.
 
 A worker sees batches, whose dim 0 counts rows; a client the model's own shapes, which are the same but where the model

@@ -1,4 +1,4 @@
-"""A model in a worker: what the board and the log learn, and which buckets and memory its instances get."""
+"""A model in a worker: what the scoreboard and the log learn, and which buckets and memory its instances get."""
 
 import contextlib
 import logging

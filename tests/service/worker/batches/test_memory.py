@@ -269,7 +269,7 @@ async def test_lost_device_settles_nothing_and_ends_the_loop() -> None:
     assert sizes(worker) == [4]  # not halved: it is no request's fault
 
 
-# What the board shows ---------------------------------------------------------------------------------------
+# What the scoreboard shows ---------------------------------------------------------------------------------------
 
 
 @on_loop
