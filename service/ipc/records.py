@@ -50,7 +50,7 @@ DONE: Final = np.dtype(
     [
         ("slot", "<u4"),
         ("attempt", "<u4"),
-        ("state", "u1"),  # lifecycle.State: DONE, FAILED or OUTPUT_OVERFLOW
+        ("state", "u1"),  # slot_state.State: DONE, FAILED or OUTPUT_OVERFLOW
         ("reason", "u1"),  # Reason, for FAILED
         ("_", "<u2"),
         ("batch_rows", "<u4"),

@@ -254,5 +254,5 @@ def send_done(
         records[ticket.api].append(WHOSE_STRUCT.pack(ticket.slot, ticket.attempt) + rest)
     for api, theirs in records.items():
         for at in range(0, len(theirs), DONES_PER_WRITE):
-            # Waits only where the pipe could not be made as large as its records want (transport.py).
+            # Waits only where the pipe could not be made as large as its records want (ipc/resources.py).
             os.write(shared.done_fds[api], b"".join(theirs[at : at + DONES_PER_WRITE]))

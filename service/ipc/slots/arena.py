@@ -15,7 +15,7 @@ from foldserve.service.ipc.slots.allocator import ALIGNMENT
 
 HEADER: Final = np.dtype(
     [
-        ("state", "u1"),  # lifecycle.State
+        ("state", "u1"),  # slot_state.State
         ("cancelled", "u1"),  # set by the API server at any time: nobody waits for the answer
         ("waiting", "u1"),  # set by the worker: taken, but its batch has not begun, so that it is no suspect
         ("_", "u1"),
