@@ -19,8 +19,8 @@ import orjson
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.codecs import json_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
+from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.json_diagnostics import kind_of, why_not_json
-from foldserve.service.codecs.json_fast import FastJsonCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
 from foldserve.service.engine.served import Status
@@ -83,7 +83,7 @@ class KserveV1Protocol:
         """See InferenceProtocol."""
         return error_body(error)
 
-    def fast_codec(self, served: Served) -> FastJsonCodec | None:
+    def fast_codec(self, served: Served) -> FastCodec | None:
         """See InferenceProtocol."""
         return None
 

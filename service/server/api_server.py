@@ -127,7 +127,7 @@ def make_api_server(
         PROTOCOLS,
         memory.handle.fd,
         memory.nbytes,
-        settings.log_level,
+        settings.log_style,
         settings.run_limit_s,
     )
     status = BoardStatus(dispatcher, api_models.models, devices.of_workers, broken)
@@ -148,7 +148,7 @@ def make_api_server(
             transport.models,
             devices.uuids,
             os.getppid(),
-            settings.log_level,
+            settings.log_style,
         )
     )
     calls = (

@@ -32,7 +32,7 @@ def stop_accepting(listeners: Iterable[socket.socket]) -> None:
                 listener.listen(0)
 
 
-def close_ours(listeners: Iterable[socket.socket]) -> None:
+def close_listeners(listeners: Iterable[socket.socket]) -> None:
     """In the parent: leave the sockets to the processes that accept what they still hold."""
     kept = list(listeners)
     stop_accepting(kept)

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from foldserve.service.server.listeners import close_ours, stop_accepting
+from foldserve.service.server.listeners import close_listeners, stop_accepting
 
 SO_DETACH_FILTER, SO_LOCK_FILTER = 27, 44  # asm-generic/socket.h
 
@@ -39,7 +39,7 @@ def test_the_last_to_close_is_who_still_accepts() -> None:
     ours = theirs.dup()
     address = theirs.getsockname()
     with socket.create_connection(address) as early:
-        close_ours([ours])
+        close_listeners([ours])
         assert ours.fileno() == -1
         accepted, _ = theirs.accept()
         accepted.close()
