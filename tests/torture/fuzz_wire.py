@@ -45,7 +45,7 @@ _TOKENS: Final = (
 
 
 def seeds(chosen: Random, served: tuple[str, ...]) -> list[bytes]:
-    """Good requests of every kind, on both ways, and a few of them behind each other."""
+    """Good requests of every kind, on both paths, and a few of them behind each other."""
     found = []
     for number in range(24):
         request = models.good(chosen.choice(served), number, chosen)

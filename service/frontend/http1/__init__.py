@@ -15,5 +15,5 @@ scope.
 
 Whatever is not ordinary (other queries than ?version=, chunked bodies, Expect, what is sent ahead, other types,
 anything wrong with the head) goes through ASGI, uvicorn and frontend/asgi.py, which answers every case. Both paths
-lead to the same InferenceRequest, and a test sends the same calls both ways.
+lead to the same InferenceRequest, and a test sends the same calls to both.
 """

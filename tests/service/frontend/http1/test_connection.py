@@ -788,7 +788,7 @@ def test_a_server_that_ends_answers_all_that_a_client_had_sent_and_closes_with_t
     run(test)
 
 
-# The same on both ways ---------------------------------------------------------------------------------
+# The same on both paths ---------------------------------------------------------------------------------
 
 BODIES = {
     "good": (rows(1.0, 2.0), JSON, 200),
