@@ -19,7 +19,7 @@ class Response:
 
     closes: the connection cannot be used again, because the rest of the request's body will not be read.
     rest: what follows `body` of a large answer, where it lies in the arena; valid until the request is told that it
-    was sent, or the request is done. place_bytes: of the arena, which are kept until then.
+    was sent, or the request is done. allocation_bytes: of the arena, which are kept until then.
     """
 
     def __init__(

@@ -63,13 +63,13 @@ class Repository:
 
 def read_repository(repository: Path) -> tuple[ModelEntry, ...]:
     """Every model of a repository that must be whole, by name. Raises: ConfigError with all problems found."""
-    found = look_through(repository)
+    found = scan_repository(repository)
     if found.broken:
         raise ConfigError(*found.problems())
     return found.entries
 
 
-def look_through(repository: Path) -> Repository:
+def scan_repository(repository: Path) -> Repository:
     """What a repository holds. Raises: ConfigError when it holds no model, not even a broken one."""
     try:
         folders = [path for path in repository.iterdir() if path.name[0] != "." and path.is_dir()]

@@ -29,7 +29,7 @@ doubles each time."""
 LONGEST_PAUSE_S: Final = 30.0
 """Until there."""
 
-FENCE_LOOK_S: Final = 0.005
+FENCE_CHECK_S: Final = 0.005
 """How often it is seen whether a dead API server's arena is at rest: the one thing that is polled, and only then."""
 
 LOAD_ATTEMPTS: Final = 3
@@ -89,7 +89,7 @@ class Children:
         selector: learns of each child's end.
         on_exit: called with a child that ended.
         on_load_failed: called for a worker that died LOAD_ATTEMPTS times while loading, and at each time more.
-        may_start: whether an API server may be started at this index now; asked again after FENCE_LOOK_S if not.
+        may_start: whether an API server may be started at this index now; asked again after FENCE_CHECK_S if not.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Children:
         self._restarts = [restart for restart in self._restarts if restart[0] > now]
         for _, role, index in due:
             if role is Role.API_SERVER and not self._may_start(index):
-                self._restarts.append((now + FENCE_LOOK_S, role, index))
+                self._restarts.append((now + FENCE_CHECK_S, role, index))
                 continue
             self.launch(role, index)
 

@@ -25,7 +25,7 @@ from foldserve.service.ipc.slots import slot_state
 from foldserve.service.logs.pipes import LogPipes
 from foldserve.service.logs.records import ALWAYS, configure_logging, print_lines
 from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info, is_compiled
-from foldserve.service.repository.index import Repository, look_through
+from foldserve.service.repository.index import Repository, scan_repository
 from foldserve.service.repository.model_version import read_version, versions_of
 from foldserve.service.repository.travel import without_what_cannot_travel
 from foldserve.service.server.api_server import ApiServer, ServedDevices, make_api_server
@@ -62,7 +62,7 @@ def run_server(settings: ServeSettings, stop: StopSignals) -> int:
 
 
 def _prepare(settings: ServeSettings, stop: StopSignals, pipes: LogPipes) -> int:
-    found = without_what_cannot_travel(look_through(settings.repository), settings.arena_bytes)
+    found = without_what_cannot_travel(scan_repository(settings.repository), settings.arena_bytes)
     if found.broken and (settings.strict or not found.entries):
         raise ConfigError(*found.problems())
     for one in found.broken:

@@ -21,7 +21,7 @@ UNREAD_S: Final = 0.5
 """What has come when the server ends is read and answered within this time, or not any more."""
 BEGINNING: Final = b"HTTP/1.1 "
 """What every answer begins with."""
-_LOOK_S: Final = 0.002
+_CHECK_S: Final = 0.002
 
 
 def _nobody_counts() -> None:
@@ -99,16 +99,16 @@ class ConnectionLifetime(HttpToolsProtocol):
         elif not self._own_begun:
             self.transport.write(BEGINNING)
             self._own_begun = self._cut_beginning = True
-        self._look_whether_gone(_LOOK_S)
+        self._check_gone(_CHECK_S)
 
-    def _look_whether_gone(self, again_s: float) -> None:
+    def _check_gone(self, again_s: float) -> None:
         """Give up when the client's system has reset the connection, which is not told while nothing is read."""
         if self.transport.is_closing() or self.cycle.response_complete:
             return
         if was_reset(self.transport):
             self.transport.abort()
         else:
-            self.loop.call_later(again_s, self._look_whether_gone, min(2 * again_s, 1.0))
+            self.loop.call_later(again_s, self._check_gone, min(2 * again_s, 1.0))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""

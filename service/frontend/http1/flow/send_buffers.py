@@ -24,7 +24,7 @@ from foldserve.service.inference.holdings import STALLED_S, Holding, Holdings
 PATIENCE_S: Final = 10.0
 """The connection of a client that reads no byte of its response for so long is ended. Several times what TCP takes to
 send lost packets again."""
-LOOK_S: Final = 1.0
+CHECK_S: Final = 1.0
 """How often the progress of a client that is behind is checked: only while one is."""
 
 
@@ -134,7 +134,7 @@ class SendBuffer:
                 return False
             holding.adjust(more)  # the only one: one response is allowed, however large
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(CHECK_S, self._check)
         return True
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class SendBuffer:
             self._holding.end()
             self._holding = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         holding, left = self._holding, self._left()
         assert holding is not None

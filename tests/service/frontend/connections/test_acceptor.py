@@ -148,7 +148,7 @@ def test_connection_waits_for_one_that_does_not_come_no_longer_than_a_bounded_ti
 def test_connection_that_waits_for_another_is_taken_as_soon_as_one_of_ours_has_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_LOOK_S", 1000.0)  # no look would come in time
+    monkeypatch.setattr(module, "_CHECK_S", 1000.0)  # no look would come in time
 
     async def scenario() -> None:
         async with opened() as door:
@@ -175,7 +175,7 @@ def test_nothing_is_polled_while_nothing_waits(monkeypatch: pytest.MonkeyPatch) 
             await door.until(lambda: door.mine.mine == 1)
             assert door.acceptor._timer is None
             before = len(looks)
-            await asyncio.sleep(10 * module._LOOK_S)  # so long that a poll would have been seen
+            await asyncio.sleep(10 * module._CHECK_S)  # so long that a poll would have been seen
             assert len(looks) == before
 
     run(scenario)

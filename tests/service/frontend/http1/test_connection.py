@@ -684,7 +684,7 @@ def test_a_connection_that_waits_for_an_answer_is_not_idle() -> None:
 def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_nothing_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(unread_module, "CHECK_S", 0.0)
 
     async def test(server: ApiServerHarness) -> None:
         connection = server.connect()
@@ -711,7 +711,7 @@ def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_
 def test_a_connection_that_is_closed_with_its_answer_waits_no_longer_for_who_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(unread_module, "CHECK_S", 0.0)
 
     async def test(server: ApiServerHarness) -> None:
         connection = server.connect()

@@ -1,4 +1,4 @@
-"""Places of an arena: never shared, all taken back, and no memory of sizes that do not come again."""
+"""Allocations of an arena: never shared, all taken back, and no memory of sizes that do not come again."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -30,7 +30,7 @@ MODEST, GREEDY = LARGE[:600_000], np.ones((1_000_000, 2), "f4")
 
 @pytest.fixture(autouse=True)
 def look_in_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(unread_module, "CHECK_S", 0.0)
 
 
 def run(test: Callable[[ApiServerHarness], Coroutine[None, None, None]]) -> None:
