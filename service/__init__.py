@@ -28,8 +28,8 @@ The life of a request:
     (frontend/http1/connection.py, heads/reader.py, heads/cache.py); whatever else goes through ASGI (frontend/asgi.py,
     asgi_exchange.py). Both create an InferenceRequest (inference/request.py), which owns the request until it ends.
  2. Its body is received (inference/receiving.py, partial_body.py). Raw rows go straight into a slot and bytes of the
-    API server's arena, allocated for it (engine/arena_memory.py, ipc/slots/slot_pool.py, arena.py). JSON and npy are
-    parsed by the request's protocol (codecs/protocol.py, protocols/), large and compressed ones in the API server's
+    API server's arena, allocated for it (engine/memory/arena_memory.py, ipc/slots/slot_pool.py, arena.py). JSON and npy
+    are parsed by the request's protocol (codecs/protocol.py, protocols/), large and compressed ones in the API server's
     codec process (engine/codec_process/).
  3. What was parsed is checked against the model's signature (artifact/signature.py), and copied into the arena: an
     invalid request is refused here, before it shares a batch with others.

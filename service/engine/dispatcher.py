@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from foldserve.service.engine.admission import admit, is_large, queue_share
-from foldserve.service.engine.arena_memory import ArenaMemory
+from foldserve.service.engine.memory.arena_memory import ArenaMemory
 from foldserve.service.engine.model_queue import ModelQueue, View, unloaded
 from foldserve.service.engine.request import PendingRequest, failure
 from foldserve.service.engine.watchdog import Watchdog

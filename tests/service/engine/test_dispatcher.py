@@ -194,7 +194,7 @@ async def test_request_that_finds_no_room_because_of_others_is_to_come_again() -
 
 @on_loop
 async def test_shapes_of_which_the_room_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foldserve.service.engine.output_sizes._MOST_SHAPES", 10)
+    monkeypatch.setattr("foldserve.service.engine.memory.output_sizes._MOST_SHAPES", 10)
     rig = Rig(DYNAMIC)
     worker = rig.new_worker(on_run=lambda x: np.zeros((len(x), 5000), np.float32))
     for length in range(1, 40):

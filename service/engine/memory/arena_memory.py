@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
+from foldserve.service.engine.memory.output_sizes import OutputSizes
 from foldserve.service.engine.model_queue import ModelQueue
-from foldserve.service.engine.output_sizes import OutputSizes
 from foldserve.service.engine.queue_load import QueueLoads
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import QueueFull
