@@ -21,7 +21,7 @@ from foldserve.service.frontend.http1.connection import Http1Protocol
 from foldserve.service.frontend.http1.exchange import Http1Context
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
-from foldserve.service.frontend.http1.heads.cache import PredictRoute
+from foldserve.service.frontend.http1.heads.cache import OipRoute, PredictRoute
 from foldserve.service.frontend.http1.parsing import MessageParsing
 from foldserve.service.frontend.http1.response_lines import ResponseLines
 from foldserve.service.inference.body_budget import BodyBudget
@@ -31,7 +31,9 @@ from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.protocols import PROTOCOLS
-from foldserve.service.protocols.oip.calls import OipCalls
+from foldserve.service.protocols.kserve_v1 import KserveV1Calls
+from foldserve.service.protocols.oip.calls import INFER_PATHS, OipCalls
+from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.server.api_models import make_plans, predict_plans
 from tests.service.engine_rig import FIXED, Rig
@@ -179,13 +181,21 @@ class ApiServerHarness:
         self.app = AsgiApp(
             status,
             context,
-            (PredictCalls(status, plans, "m0"), OipCalls(status, plans, no_metrics)),
+            (
+                PredictCalls(status, plans, "m0"),
+                OipCalls(status, plans, no_metrics),
+                KserveV1Calls(status, plans, "m0"),
+            ),
             settings,
             no_metrics,
         )
-        route = PredictRoute(PATH, "", "/predict/{model}", predict_plans(plans["m0", "1"]))
+        of_model = plans["m0", "1"]
+        routes = [
+            PredictRoute(PATH, "", "/predict/{model}", predict_plans(of_model)),
+            OipRoute("/v2/models/m0/infer", INFER_PATHS[0], of_model[OIP_JSON.key], of_model[OIP_BINARY.key]),
+        ]
         throttle = RefusalThrottle(time.monotonic)  # a thread that never has time to spare
-        self.http = Http1Context(context, [route], throttle, self.unread, ResponseLines())
+        self.http = Http1Context(context, routes, throttle, self.unread, ResponseLines())
         Http1Protocol.http = self.http
         MessageParsing._chunks, MessageParsing._next_turn = 0, False  # of a loop that is gone
         self.config = uvicorn.Config(
