@@ -17,46 +17,49 @@ import torch
 from torch import Tensor, fx, nn
 
 from foldserve.models.errors import BadExample
-from foldserve.models.export.artifact import check_free, check_name, check_version, new_version, next_version
-from foldserve.models.export.caches import without_caches
-from foldserve.models.export.capture import CapturedGraph
-from foldserve.models.export.convert import Converted, convert
-from foldserve.models.export.copying import EvalCopy, eval_copy
-from foldserve.models.export.example import Example, read_example
-from foldserve.models.export.first_difference import first_lost_digits
-from foldserve.models.export.fold import FoldReport, fold_batch_norms
-from foldserve.models.export.fold.exact import forget
-from foldserve.models.export.forms import ONNX, TORCHSCRIPT, Form, Forms, chosen_forms
-from foldserve.models.export.graph_copy import copied, without_unused
-from foldserve.models.export.labels import check_labels
-from foldserve.models.export.layers import first_wrong_layer
-from foldserve.models.export.manifest import (
+from foldserve.models.export.artifact.labels import check_labels
+from foldserve.models.export.artifact.manifest import (
     count_parameters,
     manifest,
     output_specs,
     write_manifest,
     write_reference,
 )
-from foldserve.models.export.memory import measure_memory
-from foldserve.models.export.onnx_values import OnnxValues, in_float32
-from foldserve.models.export.picture_cases import picture_case, settled_picture
-from foldserve.models.export.precision import FP32, Precision, check_precision
-from foldserve.models.export.reference import ROW_COUNTS, EagerReference, ParityCase
-from foldserve.models.export.rows import capture_with_offers, check_rows_word, sizes_to_prove, without_refused
-from foldserve.models.export.running import plain_process
-from foldserve.models.export.settled import with_settled
-from foldserve.models.export.source import with_source
-from foldserve.models.export.tidying import give_back_memory, large_blocks_given_back, older_objects_aside
-from foldserve.models.export.to_onnx import check_opset, load_onnx, opset_of, run_onnx, save_onnx, to_onnx
-from foldserve.models.export.to_torchscript import (
-    load_torchscript,
-    run_torchscript,
-    save_torchscript,
-    to_torchscript,
+from foldserve.models.export.artifact.memory import measure_memory
+from foldserve.models.export.artifact.versions import (
+    check_free,
+    check_name,
+    check_version,
+    new_version,
+    next_version,
 )
-from foldserve.models.export.tolerance import FILE_TOLERANCE, Output, check_chosen, outputs_of
-from foldserve.models.export.torchscript_values import TorchScriptValues
-from foldserve.models.export.verify import (
+from foldserve.models.export.capture.capture import CapturedGraph
+from foldserve.models.export.capture.graph_copy import copied, without_unused
+from foldserve.models.export.capture.offered_axes import (
+    capture_with_offers,
+    without_refused,
+)
+from foldserve.models.export.fold import FoldReport, fold_batch_norms
+from foldserve.models.export.fold.exact import forget
+from foldserve.models.export.network.caches import without_caches
+from foldserve.models.export.network.example.example import Example, read_example
+from foldserve.models.export.network.example.row_modes import INDEPENDENT, SERVE_TOGETHER, belong_together
+from foldserve.models.export.network.module_copy import EvalCopy, eval_copy
+from foldserve.models.export.network.sampling.source import with_source
+from foldserve.models.export.precision.convert import Converted, convert
+from foldserve.models.export.precision.precision import FP32, Precision, check_precision
+from foldserve.models.export.process.running import plain_process
+from foldserve.models.export.process.tidying import (
+    give_back_memory,
+    large_blocks_given_back,
+    older_objects_aside,
+)
+from foldserve.models.export.verify.first_difference import first_lost_digits
+from foldserve.models.export.verify.layers.check_layers import check_conversion, check_layers
+from foldserve.models.export.verify.layers.first_wrong_layer import first_wrong_layer
+from foldserve.models.export.verify.layers.onnx_values import OnnxValues, in_float32
+from foldserve.models.export.verify.layers.torchscript_values import TorchScriptValues
+from foldserve.models.export.verify.parity import (
     FOLD_TOLERANCE,
     Parity,
     check_conditioned,
@@ -65,8 +68,25 @@ from foldserve.models.export.verify import (
     check_rows,
     check_stateless,
 )
-from foldserve.models.export.verify_layers import check_conversion, check_layers
-from foldserve.models.export.ways import INDEPENDENT, SERVE_TOGETHER
+from foldserve.models.export.verify.picture_cases import picture_case, settled_picture
+from foldserve.models.export.verify.reference import ROW_COUNTS, EagerReference, ParityCase, sizes_to_prove
+from foldserve.models.export.verify.settled import with_settled
+from foldserve.models.export.verify.tolerance import FILE_TOLERANCE, Output, check_chosen, outputs_of
+from foldserve.models.export.writers.forms import ONNX, TORCHSCRIPT, Form, Forms, chosen_forms
+from foldserve.models.export.writers.onnx_writer import (
+    check_opset,
+    load_onnx,
+    opset_of,
+    run_onnx,
+    save_onnx,
+    to_onnx,
+)
+from foldserve.models.export.writers.torchscript_writer import (
+    load_torchscript,
+    run_torchscript,
+    save_torchscript,
+    to_torchscript,
+)
 from foldserve.models.image_input import ImageInput, image_of_manifest
 from foldserve.service.artifact.pictures import PictureInput
 
@@ -372,14 +392,14 @@ def export_model(
         all_sizes: refuse a network that takes sizes of a dynamic axis which the files cannot answer for, instead
             of narrowing the axis (`dims` and `narrowed` in the manifest).
         tolerance: how far a file may be off, relative to the values of its column: one number for all outputs, or
-            {output: number}; default what models/export/tolerance.py derives from the network's own error, at most
-            1e-2 in fp32 and 0.1 in 16 bits.
+            {output: number}; default what models/export/verify/tolerance.py derives from the network's own error, at
+            most 1e-2 in fp32 and 0.1 in 16 bits.
         source: what the manifest says the network came from; default the class of module.
         progress: called when a step begins and when it has ended; its errors end the export and come out unchanged.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
     """
     repository = Path(destination)
-    together = check_rows_word(rows, max_batch_size)
+    together = belong_together(rows, max_batch_size)
     largest = 0 if together else DEFAULT_MAX_BATCH_SIZE if max_batch_size is None else max_batch_size
     _check_settings(module, check_name(name), largest, together)
     number = next_version(repository, name) if version is None else check_version(version)

@@ -1,4 +1,5 @@
-"""manifest.json: what the export says of an artifact, read with a schema. The export's side: models/export/manifest.py.
+"""manifest.json: what the export says of an artifact, read with a schema. The export's side:
+models/export/artifact/manifest.py.
 
 Everything that is used or shown later is looked at here, once: its presence, its type, its range.
 """

@@ -13,10 +13,7 @@ import torch
 from torch import fx
 
 from foldserve.models.export.fold.candidates import Candidate, constant_candidates, norm_candidate
-from foldserve.models.export.fold.commuting import COMMUTING
 from foldserve.models.export.fold.constants import Constants
-from foldserve.models.export.fold.down import DOWN_RULES
-from foldserve.models.export.fold.elementwise import ELEMENTWISE, ELEMENTWISE_DOWN, ELEMENTWISE_UP
 from foldserve.models.export.fold.graph import (
     arguments,
     aten,
@@ -26,17 +23,20 @@ from foldserve.models.export.fold.graph import (
     nested_graphs,
     same_shape,
 )
-from foldserve.models.export.fold.index_maps import INDEX_MAPS
-from foldserve.models.export.fold.joins import JOIN_DOWN, JOIN_UP
 from foldserve.models.export.fold.norms import batch_norms
-from foldserve.models.export.fold.pads import PAD_DOWN, PAD_UP
-from foldserve.models.export.fold.parallel import beside, is_summed
 from foldserve.models.export.fold.plan import NotFoldable, Plan
-from foldserve.models.export.fold.recurrent import RECURRENT_DOWN
 from foldserve.models.export.fold.report import FoldReport, Unfolded
-from foldserve.models.export.fold.rules import table
+from foldserve.models.export.fold.rule import table
+from foldserve.models.export.fold.rules.commuting import COMMUTING
+from foldserve.models.export.fold.rules.elementwise import ELEMENTWISE, ELEMENTWISE_DOWN, ELEMENTWISE_UP
+from foldserve.models.export.fold.rules.index_maps import INDEX_MAPS
+from foldserve.models.export.fold.rules.into_consumers import DOWN_RULES
+from foldserve.models.export.fold.rules.into_producer import UP_RULES
+from foldserve.models.export.fold.rules.into_sibling import beside, is_summed
+from foldserve.models.export.fold.rules.joins import JOIN_DOWN, JOIN_UP
+from foldserve.models.export.fold.rules.pads import PAD_DOWN, PAD_UP
+from foldserve.models.export.fold.rules.recurrent import RECURRENT_DOWN
 from foldserve.models.export.fold.search import Search
-from foldserve.models.export.fold.up import UP_RULES
 
 _COMMUTING = COMMUTING + INDEX_MAPS
 _UP = table(UP_RULES + ELEMENTWISE_UP + JOIN_UP + PAD_UP + tuple(rule.up() for rule in _COMMUTING))

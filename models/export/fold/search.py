@@ -21,7 +21,7 @@ from foldserve.models.export.fold.graph import (
     uses,
 )
 from foldserve.models.export.fold.plan import Bypass, NotFoldable, Plan, Substitute
-from foldserve.models.export.fold.rules import DownRule, Goal, Match, UpRule
+from foldserve.models.export.fold.rule import DownRule, Goal, Match, UpRule
 
 # Published networks need fewer than 200 steps for a norm; a long chain of two-way choices could need any
 # number.

@@ -16,10 +16,10 @@ from torch import nn
 from foldserve.models.errors import BadExample, NameNotUsable, NotWritable, VersionExists
 from foldserve.models.export import ExportResult, export_model
 from foldserve.models.export.pipeline import STEPS
-from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.models.export.writers.torchscript_writer import load_torchscript, run_torchscript
 from foldserve.models.registry import resolve
+from tests.models.export.artifact.test_versions import files_end_at
 from tests.models.export.support import ConvNorm, First, Fn, pictures
-from tests.models.export.test_artifact import files_end_at
 from tests.models.support import randomise_norms
 
 # name: (batch norms found, folded); worked out from the networks' own tables of layers.
@@ -45,7 +45,7 @@ def test_each_network_is_folded_whole_and_answers_as_before(name, exported):
         assert parity["max_rel"] <= parity["tolerance"]
         assert parity["tolerance"] == 1e-4  # none of ours loses digits in float32
         assert {1, 2, 7, 32} <= set(parity["rows_tried"])
-    assert report["parity"]["fold_float64"]["max_rel"] < 1e-12  # what a right fold measures: verify.py
+    assert report["parity"]["fold_float64"]["max_rel"] < 1e-12  # what a right fold measures: parity.py
 
 
 @pytest.mark.parametrize("name", NETWORKS)

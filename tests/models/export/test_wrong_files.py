@@ -5,7 +5,7 @@ import operator
 import pytest
 import torch
 
-from foldserve.models.export.to_torchscript import to_torchscript
+from foldserve.models.export.writers.torchscript_writer import to_torchscript
 from tests.models.export.wrong import in_graph
 from tests.models.export.wrong.trial import Proved, Trial, _same, table
 

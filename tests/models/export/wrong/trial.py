@@ -17,21 +17,21 @@ from torch import Tensor, fx
 
 from foldserve.models.errors import ExportError
 from foldserve.models.export import pipeline
-from foldserve.models.export.difference import difference, scale_of
-from foldserve.models.export.exactness import retyped
-from foldserve.models.export.float64_mode import float64_arithmetic, widened
-from foldserve.models.export.forms import chosen_forms
-from foldserve.models.export.precision import PRECISIONS
-from foldserve.models.export.sampling import random_inputs
-from foldserve.models.export.to_onnx import save_onnx
-from foldserve.models.export.to_torchscript import (
+from foldserve.models.export.network.difference import difference, scale_of
+from foldserve.models.export.network.sampling.random_inputs import random_inputs
+from foldserve.models.export.precision.precision import PRECISIONS
+from foldserve.models.export.process.float64_mode import float64_arithmetic, widened
+from foldserve.models.export.verify.layers.exactness import retyped
+from foldserve.models.export.verify.parity import check_conditioned
+from foldserve.models.export.verify.tolerance import outputs_of
+from foldserve.models.export.writers.forms import chosen_forms
+from foldserve.models.export.writers.onnx_writer import save_onnx
+from foldserve.models.export.writers.torchscript_writer import (
     load_torchscript,
     run_torchscript,
     save_torchscript,
     to_torchscript,
 )
-from foldserve.models.export.tolerance import outputs_of
-from foldserve.models.export.verify import check_conditioned
 from foldserve.models.registry import resolve
 from tests.models.export.conftest import TRAINED
 from tests.models.export.wrong import in_graph, in_onnx
