@@ -2,7 +2,7 @@
 
     process/    what an export sets in torch and in its process while it works, and puts back
  1. network/    module_copy: a deep copy in eval mode and float32; example/: the example inputs, checked and flattened,
-                with the axes that vary; sampling/: what fresh inputs are drawn from
+                with the axes that vary; sampling/: fresh inputs in their image
  2. capture/    capture, graph_cleanup: one graph of ATen operators with symbolic rows, or a refusal with the fix;
                 sizes/: the sizes that it answers for; tracing/: what is changed in torch meanwhile
  3.             the eager network's answers in float64, on the example and on fresh inputs: verify/reference.py
@@ -10,12 +10,12 @@
  5. precision/  fp16 or bf16 where asked for: mixed: which operators; convert: the casts between them
  6. writers/    torchscript_writer, onnx_writer: both files from that graph, or one: forms
  7. verify/     reference, parity: the fold and both files against the eager answers; layers/: and each layer of the
-                files by itself; first_difference, layers/first_wrong_layer name the guilty one
+                files by itself; the guilty one is named by first_difference and layers/first_wrong_layer
  8. artifact/   memory: bytes of weights and of a row; manifest: manifest.json and reference.npz; versions: renamed
                 into place in one step
 
-Each imports only from those above it (tests/models/export/test_layers.py). The steps are called in pipeline.py; the
-command line is cli.py.
+Each imports only from those above it (tests/models/export/test_layers.py). steps.py has each step as a function of what
+the ones before it made, pipeline.py their order; the command line is cli.py.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -4,16 +4,18 @@
     cannot be written or run   the export goes on with the other file, and says so (`not_written` in the manifest)
     answers wrong              the whole export fails: what is wrong in one file may be wrong in the network
 
-Knows nothing of how a file is written; a step of the pipeline runs inside attempt().
+Knows nothing of how a file is written; a step of the pipeline is run by attempt().
 """
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from foldserve.models.errors import FormNotUsable, FormNotWritten, NotCapturable, ParityFailed
 from foldserve.models.export.precision.precision import Precision
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,16 @@ class Forms:
         """Whether form is to be written, or has been."""
         return form.file not in self.not_written
 
-    @contextlib.contextmanager
-    def attempt(self, form: Form, folder: Path) -> Iterator[None]:
-        """Within: form is written or verified in folder. Where that cannot be, its files are removed.
+    def attempt(self, form: Form, folder: Path, step: Callable[[], T]) -> T | None:
+        """What step gives, which writes or verifies form in folder; None where form is not to be written.
 
+        Where step cannot write it, or nothing can run it, its files are removed.
         Raises: NotCapturable where no form is left; ParityFailed with the way round, if there is one.
         """
+        if not self.has(form):
+            return None
         try:
-            yield
+            return step()
         except FormNotWritten as error:
             others = [other for other in _FORMS if other is not form and self.has(other)]
             self.not_written[form.file] = str(error)
@@ -58,6 +62,7 @@ class Forms:
                 raise NotCapturable(self._nothing_left(form)) from error
             for path in folder.glob(f"{form.file}*"):  # weights may lie beside it
                 path.unlink()
+            return None
         except ParityFailed as error:
             raise ParityFailed(f"{error}{self._way_round(form)}") from error
 

@@ -19,6 +19,7 @@ ORDER = (
     "writers",
     "verify",
     "artifact",
+    "steps",
     "pipeline",
     "example_option",
     "cli",

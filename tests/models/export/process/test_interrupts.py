@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from foldserve.models.errors import NotCapturable
-from foldserve.models.export import pipeline
+from foldserve.models.export import steps
 from foldserve.models.export.cli import main
 from foldserve.models.export.process.interrupts import Interrupts
 
@@ -54,10 +54,8 @@ def _prints() -> None:
 @pytest.mark.parametrize("happens", [_lets_through, _swallows, _makes_another, _refuses, _prints])
 def test_ctrl_c_ends_the_export_whatever_a_library_makes_of_it(happens, tmp_path, capfd, monkeypatch):
     before = signal.getsignal(signal.SIGINT), sys.unraisablehook
-    steps = tuple(
-        (name, (lambda job: happens()) if name == "capture" else run) for name, run in pipeline.STEPS[:2]
-    )
-    monkeypatch.setattr(pipeline, "STEPS", (*steps, ("never", lambda job: pytest.fail("went on"))))
+    monkeypatch.setattr(steps, "capture_network", lambda *of_earlier_steps: happens())
+    monkeypatch.setattr(steps, "run_eager", lambda *of_earlier_steps: pytest.fail("went on"))
     assert main(["mlp", "--repository", str(tmp_path / "r")]) == 130
     last = capfd.readouterr().err.splitlines()
     assert last[-1] == "foldserve export: stopped; nothing was written"

@@ -124,7 +124,7 @@ def test_a_network_whose_constants_are_all_new_is_exported(factor, tmp_path):
 
 def test_a_wrong_fold_is_refused_although_it_rounds_to_the_right_files(tmp_path, monkeypatch):
     """The gate looks at the exact weights of the very graph: a shift far below float32's digits is seen."""
-    from foldserve.models.export import pipeline
+    from foldserve.models.export import steps
 
     def shifted(graph_module):
         report = fold_batch_norms(graph_module)
@@ -134,7 +134,7 @@ def test_a_wrong_fold_is_refused_although_it_rounds_to_the_right_files(tmp_path,
         lost.tensor.mul_(1 + 1e-9)
         return report
 
-    monkeypatch.setattr(pipeline, "fold_batch_norms", shifted)
+    monkeypatch.setattr(steps, "fold_batch_norms", shifted)
     with pytest.raises(ParityFailed, match="folding changed the answers"):
         export_model(randomise_norms(_chain()).eval(), (pictures(),), tmp_path, name="m")
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from foldserve.models.errors import BadExample, NotCapturable, ParityFailed
-from foldserve.models.export import export_model, pipeline
+from foldserve.models.export import export_model, steps
 from foldserve.models.export.fold import fold_batch_norms
+from foldserve.models.export.verify import files
 from foldserve.models.export.writers import torchscript_source
 from foldserve.models.export.writers.onnx_writer import run_onnx, to_onnx
 from tests.models.export.support import ConvNorm, Fn, pictures
@@ -52,7 +53,7 @@ def test_a_wrong_fold_is_caught_in_float64_and_its_layer_named(tmp_path, monkeyp
         spoil(graph_module, torch.ops.aten.conv2d.default, 1)
         return report
 
-    monkeypatch.setattr(pipeline, "fold_batch_norms", wrong_fold)
+    monkeypatch.setattr(steps, "fold_batch_norms", wrong_fold)
     # second.0 differs on purpose (it now gives what second.1 gave); the relu behind it is the first that must
     # agree but both are of one unbroken chain to the output, so the convolution is named.
     with pytest.raises(
@@ -86,7 +87,7 @@ def test_a_wrong_onnx_file_is_caught_and_its_layer_named(tmp_path, monkeypatch):
         sigmoid.op_type = "HardSigmoid"
         return written
 
-    monkeypatch.setattr(pipeline, "to_onnx", wrong)
+    monkeypatch.setattr(steps, "to_onnx", wrong)
     with pytest.raises(
         ParityFailed, match=r"the ONNX file .*First layer whose output differs: sigmoid \(aten.sigmoid\)"
     ):
@@ -100,7 +101,7 @@ def test_a_file_that_cannot_run_is_told_with_the_shapes(tmp_path, monkeypatch):
             raise RuntimeError("no kernel")
         return run_onnx(session, inputs)
 
-    monkeypatch.setattr(pipeline, "run_onnx", broken)
+    monkeypatch.setattr(files, "run_onnx", broken)
     with pytest.raises(
         ParityFailed, match=r"ONNX file fails on inputs of the shapes \[\(7, 3, 8, 8\)\].*no kernel"
     ):

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foldserve.models.errors import BadExample, ParityFailed
-from foldserve.models.export import export_model, pipeline
+from foldserve.models.export import export_model
 from foldserve.models.export.cli import table
+from foldserve.models.export.verify import files
 from foldserve.models.export.writers.torchscript_writer import load_torchscript
 from foldserve.models.image_input import ImageInput
 from foldserve.service.artifact.manifest import read_manifest
@@ -96,13 +97,13 @@ def test_module_that_takes_pictures_otherwise_than_it_declares_is_refused(tmp_pa
 def test_decoded_pictures_are_among_the_cases_that_the_files_are_compared_on(tmp_path, monkeypatch):
     module = ImageInput(classifier(), MEAN, STD, scale=1 / 255, size=(20, 26))
     seen = []
-    original = pipeline.check_file
+    original = files.check_file
 
     def watched(label, run, cases, *others):
         seen.append([case for case in cases if not case.fresh][1:])
         return original(label, run, cases, *others)
 
-    monkeypatch.setattr(pipeline, "check_file", watched)
+    monkeypatch.setattr(files, "check_file", watched)
     export_model(module, module.example_inputs(), tmp_path, name="m")
     assert len(seen) == 2
     for ((decoded,),) in ([case.inputs for case in cases] for cases in seen):

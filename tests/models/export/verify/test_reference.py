@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from foldserve.models.errors import BadExample, ParityFailed
-from foldserve.models.export import export_model, pipeline
+from foldserve.models.export import export_model, steps
 from foldserve.models.export.capture.outputs import Output, Outputs
 from foldserve.models.export.cli import table
 from foldserve.models.export.network.example.example import read_example
@@ -120,7 +120,7 @@ def test_a_picture_left_empty_is_proved_on_bytes_of_all_values(tmp_path):
 
 
 def test_a_file_that_is_wrong_for_all_bytes_but_those_of_the_example_is_caught(tmp_path, monkeypatch):
-    write = pipeline.to_torchscript
+    write = steps.to_torchscript
 
     def squared(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
         wrong = copy.deepcopy(graph_module)
@@ -131,7 +131,7 @@ def test_a_file_that_is_wrong_for_all_bytes_but_those_of_the_example_is_caught(t
         x.replace_all_uses_with(square, delete_user_cb=lambda user: user is not square)
         return write(wrong)
 
-    monkeypatch.setattr(pipeline, "to_torchscript", squared)
+    monkeypatch.setattr(steps, "to_torchscript", squared)
     with pytest.raises(ParityFailed):
         export_model(Bytes(), (torch.zeros(2, 3, 4, 4, dtype=torch.uint8),), tmp_path, name="m")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from foldserve.models.errors import BadExample, NotCapturable, ParityFailed
-from foldserve.models.export import export_model, pipeline
+from foldserve.models.export import export_model, steps
 from foldserve.models.export.capture.graph_copy import copied
 from foldserve.models.export.cli import main, table
 from foldserve.models.export.verify.other_order import OtherOrder
@@ -65,7 +65,7 @@ def test_a_neighbour_of_few_digits_hides_no_fault(precision, tmp_path, monkeypat
         changed.plain.register_buffer(name, value)
         return to_torchscript(changed)
 
-    monkeypatch.setattr(pipeline, "to_torchscript", wrong)
+    monkeypatch.setattr(steps, "to_torchscript", wrong)
     lost = {"fp32": 1e3, "fp16": 1.0}[precision]
     with pytest.raises(
         ParityFailed, match=r"the TorchScript file .*( output 'plain'|: plain \(aten.linear\))"
@@ -121,7 +121,7 @@ def test_labels_must_all_agree_where_there_is_no_near_tie(tmp_path, monkeypatch)
             return 1 - super().forward(x)
 
     wrong = export(Other(0.1), tmp_path / "other").torchscript_path.read_bytes()
-    monkeypatch.setattr(pipeline, "save_torchscript", lambda _, path: path.write_bytes(wrong))
+    monkeypatch.setattr(steps, "save_torchscript", lambda _, path: path.write_bytes(wrong))
     with pytest.raises(ParityFailed, match=r"\d+% of the elements differ that are no near ties"):
         export(Labels(0.1), tmp_path / "again")
 

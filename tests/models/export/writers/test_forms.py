@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from foldserve.models.errors import FormNotUsable, FormNotWritten, NotCapturable, NotWritable, ParityFailed
-from foldserve.models.export import export_model, pipeline
+from foldserve.models.export import export_model, steps
 from foldserve.models.export.__main__ import main
 from foldserve.models.export.precision.precision import PRECISIONS
-from foldserve.models.export.writers import onnx_writer as to_onnx
+from foldserve.models.export.verify import files
+from foldserve.models.export.writers import onnx_writer
 from foldserve.models.export.writers.forms import TORCHSCRIPT, chosen_forms
 from foldserve.service.backends.base import SessionOptions
 from foldserve.service.errors import ConfigError
@@ -68,13 +69,13 @@ def test_the_file_asked_for_is_written_proved_and_served_alone(
 
 def test_an_fp16_onnx_file_alone_is_held_to_the_weights_of_the_network(tmp_path, monkeypatch):
     def wrong(captured, opset=None):
-        written = to_onnx.to_onnx(captured, opset)
+        written = onnx_writer.to_onnx(captured, opset)
         weight = next(w for w in written.model.graph.initializer if len(w.dims) == 4)
         # 0.4 % off, within the tolerance of 16 bits.
         weight.raw_data = (np.frombuffer(weight.raw_data, np.float16) * np.float16(1.004)).tobytes()
         return written
 
-    monkeypatch.setattr(pipeline, "to_onnx", wrong)
+    monkeypatch.setattr(steps, "to_onnx", wrong)
     with pytest.raises(
         ParityFailed, match=r"ONNX file computes a layer differently .*: conv \(aten.conv2d\)"
     ):
@@ -111,11 +112,11 @@ def test_a_file_that_onnx_runtime_does_not_load_is_removed_and_no_path_of_the_ma
     tmp_path, monkeypatch
 ):
     def of_no_runtime(captured, opset=None):
-        written = to_onnx.to_onnx(captured, opset)
+        written = onnx_writer.to_onnx(captured, opset)
         written.model.graph.node[0].op_type = "NoSuchOperator"
         return written
 
-    monkeypatch.setattr(pipeline, "to_onnx", of_no_runtime)
+    monkeypatch.setattr(steps, "to_onnx", of_no_runtime)
     result = export(ConvNorm(), tmp_path)
     assert files_of(result) == {"model.pt"}
     (missing,) = result.report["not_written"]
@@ -124,7 +125,7 @@ def test_a_file_that_onnx_runtime_does_not_load_is_removed_and_no_path_of_the_ma
 
 
 def test_where_there_can_be_no_torchscript_file_the_other_is_written_and_served(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "to_torchscript", cannot)
+    monkeypatch.setattr(steps, "to_torchscript", cannot)
     result = export(randomise_norms(ConvNorm()), tmp_path, precision="fp16")
     assert files_of(result) == {"model.onnx"}
     assert result.report["not_written"] == [{"file": "model.pt", "reason": "no way to write it"}]
@@ -132,7 +133,7 @@ def test_where_there_can_be_no_torchscript_file_the_other_is_written_and_served(
 
 
 def test_where_neither_file_can_be_written_both_reasons_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "to_torchscript", cannot)
+    monkeypatch.setattr(steps, "to_torchscript", cannot)
     with pytest.raises(
         NotCapturable,
         match=r"neither file can be written.*model.pt: no way to write it.*cdist.*Write that step",
@@ -152,20 +153,17 @@ def test_the_only_file_asked_for_is_refused_where_it_cannot_be_written(tmp_path)
 
 def test_in_bf16_which_has_no_onnx_file_a_network_that_torchscript_cannot_write_is_refused(tmp_path):
     forms = chosen_forms(None, PRECISIONS["bf16"], None)
-    with (
-        pytest.raises(NotCapturable, match=r"no bf16 kernels.*no way to write it"),
-        forms.attempt(TORCHSCRIPT, tmp_path),
-    ):
-        cannot()
+    with pytest.raises(NotCapturable, match=r"no bf16 kernels.*no way to write it"):
+        forms.attempt(TORCHSCRIPT, tmp_path, cannot)
 
 
 def wrong(session, inputs):
-    return tuple(t * 1.5 for t in to_onnx.run_onnx(session, inputs))
+    return tuple(t * 1.5 for t in onnx_writer.run_onnx(session, inputs))
 
 
 @pytest.mark.parametrize("only", [None, "onnx"])
 def test_a_file_that_answers_wrong_fails_the_export_and_the_way_round_is_told(only, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "run_onnx", wrong)
+    monkeypatch.setattr(files, "run_onnx", wrong)
     with pytest.raises(ParityFailed, match="the ONNX file answers differently") as raised:
         export(ConvNorm(), tmp_path, only=only)
     way = "export model.pt alone, if that is right: --only torchscript (in Python only='torchscript')"
@@ -176,15 +174,15 @@ def test_a_file_that_answers_wrong_fails_the_export_and_the_way_round_is_told(on
 def test_a_wrong_file_is_no_file_that_cannot_be_written_where_its_layer_cannot_be_found(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pipeline, "run_onnx", wrong)
-    monkeypatch.setattr(pipeline, "_locate_onnx", cannot)
+    monkeypatch.setattr(files, "run_onnx", wrong)
+    monkeypatch.setattr(files, "_locate_onnx", cannot)
     with pytest.raises(ParityFailed, match="Which layer it is could not be looked for: no way to write it"):
         export(ConvNorm(), tmp_path)
 
 
 def test_a_wrong_file_beside_one_that_cannot_be_written_is_told_with_both_reasons(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "to_torchscript", cannot)
-    monkeypatch.setattr(pipeline, "run_onnx", wrong)
+    monkeypatch.setattr(steps, "to_torchscript", cannot)
+    monkeypatch.setattr(files, "run_onnx", wrong)
     with pytest.raises(ParityFailed, match=r"ONNX file.*model.pt alone is no way round: no way to write it"):
         export(ConvNorm(), tmp_path)
 

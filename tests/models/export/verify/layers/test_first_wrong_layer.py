@@ -10,10 +10,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from foldserve.models.errors import ParityFailed
-from foldserve.models.export import export_model, pipeline
+from foldserve.models.export import export_model, steps
 from foldserve.models.export.precision.convert import convert
 from foldserve.models.export.precision.precision import PRECISIONS
-from foldserve.models.export.verify.layers import first_wrong_layer as layers
+from foldserve.models.export.verify.layers import first_wrong_layer as under_test
 from foldserve.models.export.verify.layers.exactness import first_conversion_fault
 from foldserve.models.export.verify.layers.first_wrong_layer import first_wrong_layer
 from foldserve.models.export.verify.layers.onnx_values import OnnxValues
@@ -63,7 +63,7 @@ SPOILED = {
 @pytest.mark.parametrize("file", SPOILED)
 def test_a_wrong_weight_that_no_output_shows_is_caught_at_its_layer(file, tmp_path, monkeypatch):
     function, spoiled, label = SPOILED[file]
-    monkeypatch.setattr(pipeline, function, spoiled)
+    monkeypatch.setattr(steps, function, spoiled)
     with pytest.raises(
         ParityFailed, match=rf"{label} computes a layer differently .*: branch.2 \(aten.conv2d\)"
     ):
@@ -83,7 +83,7 @@ def values_of(graph, file, folder):
 @pytest.mark.parametrize("file", SPOILED)
 def test_values_that_are_asked_for_in_parts_are_the_same(file, tmp_path, monkeypatch):
     """A part of its own for each value, with skip connections across parts: the file is begun again from known ones."""
-    monkeypatch.setattr(layers, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(under_test, "_LEAST_BYTES", 0)
     graph = captured(Deep(), pictures(8))
     values, tolerance = values_of(graph, file, tmp_path)
     parts = []
