@@ -1,9 +1,9 @@
 """The form of a rule, and of the place it is asked about.
 
 A rule is data: the ops it is for, why_not (a reason, or None when it holds) and an effect that computes edits
-and where the affine map goes next, and changes nothing itself. Up rules move a map from a value to what the
-value is made of: Steps, tried in order. Down rules move it from inputs to outputs: one Propagated. search.py
-walks; plan.py edits.
+and where the affine map goes next, and changes nothing itself. Producer rules move a map from a value into
+what makes it: Alternatives, tried in order. Consumer rules move it from inputs into all that read them: one
+Propagated. search.py walks; plan.py edits.
 """
 
 from collections.abc import Callable
@@ -39,10 +39,10 @@ class Goal:
 
 @dataclass(frozen=True, eq=False)
 class Alternative:
-    """One way to make a value come out as wanted: edits here, demands on what it is made of."""
+    """One way to make a value come out as wanted: edits here, goals for what it is made of."""
 
     edits: tuple[Edit, ...] = ()
-    demands: tuple[Goal, ...] = ()
+    goals: tuple[Goal, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +57,9 @@ class Propagated:
 class Match:
     """A call that a rule is asked about.
 
-    Upwards: value = the node to come out as affine(value), output = which output of call that is.
-    Downwards: inputs = the inputs whose readers must apply the map themselves; affine = the map of the only
-    one.
+    Of a producer: value = the node to come out as affine(value), output = which output of call that is.
+    Of a consumer: inputs = the inputs whose readers must apply the map themselves; affine = the map of the
+    only one.
     """
 
     call: fx.Node
@@ -119,23 +119,23 @@ class Match:
 
 
 @dataclass(frozen=True)
-class UpRule:
+class ProducerRule:
     """How a value made by one of targets can come out as affine(value)."""
 
     name: str
     targets: frozenset[Any]
     why_not: Callable[[Match], str | None]
-    steps: Callable[[Match], list[Alternative]]
+    alternatives: Callable[[Match], list[Alternative]]
 
 
 @dataclass(frozen=True)
-class DownRule:
+class ConsumerRule:
     """How a call to one of targets can apply its inputs' map itself, or pass it on."""
 
     name: str
     targets: frozenset[Any]
     why_not: Callable[[Match], str | None]
-    moved: Callable[[Match], Propagated]
+    propagated: Callable[[Match], Propagated]
 
 
 def table(rules: tuple[Any, ...]) -> dict[Any, Any]:

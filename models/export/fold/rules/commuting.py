@@ -1,4 +1,4 @@
-"""Operations that commute with y = a * x + c: the map passes through them, up or down, and no weight changes.
+"""Operations that commute with y = a * x + c: the map passes through them, either way, and no weight changes.
 
     averages    pools, means, resampling, reflecting pads: output = weighted mean of inputs, and the weights sum to 1
     maxima      max pools: the order of the inputs is kept when a >= 0
@@ -25,7 +25,7 @@ from foldserve.models.export.fold.graph import (
     static,
 )
 from foldserve.models.export.fold.plan import NotFoldable
-from foldserve.models.export.fold.rule import Alternative, DownRule, Goal, Match, Propagated, UpRule
+from foldserve.models.export.fold.rule import Alternative, ConsumerRule, Goal, Match, ProducerRule, Propagated
 
 
 @dataclass(frozen=True)
@@ -42,155 +42,155 @@ class Commuting:
     to_input: Callable[[Match], Affine]
     to_output: Callable[[Match], Affine]
 
-    def up(self) -> UpRule:
-        def steps(site: Match) -> list[Alternative]:
-            return [Alternative(demands=(Goal(site.node(first(site)), self.to_input(site), site.call),))]
+    def into_producer(self) -> ProducerRule:
+        def alternatives(match: Match) -> list[Alternative]:
+            return [Alternative(goals=(Goal(match.node(first(match)), self.to_input(match), match.call),))]
 
-        return UpRule(self.name, self.targets, self.why_not, steps)
+        return ProducerRule(self.name, self.targets, self.why_not, alternatives)
 
-    def down(self) -> DownRule:
-        def why_not(site: Match) -> str | None:
-            if len(site.inputs) != 1 or site.arguments[first(site)] not in site.inputs:
-                return f"{describe(site.call)} takes it as something else than its {first(site)}"
-            return self.why_not(site)
+    def into_consumers(self) -> ConsumerRule:
+        def why_not(match: Match) -> str | None:
+            if len(match.inputs) != 1 or match.arguments[first(match)] not in match.inputs:
+                return f"{describe(match.call)} takes it as something else than its {first(match)}"
+            return self.why_not(match)
 
-        def moved(site: Match) -> Propagated:
-            return Propagated(outputs={0 if has_parts(site) else None: self.to_output(site)})
+        def propagated(match: Match) -> Propagated:
+            return Propagated(outputs={0 if has_parts(match) else None: self.to_output(match)})
 
-        return DownRule(self.name, self.targets, why_not, moved)
+        return ConsumerRule(self.name, self.targets, why_not, propagated)
 
 
-def first(site: Match) -> str:
+def first(match: Match) -> str:
     """The name of the call's first argument."""
-    target: Any = site.call.target
+    target: Any = match.call.target
     name: str = target._schema.arguments[0].name
     return name
 
 
-def has_parts(site: Match) -> bool:
-    target: Any = site.call.target
+def has_parts(match: Match) -> bool:
+    target: Any = match.call.target
     return len(target._schema.returns) > 1
 
 
-def same(site: Match) -> Affine:
-    return site.affine
+def same(match: Match) -> Affine:
+    return match.affine
 
 
-def _mixes(site: Match, axes: tuple[int, ...]) -> str | None:
+def _mixes(match: Match, axes: tuple[int, ...]) -> str | None:
     """The reason when the map varies along one of the axes whose entries the call combines."""
-    if any(axis in axes for axis in site.affine.axes):
-        return f"{describe(site.call)} combines entries along the norm's axis"
+    if any(axis in axes for axis in match.affine.axes):
+        return f"{describe(match.call)} combines entries along the norm's axis"
     return None
 
 
 def _last_axes(count: int) -> Callable[[Match], str | None]:
-    def why_not(site: Match) -> str | None:
-        rank = site.affine.rank
-        return _mixes(site, tuple(range(rank - count, rank)))
+    def why_not(match: Match) -> str | None:
+        rank = match.affine.rank
+        return _mixes(match, tuple(range(rank - count, rank)))
 
     return why_not
 
 
 def _avg_pool(count: int) -> Callable[[Match], str | None]:
-    def why_not(site: Match) -> str | None:
-        values = site.arguments
+    def why_not(match: Match) -> str | None:
+        values = match.arguments
         padded = any(amount != 0 for amount in values["padding"]) and values["count_include_pad"]
-        if site.affine.has_shift and (padded or values.get("divisor_override") is not None):
-            return f"the norm shifts, and {describe(site.call)} counts padded zeros"
-        return _last_axes(count)(site)
+        if match.affine.has_shift and (padded or values.get("divisor_override") is not None):
+            return f"the norm shifts, and {describe(match.call)} counts padded zeros"
+        return _last_axes(count)(match)
 
     return why_not
 
 
-def _only_the_first_output(site: Match) -> bool:
-    return not has_parts(site) or (set(parts(site.call)) <= {0} and site.output in (0, None))
+def _only_the_first_output(match: Match) -> bool:
+    return not has_parts(match) or (set(parts(match.call)) <= {0} and match.output in (0, None))
 
 
 def _maximum(axes_of: Callable[[Match], str | None]) -> Callable[[Match], str | None]:
-    def why_not(site: Match) -> str | None:
-        if not _only_the_first_output(site):
-            return f"the indices that {describe(site.call)} returns are read too"
-        if not site.affine.keeps_order:
-            return f"the norm has a negative scale, which {describe(site.call)} does not commute with"
-        return axes_of(site)
+    def why_not(match: Match) -> str | None:
+        if not _only_the_first_output(match):
+            return f"the indices that {describe(match.call)} returns are read too"
+        if not match.affine.keeps_order:
+            return f"the norm has a negative scale, which {describe(match.call)} does not commute with"
+        return axes_of(match)
 
     return why_not
 
 
-def _homogeneous(site: Match) -> str | None:
-    if site.affine.has_shift:
-        return f"the norm shifts, which {describe(site.call)} does not commute with"
-    if not site.affine.keeps_order:
-        return f"the norm has a negative scale, which {describe(site.call)} does not commute with"
+def _homogeneous(match: Match) -> str | None:
+    if match.affine.has_shift:
+        return f"the norm shifts, which {describe(match.call)} does not commute with"
+    if not match.affine.keeps_order:
+        return f"the norm has a negative scale, which {describe(match.call)} does not commute with"
     return None
 
 
-def _identity(site: Match) -> str | None:
-    values = site.arguments
+def _identity(match: Match) -> str | None:
+    values = match.arguments
     if values.get("train"):
-        return f"{describe(site.call)} is in training mode"
-    source = site.node(first(site))
-    if dtype_of(source) != dtype_of(site.call):
-        return f"{describe(site.call)} changes the dtype, which rounds"
+        return f"{describe(match.call)} is in training mode"
+    source = match.node(first(match))
+    if dtype_of(source) != dtype_of(match.call):
+        return f"{describe(match.call)} changes the dtype, which rounds"
     return None
 
 
-def _reduced_axes(site: Match) -> tuple[int, ...]:
+def _reduced_axes(match: Match) -> tuple[int, ...]:
     """The axes of the first argument that a mean, sum or maximum over dimensions reduces."""
-    rank = rank_of(site.node("self"))
-    dims = site.arguments["dim"]
+    rank = rank_of(match.node("self"))
+    dims = match.arguments["dim"]
     if dims is None or dims == []:
         return tuple(range(rank))
     return tuple(axis_in(dim, rank) for dim in (dims if isinstance(dims, (list, tuple)) else [dims]))
 
 
-def _reduce_to_input(site: Match) -> Affine:
-    axes = _reduced_axes(site)
-    if site.arguments["keepdim"]:
-        affine = site.affine
+def _reduce_to_input(match: Match) -> Affine:
+    axes = _reduced_axes(match)
+    if match.arguments["keepdim"]:
+        affine = match.affine
         if any(axis in axes for axis in affine.axes):
-            raise NotFoldable(f"{describe(site.call)} combines entries along the norm's axis")
+            raise NotFoldable(f"{describe(match.call)} combines entries along the norm's axis")
     else:
-        shape = iter(site.affine.scale.shape)
-        full = [1 if axis in axes else next(shape) for axis in range(rank_of(site.node("self")))]
-        affine = site.affine.map(lambda tensor: tensor.reshape(full))
-    return _unsummed(site, affine, up=True)
+        shape = iter(match.affine.scale.shape)
+        full = [1 if axis in axes else next(shape) for axis in range(rank_of(match.node("self")))]
+        affine = match.affine.map(lambda tensor: tensor.reshape(full))
+    return _unsummed(match, affine, into_producer=True)
 
 
-def _reduce_to_output(site: Match) -> Affine:
-    axes = _reduced_axes(site)
-    if any(axis in axes for axis in site.affine.axes):
-        raise NotFoldable(f"{describe(site.call)} combines entries along the norm's axis")
-    affine = _unsummed(site, site.affine, up=False)
-    if site.arguments["keepdim"]:
+def _reduce_to_output(match: Match) -> Affine:
+    axes = _reduced_axes(match)
+    if any(axis in axes for axis in match.affine.axes):
+        raise NotFoldable(f"{describe(match.call)} combines entries along the norm's axis")
+    affine = _unsummed(match, match.affine, into_producer=False)
+    if match.arguments["keepdim"]:
         return affine
     kept = [size for axis, size in enumerate(affine.scale.shape) if axis not in axes]
     return affine.map(lambda tensor: tensor.reshape(kept))
 
 
-def _unsummed(site: Match, affine: Affine, up: bool) -> Affine:
-    """For a sum, the shift is added once per entry: divide (up) or multiply (down) it by their number."""
-    if site.call.target is not aten.sum.dim_IntList or not affine.has_shift:
+def _unsummed(match: Match, affine: Affine, into_producer: bool) -> Affine:
+    """For a sum, the shift is added once per entry: divide (into the producer) or multiply it by their number."""
+    if match.call.target is not aten.sum.dim_IntList or not affine.has_shift:
         return affine
     count = 1
-    for axis in _reduced_axes(site):
-        size = static(shape_of(site.node("self"))[axis])
+    for axis in _reduced_axes(match):
+        size = static(shape_of(match.node("self"))[axis])
         if not size:
-            raise NotFoldable(f"the norm shifts, and {describe(site.call)} adds a dynamic number of entries")
+            raise NotFoldable(f"the norm shifts, and {describe(match.call)} adds a dynamic number of entries")
         count *= size
-    return affine.with_shift(affine.shift / count if up else affine.shift * count)
+    return affine.with_shift(affine.shift / count if into_producer else affine.shift * count)
 
 
-def _always(site: Match) -> str | None:
+def _always(match: Match) -> str | None:
     return None
 
 
-def _grid_sample(site: Match) -> str | None:
-    zeros = site.arguments["padding_mode"] == 0
-    if zeros and site.affine.has_shift:
-        return f"the norm shifts, and {describe(site.call)} pads with zeros"
-    rank = site.affine.rank
-    return _mixes(site, tuple(range(2, rank)))
+def _grid_sample(match: Match) -> str | None:
+    zeros = match.arguments["padding_mode"] == 0
+    if zeros and match.affine.has_shift:
+        return f"the norm shifts, and {describe(match.call)} pads with zeros"
+    rank = match.affine.rank
+    return _mixes(match, tuple(range(2, rank)))
 
 
 def _named(*names: str) -> frozenset[Any]:

@@ -26,7 +26,7 @@ from foldserve.models.export.fold.graph import (
     static,
 )
 from foldserve.models.export.fold.plan import Bypass, NotFoldable
-from foldserve.models.export.fold.rule import Alternative, DownRule, Goal, Match, Propagated, UpRule
+from foldserve.models.export.fold.rule import Alternative, ConsumerRule, Goal, Match, ProducerRule, Propagated
 
 _ADD = frozenset({aten.add.Tensor, aten.add.Scalar})
 _SUB = frozenset({aten.sub.Tensor, aten.sub.Scalar})
@@ -120,139 +120,139 @@ def summands(call: fx.Node) -> tuple[tuple[fx.Node, float], tuple[fx.Node, float
     return (left, 1.0), (right, -float(alpha) if call.target in _SUB else float(alpha))
 
 
-def _with_constant(site: Match, source: fx.Node, own: Affine) -> list[Alternative]:
+def _with_constant(match: Match, source: fx.Node, own: Affine) -> list[Alternative]:
     """The ways of a map through m(x) = k * x + d, the one that removes the call first."""
-    call, affine = site.call, site.affine
-    steps = [Alternative((Bypass(call, source),), (Goal(source, affine.after(own), call),))]
+    call, affine = match.call, match.affine
+    alternatives = [Alternative((Bypass(call, source),), (Goal(source, affine.after(own), call),))]
     if call.target in SUMS:
-        steps.append(_shift_kept(site, source, own))
+        alternatives.append(_shift_kept(match, source, own))
     else:
         if not affine.has_shift:
-            steps.append(_scale_kept(site, source, own))
+            alternatives.append(_scale_kept(match, source, own))
         if bool((own.scale != 0).all()):
             inner = Affine.of(affine.scale, affine.shift / own.scale)
-            steps.append(Alternative(demands=(Goal(source, inner, call),)))
-    return steps
+            alternatives.append(Alternative(goals=(Goal(source, inner, call),)))
+    return alternatives
 
 
-def _shift_kept(site: Match, source: fx.Node, own: Affine) -> Alternative:
+def _shift_kept(match: Match, source: fx.Node, own: Affine) -> Alternative:
     """a * (x + d) + c = a * x + (a * d + c): the constant takes the shift, what is before only the scale."""
     constant = rounded(
-        site.affine.scale * own.shift + site.affine.shift,
-        dtype_of(site.call),
-        f"{site.call.name}_shift",
+        match.affine.scale * own.shift + match.affine.shift,
+        dtype_of(match.call),
+        f"{match.call.name}_shift",
     )
-    demand = Goal(
-        source, Affine.of(site.affine.scale * own.scale, torch.zeros_like(site.affine.shift)), site.call
+    goal = Goal(
+        source, Affine.of(match.affine.scale * own.scale, torch.zeros_like(match.affine.shift)), match.call
     )
-    return Alternative((site.rewrite(aten.add.Tensor, self=source, other=constant, alpha=1),), (demand,))
+    return Alternative((match.rewrite(aten.add.Tensor, self=source, other=constant, alpha=1),), (goal,))
 
 
-def _scale_kept(site: Match, source: fx.Node, own: Affine) -> Alternative:
+def _scale_kept(match: Match, source: fx.Node, own: Affine) -> Alternative:
     """a * (k * x) = (a * k) * x: the constant takes the scale, and nothing is asked of what is before."""
-    constant = rounded(site.affine.scale * own.scale, dtype_of(site.call), f"{site.call.name}_scale")
-    return Alternative((site.rewrite(aten.mul.Tensor, self=source, other=constant),))
+    constant = rounded(match.affine.scale * own.scale, dtype_of(match.call), f"{match.call.name}_scale")
+    return Alternative((match.rewrite(aten.mul.Tensor, self=source, other=constant),))
 
 
-def _up_steps(site: Match) -> list[Alternative]:
-    own = own_map(site.call, site.constants)
+def _all_alternatives(match: Match) -> list[Alternative]:
+    own = own_map(match.call, match.constants)
     if own is not None:
-        return _with_constant(site, *own)
-    if site.call.target in SUMS:
-        return _sum_steps(site)
-    return _product_steps(site)
+        return _with_constant(match, *own)
+    if match.call.target in SUMS:
+        return _sum_alternatives(match)
+    return _product_alternatives(match)
 
 
-def _operands(site: Match) -> tuple[fx.Node, fx.Node]:
+def _operands(match: Match) -> tuple[fx.Node, fx.Node]:
     """The two different tensors that a call combines."""
-    left: fx.Node = site.arguments["self"]
-    right: Any = site.arguments.get("other")
+    left: fx.Node = match.arguments["self"]
+    right: Any = match.arguments.get("other")
     if not is_tensor(left) or not is_tensor(right) or left is right:
-        raise NotFoldable(f"{describe(site.call)} does not combine two different tensors")
+        raise NotFoldable(f"{describe(match.call)} does not combine two different tensors")
     return left, right
 
 
-def _product_steps(site: Match) -> list[Alternative]:
+def _product_alternatives(match: Match) -> list[Alternative]:
     """a * (l * r): a goes to one of the two, a divisor excepted."""
-    call = site.call
-    if site.affine.has_shift:
+    call = match.call
+    if match.affine.has_shift:
         raise NotFoldable(f"the norm shifts, which {describe(call)} of two tensors does not commute with")
-    left, right = _operands(site)
+    left, right = _operands(match)
 
     def into(side: fx.Node) -> tuple[Goal, ...]:
-        return (Goal(side, onto(site.affine, side, call), call),)
+        return (Goal(side, onto(match.affine, side, call), call),)
 
     ways = [lambda: into(left), lambda: into(right)]
     return _possible(ways[:1] if call.target in _DIV else ways)
 
 
-def _sum_steps(site: Match) -> list[Alternative]:
+def _sum_alternatives(match: Match) -> list[Alternative]:
     """a * (p * l + q * r) + c: a goes to both, c / p to l, or c / q to r."""
-    call, affine = site.call, site.affine
+    call, affine = match.call, match.affine
     terms = summands(call)
     if terms is None:
         raise NotFoldable(f"{describe(call)} does not add two different tensors")
     plain = affine.scale_only()
 
     def shift_into(chosen: int) -> tuple[Goal, ...]:
-        demands = []
+        goals = []
         for place, (operand, coefficient) in enumerate(terms):
             wanted = plain
             if place == chosen and affine.has_shift:
                 if coefficient == 0:
                     raise NotFoldable(f"{describe(call)} multiplies {describe(operand)} by 0")
                 wanted = affine.with_shift(affine.shift / coefficient)
-            demands.append(Goal(operand, onto(wanted, operand, call), call))
-        return tuple(demands)
+            goals.append(Goal(operand, onto(wanted, operand, call), call))
+        return tuple(goals)
 
     ways = [lambda: shift_into(0), lambda: shift_into(1)]
     return _possible(ways if affine.has_shift else ways[:1])
 
 
 def _possible(ways: Sequence[Callable[[], tuple[Goal, ...]]]) -> list[Alternative]:
-    """The steps of those ways that do not refuse; when all do, the first one's reason."""
-    steps: list[Alternative] = []
+    """The alternatives of those ways that do not refuse; when all do, the first one's reason."""
+    alternatives: list[Alternative] = []
     reason: NotFoldable | None = None
     for way in ways:
         try:
-            steps.append(Alternative(demands=way()))
-        except NotFoldable as refused:
-            reason = reason or refused
-    if not steps and reason is not None:
+            alternatives.append(Alternative(goals=way()))
+        except NotFoldable as error:
+            reason = reason or error
+    if not alternatives and reason is not None:
         raise reason
-    return steps
+    return alternatives
 
 
-def _moved(site: Match) -> Propagated:
-    own = own_map(site.call, site.constants)
+def _propagated(match: Match) -> Propagated:
+    own = own_map(match.call, match.constants)
     if own is not None:
-        return _constant_moved(site, *own)
-    rank = rank_of(site.call)
-    here = {node: _lifted(affine, rank) for node, affine in site.inputs.items()}
+        return _constant_propagated(match, *own)
+    rank = rank_of(match.call)
+    here = {node: _lifted(affine, rank) for node, affine in match.inputs.items()}
     identity = Affine.identity(rank)
-    terms = summands(site.call) if site.call.target in SUMS else None
+    terms = summands(match.call) if match.call.target in SUMS else None
     if terms is not None:
         (left, p), (right, q) = terms
         of_left, of_right = here.get(left, identity), here.get(right, identity)
         if not of_left.scales_like(of_right):
-            raise NotFoldable(f"{describe(site.call)} adds another tensor to it")
+            raise NotFoldable(f"{describe(match.call)} adds another tensor to it")
         return Propagated(outputs={None: Affine.of(of_left.scale, p * of_left.shift + q * of_right.shift)})
-    left, right = _operands(site)
+    left, right = _operands(match)
     of_left, of_right = here.get(left, identity), here.get(right, identity)
     if of_left.has_shift or of_right.has_shift:
         raise NotFoldable(
-            f"the norm shifts, which {describe(site.call)} of two tensors does not commute with"
+            f"the norm shifts, which {describe(match.call)} of two tensors does not commute with"
         )
-    if site.call.target in _MUL:
+    if match.call.target in _MUL:
         return Propagated(outputs={None: of_left.after(of_right)})
     if right in here:
-        raise NotFoldable(f"{describe(site.call)} divides by it")
+        raise NotFoldable(f"{describe(match.call)} divides by it")
     return Propagated(outputs={None: of_left})
 
 
-def _constant_moved(site: Match, source: fx.Node, own: Affine) -> Propagated:
+def _constant_propagated(match: Match, source: fx.Node, own: Affine) -> Propagated:
     """k * (a * x + c) + d: into the constant where it has room for it, else on as one map of x, without the call."""
-    call, affine = site.call, site.affine
+    call, affine = match.call, match.affine
     adds = call.target in SUMS
     # An addition has room for a shift, a multiplication for a scale.
     fits = bool((affine.scale == 1).all() and (own.scale == 1).all()) if adds else not affine.has_shift
@@ -262,15 +262,15 @@ def _constant_moved(site: Match, source: fx.Node, own: Affine) -> Propagated:
         target: Any = aten.add.Tensor if adds else aten.mul.Tensor
         constant = rounded(both.shift if adds else both.scale, dtype_of(call), name)
         changes: dict[str, Any] = {"self": source, "other": constant} | ({"alpha": 1} if adds else {})
-        return Propagated((site.rewrite(target, **changes),))
+        return Propagated((match.rewrite(target, **changes),))
     return Propagated((Bypass(call, source),), {None: both})
 
 
-def _up_why_not(site: Match) -> str | None:
-    if site.call.target in _NEG and own_map(site.call, site.constants) is None:
-        return f"{describe(site.call)} changes the dtype"
+def _producer_why_not(match: Match) -> str | None:
+    if match.call.target in _NEG and own_map(match.call, match.constants) is None:
+        return f"{describe(match.call)} changes the dtype"
     return None
 
 
-ELEMENTWISE_UP = (UpRule("elementwise", ELEMENTWISE, _up_why_not, _up_steps),)
-ELEMENTWISE_DOWN = (DownRule("elementwise", ELEMENTWISE, _up_why_not, _moved),)
+ELEMENTWISE_INTO_PRODUCER = (ProducerRule("elementwise", ELEMENTWISE, _producer_why_not, _all_alternatives),)
+ELEMENTWISE_INTO_CONSUMERS = (ConsumerRule("elementwise", ELEMENTWISE, _producer_why_not, _propagated),)

@@ -1,4 +1,4 @@
-"""Up rules for calls with weights: y = a * f(x) + c becomes f with other weights.
+"""Into a producer with weights: y = a * f(x) + c becomes f with other weights.
 
     conv             W * a[o]                     b * a + c      a along the channel axis, ndim - spatial - 1
     conv_transpose   W(g, cin/g, cout/g) * a(g, ., cout/g)       same
@@ -19,7 +19,7 @@ from foldserve.models.export.fold.constants import rounded, rounded_weight
 from foldserve.models.export.fold.graph import aten, describe, dtype_of, parts, rank_of
 from foldserve.models.export.fold.norms import NORM_TARGETS, Norm, affine_of, why_never
 from foldserve.models.export.fold.plan import Bypass, NotFoldable
-from foldserve.models.export.fold.rule import Alternative, Goal, Match, UpRule
+from foldserve.models.export.fold.rule import Alternative, Goal, Match, ProducerRule
 
 CONVOLUTIONS = frozenset(
     {
@@ -38,18 +38,18 @@ TRANSPOSED_CONVOLUTIONS = frozenset(
 MATMULS = frozenset({aten.mm.default, aten.matmul.default})
 
 
-def not_constant(site: Match, *names: str) -> str | None:
+def not_constant(match: Match, *names: str) -> str | None:
     """The reason when one of these arguments is given and is not a constant."""
     for name in names:
-        if not site.constants.optional(site.arguments.get(name)):
-            return f"the {name} of {describe(site.call)} is not a constant"
+        if not match.constants.optional(match.arguments.get(name)):
+            return f"the {name} of {describe(match.call)} is not a constant"
     return None
 
 
-def not_a_matrix(site: Match) -> str | None:
+def not_a_matrix(match: Match) -> str | None:
     """The reason when the weight of a linear call is a vector: its output then has no axis of features."""
-    if site.weight("weight").ndim != 2:
-        return f"the weight of {describe(site.call)} is not a matrix"
+    if match.weight("weight").ndim != 2:
+        return f"the weight of {describe(match.call)} is not a matrix"
     return None
 
 
@@ -63,207 +63,217 @@ def channel_axis(call: fx.Node, weight: Tensor) -> int:
 
 
 def _scaled_shifted(
-    site: Match, bias: Tensor | None, scale: Tensor, shift: Tensor, dtype: torch.dtype
+    match: Match, bias: Tensor | None, scale: Tensor, shift: Tensor, dtype: torch.dtype
 ) -> Any:
     """The new bias argument: bias * scale + shift, or None when there was none and none is needed."""
     if bias is None and not bool((shift != 0).any()):
         return None
     moved = shift if bias is None else bias.double() * scale + shift
-    return rounded(moved, dtype, f"{site.call.name}_bias")
+    return rounded(moved, dtype, f"{match.call.name}_bias")
 
 
-def _conv_steps(site: Match) -> list[Alternative]:
-    weight, bias = site.weight("weight"), site.optional_weight("bias")
-    scale, shift = site.along(channel_axis(site.call, weight), site.call)
+def _conv_alternatives(match: Match) -> list[Alternative]:
+    weight, bias = match.weight("weight"), match.optional_weight("bias")
+    scale, shift = match.along(channel_axis(match.call, weight), match.call)
     spatial = [1] * (weight.ndim - 2)
-    if is_transposed(site.call, site.arguments):
-        groups = site.arguments["groups"]
+    if is_transposed(match.call, match.arguments):
+        groups = match.arguments["groups"]
         held = weight.double().reshape(groups, -1, *weight.shape[1:])  # (g, cin/g, cout/g, k...)
         scaled = (held * scale.reshape(groups, 1, -1, *spatial)).flatten(0, 1)
         filters = scaled.reshape(held.shape).transpose(1, 2).flatten(0, 1)
         rounded_weight(
-            filters, site.dtype("weight"), 0, f"{site.call.name}_weight"
+            filters, match.dtype("weight"), 0, f"{match.call.name}_weight"
         )  # refuses what underflows, per filter
-        new = rounded(scaled, site.dtype("weight"), f"{site.call.name}_weight")
+        new = rounded(scaled, match.dtype("weight"), f"{match.call.name}_weight")
     else:
         scaled = weight * scale.reshape(-1, 1, *spatial)  # float64, as scale is
-        new = rounded_weight(scaled, site.dtype("weight"), 0, f"{site.call.name}_weight")
+        new = rounded_weight(scaled, match.dtype("weight"), 0, f"{match.call.name}_weight")
     return [
         Alternative(
-            (site.rewrite(weight=new, bias=_scaled_shifted(site, bias, scale, shift, site.dtype("weight"))),)
+            (
+                match.rewrite(
+                    weight=new, bias=_scaled_shifted(match, bias, scale, shift, match.dtype("weight"))
+                ),
+            )
         )
     ]
 
 
-def _conv_why_not(site: Match) -> str | None:
-    return not_constant(site, "weight", "bias") or site.wrong_axis(
-        channel_axis(site.call, site.weight("weight"))
+def _conv_why_not(match: Match) -> str | None:
+    return not_constant(match, "weight", "bias") or match.wrong_axis(
+        channel_axis(match.call, match.weight("weight"))
     )
 
 
-def _last_axis(site: Match) -> str | None:
-    return site.wrong_axis(rank_of(site.value) - 1)
+def _last_axis(match: Match) -> str | None:
+    return match.wrong_axis(rank_of(match.value) - 1)
 
 
-def _linear_why_not(site: Match) -> str | None:
-    return not_constant(site, "weight", "bias") or not_a_matrix(site) or _last_axis(site)
+def _linear_why_not(match: Match) -> str | None:
+    return not_constant(match, "weight", "bias") or not_a_matrix(match) or _last_axis(match)
 
 
-def _linear_steps(site: Match) -> list[Alternative]:
-    weight, bias = site.weight("weight"), site.optional_weight("bias")
-    scale, shift = site.along(-1, site.call)
-    new = rounded_weight(weight * scale.reshape(-1, 1), site.dtype("weight"), 0, f"{site.call.name}_weight")
+def _linear_alternatives(match: Match) -> list[Alternative]:
+    weight, bias = match.weight("weight"), match.optional_weight("bias")
+    scale, shift = match.along(-1, match.call)
+    new = rounded_weight(weight * scale.reshape(-1, 1), match.dtype("weight"), 0, f"{match.call.name}_weight")
     return [
         Alternative(
-            (site.rewrite(weight=new, bias=_scaled_shifted(site, bias, scale, shift, site.dtype("weight"))),)
+            (
+                match.rewrite(
+                    weight=new, bias=_scaled_shifted(match, bias, scale, shift, match.dtype("weight"))
+                ),
+            )
         )
     ]
 
 
-def _addmm_why_not(site: Match) -> str | None:
-    if site.arguments["alpha"] != 1 or site.arguments["beta"] != 1:
-        return f"{describe(site.call)} has alpha or beta other than 1"
-    return not_constant(site, "self", "mat2") or _last_axis(site)
+def _addmm_why_not(match: Match) -> str | None:
+    if match.arguments["alpha"] != 1 or match.arguments["beta"] != 1:
+        return f"{describe(match.call)} has alpha or beta other than 1"
+    return not_constant(match, "self", "mat2") or _last_axis(match)
 
 
-def _addmm_steps(site: Match) -> list[Alternative]:
-    weight, bias = site.weight("mat2"), site.weight("self")
-    scale, shift = site.along(-1, site.call)
-    new_weight = rounded_weight(weight.double() * scale, site.dtype("mat2"), 1, f"{site.call.name}_weight")
-    new_bias = rounded(bias.double() * scale + shift, site.dtype("self"), f"{site.call.name}_bias")
-    return [Alternative((site.rewrite(self=new_bias, mat2=new_weight),))]
+def _addmm_alternatives(match: Match) -> list[Alternative]:
+    weight, bias = match.weight("mat2"), match.weight("self")
+    scale, shift = match.along(-1, match.call)
+    new_weight = rounded_weight(weight.double() * scale, match.dtype("mat2"), 1, f"{match.call.name}_weight")
+    new_bias = rounded(bias.double() * scale + shift, match.dtype("self"), f"{match.call.name}_bias")
+    return [Alternative((match.rewrite(self=new_bias, mat2=new_weight),))]
 
 
-def matmul_operands(site: Match) -> tuple[str, str]:
+def matmul_operands(match: Match) -> tuple[str, str]:
     """The names of a matrix product's left and right operand."""
-    return "self", "other" if site.call.target is aten.matmul.default else "mat2"
+    return "self", "other" if match.call.target is aten.matmul.default else "mat2"
 
 
-def _matmul_why_not(site: Match) -> str | None:
-    left, right = matmul_operands(site)
+def _matmul_why_not(match: Match) -> str | None:
+    left, right = matmul_operands(match)
     for name, axis_from_end in ((right, 1), (left, 2)):
-        held = site.constants.value(site.arguments[name])
+        held = match.constants.value(match.arguments[name])
         if held is not None and held.ndim == 2:
-            if axis_from_end > rank_of(site.value):
-                return f"{describe(site.call)} gives a vector, so its left operand has no row axis to scale"
-            return site.wrong_axis(rank_of(site.value) - axis_from_end)
-    return f"neither operand of {describe(site.call)} is a constant matrix"
+            if axis_from_end > rank_of(match.value):
+                return f"{describe(match.call)} gives a vector, so its left operand has no row axis to scale"
+            return match.wrong_axis(rank_of(match.value) - axis_from_end)
+    return f"neither operand of {describe(match.call)} is a constant matrix"
 
 
-def _matmul_steps(site: Match) -> list[Alternative]:
-    left, right = matmul_operands(site)
-    weight = site.constants.value(site.arguments[right])
-    name = f"{site.call.name}_weight"
+def _matmul_alternatives(match: Match) -> list[Alternative]:
+    left, right = matmul_operands(match)
+    weight = match.constants.value(match.arguments[right])
+    name = f"{match.call.name}_weight"
     if weight is None or weight.ndim != 2:
-        weight = site.weight(left)
-        scale, shift = site.along(-2, site.call)
+        weight = match.weight(left)
+        scale, shift = match.along(-2, match.call)
         if bool((shift != 0).any()):
-            raise NotFoldable(f"{describe(site.call)} has no bias to take the norm's shift")
-        new = rounded_weight(weight.double() * scale.reshape(-1, 1), site.dtype(left), 0, name)
-        return [Alternative((site.rewrite(**{left: new}),))]
-    scale, shift = site.along(-1, site.call)
+            raise NotFoldable(f"{describe(match.call)} has no bias to take the norm's shift")
+        new = rounded_weight(weight.double() * scale.reshape(-1, 1), match.dtype(left), 0, name)
+        return [Alternative((match.rewrite(**{left: new}),))]
+    scale, shift = match.along(-1, match.call)
     if not bool((shift != 0).any()):
-        new = rounded_weight(weight.double() * scale, site.dtype(right), 1, name)
-        return [Alternative((site.rewrite(**{right: new}),))]
-    new = rounded_weight((weight.double() * scale).t(), site.dtype(right), 0, name)
-    bias = rounded(shift, site.dtype(right), f"{site.call.name}_bias")
-    return [Alternative((site.rewrite(aten.linear.default, input=site.node(left), weight=new, bias=bias),))]
+        new = rounded_weight(weight.double() * scale, match.dtype(right), 1, name)
+        return [Alternative((match.rewrite(**{right: new}),))]
+    new = rounded_weight((weight.double() * scale).t(), match.dtype(right), 0, name)
+    bias = rounded(shift, match.dtype(right), f"{match.call.name}_bias")
+    return [Alternative((match.rewrite(aten.linear.default, input=match.node(left), weight=new, bias=bias),))]
 
 
-def _embedding_steps(site: Match) -> list[Alternative]:
-    table = site.weight("weight")
-    scale, shift = site.along(-1, site.call)
-    new = rounded(table.double() * scale + shift, site.dtype("weight"), f"{site.call.name}_weight")
-    return [Alternative((site.rewrite(weight=new),))]
+def _embedding_alternatives(match: Match) -> list[Alternative]:
+    table = match.weight("weight")
+    scale, shift = match.along(-1, match.call)
+    new = rounded(table.double() * scale + shift, match.dtype("weight"), f"{match.call.name}_weight")
+    return [Alternative((match.rewrite(weight=new),))]
 
 
 def _gamma_beta(
-    site: Match, shape: tuple[int, ...], scale: Tensor, shift: Tensor, beta: bool = True
+    match: Match, shape: tuple[int, ...], scale: Tensor, shift: Tensor, beta: bool = True
 ) -> Alternative:
     """The call with gamma * scale and beta * scale + shift, made where they were absent."""
-    weight = site.optional_weight("weight")
-    bias = site.optional_weight("bias") if beta else None
+    weight = match.optional_weight("weight")
+    bias = match.optional_weight("bias") if beta else None
     given = "weight" if weight is not None else "bias" if bias is not None else None
-    dtype = site.dtype(given) if given else dtype_of(site.value)
+    dtype = match.dtype(given) if given else dtype_of(match.value)
     gamma = scale if weight is None else weight.double() * scale
-    changes = {"weight": rounded(gamma.expand(shape), dtype, f"{site.call.name}_weight")}
+    changes = {"weight": rounded(gamma.expand(shape), dtype, f"{match.call.name}_weight")}
     if beta:
         moved = shift if bias is None else bias.double() * scale + shift
-        changes["bias"] = rounded(moved.expand(shape), dtype, f"{site.call.name}_bias")
-    return Alternative((site.rewrite(**changes),))
+        changes["bias"] = rounded(moved.expand(shape), dtype, f"{match.call.name}_bias")
+    return Alternative((match.rewrite(**changes),))
 
 
-def _axis_one_why_not(site: Match) -> str | None:
-    return not_constant(site, "weight", "bias") or site.wrong_axis(1)
+def _axis_one_why_not(match: Match) -> str | None:
+    return not_constant(match, "weight", "bias") or match.wrong_axis(1)
 
 
-def _axis_one_steps(site: Match) -> list[Alternative]:
-    scale, shift = site.along(1, site.value)
-    return [_gamma_beta(site, tuple(scale.shape), scale, shift)]
+def _axis_one_alternatives(match: Match) -> list[Alternative]:
+    scale, shift = match.along(1, match.value)
+    return [_gamma_beta(match, tuple(scale.shape), scale, shift)]
 
 
-def _layer_norm_why_not(site: Match) -> str | None:
-    first = rank_of(site.value) - len(site.arguments["normalized_shape"])
-    outside = [axis for axis in site.affine.axes if axis < first]
+def _layer_norm_why_not(match: Match) -> str | None:
+    first = rank_of(match.value) - len(match.arguments["normalized_shape"])
+    outside = [axis for axis in match.affine.axes if axis < first]
     if outside:
-        return f"{describe(site.call)} has weights from axis {first} on, the norm acts on axis {outside[0]}"
-    if site.call.target is aten.rms_norm.default and site.affine.has_shift:
-        return f"{describe(site.call)} has no bias to take the norm's shift"
-    return not_constant(site, "weight", "bias")
+        return f"{describe(match.call)} has weights from axis {first} on, the norm acts on axis {outside[0]}"
+    if match.call.target is aten.rms_norm.default and match.affine.has_shift:
+        return f"{describe(match.call)} has no bias to take the norm's shift"
+    return not_constant(match, "weight", "bias")
 
 
-def _layer_norm_steps(site: Match) -> list[Alternative]:
-    shape = tuple(site.arguments["normalized_shape"])
-    first = rank_of(site.value) - len(shape)
+def _layer_norm_alternatives(match: Match) -> list[Alternative]:
+    shape = tuple(match.arguments["normalized_shape"])
+    first = rank_of(match.value) - len(shape)
     scale, shift = (
-        tensor.flatten(0, first) if first else tensor for tensor in (site.affine.scale, site.affine.shift)
+        tensor.flatten(0, first) if first else tensor for tensor in (match.affine.scale, match.affine.shift)
     )
     scale, shift = (tensor.reshape(tensor.shape[-len(shape) :]) for tensor in (scale, shift))
-    return [_gamma_beta(site, shape, scale, shift, beta=site.call.target is not aten.rms_norm.default)]
+    return [_gamma_beta(match, shape, scale, shift, beta=match.call.target is not aten.rms_norm.default)]
 
 
-def _batch_norm_why_not(site: Match) -> str | None:
-    if site.call is not site.value and (site.output != 0 or set(parts(site.call)) != {0}):
-        return f"the statistics that {describe(site.call)} returns are read too"
-    return not_constant(site, "weight", "bias")
+def _batch_norm_why_not(match: Match) -> str | None:
+    if match.call is not match.value and (match.output != 0 or set(parts(match.call)) != {0}):
+        return f"the statistics that {describe(match.call)} returns are read too"
+    return not_constant(match, "weight", "bias")
 
 
-def _batch_norm_steps(site: Match) -> list[Alternative]:
+def _batch_norm_alternatives(match: Match) -> list[Alternative]:
     """A norm before: both into what is before it, or the later one into the earlier one's weights."""
-    norm = Norm(site.call, site.value, site.call.name)
-    steps = []
-    if why_never(norm, site.constants) is None:
-        both = site.affine.after(affine_of(norm, site.constants))
-        steps.append(Alternative((Bypass(site.value, norm.source),), (Goal(norm.source, both, site.call),)))
-    if site.wrong_axis(1) is None:
-        steps += _axis_one_steps(site)
-    if not steps:
-        raise NotFoldable(site.wrong_axis(1) or "")
-    return steps
+    norm = Norm(match.call, match.value, match.call.name)
+    alternatives = []
+    if why_never(norm, match.constants) is None:
+        both = match.affine.after(affine_of(norm, match.constants))
+        alternatives.append(
+            Alternative((Bypass(match.value, norm.source),), (Goal(norm.source, both, match.call),))
+        )
+    if match.wrong_axis(1) is None:
+        alternatives += _axis_one_alternatives(match)
+    if not alternatives:
+        raise NotFoldable(match.wrong_axis(1) or "")
+    return alternatives
 
 
-UP_RULES = (
-    UpRule("convolution", CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS, _conv_why_not, _conv_steps),
-    UpRule("linear", frozenset({aten.linear.default}), _linear_why_not, _linear_steps),
-    UpRule("addmm", frozenset({aten.addmm.default}), _addmm_why_not, _addmm_steps),
-    UpRule("matmul", MATMULS, _matmul_why_not, _matmul_steps),
-    UpRule(
+WEIGHTS_INTO_PRODUCER = (
+    ProducerRule("convolution", CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS, _conv_why_not, _conv_alternatives),
+    ProducerRule("linear", frozenset({aten.linear.default}), _linear_why_not, _linear_alternatives),
+    ProducerRule("addmm", frozenset({aten.addmm.default}), _addmm_why_not, _addmm_alternatives),
+    ProducerRule("matmul", MATMULS, _matmul_why_not, _matmul_alternatives),
+    ProducerRule(
         "embedding",
         frozenset({aten.embedding.default}),
-        lambda site: not_constant(site, "weight") or _last_axis(site),
-        _embedding_steps,
+        lambda match: not_constant(match, "weight") or _last_axis(match),
+        _embedding_alternatives,
     ),
-    UpRule(
+    ProducerRule(
         "group or instance norm",
         frozenset({aten.group_norm.default, aten.instance_norm.default}),
         _axis_one_why_not,
-        _axis_one_steps,
+        _axis_one_alternatives,
     ),
-    UpRule(
+    ProducerRule(
         "layer norm",
         frozenset({aten.layer_norm.default, aten.rms_norm.default}),
         _layer_norm_why_not,
-        _layer_norm_steps,
+        _layer_norm_alternatives,
     ),
-    UpRule("batch norm", NORM_TARGETS, _batch_norm_why_not, _batch_norm_steps),
+    ProducerRule("batch norm", NORM_TARGETS, _batch_norm_why_not, _batch_norm_alternatives),
 )

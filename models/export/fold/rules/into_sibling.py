@@ -1,4 +1,4 @@
-"""Beside: a norm of x that is added to a convolution of the same x is one more tap of its kernel (RepVGG).
+"""Into a sibling: a norm of x that is added to a convolution of the same x is one more tap of its kernel (RepVGG).
 
     before   t * conv(x; W, b) + s * (a * x + c)
     after    t * conv(x; W', b')      W'[o, o mod (cin / groups), middle] = W + (s / t) * a[o]    b' = b + (s / t) * c
@@ -47,7 +47,7 @@ class _Term:
     ratio: float
 
 
-def beside(candidate: Candidate, constants: Constants) -> Plan:
+def into_sibling(candidate: Candidate, constants: Constants) -> Plan:
     """A plan that puts candidate into a convolution it is added to. Raises NotFoldable with the reason."""
     candidate = _with_those_behind(candidate, constants)
     value = candidate.value
@@ -58,8 +58,8 @@ def beside(candidate: Candidate, constants: Constants) -> Plan:
     for term in _other_terms(value):
         try:
             return Plan((_merged(candidate, term, constants), _without(value, taken_by)))
-        except NotFoldable as refused:
-            reason = reason or refused
+        except NotFoldable as error:
+            reason = reason or error
     raise reason or NotFoldable("no other term of the sum is a convolution of its input")
 
 
@@ -125,37 +125,37 @@ def _terms_of(node: fx.Node, ratio: float, reader: fx.Node) -> Iterator[_Term]:
 def _merged(candidate: Candidate, term: _Term, constants: Constants) -> Edit:
     """The convolution (or linear layer) of term with the norm in its middle tap."""
     call = term.node
-    site = Match(call, call, None, candidate.affine, constants)
+    match = Match(call, call, None, candidate.affine, constants)
     if is_call(call, *CONVOLUTIONS):
-        reason = _conv_why_not(site, candidate.source)
+        reason = _conv_why_not(match, candidate.source)
     elif is_call(call, aten.linear.default):
-        reason = _linear_why_not(site, candidate.source)
+        reason = _linear_why_not(match, candidate.source)
     else:
         reason = f"{describe(call)} is not a convolution"
     if reason is not None:
         raise NotFoldable(reason)
-    weight, bias = site.weight("weight"), site.optional_weight("bias")
+    weight, bias = match.weight("weight"), match.optional_weight("bias")
     axis = channel_axis(call, weight) if is_call(call, *CONVOLUTIONS) else rank_of(call) - 1
-    scale, shift = site.along(axis, call)
+    scale, shift = match.along(axis, call)
     taps = weight.double().clone()
     middle = tuple(size // 2 for size in weight.shape[2:])
     for channel in range(weight.shape[0]):
         taps[(channel, channel % weight.shape[1], *middle)] += term.ratio * scale[channel]
-    new_weight = rounded_weight(taps, site.dtype("weight"), 0, f"{call.name}_weight")
+    new_weight = rounded_weight(taps, match.dtype("weight"), 0, f"{call.name}_weight")
     moved = term.ratio * shift if bias is None else bias.double() + term.ratio * shift
-    return site.rewrite(weight=new_weight, bias=rounded(moved, site.dtype("weight"), f"{call.name}_bias"))
+    return match.rewrite(weight=new_weight, bias=rounded(moved, match.dtype("weight"), f"{call.name}_bias"))
 
 
-def _conv_why_not(site: Match, source: fx.Node) -> str | None:
-    call, values = site.call, site.arguments
+def _conv_why_not(match: Match, source: fx.Node) -> str | None:
+    call, values = match.call, match.arguments
     if values["input"] is not source:
         return f"{describe(call)} is not a convolution of the norm's input"
-    reason = not_constant(site, "weight", "bias")
+    reason = not_constant(match, "weight", "bias")
     if reason is not None:
         return reason
     if is_transposed(call, values):
         return f"{describe(call)} is transposed"
-    weight = site.weight("weight")
+    weight = match.weight("weight")
     kernel, dilation, padding = weight.shape[2:], values["dilation"], values["padding"]
     if any(step != 1 for step in values["stride"]):
         return f"{describe(call)} has a stride"
@@ -171,16 +171,16 @@ def _conv_why_not(site: Match, source: fx.Node) -> str | None:
         return f"the middle tap of {describe(call)} does not see the entry it makes"
     if weight.shape[0] != weight.shape[1] * values["groups"]:
         return f"{describe(call)} changes the number of channels"
-    return site.wrong_axis(channel_axis(call, weight))
+    return match.wrong_axis(channel_axis(call, weight))
 
 
-def _linear_why_not(site: Match, source: fx.Node) -> str | None:
-    if site.arguments["input"] is not source:
-        return f"{describe(site.call)} is not a layer of the norm's input"
-    reason = not_constant(site, "weight", "bias")
-    if reason is None and (site.weight("weight").ndim != 2 or len(set(site.weight("weight").shape)) != 1):
-        reason = f"{describe(site.call)} changes the number of features"
-    return reason or site.wrong_axis(rank_of(site.call) - 1)
+def _linear_why_not(match: Match, source: fx.Node) -> str | None:
+    if match.arguments["input"] is not source:
+        return f"{describe(match.call)} is not a layer of the norm's input"
+    reason = not_constant(match, "weight", "bias")
+    if reason is None and (match.weight("weight").ndim != 2 or len(set(match.weight("weight").shape)) != 1):
+        reason = f"{describe(match.call)} changes the number of features"
+    return reason or match.wrong_axis(rank_of(match.call) - 1)
 
 
 def _without(value: fx.Node, taken_by: fx.Node) -> Edit:

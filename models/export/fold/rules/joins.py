@@ -1,10 +1,9 @@
-"""Calls that join tensors (cat, stack) and those that read a part of one (slice, select, split, chunk,
-unbind).
+"""Calls that join tensors (cat, stack) and those that read a part of one (slice, select, split, chunk, unbind).
 
-Up through a join: each operand takes its own part of the map. Down: the operands' maps are joined, with the
-identity where an operand has none.
-Up through a part, along the axis that is cut: the whole takes the map there and the identity elsewhere, if
-whoever else reads the whole reads other entries. Down: the part takes its part of the map.
+Through a join to its producers: each operand takes its own part of the map. To its consumers: the operands' maps are
+joined, with the identity where an operand has none.
+Through a part to its producer, along the axis that is cut: the whole takes the map there and the identity elsewhere,
+if whoever else reads the whole reads other entries. To its consumers: the part takes its part of the map.
 """
 
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from foldserve.models.export.fold.graph import (
     static,
 )
 from foldserve.models.export.fold.plan import NotFoldable
-from foldserve.models.export.fold.rule import Alternative, DownRule, Goal, Match, Propagated, UpRule
+from foldserve.models.export.fold.rule import Alternative, ConsumerRule, Goal, Match, ProducerRule, Propagated
 
 _JOINS = frozenset({aten.cat.default, aten.stack.default})
 _SPLITS = frozenset(
@@ -110,38 +109,38 @@ def _other_parts(whole: fx.Node, call: fx.Node, output: int | None, value: fx.No
     return found
 
 
-def _part_steps(site: Match) -> list[Alternative]:
-    part = part_of(site.call, site.output, site.value)
-    others = _other_parts(part.whole, site.call, site.output, site.value)
-    lifted = site.affine
+def _part_alternatives(match: Match) -> list[Alternative]:
+    part = part_of(match.call, match.output, match.value)
+    others = _other_parts(part.whole, match.call, match.output, match.value)
+    lifted = match.affine
     if not part.keeps_axis:
         lifted = lifted.map(lambda tensor: tensor.unsqueeze(part.axis))
-    steps = []
+    alternatives = []
     if not others and part.axis not in lifted.axes:
-        steps.append(Alternative(demands=(Goal(part.whole, lifted, None),)))
+        alternatives.append(Alternative(goals=(Goal(part.whole, lifted, None),)))
     total = static(shape_of(part.whole)[part.axis])
     if part.start is not None and part.size is not None and total is not None:
         if all(part.apart_from(other) for other in others):
             padded = lifted.padded(part.axis, part.start, part.size, total)
-            steps.append(Alternative(demands=(Goal(part.whole, padded, None),)))
-        elif not steps:
-            raise NotFoldable(f"{describe(part.whole)} is also read where {describe(site.call)} reads it")
-    if not steps:
+            alternatives.append(Alternative(goals=(Goal(part.whole, padded, None),)))
+        elif not alternatives:
+            raise NotFoldable(f"{describe(part.whole)} is also read where {describe(match.call)} reads it")
+    if not alternatives:
         raise NotFoldable(
-            f"{describe(part.whole)} is also read elsewhere, and {describe(site.call)} has a dynamic place"
+            f"{describe(part.whole)} is also read elsewhere, and {describe(match.call)} has a dynamic place"
         )
-    return steps
+    return alternatives
 
 
-def _part_moved(site: Match) -> Propagated:
+def _part_propagated(match: Match) -> Propagated:
     outputs: dict[int | None, Affine] = {}
-    values = parts(site.call) if site.call.target in _SPLITS else {None: [site.call]}
+    values = parts(match.call) if match.call.target in _SPLITS else {None: [match.call]}
     for output, nodes in values.items():
-        part = part_of(site.call, output, nodes[0])
-        cut = site.affine
+        part = part_of(match.call, output, nodes[0])
+        cut = match.affine
         if part.axis in cut.axes:
             if part.start is None or part.size is None:
-                raise NotFoldable(f"{describe(site.call)} reads a dynamic place of the norm's axis")
+                raise NotFoldable(f"{describe(match.call)} reads a dynamic place of the norm's axis")
             cut = cut.cut(part.axis, part.start, part.size)
         if not part.keeps_axis:
             cut = cut.map(lambda tensor, axis=part.axis: tensor.squeeze(axis))  # type: ignore[misc]
@@ -149,61 +148,61 @@ def _part_moved(site: Match) -> Propagated:
     return Propagated(outputs=outputs)
 
 
-def _part_down_why_not(site: Match) -> str | None:
-    if site.arguments["self"] not in site.inputs:
-        return f"{describe(site.call)} takes it as an index"
+def _part_consumers_why_not(match: Match) -> str | None:
+    if match.arguments["self"] not in match.inputs:
+        return f"{describe(match.call)} takes it as an index"
     return None
 
 
-def _operands(site: Match) -> tuple[list[fx.Node], int]:
+def _operands(match: Match) -> tuple[list[fx.Node], int]:
     """The joined tensors and the axis, in the output, along which they are joined."""
-    operands = list(site.arguments["tensors"])
-    axis = axis_in(site.arguments["dim"], rank_of(site.call))
-    expected = rank_of(site.call) - (site.call.target is aten.stack.default)
+    operands = list(match.arguments["tensors"])
+    axis = axis_in(match.arguments["dim"], rank_of(match.call))
+    expected = rank_of(match.call) - (match.call.target is aten.stack.default)
     if not all(is_tensor(operand) and rank_of(operand) == expected for operand in operands):
-        raise NotFoldable(f"{describe(site.call)} joins tensors of different ranks")
+        raise NotFoldable(f"{describe(match.call)} joins tensors of different ranks")
     return operands, axis
 
 
-def _sizes(site: Match, operands: list[fx.Node], axis: int) -> list[int | None]:
-    if site.call.target is aten.stack.default:
+def _sizes(match: Match, operands: list[fx.Node], axis: int) -> list[int | None]:
+    if match.call.target is aten.stack.default:
         return [1] * len(operands)
     return [static(shape_of(operand)[axis]) for operand in operands]
 
 
-def _join_steps(site: Match) -> list[Alternative]:
-    operands, axis = _operands(site)
-    demands, start = [], 0
-    sizes = _sizes(site, operands, axis)
+def _join_alternatives(match: Match) -> list[Alternative]:
+    operands, axis = _operands(match)
+    goals, start = [], 0
+    sizes = _sizes(match, operands, axis)
     for operand, size in zip(operands, sizes, strict=True):
-        mine = site.affine
-        if axis in site.affine.axes:
+        mine = match.affine
+        if axis in match.affine.axes:
             if size is None:
-                raise NotFoldable(f"{describe(site.call)} joins along the norm's axis, by dynamic sizes")
-            mine = site.affine.cut(axis, start, size)
+                raise NotFoldable(f"{describe(match.call)} joins along the norm's axis, by dynamic sizes")
+            mine = match.affine.cut(axis, start, size)
             start += size
-        if site.call.target is aten.stack.default:
+        if match.call.target is aten.stack.default:
             mine = mine.map(lambda tensor: tensor.squeeze(axis))
-        demands.append(Goal(operand, mine, site.call))
-    return [Alternative(demands=tuple(demands))]
+        goals.append(Goal(operand, mine, match.call))
+    return [Alternative(goals=tuple(goals))]
 
 
-def _join_moved(site: Match) -> Propagated:
-    operands, axis = _operands(site)
-    rank = rank_of(site.call)
+def _join_propagated(match: Match) -> Propagated:
+    operands, axis = _operands(match)
+    rank = rank_of(match.call)
     maps = []
     for operand in operands:
-        mine = site.inputs.get(operand)
+        mine = match.inputs.get(operand)
         if mine is None:
             maps.append(Affine.identity(rank))
         else:
-            stacked = site.call.target is aten.stack.default
+            stacked = match.call.target is aten.stack.default
             maps.append(mine.map(lambda tensor: tensor.unsqueeze(axis)) if stacked else mine)
-    sizes = _sizes(site, operands, axis)
+    sizes = _sizes(match, operands, axis)
     if None in sizes:
         if all(torch.equal(m.scale, maps[0].scale) and torch.equal(m.shift, maps[0].shift) for m in maps):
             return Propagated(outputs={None: maps[0]})
-        raise NotFoldable(f"{describe(site.call)} joins it with others by dynamic sizes")
+        raise NotFoldable(f"{describe(match.call)} joins it with others by dynamic sizes")
     shape = common_shape(*(m.scale.narrow(axis, 0, 1) for m in maps))
     pieces = []
     for mine, size in zip(maps, sizes, strict=True):
@@ -214,12 +213,15 @@ def _join_moved(site: Match) -> Propagated:
     return Propagated(outputs={None: Affine.of(scale, shift)})
 
 
-def _always(site: Match) -> str | None:
+def _always(match: Match) -> str | None:
     return None
 
 
-JOIN_UP = (UpRule("join", _JOINS, _always, _join_steps), UpRule("part", _PARTS, _always, _part_steps))
-JOIN_DOWN = (
-    DownRule("join", _JOINS, _always, _join_moved),
-    DownRule("part", _PARTS, _part_down_why_not, _part_moved),
+JOIN_INTO_PRODUCER = (
+    ProducerRule("join", _JOINS, _always, _join_alternatives),
+    ProducerRule("part", _PARTS, _always, _part_alternatives),
+)
+JOIN_INTO_CONSUMERS = (
+    ConsumerRule("join", _JOINS, _always, _join_propagated),
+    ConsumerRule("part", _PARTS, _part_consumers_why_not, _part_propagated),
 )

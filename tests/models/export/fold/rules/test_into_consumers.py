@@ -1,4 +1,4 @@
-"""Norms folded downwards, into the calls that read their output."""
+"""Norms folded into their consumers, the calls that read their output."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.models.export.fold.support import (
 )
 from tests.models.support import randomise_norms
 
-# A sigmoid in front keeps the norm from going up.
+# A sigmoid in front keeps the norm from going into its producer.
 READERS = {
     "conv1d": (nn.BatchNorm1d(4), nn.Conv1d(4, 6, 3), sequences()),
     "conv2d": (nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), images()),

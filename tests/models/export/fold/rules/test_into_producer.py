@@ -1,4 +1,4 @@
-"""Norms folded upwards into the call that makes their input: each producer's plain case, and each refusal."""
+"""Norms folded into their producer, the call that makes their input: each producer's plain case, and each refusal."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Norms folded beside: into a convolution of the same input that they are added to."""
+"""Norms folded into a sibling: a convolution of the same input that they are added to."""
 
 import pytest
 import torch
