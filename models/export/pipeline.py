@@ -23,7 +23,7 @@ from foldserve.models.export.artifact.versions import (
     new_version,
     next_version,
 )
-from foldserve.models.export.network.example.row_modes import INDEPENDENT, SERVE_TOGETHER, belong_together
+from foldserve.models.export.network.example.row_modes import SERVE_TOGETHER, belong_together
 from foldserve.models.export.precision.precision import FP32, check_precision
 from foldserve.models.export.process.running import plain_process
 from foldserve.models.export.process.tidying import (
@@ -34,6 +34,7 @@ from foldserve.models.export.process.tidying import (
 from foldserve.models.export.steps import Request
 from foldserve.models.export.writers.forms import ONNX, TORCHSCRIPT, chosen_forms
 from foldserve.models.export.writers.onnx_writer import check_opset
+from foldserve.service.artifact.manifest import INDEPENDENT
 
 DEFAULT_MAX_BATCH_SIZE = 32
 

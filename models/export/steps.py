@@ -281,7 +281,7 @@ def describe(
         labels=request.labels,
     )
     write_manifest(content, request.folder / "manifest.json")
-    return content
+    return content.to_json()
 
 
 def _reference_case(cases: Sequence[ParityCase]) -> ParityCase:

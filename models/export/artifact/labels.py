@@ -1,11 +1,11 @@
 """The names of a network's classes, which stand in the manifest beside its outputs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from foldserve.models.errors import BadLabels
+from foldserve.service.artifact.manifest import TensorEntry
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def check_labels(labels: Sequence[str], outputs: Sequence[Mapping[str, Any]]) -> None:
+def check_labels(labels: Sequence[str], outputs: Sequence[TensorEntry]) -> None:
     """Check that exactly one output has as many columns as there are labels. outputs: as in the manifest.
 
     Columns are dim 1 of a (rows, columns) output, or of one that goes on behind them (a class for each pixel).
@@ -41,9 +41,9 @@ def check_labels(labels: Sequence[str], outputs: Sequence[Mapping[str, Any]]) ->
     wrong = [label for label in labels if not isinstance(label, str) or not label.strip()]
     if isinstance(labels, str) or not labels or wrong:
         raise BadLabels(f"labels are {wrong or labels!r}; expected a name for each column of the output")
-    fitting = [spec for spec in outputs if len(spec["shape"]) > 1 and spec["shape"][1] == len(labels)]
+    fitting = [spec for spec in outputs if len(spec.shape) > 1 and spec.shape[1] == len(labels)]
     if len(fitting) != 1:
-        shapes = ", ".join(f"{spec['name']} {'x'.join(map(str, spec['shape']))}" for spec in outputs)
+        shapes = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
         several = " alone" if fitting else ""
         raise BadLabels(
             f"there are {len(labels)} labels, and the outputs are {shapes}; expected as many labels as one output"

@@ -1,6 +1,6 @@
 """What manifest.json and reference.npz say: pure data from the results of the other steps.
 
-Keys and their meaning are a contract: the server's reader, service/artifact/manifest.py, keeps in step with `manifest`.
+Keys and their meaning are a contract with the server, which service/artifact/manifest.py states for both.
 """
 
 import datetime
@@ -16,19 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foldserve.models.export.artifact.memory import Memory
-from foldserve.models.export.artifact.versions import sha256_and_size
 from foldserve.models.export.capture.capture import CapturedGraph
-from foldserve.models.export.capture.outputs import Outputs
 from foldserve.models.export.fold import FoldReport
 from foldserve.models.export.network.example.datatypes import OIP_WORDS
 from foldserve.models.export.network.example.example import Example
-from foldserve.models.export.network.example.row_modes import INDEPENDENT, TOGETHER
 from foldserve.models.export.precision.convert import KeptFp32
 from foldserve.models.export.precision.precision import Precision
 from foldserve.models.export.verify.parity import Parity
-
-FORMAT_VERSION = 1
+from foldserve.service.artifact.file_sums import sum_of
+from foldserve.service.artifact.manifest import (
+    INDEPENDENT,
+    TOGETHER,
+    FixedInput,
+    Fold,
+    LeftOut,
+    Manifest,
+    Memory,
+    Narrowed,
+    NotWritten,
+    Place,
+    TensorEntry,
+)
 
 
 def manifest(
@@ -52,7 +60,7 @@ def manifest(
     files: Sequence[Path],
     image: Mapping[str, Any] | None,
     labels: Sequence[str] | None,
-) -> dict[str, Any]:
+) -> Manifest:
     """The content of manifest.json. files are hashed now, so they must be complete.
 
     example: what the network was given, of which captured has the tensors.
@@ -61,58 +69,49 @@ def manifest(
     weights of the user's module had and the graph has not.
     parity: "torchscript" and "onnx" for each file that is there, and "fold_float64" and, of an ImageInput,
     "pictures", which are relative only: their scale is float64's. image, labels: how a picture becomes the input, and
-    the names of the output's columns. warnings: what the parity does not show, and how to mend that. These three, and
-    not_written, are left out where there are none.
+    the names of the output's columns. warnings: what the parity does not show, and how to mend that.
     """
-    of_files = {form: parity[form].to_manifest() for form in ("torchscript", "onnx") if form in parity}
-    in_float64 = {form: parity[form].to_manifest() for form in ("fold_float64", "pictures") if form in parity}
-    for entry in in_float64.values():
-        del entry["max_abs"], entry["outputs"]
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "version": str(version),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "source": source,
-        "inputs": [
-            {**spec, **_named(axes, len(spec["shape"]), captured.together), **_rows_elsewhere(dim)}
-            for spec, axes, dim in zip(
-                _specs(captured, "placeholder", captured.input_names),
-                captured.dynamic_shapes,
-                example.rows_dims,
-                strict=True,
-            )
-        ],
-        "outputs": output_specs(captured),
-        **_beside(example, captured.outputs),
-        "dims": captured.sizes.to_manifest(),
-        "narrowed": [{"dim": one.name, "reason": one.reason} for one in captured.sizes.narrowed],
-        "opset": opset,
-        **_not_written(not_written),
-        "precision": precision.word,
-        "kept_fp32": [{"where": one.where, "reason": one.reason} for one in kept],
-        **_converted(converted_weights),
-        "tool_versions": tool_versions(),
-        "rows": TOGETHER if captured.together else INDEPENDENT,
-        "max_batch_size": max_batch_size,
-        "memory": memory.to_manifest(),
-        "files": {path.name: _file_entry(path) for path in files},
-        "parameter_count": parameters,
-        "fold": {
-            "found": fold.found,
-            "folded": fold.folded,
-            "left": [{"where": left.where, "reason": left.reason} for left in fold.left],
-        },
-        "parity": {**of_files, **in_float64},
-        **({"warnings": list(warnings)} if warnings else {}),
-        **({} if image is None else {"image": dict(image)}),
-        **({} if labels is None else {"labels": list(labels)}),
-    }
+    figures = {form: parity[form].to_manifest() for form in ("torchscript", "onnx") if form in parity}
+    for form in ("fold_float64", "pictures"):
+        if form in parity:
+            figures[form] = parity[form].relative_to_manifest()
+    return Manifest(
+        name=name,
+        version=str(version),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        source=source,
+        inputs=_input_specs(example, captured),
+        outputs=output_specs(captured),
+        fixed_inputs=tuple(FixedInput(name=one.name, value=_plain(one.value)) for one in example.fixed),
+        left_out=tuple(LeftOut(**vars(one)) for one in captured.outputs.left_out),
+        dims=captured.sizes.to_manifest(),
+        narrowed=tuple(Narrowed(dim=one.name, reason=one.reason) for one in captured.sizes.narrowed),
+        opset=opset,
+        not_written=tuple(NotWritten(file=file, reason=reason) for file, reason in not_written.items()),
+        precision=precision.word,
+        kept_fp32=tuple(Place(where=one.where, reason=one.reason) for one in kept),
+        converted_weights=tuple(sorted(str(t).removeprefix("torch.") for t in converted_weights)),
+        tool_versions=tool_versions(),
+        rows=TOGETHER if captured.together else INDEPENDENT,
+        max_batch_size=max_batch_size,
+        memory=memory,
+        files={path.name: sum_of(path) for path in files},
+        parameter_count=parameters,
+        fold=Fold(
+            found=fold.found,
+            folded=fold.folded,
+            left=tuple(Place(where=left.where, reason=left.reason) for left in fold.left),
+        ),
+        parity=figures,
+        warnings=tuple(warnings),
+        image=image,
+        labels=tuple(labels or ()),
+    )
 
 
-def write_manifest(content: Mapping[str, Any], path: Path) -> None:
+def write_manifest(content: Manifest, path: Path) -> None:
     """Write content as JSON that people can read."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def write_reference(
@@ -161,59 +160,35 @@ def _output_nodes(captured: CapturedGraph) -> list[Any]:
     return list(captured.graph_module.graph.output_node().args[0])  # type: ignore[arg-type]
 
 
-def output_specs(captured: CapturedGraph) -> list[dict[str, Any]]:
+def output_specs(captured: CapturedGraph) -> tuple[TensorEntry, ...]:
     """Name, datatype and shape of each output, and where the network has its rows."""
-    specs = _specs(captured, "output", captured.output_names)
-    return [
-        {**spec, **_rows_elsewhere(output.rows_dim)}
-        for spec, output in zip(specs, captured.outputs.kept, strict=True)
-    ]
+    outputs = zip(captured.output_names, _output_nodes(captured), captured.outputs.kept, strict=True)
+    return tuple(_spec(name, node, rows_dim=output.rows_dim) for name, node, output in outputs)
 
 
-def _specs(captured: CapturedGraph, op: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    nodes: list[Any] = _output_nodes(captured)
-    if op == "placeholder":
-        nodes = [node for node in captured.graph_module.graph.nodes if node.op == "placeholder"]
-    return [
-        {
-            "name": name,
-            "datatype": OIP_WORDS[node.meta["val"].dtype],
-            "shape": [size if isinstance(size, int) else -1 for size in node.meta["val"].shape],
-        }
-        for name, node in zip(names, nodes, strict=True)
-    ]
+def _input_specs(example: Example, captured: CapturedGraph) -> tuple[TensorEntry, ...]:
+    nodes = [node for node in captured.graph_module.graph.nodes if node.op == "placeholder"]
+    return tuple(
+        _spec(name, node, rows_dim=dim, dims=_names_of_dims(axes, node, captured.together))
+        for name, node, axes, dim in zip(
+            captured.input_names, nodes, captured.dynamic_shapes, example.rows_dims, strict=True
+        )
+    )
 
 
-def _named(axes: Mapping[int, str], dims: int, together: bool) -> dict[str, Any]:
-    """`dims`, what an input's dynamic dims are called, alike for dims of one size; nothing where only rows vary that
-    do not belong together.
+def _spec(name: str, node: Any, rows_dim: int, dims: tuple[str | None, ...] | None = None) -> TensorEntry:
+    value = node.meta["val"]
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    return TensorEntry(name=name, datatype=OIP_WORDS[value.dtype], shape=shape, dims=dims, rows_dim=rows_dim)
+
+
+def _names_of_dims(axes: Mapping[int, str], node: Any, together: bool) -> tuple[str | None, ...] | None:
+    """What an input's dynamic dims are called, alike for dims of one size; None where only rows vary that do not belong
+    together.
     """
     if not axes or (set(axes) == {0} and not together):
-        return {}
-    return {"dims": [axes.get(axis) for axis in range(dims)]}
-
-
-def _converted(types: Collection[torch.dtype]) -> dict[str, Any]:
-    """`converted_weights`, the types' names; nothing where every weight was in float32."""
-    return {"converted_weights": sorted(str(t).removeprefix("torch.") for t in types)} if types else {}
-
-
-def _not_written(reasons: Mapping[str, str]) -> dict[str, Any]:
-    """`not_written`, the files that are not there; nothing where both are."""
-    missing = [{"file": file, "reason": reason} for file, reason in reasons.items()]
-    return {"not_written": missing} if missing else {}
-
-
-def _rows_elsewhere(dim: int) -> dict[str, Any]:
-    """`rows_dim`, where the network itself has the rows that the files have in dim 0; nothing where it is dim 0."""
-    return {"rows_dim": dim} if dim else {}
-
-
-def _beside(example: Example, outputs: Outputs) -> dict[str, Any]:
-    """What the network takes and returns beside the files' inputs and outputs; no key where there is none."""
-    fixed = [{"name": one.name, "value": _plain(one.value)} for one in example.fixed]
-    left_out = [one.to_manifest() for one in outputs.left_out]
-    return {key: value for key, value in (("fixed_inputs", fixed), ("left_out", left_out)) if value}
+        return None
+    return tuple(axes.get(axis) for axis in range(node.meta["val"].dim()))
 
 
 def _plain(value: object) -> bool | int | str | float | None:
@@ -221,8 +196,3 @@ def _plain(value: object) -> bool | int | str | float | None:
     if value is None or isinstance(value, bool | int | str):
         return value
     return value if isinstance(value, float) and math.isfinite(value) else str(value)
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    sha256, size = sha256_and_size(path)
-    return {"sha256": sha256, "size": size}

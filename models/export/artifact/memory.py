@@ -11,29 +11,18 @@ every other operator has its result in memory of its own. Dynamic dims have the 
 """
 
 import operator
-from dataclasses import dataclass
 
 from torch import fx
 from torch._ops import OpOverload
 
 from foldserve.models.export.capture.capture import CapturedGraph
 from foldserve.models.export.capture.value_sizes import bytes_of, sizes_of_values
+from foldserve.service.artifact.manifest import Memory
 
 # Operators whose result is their first input under another shape.
 _RESHAPES = frozenset(
     {"view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "alias", "detach"}
 )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Both in bytes; see the head of this file."""
-
-    weights_bytes: int
-    row_bytes: int
-
-    def to_manifest(self) -> dict[str, int]:
-        return {"weights_bytes": self.weights_bytes, "row_bytes": self.row_bytes}
 
 
 def measure_memory(captured: CapturedGraph) -> Memory:
@@ -45,7 +34,7 @@ def measure_memory(captured: CapturedGraph) -> Memory:
     )
     targets = {str(node.target) for node in captured.graph_module.graph.nodes if node.op == "get_attr"}
     weights = sum(bytes_of(operator.attrgetter(target)(captured.graph_module)) for target in targets)
-    return Memory(weights, _peak(captured.graph_module.graph, sizes))
+    return Memory(weights_bytes=weights, row_bytes=_peak(captured.graph_module.graph, sizes))
 
 
 def _peak(graph: fx.Graph, sizes: dict[fx.Node, int]) -> int:

@@ -12,7 +12,6 @@ Knows nothing of networks: a caller fills the folder. A version that exists is n
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -121,15 +120,6 @@ def new_version(repository: Path, name: str, version: int) -> Iterator[Path]:
                 shutil.rmtree(aside, ignore_errors=True)
             for parent in made:
                 _remove_if_empty(parent)
-
-
-def sha256_and_size(path: Path) -> tuple[str, int]:
-    """The hex digest and the size in bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest(), path.stat().st_size
 
 
 def _made_aside(repository: Path) -> tuple[Path, int]:

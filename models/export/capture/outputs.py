@@ -47,10 +47,6 @@ class LeftOut:
     reason: str
     value: float | int | bool | str | None = None
 
-    def to_manifest(self) -> dict[str, Any]:
-        entry: dict[str, Any] = {"name": self.name, "reason": self.reason}
-        return entry if self.value is None else {**entry, "value": self.value}
-
 
 @dataclass(frozen=True)
 class Outputs:

@@ -1,8 +1,8 @@
 """The search for a plan that folds one affine map: into the producer of a value, or into all its consumers.
 
 Decides only: every function gives a Plan or raises NotFoldable with the reason; the graph is not touched.
-Into the producer is a depth-first search with alternatives (a shift can go into either branch of an
-addition). Into the consumers is one pass in the order of execution, so that branches which meet again bring their maps together.
+Into the producer is a depth-first search with alternatives (a shift can go into either branch of an addition). Into
+the consumers is one pass in the order of execution, so that branches which meet again bring their maps together.
 """
 
 import heapq

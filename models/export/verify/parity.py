@@ -16,8 +16,7 @@ The measure, also in the manifest: difference.py. The inputs: reference.py.
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -38,6 +37,7 @@ from foldserve.models.export.verify.tolerance import (
     refusal,
 )
 from foldserve.models.export.writers.reasons import reason
+from foldserve.service.artifact import manifest
 
 FOLD_TOLERANCE = 1e-10
 LARGEST_FOLD_TOLERANCE = 1e-7
@@ -59,13 +59,12 @@ class OutputParity:
     tolerance: float
     note: str = ""
 
-    def to_manifest(self) -> dict[str, Any]:
-        figures = {
-            "max_abs": self.difference.max_abs,
-            "max_rel": self.difference.max_rel,
-            "tolerance": self.tolerance,
-        }
-        return {**figures, "note": self.note} if self.note else figures
+    def to_manifest(self) -> manifest.OutputParity:
+        found = self.difference
+        note = self.note or None
+        return manifest.OutputParity(
+            max_abs=found.max_abs, max_rel=found.max_rel, tolerance=self.tolerance, note=note
+        )
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,16 @@ class Parity:
         """The largest of all outputs."""
         return max((output.tolerance for output in self.outputs.values()), default=0.0)
 
-    def to_manifest(self) -> dict[str, Any]:
-        return {
-            "max_abs": self.difference.max_abs,
-            "max_rel": self.difference.max_rel,
-            "rows_tried": list(self.rows),
-            "tolerance": self.tolerance,
-            "outputs": {name: output.to_manifest() for name, output in self.outputs.items()},
-        }
+    def to_manifest(self) -> manifest.FormParity:
+        """Of a file: relative to the values, and absolute."""
+        outputs = {name: output.to_manifest() for name, output in self.outputs.items()}
+        return replace(self.relative_to_manifest(), max_abs=self.difference.max_abs, outputs=outputs)
+
+    def relative_to_manifest(self) -> manifest.FormParity:
+        """Of what is compared in float64, whose scale no file has."""
+        return manifest.FormParity(
+            max_rel=self.difference.max_rel, rows_tried=self.rows, tolerance=self.tolerance
+        )
 
 
 def check_stateless(reference: EagerReference, cases: Sequence[ParityCase]) -> None:

@@ -10,7 +10,6 @@ network refuses too, or the graph is wrong, and the range ends before. What no r
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from foldserve.models.errors import BadExample, NotCapturable
 from foldserve.models.export.capture.sizes.guards import Assumptions
@@ -18,6 +17,7 @@ from foldserve.models.export.capture.sizes.size_search import allowed_sizes, eag
 from foldserve.models.export.capture.sizes.trials import Trials, Verdict
 from foldserve.models.export.network.example.dynamic_axes import ROWS
 from foldserve.models.export.network.example.row_modes import SERVE_TOGETHER
+from foldserve.service.artifact.manifest import DimEntry, DimEquals
 
 
 @dataclass(frozen=True)
@@ -132,15 +132,20 @@ class Sizes:
         linked = {name: times * sizes[other] + plus for name, (other, times, plus) in self.links.items()}
         return {**sizes, **linked, **{name: sizes[other] for name, other in self.same.items()}}
 
-    def to_manifest(self) -> dict[str, Any]:
-        """Name → {min, max, multiple_of}, and `equals` where it hangs on another name."""
-        content: dict[str, Any] = {}
-        for name, own in self.ranges.items():
-            content[name] = {"min": own.least, "max": own.most, "multiple_of": own.multiple_of}
-            if name in self.links:
-                other, times, plus = self.links[name]
-                content[name]["equals"] = {"dim": self.name_of(other), "times": times, "plus": plus}
-        return content
+    def to_manifest(self) -> dict[str, DimEntry]:
+        """By name, `equals` where it hangs on another name."""
+        return {
+            name: DimEntry(
+                min=own.least, max=own.most, multiple_of=own.multiple_of, equals=self._equals(name)
+            )
+            for name, own in self.ranges.items()
+        }
+
+    def _equals(self, name: str) -> DimEquals | None:
+        if name not in self.links:
+            return None
+        other, times, plus = self.links[name]
+        return DimEquals(dim=self.name_of(other), times=times, plus=plus)
 
 
 ANY_SIZE = Sizes({}, {}, {}, ())

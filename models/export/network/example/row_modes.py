@@ -8,9 +8,8 @@ together      an answer belongs to all that was sent with it: norms with the sta
 from typing import Final
 
 from foldserve.models.errors import BadExample
+from foldserve.service.artifact.manifest import INDEPENDENT, TOGETHER
 
-INDEPENDENT: Final = "independent"
-TOGETHER: Final = "together"
 ROW_MODES: Final = (INDEPENDENT, TOGETHER)
 
 SERVE_TOGETHER: Final = (

@@ -11,7 +11,7 @@ from foldserve.models.export import export_model
 from foldserve.models.export.artifact.labels import check_labels, read_labels
 from foldserve.models.export.cli import main
 from foldserve.models.registry import resolve
-from foldserve.service.artifact.manifest import read_manifest
+from foldserve.service.artifact.manifest import TensorEntry, read_manifest
 
 LABELS = ("circle", "square", "triangle")
 
@@ -58,7 +58,7 @@ def test_labels_of_a_file_are_in_the_manifest(tmp_path, capsys):
     example = ["--example", "x:float32:-1x3", "--labels", str(tmp_path / "labels.txt")]
     assert main(["torch.nn:Identity", *repository, *example]) == 0
     assert "labels         3: circle ... triangle" in capsys.readouterr().out
-    assert read_manifest(tmp_path / "r" / "same" / "1", "same/1")["labels"] == list(LABELS)
+    assert read_manifest(tmp_path / "r" / "same" / "1", "same/1").labels == LABELS
 
 
 def test_another_number_of_labels_than_of_columns_is_refused_and_nothing_written(tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_labels_must_belong_to_one_output_alone(tmp_path: Path):
 @pytest.mark.parametrize("wrong", ["abc", (), ("a", 2, "c"), ("a", " ", "c")])
 def test_labels_that_are_no_names_are_refused(wrong):
     with pytest.raises(BadLabels, match="expected a name for each column"):
-        check_labels(wrong, [{"name": "y", "shape": [-1, 3]}])
+        check_labels(wrong, [TensorEntry(name="y", datatype="FP32", shape=(-1, 3))])
 
 
 def test_network_of_ours_brings_its_labels():

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from foldserve.models.export.artifact.memory import Memory, measure_memory
+from foldserve.models.export.artifact.memory import measure_memory
 from foldserve.models.export.precision.convert import convert
 from foldserve.models.export.precision.precision import PRECISIONS
 from foldserve.models.registry import resolve
+from foldserve.service.artifact.manifest import Memory
 from tests.models.export.support import Fn, captured
 
 ROWS = torch.ones(3, 10)

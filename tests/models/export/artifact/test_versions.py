@@ -13,7 +13,6 @@ from foldserve.models.export.artifact.versions import (
     check_name,
     check_version,
     new_version,
-    sha256_and_size,
     versions,
 )
 
@@ -125,15 +124,6 @@ def test_versions_passes_over_everything_else_in_the_folder(tmp_path):
     for name in ("1", "10", "2", "02", "x", ".export-abc", "config.yaml"):
         (tmp_path / "m" / name).mkdir(parents=True)
     assert versions(tmp_path, "m") == (1, 2, 10)
-
-
-def test_sha256_and_size(tmp_path: Path):
-    (tmp_path / "f").write_bytes(b"abc")
-    # The published test vector of FIPS 180-2 for "abc".
-    assert sha256_and_size(tmp_path / "f") == (
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-        3,
-    )
 
 
 def test_nothing_but_a_dot_folder_is_in_the_repository_until_the_version_is_whole(tmp_path):

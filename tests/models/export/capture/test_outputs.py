@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from foldserve.models.errors import NotCapturable
+from foldserve.models.export.capture.outputs import LeftOut
 from tests.models.export.support import captured
 
 
@@ -77,19 +78,15 @@ def test_what_is_left_out_is_told_with_the_reason_and_the_value_of_a_constant():
     graph = captured(
         Head(lambda s, y, x: {"y": y, "t": s.temperature * 2, "table": s.anchors, "m": y.mean()}), X
     )
-    assert [one.to_manifest() for one in graph.outputs.left_out] == [
-        {
-            "name": "t",
-            "reason": "it is the same for every request, since it depends on no input",
-            "value": 5.0,
-        },
-        {"name": "table", "reason": "it is the same for every request, since it depends on no input"},
-        {
-            "name": "m",
-            "reason": "it is one number for the whole batch, which holds the rows of many requests; see --rows "
-            "together",
-        },
-    ]
+    constant = "it is the same for every request, since it depends on no input"
+    assert graph.outputs.left_out == (
+        LeftOut("t", constant, 5.0),
+        LeftOut("table", constant),
+        LeftOut(
+            "m",
+            "it is one number for the whole batch, which holds the rows of many requests; see --rows together",
+        ),
+    )
 
 
 def test_no_value_is_told_of_a_number_that_is_drawn():

@@ -13,6 +13,7 @@ from foldserve.models.export.capture.capture import CapturedGraph
 from foldserve.models.export.capture.sizes.sizes import ANY_SIZE, Narrowed, SizeRange, Sizes
 from foldserve.models.export.fold import driver
 from foldserve.models.export.writers.torchscript_writer import load_torchscript, run_torchscript
+from foldserve.service.artifact.manifest import DimEntry, DimEquals
 from tests.models.export.support import Fn, captured
 
 TABLE = torch.arange(50.0)[:, None].expand(50, 4) / 50
@@ -217,12 +218,8 @@ def test_a_length_that_hangs_on_another_is_stated_as_such(skip, step, lengths):
     axes = {"x": {1: "a"}, "y": {1: "b"}}
     x, y = (torch.randn(2, length, 4) for length in lengths)
     dims = captured(Together(skip, step), x, y, axes=axes).sizes.to_manifest()
-    assert dims["a"] == {
-        "min": step + skip,
-        "max": None,
-        "multiple_of": step,
-        "equals": {"dim": "b", "times": step, "plus": skip},
-    }
+    link = DimEquals(dim="b", times=step, plus=skip)
+    assert dims["a"] == DimEntry(min=step + skip, max=None, multiple_of=step, equals=link)
 
 
 class UNet(nn.Module):
