@@ -14,6 +14,7 @@ class Encoded(NamedTuple):
 class LaidOut(NamedTuple):
     """A body whose numbers still lie where they were: prefix and numbers, one after the other."""
 
+    media_type: str
     prefix: bytes
     numbers: memoryview
     headers: tuple[tuple[str, str], ...]

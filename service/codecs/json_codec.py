@@ -21,6 +21,9 @@ from foldserve.service.codecs.json_diagnostics import find_fault, kind_of, why_n
 from foldserve.service.errors import BadJson, BadTensor, ModelFailed
 
 _EXPECTED: Final = 'expected {"inputs": [[...]]} or {"inputs": {"name": [[...]]}}'
+_AS_BYTES: Final = (
+    "To get the numbers as they are, send 'Accept: application/x-npy' or 'Accept: application/octet-stream'"
+)
 _NUMBERS: Final = frozenset((int, float))
 _BOOLEANS: Final = frozenset((bool,))
 
@@ -62,20 +65,20 @@ def encode(model: str, version: str, outputs: Mapping[str, np.ndarray]) -> bytes
         {
             "model": model,
             "version": version,
-            "outputs": {name: _encodable(name, array) for name, array in outputs.items()},
+            "outputs": {name: encodable(name, array, _AS_BYTES) for name, array in outputs.items()},
         },
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
 
 
-def _encodable(name: str, array: np.ndarray) -> np.ndarray | np.generic:
+def encodable(name: str, array: np.ndarray, otherwise: str) -> np.ndarray | np.generic:
+    """The array as orjson writes it. otherwise: how the numbers can be had as they are. Raises: ModelFailed."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         first = int(np.isfinite(array).argmin())
         place = tuple(int(index) for index in np.unravel_index(first, array.shape))
         raise ModelFailed(
             f"output {name!r} has {array[place]} at {list(place)}, which JSON cannot carry; expected "
-            "finite numbers: the input may be outside what the network was trained on. To get the numbers "
-            "as they are, send 'Accept: application/x-npy' or 'Accept: application/octet-stream'"
+            f"finite numbers: the input may be outside what the network was trained on. {otherwise}"
         )
     native = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
     return native if native.ndim else native[()]  # orjson has no word for an array without dims
@@ -150,7 +153,7 @@ def _to_array(value: Any, spec: TensorSpec, numbers_only: bool) -> np.ndarray:
     # take. The screen has seen what lies in lists.
     if (numbers_only and kind != "b" and shape) or _leaf_types(value, len(shape)) <= wanted:
         try:
-            array = _CONVERT[kind](value, spec.dtype)
+            array = convert(value, spec.dtype)
         except (ValueError, TypeError, ArithmeticError):  # ragged lists; an object; a number out of range
             array = None
     if array is None:
@@ -185,6 +188,14 @@ def _leaf_types(value: Any, rank: int) -> set[type]:
         return set(map(type, leaves))
     except TypeError:  # a number where a list should be
         return {list}
+
+
+def convert(values: Any, dtype: np.dtype[np.generic]) -> np.ndarray | None:
+    """The array of values whose Python types fit the datatype; None where one is out of its range.
+
+    Raises: ValueError, TypeError or ArithmeticError, likewise, and for ragged lists.
+    """
+    return _CONVERT[dtype.kind](values, dtype)
 
 
 def _booleans(value: Any, dtype: np.dtype[np.generic]) -> np.ndarray:

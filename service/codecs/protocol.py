@@ -6,7 +6,7 @@ else. It also works in the codec process, which is given it pickled, where bodie
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,36 +20,54 @@ Options = Sequence[str | None]
 
 
 class Served(NamedTuple):
-    """The model version that a request asks."""
+    """The model version that a request asks. labels: names of the classes, in the order of the output's columns."""
 
     model: str
     version: str
     signature: Signature
+    labels: tuple[str, ...] = ()
+
+
+class ParsedRequest(NamedTuple):
+    """What a body says.
+
+    inputs: input name -> array, of the signature's datatypes; possibly views of the body. outputs: those to answer
+    with, in this order; none for all in the model's. reply: what render() is to be given back; JSON values.
+    queue_timeout_us: the longest from being queued to the answer; 0 = what the model's config says.
+    """
+
+    inputs: dict[str, np.ndarray]
+    outputs: tuple[str, ...] = ()
+    reply: Any = None
+    queue_timeout_us: int = 0
 
 
 class InferenceProtocol(Protocol):
     """One protocol.
 
-    name: its value of the metrics' label `protocol`. media_type: of its answers. large_bytes: bodies of more are not
-    parsed on the event loop. raw: whether a body is the rows' own bytes, which need no parsing.
+    key: its own among all of them. name: its value of the metrics' label `protocol`. media_type: of its answers that
+    say no other. is_json: bodies are all text, and bounded as such. large_bytes: bodies of more are not parsed on the
+    event loop. raw: whether a body is the rows' own bytes, which need no parsing.
     """
 
+    key: str
     name: str
     media_type: str
+    is_json: bool
     large_bytes: int
     raw: bool
 
     def parse(
         self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
-    ) -> dict[str, np.ndarray]:
-        """Input name -> array, of the signature's datatypes; possibly views of the body. Raises: ServiceError."""
+    ) -> ParsedRequest:
+        """What the body says. Raises: ServiceError."""
         ...
 
-    def render(self, served: Served, outputs: Mapping[str, np.ndarray]) -> Encoded:
-        """The answer with these outputs. Raises: ServiceError."""
+    def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
+        """The answer with these outputs. reply: ParsedRequest.reply. Raises: ServiceError."""
         ...
 
-    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray]) -> LaidOut | None:
+    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """The same, with the numbers where they lie; None when this protocol must write them anew."""
         ...
 

@@ -46,6 +46,7 @@ class ModelQueue:
         instances: how many take from the queue, over all workers.
         max_batch_size: rows that one run takes at most.
         writer: this API server's end of the pipe of tickets.
+        labels: names of the classes, in the order of the output's columns.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ModelQueue:
         instances: int,
         max_batch_size: int,
         writer: TicketWriter,
+        labels: tuple[str, ...] = (),
     ) -> None:
         self.key = key
         self.row = key.row
@@ -69,6 +71,7 @@ class ModelQueue:
         self.timeout_s = timeout_s
         self.instances = instances
         self.max_batch_size = max_batch_size
+        self.labels = labels
         self.writer = writer
         self.outbox = bytearray()
         """Tickets of this turn of the event loop."""

@@ -5,27 +5,36 @@ application needs no framework, and so nobody else's errors can come out of it.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
 
 from foldserve.service.engine.served import Status
-from foldserve.service.errors import Draining, Internal, NotReady, ServiceError
+from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.frontend.asgi_channel import WIRE, Channel, Receive, Scope, Send
 from foldserve.service.frontend.asgi_exchange import AsgiExchange
 from foldserve.service.frontend.pages import info
 from foldserve.service.frontend.pages.docs import docs_page
-from foldserve.service.frontend.routing import Route, RouteTable
+from foldserve.service.frontend.routing import RouteTable
 from foldserve.service.inference.context import REFUSAL, RequestContext
-from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import Response, error_response, json_response
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.limits import with_id
-from foldserve.service.protocols.predict import PredictCalls
+from foldserve.service.protocols.lookup import check_ready
+from foldserve.service.protocols.routes import Route, read_head
 from foldserve.service.settings import ServeSettings
 
-PREDICT_PATHS: Final = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
+_SMALL_BODY_BYTES: Final = 65_536
+"""Of a call that is no inference request."""
 
 _log = logging.getLogger("foldserve.http")
+
+
+class Calls(Protocol):
+    """Those of one protocol (protocols/)."""
+
+    def routes(self) -> tuple[Route, ...]:
+        """Every one."""
+        ...
 
 
 class AsgiApp:
@@ -35,7 +44,7 @@ class AsgiApp:
         self,
         status: Status,
         inference: ServerContext,
-        predict: PredictCalls,
+        calls: Sequence[Calls],
         settings: ServeSettings,
         exposition: Callable[[str], Awaitable[tuple[bytes, str]]],
     ) -> None:
@@ -43,35 +52,22 @@ class AsgiApp:
         Args:
             status: what is served.
             inference: what inference requests need; its observers learn of every other request too.
-            predict: reads the heads of calls of /predict.
+            calls: of each protocol.
             exposition: Accept header -> body and content type of GET /metrics.
         """
         self.status = status
         self.inference = inference
         self.observers = inference.observers
-        self.predict = predict
         self.settings = settings
         self.exposition = exposition
-        self.routes = RouteTable(self._routes())
-
-    def _routes(self) -> tuple[Route, ...]:
-        return (
-            *(
-                Route("POST", path, None, summary)
-                for path, summary in zip(
-                    PREDICT_PATHS,
-                    ("Run the default model", "Run a model's default version", "Run one version of a model"),
-                    strict=True,
-                )
-            ),
-            Route("GET", "/health", self._ready, "Ready to serve"),
-            Route("GET", "/v2/health/ready", self._ready, "Ready to serve (Open Inference Protocol)"),
-            Route("GET", "/v2/health/live", self._live, "The process answers (Open Inference Protocol)"),
-            Route("GET", "/info", self._info, "Models, versions, signatures, limits"),
-            Route("GET", "/metrics", self._metrics, "Prometheus metrics, text or OpenMetrics by Accept"),
-            Route("GET", "/docs", self._docs, "This server's page for people"),
-            Route("GET", "/openapi.json", self._openapi, "This description"),
+        own = (
+            Route("GET", "/health", "Ready to serve", self._ready),
+            Route("GET", "/info", "Models, versions, signatures, limits", self._info),
+            Route("GET", "/metrics", "Prometheus metrics, text or OpenMetrics by Accept", self._metrics),
+            Route("GET", "/docs", "This server's page for people", self._docs),
+            Route("GET", "/openapi.json", "This description", self._openapi),
         )
+        self.routes = RouteTable((*(route for of in calls for route in of.routes()), *own))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the ASGI entry."""
@@ -91,11 +87,14 @@ class AsgiApp:
             route, parameters = self.routes.match(context.method, context.path)
             context.route = route.path
             if route.handler is None:
-                exchange = AsgiExchange(
-                    self.inference, self._head(context, route, parameters), context, channel
-                )
+                head = read_head(route, context, parameters)
+                exchange = AsgiExchange(self.inference, head, context, channel)
+            elif route.reads_body:
+                body = await channel.read_small_body(_SMALL_BODY_BYTES)
+                context.body_bytes = len(body)
+                response = await route.handler(context, body=body, **parameters)
             else:
-                response = await route.handler(context)
+                response = await route.handler(context, **parameters)
         except ServiceError as error:
             context.error_code = error.code
             response = error_response(error)
@@ -121,25 +120,9 @@ class AsgiApp:
         else:
             self.observers.tell(context, response.status, context.elapsed_s())
 
-    def _head(self, context: RequestContext, route: Route, parameters: dict[str, str]) -> RequestHead:
-        """What the head of an inference request asks for. Raises: ServiceError."""
-        query = f"?{context.query}" if context.query else ""
-        return self.predict.head(context, Target(context.path, query, route.path), **parameters)
-
     async def _ready(self, context: RequestContext) -> Response:
-        if self.status.ready():
-            return json_response({"live": True, "ready": True})
-        if self.status.draining():
-            raise Draining("the server is shutting down; send requests to another one")
-        waiting = [model.name for model in self.status.models().values() if not model.ready]
-        broken = list(self.status.broken())
-        told = f"cannot be served: {', '.join(broken[:20])}; GET /info tells why" if broken else ""
-        if waiting or not broken:
-            told = f"waiting for {', '.join(waiting[:20]) or 'the workers'}; try again shortly{'; ' * bool(told)}{told}"
-        raise NotReady(f"not ready: {told}")
-
-    async def _live(self, context: RequestContext) -> Response:
-        return json_response({"live": True})
+        check_ready(self.status)
+        return json_response({"live": True, "ready": True})
 
     async def _info(self, context: RequestContext) -> Response:
         return json_response(info.info(self.status, self.settings))

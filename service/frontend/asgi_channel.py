@@ -5,7 +5,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol
 
-from foldserve.service.inference.context import RequestContext
+from foldserve.service.errors import BadRequest, DeadlinePassed, ServiceError
+from foldserve.service.inference.body_budget import BodyTooLarge
+from foldserve.service.inference.context import BROKEN, RequestContext
 from foldserve.service.inference.response import Response
 
 Scope = MutableMapping[str, Any]
@@ -83,6 +85,25 @@ class Channel:
         if linger:
             await self._drop_rest()
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def read_small_body(self, most_bytes: int) -> bytes:
+        """The whole body of a call that is no inference request. Raises: BodyTooLarge, BadRequest, DeadlinePassed."""
+        body = bytearray()
+        more = True
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while more:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        error: ServiceError | None = message.get(BROKEN)
+                        raise error or BadRequest("the body ended before it was whole; send all of it")
+                    body += message.get("body", b"")
+                    if len(body) > most_bytes:
+                        raise BodyTooLarge(f"the body has more than {most_bytes} bytes; expected a short one")
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise DeadlinePassed.after(_LINGER_S) from None
+        return bytes(body)
 
     async def _drop_rest(self) -> None:
         """Read on until the body ends, the client goes, or _LINGER_S have passed. Keeps nothing."""

@@ -5,24 +5,9 @@ OpenAPI document, so a route and its description cannot part.
 """
 
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from foldserve.service.errors import MethodNotAllowed, NotFound
-from foldserve.service.inference.context import RequestContext
-from foldserve.service.inference.response import Response
-
-Handler = Callable[[RequestContext], Awaitable[Response]]
-
-
-@dataclass(frozen=True)
-class Route:
-    """One method of one path. handler: what answers it; None for an inference request, which runs a model."""
-
-    method: str
-    path: str
-    handler: Handler | None
-    summary: str
+from foldserve.service.protocols.routes import Route
 
 
 class RouteTable:

@@ -21,7 +21,6 @@ class RequestPlan:
         reads, writes: the protocols of the request's body and of its answer.
         counter: Metrics.answered_counter of `reads` and the model version.
         outputs: those to answer with; none for all.
-        options: what the head says to `reads`.
     """
 
     def __init__(
@@ -32,7 +31,6 @@ class RequestPlan:
         counter: Callable[..., None],
         limit: BodyLimit,
         outputs: tuple[str, ...] = (),
-        options: Options = (),
     ) -> None:
         signature = queue.layout.signature
         self.queue = queue
@@ -41,14 +39,13 @@ class RequestPlan:
         self.counter = counter
         self.limit = limit
         self.outputs = outputs
-        self.options = options
-        self.served = Served(queue.model, queue.version, signature)
+        self.served = Served(queue.model, queue.version, signature, queue.labels)
         self.media_type = writes.media_type
-        self.parse = None if options else reads.fast_codec(self.served)
+        self.parse = reads.fast_codec(self.served)
         """The quick way to the inputs, where there is one."""
         self.render = None if outputs else writes.fast_codec(self.served)
         """The quick way to the answer."""
-        fits = reads.raw and not options and queue.layout.one_fixed_input
+        fits = reads.raw and queue.layout.one_fixed_input
         self.row_bytes = (
             queue.layout.input_row_bytes if fits and signature.inputs[0].datatype != "BOOL" else 0
         )
@@ -61,11 +58,11 @@ class RequestPlan:
 
     def answering(self, writes: InferenceProtocol, outputs: tuple[str, ...]) -> "RequestPlan":
         """The same with another answer; made once."""
-        key = (writes.name, outputs)
+        key = (writes.key, outputs)
         plan = self._answering.get(key)
         if plan is None:
             plan = self._answering[key] = RequestPlan(
-                self.queue, self.reads, writes, self.counter, self.limit, outputs, self.options
+                self.queue, self.reads, writes, self.counter, self.limit, outputs
             )
         return plan
 
@@ -89,15 +86,25 @@ class RequestHead:
     """What the head of a request says.
 
     length: of the body; partial_body.UNKNOWN where only its end tells. request_id, timeout_ms: as the client gave them;
-    empty when it did not, or gave an id that is none.
+    empty when it did not, or gave an id that is none. options: what the head says to the protocol of the body.
+    encoding: of the body, one of compression.ENCODINGS; "" where it is as it stands.
     """
 
     def __init__(
-        self, target: Target, plan: RequestPlan, length: int, request_id: bytes, timeout_ms: bytes
+        self,
+        target: Target,
+        plan: RequestPlan,
+        length: int,
+        request_id: bytes,
+        timeout_ms: bytes,
+        options: Options = (),
+        encoding: str = "",
     ) -> None:
         self.target = target
         self.plan = plan
         self.length = length
         self.request_id = request_id
         self.timeout_ms = timeout_ms
-        self.is_rows = plan.is_rows(length)
+        self.options = options
+        self.encoding = encoding
+        self.is_rows = not options and not encoding and plan.is_rows(length)

@@ -10,12 +10,14 @@ Owned by the event loop thread.
 import logging
 from collections.abc import Mapping
 from time import monotonic_ns
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import numpy as np
 
+from foldserve.service.codecs.encoded import LaidOut
 from foldserve.service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
 from foldserve.service.engine.codec_process.job import Job
+from foldserve.service.engine.codec_process.orders import Body
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
 from foldserve.service.inference.plan import RequestHead
@@ -57,6 +59,12 @@ class InferenceRequest(ReceivingRequest):
     encode_s = -1.0
     """Seconds of rendering; likewise."""
     _id = b""
+    _outputs: tuple[str, ...] = ()
+    """Those that its body asks for; none for the plan's."""
+    _reply: Any = None
+    """What its body says to the protocol that renders the answer."""
+    _queue_timeout_us = 0
+    """The longest from being queued to the answer that its body allows; 0 for the plan's."""
     _settled = False
     _renders = False
     """Its job is to make its answer."""
@@ -85,14 +93,14 @@ class InferenceRequest(ReceivingRequest):
         started_ns = now_ns = monotonic_ns()
         plan, dispatcher = self.plan, self.server.dispatcher
         if not self.head.is_rows:
-            if self.length > plan.large_bytes:
+            if self.length > plan.large_bytes or self.head.encoding:
                 self._parse_elsewhere(started_ns)
                 return
             body = self.body
             if self.place is not None:
                 body = bytes(self.place.inputs[: self.length])
                 dispatcher.release(self)
-            taken = None if plan.parse is None else plan.parse.decode(body)
+            taken = None if plan.parse is None or self.head.options else plan.parse.decode(body)
             if taken is not None:
                 self.rows, data = taken
                 now_ns = self._decoded(started_ns)
@@ -101,14 +109,21 @@ class InferenceRequest(ReceivingRequest):
                 dispatcher.reserve(self, len(data), room)[:] = data
             else:
                 signature = plan.served.signature
-                inputs = plan.reads.parse(body, signature, plan.options)
-                self.rows = signature.check_inputs(inputs)
+                parsed = plan.reads.parse(body, signature, self.head.options)
+                self.rows = signature.check_inputs(parsed.inputs)
+                self._heed(parsed.outputs, parsed.reply, parsed.queue_timeout_us)
                 now_ns = self._decoded(started_ns)
-                dispatcher.put(self, inputs, self.rows)
+                dispatcher.put(self, parsed.inputs, self.rows)
             self.body = b""
         else:
             self.decode_s = 0.0
         self._queue(now_ns)
+
+    def _heed(self, outputs: tuple[str, ...], reply: Any, queue_timeout_us: int) -> None:
+        """Keep what the body asks for besides its inputs: see ParsedRequest."""
+        self._outputs = outputs
+        self._reply = reply
+        self._queue_timeout_us = queue_timeout_us
 
     def _parse_elsewhere(self, started_ns: int) -> None:
         """Have the codec process make the inputs of a body that would hold the event loop for too long.
@@ -121,13 +136,17 @@ class InferenceRequest(ReceivingRequest):
             self.body = b""
 
         def parsed(error: Exception | None) -> None:
+            sized = None if self._job is None else self._job.sized
             self._end_job()
-            if error is None:
+            if error is None and sized is not None:
+                self._heed(sized.outputs, sized.reply, sized.queue_timeout_us)
                 self.step(lambda: self._queue(self._decoded(started_ns)))
             else:
                 self.refuse(self._told(error))
 
-        self._job = server.codecs.parse(self, plan.reads, self.length, plan.options, self.latest_ns(), parsed)
+        head = self.head
+        body = Body(self.length, head.options, head.encoding, plan.limit.nbytes)
+        self._job = server.codecs.parse(self, plan.reads, body, self.latest_ns(), parsed)
 
     def _queue(self, now_ns: int) -> None:
         """Queue the request, whose inputs are in its place. Raises ServiceError."""
@@ -135,7 +154,10 @@ class InferenceRequest(ReceivingRequest):
         if self.done:
             dispatcher.release(self)  # its connection was ended to make room, for itself as it happened
             return
-        dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + self.plan.queue_ns))
+        queue_ns = self.plan.queue_ns
+        if self._queue_timeout_us:
+            queue_ns = min(queue_ns, self._queue_timeout_us * 1000)
+        dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + queue_ns))
 
     def _decoded(self, started_ns: int) -> int:
         """The time, CLOCK_MONOTONIC, at which parsing has ended."""
@@ -154,11 +176,12 @@ class InferenceRequest(ReceivingRequest):
         started_ns = monotonic_ns()
         plan, dispatcher = self.plan, self.server.dispatcher
         headers: tuple[tuple[str, str], ...] = ()
-        body = None
+        media_type, body = plan.media_type, None
         try:
             outputs = dispatcher.outputs(self)
-            if plan.outputs:
-                outputs = {name: outputs[name] for name in plan.outputs}
+            names = self._outputs or plan.outputs
+            if names:
+                outputs = {name: outputs[name] for name in names}
             assert self.place is not None
             if len(self.place.outputs) > LARGE_ANSWER_BYTES and self._respond_in_parts(outputs, started_ns):
                 return
@@ -166,8 +189,8 @@ class InferenceRequest(ReceivingRequest):
                 (output,) = outputs.values()
                 body = plan.render.encode(output)
             if body is None:
-                rendered = plan.writes.render(plan.served, outputs)
-                body, headers = rendered.body, rendered.headers
+                rendered = plan.writes.render(plan.served, outputs, self._reply)
+                media_type, body, headers = rendered.media_type, rendered.body, rendered.headers
         except ServiceError as unencodable:
             self.refuse(unencodable)
             return
@@ -176,7 +199,7 @@ class InferenceRequest(ReceivingRequest):
             return
         dispatcher.release(self)
         self.encode_s = (monotonic_ns() - started_ns) / 1e9
-        self._respond(Response(200, body, plan.media_type, headers))
+        self._respond(Response(200, body, media_type, headers))
         self._finish(200, None)
 
     def _respond_in_parts(self, outputs: Mapping[str, np.ndarray], started_ns: int) -> bool:
@@ -185,22 +208,25 @@ class InferenceRequest(ReceivingRequest):
         plan, nbytes = self.plan, sum(array.nbytes for array in outputs.values())
         if nbytes <= LARGE_ANSWER_BYTES:
             return False
-        laid = plan.writes.lay_out(plan.served, outputs)
+        laid = plan.writes.lay_out(plan.served, outputs, self._reply)
         if laid is not None:
             if nbytes <= LARGE_COPY_BYTES:
                 return False
-            self._respond_from_place(laid.prefix, laid.numbers, laid.headers, started_ns)
+            self._respond_from_place(laid, started_ns)
             return True
 
         def rendered(error: Exception | None) -> None:
+            made = None if self._job is None else self._job.sized
             self._end_job()
             place = self.place
-            if error is None and place is not None:
-                self.step(lambda: self._respond_from_place(b"", place.inputs, (), started_ns))
+            if error is None and place is not None and made is not None:
+                laid = LaidOut(made.media_type, b"", place.inputs, made.headers)
+                self.step(lambda: self._respond_from_place(laid, started_ns))
             else:
                 self.refuse(self._told(error))
 
-        self._job = self.server.codecs.render(self, plan.writes, list(outputs), self.latest_ns(), rendered)
+        names, reply = list(outputs), self._reply
+        self._job = self.server.codecs.render(self, plan.writes, names, reply, self.latest_ns(), rendered)
         self._renders = True
         self.queue.rendering += 1
         return True
@@ -212,15 +238,13 @@ class InferenceRequest(ReceivingRequest):
             self._renders = False
             self.server.dispatcher.rendered(self.queue)
 
-    def _respond_from_place(
-        self, prefix: bytes, rest: memoryview, headers: tuple[tuple[str, str], ...], started_ns: int
-    ) -> None:
+    def _respond_from_place(self, laid: LaidOut, started_ns: int) -> None:
         """Respond with what lies in the place, which is kept until sent() or give_up()."""
         place = self.place
         assert place is not None
         self.encode_s = (monotonic_ns() - started_ns) / 1e9
         place_bytes = len(place.inputs) + len(place.outputs)
-        response = Response(200, prefix, self.plan.media_type, headers, False, rest, place_bytes)
+        response = Response(200, laid.prefix, laid.media_type, laid.headers, False, laid.numbers, place_bytes)
         self._responder.respond(self, response)
 
     def sent(self) -> None:

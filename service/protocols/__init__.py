@@ -1,1 +1,18 @@
-"""What clients send and are answered: one file each."""
+"""What clients send and are answered: one file or folder a protocol.
+
+    predict.py    POST /predict: JSON, raw bytes or a NumPy file
+    oip/          /v2: the Open Inference Protocol
+    lookup.py     which model version a call asks for
+    heads.py      what the heads of inference requests have in common
+    routes.py     one call that the server answers
+
+A protocol is an implementation of codecs/protocol.py, and calls that read its heads. PROTOCOLS lists them all.
+"""
+
+from typing import Final
+
+from foldserve.service.codecs.protocol import InferenceProtocol
+from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
+from foldserve.service.protocols.predict import PREDICT
+
+PROTOCOLS: Final[tuple[InferenceProtocol, ...]] = (*PREDICT.values(), OIP_JSON, OIP_BINARY)

@@ -3,9 +3,9 @@
 Whatever the head settles (model, version, types) is refused here, before a byte of the body is read.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -23,23 +23,17 @@ from foldserve.service.codecs import (
 )
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.json_fast import FastJsonCodec
-from foldserve.service.codecs.protocol import Options, Served
+from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
-from foldserve.service.engine.served import ServedModel, ServedVersion, Status
-from foldserve.service.errors import (
-    BadRequest,
-    NotReady,
-    ServiceError,
-    UnknownModel,
-    UnknownVersion,
-    UnsupportedMediaType,
-)
-from foldserve.service.inference.body_budget import BodyTooLarge
-from foldserve.service.inference.context import RequestContext, allowed_s, content_length
-from foldserve.service.inference.plan import RequestHead, RequestPlan, Target
+from foldserve.service.engine.served import Status
+from foldserve.service.errors import BadRequest, ServiceError
+from foldserve.service.inference.context import RequestContext
+from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import error_body
-
-_NAMES_SHOWN = 20
+from foldserve.service.protocols.heads import make_head
+from foldserve.service.protocols.lookup import Plans, find_model, find_version
+from foldserve.service.protocols.openapi import PREDICT_OPERATION
+from foldserve.service.protocols.routes import Route
 
 
 class PredictProtocol:
@@ -48,22 +42,23 @@ class PredictProtocol:
 
     def __init__(self, kind: BodyType) -> None:
         self.kind = kind
-        self.name = kind.name.lower()
+        self.key = self.name = kind.name.lower()
         self.media_type = kind.value
-        self.large_bytes = LARGE_JSON_BYTES if kind is BodyType.JSON else LARGE_COPY_BYTES
+        self.is_json = kind is BodyType.JSON
+        self.large_bytes = LARGE_JSON_BYTES if self.is_json else LARGE_COPY_BYTES
         self.raw = kind is BodyType.RAW
 
     def parse(
         self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
-    ) -> dict[str, np.ndarray]:
+    ) -> ParsedRequest:
         """See InferenceProtocol. options: the X-Tensor-* headers."""
-        return decode(self.kind, body, signature, TensorHeaders(*options) if options else None)
+        return ParsedRequest(decode(self.kind, body, signature, TensorHeaders(*options) if options else None))
 
-    def render(self, served: Served, outputs: Mapping[str, np.ndarray]) -> Encoded:
+    def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol."""
         return encode(self.kind, served.model, served.version, outputs, served.signature)
 
-    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray]) -> LaidOut | None:
+    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol."""
         return None if self.kind is BodyType.JSON else lay_out(self.kind, outputs, served.signature)
 
@@ -73,22 +68,33 @@ class PredictProtocol:
 
     def fast_codec(self, served: Served) -> FastJsonCodec | None:
         """See InferenceProtocol."""
-        return FastJsonCodec.of(*served) if self.kind is BodyType.JSON else None
+        return (
+            FastJsonCodec.of(served.model, served.version, served.signature)
+            if self.kind is BodyType.JSON
+            else None
+        )
 
 
 PREDICT: Final = {kind: PredictProtocol(kind) for kind in BodyType}
 
-Plans = Mapping[tuple[str, str], Mapping[BodyType, RequestPlan]]
-"""By model and version, and by the type of the body: what becomes of a request that asks for nothing special."""
+PREDICT_PATHS: Final = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
 
 
 @dataclass(frozen=True)
 class PredictCalls:
-    """Reads the heads of calls of /predict. default_model: of those that name none."""
+    """The calls of /predict. default_model: of those that name none."""
 
     status: Status
     plans: Plans
     default_model: str | None
+
+    def routes(self) -> tuple[Route, ...]:
+        """Every call, by PREDICT_PATHS."""
+        summaries = ("Run the default model", "Run a model's default version", "Run one version of a model")
+        return tuple(
+            Route("POST", path, summary, head=self.head, operation=PREDICT_OPERATION)
+            for path, summary in zip(PREDICT_PATHS, summaries, strict=True)
+        )
 
     def head(
         self, context: RequestContext, target: Target, model: str | None = None, version: str | None = None
@@ -107,70 +113,14 @@ class PredictCalls:
         headers = context.headers
         own = body_type(headers.get("content-type"))
         context.protocol = PREDICT[own].name
-        _refuse_encoding(headers.get("content-encoding"))
         check_kind(own, chosen.signature)
         names = pick_outputs(chosen.signature, query.get("output"))
         kind = answer_type(headers.get("accept"), own, names)
-        timeout_ms = headers.get("x-timeout-ms")
-        if timeout_ms is not None:
-            allowed_s(timeout_ms, None)  # raises for an empty one too
-        plan = self.plans[served.name, chosen.version][own]
-        length = content_length(headers.get("content-length"))
-        if length > plan.limit.nbytes:
-            raise BodyTooLarge.than(plan.limit.nbytes, plan.limit.setting, length)
-        options = context.tensor_headers()
+        plan = self.plans[served.name, chosen.version][PREDICT[own].key]
         outputs = names if len(names) < len(chosen.signature.outputs) else ()
-        if options:
-            plan = RequestPlan(
-                plan.queue, plan.reads, PREDICT[kind], plan.counter, plan.limit, outputs, options
-            )
-        elif outputs or kind is not own:
+        if outputs or kind is not own:
             plan = plan.answering(PREDICT[kind], outputs)
-        return RequestHead(
-            target, plan, length, context.request_id.encode(), (timeout_ms or "").encode("latin-1")
-        )
-
-
-def find_model(served: Status, name: str | None, default: str | None) -> ServedModel:
-    """The model of that name, or the default: the one set, else the only one. Raises UnknownModel, NotReady."""
-    models, broken = served.models(), served.broken()
-    if name is None:
-        name = default
-    if name is None:
-        if len(models) == 1 and only_model(models, broken):
-            return next(iter(models.values()))
-        raise UnknownModel(
-            f"/predict names no model and not just one is served ({_names(models)}); POST "
-            "/predict/<model>, or start the server with --default-model"
-        )
-    try:
-        return models[name]
-    except KeyError:
-        if name in broken:
-            raise _cannot_be_served(f"model {name!r}") from None
-        raise UnknownModel(f"model {name[:100]!r} is not served; expected one of: {_names(models)}") from None
-
-
-def find_version(served: Status, model: ServedModel, version: str | None) -> ServedVersion:
-    """The model's version of that name, or its default one. Raises UnknownVersion, NotReady."""
-    try:
-        return model.versions[model.default_version if version is None else version]
-    except KeyError:
-        if f"{model.name}/{version}" in served.broken():
-            raise _cannot_be_served(f"version {version} of model {model.name!r}") from None
-        raise UnknownVersion(
-            f"model {model.name!r} has no version {str(version)[:100]!r}; expected one of: "
-            f"{_names(model.versions)}"
-        ) from None
-
-
-def only_model(names: Iterable[str], broken: Iterable[str]) -> bool:
-    """Whether no other model is to be served, not even a broken one, than the only one of these names."""
-    return {name.partition("/")[0] for name in broken} <= set(names)
-
-
-def _cannot_be_served(what: str) -> NotReady:
-    return NotReady(f"{what} cannot be served; GET /info tells why, and who runs the server can mend it")
+        return make_head(context, target, plan, context.tensor_headers())
 
 
 def _one_version(in_path: str | None, in_query: str | None) -> str | None:
@@ -179,16 +129,3 @@ def _one_version(in_path: str | None, in_query: str | None) -> str | None:
             f"the path asks for version {in_path!r} and the query for {in_query!r}; name one of them"
         )
     return in_query if in_path is None else in_path
-
-
-def _refuse_encoding(content_encoding: str | None) -> None:
-    if content_encoding is not None and content_encoding.strip().lower() not in ("", "identity"):
-        raise UnsupportedMediaType(
-            f"Content-Encoding {content_encoding[:50]!r} is not read here; send the body uncompressed"
-        )
-
-
-def _names(named: object) -> str:
-    names = sorted(named)  # type: ignore[call-overload]
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return f"{shown} and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else shown or "none"

@@ -5,17 +5,17 @@ The table says what is to be there; changed() brings one row in line with it. Ow
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from foldserve.service.codecs import BodyType
+from foldserve.service.codecs.protocol import InferenceProtocol
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.engine.models import Models, QueuedVersion
 from foldserve.service.engine.served import ServedVersion
-from foldserve.service.frontend.asgi import PREDICT_PATHS
-from foldserve.service.frontend.http1.heads.cache import Route
+from foldserve.service.frontend.http1.heads.cache import OipRoute, PredictRoute, Route
 from foldserve.service.inference.plan import BodyLimit, RequestPlan
 from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
 from foldserve.service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
@@ -23,7 +23,11 @@ from foldserve.service.ipc.resources import Transport
 from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketWriter
 from foldserve.service.metrics.recorder import Metrics
-from foldserve.service.protocols.predict import PREDICT, only_model
+from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.lookup import only_model
+from foldserve.service.protocols.oip.calls import INFER_PATHS
+from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
+from foldserve.service.protocols.predict import PREDICT, PREDICT_PATHS
 from foldserve.service.repository.model_version import ModelVersion, read_version
 from foldserve.service.settings import ServeSettings
 
@@ -40,8 +44,8 @@ class ApiModels:
         self, transport: Transport, dispatcher: Dispatcher, metrics: Metrics, settings: ServeSettings
     ) -> None:
         self.models = Models()
-        self.plans: dict[tuple[str, str], dict[BodyType, RequestPlan]] = {}
-        """What becomes of requests to each version, by the types of their bodies."""
+        self.plans: dict[tuple[str, str], dict[str, RequestPlan]] = {}
+        """What becomes of requests to each version, by the keys of their bodies' protocols."""
         self._settings = settings
         self._transport = transport
         self._table: MappedModelTable = transport.models.map()
@@ -95,7 +99,7 @@ class ApiModels:
         by_model = self.models.by_model
         if default_model is None and len(by_model) == 1 and only_model(by_model, broken):
             (default_model,) = by_model
-        routes = []
+        routes: list[Route] = []
         for name, versions in by_model.items():
             default = versions[-1].queue.version
             paths = [(f"/predict/{name}", PREDICT_PATHS[1])]
@@ -106,23 +110,36 @@ class ApiModels:
                 targets.append((f"/predict/{name}/versions/{version}", "", PREDICT_PATHS[2], version))
                 targets += [(path, f"?version={version}", pattern, version) for path, pattern in paths]
             routes += [
-                Route(path, query, pattern, self.plans[name, version])
+                PredictRoute(path, query, pattern, predict_plans(self.plans[name, version]))
                 for path, query, pattern, version in targets
             ]
+            of_model, of_version = INFER_PATHS
+            infer = [(f"/v2/models/{name}/infer", of_model, default)]
+            infer += [
+                (f"/v2/models/{name}/versions/{version}/infer", of_version, version)
+                for version in (one.queue.version for one in versions)
+            ]
+            for path, pattern, version in infer:
+                plans = self.plans[name, version]
+                routes.append(OipRoute(path, pattern, plans[OIP_JSON.key], plans[OIP_BINARY.key]))
         return routes
 
 
-def make_plans(queue: ModelQueue, settings: ServeSettings, metrics: Metrics) -> dict[BodyType, RequestPlan]:
-    """What becomes of requests to a version, by the types of their bodies."""
+def predict_plans(plans: Mapping[str, RequestPlan]) -> dict[BodyType, RequestPlan]:
+    """Those of /predict, by the type of the body."""
+    return {kind: plans[protocol.key] for kind, protocol in PREDICT.items()}
+
+
+def make_plans(queue: ModelQueue, settings: ServeSettings, metrics: Metrics) -> dict[str, RequestPlan]:
+    """What becomes of requests to a version, by the keys of their bodies' protocols."""
     body = BodyLimit(settings.max_body_bytes, "--max-body-bytes")
-    json = BodyLimit(settings.max_json_bytes, "--max-json-bytes")
-    limits = dict.fromkeys(BodyType, body)
-    limits[BodyType.JSON] = min(body, json, key=lambda limit: limit.nbytes)
-    counter = metrics.answered_counter
-    return {
-        kind: RequestPlan(queue, protocol, protocol, counter(protocol.name, queue.row), limits[kind])
-        for kind, protocol in PREDICT.items()
-    }
+    json = min(body, BodyLimit(settings.max_json_bytes, "--max-json-bytes"), key=lambda limit: limit.nbytes)
+
+    def plan(protocol: InferenceProtocol) -> RequestPlan:
+        counter = metrics.answered_counter(protocol.name, queue.row)
+        return RequestPlan(queue, protocol, protocol, counter, json if protocol.is_json else body)
+
+    return {protocol.key: plan(protocol) for protocol in PROTOCOLS}
 
 
 def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> ModelQueue:
@@ -136,6 +153,7 @@ def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> Mo
         config.instances * transport.dimensions.workers,
         artifact.max_batch_size,
         TicketWriter(transport.queues[key.row]),
+        tuple(artifact.manifest.get("labels", ())),
     )
 
 

@@ -34,7 +34,9 @@ from foldserve.service.ipc.resources import Transport
 from foldserve.service.metrics.exporter import ExporterPlan
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.metrics.scrapes import Scrapes
-from foldserve.service.protocols.predict import PREDICT, PredictCalls
+from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.oip.calls import OipCalls
+from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.server.api_models import ApiModels
 from foldserve.service.settings import ServeSettings
 
@@ -121,7 +123,7 @@ def make_api_server(
     codecs = CodecProcess(
         dispatcher,
         transport.models,
-        list(PREDICT.values()),
+        PROTOCOLS,
         memory.handle.fd,
         memory.nbytes,
         settings.log_level,
@@ -148,9 +150,11 @@ def make_api_server(
             settings.log_level,
         )
     )
-    app = AsgiApp(
-        status, server, PredictCalls(status, api_models.plans, settings.default_model), settings, scrapes
+    calls = (
+        PredictCalls(status, api_models.plans, settings.default_model),
+        OipCalls(status, api_models.plans, scrapes),
     )
+    app = AsgiApp(status, server, calls, settings, scrapes)
     routes = api_models.routes(settings.default_model, broken)
     http = Http1Context(server, routes, RefusalThrottle(), unread, AnswerLines())
 

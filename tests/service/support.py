@@ -17,14 +17,16 @@ from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.served import ServedBy, ServedModel, ServedVersion
 from foldserve.service.frontend.asgi import AsgiApp
-from foldserve.service.frontend.routing import Route
 from foldserve.service.inference.access_log import log_access, open_access_log
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.observers import Observers
 from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.metrics.catalog import STAGES
-from foldserve.service.protocols.predict import PREDICT, PredictCalls
+from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.oip.calls import OipCalls
+from foldserve.service.protocols.predict import PredictCalls
+from foldserve.service.protocols.routes import Route
 from foldserve.service.server.api_models import make_plans
 from foldserve.service.settings import ServeSettings
 from tests.service.engine_rig import Rig
@@ -278,7 +280,7 @@ class Served:
         dispatcher = rig.dispatcher
         memory = rig.transport.arenas[0].memory
         codecs = CodecProcess(
-            *(dispatcher, rig.transport.models, list(PREDICT.values())),
+            *(dispatcher, rig.transport.models, PROTOCOLS),
             *(memory.handle.fd, memory.nbytes, "info", 60.0),
         )
         settings = self.settings
@@ -296,7 +298,10 @@ class Served:
         return AsgiApp(
             self.models,
             context,
-            PredictCalls(self.models, plans, settings.default_model),
+            (
+                PredictCalls(self.models, plans, settings.default_model),
+                OipCalls(self.models, plans, exposition),
+            ),
             settings,
             exposition,
         )

@@ -16,12 +16,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
-from foldserve.service.codecs.protocol import InferenceProtocol, Options
+from foldserve.service.codecs.protocol import InferenceProtocol
 from foldserve.service.engine.codec_process import helper, orders
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
-from foldserve.service.engine.codec_process.orders import CodecPlan, Sized, Word
+from foldserve.service.engine.codec_process.orders import Body, CodecPlan, Sized, Word
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
@@ -69,7 +69,7 @@ class CodecProcess:
         self._arena_fd = arena_fd
         self._plan = CodecPlan(
             models,
-            {protocol.name: protocol for protocol in protocols},
+            {protocol.key: protocol for protocol in protocols},
             arena_bytes,
             log_level,
         )
@@ -95,8 +95,7 @@ class CodecProcess:
         self,
         request: PendingRequest,
         protocol: InferenceProtocol,
-        nbytes: int,
-        options: Options,
+        body: Body,
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
@@ -120,16 +119,17 @@ class CodecProcess:
         def output_bytes(sized: Sized) -> int:
             return dispatcher.output_room(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.parse_order(queue.key, protocol.name, place.input_at, nbytes, options)
-        return self._add(
-            Job(request, order, output_bytes, deadline_ns, self._late, self._give_up, then), nbytes
-        )
+        order = orders.parse_order(queue.key, protocol.key, place.input_at, body)
+        job = Job(request, order, output_bytes, deadline_ns, self._late, self._give_up, then)
+        # Compressed bytes are few, and what they become is known by its bound alone.
+        return self._add(job, body.limit_bytes if body.encoding else body.nbytes)
 
     def render(
         self,
         request: PendingRequest,
         protocol: InferenceProtocol,
         names: Sequence[str],
+        reply: Any,
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
@@ -138,9 +138,8 @@ class CodecProcess:
         place = request.place
         assert place is not None
         nbytes = len(place.outputs)
-        order = orders.render_order(
-            request.queue.key, protocol.name, request.rows, place.output_at, nbytes, names
-        )
+        key, rows, at = request.queue.key, request.rows, place.output_at
+        order = orders.render_order(key, protocol.key, rows, at, nbytes, names, reply)
         return self._add(
             Job(request, order, lambda sized: 0, deadline_ns, self._late, self._give_up, then), nbytes
         )
@@ -226,8 +225,7 @@ class CodecProcess:
         job = self._job
         assert job is not None
         if word == Word.SIZED:
-            nbytes, rows, dims = values
-            job.sized = Sized(nbytes, rows, tuple(dims))
+            job.sized = orders.sized_of(values)
             self._give_room(job, channel)
         elif word == Word.DONE:
             self._made(job)

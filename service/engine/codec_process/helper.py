@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from foldserve.service.engine.codec_process import orders
-from foldserve.service.engine.codec_process.orders import CodecPlan, Word
+from foldserve.service.engine.codec_process.orders import Body, CodecPlan, Word
 from foldserve.service.engine.codec_process.work import Bench, Made
 from foldserve.service.errors import ServiceError
 from foldserve.service.host.processes import die_with_parent
@@ -58,8 +58,7 @@ def _answer(channel: socket.socket, packet: bytes, bench: Bench) -> bool:
         _log.exception("a body or an answer could not be worked on")
         channel.send(orders.pack(Word.BROKEN))
         return True
-    sized = made.sized
-    channel.send(orders.pack(Word.SIZED, sized.nbytes, sized.rows, sized.dims))
+    channel.send(orders.sized_message(made.sized))
     reply = channel.recv(orders.PACKET_BYTES)
     if not reply:
         return False
@@ -73,7 +72,10 @@ def _answer(channel: socket.socket, packet: bytes, bench: Bench) -> bool:
 def _made(packet: bytes, bench: Bench) -> Made:
     word, values = orders.unpack(packet)
     key = ModelKey(*values.pop(0))
-    return bench.render(key, *values) if word == Word.RENDER else bench.parse(key, *values)
+    if word == Word.RENDER:
+        return bench.render(key, *values)
+    protocol, at, body = values
+    return bench.parse(key, protocol, at, Body(*body))
 
 
 def arguments(*values: Any) -> list[str]:

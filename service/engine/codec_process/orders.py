@@ -6,7 +6,7 @@ Nothing that comes from the process, which reads what strangers send, is unpickl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -60,13 +60,29 @@ class CodecPlan:
     log_level: str
 
 
+class Body(NamedTuple):
+    """A body that lies in the arena: its length, what its head says to its protocol, its Content-Encoding ("" for none)
+    and the most that it may be when inflated."""
+
+    nbytes: int
+    options: Options = ()
+    encoding: str = ""
+    limit_bytes: int = 0
+
+
 @dataclass(frozen=True)
 class Sized:
-    """What the work has come to: bytes in the place that it wants, and of inputs their rows and dynamic dims."""
+    """What the work has come to: bytes in the place that it wants; of a body the rows and dynamic dims of its inputs
+    and what else it says (ParsedRequest); of an answer its media type and headers (Encoded)."""
 
     nbytes: int
     rows: int = 0
     dims: tuple[int, ...] = ()
+    outputs: tuple[str, ...] = ()
+    reply: Any = None
+    queue_timeout_us: int = 0
+    media_type: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def pack(word: Word, *values: Any) -> bytes:
@@ -80,16 +96,35 @@ def unpack(packet: bytes) -> tuple[str, list[Any]]:
     return word, values
 
 
-def parse_order(key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> bytes:
-    """Parse the body of this length that lies there in the arena."""
-    return pack(Word.PARSE, tuple(key), protocol, at, nbytes, list(options))
+def parse_order(key: ModelKey, protocol: str, at: int, body: Body) -> bytes:
+    """Parse the body that lies there in the arena."""
+    return pack(Word.PARSE, tuple(key), protocol, at, tuple(body))
 
 
 def render_order(
-    key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]
+    key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any
 ) -> bytes:
-    """Render the answer with these of the outputs that lie there in the arena."""
-    return pack(Word.RENDER, tuple(key), protocol, rows, at, nbytes, list(names))
+    """Render the answer with these of the outputs that lie there in the arena. reply: ParsedRequest.reply."""
+    return pack(Word.RENDER, tuple(key), protocol, rows, at, nbytes, list(names), reply)
+
+
+def sized_message(sized: Sized) -> bytes:
+    """The message that says so."""
+    return pack(
+        Word.SIZED,
+        *(sized.nbytes, sized.rows, sized.dims),
+        *(sized.outputs, sized.reply, sized.queue_timeout_us),
+        *(sized.media_type, sized.headers),
+    )
+
+
+def sized_of(values: Sequence[Any]) -> Sized:
+    """What such a message says."""
+    nbytes, rows, dims, outputs, reply, queue_timeout_us, media_type, headers = values
+    said = (tuple(outputs), reply, queue_timeout_us)
+    return Sized(
+        nbytes, rows, tuple(dims), *said, media_type, tuple((name, value) for name, value in headers)
+    )
 
 
 def refusal(error: ServiceError) -> bytes:

@@ -4,11 +4,13 @@ Pure but for the memory: no processes, no messages.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
-from foldserve.service.engine.codec_process.orders import Sized
+from foldserve.service.codecs.compression import inflated
+from foldserve.service.codecs.protocol import InferenceProtocol, Served
+from foldserve.service.engine.codec_process.orders import Body, Sized
 from foldserve.service.errors import NotReady
 from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
 from foldserve.service.ipc.slots.tensor_layout import TensorLayout
@@ -37,6 +39,7 @@ class Bench:
     ) -> None:
         self._models = models
         self._layouts: dict[ModelKey, TensorLayout] = {}
+        self._labels: dict[ModelKey, tuple[str, ...]] = {}
         self._protocols = protocols
         self.memory = memory
 
@@ -51,27 +54,39 @@ class Bench:
                 )
             # What was in the row before is asked for no more.
             self._layouts = {one: kept for one, kept in self._layouts.items() if one.row != key.row}
+            self._labels = {one: kept for one, kept in self._labels.items() if one.row != key.row}
+            self._labels[key] = tuple(version.artifact.manifest.get("labels", ()))
             layout = self._layouts[key] = TensorLayout(version.artifact.signature)
         return layout
 
-    def parse(self, key: ModelKey, protocol: str, at: int, nbytes: int, options: Options) -> Made:
-        """The inputs in a body, as they lie in a place. Raises: what parsing and check_inputs raise; NotReady."""
+    def parse(self, key: ModelKey, protocol: str, at: int, body: Body) -> Made:
+        """The inputs in a body, as they lie in a place.
+
+        Raises: what inflating, parsing and check_inputs raise; NotReady.
+        """
         layout = self._layout(key)
         signature = layout.signature
-        inputs = self._protocols[protocol].parse(self.memory[at : at + nbytes], signature, options)
+        text: bytes | memoryview = self.memory[at : at + body.nbytes]
+        if body.encoding:
+            text = inflated(memoryview(text), body.encoding, body.limit_bytes)
+        parsed = self._protocols[protocol].parse(text, signature, body.options)
+        inputs = parsed.inputs
         rows = signature.check_inputs(inputs)
         arrays = [inputs[spec.name] for spec in signature.inputs]
         dims = layout.dims_of([array.shape for array in arrays]) if layout.dynamic_dims else ()
         places = layout.input_places(rows, dims)
         parts = [(offset, array) for (offset, _), array in zip(places, arrays, strict=True)]
-        return Made(Sized(layout.input_bytes(rows, dims), rows, dims), parts)
+        nbytes = layout.input_bytes(rows, dims)
+        return Made(Sized(nbytes, rows, dims, parsed.outputs, parsed.reply, parsed.queue_timeout_us), parts)
 
     def render(
-        self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str]
+        self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any
     ) -> Made:
         """The answer with these outputs. Raises: ModelFailed when the protocol cannot carry a value; NotReady."""
         layout = self._layout(key)
         outputs = layout.read_outputs(self.memory[at : at + nbytes], rows)
-        served = Served(key.model, key.version, layout.signature)
-        text = self._protocols[protocol].render(served, {name: outputs[name] for name in names}).body
-        return Made(Sized(len(text)), [(0, np.frombuffer(text, np.uint8))])
+        served = Served(key.model, key.version, layout.signature, self._labels[key])
+        chosen = {name: outputs[name] for name in names}
+        answer = self._protocols[protocol].render(served, chosen, reply)
+        sized = Sized(len(answer.body), media_type=answer.media_type, headers=answer.headers)
+        return Made(sized, [(0, np.frombuffer(answer.body, np.uint8))])

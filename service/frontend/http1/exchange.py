@@ -167,7 +167,9 @@ class Http1Exchange:
             self._close_if_last()
         return _OK % (
             lines.date(),
-            self._head.media_type,
+            self._head.media_type
+            if response.media_type is request.plan.media_type
+            else response.media_type.encode(),
             response.length,
             request.id_bytes(),
             _header_lines(response.headers) if response.headers else b"",

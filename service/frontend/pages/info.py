@@ -9,11 +9,10 @@ from importlib.metadata import version as distribution_version
 from typing import Any, Final
 
 from foldserve.service.artifact.signature import TensorSpec
-from foldserve.service.codecs import BodyType
 from foldserve.service.engine.served import ServedBy, ServedModel, Status
-from foldserve.service.frontend.routing import Route
 from foldserve.service.metrics.recorder import is_compiled
-from foldserve.service.protocols.predict import only_model
+from foldserve.service.protocols.lookup import only_model
+from foldserve.service.protocols.routes import Route
 from foldserve.service.settings import ServeSettings
 
 
@@ -81,7 +80,7 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
     """The body of GET /openapi.json."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        described = _INFERENCE if route.handler is None else _READING
+        described = route.operation or _READING
         in_path = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"\{(\w+)\}", route.path)
@@ -100,31 +99,6 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
     }
 
 
-def _inference_operation() -> dict[str, Any]:
-    def bodies(schema: str) -> dict[str, Any]:
-        binary = {"schema": {"type": "string", "format": "binary"}}
-        reference = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
-        return {kind.value: reference if kind is BodyType.JSON else binary for kind in BodyType}
-
-    def parameter(name: str, where: str, description: str) -> dict[str, Any]:
-        return {"name": name, "in": where, "description": description, "schema": {"type": "string"}}
-
-    return {
-        "parameters": [
-            parameter("version", "query", "The version to run; the default one otherwise"),
-            parameter("output", "query", "Answer with this output only"),
-            parameter("X-Request-Id", "header", "Comes back in the answer and stands in the log"),
-            parameter("X-Timeout-Ms", "header", "The time that the whole request may take, in milliseconds"),
-            parameter(
-                "X-Tensor-Shape", "header", "The shape of a raw body, when its size does not settle it"
-            ),
-        ],
-        "requestBody": {"required": True, "content": bodies("Inputs")},
-        "responses": {"200": {"description": "The outputs", "content": bodies("Outputs")}},
-    }
-
-
-_INFERENCE: Final = _inference_operation()
 _READING: Final[dict[str, Any]] = {"parameters": [], "responses": {"200": {"description": "OK"}}}
 _TEXT: Final = {"type": "string"}
 _COMPONENTS: Final[dict[str, Any]] = {

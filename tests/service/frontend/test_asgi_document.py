@@ -1,4 +1,4 @@
-"""docs/http.md says what the server does: its routes, codes and headers are these, and its examples run."""
+"""docs/http.md and docs/protocols.md say what the server does: routes, codes and headers are these; examples run."""
 
 import re
 import shutil
@@ -14,17 +14,19 @@ from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.errors import ServiceError
 from tests.service.support import NumpyModels, app_of, running, served
 
-TEXT = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
+DOCS = Path(__file__).parents[3] / "docs"
+TEXT = (DOCS / "http.md").read_text()
+PROTOCOLS = (DOCS / "protocols.md").read_text()
 MLP = Signature((TensorSpec("x", "FP32", (-1, 10)),), (TensorSpec("y", "FP32", (-1, 5)),))
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_every_route_is_in_the_document():
     for route in app_of().routes():
-        assert f"`{route.method} {route.path}`" in TEXT
+        assert f"`{route.method} {route.path}`" in TEXT + PROTOCOLS
 
 
 def test_every_error_is_in_the_document_with_its_status():
@@ -36,7 +38,12 @@ def test_every_error_is_in_the_document_with_its_status():
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples call curl")
-def test_every_example_runs(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "calls", "printed"),
+    [(TEXT, 7, "[[45. 45. 45. 45. 45.]]"), (PROTOCOLS, 2, "(2, 5) first")],
+    ids=["http.md", "protocols.md"],
+)
+def test_every_example_runs(text, calls, printed, tmp_path):
     weight = np.ones((10, 5), "f4")
     behind = NumpyModels(
         {("mlp", "1"): lambda inputs: {"y": inputs["x"] @ weight}}, {"mlp": served("mlp", ("1", MLP))}
@@ -44,14 +51,17 @@ def test_every_example_runs(tmp_path):
     with running(app_of(behind, default_model=None)) as port:
         here = f"127.0.0.1:{port}"
         # curl's -f makes an error answer fail the command; python3 must be one that has numpy.
-        script = "\n".join(blocks("sh")).replace("localhost:8000", here)
+        script = "\n".join(blocks(text, "sh")).replace("localhost:8000", here)
         script = script.replace("X-Timeout-Ms: 2000", "X-Timeout-Ms: 60000")
         script = script.replace("curl ", "curl -sSf ").replace("python3 ", f"{sys.executable} ")
-        python = "".join(blocks("python")).replace("localhost:8000", here)
-        assert script.count("curl") >= 7
+        python = "".join(blocks(text, "python")).replace("localhost:8000", here)
+        script = script.replace("pip install", ": the tests have")
+        assert script.count("curl") >= calls
+        said = []
         for command in (["bash", "-ec", script], [sys.executable, "-c", python]):
             done = subprocess.run(
                 command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
             )
             assert done.returncode == 0, done.stderr
-            assert "[[45. 45. 45. 45. 45.]]" in done.stdout
+            said.append(done.stdout)
+        assert printed in "".join(said)

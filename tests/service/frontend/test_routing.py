@@ -1,7 +1,8 @@
 import pytest
 
 from foldserve.service.errors import MethodNotAllowed, NotFound
-from foldserve.service.frontend.routing import Route, RouteTable
+from foldserve.service.frontend.routing import RouteTable
+from foldserve.service.protocols.routes import Route
 
 
 async def nothing(call, receive, parameters):
@@ -10,11 +11,11 @@ async def nothing(call, receive, parameters):
 
 TABLE = RouteTable(
     (
-        Route("POST", "/predict", nothing, "one"),
-        Route("POST", "/predict/{model}", nothing, "two"),
-        Route("GET", "/predict/{model}", nothing, "three"),
-        Route("POST", "/predict/{model}/versions/{version}", nothing, "four"),
-        Route("GET", "/a.b", nothing, "five"),
+        Route("POST", "/predict", "one", nothing),
+        Route("POST", "/predict/{model}", "two", nothing),
+        Route("GET", "/predict/{model}", "three", nothing),
+        Route("POST", "/predict/{model}/versions/{version}", "four", nothing),
+        Route("GET", "/a.b", "five", nothing),
     )
 )
 

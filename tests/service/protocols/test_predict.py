@@ -197,7 +197,7 @@ def test_inputs_of_different_rows_are_400():
             {"content-type": "application/x-www-form-urlencoded"},
             (415, "unsupported_media_type"),
         ),
-        ("/predict/double", {**JSON, "content-encoding": "gzip"}, (415, "unsupported_media_type")),
+        ("/predict/double", {**JSON, "content-encoding": "br"}, (415, "unsupported_media_type")),
         ("/predict/double", {**JSON, "accept": "text/html"}, (406, "not_acceptable")),
         ("/predict/double", {**JSON, "x-timeout-ms": "soon"}, (400, "bad_request")),
         ("/predict/double", {**JSON, "x-timeout-ms": "-5"}, (400, "bad_request")),

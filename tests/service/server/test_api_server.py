@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from foldserve.service.codecs import BodyType
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.served import ServedBy
+from foldserve.service.frontend.http1.heads.cache import Route
+from foldserve.service.inference.plan import RequestPlan
 from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
 from foldserve.service.ipc.model_table import ModelState
 from foldserve.service.ipc.resources import Sizes, Transport
@@ -82,12 +83,18 @@ def test_a_queue_has_the_models_own_time_from_being_queued(settings: ServeSettin
     assert asyncio.run(with_models(settings, lambda api: api.models.queues()))[0].timeout_s == 2.0
 
 
+def of(route: Route) -> RequestPlan:
+    plan = route.plan(0, 7, -1)  # JSON
+    assert plan is not None
+    return plan
+
+
 @pytest.mark.parametrize("default_model", [None, "linear", "lookup"])
 def test_fast_path_has_each_version_each_default_version_and_the_default_model(
     settings: ServeSettings, default_model: str | None
 ) -> None:
     routes = asyncio.run(with_models(settings, lambda api: api.routes(default_model)))
-    found = {route.path: route.plans[0].served[:2] for route in routes}
+    found = {route.path: of(route).served[:2] for route in routes}
     expected = {
         "/predict/linear": ("linear", "2"),
         "/predict/linear/versions/1": ("linear", "1"),
@@ -95,6 +102,7 @@ def test_fast_path_has_each_version_each_default_version_and_the_default_model(
         "/predict/lookup": ("lookup", "1"),
         "/predict/lookup/versions/1": ("lookup", "1"),
     }
+    expected |= {path.replace("/predict", "/v2/models") + "/infer": of for path, of in expected.items()}
     if default_model is not None:
         expected["/predict"] = expected[f"/predict/{default_model}"]
     assert found == expected
@@ -109,7 +117,7 @@ def test_only_model_is_the_default_model(settings: ServeSettings) -> None:
 def test_each_plans_answers_count_under_its_own_model_and_protocol(settings: ServeSettings) -> None:
     metrics = metrics_of(*VERSIONS)
     plans = asyncio.run(with_models(settings, lambda api: api.plans, metrics=metrics))
-    plans["linear", "1"][BodyType.NPY].counter(0.001, 2, *[0.0001] * 6)
+    plans["linear", "1"]["npy"].counter(0.001, 2, *[0.0001] * 6)
     labels = {"model": "linear", "version": "1", "protocol": "npy", "code": "200"}
     assert sample(metrics, "foldserve_requests_total", **labels) == 1
 
@@ -123,7 +131,7 @@ def test_version_that_is_unloaded_and_another_that_is_loaded_change_the_routes_o
         table.move(1, ModelState.DRAINING)
         assert api.changed(1)
         assert not api.changed(1)
-        routes = {route.path: route.plans[0].served.version for route in api.routes(None)}
+        routes = {route.path: of(route).served.version for route in api.routes(None)}
         assert routes["/predict/linear"] == "1"
         assert "/predict/linear/versions/2" not in routes
         board = api._dispatcher.board

@@ -6,11 +6,14 @@ returns None and it goes through ASGI. Where the lines come from: reader.py, or 
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Final
 
 from foldserve.service.codecs import BodyType, body_type
 from foldserve.service.codecs.media_types import answer_types
+from foldserve.service.codecs.protocol import Options
+from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
 from foldserve.service.errors import NotAcceptable, UnsupportedMediaType
 from foldserve.service.inference.plan import RequestHead, RequestPlan, Target
 
@@ -19,6 +22,7 @@ _REQUEST_ID: Final = re.compile(rb"[\x20-\x7e]{1,128}")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-fvV:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)
 _KINDS: Final = (BodyType.JSON, BodyType.RAW, BodyType.NPY)
 _JSON: Final = "json"
+_OIP: Final = "oip"
 _ANY: Final = 7
 _CLOSE: Final = 1
 _KEEP: Final = 2
@@ -35,10 +39,12 @@ ID: Final = 5
 _TIMEOUT: Final = 6
 _HOST_LINE: Final = 7
 _CONNECTION: Final = 8
+_JSON_LENGTH: Final = 9
 
 _NAMES: Final = {
     b"content-length": _LENGTH,
     b"content-type": _TYPE,
+    b"inference-header-content-length": _JSON_LENGTH,
     b"accept": _ACCEPT,
     b"x-request-id": ID,
     b"x-timeout-ms": _TIMEOUT,
@@ -56,13 +62,45 @@ _NAMES: Final = {
 
 
 class Route(Target):
-    """A request target that names one version of one model, with the plan for a body of each type."""
+    """A request target that names one version of one model."""
 
-    def __init__(self, path: str, query: str, pattern: str, plans: Mapping[BodyType, RequestPlan]) -> None:
+    def __init__(self, path: str, query: str, pattern: str) -> None:
         super().__init__(path, query, pattern)
         self.target = (path + query).encode()
         """As a request line has it."""
+
+    @abstractmethod
+    def plan(self, kind: int, accepts: int, json_length: int) -> RequestPlan | None:
+        """What becomes of a body; None when such a call is not ordinary.
+
+        kind, accepts: what Field.number has of Content-Type and Accept; kind is negative without one. json_length: what
+        Inference-Header-Content-Length says; negative without one.
+        """
+
+
+class PredictRoute(Route):
+    """Of /predict, with the plan for a body of each type."""
+
+    def __init__(self, path: str, query: str, pattern: str, plans: Mapping[BodyType, RequestPlan]) -> None:
+        super().__init__(path, query, pattern)
         self.plans = [_ordinary(plans[kind]) for kind in _KINDS]
+
+    def plan(self, kind: int, accepts: int, json_length: int) -> RequestPlan | None:
+        """See Route."""
+        return self.plans[kind] if kind >= 0 and accepts >> kind & 1 else None
+
+
+class OipRoute(Route):
+    """Of the Open Inference Protocol, where a header tells what a body is, and the body what the answer is."""
+
+    def __init__(self, path: str, pattern: str, json: RequestPlan, binary: RequestPlan) -> None:
+        super().__init__(path, "", pattern)
+        self.json = json
+        self.binary = binary
+
+    def plan(self, kind: int, accepts: int, json_length: int) -> RequestPlan | None:
+        """See Route."""
+        return self.json if json_length < 0 or json_length > LARGE_JSON_BYTES else self.binary
 
 
 def _ordinary(plan: RequestPlan) -> RequestPlan | None:
@@ -76,7 +114,7 @@ def _ordinary(plan: RequestPlan) -> RequestPlan | None:
 class Field:
     """What one header line says.
 
-    number: of Content-Length the length, of Connection the options, of Content-Type the place of its body type in
+    number: of the lengths their values, of Connection the options, of Content-Type the place of its body type in
     _KINDS, of Accept a bit for each. value: of X-Request-Id and X-Timeout-Ms.
     """
 
@@ -99,10 +137,11 @@ class Head(RequestHead):
         length: int,
         request_id: bytes,
         timeout_ms: bytes,
+        options: Options,
         keep_alive: bool,
         old: bool,
     ) -> None:
-        super().__init__(route, plan, length, request_id, timeout_ms)
+        super().__init__(route, plan, length, request_id, timeout_ms, options)
         self.media_type = plan.media_type.encode()
         self.keep_alive = keep_alive
         self.old = old
@@ -111,7 +150,7 @@ class Head(RequestHead):
 def field_of(name: bytes, value: bytes) -> Field:
     """What a header line says. name: in lower case; value: without the white space around it."""
     says = _NAMES.get(name, IGNORED)
-    if says == _LENGTH:
+    if says in (_LENGTH, _JSON_LENGTH):
         if not value.isdigit() or len(value) > _LENGTH_DIGITS:
             return _SPECIAL_FIELD
         return Field(says, int(value))
@@ -165,7 +204,7 @@ def _connection(value: bytes) -> Field:
 def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
     """What an ordinary head says; None when the call must go through ASGI. old: HTTP/1.0."""
     seen = options = 0
-    length = kind = -1
+    length = kind = json_length = -1
     accepts = _ANY
     request_id = timeout_ms = b""
     for field in fields:
@@ -188,10 +227,15 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
             timeout_ms = field.value
         elif says == _CONNECTION:
             options = field.number
-    if kind < 0 or not accepts >> kind & 1 or not (old or seen & (1 << _HOST_LINE)):
+        elif says == _JSON_LENGTH:
+            json_length = field.number
+    if not (old or seen & (1 << _HOST_LINE)):
         return None
-    plan = route.plans[kind]
-    if plan is None or not 0 < length <= plan.limit.nbytes or (plan.reads.raw and not plan.is_rows(length)):
+    plan = route.plan(kind, accepts, json_length)
+    if plan is None or not max(1, json_length) <= length <= plan.limit.nbytes:
+        return None
+    if plan.reads.raw and not plan.is_rows(length):
         return None
     keep_alive = options == _KEEP if old else options != _CLOSE
-    return Head(route, plan, length, request_id, timeout_ms, keep_alive, old)
+    says_protocol: Options = () if json_length < 0 or plan.reads.name != _OIP else (str(json_length),)
+    return Head(route, plan, length, request_id, timeout_ms, says_protocol, keep_alive, old)

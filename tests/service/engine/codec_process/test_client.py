@@ -96,7 +96,9 @@ class Codecs:
     ) -> tuple[Body, Job]:
         body = self.body(data, lane)
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
-        return body, self.codecs.parse(body, PREDICT[kind], len(data), options(shape), deadline_ns, body.then)
+        return body, self.codecs.parse(
+            body, PREDICT[kind], orders.Body(len(data), options(shape)), deadline_ns, body.then
+        )
 
     def inputs(self, body: Body) -> dict[str, np.ndarray]:
         """What lies in the body's place."""
@@ -182,7 +184,7 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
             body, _ = shop.ask(data, kind, lane, shape)
             assert body.place is None  # it is the job's
             assert await body.end() is None
-            expected = PREDICT[kind].parse(data, LANES[lane], options(shape))
+            expected = PREDICT[kind].parse(data, LANES[lane], options(shape)).inputs
             got = shop.inputs(body)
             assert got.keys() == expected.keys()
             for name, array in expected.items():
@@ -213,7 +215,7 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
 )
 def test_a_body_is_refused_as_its_protocol_refuses_it(data, kind, lane, shape):
     with pytest.raises(ServiceError) as expected:
-        LANES[lane].check_inputs(PREDICT[kind].parse(data, LANES[lane], options(shape)))
+        LANES[lane].check_inputs(PREDICT[kind].parse(data, LANES[lane], options(shape)).inputs)
 
     async def test():
         async with open_codecs() as shop:
@@ -243,7 +245,7 @@ def test_outputs_become_the_json_that_the_codecs_write():
             for names in (("y", "n"), ("n",)):
                 body = outputs_in(shop, 2, len(n), y, n)
                 shop.codecs.render(
-                    body, PREDICT[BodyType.JSON], names, time.monotonic_ns() + MINUTE_NS, body.then
+                    body, PREDICT[BodyType.JSON], names, None, time.monotonic_ns() + MINUTE_NS, body.then
                 )
                 assert await body.end() is None
                 wanted = {name: {"y": y, "n": n}[name] for name in names}
@@ -258,7 +260,7 @@ def test_outputs_that_json_cannot_carry_are_the_models_fault():
         async with open_codecs() as shop:
             body = outputs_in(shop, 1, 1, np.array([[1, np.nan]], "f4"))
             shop.codecs.render(
-                body, PREDICT[BodyType.JSON], ("y",), time.monotonic_ns() + MINUTE_NS, body.then
+                body, PREDICT[BodyType.JSON], ("y",), None, time.monotonic_ns() + MINUTE_NS, body.then
             )
             error = await body.end()
             assert isinstance(error, ModelFailed)
@@ -428,7 +430,7 @@ def test_more_bodies_than_may_wait_are_refused_and_keep_their_place(monkeypatch)
             body = shop.body(rows(1))
             with pytest.raises(QueueFull, match="wait to be decoded"):
                 shop.codecs.parse(
-                    body, PREDICT[BodyType.JSON], 5, (), time.monotonic_ns() + MINUTE_NS, body.then
+                    body, PREDICT[BodyType.JSON], orders.Body(5), time.monotonic_ns() + MINUTE_NS, body.then
                 )
             for held in (first, body):
                 if held is first:
@@ -450,7 +452,7 @@ def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
             late = shop.body(rows(1))
             with pytest.raises(QueueFull, match="2 large bodies wait"):
                 shop.codecs.parse(
-                    late, PREDICT[BodyType.JSON], 5, (), time.monotonic_ns() + MINUTE_NS, late.then
+                    late, PREDICT[BodyType.JSON], orders.Body(5), time.monotonic_ns() + MINUTE_NS, late.then
                 )
             for body in wanted:
                 assert await body.end() is None
@@ -474,7 +476,11 @@ def test_a_small_body_does_not_wait_behind_large_ones():
                     body.then(error)
 
                 shop.codecs.parse(
-                    body, PREDICT[BodyType.JSON], len(data[count]), (), time.monotonic_ns() + MINUTE_NS, then
+                    body,
+                    PREDICT[BodyType.JSON],
+                    orders.Body(len(data[count])),
+                    time.monotonic_ns() + MINUTE_NS,
+                    then,
                 )
                 bodies.append(body)
             for body in bodies:
@@ -503,7 +509,12 @@ def test_a_fault_of_the_process_itself_is_told_as_such_and_it_goes_on():
             pid = await shop.started()
             body = outputs_in(shop, 0, 1, np.zeros((1, 2), "f4"))
             shop.codecs.render(
-                body, PREDICT[BodyType.JSON], ("no such output",), time.monotonic_ns() + MINUTE_NS, body.then
+                body,
+                PREDICT[BodyType.JSON],
+                ("no such output",),
+                None,
+                time.monotonic_ns() + MINUTE_NS,
+                body.then,
             )
             assert isinstance(await body.end(), CodecsFailed)
             assert await shop.started() == pid

@@ -22,15 +22,17 @@ from foldserve.service.frontend.http1.connection import Http1Protocol
 from foldserve.service.frontend.http1.exchange import Http1Context
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
-from foldserve.service.frontend.http1.heads.cache import Route
+from foldserve.service.frontend.http1.heads.cache import PredictRoute
 from foldserve.service.frontend.http1.parsing import MessageParsing
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
 from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
-from foldserve.service.protocols.predict import PREDICT, PredictCalls
-from foldserve.service.server.api_models import make_plans
+from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.oip.calls import OipCalls
+from foldserve.service.protocols.predict import PredictCalls
+from foldserve.service.server.api_models import make_plans, predict_plans
 from tests.service.engine_rig import FIXED, Rig
 from tests.service.repositories import metrics_of
 from tests.service.support import SETTINGS, served
@@ -134,6 +136,10 @@ class Answer:
         return str(json.loads(self.body)["code"])
 
 
+async def no_metrics(accept: str) -> tuple[bytes, str]:
+    return b"", ""
+
+
 class ApiServerHarness:
     """An API server without sockets. Make it on a running event loop."""
 
@@ -154,7 +160,7 @@ class ApiServerHarness:
         dispatcher = self.rig.dispatcher
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(
-            *(dispatcher, self.rig.transport.models, list(PREDICT.values())),
+            *(dispatcher, self.rig.transport.models, PROTOCOLS),
             *(memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S),
         )
         self.bodies = PartialBodies(BodyBudget(max(1 << 20, limit_bytes)), dispatcher)
@@ -170,9 +176,13 @@ class ApiServerHarness:
         status = BoardStatus(dispatcher, models, ("cpu", "cpu"))
         plans = {("m0", "1"): make_plans(queue, settings, self.metrics)}
         self.app = AsgiApp(
-            status, context, PredictCalls(status, plans, "m0"), settings, lambda accept: (b"", "")
+            status,
+            context,
+            (PredictCalls(status, plans, "m0"), OipCalls(status, plans, no_metrics)),
+            settings,
+            no_metrics,
         )
-        route = Route(PATH, "", "/predict/{model}", plans["m0", "1"])
+        route = PredictRoute(PATH, "", "/predict/{model}", predict_plans(plans["m0", "1"]))
         throttle = RefusalThrottle(time.monotonic)  # a thread that never has time to spare
         self.http = Http1Context(context, [route], throttle, self.unread, AnswerLines())
         Http1Protocol.http = self.http

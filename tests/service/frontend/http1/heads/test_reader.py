@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from foldserve.service.codecs import BodyType
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.model_queue import ModelQueue
-from foldserve.service.frontend.http1.heads.cache import Head, Route, field_of, head_of
+from foldserve.service.frontend.http1.heads.cache import Head, PredictRoute, field_of, head_of
 from foldserve.service.frontend.http1.heads.reader import HeadReader, RepeatCache
 from foldserve.service.frontend.http1.heads.rules import refusal
 from foldserve.service.inference.plan import BodyLimit, RequestPlan
@@ -36,7 +36,7 @@ PLANS = {
     )
     for kind, protocol in PREDICT.items()
 }
-ROUTES = [Route("/predict/m0", query, "/predict/{model}", PLANS) for query in ("", "?version=1")]
+ROUTES = [PredictRoute("/predict/m0", query, "/predict/{model}", PLANS) for query in ("", "?version=1")]
 
 
 class Parsed:

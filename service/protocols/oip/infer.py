@@ -1,0 +1,150 @@
+"""The InferenceProtocol of /v2/models/.../infer: JSON and binary tensors, in every mix, to arrays and back.
+
+A body is JSON, followed by the bytes of those tensors that are binary; the header Inference-Header-Content-Length says
+where the JSON ends (binary tensor data extension).
+"""
+
+import heapq
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.codecs.encoded import Encoded, LaidOut
+from foldserve.service.codecs.json_codec import encodable
+from foldserve.service.codecs.json_diagnostics import why_not_json
+from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.errors import BadJson, BadRequest, ServiceError
+from foldserve.service.inference.response import JSON, error_body
+from foldserve.service.protocols.oip.request import Reply, parse_document, parse_raw
+from foldserve.service.protocols.oip.tensors import strings_to_binary, to_binary
+
+JSON_LENGTH: Final = "Inference-Header-Content-Length"
+BINARY: Final = "application/octet-stream"
+_NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
+_AS_BINARY: Final = (
+    'To get the numbers as they are, ask for the output with "binary_data": true in its parameters'
+)
+
+
+class OipProtocol:
+    """Implements InferenceProtocol: bodies that are JSON, or that have little of it."""
+
+    name = "oip"
+    media_type = JSON
+    raw = False
+
+    def __init__(self, key: str, *, is_json: bool) -> None:
+        self.key = key
+        self.is_json = is_json
+        self.large_bytes = LARGE_JSON_BYTES if is_json else LARGE_COPY_BYTES
+
+    def parse(
+        self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
+    ) -> ParsedRequest:
+        """See InferenceProtocol. options: the value of Inference-Header-Content-Length."""
+        whole = memoryview(body)
+        end = int(options[0]) if options and options[0] is not None else len(whole)
+        if end > len(whole):
+            raise BadRequest(
+                f"{JSON_LENGTH} is {end} and the body has {len(whole)} bytes; send the length of the JSON part"
+            )
+        if not end and options:
+            return parse_raw(whole, signature)
+        text = whole[:end]
+        try:
+            document = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise BadJson(why_not_json(bytes(text), error)) from None
+        return parse_document(document, whole[end:], signature)
+
+    def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
+        """See InferenceProtocol."""
+        asked = Reply(*reply)
+        described: list[dict[str, Any]] = []
+        blobs: list[bytes] = []
+        for name, array in outputs.items():
+            binary, classes = asked.of(name)
+            described.append(_described(served, name, array, binary, classes))
+            if binary:
+                blobs.append(_blob(served, array, classes))
+                described[-1]["parameters"] = {"binary_data_size": len(blobs[-1])}
+        document = _document(served, asked, described)
+        return _encoded(document, b"".join(blobs))
+
+    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
+        """See InferenceProtocol: of one output as bytes, whose numbers are sent from where they lie."""
+        asked = Reply(*reply)
+        ((name, given), *others) = outputs.items()
+        binary, classes = asked.of(name)
+        if others or not binary or classes:
+            return None
+        array = np.asarray(given, dtype=given.dtype.newbyteorder("<"), order="C")
+        described = {**_shape_of(served, name, array.shape), "parameters": {"binary_data_size": array.nbytes}}
+        document = _document(served, asked, [described])
+        return LaidOut(
+            BINARY, document, array.reshape(-1).view(np.uint8).data, ((JSON_LENGTH, str(len(document))),)
+        )
+
+    def render_error(self, error: ServiceError) -> Encoded:
+        """See InferenceProtocol."""
+        return error_body(error)
+
+    def fast_codec(self, served: Served) -> FastJsonCodec | None:
+        """See InferenceProtocol."""
+        return None
+
+
+OIP_JSON: Final = OipProtocol("oip", is_json=True)
+"""Of bodies that are JSON, or begin with much of it."""
+OIP_BINARY: Final = OipProtocol("oip_binary", is_json=False)
+"""Of bodies that are all but their beginning bytes of tensors."""
+
+
+def _document(served: Served, asked: Reply, described: list[dict[str, Any]]) -> bytes:
+    head = {"model_name": served.model, "model_version": served.version}
+    identity = {} if asked.id is None else {"id": asked.id}
+    return orjson.dumps({**head, **identity, "outputs": described}, option=_NUMPY)
+
+
+def _encoded(document: bytes, blobs: bytes) -> Encoded:
+    if not blobs:
+        return Encoded(JSON, document)
+    return Encoded(BINARY, document + blobs, ((JSON_LENGTH, str(len(document))),))
+
+
+def _described(served: Served, name: str, array: np.ndarray, binary: bool, classes: int) -> dict[str, Any]:
+    """An output as the answer's JSON has it: with its values, unless they follow as bytes."""
+    if classes:
+        strings = _classes(served, array, classes)
+        described = {"name": name, "datatype": "BYTES", "shape": [len(array), len(strings) // len(array)]}
+        return described if binary else {**described, "data": strings}
+    described = _shape_of(served, name, array.shape)
+    if binary:
+        return described
+    return {**described, "data": encodable(name, array, _AS_BINARY).reshape(-1)}
+
+
+def _shape_of(served: Served, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    datatype = served.signature.outputs_by_name[name].datatype
+    return {"name": name, "datatype": datatype, "shape": list(shape)}
+
+
+def _blob(served: Served, array: np.ndarray, classes: int) -> bytes:
+    return strings_to_binary(_classes(served, array, classes)) if classes else to_binary(array)
+
+
+def _classes(served: Served, array: np.ndarray, count: int) -> list[str]:
+    """The largest values of each row, as "value:index" or "value:index:label" (classification extension)."""
+    strings = []
+    encodable(served.signature.outputs[0].name, array, "Ask for the numbers as binary data to see them")
+    for row in array.reshape(len(array), -1):
+        values = row.tolist()
+        for at in heapq.nlargest(count, range(len(values)), key=values.__getitem__):
+            label = f":{served.labels[at]}" if at < len(served.labels) else ""
+            strings.append(f"{values[at]:f}:{at}{label}")
+    return strings

@@ -1,0 +1,248 @@
+"""The JSON part of an inference request: inputs, outputs, id and parameters, each with its bounds.
+
+What it means is settled here once and for all, before anything runs: a request that asks for what the model does not
+have is refused with the place in the document.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from foldserve.service.artifact.signature import ANY, Signature, TensorSpec, check_shape
+from foldserve.service.codecs.json_diagnostics import kind_of
+from foldserve.service.codecs.protocol import ParsedRequest
+from foldserve.service.errors import BadJson, BadRequest, BadTensor
+from foldserve.service.protocols.oip.tensors import BINARY_ONLY, from_binary, from_json
+
+_ID_CHARS: Final = 1024
+_LARGEST_INT: Final = 2**63 - 1
+_MOST_TENSORS: Final = 1024
+_CARRIERS: Final = ("data", "binary_data_size", "shared_memory_region")
+
+
+class Reply(NamedTuple):
+    """What the answer to a request needs to know of it; JSON values.
+
+    id: to be echoed; None for none. binary: whether outputs go out as bytes. choices: by the names of outputs that ask
+    for something of their own: whether as bytes, and how many of the largest values as classes, 0 for the numbers.
+    """
+
+    id: str | None = None
+    binary: bool = False
+    choices: Mapping[str, tuple[bool, int]] = {}
+
+    def of(self, output: str) -> tuple[bool, int]:
+        """Whether this output goes out as bytes, and as how many classes."""
+        binary, classes = self.choices.get(output, (self.binary, 0))
+        return binary, classes
+
+
+def parse_document(document: Any, binary: memoryview, signature: Signature) -> ParsedRequest:
+    """What a request says. binary: what follows its JSON. Raises: BadJson, BadRequest, BadTensor."""
+    if not isinstance(document, dict):
+        raise BadJson(f'the request is {kind_of(document)}; expected an object with "inputs"')
+    parameters = _parameters(document, "the request")
+    binary_output = _flag(parameters, "binary_data_output", "the request")
+    outputs, choices = _outputs(document, signature, binary_output)
+    reply = Reply(_id(document), binary_output, choices)
+    for name in outputs or signature.outputs_by_name:
+        as_bytes, classes = reply.of(name)
+        datatype = signature.outputs_by_name[name].datatype
+        if datatype in BINARY_ONLY and not as_bytes and not classes:
+            raise BadRequest(
+                f"output {name!r} is {datatype}, which JSON cannot carry in this protocol; ask for it as binary data, "
+                'with "binary_data": true in its parameters'
+            )
+    inputs = _inputs(document, binary, signature)
+    timeout_us = _count(parameters, "timeout", "the request", "microseconds")
+    _count(parameters, "priority", "the request", "a priority")
+    return ParsedRequest(inputs, outputs, tuple(reply), timeout_us)
+
+
+def parse_raw(body: memoryview, signature: Signature) -> ParsedRequest:
+    """A body that is one tensor's bytes and nothing else ("raw binary request" of the binary tensor extension).
+
+    As many rows as the size tells where the rows alone may differ, else one row of that size. Raises: BadTensor.
+    """
+    if len(signature.inputs) > 1:
+        raise BadTensor(
+            f"the model has {len(signature.inputs)} inputs and a raw body (Inference-Header-Content-Length: 0) holds "
+            "one; send JSON that names them before the bytes"
+        )
+    spec = signature.inputs[0]
+    array = from_binary(body, spec, _raw_shape(body.nbytes, spec))
+    return ParsedRequest({spec.name: array}, reply=tuple(Reply(binary=True)))
+
+
+def _raw_shape(nbytes: int, spec: TensorSpec) -> tuple[int, ...]:
+    free = [axis for axis, size in enumerate(spec.shape) if size == ANY]
+    if spec.counts_rows and len(free) > 1:
+        free = free[1:]  # one row
+    if len(free) > 1:
+        raise BadTensor(
+            f"input {spec.name!r} has shape {list(spec.shape)} (-1 is any size), which the size of a raw body alone "
+            "does not settle; send JSON with its shape before the bytes"
+        )
+    shape = [1 if size == ANY else size for size in spec.shape]
+    unit = math.prod(shape) * spec.dtype.itemsize
+    if free:
+        shape[free[0]], rest = divmod(nbytes, unit)
+        if rest or not nbytes:
+            raise BadTensor(
+                f"the body has {nbytes} bytes; expected a multiple of {unit}, which {spec} takes at least"
+            )
+    check_shape(spec, tuple(shape))
+    return tuple(shape)
+
+
+def _inputs(document: Mapping[str, Any], binary: memoryview, signature: Signature) -> dict[str, np.ndarray]:
+    given = _tensors(document, "inputs")
+    if given is None:
+        raise BadJson('"inputs" is missing; expected a list of tensors, one for each input of the model')
+    signature.check_names(dict.fromkeys(given))
+    arrays: dict[str, np.ndarray] = {}
+    at = 0
+    for name, tensor in given.items():
+        spec = signature.inputs_by_name[name]
+        shape = _shape(tensor, spec)
+        size, value = _carrier(tensor, name)
+        if size is None:
+            arrays[name] = from_json(value, spec, shape)
+            continue
+        if at + size > len(binary):
+            raise BadTensor(
+                f'input {name!r} has "binary_data_size" {size} and {len(binary) - at} bytes of the body are left for '
+                "it; send all of its bytes after the JSON, in the order of the inputs"
+            )
+        arrays[name] = from_binary(binary[at : at + size], spec, shape)
+        at += size
+    if at < len(binary):
+        raise BadTensor(
+            f"{len(binary) - at} bytes of the body are left over after the inputs; expected {at} bytes after the JSON "
+            "(Inference-Header-Content-Length says where it ends)"
+        )
+    return arrays
+
+
+def _carrier(tensor: Mapping[str, Any], name: str) -> tuple[int | None, Any]:
+    """The number of bytes that an input has behind the JSON, or None and its values."""
+    where = f"input {name!r}"
+    parameters = _parameters(tensor, where)
+    found = [one for one in _CARRIERS if one in (tensor if one == "data" else parameters)]
+    if "shared_memory_region" in found:
+        raise BadRequest(
+            f"{where} lies in shared memory, which is not served here; send its data in the request"
+        )
+    if len(found) != 1:
+        has = " and ".join(f'"{one}"' for one in found) or "neither"
+        raise BadRequest(f'{where} has {has}; expected either "data" or the parameter "binary_data_size"')
+    if found == ["data"]:
+        return None, tensor["data"]
+    return _count(parameters, "binary_data_size", where, "a number of bytes"), None
+
+
+def _shape(tensor: Mapping[str, Any], spec: TensorSpec) -> tuple[int, ...]:
+    """The shape that an input says it has, which the model takes. Raises: BadTensor."""
+    datatype = tensor.get("datatype")
+    if datatype != spec.datatype:
+        shown = f"datatype {datatype[:50]!r}" if isinstance(datatype, str) else "no datatype"
+        raise BadTensor(
+            f"input {spec.name!r} has {shown}; expected {spec.datatype!r}: convert the tensor before sending"
+        )
+    sizes = tensor.get("shape")
+    if not isinstance(sizes, list) or any(
+        type(size) is not int or not 0 <= size <= _LARGEST_INT for size in sizes
+    ):
+        raise BadTensor(
+            f'input {spec.name!r} has no list of sizes as "shape"; expected {list(spec.shape)}, -1 being any size'
+        )
+    shape = tuple(sizes)
+    check_shape(spec, shape)
+    return shape
+
+
+def _outputs(
+    document: Mapping[str, Any], signature: Signature, binary: bool
+) -> tuple[tuple[str, ...], dict[str, tuple[bool, int]]]:
+    """The outputs that a request asks for, none for all, and what it asks of each."""
+    given = _tensors(document, "outputs")
+    choices: dict[str, tuple[bool, int]] = {}
+    for name, output in (given or {}).items():
+        where = f"output {name[:100]!r}"
+        spec = signature.outputs_by_name.get(name)
+        if spec is None:
+            names = ", ".join(signature.outputs_by_name)
+            raise BadRequest(
+                f"{where} is asked for; the model has {names}: name one of them, or none for all"
+            )
+        parameters = _parameters(output, where)
+        if "shared_memory_region" in parameters:
+            raise BadRequest(
+                f"{where} is to lie in shared memory, which is not served here; take it from the answer"
+            )
+        classes = _count(parameters, "classification", where, "a number of classes")
+        if classes and (not spec.counts_rows or spec.datatype == "BOOL"):
+            raise BadRequest(
+                f"{where} cannot be classified: {spec} is no scores of rows; ask for its numbers"
+            )
+        choices[name] = (_flag(parameters, "binary_data", where, binary), classes)
+    return tuple(choices), choices
+
+
+def _tensors(document: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]] | None:
+    """The list of tensors under a key, by their names. Raises: BadJson, BadRequest."""
+    if key not in document:
+        return None
+    tensors = document[key]
+    if not isinstance(tensors, list):
+        raise BadJson(f'"{key}" is {kind_of(tensors)}; expected a list of objects with a "name"')
+    if len(tensors) > _MOST_TENSORS:
+        raise BadRequest(f'"{key}" has {len(tensors)} entries; expected at most {_MOST_TENSORS}')
+    named: dict[str, Mapping[str, Any]] = {}
+    for at, tensor in enumerate(tensors):
+        name = tensor.get("name") if isinstance(tensor, dict) else None
+        if not isinstance(name, str):
+            raise BadJson(f'"{key}"[{at}] is not an object with a "name"; name each tensor')
+        if name in named:
+            raise BadRequest(f'"{key}" has two entries named {name[:100]!r}; expected one of each')
+        named[name] = tensor
+    return named
+
+
+def _parameters(document: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    parameters = document.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise BadJson(f'{where} has {kind_of(parameters)} as "parameters"; expected an object')
+    for name, value in parameters.items():
+        if not isinstance(value, str | int | float):  # booleans are ints
+            raise BadRequest(
+                f"parameter {name[:50]!r} of {where} is {kind_of(value)}; expected a text, a number, true or false"
+            )
+    return parameters
+
+
+def _flag(parameters: Mapping[str, Any], name: str, where: str, default: bool = False) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise BadRequest(f"parameter {name!r} of {where} is {kind_of(value)}; expected true or false")
+    return value
+
+
+def _count(parameters: Mapping[str, Any], name: str, where: str, what: str) -> int:
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= _LARGEST_INT:
+        raise BadRequest(f"parameter {name!r} of {where} is {str(value)[:50]!r}; expected {what}, 0 or more")
+    return value
+
+
+def _id(document: Mapping[str, Any]) -> str | None:
+    given = document.get("id")
+    if given is None:
+        return None
+    if not isinstance(given, str) or len(given) > _ID_CHARS:
+        raise BadRequest(f'"id" is not a text of at most {_ID_CHARS} characters; send such a text, or none')
+    return given or None

@@ -1,0 +1,110 @@
+"""The elements of one tensor: a flat or nested list of JSON values, or packed little-endian bytes.
+
+Pure functions between values and arrays. As in json_codec, no value is quietly turned into another: true is no number,
+1.5 no integer, 300 no UINT8.
+"""
+
+import math
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+
+from foldserve.service.artifact.signature import TensorSpec, shown_shape
+from foldserve.service.codecs.json_codec import convert
+from foldserve.service.codecs.json_diagnostics import kind_of
+from foldserve.service.codecs.raw_codec import aligned, check_booleans
+from foldserve.service.errors import BadTensor
+
+BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
+"""Datatypes that the protocol has no JSON for."""
+_LENGTH_BYTES: Final = 4
+"""Of the length before each element of a BYTES tensor."""
+_WANTED: Final = {
+    "b": frozenset({bool}),
+    "f": frozenset({int, float}),
+    "i": frozenset({int}),
+    "u": frozenset({int}),
+}
+
+
+def from_json(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
+    """The array that `data` holds, flat or nested, in row-major order. Raises: BadTensor."""
+    if spec.datatype in BINARY_ONLY:
+        raise BadTensor(
+            f"input {spec.name!r} is {spec.datatype}, which JSON cannot carry in this protocol; send it as binary "
+            'data, with "binary_data_size" in its parameters'
+        )
+    values = _flat(data, spec)
+    count = math.prod(shape)
+    if len(values) != count:
+        raise BadTensor(
+            f'input {spec.name!r} has {len(values)} values in "data"; its shape {shown_shape(shape)} takes {count}: '
+            "correct one of them"
+        )
+    if set(map(type, values)) <= _WANTED[spec.dtype.kind]:
+        try:
+            array = convert(values, spec.dtype)
+        except (ValueError, TypeError, ArithmeticError):
+            array = None
+        if array is not None:
+            return array.reshape(shape)
+    raise BadTensor(_fault(values, spec))
+
+
+def from_binary(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
+    """The array whose bytes these are; a view of them where they lie at a multiple of their size. Raises: BadTensor."""
+    expected = math.prod(shape) * spec.dtype.itemsize
+    if data.nbytes != expected:
+        raise BadTensor(
+            f'input {spec.name!r} has "binary_data_size" {data.nbytes}; its shape {shown_shape(shape)} of '
+            f"{spec.datatype} takes {expected} bytes: correct one of them"
+        )
+    array = aligned(np.frombuffer(data, dtype=spec.dtype).reshape(shape))
+    check_booleans(array, spec)
+    return array
+
+
+def to_binary(array: np.ndarray) -> bytes:
+    """The elements, little-endian and row-major."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def strings_to_binary(strings: list[str]) -> bytes:
+    """The elements of a BYTES tensor: each with its length before it, four bytes, little-endian."""
+    encoded = [string.encode() for string in strings]
+    return b"".join(b"%b%b" % (len(one).to_bytes(_LENGTH_BYTES, "little"), one) for one in encoded)
+
+
+def _flat(data: Any, spec: TensorSpec) -> list[Any]:
+    """The leaves of lists in lists, in their order."""
+    if not isinstance(data, list):
+        raise BadTensor(f'input {spec.name!r} has {kind_of(data)} as "data"; expected a list of its values')
+    values: list[Any] = data
+    while list in (kinds := set(map(type, values))):
+        if len(kinds) > 1:
+            raise BadTensor(
+                f'input {spec.name!r} has lists beside values in "data"; expected a flat list, or lists nested to the '
+                "shape"
+            )
+        values = list(chain.from_iterable(values))
+    return values
+
+
+def _fault(values: list[Any], spec: TensorSpec) -> str:
+    """What is wrong with the first bad value."""
+    wanted = _WANTED[spec.dtype.kind]
+    for at, value in enumerate(values):
+        if type(value) not in wanted:
+            what = {"b": "true or false", "f": "a number"}.get(spec.dtype.kind, "a whole number")
+            return f"input {spec.name!r} has {kind_of(value)} at position {at}; expected {what} ({spec.datatype})"
+        try:
+            fits = convert([value], spec.dtype) is not None
+        except (ValueError, TypeError, ArithmeticError):
+            fits = False
+        if not fits:
+            return (
+                f"input {spec.name!r} has {str(value)[:50]} at position {at}, which {spec.datatype} cannot hold; send "
+                "values in its range"
+            )
+    return f"input {spec.name!r} has values that {spec.datatype} cannot hold; send values in its range"
