@@ -68,6 +68,11 @@ class Artifact:
         path = self.folder / REFERENCE
         return path if path.is_file() else None
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of an output's columns; none where the manifest has none."""
+        return self.manifest.labels if self.manifest else ()
+
     def parity(self, output: str) -> Parity | None:
         """What the export measured of an output; None without a manifest."""
         if not self.manifest:

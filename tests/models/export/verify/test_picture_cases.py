@@ -51,11 +51,11 @@ def test_served_answer_to_a_jpeg_is_that_of_the_users_own_program(tmp_path, decl
     module = ImageInput(network, [m * scale for m in MEAN], [s * scale for s in STD], **declared)
     done = export_model(module, module.example_inputs(), tmp_path, name="m")
     manifest = read_manifest(done.folder, "m/1")
-    assert manifest["image"] == json.loads(done.manifest.read_text())["image"]
-    assert manifest["parity"]["pictures"]["max_rel"] <= 1e-10
+    assert manifest.image == json.loads(done.manifest.read_text())["image"]
+    assert manifest.parity["pictures"].max_rel <= 1e-10
     photo = tmp_path / "photo.jpg"
     Image.fromarray(skimage.data.astronaut()[:300]).save(photo)
-    batch = decode(photo.read_bytes(), PictureInput.from_manifest(manifest["image"]))[None]
+    batch = decode(photo.read_bytes(), PictureInput.from_manifest(manifest.image))[None]
 
     picture = Image.open(photo).convert("RGB")  # 512 x 300
     if declared.get("resize") == "stretch":
