@@ -28,7 +28,7 @@ def is_plain(name: str) -> bool:
 def any_names() -> Iterator[None]:
     """While this is open, torch.fx writes graphs whose parts have any name. Puts back what it replaces."""
     # A torch without this function is left alone: such names then end in torch.export's own message.
-    # tests/models/export/test_plain_names.py tells us.
+    # tests/models/export/network/test_plain_names.py tells us.
     original = getattr(fx.graph, "_format_target", None)
     if original is None:
         yield

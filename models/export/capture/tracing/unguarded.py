@@ -16,7 +16,7 @@ import torch.export._unlift as unlift
 def without_guards() -> Iterator[None]:
     """While this is open, no code is made of guards. Puts back what it replaces."""
     # A torch without this function is left alone: it is then as slow as it was.
-    # tests/models/export/test_capture.py tells us.
+    # tests/models/export/capture/test_capture.py tells us.
     original = getattr(unlift, "_ok_to_generate_guards_fn", None)
     if original is None:
         yield

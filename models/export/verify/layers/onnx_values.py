@@ -19,7 +19,7 @@ from foldserve.models.export.writers.reasons import reason
 
 
 class OnnxValues:
-    """The file at path as what it computes; layers.FileValues.
+    """The file at path as what it computes; first_wrong_layer.FileValues.
 
     names: node of the graph → its value's name. outputs: of the file, which it gives anyway.
     """

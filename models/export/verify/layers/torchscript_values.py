@@ -21,7 +21,7 @@ _FLOAT64 = 7
 
 
 class TorchScriptValues:
-    """A file's values in float64; layers.FileValues."""
+    """A file's values in float64; first_wrong_layer.FileValues."""
 
     def __init__(self, scripted: torch.jit.ScriptModule) -> None:
         self._scripted = scripted

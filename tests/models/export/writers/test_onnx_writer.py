@@ -97,7 +97,7 @@ def test_an_operator_without_a_translation_is_refused_by_the_users_line():
             return torch.linalg.inv(x) + 1  # torch.onnx asks for linalg_inv_ex, which nobody wrote
 
     with pytest.raises(
-        FormNotWritten, match=r"at test_to_onnx.py, line \d+, in forward: `.*inv\(x\).*: Disp"
+        FormNotWritten, match=r"at test_onnx_writer.py, line \d+, in forward: `.*inv\(x\).*: Disp"
     ):
         to_onnx(captured(Inverse(), torch.eye(4).repeat(2, 1, 1)))
 
