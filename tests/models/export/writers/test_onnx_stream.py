@@ -160,8 +160,10 @@ def test_ctrl_c_leaves_neither_file(tmp_path):
 
 
 def test_where_the_file_cannot_be_loaded_after_all_its_weights_go_too(folder):
-    forms = Forms()
-    with forms.attempt(ONNX, folder):
+    def refused():
         raise FormNotWritten("refused by the runtime")
+
+    forms = Forms()
+    assert forms.attempt(ONNX, folder, refused) is None
     assert forms.not_written == {"model.onnx": "refused by the runtime"}
     assert {path.name for path in folder.iterdir()} == {"model.pt", "reference.npz", "manifest.json"}
