@@ -14,7 +14,9 @@ from setuptools import setup
 COMPILED = (
     "foldserve/service/engine/admission.py",
     "foldserve/service/repository/buckets.py",
+    "foldserve/service/codecs/fast_codec.py",
     "foldserve/service/codecs/json_fast.py",
+    "foldserve/service/codecs/repeat_cache.py",
     "foldserve/service/engine/dispatcher.py",
     "foldserve/service/engine/places.py",
     "foldserve/service/engine/queue_load.py",
@@ -34,6 +36,7 @@ COMPILED = (
     "foldserve/service/inference/response.py",
     "foldserve/service/inference/server_context.py",
     "foldserve/service/metrics/request_ring.py",
+    "foldserve/service/protocols/oip/fast.py",
     "foldserve/service/engine/output_sizes.py",
     "foldserve/service/engine/model_queue.py",
     "foldserve/service/engine/request.py",

@@ -3,7 +3,6 @@
 The table NETWORKS is the one list of our networks. Nothing of torch is built before a network is asked for.
 """
 
-import difflib
 import importlib
 import os
 import sys
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from foldserve.models.errors import ExportError, FactoryFailed, UnknownTarget
 from foldserve.models.image_input import ImageInput
 from foldserve.models.weights import load_weights
+from foldserve.service.did_you_mean import did_you_mean, similar
 
 _SEED = 0
 _PLAIN_VALUES = (type(None), bool, int, float, complex, str)
@@ -92,7 +92,7 @@ def resolve(target: str, weights: Path | None = None, weights_key: str | None = 
     built, MissingExtra when it needs a package that is not installed, and those of models/weights.py. For a
     factory the current directory becomes importable.
     """
-    found = _resolve_factory(target) if ":" in target else _resolve_network(target)
+    found = _resolve_factory(target) if ":" in target or "." in target else _resolve_network(target)
     if weights is None:
         return found
     return replace(found, note=load_weights(found.module, weights, weights_key))
@@ -121,20 +121,21 @@ def _resolve_network(target: str) -> Target:
 
 
 def _unknown_name(target: str) -> str:
-    close = difflib.get_close_matches(target, NETWORKS, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
     return (
-        f"there is no network {target!r} in models/{guess}\nexpected one of: {', '.join(NETWORKS)}, or a "
-        "factory of your own as package.module:factory"
+        f"there is no network {target!r} in foldserve{did_you_mean(target, NETWORKS)}\n"
+        "a network of your own is given as package.module:factory"
     )
 
 
 def _resolve_factory(target: str) -> Target:
     module_name, _, attribute = target.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+    if not _is_dotted(module_name) or not _is_dotted(attribute):
+        # A path is what the shell completes.
+        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        meant = f"{dotted}:{attribute or 'build'}" if _is_dotted(dotted) else "my_nets.resnet:build"
         raise UnknownTarget(
-            f"{target!r} is not the name of a factory; expected package.module:factory with a dotted module "
-            "name, as my_nets.resnet:build for the function build in my_nets/resnet.py"
+            f"{target!r} is not the name of a factory; expected package.module:factory, as {meant} for the function "
+            f"{meant.partition(':')[2]} in {meant.partition(':')[0].replace('.', '/')}.py"
         )
     _make_current_directory_importable()
     module, example_inputs = _call(target, _find(target, module_name, attribute))
@@ -176,11 +177,9 @@ def _find(target: str, module_name: str, attribute: str) -> Any:
         ) from error
     for name in attribute.split("."):
         if not hasattr(found, name):
-            close = difflib.get_close_matches(name, dir(found), n=1)
-            guess = f"; did you mean {close[0]!r}?" if close else ""
+            expected = "expected a function there that takes no arguments and returns an nn.Module"
             raise UnknownTarget(
-                f"{target!r}: {module_name} has no {attribute!r}{guess}; expected a function there that "
-                "takes no arguments and returns an nn.Module"
+                f"{target!r}: {module_name} has no {attribute!r}{did_you_mean(name, dir(found), expected)}"
             )
         found = getattr(found, name)
     return found
@@ -188,15 +187,25 @@ def _find(target: str, module_name: str, attribute: str) -> Any:
 
 def _not_importable(target: str, module_name: str, error: ModuleNotFoundError) -> str:
     missing = error.name or module_name
+    package, _, last = missing.rpartition(".")
+    # Python names the first part that is missing: its package is there.
+    where = Path.cwd().joinpath(*package.split(".")) if package else Path.cwd()
+    modules = [path.stem for path in where.glob("[!_.]*") if path.suffix in ("", ".py")]
+    near = [f"{package}.{name}".strip(".") for name in similar(last, modules)]
     if missing != module_name and not module_name.startswith(missing + "."):
+        otherwise = f"add it to {package}" if package else "install it beside foldserve"
+        what = "does not exist" if package else "is not installed"
         return (
-            f"{target!r}: {module_name} was found, but it imports {missing}, which is not installed; install "
-            "it beside foldserve"
+            f"{target!r}: {module_name} was found, but it imports {missing}, which {what}"
+            f"{did_you_mean(missing, near, otherwise)}"
         )
-    return (
-        f"{target!r}: there is no module {missing}; expected a module in the current directory "
-        f"({os.getcwd()}), on PYTHONPATH, or installed"
-    )
+    otherwise = f"expected a module in the current directory ({os.getcwd()}), on PYTHONPATH, or installed"
+    return f"{target!r}: there is no module {missing}{did_you_mean(missing, near, otherwise)}"
+
+
+def _is_dotted(text: str) -> bool:
+    """Whether it is identifiers with dots between them."""
+    return all(part.isidentifier() for part in text.split("."))
 
 
 def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Any, ...] | dict[str, Any]]:

@@ -11,10 +11,11 @@ The folders are layers. A folder imports from those below it and never from one 
     client/        asks a server, from Python
     metrics/       what is counted | repository/: what is served
     ipc/           memory and pipes that processes share | backends/: runs models | codecs/: bytes and arrays
-    setting_sources.py  takes the settings of `serve` from where they are given
-    settings.py    the table of settings; setting_values.py | artifact/: the contract with the export
+    setting_sources.py  takes the settings of `serve` from where they are given | arguments.py: argparse as it is used
+    settings.py    the table of settings | artifact/: the contract with the export
+    options.py     rows of such a table, and the values that they may have
     documents.py   files that anybody may have written | logs/
-    host/          what Linux offers | errors.py
+    host/          what Linux offers | errors.py | did_you_mean.py
 
 The processes: `foldserve serve` is the supervisor; it starts API servers, which speak HTTP, and workers, which run
 models. They share memory and pipes that are made before any of them starts. Processes that help them:

@@ -1,26 +1,28 @@
 """The command `foldserve`: finds the subcommand, runs it, and turns its errors into a text and an exit code.
 
 serve, inspect and predict are here; others come from the entry-point group foldserve.commands (`export`
-does), so that the server needs nothing of what they need. Exit codes: 0 done, 1 it could not be done, 2 it
-was asked wrongly. Modules are imported by the command that needs them: `foldserve --help` must not wait for
+does), so that the server needs nothing of what they need. Exit codes: 0 done, 1 failed, 2 the command line or a
+setting is not valid. Modules are imported by the command that needs them: `foldserve --help` must not wait for
 onnxruntime.
 """
 
 import argparse
 import contextlib
-import difflib
 import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, Protocol
 
+from foldserve.service.arguments import ArgumentParser, value_of
+from foldserve.service.did_you_mean import did_you_mean
 from foldserve.service.errors import ConfigError
 from foldserve.service.host.processes import open_standard_streams
+from foldserve.service.options import Option, number, whole_number
 from foldserve.service.setting_sources import load_settings
-from foldserve.service.settings import SETTINGS, Setting
+from foldserve.service.settings import SETTINGS
 
 GROUP: Final = "foldserve.commands"
 
@@ -47,7 +49,7 @@ class ServeCommand:
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.epilog = (
             "Each setting is taken from the command line, else from its environment variable, else from "
-            "the file, else it has the default. docs/configuration.md tells more."
+            "the file of --config, else it has its default. More: docs/configuration.md."
         )
         for setting in SETTINGS:
             text = f"{setting.help} [{setting.unit}; default {setting.default_text}; {setting.env}]"
@@ -58,7 +60,7 @@ class ServeCommand:
         )
 
     @staticmethod
-    def _add(parser: argparse.ArgumentParser, setting: Setting, text: str) -> None:
+    def _add(parser: argparse.ArgumentParser, setting: Option, text: str) -> None:
         if not setting.flag.startswith("--"):
             parser.add_argument(setting.name, metavar=setting.flag, nargs="?", help=text)
         elif isinstance(setting.default, bool):
@@ -123,16 +125,16 @@ class PredictCommand:
         parser.add_argument(
             "--top",
             metavar="N",
-            type=int,
+            type=value_of(whole_number(1)),
             help="print the labels of the N largest numbers of each row, where the model has labels [default: 5 for "
             "pictures, none for .npy]",
         )
         parser.add_argument(
             "--timeout-ms",
             metavar="MS",
-            type=float,
+            type=value_of(number(1, 86_400_000, "milliseconds")),
             default=30_000.0,
-            help="milliseconds [default %(default)g]",
+            help="how long to wait for each answer [milliseconds; default %(default)g]",
         )
 
     def run(self, args: argparse.Namespace) -> int:
@@ -178,9 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A plug-in is imported when it is called, or to list its help; not to serve.
         if entry.name not in commands and (wanted == entry.name or wanted not in commands):
             commands[entry.name] = _load(entry)
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="foldserve",
-        description="Fold, export and serve torch networks. `foldserve COMMAND --help` tells more.",
+        description="Fold, export and serve torch networks. `foldserve COMMAND --help` describes each command.",
     )
     parser.add_argument("--version", action="version", version=f"foldserve {version('foldserve')}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -189,34 +191,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.name, help=command.help, description=_sentence(command.help)
         )
         command.configure(subparser)
-        subparser.set_defaults(command=command)
-    args, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        subparsers.choices[args.command.name].refuse(unknown)
+        subparser.set_defaults(command=command, parser=subparser)
+    if wanted.startswith("-") and wanted not in ("-h", "--help", "--version"):
+        parser.refuse([wanted])
+    if not wanted.startswith("-") and wanted not in commands:
+        problem = f"there is no command {wanted!r}" if wanted else "no command is given"
+        parser.error(f"{problem}{did_you_mean(wanted, commands)}")
+    args = parser.parse_args(arguments)
     return _run(args.command, args)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse's, with whole names alone: `--workers` for one option today may be for two tomorrow, and who writes
-    `--request-timeout 5` means seconds, not what --request-timeout-ms takes."""
-
-    def __init__(self, **named: Any) -> None:
-        super().__init__(**named, allow_abbrev=False)
-
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """End with what is wrong with words that are no arguments: options first, the rest may be their values."""
-        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-        if not options:
-            self.error(
-                f"{' '.join(map(repr, unknown))}: more words than `{self.prog}` takes; --help lists them"
-            )
-        self.error("; ".join(f"there is no option {option}{self._near(option)}" for option in options))
-
-    def _near(self, option: str) -> str:
-        known = [word for word in self._option_string_actions if word.startswith("--")]
-        found = [word for word in known if word.startswith(option)] if option.startswith("--") else []
-        found = found or difflib.get_close_matches(option, known, n=1)
-        return f"; did you mean {' or '.join(found)}?" if found else "; --help lists them"
 
 
 def _run(command: Command, args: argparse.Namespace) -> int:

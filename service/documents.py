@@ -62,7 +62,7 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         ) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise BadDocument("is no ordinary file (a folder, a pipe or a device); expected a file")
+        raise BadDocument("is not an ordinary file but a folder, a pipe or a device; expected a file")
     with os.fdopen(fd, "rb") as file:
         try:
             content = file.read(most_bytes + 1)
@@ -115,14 +115,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check(value: Any) -> None:
-    """Raise BadDocument for what no encoder would take again: deep nesting, giant numbers, half characters."""
+    """Raise BadDocument for what no encoder accepts: deep nesting, giant numbers, half characters."""
     for one, level in _walk(value):
         if level > MOST_LEVELS:
             raise _too_deep()
         if isinstance(one, int) and not -_LARGEST <= one <= _LARGEST:
             raise BadDocument(f"has the number {shown(one)}; expected at most {_LARGEST}")
         if isinstance(one, float) and math.isnan(one):
-            raise BadDocument("has a number that is not one (nan)")
+            raise BadDocument("has nan where a number is expected")
         if isinstance(one, str):
             try:
                 one.encode()

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from foldserve.service.did_you_mean import did_you_mean
 from foldserve.service.documents import BadDocument, parse_yaml
 from foldserve.service.errors import ConfigError
-from foldserve.service.settings import ENV_PREFIX, SETTINGS, ServeSettings
+from foldserve.service.options import ENV_PREFIX, parse_all
+from foldserve.service.settings import SETTINGS, ServeSettings
 
 # Kubernetes gives every pod FOLDSERVE_PORT=tcp://10.0.0.1:8000 and the like when a Service is named
 # foldserve.
@@ -39,40 +41,39 @@ def load_settings(
     path = config_file or environ.get(_CONFIG_ENV)
     in_file = _read_file(path, problems) if path else {}
     problems.extend(_misspelled(environ))
-    values: dict[str, Any] = {}
-    given: dict[str, str] = {}
+    given: dict[str, tuple[str, Any]] = {}
     for setting in SETTINGS:
-        from_environ = environ.get(setting.env)
-        if from_environ is not None and _KUBERNETES_LINK.match(from_environ):
-            from_environ = None
         sources = (
             (setting.flag, command_line.get(setting.name)),
-            (setting.env, from_environ),
+            (setting.env, _without_links(environ.get(setting.env))),
             (f"{setting.name} in {path}", in_file.get(setting.name)),
-            (f"{setting.name} (default)", setting.default),
         )
-        source, value = next(((source, value) for source, value in sources if value is not None), ("", None))
-        if value is None:
-            values[setting.name] = None
-            continue
-        if source != sources[-1][0]:
-            given[setting.name] = source
-        try:
-            values[setting.name] = setting.parse(value)
-        except ValueError as error:
-            problems.append(f"{source} is {str(value)!r}; expected {error}")
+        found = next((one for one in sources if one[1] is not None), None)
+        if found:
+            given[setting.name] = found
+    defaults = {
+        setting.name: (f"{setting.name} (default)", setting.default)
+        for setting in SETTINGS
+        if setting.default is not None
+    }
+    values, wrong = parse_all(SETTINGS, defaults | given)
+    problems.extend(wrong)
     if not problems:
-        problems.extend(_settle_limits(values, given))
+        problems.extend(_settle_limits(values, {name: place for name, (place, _) in given.items()}))
     if problems:
         raise ConfigError(*problems)
     return ServeSettings(**values)
 
 
-def _settle_limits(values: dict[str, Any], given: Mapping[str, str]) -> list[str]:
-    """Have the limits on bodies fit together: those that nobody gave follow those that somebody did.
+def _without_links(value: str | None) -> str | None:
+    return None if value is not None and _KUBERNETES_LINK.match(value) else value
 
-    given: where each value comes from that is no default.
-    Returns: what contradicts each other of those that were given.
+
+def _settle_limits(values: dict[str, Any], given: Mapping[str, str]) -> list[str]:
+    """Make the limits on bodies consistent: those that were not given follow those that were.
+
+    given: for each value that is not a default, where it comes from.
+    Returns: the given limits that contradict each other.
     """
     largest = "max_body_bytes"
     for name in ("arena_bytes", "receive_bytes"):
@@ -82,18 +83,18 @@ def _settle_limits(values: dict[str, Any], given: Mapping[str, str]) -> list[str
             times = _BY_NAME[name].default // _BY_NAME[largest].default
             values[name] = max(values[name], times * values[largest])
     limit = values[largest]
-    told_limit = f"the {limit} of {given.get(largest, 'max_body_bytes (default)')}, which bounds every body"
+    bound = f"the {limit} of {given.get(largest, 'max_body_bytes (default)')}, the limit of every body"
     problems = []
     if values["max_json_bytes"] > limit and "max_json_bytes" in given:
         problems.append(
-            f"{given['max_json_bytes']} is {values['max_json_bytes']}, more than {told_limit}; lower the one or raise "
+            f"{given['max_json_bytes']} is {values['max_json_bytes']}, more than {bound}; lower the one or raise "
             "the other"
         )
     values["max_json_bytes"] = min(limit, values["max_json_bytes"])
     for name in ("arena_bytes", "receive_bytes"):
         if values[name] < limit:
             problems.append(
-                f"{given[name]} is {values[name]}, less than {told_limit} and must find room in it; raise the one or "
+                f"{given[name]} is {values[name]}, less than {bound}, which must fit into it; raise the one or "
                 "lower the other"
             )
     return problems
@@ -119,7 +120,7 @@ def _read_file(path: str, problems: list[str]) -> Mapping[str, Any]:
         return {}
     for name in content:
         if name not in _BY_NAME:
-            problems.append(f"{name!r} in {path} is no setting{_suggestion(str(name), tuple(_BY_NAME))}")
+            problems.append(f"{name!r} in {path} is not a setting{did_you_mean(str(name), _BY_NAME)}")
     return content
 
 
@@ -132,10 +133,5 @@ def _misspelled(environ: Mapping[str, str]) -> list[str]:
         # Others may own variables with our prefix (a chart, a test run): only what looks like ours is
         # refused.
         if difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO):
-            found.append(f"{name} is no setting{_suggestion(name, tuple(known))}")
+            found.append(f"{name} is not a setting{did_you_mean(name, known)}")
     return found
-
-
-def _suggestion(name: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"

@@ -4,24 +4,24 @@ SETTINGS is the table: the command line, --help, the environment, the file and d
 Where a value is taken from: setting_sources.py.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from foldserve.service.setting_values import (
+from foldserve.service.logs.lines import LOG_FORMATS, LogStyle
+from foldserve.service.options import (
+    Option,
     choice,
+    number,
     parse_boolean,
     parse_device,
     parse_folder,
     parse_hosts,
     parse_size,
     parse_text,
-    seconds,
     whole_number,
 )
 
-ENV_PREFIX: Final = "FOLDSERVE_"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -49,6 +49,7 @@ class ServeSettings:
     drain_grace_s: float
     access_log: bool
     log_level: str
+    log_format: str
     check_moves: bool
 
     @property
@@ -56,184 +57,166 @@ class ServeSettings:
         """The bound on a request in seconds; None = no bound."""
         return self.request_timeout_ms / 1000 if self.request_timeout_ms else None
 
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting.
-
-    parse takes a string, or what YAML made of it, and raises ValueError with what was expected.
-    """
-
-    name: str
-    flag: str
-    parse: Callable[[Any], Any]
-    default: Any
-    unit: str
-    help: str
-
     @property
-    def env(self) -> str:
-        """The environment variable."""
-        return ENV_PREFIX + self.name.upper()
-
-    @property
-    def default_text(self) -> str:
-        """The default as people write it."""
-        if self.default is None:
-            return "none"
-        if isinstance(self.default, bool):
-            return str(self.default).lower()
-        return str(self.default)
+    def log_style(self) -> LogStyle:
+        """How every process of the server logs."""
+        return LogStyle(self.log_level, self.log_format)
 
 
-SETTINGS: Final[tuple[Setting, ...]] = (
-    Setting(
+SETTINGS: Final[tuple[Option, ...]] = (
+    Option(
+        "repository",
+        parse_folder,
         "repository",
         "REPOSITORY",
-        parse_folder,
-        Path("repository"),
         "folder",
-        "where the models to serve lie",
+        "folder with the models to serve",
     ),
-    Setting(
+    Option(
         "host",
-        "--host",
         parse_hosts,
         "127.0.0.1",
+        "--host",
         "address",
         "addresses to listen on, with commas: names, IP addresses, unix:/path; 0.0.0.0 = every IPv4 address of the "
         "machine (the image sets this), :: = every address",
     ),
-    Setting("port", "--port", whole_number(0, 65535), 8000, "port", "TCP port to listen on; 0 = a free one"),
-    Setting(
+    Option("port", whole_number(0, 65535), 8000, "--port", "port", "TCP port to listen on; 0 = a free one"),
+    Option(
         "device",
-        "--device",
         parse_device,
         "auto",
+        "--device",
         "device",
         "auto, cpu, cuda, cuda:0,1; auto = every usable GPU, or the CPU when there is none",
     ),
-    Setting(
-        "api_servers", "--api-servers", whole_number(1, 256), 1, "processes", "processes that speak HTTP"
-    ),
-    Setting(
+    Option("api_servers", whole_number(1, 256), 1, "--api-servers", "processes", "processes that speak HTTP"),
+    Option(
         "workers_per_device",
-        "--workers-per-device",
         whole_number(1, 64),
         1,
+        "--workers-per-device",
         "processes",
         "processes that run models, for each device",
     ),
-    Setting(
+    Option(
         "default_model",
-        "--default-model",
         parse_text,
         None,
+        "--default-model",
         "model",
         "the model of POST /predict; not needed when only one is served",
     ),
-    Setting(
+    Option(
         "max_models",
-        "--max-models",
         whole_number(1, 4096),
         None,
+        "--max-models",
         "versions",
         "model versions that the server has room for; unless given, what the repository holds and 16 more",
     ),
-    Setting(
+    Option(
         "max_body_bytes",
-        "--max-body-bytes",
         parse_size,
         64 * 2**20,
+        "--max-body-bytes",
         "bytes",
-        "largest request body; more is answered 413 (512KiB, 64MiB, 1GiB can be written so); unless given, no more "
-        "than --arena-bytes and --receive-bytes",
+        "largest request body; a larger one is answered 413 (512KiB, 64MiB, 1GiB can be written so); unless given, no "
+        "more than --arena-bytes and --receive-bytes",
     ),
-    Setting(
+    Option(
         "max_json_bytes",
-        "--max-json-bytes",
         parse_size,
         16 * 2**20,
+        "--max-json-bytes",
         "bytes",
-        "largest request body in JSON, which takes up to 36 times its size while it is read; more is answered 413; "
-        "never more than --max-body-bytes",
+        "largest request body in JSON, which takes up to 36 times its size while it is read; a larger one is answered "
+        "413; never more than --max-body-bytes",
     ),
-    Setting(
+    Option(
         "max_in_flight",
-        "--max-in-flight",
         whole_number(16, 1_000_000),
         4096,
+        "--max-in-flight",
         "requests",
-        "requests that one API server has under way at most; more are answered 429",
+        "most requests in flight in one API server; more are answered 429",
     ),
-    Setting(
+    Option(
         "arena_bytes",
-        "--arena-bytes",
         parse_size,
         512 * 2**20,
+        "--arena-bytes",
         "bytes",
-        "shared memory of one API server for the inputs and outputs of requests under way; grows to this as needed; "
+        "shared memory of one API server for the inputs and outputs of requests in flight; grows to this as needed; "
         "unless given, at least 8 times --max-body-bytes",
     ),
-    Setting(
+    Option(
         "request_timeout_ms",
-        "--request-timeout-ms",
         whole_number(0, 86_400_000),
         30_000,
+        "--request-timeout-ms",
         "milliseconds",
-        "most time for a request, from its head to its answer; 0 = no bound; X-Timeout-Ms only shortens it",
+        "longest time for a request, from its head to its answer; 0 = no limit; X-Timeout-Ms only shortens it",
     ),
-    Setting(
+    Option(
         "run_limit_s",
-        "--run-limit",
-        seconds(86_400),
+        number(0, 86_400, "seconds"),
         60.0,
+        "--run-limit",
         "seconds",
         "longest run of a model; a worker whose run takes longer is ended, and its requests are run again",
     ),
-    Setting(
+    Option(
         "load_limit_s",
-        "--load-limit",
-        seconds(86_400),
+        number(0, 86_400, "seconds"),
         600.0,
+        "--load-limit",
         "seconds",
-        "longest time for loading and trying one model; one that takes longer is not served; 0 = no bound",
+        "longest time for loading and testing one model; one that takes longer is not served; 0 = no limit",
     ),
-    Setting(
+    Option(
         "strict",
-        "--strict",
         parse_boolean,
         False,
+        "--strict",
         "true/false",
-        "end with exit code 2 when any model of the repository is broken, instead of serving the others",
+        "exit with code 2 when any model of the repository is broken, instead of serving the others",
     ),
-    Setting(
+    Option(
         "receive_bytes",
-        "--receive-bytes",
         parse_size,
         256 * 2**20,
+        "--receive-bytes",
         "bytes",
-        "what came of the bodies that one API server is receiving in parts, at most; more are answered 429; as much "
-        "again of answers that clients are slow to take; unless given, at least 4 times --max-body-bytes",
+        "memory of one API server for bodies that arrive in parts; more are answered 429; as much again for answers "
+        "that clients are slow to read; unless given, at least 4 times --max-body-bytes",
     ),
-    Setting(
+    Option(
         "drain_grace_s",
-        "--drain-grace",
-        seconds(3600),
+        number(0, 3600, "seconds"),
         0.0,
+        "--drain-grace",
         "seconds",
         "after SIGTERM: how long to serve on, not ready, before shutting down",
     ),
-    Setting(
-        "access_log", "--access-log", parse_boolean, False, "true/false", "write one JSON line per request"
+    Option(
+        "access_log", parse_boolean, False, "--access-log", "true/false", "write one JSON line per request"
     ),
-    Setting("log_level", "--log-level", choice(*LOG_LEVELS), "info", "level", ", ".join(LOG_LEVELS)),
-    Setting(
+    Option("log_level", choice(*LOG_LEVELS), "info", "--log-level", "level", ", ".join(LOG_LEVELS)),
+    Option(
+        "log_format",
+        choice(*LOG_FORMATS),
+        "text",
+        "--log-format",
+        "format",
+        "text, or json: every record on stderr, and what is served, as one JSON object",
+    ),
+    Option(
         "check_moves",
-        "--check-moves",
         parse_boolean,
         False,
+        "--check-moves",
         "true/false",
-        "hold every move of a request's slot against the table of legal ones; for tests of the server itself",
+        "check every move of a request's slot against the table of legal ones; for tests of the server itself",
     ),
 )

@@ -2,7 +2,7 @@
 
 The command joins `foldserve` through the entry-point group foldserve.commands, as `service` never imports
 `models`; `python -m foldserve.models.export` is the same command. Whatever is written to stdout is the result; progress
-and errors go to stderr. Exit codes: 0 exported, 2 an error that the user can mend, 130 Ctrl-C.
+and errors go to stderr. Exit codes: 0 exported, 2 an error that the user can fix, 130 Ctrl-C.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from foldserve.models.export.process.interrupts import Interrupts
+from foldserve.service.arguments import ArgumentParser, value_of
+from foldserve.service.options import choice, whole_number
 
 if TYPE_CHECKING:
     from foldserve.models.export.pipeline import ExportResult, Progress
@@ -54,7 +56,7 @@ class ExportCommand:
             "--repository",
             metavar="DIR",
             default="repository",
-            help="folder of artifacts; made if missing (default: repository)",
+            help="folder of artifacts; created if missing (default: repository)",
         )
         parser.add_argument(
             "--name", metavar="N", help="the model's name in the repository (default: from TARGET)"
@@ -92,6 +94,7 @@ class ExportCommand:
         parser.add_argument(
             "--rows",
             metavar="independent|together",
+            type=value_of(choice("independent", "together")),
             default="independent",
             help="together: an answer belongs to all that was sent with it (norms of the batch, graphs, one number for "
             "the whole, no rows at all), and one request is served at a time (default: independent)",
@@ -99,13 +102,16 @@ class ExportCommand:
         parser.add_argument(
             "--max-batch-size",
             metavar="ROWS",
-            type=int,
+            type=value_of(whole_number(1)),
             help="rows of the largest batch that is served and verified (default: 32)",
         )
-        parser.add_argument("--opset", metavar="N", type=int, help="the ONNX operator set (default: 18)")
+        parser.add_argument(
+            "--opset", metavar="N", type=value_of(whole_number(1)), help="the ONNX operator set (default: 18)"
+        )
         parser.add_argument(
             "--precision",
             metavar="fp32|fp16|bf16",
+            type=value_of(choice("fp32", "fp16", "bf16")),
             default="fp32",
             help="of the weights and of most computing; inputs and outputs keep their types; bf16 writes the "
             "TorchScript file alone (default: fp32)",
@@ -113,7 +119,8 @@ class ExportCommand:
         parser.add_argument(
             "--only",
             metavar="torchscript|onnx",
-            help="write and prove that file alone (default: both, or the one that can be written)",
+            type=value_of(choice("torchscript", "onnx")),
+            help="write and verify only that file (default: both, or the one that can be written)",
         )
         parser.add_argument(
             "--tolerance",
@@ -127,14 +134,12 @@ class ExportCommand:
         parser.add_argument(
             "--all-sizes",
             action="store_true",
-            help="refuse a network that takes more sizes of a dynamic axis than the files would (default: narrow the "
+            help="refuse a network that takes more sizes of a dynamic axis than its files can (default: narrow the "
             "axis, and say so)",
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        """Export, and print the table. Returns the exit code; every ExportError is told on stderr, in
-        full.
-        """
+        """Export, and print the table. Returns the exit code; an ExportError is printed on stderr."""
         with Interrupts() as interrupts:
             return _run(args, interrupts)
 
@@ -168,16 +173,14 @@ def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
         raise
     if args.only is None:
         for missing in result.report.get("not_written", ()):
-            text = f"{missing['file']} was NOT written, the other file alone was: {missing['reason']}"
+            text = f"{missing['file']} was NOT written, only the other file was: {missing['reason']}"
             print(f"foldserve export: {text}", file=sys.stderr)
     print(table(result))
     return 0
 
 
 class ProgressLines:
-    """Tells the steps: one line that is written over on a terminal, one plain line per finished step
-    elsewhere.
-    """
+    """Shows the steps: on a terminal one line that is overwritten, elsewhere a plain line per finished step."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -334,7 +337,7 @@ def _left_out(one: Mapping[str, Any]) -> str:
 
 
 def _moved(report: Mapping[str, Any]) -> list[str]:
-    """A line for each tensor whose rows lie elsewhere in the network itself."""
+    """A line for each tensor whose rows are in another dim in the network itself."""
     return [
         f"transposed: {spec['name']} has its rows in dim {spec['rows_dim']} in the network, in dim 0 when served"
         for spec in (*report["inputs"], *report["outputs"])
@@ -372,10 +375,6 @@ def _slowest(seconds: Mapping[str, float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m foldserve.models.export`: the same command without the server's command line around it."""
     command = ExportCommand()
-    parser = argparse.ArgumentParser(
-        prog="python -m foldserve.models.export",
-        description=command.help,
-        allow_abbrev=False,  # as in service/cli.py
-    )
+    parser = ArgumentParser(prog="python -m foldserve.models.export", description=command.help)
     command.configure(parser)
-    return command.run(parser.parse_args(arguments))
+    return command.run(parser.parse_args(sys.argv[1:] if arguments is None else arguments))

@@ -14,6 +14,7 @@ from torch import Tensor
 from foldserve.models.errors import BadExample
 from foldserve.models.export.network.example.datatypes import OIP_WORDS
 from foldserve.models.export.network.example.dynamic_axes import ROWS
+from foldserve.service.did_you_mean import did_you_mean
 
 # As users write them, in small letters: fp32 or float32. Not `float` or `int`: they have one size in torch and another
 # in numpy.
@@ -33,9 +34,7 @@ _PICTURE_VALUES = 256
 def examples_from(
     options: Sequence[str],
 ) -> tuple[tuple[Tensor, ...], dict[str, dict[int, str]], tuple[str, ...]]:
-    """Return example inputs, dynamic axes and input names. Raises: BadExample, telling every bad option at
-    once.
-    """
+    """Return example inputs, dynamic axes and input names. Raises: BadExample with every bad option."""
     problems: list[str] = []
     inputs: list[Tensor] = []
     axes: dict[str, dict[int, str]] = {}
@@ -71,14 +70,14 @@ def examples_from(
 
 def _problem(name: str, word: str, sizes: str, names: Sequence[str]) -> str | None:
     if not name.isidentifier():
-        return f"{name!r} is no name for an input; expected letters, digits and '_'"
+        return f"{name!r} is not a name for an input; expected letters, digits and '_'"
     if name in names:
         return f"the input {name!r} is given twice"
     if word.lower() not in _TYPES:
         known = ", ".join(f"{oip} ({str(dtype).removeprefix('torch.')})" for dtype, oip in OIP_WORDS.items())
-        return f"{word!r} is no type; expected one of {known}"
+        return f"{word!r} is not a type{did_you_mean(word.lower(), _TYPES, f'expected one of {known}')}"
     if not re.fullmatch(r"(-1|rows|[1-9][0-9]*)(x(-1|rows|[1-9][0-9]*))*", sizes):
-        return f"{sizes!r} are no sizes; expected numbers or -1 joined by 'x', for example -1x3x224x224"
+        return f"{sizes!r} are not sizes; expected numbers or -1 joined by 'x', for example -1x3x224x224"
     counted = sizes.split("x").count(ROWS)
     if counted > 1:
         return f"{sizes!r} says `rows` {counted} times; expected one size that counts the rows"

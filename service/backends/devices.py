@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from foldserve.service.backends.cuda.probe import CudaState
 from foldserve.service.errors import ConfigError
+from foldserve.service.host.gpus import has_nvidia_gpu
 
 _PROBE_LIMIT_S = 120.0
 
@@ -30,12 +31,17 @@ class Devices:
     uuids: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose_devices(wanted: str, look: Callable[[], CudaState] | None = None) -> Devices:
+def choose_devices(
+    wanted: str,
+    look: Callable[[], CudaState] | None = None,
+    has_gpu: Callable[[], bool] = has_nvidia_gpu,
+) -> Devices:
     """Return the devices for a `--device` value.
 
     Args:
         wanted: auto, cpu, cuda (every GPU), or cuda:N,M,...
         look: how the state of CUDA is found; by default a process tries it.
+        has_gpu: whether there is one at all, for which CUDA could be made to work.
     Raises: ConfigError for any other value, and when CUDA is asked for and does not work: there is no silent
         fall-back to the CPU.
     """
@@ -43,7 +49,7 @@ def choose_devices(wanted: str, look: Callable[[], CudaState] | None = None) -> 
     if wanted == "cpu":
         return Devices(("cpu",), "cpu, as asked")
     if wanted == "auto":
-        return _automatic(look())
+        return _automatic(look(), has_gpu)
     match = re.fullmatch(r"cuda(?::(\d+(?:,\d+)*))?", wanted)
     if match is None:
         raise ConfigError(
@@ -51,9 +57,7 @@ def choose_devices(wanted: str, look: Callable[[], CudaState] | None = None) -> 
         )
     state = look()
     if not state.devices:
-        raise ConfigError(
-            f"device {wanted!r} cannot be used: {state.problem}; mend that, or use --device cpu"
-        )
+        raise ConfigError(f"device {wanted!r} cannot be used: {state.problem}; fix that, or use --device cpu")
     if match[1] is None:
         numbers: Sequence[int] = range(state.devices)
     else:
@@ -67,7 +71,7 @@ def choose_devices(wanted: str, look: Callable[[], CudaState] | None = None) -> 
     broken = [f"cuda:{number}: {state.broken[number]}" for number in numbers if number in state.broken]
     if broken:
         raise ConfigError(
-            f"device {wanted!r} cannot be used: {'; '.join(broken)}; mend that, name other GPUs, or use --device cpu"
+            f"device {wanted!r} cannot be used: {'; '.join(broken)}; fix that, name other GPUs, or use --device cpu"
         )
     return _cuda(state, numbers, "cuda, as asked")
 
@@ -99,10 +103,12 @@ def cuda_state() -> CudaState:
         )
 
 
-def _automatic(state: CudaState) -> Devices:
+def _automatic(state: CudaState, has_gpu: Callable[[], bool]) -> Devices:
     """Every GPU that works, else the CPU."""
     working = [number for number in range(state.devices) if number not in state.broken]
     broken = [f"cuda:{number}: {text}" for number, text in sorted(state.broken.items())]
+    if not working and not broken and not has_gpu():
+        return Devices(("cpu",), "cpu, for there is no NVIDIA GPU")
     if not working:
         why = "; ".join(broken) or state.problem
         return Devices(("cpu",), f"cpu, because CUDA does not work here: {why}")

@@ -55,6 +55,11 @@ def decode(body: bytes | bytearray | memoryview, signature: Signature) -> dict[s
     return {spec.name: _to_array(values[spec.name], spec, numbers_only) for spec in signature.inputs}
 
 
+def to_arrays(values: Mapping[str, Any], signature: Signature) -> dict[str, np.ndarray]:
+    """The same of values that were parsed already: one, or nested lists, for each input. Raises: BadTensor."""
+    return {spec.name: _to_array(values[spec.name], spec, numbers_only=False) for spec in signature.inputs}
+
+
 def encode(model: str, version: str, outputs: Mapping[str, np.ndarray]) -> bytes:
     """Return {"model", "version", "outputs": {name: nested lists}} as bytes.
 

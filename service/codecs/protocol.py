@@ -12,7 +12,7 @@ import numpy as np
 
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.errors import ServiceError
 
 Options = Sequence[str | None]
@@ -75,6 +75,6 @@ class InferenceProtocol(Protocol):
         """The answer that tells the client of an error."""
         ...
 
-    def fast_codec(self, served: Served) -> FastJsonCodec | None:
+    def fast_codec(self, served: Served) -> FastCodec | None:
         """What reads and writes the common bodies of this model more quickly; None when there is no such thing."""
         ...

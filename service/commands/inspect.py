@@ -11,6 +11,7 @@ from foldserve.service.artifact.file_sums import EXPORT, FileCheck, check_files,
 from foldserve.service.artifact.manifest import Fold, FormParity, Manifest
 from foldserve.service.artifact.names import VERSION_NAME
 from foldserve.service.artifact.pictures import PictureInput
+from foldserve.service.did_you_mean import similar_folder
 from foldserve.service.documents import printable
 from foldserve.service.errors import ConfigError
 from foldserve.service.repository.artifact import Artifact, read_artifact
@@ -29,9 +30,10 @@ def inspect(target: Path, out: TextIO) -> int:
     """
     folders = list(version_folders(target.absolute()))
     if not folders:
+        near = "" if target.is_dir() else similar_folder(target)
         raise ConfigError(
-            f"{target} holds no exported model; expected a repository (<model>/<version>/), a model in it, "
-            "or a version of that: `foldserve export` writes one"
+            f"{target} {'holds no exported model' if target.is_dir() else 'is not a folder'}; expected a repository "
+            f"(<model>/<version>/), a model in it, or a version of that{near or ': `foldserve export` writes one'}"
         )
     damaged = 0
     for folder in folders:
@@ -134,11 +136,11 @@ def _file_lines(manifest: Manifest, checks: list[FileCheck]) -> Iterator[str]:
 
 def _dim_lines(artifact: Artifact) -> Iterator[str]:
     links = {link.name: f", and {link}" for link in artifact.signature.links}
-    told = set()
+    shown = set()
     for spec in artifact.signature.inputs:
         for name, allowed in zip(spec.dims, spec.ranges, strict=False):
-            if allowed is not None and name not in told:
-                told.add(name)
+            if allowed is not None and name not in shown:
+                shown.add(name)
                 yield f"  dim      {name}: {allowed}{links.get(name, '')}"
     for one in artifact.manifest.narrowed if artifact.manifest else ():
         yield f"           narrowed {one.dim}: {one.reason}"

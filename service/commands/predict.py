@@ -53,8 +53,6 @@ def predict_files(
         top: how many labels to print of a model that has them; None for 5 of a picture, and none of an array.
     Raises: ConfigError for a URL or a file that cannot be used.
     """
-    if top is not None and top < 1:
-        raise ConfigError(f"--top is {top}; expected how many labels to print, 1 or more")
     timeout_s = timeout_ms / 1000
     try:
         client = Client(url, timeout_s)
@@ -120,8 +118,7 @@ def _array(value: Loaded, card: ModelCard, model: str) -> np.ndarray:
     if card.image is None:
         raise ClientError(
             f"this is a picture, and the server does not say how model {model!r} takes pictures; export the network "
-            "with an ImageInput around it, or decode the picture to the array that the model takes (/docs shows its "
-            "shape) and save that with numpy.save"
+            "with an ImageInput around it, or send the array that the model takes (/docs shows its shape) as .npy"
         )
     try:
         return decode(value, card.image)[None]
@@ -173,14 +170,14 @@ def _load(path: str, problems: list[str]) -> Loaded:
 
 def _picture(path: str, kind: str, body: bytes, problems: list[str]) -> bytes:
     try:
-        decode(body, PictureInput("any"))  # now, so that a damaged one is told before anything is sent
+        decode(body, PictureInput("any"))  # now, so that a damaged one is reported before anything is sent
     except BadPicture as error:
         problems.append(f"{path} is a {kind} picture that cannot be used: {error}")
     return body
 
 
 def _why_unread(path: str, error: Exception) -> str:
-    """What is wrong with a file that is no array, as whoever gave it would say it."""
+    """What is wrong with a file that holds no array, in one line."""
     if isinstance(error, FileNotFoundError):
         return f"{path} does not exist; expected a file that numpy.save wrote, or a JPEG or PNG"
     if isinstance(error, OSError) and error.strerror:
@@ -190,12 +187,15 @@ def _why_unread(path: str, error: Exception) -> str:
     for magic, kind in _KINDS.items():
         if start.startswith(magic):
             return (
-                f"{path} is a {kind} picture; expected a JPEG, a PNG, or a .npy file: convert it, or decode it to "
-                "the array that the model takes (/docs shows its shape) and save that with numpy.save"
+                f"{path} is a {kind} picture; expected a JPEG, a PNG, or a .npy file: convert it, or send the "
+                "array that the model takes (/docs shows its shape) as a .npy file"
             )
     if start.startswith(_NPY):
-        return f"{path} is a .npy file that cannot be used: {error}; save an array of numbers again with numpy.save"
-    return f"{path} is no .npy file{' but empty' if not start else ''}; save the array with numpy.save"
+        # numpy's own text advises to load the objects, which runs whatever they say.
+        why = "it holds Python objects" if "allow_pickle" in str(error) else str(error)
+        return f"{path} is a .npy file that cannot be used: {why}; save an array of numbers with numpy.save"
+    what = "is not a .npy file" if start else "is empty"
+    return f"{path} {what}; expected a file that numpy.save wrote, or a JPEG or PNG"
 
 
 def _shown(array: np.ndarray) -> str:

@@ -1,13 +1,21 @@
 """The table of routes: which call of which path is answered by what. Pure matching; the answers: asgi.py.
 
-A path template has whole segments in braces: /predict/{model}/versions/{version}. The table also makes the
-OpenAPI document, so a route and its description cannot part.
+A path template has parameters in braces, one in a segment: /predict/{model}/versions/{version}. The table also makes
+the OpenAPI document, so a route and its description cannot part.
 """
 
 import re
+from typing import Final
 
 from foldserve.service.errors import MethodNotAllowed, NotFound
 from foldserve.service.protocols.routes import Route
+
+_PARAMETER: Final = re.compile(r"\{(\w+)\}")
+
+
+def _fixed(path: str) -> int:
+    """Characters of a template that are no parameter's."""
+    return len(_PARAMETER.sub("", path))
 
 
 class RouteTable:
@@ -21,10 +29,10 @@ class RouteTable:
             methods[route.method] = route
             if route.method == "GET":
                 methods["HEAD"] = route
+        # The more of a path is fixed the earlier: {model}:predict is none of {model}.
+        templates = sorted((path for path in self._by_path if "{" in path), key=_fixed, reverse=True)
         self._patterns = [
-            (re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), methods)
-            for path, methods in self._by_path.items()
-            if "{" in path
+            (re.compile(_PARAMETER.sub(r"(?P<\1>[^/]+)", path)), self._by_path[path]) for path in templates
         ]
 
     def match(self, method: str, path: str) -> tuple[Route, dict[str, str]]:

@@ -8,7 +8,8 @@ import logging
 from typing import Final
 
 from foldserve.service.inference.context import RequestContext
-from foldserve.service.logs.records import LINE_BYTES, Outlet
+from foldserve.service.logs.lines import LINE_BYTES
+from foldserve.service.logs.records import Outlet
 
 _log = logging.getLogger("foldserve.access")
 _STDOUT: Final = 1
@@ -41,8 +42,6 @@ def log_access(context: RequestContext, status: int, duration_s: float) -> None:
 
 def open_access_log() -> None:
     """Send the lines, bare, to this process's stdout, as logs/ sends other records to stderr: nobody waits for it."""
-    handler = Outlet(_STDOUT)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    _log.handlers = [handler]
+    _log.handlers = [Outlet(_STDOUT)]
     _log.setLevel(logging.INFO)
     _log.propagate = False

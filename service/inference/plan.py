@@ -41,9 +41,10 @@ class RequestPlan:
         self.outputs = outputs
         self.served = Served(queue.model, queue.version, signature, queue.labels)
         self.media_type = writes.media_type
-        self.parse = reads.fast_codec(self.served)
+        fast = reads.fast_codec(self.served)
+        self.parse = fast
         """The quick way to the inputs, where there is one."""
-        self.render = None if outputs else writes.fast_codec(self.served)
+        self.render = None if outputs else fast if writes is reads else writes.fast_codec(self.served)
         """The quick way to the answer."""
         fits = reads.raw and queue.layout.one_fixed_input
         self.row_bytes = (

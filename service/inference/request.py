@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, final
 import numpy as np
 
 from foldserve.service.codecs.encoded import LaidOut
+from foldserve.service.codecs.fast_codec import Answer
 from foldserve.service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
 from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.engine.codec_process.orders import Body
@@ -100,18 +101,21 @@ class InferenceRequest(ReceivingRequest):
             if self.place is not None:
                 body = bytes(self.place.inputs[: self.length])
                 dispatcher.release(self)
-            taken = None if plan.parse is None or self.head.options else plan.parse.decode(body)
+            options = self.head.options
+            taken = None if plan.parse is None else plan.parse.decode(body, options)
             if taken is not None:
-                self.rows, data = taken
+                self.rows, data, self._reply = taken
                 now_ns = self._decoded(started_ns)
                 room = self.queue.layout.output_room(self.rows)
                 assert room is not None
                 dispatcher.reserve(self, len(data), room)[:] = data
             else:
                 signature = plan.served.signature
-                parsed = plan.reads.parse(body, signature, self.head.options)
+                parsed = plan.reads.parse(body, signature, options)
                 self.rows = signature.check_inputs(parsed.inputs)
                 self._heed(parsed.outputs, parsed.reply, parsed.queue_timeout_us)
+                if plan.parse is not None and not parsed.queue_timeout_us:
+                    plan.parse.learn(body, options, parsed.inputs, parsed.reply)
                 now_ns = self._decoded(started_ns)
                 dispatcher.put(self, parsed.inputs, self.rows)
             self.body = b""
@@ -175,8 +179,7 @@ class InferenceRequest(ReceivingRequest):
             return
         started_ns = monotonic_ns()
         plan, dispatcher = self.plan, self.server.dispatcher
-        headers: tuple[tuple[str, str], ...] = ()
-        media_type, body = plan.media_type, None
+        answer: Answer | None = None
         try:
             outputs = dispatcher.outputs(self)
             names = self._outputs or plan.outputs
@@ -187,10 +190,11 @@ class InferenceRequest(ReceivingRequest):
                 return
             if plan.render is not None:
                 (output,) = outputs.values()
-                body = plan.render.encode(output)
-            if body is None:
-                rendered = plan.writes.render(plan.served, outputs, self._reply)
-                media_type, body, headers = rendered.media_type, rendered.body, rendered.headers
+                answer = plan.render.encode(output, self._reply)
+            if answer is None:
+                made = plan.writes.render(plan.served, outputs, self._reply)
+                answer = (made.media_type, made.body, made.headers)
+            media_type, body, headers = answer
         except ServiceError as unencodable:
             self.refuse(unencodable)
             return

@@ -1,1 +1,1 @@
-"""How the server's processes log: records.py on stderr, bounded by limits.py, through pipes that never block."""
+"""How the server's processes log: records.py on stderr, as lines.py says, bounded by limits.py, through pipes.py."""

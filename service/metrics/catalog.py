@@ -45,7 +45,7 @@ NO_MODEL: Final = ("", "")
 
 _FROM_ZERO: Final = {
     True: frozenset(
-        product(("json", "raw", "npy", "oip"), ("200", "400", "413", "429", "500", "503", "504"))
+        product(("json", "raw", "npy", "oip", "v1"), ("200", "400", "413", "429", "500", "503", "504"))
     ),  # what alerts and error budgets are made of
     False: frozenset({("other", "404"), ("other", "405")}),
 }

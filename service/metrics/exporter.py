@@ -23,6 +23,7 @@ from foldserve.service.ipc.model_table import MappedModelTable, ModelTable
 from foldserve.service.ipc.scoreboard import READY, MappedScoreboard, Scoreboard
 from foldserve.service.ipc.slots.arena import Arena, MappedArena
 from foldserve.service.ipc.slots.slot_counts import count_slots
+from foldserve.service.logs.lines import LogStyle
 from foldserve.service.logs.records import configure_logging
 from foldserve.service.metrics.device import DeviceMetrics
 from foldserve.service.metrics.exposition import Exposition, LiveGauges
@@ -49,7 +50,7 @@ class ExporterPlan:
     models: ModelTable
     uuids: Mapping[str, str]
     supervisor_pid: int
-    log_level: str
+    log_style: LogStyle
 
     def exposition(self) -> Exposition:
         """What answers scrapes, over this process's view of the memory."""
@@ -85,7 +86,7 @@ def main(asked: socket.socket) -> None:
     length = int.from_bytes(_receive(asked, LENGTH_BYTES), "little")
     plan: ExporterPlan = pickle.loads(_receive(asked, length))  # from the process that started this one
     multiprocessing.current_process().name = "exporter"
-    configure_logging(plan.log_level)
+    configure_logging(plan.log_style)
     exposition = plan.exposition()
     freeze_garbage()
     os.nice(_NICE)

@@ -2,6 +2,7 @@
 
     predict.py    POST /predict: JSON, raw bytes or a NumPy file
     oip/          /v2: the Open Inference Protocol
+    kserve_v1.py  /v1: the protocol of TensorFlow Serving and KServe v1; SageMaker's calls
     lookup.py     which model version a call asks for
     heads.py      what the heads of inference requests have in common
     routes.py     one call that the server answers
@@ -12,7 +13,8 @@ A protocol is an implementation of codecs/protocol.py, and calls that read its h
 from typing import Final
 
 from foldserve.service.codecs.protocol import InferenceProtocol
+from foldserve.service.protocols.kserve_v1 import KSERVE_V1
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.predict import PREDICT
 
-PROTOCOLS: Final[tuple[InferenceProtocol, ...]] = (*PREDICT.values(), OIP_JSON, OIP_BINARY)
+PROTOCOLS: Final[tuple[InferenceProtocol, ...]] = (*PREDICT.values(), OIP_JSON, OIP_BINARY, KSERVE_V1)

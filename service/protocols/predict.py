@@ -22,6 +22,7 @@ from foldserve.service.codecs import (
     pick_outputs,
 )
 from foldserve.service.codecs.encoded import Encoded, LaidOut
+from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.json_fast import FastJsonCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
@@ -66,7 +67,7 @@ class PredictProtocol:
         """See InferenceProtocol."""
         return error_body(error)
 
-    def fast_codec(self, served: Served) -> FastJsonCodec | None:
+    def fast_codec(self, served: Served) -> FastCodec | None:
         """See InferenceProtocol."""
         return (
             FastJsonCodec.of(served.model, served.version, served.signature)

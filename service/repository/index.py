@@ -127,8 +127,6 @@ def read_model(folder: Path) -> tuple[ModelEntry | None, list[Broken]]:
                 "most 128: rename it"
             )
         config = read_model_config(folder / CONFIG, name)
-        if (folder / "config.yml").exists():
-            _log.warning("model %s: config.yml is not read; expected config.yaml: rename it", name)
         versions = versions_to_serve(name, _versions_in(folder), config.version_policy)
     except ConfigError as error:
         return None, [Broken(name, "", error.problems)]

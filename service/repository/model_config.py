@@ -1,11 +1,10 @@
 """config.yaml: how one model is served. Hand-written, optional, beside the model's version folders.
 
-The keys, their defaults and what is expected of each stand in one table (KEYS); docs/operations.md lists the
-same keys, and a test compares. All problems of a file are reported at once.
+KEYS is the table of its keys (options.py); docs/operations.md lists the same keys, and a test compares. All problems
+of a file are reported at once.
 """
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,8 +13,18 @@ from foldserve.service.artifact.manifest import LARGEST_BATCH
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.artifact.stated_signature import parse_signature
 from foldserve.service.backends import BACKENDS, SessionOptions
+from foldserve.service.did_you_mean import did_you_mean
 from foldserve.service.documents import BadDocument, parse_yaml, read_regular, shown
 from foldserve.service.errors import ConfigError
+from foldserve.service.options import (
+    Option,
+    choice,
+    number,
+    parse_all,
+    parse_boolean,
+    parse_size,
+    whole_number,
+)
 
 DEFAULT_MAX_BATCH_SIZE: Final = 32
 """For artifacts without a manifest; the same as the export's default."""
@@ -23,7 +32,6 @@ _MOST_BYTES: Final = 2**16
 """Of a config.yaml: a page or two are usual, and what is larger takes seconds to parse."""
 _MOST_ENTRIES: Final = 1000
 """Of a list in it."""
-_MANY: Final = 10**18
 _LONGEST_MS: Final = 86_400_000.0
 GPU_INSTANCES: Final = 2
 """Sessions of a model in each worker of a GPU, where config.yaml does not say: one copies while the other computes."""
@@ -78,23 +86,14 @@ class ModelConfig:
         return self if self.instances_given or device == "cpu" else replace(self, instances=GPU_INSTANCES)
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key of config.yaml.
-
-    name: dotted for a key inside a section. expected: ends the sentence "expected ...".
-    parse: YAML value -> setting; raises ValueError or TypeError when it does not fit, _SayMore with a text
-    that is worth showing.
-    """
-
-    name: str
-    default: Any
-    expected: str
-    parse: Callable[[Any], Any]
-
-
 def read_model_config(path: Path, model: str) -> ModelConfig:
     """Read a model's config.yaml; a file that does not exist means all defaults. Raises: ConfigError."""
+    misnamed = path.with_suffix(".yml")
+    if misnamed.exists():
+        # Served without what it says, the model would run with other limits than its owner set.
+        raise ConfigError(
+            f"model {model} has a {misnamed.name}; expected {path.name}: rename it, or remove it"
+        )
     where = f"config.yaml of model {model}"
     try:
         given = parse_yaml(read_regular(path, _MOST_BYTES))
@@ -109,20 +108,8 @@ def parse_model_config(given: Any, where: str) -> ModelConfig:
     """Check the content of a config.yaml. Raises: ConfigError with every problem found."""
     problems: list[str] = []
     flat = _flatten(given, where, problems)
-    values: dict[str, Any] = {}
-    for key in KEYS:
-        if key.name not in flat:
-            values[key.name] = key.default
-            continue
-        try:
-            values[key.name] = key.parse(flat[key.name])
-        except _SayMore as error:
-            problems.append(f"{where}: {key.name}: {error}; expected {key.expected}")
-            values[key.name] = key.default
-        except (ValueError, TypeError):
-            problems.append(f"{where}: {key.name} is {shown(flat[key.name])}; expected {key.expected}")
-            values[key.name] = key.default
-    problems += _disagreements(values, where)
+    values, wrong = parse_all(KEYS, {name: (f"{where}: {name}", value) for name, value in flat.items()})
+    problems += [*wrong, *_disagreements(values, where)]
     signature = values["signature"]
     if signature is not None and values["max_batch_size"] != 0:
         try:
@@ -158,10 +145,6 @@ def parse_model_config(given: Any, where: str) -> ModelConfig:
     )
 
 
-class _SayMore(ValueError):
-    """A parse error whose text is worth showing beside what was expected."""
-
-
 def _flatten(given: Any, where: str, problems: list[str]) -> dict[str, Any]:
     """The given keys by their dotted names; unknown ones become problems."""
     if not isinstance(given, dict):
@@ -178,9 +161,7 @@ def _flatten(given: Any, where: str, problems: list[str]) -> dict[str, Any]:
         elif value is not None:
             problems.append(f"{where}: {name} is {shown(value)}; expected a mapping of keys to values")
     for name in [name for name in flat if name not in known]:
-        close = difflib.get_close_matches(name[:100], sorted(known), n=1)
-        mend = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
-        problems.append(f"{where}: there is no key {name[:100]}; {mend}")
+        problems.append(f"{where}: {name[:100]!r} is not a key{did_you_mean(name, sorted(known))}")
         del flat[name]
     return flat
 
@@ -202,46 +183,11 @@ def _disagreements(values: Mapping[str, Any], where: str) -> list[str]:
     return problems
 
 
-# Parsers: each takes what YAML gives, and raises ValueError or TypeError when it does not fit. ------------
-
-
-def _whole(low: int, high: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _milliseconds(low: float) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= _LONGEST_MS:
-            raise ValueError
-        return float(value)
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in words:
-            raise ValueError
-        return str(value)
-
-    return parse
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
+# Parsers of what only a model's config.yaml has; see options.py. ------------------------------------------
 
 
 def _buckets(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
-        raise TypeError
-    sizes = tuple(_whole(1, LARGEST_BATCH)(size) for size in value)
+    sizes = tuple(map(_ROWS, _entries(value)))
     if list(sizes) != sorted(set(sizes)):
         raise ValueError
     return sizes
@@ -251,78 +197,74 @@ def _version_policy(value: Any) -> VersionPolicy:
     if value in ("latest", "all"):
         return VersionPolicy(value)
     if isinstance(value, dict) and list(value) == ["latest"]:
-        return VersionPolicy("latest", count=_whole(1, _MANY)(value["latest"]))
-    if isinstance(value, list) and 0 < len(value) <= _MOST_ENTRIES:
-        return VersionPolicy("specific", versions=tuple(str(_whole(1, _MANY)(number)) for number in value))
-    raise ValueError
+        return VersionPolicy("latest", count=_COUNT(value["latest"]))
+    if not value:
+        raise ValueError
+    return VersionPolicy("specific", versions=tuple(str(_COUNT(one)) for one in _entries(value)))
 
 
 def _providers(value: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
-        raise TypeError
     providers: list[tuple[str, Mapping[str, Any]]] = []
-    for entry in value:
-        if isinstance(entry, str):
-            providers.append((entry, {}))
-        elif isinstance(entry, dict) and len(entry) == 1:
-            ((name, options),) = entry.items()
-            if not isinstance(options, dict | None):
-                raise TypeError
-            providers.append((str(name), dict(options or {})))
-        else:
-            raise TypeError
+    for entry in _entries(value):
+        ((name, options),) = entry.items() if isinstance(entry, dict) and len(entry) == 1 else [(entry, None)]
+        if not isinstance(name, str) or not isinstance(options, dict | None):
+            raise ValueError
+        providers.append((name, options or {}))
     return tuple(providers)
+
+
+def _entries(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
+        raise ValueError
+    return value
 
 
 def _signature(value: Any) -> Signature:
     try:
         return parse_signature(value, counts_rows=False)  # whether rows are counted, another key says
     except ValueError as error:
-        raise _SayMore(str(error)) from error
+        raise ValueError(f"inputs and outputs, each a list of {{name, datatype, shape}}: {error}") from error
 
 
-KEYS: Final[tuple[Key, ...]] = (
-    Key("backend", None, f"one of {', '.join(BACKENDS)}", _one_of(*BACKENDS)),
-    Key(
+_ROWS: Final = whole_number(1, LARGEST_BATCH)
+_COUNT: Final = whole_number(1)
+
+KEYS: Final[tuple[Option, ...]] = (
+    Option("backend", choice(*BACKENDS)),
+    Option(
         "max_batch_size",
-        None,
-        f"a whole number of rows, 1 to {LARGEST_BATCH}, or 0 for one request at a time",
-        _whole(0, LARGEST_BATCH),
+        whole_number(0, LARGEST_BATCH),
+        expected=f"a whole number of rows from 1 to {LARGEST_BATCH}, or 0 for one request at a time",
     ),
-    Key("max_queue_delay_ms", 0.0, "milliseconds, at least 0 (0 = take what waits)", _milliseconds(0)),
-    Key(
+    Option("max_queue_delay_ms", number(0, _LONGEST_MS, "milliseconds"), 0.0),
+    Option(
         "batch_buckets",
-        (),
-        f"ascending whole numbers of rows, up to {LARGEST_BATCH}, such as [1, 8, 32]",
         _buckets,
-    ),
-    Key("queue.max_rows", 1024, "a whole number of rows, at least 1", _whole(1, _MANY)),
-    Key("queue.max_rows_per_request", None, "a whole number of rows, at least 1", _whole(1, _MANY)),
-    Key("queue.max_bytes", 256 * 2**20, "a whole number of bytes, at least 1", _whole(1, _MANY)),
-    Key("queue.timeout_ms", 30_000.0, "milliseconds, at least 1", _milliseconds(1)),
-    Key("instances", None, "a whole number, 1 to 64", _whole(1, 64)),
-    Key(
-        "version_policy",
-        VersionPolicy("latest"),
-        "latest, all, {latest: 2}, or a list of versions such as [1, 3]",
-        _version_policy,
-    ),
-    Key("warmup", True, "true or false", _boolean),
-    Key("session.threads", None, "a whole number of threads, 1 to 1024", _whole(1, 1024)),
-    Key(
-        "session.providers",
         (),
-        "a list of onnxruntime providers, each a name or {name: {option: value}}",
+        expected=f"ascending whole numbers of rows, up to {LARGEST_BATCH}, such as [1, 8, 32]",
+    ),
+    Option("queue.max_rows", whole_number(1, of="rows"), 1024),
+    Option("queue.max_rows_per_request", whole_number(1, of="rows")),
+    Option("queue.max_bytes", parse_size, 256 * 2**20),
+    Option("queue.timeout_ms", number(1, _LONGEST_MS, "milliseconds"), 30_000.0),
+    Option("instances", whole_number(1, 64)),
+    Option(
+        "version_policy",
+        _version_policy,
+        VersionPolicy("latest"),
+        expected="latest, all, {latest: 2}, or a list of versions such as [1, 3]",
+    ),
+    Option("warmup", parse_boolean, True),
+    Option("session.threads", whole_number(1, 1024, "threads")),
+    Option(
+        "session.providers",
         _providers,
+        (),
+        expected="a list of onnxruntime providers, each a name or {name: {option: value}}",
     ),
-    Key("session.cuda_graphs", True, "true or false", _boolean),
-    Key("session.tf32", False, "true or false", _boolean),
-    Key("session.nhwc", False, "true or false", _boolean),
-    Key("session.memory_limit_bytes", None, "a whole number of bytes, at least 1", _whole(1, _MANY)),
-    Key(
-        "signature",
-        None,
-        "inputs and outputs, each a list of {name, datatype, shape}, with shape[0] = -1 for the rows, if it counts any",
-        _signature,
-    ),
+    Option("session.cuda_graphs", parse_boolean, True),
+    Option("session.tf32", parse_boolean, False),
+    Option("session.nhwc", parse_boolean, False),
+    Option("session.memory_limit_bytes", parse_size),
+    Option("signature", _signature),
 )

@@ -35,6 +35,7 @@ from foldserve.service.metrics.exporter import ExporterPlan
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.metrics.scrapes import Scrapes
 from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.server.api_models import ApiModels
@@ -126,7 +127,7 @@ def make_api_server(
         PROTOCOLS,
         memory.handle.fd,
         memory.nbytes,
-        settings.log_level,
+        settings.log_style,
         settings.run_limit_s,
     )
     status = BoardStatus(dispatcher, api_models.models, devices.of_workers, broken)
@@ -147,12 +148,13 @@ def make_api_server(
             transport.models,
             devices.uuids,
             os.getppid(),
-            settings.log_level,
+            settings.log_style,
         )
     )
     calls = (
         PredictCalls(status, api_models.plans, settings.default_model),
         OipCalls(status, api_models.plans, scrapes),
+        KserveV1Calls(status, api_models.plans, settings.default_model),
     )
     app = AsgiApp(status, server, calls, settings, scrapes)
     routes = api_models.routes(settings.default_model, broken)

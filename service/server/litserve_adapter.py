@@ -90,7 +90,7 @@ class WorkerLoop(LitLoop):  # type: ignore[misc]
     ) -> None:
         """Serve until the lifeline ends. `request_queue` is where LitServe passes what _get_request_queue gave."""
         die_with_parent()  # loading may take minutes, in which nobody looks at the lifeline
-        configure_logging(lit_api.plan.log_level)
+        configure_logging(lit_api.plan.log_style)
         serve(request_queue, device, transport, lit_api.plan)
 
 

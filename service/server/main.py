@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from foldserve.service.backends.devices import Devices, choose_devices
+from foldserve.service.did_you_mean import did_you_mean
 from foldserve.service.engine.served import NOTHING_BROKEN
 from foldserve.service.errors import ConfigError
 from foldserve.service.frontend.connections import descriptors
@@ -22,7 +23,7 @@ from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import Dimensions
 from foldserve.service.ipc.slots import slot_state
 from foldserve.service.logs.pipes import LogPipes
-from foldserve.service.logs.records import configure_logging, tell
+from foldserve.service.logs.records import ALWAYS, configure_logging, tell
 from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info, is_compiled
 from foldserve.service.repository.index import Repository, look_through
 from foldserve.service.repository.model_version import read_version, versions_of
@@ -41,7 +42,7 @@ log = logging.getLogger("foldserve.server")
 
 SUPERVISOR = "supervisor"
 API_SERVER_DRAIN_S = 30
-"""How long an API server may take to finish its requests once it is told to stop."""
+"""How long an API server may take to finish its requests after it is asked to stop."""
 SPARE_MODELS = 16
 """Rows of the model table beyond what the repository holds, unless --max-models says how many there are."""
 SPARE_INSTANCES = 4
@@ -49,11 +50,11 @@ SPARE_INSTANCES = 4
 
 
 def run_server(settings: ServeSettings, stop: StopSignals) -> int:
-    """Serve a repository until SIGINT or SIGTERM, which `stop` tells. Returns the exit code.
+    """Serve a repository until SIGINT or SIGTERM, which `stop` reports. Returns the exit code.
 
     Raises: ConfigError when the repository, the device, the default model or the address cannot be used.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_style)
     descriptors.raise_limit()
     settings = replace(settings, repository=_absolute(settings.repository))
     with LogPipes() as pipes:
@@ -68,10 +69,10 @@ def _prepare(settings: ServeSettings, stop: StopSignals, pipes: LogPipes) -> int
         for problem in one.problems:
             log.error("%s is not served: %s", one, problem)
     names = [*(entry.name for entry in found.entries), *(one.model for one in found.broken)]
-    if settings.default_model not in (None, *names):
+    if settings.default_model is not None and settings.default_model not in names:
         raise ConfigError(
-            f"--default-model {settings.default_model!r} is not in {settings.repository}; expected one of "
-            f"{', '.join(dict.fromkeys(names))}"
+            f"--default-model is {settings.default_model!r}, and {settings.repository} has no model of that name"
+            f"{did_you_mean(settings.default_model, dict.fromkeys(names))}"
         )
     devices = choose_devices(settings.device)
     log.info("device: %s", devices.note)
@@ -118,7 +119,7 @@ class Server:
 
     supervisor: of its processes and models. models: which there are. transport: what the processes share.
 
-    Raises: ConfigError when there is no room for the repository's models.
+    Raises: ConfigError when there are too few rows for the repository's models.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Server:
             metrics_memory=self._metrics.store.memory,
             metrics_spec=self._metrics.spec,
             writers=self._workers,
-            log_level=settings.log_level,
+            log_style=settings.log_style,
             check_moves=settings.check_moves,
             per_device=settings.workers_per_device,
             load_limit_s=settings.load_limit_s or None,
@@ -228,23 +229,23 @@ class Server:
 
 
 def model_rows(settings: ServeSettings, versions: int) -> int:
-    """Rows of the model table. Raises: ConfigError when the repository's versions have no room in it."""
+    """Rows of the model table. Raises: ConfigError when it would have too few for the repository's versions."""
     if settings.max_models is None:
         return versions + SPARE_MODELS
     if settings.max_models < versions:
         raise ConfigError(
             f"--max-models is {settings.max_models}, and {settings.repository} holds {versions} versions to serve; "
-            "set it to as many at least, or serve fewer (version_policy in config.yaml)"
+            f"set it to at least {versions}, or serve fewer (version_policy in config.yaml)"
         )
     return settings.max_models
 
 
 def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int | None) -> None:
-    """Log what the settings promise and the machine may not give.
+    """Warn about limits of the settings that the machine may not be able to keep.
 
     Args:
-        connections: for how many each API server has descriptors.
-        memory_bytes: what the container may take; None = no limit.
+        connections: how many each API server has file descriptors for.
+        memory_bytes: limit of the container; None = no limit.
     """
     if connections < settings.max_in_flight:
         log.warning(
@@ -276,7 +277,9 @@ def tell_what_is_served(
     keys = models.find_all(LOADED)
     ready = {key for key in keys if models.state[key.row] == ModelState.READY}
     if not ready:
-        log.error("no model of %s can be served, for the reasons above; the server ends", settings.repository)
+        log.error(
+            "no model of %s can be served, for the reasons above; the server exits", settings.repository
+        )
         return False
     compiled = f"compiled: {str(is_compiled()).lower()}"
     served_on = f"{' '.join(addresses)} on {', '.join(devices.names)}"
@@ -294,5 +297,9 @@ def tell_what_is_served(
         lines.append(f"  {name}  {artifact.backend:11}  batch {batch:<4}  {state}")
     lines += [f"  {name.ljust(width)}  NOT READY: {problem}" for name, problem in broken.items()]
     lines.append("  POST /predict/<model>   GET /info  /metrics  /docs  /v2/health/ready")
-    tell("\n".join(lines))
+    if settings.log_format == "text":
+        tell("\n".join(lines))
+    else:
+        for line in lines[:-1]:  # the routes are for people
+            log.info("%s", " ".join(line.split()), extra=ALWAYS)
     return True

@@ -16,6 +16,7 @@ from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
 from foldserve.service.ipc.handles import Handle, SharedMemory
 from foldserve.service.ipc.resources import Transport
 from foldserve.service.ipc.slots import slot_state
+from foldserve.service.logs.lines import LogStyle
 from foldserve.service.logs.records import flush_logs
 from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec
 from foldserve.service.worker.dequeue import WorkerMemory
@@ -45,7 +46,7 @@ class WorkerPlan:
     metrics_memory: SharedMemory
     metrics_spec: MetricsLayoutSpec
     writers: tuple[str, ...]
-    log_level: str
+    log_style: LogStyle
     check_moves: bool
     per_device: int = 1
     load_limit_s: float | None = None

@@ -1,5 +1,9 @@
-"""What is installed: one package, with its types."""
+"""What is installed, as the README says: one package, with its types and its command."""
 
+import os
+import re
+import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -8,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wheel import ROOT, install_wheel
+from tests.wheel import ROOT
 
 USE = """
 from foldserve import export_model
@@ -23,20 +27,49 @@ follow_imports = skip
 """
 
 
+# What is no part of the project, or built from it.
+NOT_OURS = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "__pycache__")
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A fresh environment with the wheel in it, and what the wheel holds."""
+    """An environment in which the README's line was run, without downloads, and what foldserve put there.
+
+    What foldserve needs is found where the tests have it: pip compares that with pyproject.toml and constraints.txt.
+    """
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, symlinks=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
-    return environment, install_wheel(tmp_path_factory.mktemp("wheel"), packages)
+    (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+    # pip builds in the folder itself, where another build may be under way.
+    clone = shutil.copytree(
+        ROOT, tmp_path_factory.mktemp("clone") / "foldserve", symlinks=True, ignore=NOT_OURS
+    )
+    (line,) = re.findall(r"^pip (install .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    python = environment / "bin" / "python"
+    # The 0 switches isolation off: pip reads it as --no-build-isolation has it, turned round.
+    done = subprocess.run(
+        f"{sys.executable} -m pip --python {python} {line}",
+        shell=True,
+        cwd=clone,
+        env={**os.environ, "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_COMPILE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = packages.glob("foldserve-*.dist-info/RECORD")
+    return environment, [line.partition(",")[0] for line in record.read_text().splitlines()]
 
 
 def test_installed_foldserve_puts_its_own_name_and_no_other_on_the_import_path(
     installed: tuple[Path, list[str]],
 ) -> None:
     _, names = installed
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"foldserve"}
+    assert {name.partition("/")[0].partition("-")[0] for name in names if not name.startswith("..")} == {
+        "foldserve"
+    }
     sources = {
         f"foldserve/{path.relative_to(ROOT)}"
         for part in ("service", "models")
@@ -44,6 +77,14 @@ def test_installed_foldserve_puts_its_own_name_and_no_other_on_the_import_path(
     }
     assert sources <= set(names)
     assert {"foldserve/py.typed", "foldserve/models/digits.safetensors"} <= set(names)
+
+
+def test_command_is_installed(installed: tuple[Path, list[str]]) -> None:
+    environment, names = installed
+    assert [name for name in names if name.startswith("..")] == ["../../../bin/foldserve"]
+    command = [environment / "bin" / "foldserve", "export", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("usage: foldserve export")
 
 
 def _sources(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ One server with two API servers is shared by the tests that only send requests.
 
 import asyncio
 import io
+import json
 import os
 import signal
 import socket
@@ -347,6 +348,24 @@ def test_strict_server_ends_with_exit_2_for_any_broken_model(tmp_path: Path) -> 
     with serving(tmp_path, tmp_path / "log", "--strict") as server:
         assert server.process.wait(120) == 2
     assert "foldserve serve: bad/1/model.onnx: input 'x' has shape [1, 4]" in server.output
+
+
+def test_log_in_json_is_one_object_a_line_from_every_process_with_what_is_served(tmp_path: Path) -> None:
+    save_lookup(tmp_path / "repository/lookup/1/model.onnx")
+    with serving(tmp_path / "repository", tmp_path / "log", "--log-format", "json", "--access-log") as server:
+        server.wait_until("/v2/health/ready", 200)
+        assert server.post("/predict/lookup", json={"inputs": [[99]]}).status_code == 500
+        server.until(lambda: '"status":500' in server.output)
+        assert server.end(signal.SIGTERM) == 0
+    lines = [json.loads(line) for line in server.output.splitlines()]
+    records = [line for line in lines if "message" in line]
+    assert {line["path"] for line in lines if "message" not in line} == {
+        "/v2/health/ready",
+        "/predict/lookup",
+    }
+    assert any(f"serves {server.url} on cpu" in line["message"] for line in records)
+    assert any(line["message"].startswith("lookup/1 onnxruntime batch 32 ready in ") for line in records)
+    assert {line["process"] for line in records if "traceback" in line} == {"inference-worker"}
 
 
 def test_repository_of_broken_models_only_ends_with_exit_2_and_all_problems(tmp_path: Path) -> None:

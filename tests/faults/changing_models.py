@@ -18,6 +18,7 @@ from foldserve.service.frontend.connections.addresses import bind
 from foldserve.service.host.processes import StopSignals
 from foldserve.service.ipc.model_table import ModelState
 from foldserve.service.ipc.records import GENERATIONS, TICKET
+from foldserve.service.logs.lines import LogStyle
 from foldserve.service.logs.records import configure_logging
 from foldserve.service.repository.index import look_through, read_model
 from foldserve.service.repository.model_version import versions_of
@@ -69,7 +70,7 @@ def main(repository: str, port: str, *options: str) -> int:
     given = {"repository": repository, "port": port, "device": "cpu", "check_moves": True}
     pairs = dict(zip(options[::2], options[1::2], strict=True))
     settings = load_settings({**given, **pairs}, {})
-    configure_logging("info")
+    configure_logging(LogStyle("info"))
     with StopSignals() as stop:
         sockets = bind(settings.host, settings.port)
         server = Server(settings, look_through(settings.repository), choose_devices("cpu"), sockets, stop)

@@ -85,6 +85,7 @@ def user_modules(tmp_path, monkeypatch):
     (tmp_path / "user_broken.py").write_text("raise OSError('the disk is gone')")
     (tmp_path / "user_syntax.py").write_text("def f(:")
     (tmp_path / "user_imports.py").write_text("import not_installed_anywhere.part")
+    (tmp_path / "user_own_imports.py").write_text("import user_nets.plan")
     before = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
@@ -136,11 +137,20 @@ def test_weights_are_loaded_into_a_named_network(tmp_path):
         resolve("convnet", tmp_path / "w.pt")
 
 
-def test_unknown_name_lists_the_networks_and_guesses():
-    with pytest.raises(
-        UnknownTarget, match=r"no network 'resnet81'.*did you mean 'resnet18'\?\nexpected one of: mlp, "
-    ):
-        resolve("resnet81")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("resnet81", "did you mean resnet18?"),
+        ("unt", "did you mean unet?"),
+        ("zzz", "expected one of mlp, convnet, "),
+    ],
+)
+def test_unknown_name_is_answered_with_the_one_that_was_meant_or_with_all(name, says):
+    with pytest.raises(UnknownTarget) as caught:
+        resolve(name)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"there is no network {name!r} in foldserve; {says}")
+    assert second == "a network of your own is given as package.module:factory"
 
 
 @pytest.mark.parametrize(
@@ -176,13 +186,26 @@ def test_weights_are_loaded_into_a_module_of_the_users(user_modules):
     ("target", "message"),
     [
         ("user_nets.none:build", r"no module user_nets\.none; expected a module in the current directory"),
-        ("user_none:build", r"no module user_none; expected a module in the current directory"),
-        ("user_nets.plain:biuld", r"user_nets\.plain has no 'biuld'; did you mean 'build'\?"),
+        ("user_nets.plan:build", r"no module user_nets\.plan; did you mean user_nets\.plain\?"),
+        ("usr_nets.plain:build", r"no module usr_nets; did you mean user_nets\?"),
+        (
+            "user_own_imports:build",
+            r"it imports user_nets\.plan, which does not exist; did you mean user_nets\.plain\?",
+        ),
+        (
+            "user_nets.plain",
+            "is not the name of a factory; expected package.module:factory, as user_nets.plain:build",
+        ),
+        ("nowhere:build", r"no module nowhere; expected a module in the current directory"),
+        ("user_nets.plain:biuld", r"user_nets\.plain has no 'biuld'; did you mean build\?"),
         ("user_nets.plain:Group.none", r"has no 'Group\.none'"),
         ("user_broken:build", "importing user_broken raised OSError: the disk is gone"),
         ("user_syntax:build", "importing user_syntax raised SyntaxError"),
         ("user_imports:build", "was found, but it imports not_installed_anywhere, which is not installed"),
-        ("user_nets/plain.py:build", "is not the name of a factory; expected package.module:factory"),
+        (
+            "./user_nets/plain.py:make",
+            "is not the name of a factory; expected .*, as user_nets.plain:make for",
+        ),
         ("user_nets.plain:", "is not the name of a factory"),
         (":build", "is not the name of a factory"),
         ("a:b:c", "is not the name of a factory"),
@@ -271,7 +294,7 @@ def test_one_file_imports_from_a_package_models_of_the_users_and_the_image_input
         ("models.resnet:nope", r"models\.resnet has no 'nope'"),
         (
             "user_inner:build",
-            r"it imports models\.weights, which is not installed",
+            r"it imports models\.weights, which does not exist; add it to models",
         ),
     ],
 )

@@ -22,8 +22,10 @@ from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.observers import Observers
 from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
+from foldserve.service.logs.lines import LogStyle
 from foldserve.service.metrics.catalog import STAGES
 from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.protocols.routes import Route
@@ -222,6 +224,7 @@ SETTINGS = ServeSettings(
     access_log=False,
     check_moves=False,
     log_level="info",
+    log_format="text",
 )
 
 
@@ -281,7 +284,7 @@ class Served:
         memory = rig.transport.arenas[0].memory
         codecs = CodecProcess(
             *(dispatcher, rig.transport.models, PROTOCOLS),
-            *(memory.handle.fd, memory.nbytes, "info", 60.0),
+            *(memory.handle.fd, memory.nbytes, LogStyle("info"), 60.0),
         )
         settings = self.settings
         if settings.access_log:
@@ -301,6 +304,7 @@ class Served:
             (
                 PredictCalls(self.models, plans, settings.default_model),
                 OipCalls(self.models, plans, exposition),
+                KserveV1Calls(self.models, plans, settings.default_model),
             ),
             settings,
             exposition,

@@ -72,9 +72,17 @@ def test_a_command_line_that_is_none_exits_with_2(arguments, capsys, plugins):
         (("serve", "--request-timeout=5"), "no option --request-timeout; did you mean --request-timeout-ms?"),
         (("serve", "--drain", "5", "--run", "5"), "did you mean --drain-grace?; there is no option --run; "),
         (("serve", "--nonsense"), "no option --nonsense; --help lists them"),
-        (("serve", "one", "two"), "'two': more words than `foldserve serve` takes"),
+        (("serve", "one", "two"), "'two': more than `foldserve serve` takes"),
         (("predict", "--timeout", "3", "url", "model", "file"), "did you mean --timeout-ms?"),
         (("fold", "--deep", "it"), "no option --deep"),
+        (
+            ("predict", "--top", "0", "url", "model", "file"),
+            "--top: '0' is not valid; expected a whole number from 1",
+        ),
+        (
+            ("predict", "--timeout-ms", "x", "url", "model", "file"),
+            "expected a number of milliseconds from 1 to",
+        ),
     ],
 )
 def test_option_that_is_none_is_named_with_the_one_that_was_meant_and_no_part_of_a_name_is_taken_for_it(
@@ -85,6 +93,29 @@ def test_option_that_is_none_is_named_with_the_one_that_was_meant_and_no_part_of
     told = capsys.readouterr().err
     assert told.startswith(f"usage: foldserve {arguments[0]} ")
     assert says in told.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "no command is given; expected one of serve, inspect, predict, fold"),
+        (("srve", "repository"), "there is no command 'srve'; did you mean serve?"),
+        (("help",), "there is no command 'help'; expected one of serve, inspect, predict, fold"),
+        (("--verson",), "there is no option --verson; did you mean --version?"),
+        (("--port", "81", "serve"), "there is no option --port; --help lists them"),
+    ],
+)
+def test_command_that_there_is_not_is_named_with_the_one_that_was_meant(arguments, says, capsys, plugins):
+    plugins.append(entry("fold", f"{__name__}:Plugin"))
+    assert exit_code(*arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"foldserve: error: {says}"
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("inspect",), ("predict",), ("export",)])
+def test_help_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert exit_code(*command, "--help") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_help_of_serve_names_every_setting_with_unit_default_and_variable(capsys, plugins):

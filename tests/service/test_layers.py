@@ -18,10 +18,11 @@ LAYERS = (
     ("client",),
     ("metrics", "repository"),
     ("ipc", "backends", "codecs"),
-    ("setting_sources",),
+    ("setting_sources", "arguments"),
     ("settings", "artifact"),
-    ("documents", "logs", "setting_values"),
-    ("host", "errors"),
+    ("options",),
+    ("documents", "logs"),
+    ("host", "errors", "did_you_mean"),
 )
 """From the top down. Those of one layer do not know each other."""
 HEIGHT = {room: -height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -30,7 +30,8 @@ def written(text):
 
 def test_without_anything_every_setting_has_its_default():
     settings = load_settings({}, {})
-    assert dataclasses.asdict(settings) == {setting.name: setting.default for setting in SETTINGS}
+    defaults = {setting.name: setting.default for setting in SETTINGS}
+    assert dataclasses.asdict(settings) == {**defaults, "repository": Path("repository")}
 
 
 def test_the_table_and_the_dataclass_have_the_same_settings():
@@ -42,7 +43,7 @@ def test_the_table_and_the_dataclass_have_the_same_settings():
 def test_every_default_is_a_value_that_its_own_parser_takes():
     for setting in SETTINGS:
         if setting.default is not None:
-            assert setting.parse(setting.default) == setting.default
+            assert setting.parse(setting.default) in (setting.default, Path(str(setting.default)))
 
 
 def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default():
@@ -124,7 +125,7 @@ def test_a_good_value_is_taken(name, given, value):
 def test_a_bad_value_is_refused_with_its_source_and_what_was_expected(name, given, expected):
     (setting,) = (setting for setting in SETTINGS if setting.name == name)
     (problem,) = problems({name: given})
-    assert problem.startswith(f"{setting.flag} is {str(given)!r}; expected {expected}")
+    assert problem.startswith(f"{setting.flag} is {given!r}; expected {expected}")
     if isinstance(given, str):
         (problem,) = problems(environ={setting.env: given})
         assert problem.startswith(f"{setting.env} is {given!r}; expected {expected}")
@@ -141,13 +142,13 @@ def test_every_problem_is_told_at_once():
     text = "\n".join(found)
     for part in (
         "'prot' in settings.yaml",
-        "host in settings.yaml is '5'",
+        "host in settings.yaml is 5",
         "--port",
         "FOLDSERVE_DEVICE",
         "FOLDSERVE_LOG_LEVEL",
     ):
         assert part in text
-    assert "FOLDSERVE_API_SERVER is no setting; did you mean FOLDSERVE_API_SERVERS?" in text
+    assert "FOLDSERVE_API_SERVER is not a setting; did you mean FOLDSERVE_API_SERVERS?" in text
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_every_problem_is_told_at_once():
         ("\x00", "is not YAML"),
         ("!!python/object/apply:os.getpid []", "is not YAML"),
         ("nothing: 1", "expected one of repository, host"),
-        ("5: 1", "5 in settings.yaml is no setting"),
+        ("5: 1", "5 in settings.yaml is not a setting"),
     ],
 )
 def test_a_bad_file_is_refused(text, says):

@@ -123,10 +123,10 @@ class _Subject:
         accepted = _try(counts, body, lambda: json_codec.decode(body, self.signature))
         if accepted is not None:
             _compare(counts, body, accepted, lambda: self._by_json(body))
-        taken = None if self.quick is None else self.quick.decode(body)
+        taken = None if self.quick is None else self.quick.decode(body, ())
         if taken is None:
             return
-        rows, data = taken
+        rows, data, _ = taken
         (spec,) = self.signature.inputs
         if accepted is None or (rows, bytes(data)) != (
             len(accepted[spec.name]),

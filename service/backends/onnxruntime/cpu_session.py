@@ -36,7 +36,8 @@ from foldserve.service.errors import ConfigError
 
 _NO_NAMES = frozenset({"?", "*", "-1", "None", "unknown"})
 """What converters write for every dim whose name they do not know: it says nothing of sizes."""
-_ERRORS_ONLY = 3  # onnxruntime's log severity: its warnings at load are about its own optimisations
+# Its warnings at load are about its own optimisations, and its errors are raised: ours to log, in our shape.
+_FATAL_ONLY = 4
 
 
 # onnxruntime 1.31 crashes (SIGSEGV) while it opens an fp16 file on the CPU that has a Transpose of the first two dims
@@ -160,7 +161,7 @@ def _open(path: Path, providers: Providers, threads: int) -> ort.InferenceSessio
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
-    settings.log_severity_level = _ERRORS_ONLY
+    settings.log_severity_level = _FATAL_ONLY
     # A pool that spins between runs burns the cores it was given while the server is idle.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry(RECORD, "1")

@@ -28,6 +28,7 @@ from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, Servic
 from foldserve.service.host.processes import stop_signals_blocked
 from foldserve.service.ipc.handles import pickled_for_exec
 from foldserve.service.ipc.model_table import ModelTable
+from foldserve.service.logs.lines import LogStyle
 
 _log = logging.getLogger("foldserve.codecs")
 
@@ -62,7 +63,7 @@ class CodecProcess:
         protocols: Sequence[InferenceProtocol],
         arena_fd: int,
         arena_bytes: int,
-        log_level: str,
+        log_style: LogStyle,
         work_limit_s: float,
     ) -> None:
         self._dispatcher = dispatcher
@@ -71,7 +72,7 @@ class CodecProcess:
             models,
             {protocol.key: protocol for protocol in protocols},
             arena_bytes,
-            log_level,
+            log_style,
         )
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, int, Job]] = []

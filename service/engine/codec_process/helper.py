@@ -34,7 +34,7 @@ def main(parent: int, channel_fd: int, plan_fd: int, arena_fd: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
     with open(plan_fd, "rb") as file:
         plan: CodecPlan = pickle.load(file)  # our own parent's
-    configure_logging(plan.log_level)
+    configure_logging(plan.log_style)
     bench = Bench(plan.models.map(), plan.protocols, memoryview(mmap.mmap(arena_fd, plan.arena_bytes)))
     # A body becomes millions of objects, none of which is garbage until all are: collections on the way would each
     # walk over them. What a traceback leaves in a circle goes between two orders.

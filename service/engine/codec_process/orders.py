@@ -22,6 +22,7 @@ from foldserve.service.errors import (
     UnsupportedMediaType,
 )
 from foldserve.service.ipc.model_table import ModelKey, ModelTable
+from foldserve.service.logs.lines import LogStyle
 
 PACKET_BYTES: Final = 65_536
 """Larger than any message: names, texts and headers are bounded where they are made."""
@@ -57,7 +58,7 @@ class CodecPlan:
     models: ModelTable
     protocols: Mapping[str, InferenceProtocol]
     arena_bytes: int
-    log_level: str
+    log_style: LogStyle
 
 
 class Body(NamedTuple):

@@ -5,6 +5,7 @@ and schedule-policy extensions: what `tritonclient[http]`, KServe's clients and 
     infer.py       the InferenceProtocol: a body in, an answer out
     request.py     the JSON part of a request, with its bounds
     tensors.py     the elements of one tensor, as JSON and as bytes
+    fast.py        the quick way through requests that differ in their numbers alone
     documents.py   what metadata and configuration say of a model
     statistics.py  what was counted of a model, as cumulative counts and nanoseconds
 

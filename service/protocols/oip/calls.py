@@ -23,7 +23,8 @@ from foldserve.service.inference.response import Response, json_response
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
 from foldserve.service.protocols.oip.documents import model_config, model_metadata
-from foldserve.service.protocols.oip.infer import JSON_LENGTH, OIP_BINARY, OIP_JSON
+from foldserve.service.protocols.oip.fast import JSON_LENGTH
+from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.oip.statistics import statistics
 from foldserve.service.protocols.routes import Route
 

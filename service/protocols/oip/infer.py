@@ -13,18 +13,17 @@ import orjson
 
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.codecs.encoded import Encoded, LaidOut
+from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.json_codec import encodable
 from foldserve.service.codecs.json_diagnostics import why_not_json
-from foldserve.service.codecs.json_fast import FastJsonCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from foldserve.service.errors import BadJson, BadRequest, ServiceError
 from foldserve.service.inference.response import JSON, error_body
+from foldserve.service.protocols.oip.fast import BINARY, JSON_LENGTH, OipFastCodec
 from foldserve.service.protocols.oip.request import Reply, parse_document, parse_raw
 from foldserve.service.protocols.oip.tensors import strings_to_binary, to_binary
 
-JSON_LENGTH: Final = "Inference-Header-Content-Length"
-BINARY: Final = "application/octet-stream"
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 _AS_BINARY: Final = (
     'To get the numbers as they are, ask for the output with "binary_data": true in its parameters'
@@ -94,9 +93,9 @@ class OipProtocol:
         """See InferenceProtocol."""
         return error_body(error)
 
-    def fast_codec(self, served: Served) -> FastJsonCodec | None:
+    def fast_codec(self, served: Served) -> FastCodec | None:
         """See InferenceProtocol."""
-        return None
+        return OipFastCodec.of(served.model, served.version, served.signature)
 
 
 OIP_JSON: Final = OipProtocol("oip", is_json=True)

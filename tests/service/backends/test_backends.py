@@ -14,7 +14,7 @@ from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.backends import BACKENDS, LoadError, SessionOptions, load_session
 from foldserve.service.backends.base import usable_cores
 from foldserve.service.backends.cuda.probe import CudaState
-from foldserve.service.backends.devices import choose_devices, cuda_state
+from foldserve.service.backends.devices import Devices, choose_devices, cuda_state
 from foldserve.service.errors import ConfigError
 from foldserve.service.host.cgroups import Limits
 
@@ -45,12 +45,17 @@ def test_auto_takes_every_gpu_that_works() -> None:
 
 
 def test_auto_falls_to_the_cpu_and_says_why_in_one_line() -> None:
-    devices = choose_devices("auto", lambda: NO_CUDA)
+    devices = choose_devices("auto", lambda: NO_CUDA, has_gpu=lambda: True)
     assert devices.names == ("cpu",)
     assert (
         devices.note
         == "cpu, because CUDA does not work here: libcublasLt.so.13: cannot open shared object file"
     )
+
+
+def test_auto_asks_for_nothing_to_be_installed_where_there_is_no_gpu() -> None:
+    devices = choose_devices("auto", lambda: NO_CUDA, has_gpu=lambda: False)
+    assert devices == Devices(("cpu",), "cpu, for there is no NVIDIA GPU")
 
 
 def test_cpu_does_not_look_for_cuda() -> None:
@@ -101,7 +106,7 @@ def test_auto_leaves_out_a_gpu_that_does_not_work_and_says_so() -> None:
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0,1"])
 def test_gpu_that_is_asked_for_and_does_not_work_is_an_error(wanted: str) -> None:
-    with pytest.raises(ConfigError, match="cuda:1: a first run on the GPU failed: so; mend that, name other"):
+    with pytest.raises(ConfigError, match="cuda:1: a first run on the GPU failed: so; fix that, name other"):
         choose_devices(wanted, lambda: PARTLY)
 
 

@@ -62,10 +62,10 @@ BODIES = st.one_of(
 @example(text=b'{"inputs":[[1,2,3],4]}')
 def test_whatever_is_taken_comes_out_of_json_codec_equal(datatype: str, text: bytes) -> None:
     of = signature(datatype, 3)
-    taken = quick(of).decode(text)
+    taken = quick(of).decode(text, ())
     if taken is None:
         return
-    rows, data = taken
+    rows, data, _ = taken
     expected = json_codec.decode(text, of)["x"]
     assert rows == of.check_inputs({"x": expected})
     assert bytes(data) == expected.tobytes()
@@ -77,7 +77,7 @@ def test_whatever_is_taken_comes_out_of_json_codec_equal(datatype: str, text: by
 @pytest.mark.parametrize("datatype", FLOATS)
 def test_ordinary_bodies_are_taken(datatype: str, dims: tuple[int, ...], count: int) -> None:
     values = np.random.default_rng(0).integers(-50, 50, (count, *dims)) / 4
-    taken = quick(signature(datatype, *dims)).decode(json.dumps({"inputs": values.tolist()}).encode())
+    taken = quick(signature(datatype, *dims)).decode(json.dumps({"inputs": values.tolist()}).encode(), ())
     assert taken is not None
     assert taken[0] == count
     of = signature(datatype, *dims).inputs[0].dtype
@@ -97,7 +97,7 @@ def test_what_the_datatype_cannot_hold_is_left_to_json_codec(
 ) -> None:
     of = signature(datatype, 3)
     text = json.dumps({"inputs": [[0, 0, 0]] * (count - 1) + [[0, value, 0]]}).encode()
-    assert quick(of).decode(text) is None
+    assert quick(of).decode(text, ()) is None
     with pytest.raises(ServiceError):
         json_codec.decode(text, of)
 
@@ -105,9 +105,9 @@ def test_what_the_datatype_cannot_hold_is_left_to_json_codec(
 @given(values=st.lists(st.tuples(st.floats(width=32), st.floats(width=32)), min_size=1, max_size=4))
 def test_answers_are_those_of_json_codec(values: list[tuple[float, float]]) -> None:
     output = np.float32(values)
-    made = quick(signature("FP32", 3)).encode(output)
+    made = quick(signature("FP32", 3)).encode(output, None)
     if np.isfinite(output).all():
-        assert made == json_codec.encode("m", "1", {"y": output})
+        assert made == ("application/json", json_codec.encode("m", "1", {"y": output}), ())
     else:
         assert made is None
 

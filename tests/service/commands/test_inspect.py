@@ -237,5 +237,5 @@ def test_a_file_that_foldserve_did_not_export_is_described(tmp_path):
 def test_nothing_to_inspect_is_an_error(tmp_path, target):
     (tmp_path / "file").write_text("x")
     exported(tmp_path / ".hidden" / "1")
-    with pytest.raises(ConfigError, match="holds no exported model"):
+    with pytest.raises(ConfigError, match=r"holds no exported model|is not a folder"):
         inspect(tmp_path / target, io.StringIO())

@@ -16,6 +16,7 @@ TABLE = RouteTable(
         Route("GET", "/predict/{model}", "three", nothing),
         Route("POST", "/predict/{model}/versions/{version}", "four", nothing),
         Route("GET", "/a.b", "five", nothing),
+        Route("POST", "/predict/{model}:now", "six", nothing),
     )
 )
 
@@ -25,6 +26,8 @@ TABLE = RouteTable(
     [
         ("POST", "/predict", "one", {}),
         ("POST", "/predict/m", "two", {"model": "m"}),
+        ("POST", "/predict/m:now", "six", {"model": "m"}),
+        ("POST", "/predict/m:then", "two", {"model": "m:then"}),
         ("GET", "/predict/m", "three", {"model": "m"}),
         ("HEAD", "/predict/m", "three", {"model": "m"}),
         ("POST", "/predict/a b.c", "two", {"model": "a b.c"}),

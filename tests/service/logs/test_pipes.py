@@ -89,9 +89,9 @@ def test_a_stalled_stdout_does_not_hold_up_stderr() -> None:
 SILENT = """
 import logging
 from foldserve.service.logs.pipes import LogPipes
-from foldserve.service.logs.records import configure_logging, tell
+from foldserve.service.logs.records import LogStyle, configure_logging, tell
 
-configure_logging("info")
+configure_logging(LogStyle("info"))
 with LogPipes():
     for _ in range(100):
         tell("x")

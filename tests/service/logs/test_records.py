@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from foldserve.service.logs.limits import FULL, INTERVAL_S, SHORT, Limits, with_id
-from foldserve.service.logs.records import LINE_BYTES, Lines, Outlet, bounded, configure_logging, tell
+from foldserve.service.logs.lines import LINE_BYTES, LogStyle, TextLines, bounded
+from foldserve.service.logs.records import Outlet, configure_logging, tell
 
 
 class Pipe:
@@ -59,9 +60,7 @@ class Clock:
 
 
 def outlet(pipe: Pipe, limits: Limits | None = None) -> Outlet:
-    made = Outlet(pipe.writer, limits)
-    made.setFormatter(Lines("%(levelname)s %(message)s"))
-    return made
+    return Outlet(pipe.writer, TextLines("%(levelname)s %(message)s"), limits)
 
 
 def record(message: str, *args: Any, error: Exception | None = None, line: int = 1, **more: Any) -> Any:
@@ -206,7 +205,7 @@ def test_pythons_warnings_are_lines_of_the_log(capfd: pytest.CaptureFixture[str]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            configure_logging("info")
+            configure_logging(LogStyle("info"))
             warnings.warn("odd\nthings", stacklevel=1)
             logging.captureWarnings(False)
     finally:

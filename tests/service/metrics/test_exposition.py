@@ -119,14 +119,14 @@ def test_series_of_what_never_occurred_are_left_out_and_come_when_it_does(metric
     exposition = Exposition(
         metrics, table_of(*metrics.rows).map(), lambda: nothing_live(metrics), os.getpid()
     )
-    line = b'foldserve_requests_total{code="504",model="linear",protocol="v1",version="12"} 1.0\n'
-    assert b'protocol="v1"' not in exposition("")[0]
-    metrics.request_finished("v1", "linear", "12", 504, 30.0)
+    line = b'foldserve_requests_total{code="401",model="linear",protocol="v1",version="12"} 1.0\n'
+    assert line[:-5] not in exposition("")[0]
+    metrics.request_finished("v1", "linear", "12", 401, 30.0)
     assert line in exposition("")[0]
 
 
 @pytest.mark.parametrize("code", ["200", "400", "413", "429", "500", "503", "504"])
-@pytest.mark.parametrize("protocol", ["json", "raw", "npy"])
+@pytest.mark.parametrize("protocol", ["json", "raw", "npy", "oip", "v1"])
 def test_what_alerts_count_is_there_from_zero_so_that_a_first_burst_is_an_increase(
     protocol: str, code: str
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from foldserve.service.errors import MetricsUnavailable
 from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import Dimensions
+from foldserve.service.logs.lines import LogStyle
 from foldserve.service.metrics.exporter import ExporterPlan
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.metrics.scrapes import Scrapes
@@ -25,7 +26,7 @@ def metrics() -> Metrics:
 def plan(metrics: Metrics) -> ExporterPlan:
     transport = Transport(Dimensions(api_servers=1, workers=1, models=1, instances=1), Sizes(16, 2**20))
     parts = (metrics.store.memory, metrics.spec, transport.arenas, transport.board)
-    return ExporterPlan(*parts, table_of(*metrics.rows), {}, os.getpid(), "info")
+    return ExporterPlan(*parts, table_of(*metrics.rows), {}, os.getpid(), LogStyle("info"))
 
 
 def counted(body: bytes) -> float:

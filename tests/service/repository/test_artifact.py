@@ -215,7 +215,7 @@ PARITY = {"max_rel": 0.0, "tolerance": 1e-4}
         ({"parity": {"onnx": {"max_rel": 0.1}}}, "no parity.onnx.tolerance"),
         ({"parity": {"onnx": {**PARITY, "tolerance": "x"}}}, "parity.onnx.tolerance 'x'; expected a number"),
         ({"parity": {"onnx": {**PARITY, "tolerance": float("inf")}}}, "parity.onnx.tolerance inf"),
-        ({"parity": {"onnx": {**PARITY, "tolerance": float("nan")}}}, "is not one"),
+        ({"parity": {"onnx": {**PARITY, "tolerance": float("nan")}}}, "has nan where"),
         (
             {"parity": {"onnx": {**PARITY, "outputs": {"y": {"max_rel": 0.0}}}}},
             "no parity.onnx.outputs.y.tolerance",

@@ -63,7 +63,7 @@ def test_half_written_versions_and_files_are_left_alone(repository: Path) -> Non
 
 
 def test_problems_of_all_models_are_told_at_once(repository: Path) -> None:
-    (repository / "linear" / "config.yaml").write_text("instances: 0\nwarmup: 1\n")
+    (repository / "linear" / "config.yaml").write_text("instances: 0\nwarmup: 2\n")
     save_linear(repository / "loose" / "latest" / "model.onnx")
     save_linear(repository / "bad name" / "1" / "model.onnx")
     with pytest.raises(ConfigError) as caught:
@@ -72,7 +72,7 @@ def test_problems_of_all_models_are_told_at_once(repository: Path) -> None:
     assert len(caught.value.problems) == 4
     for part in (
         "instances is 0",
-        "warmup is 1",
+        "warmup is 2",
         "model loose has no version folder, only 'latest'; expected loose/1/",
         "'bad name' cannot be a model's name",
     ):
@@ -159,10 +159,10 @@ BAD_CONFIGS = {
     "set": ("instances: !!set {a, b}", "instances is"),
     "binary": ("instances: !!binary aGVsbG8=", "instances is"),
     "options that are none": ("session: {providers: [{CPUExecutionProvider: [1]}]}", "session.providers"),
-    "nan": ("max_queue_delay_ms: .nan", "is not one"),
+    "nan": ("max_queue_delay_ms: .nan", "has nan where"),
     "tabs": ("\tinstances: 1", "is not YAML"),
     "two documents": ("a: 1\n---\nb: 2", "is not YAML"),
-    "long key": ("x" * 1000 + ": 1", "there is no key"),
+    "long key": ("x" * 1000 + ": 1", "is not a key"),
 }
 
 
@@ -235,10 +235,11 @@ def test_only_broken_models_are_told_of_all(tmp_path: Path) -> None:
     assert (found.entries, [str(broken) for broken in found.broken]) == ((), ["a", "b"])
 
 
-def test_config_yml_is_told_not_to_be_read(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_model_with_a_config_yml_is_not_served_without_what_it_says(repository: Path) -> None:
     (repository / "other" / "config.yml").write_text("instances: 2\n")
-    look_through(repository)
-    assert "model other: config.yml is not read; expected config.yaml: rename it" in caplog.text
+    (broken,) = look_through(repository).broken
+    assert broken.model == "other"
+    assert broken.problems == ("model other has a config.yml; expected config.yaml: rename it, or remove it",)
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,16 @@ def test_version_policy_has_four_forms(given: Any, policy: VersionPolicy) -> Non
     assert parse_model_config({"version_policy": given}, "c").version_policy == policy
 
 
+def test_value_is_written_as_in_the_settings_of_the_server() -> None:
+    config = parse_model_config({"queue": {"max_bytes": "1MiB"}, "warmup": "off", "instances": "3"}, "c")
+    assert (config.queue.max_bytes, config.warmup, config.instances) == (2**20, False, 3)
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
         ({"backend": "tensorflow"}, "backend is 'tensorflow'; expected one of onnxruntime, torchscript"),
+        ({"backend": "onnx"}, "expected one of onnxruntime, torchscript; did you mean onnxruntime?"),
         ({"max_batch_size": -1}, "max_batch_size is -1; expected a whole number of rows"),
         ({"max_batch_size": 0, "batch_buckets": [1]}, "batch_buckets end with 1 and max_batch_size is 0"),
         (
@@ -112,25 +118,31 @@ def test_version_policy_has_four_forms(given: Any, policy: VersionPolicy) -> Non
             "count rows, set `max_batch_size: 0`",
         ),
         ({"max_batch_size": True}, "max_batch_size is True; expected a whole number of rows"),
-        ({"max_queue_delay_ms": -1}, "max_queue_delay_ms is -1; expected milliseconds"),
-        ({"max_queue_delay_ms": float("nan")}, "max_queue_delay_ms is nan; expected milliseconds"),
+        ({"max_queue_delay_ms": -1}, "max_queue_delay_ms is -1; expected a number of milliseconds"),
+        (
+            {"max_queue_delay_ms": float("nan")},
+            "max_queue_delay_ms is nan; expected a number of milliseconds",
+        ),
         ({"batch_buckets": [4, 1]}, "batch_buckets is [4, 1]; expected ascending"),
         ({"batch_buckets": 4}, "batch_buckets is 4; expected ascending"),
-        ({"queue": {"timeout_ms": 0}}, "queue.timeout_ms is 0; expected milliseconds, at least 1"),
+        ({"queue": {"timeout_ms": 0}}, "queue.timeout_ms is 0; expected a number of milliseconds from 1"),
         ({"queue": 7}, "queue is 7; expected a mapping"),
         ({"version_policy": []}, "version_policy is []; expected latest, all"),
-        ({"warmup": "yes"}, "warmup is 'yes'; expected true or false"),
-        ({"session": {"tf32": 1}}, "session.tf32 is 1; expected true or false"),
-        ({"session": {"memory_limit_bytes": "2GB"}}, "session.memory_limit_bytes is '2GB'; expected a whole"),
+        ({"warmup": "maybe"}, "warmup is 'maybe'; expected true or false"),
+        ({"session": {"tf32": 2}}, "session.tf32 is 2; expected true or false"),
+        (
+            {"session": {"memory_limit_bytes": "2GB"}},
+            "session.memory_limit_bytes is '2GB'; expected a number of bytes",
+        ),
         ({"session": {"providers": "CPU"}}, "session.providers is 'CPU'; expected a list"),
-        ({"signature": {"inputs": []}}, "signature: 'outputs' is missing; expected inputs and outputs"),
+        ({"signature": {"inputs": []}}, "each a list of {name, datatype, shape}: 'outputs' is missing"),
         (
             {"signature": {"inputs": [{"name": "x", "datatype": "FP31", "shape": [-1]}], "outputs": []}},
-            "signature: datatype 'FP31' cannot be served",
+            "{name, datatype, shape}: datatype 'FP31' cannot be served",
         ),
-        ({"max_batchsize": 4}, "there is no key max_batchsize; did you mean max_batch_size?"),
-        ({"queue": {"rows": 4}}, "there is no key queue.rows; did you mean queue.max_rows?"),
-        ({"zzz": 4}, "there is no key zzz; expected one of"),
+        ({"max_batchsize": 4}, "'max_batchsize' is not a key; did you mean max_batch_size?"),
+        ({"queue": {"rows": 4}}, "'queue.rows' is not a key; did you mean queue.max_rows?"),
+        ({"zzz": 4}, "'zzz' is not a key; expected one of"),
         ([1], "holds a list; expected a mapping"),
         ({"max_batch_size": 8, "batch_buckets": [1, 4]}, "batch_buckets end with 4 and max_batch_size is 8"),
         ({"max_batch_size": 8, "queue": {"max_rows": 4}}, "queue.max_rows is 4, less than max_batch_size 8"),
@@ -160,7 +172,7 @@ def test_with_max_batch_size_0_a_signature_may_have_any_shapes() -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_model_config({"instances": 0, "warmup": 1, "color": "red"}, "c")
+        parse_model_config({"instances": 0, "warmup": 2, "color": "red"}, "c")
     assert len(caught.value.problems) == 3
 
 

@@ -35,6 +35,7 @@ from foldserve.service.frontend.http1.connection import Http1Protocol
 from foldserve.service.frontend.http1.flow.control import Flow
 from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
+from foldserve.service.logs.lines import LogStyle
 from foldserve.service.server import litserve_adapter as shell
 from foldserve.service.server.litserve_adapter import (
     AppMiddleware,
@@ -153,7 +154,7 @@ def test_class_given_as_http_is_the_one_that_connections_get() -> None:
 @pytest.fixture
 def server() -> FoldServer:
     metrics = metrics_of()
-    plan = WorkerPlan(metrics.store.memory, metrics.spec, ("one",), "info", False)
+    plan = WorkerPlan(metrics.store.memory, metrics.spec, ("one",), LogStyle("info"), False)
     transport = Transport(Dimensions(1, 2, 1, 1), Sizes(16, 2**20))
     return FoldServer(plan, ["cpu", "cuda:1"], transport, lambda index: pytest.fail("not here"), drain_s=7)
 
@@ -194,7 +195,7 @@ def test_worker_dies_with_its_parent_from_the_first_moment_of_loading(
     monkeypatch.setattr(shell, "configure_logging", lambda level: None)
     monkeypatch.setattr(shell, "serve", lambda *args: done.append("serve"))
     metrics = metrics_of()
-    plan = WorkerPlan(metrics.store.memory, metrics.spec, ("one",), "info", False)
+    plan = WorkerPlan(metrics.store.memory, metrics.spec, ("one",), LogStyle("info"), False)
     nothing: Any = None
     WorkerLoop()(WorkerApi(plan), "cpu", 0, nothing, nothing)
     assert done == ["die_with_parent", "serve"]

@@ -42,7 +42,9 @@ def stop() -> Iterator[StopSignals]:
 def test_default_model_that_is_not_there_is_refused_with_those_that_are(
     settings: ServeSettings, stop: StopSignals
 ) -> None:
-    with pytest.raises(ConfigError, match=r"--default-model 'resnet' is not in .*; expected one of linear"):
+    with pytest.raises(
+        ConfigError, match=r"--default-model is 'resnet', and .* has no model of .*; expected one of lin"
+    ):
         run_server(replace(settings, default_model="resnet"), stop)
 
 
@@ -66,7 +68,7 @@ def test_too_few_rows_for_the_repository_are_refused_with_both_numbers_and_the_m
 ) -> None:
     save_linear(settings.repository / "other" / "1" / "model.onnx")
     with pytest.raises(
-        ConfigError, match=r"--max-models is 1, and .* holds 2 versions to serve; set it to as many"
+        ConfigError, match=r"--max-models is 1, and .* holds 2 versions to serve; set it to at least 2"
     ):
         run_server(replace(settings, max_models=1, port=0), stop)
 

@@ -10,8 +10,9 @@ by its bytes, and equal bytes are not looked at again.
 """
 
 from collections.abc import Iterable
-from typing import Final, Generic, TypeVar
+from typing import Final
 
+from foldserve.service.codecs.repeat_cache import RepeatCache
 from foldserve.service.frontend.http1.heads.cache import ID, Field, Head, Route, field_of, head_of
 
 _LARGEST_HEAD: Final = 16_384
@@ -20,36 +21,6 @@ _MOST_LINES: Final = 256
 """Lines, likewise."""
 _TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _VISIBLE: Final = bytes(range(0x20, 0x7F))
-
-V = TypeVar("V")
-
-
-class RepeatCache(Generic[V]):
-    """What came twice within a short while, by its bytes. What comes once is soon forgotten, so that an id which is
-    new in each request crowds out nothing. When it is full it starts anew.
-
-    most: entries kept; largest: bytes, longer keys are not kept.
-    """
-
-    def __init__(self, most: int, largest: int) -> None:
-        self.most = most
-        self.largest = largest
-        self.kept: dict[bytes, V] = {}
-        self.once: dict[bytes, V] = {}
-
-    def add(self, key: bytes, value: V) -> None:
-        """It came, and was not kept yet."""
-        if len(key) > self.largest:
-            return
-        if key in self.once:
-            del self.once[key]
-            if len(self.kept) >= self.most:
-                self.kept.clear()
-            self.kept[key] = value
-            return
-        if len(self.once) >= self.most // 4:
-            self.once.clear()
-        self.once[key] = value
 
 
 class HeadReader:

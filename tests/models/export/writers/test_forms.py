@@ -226,7 +226,7 @@ def test_the_command_line_takes_only_and_tells_loudly_what_was_not_written(tmp_p
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert (
-        "model.onnx was NOT written, the other file alone was: torch.onnx cannot write the network at " in err
+        "model.onnx was NOT written, only the other file was: torch.onnx cannot write the network at " in err
     )
     assert "ONNX           no file: torch.onnx cannot write the network at " in out
     assert main([*arguments, "--only", "onnx"]) == 2

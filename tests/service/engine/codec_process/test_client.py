@@ -31,6 +31,7 @@ from foldserve.service.errors import (
     ServiceError,
     TooLarge,
 )
+from foldserve.service.logs.lines import LogStyle
 from foldserve.service.protocols.predict import PREDICT
 from tests.service.engine_rig import DYNAMIC, FIXED, MINUTE_NS, Rig
 
@@ -78,7 +79,7 @@ class Codecs:
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(
             *(self.rig.dispatcher, self.rig.transport.models, list(PREDICT.values())),
-            *(memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S),
+            *(memory.handle.fd, memory.nbytes, LogStyle("info"), WORK_LIMIT_S),
         )
 
     def body(self, data: bytes, lane: int = 0) -> Body:

@@ -29,6 +29,7 @@ from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
 from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
+from foldserve.service.logs.lines import LogStyle
 from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.predict import PredictCalls
@@ -161,7 +162,7 @@ class ApiServerHarness:
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(
             *(dispatcher, self.rig.transport.models, PROTOCOLS),
-            *(memory.handle.fd, memory.nbytes, "info", WORK_LIMIT_S),
+            *(memory.handle.fd, memory.nbytes, LogStyle("info"), WORK_LIMIT_S),
         )
         self.bodies = PartialBodies(BodyBudget(max(1 << 20, limit_bytes)), dispatcher)
         self.now_s = 1000.0

@@ -1,0 +1,34 @@
+"""A quick way for the most common bodies of one model, beside the protocol's own parse() and render().
+
+It takes only what is certain to be right and answers None for anything else: the protocol then decides, and says what
+is wrong. A test holds that whatever is taken here comes out of the protocol equal.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Decoded = tuple[int, bytes | memoryview, Any]
+"""The number of rows, the bytes of the model's only input, and what the answer needs (ParsedRequest.reply)."""
+Answer = tuple[str, bytes, tuple[tuple[str, str], ...]]
+"""Media type, body and headers."""
+
+
+class FastCodec:
+    """Of a model with one input and one output."""
+
+    @abstractmethod
+    def decode(self, body: bytes, options: Sequence[str | None]) -> Decoded | None:
+        """What the body says; None when the protocol must look. options: as InferenceProtocol.parse()."""
+
+    def learn(
+        self, body: bytes, options: Sequence[str | None], inputs: dict[str, np.ndarray], reply: Any
+    ) -> None:
+        """The protocol has looked, and found these inputs, whose shapes the model takes, and nothing but `reply`
+        besides."""
+
+    @abstractmethod
+    def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
+        """The answer; None when the protocol must look."""

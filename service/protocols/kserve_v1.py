@@ -1,0 +1,194 @@
+"""POST /v1/models/{model}:predict: the protocol of TensorFlow Serving and KServe v1, rows or columns of JSON.
+
+    {"instances": [row, ...]}           one value a row, or one object {input: value} a row
+    {"inputs": values}                  columns: the values of the only input, or {input: values}
+
+The answer to rows is {"predictions": [row, ...]}, one value or one object {output: value} a row; to columns it is
+{"outputs": values}, those of the only output, or {output: values}. Source: tensorflow/serving, api_rest.md.
+
+Also what SageMaker sends to POST /invocations, where a bare list is taken for rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from foldserve.service.artifact.signature import Signature
+from foldserve.service.codecs import json_codec
+from foldserve.service.codecs.encoded import Encoded, LaidOut
+from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.json_diagnostics import kind_of, why_not_json
+from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
+from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
+from foldserve.service.engine.served import Status
+from foldserve.service.errors import BadJson, BadTensor, ServiceError
+from foldserve.service.inference.context import RequestContext
+from foldserve.service.inference.plan import RequestHead, Target
+from foldserve.service.inference.response import JSON, Response, error_body, json_response
+from foldserve.service.protocols.heads import make_head
+from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
+from foldserve.service.protocols.routes import Route
+
+_EXPECTED: Final = 'expected {"instances": [row, ...]} or {"inputs": values}'
+_PASSED_OVER: Final = frozenset(("signature_name", "parameters"))
+"""Keys that clients send and that nothing depends on here."""
+_ROWS, _COLUMNS = "instances", "inputs"
+_AS_NUMBERS: Final = "To get the numbers as they are, POST to /predict with 'Accept: application/x-npy'"
+
+
+class KserveV1Protocol:
+    """Implements InferenceProtocol."""
+
+    key = name = "v1"
+    media_type = JSON
+    is_json = True
+    large_bytes = LARGE_JSON_BYTES
+    raw = False
+
+    def parse(
+        self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
+    ) -> ParsedRequest:
+        """See InferenceProtocol."""
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BadJson(why_not_json(bytes(body), error)) from None
+        form, given = _form(document)
+        values = _columns(given, signature) if form == _ROWS else _named(given, signature)
+        signature.check_names(values)
+        return ParsedRequest(json_codec.to_arrays(values, signature), reply=form)
+
+    def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
+        """See InferenceProtocol."""
+        arrays = {name: json_codec.encodable(name, array, _AS_NUMBERS) for name, array in outputs.items()}
+        only = next(iter(arrays.values())) if len(arrays) == 1 else None
+        answer: dict[str, Any]
+        if reply == _COLUMNS:
+            answer = {"outputs": arrays if only is None else only}
+        elif only is not None:
+            answer = {"predictions": only}
+        else:
+            rows = zip(*(array.tolist() for array in arrays.values()), strict=True)
+            answer = {"predictions": [dict(zip(arrays, row, strict=True)) for row in rows]}
+        return Encoded(JSON, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
+        """See InferenceProtocol."""
+        return None
+
+    def render_error(self, error: ServiceError) -> Encoded:
+        """See InferenceProtocol."""
+        return error_body(error)
+
+    def fast_codec(self, served: Served) -> FastCodec | None:
+        """See InferenceProtocol."""
+        return None
+
+
+KSERVE_V1: Final = KserveV1Protocol()
+
+
+@dataclass(frozen=True)
+class KserveV1Calls:
+    """The calls of /v1, and those of SageMaker. default_model: of /invocations, which names none."""
+
+    status: Status
+    plans: Plans
+    default_model: str | None
+
+    def routes(self) -> tuple[Route, ...]:
+        """Every call."""
+        of_model, of_version = "/v1/models/{model}", "/v1/models/{model}/versions/{version}"
+        return (
+            Route("GET", "/v1/models", "The models' names", self._models),
+            Route("GET", of_model, "Whether a model is ready", self._state),
+            Route("GET", of_version, "Whether a version of a model is ready", self._state),
+            Route("POST", f"{of_model}:predict", "Run a model (KServe v1)", head=self.head),
+            Route("POST", f"{of_version}:predict", "Run one version of a model (KServe v1)", head=self.head),
+            Route("POST", "/invocations", "Run the default model (SageMaker)", head=self.head),
+            Route("GET", "/ping", "Ready to serve (SageMaker)", self._ping),
+        )
+
+    def head(
+        self, context: RequestContext, target: Target, model: str | None = None, version: str | None = None
+    ) -> RequestHead:
+        """What a call asks for; what is learned of it is noted in its context. Raises: ServiceError."""
+        context.protocol = KSERVE_V1.name
+        found = find_model(self.status, model, self.default_model)
+        chosen = find_version(self.status, found, version)
+        context.model, context.version = found.name, chosen.version
+        return make_head(context, target, self.plans[found.name, chosen.version][KSERVE_V1.key])
+
+    async def _models(self, context: RequestContext) -> Response:
+        return json_response({"models": sorted(self.status.models())})
+
+    async def _state(self, context: RequestContext, model: str, version: str | None = None) -> Response:
+        found = find_model(self.status, model, None)
+        asked = found.versions.values() if version is None else (find_version(self.status, found, version),)
+        states = [
+            {
+                "version": one.version,
+                "state": "AVAILABLE" if one.ready else "LOADING",
+                "status": {"error_code": "OK", "error_message": ""},
+            }
+            for one in asked
+        ]
+        ready = all(one.ready for one in asked)
+        body = {"name": found.name, "ready": ready, "model_version_status": states}
+        return json_response(body, status=200 if ready else 503)
+
+    async def _ping(self, context: RequestContext) -> Response:
+        check_ready(self.status)
+        return json_response({"status": "Healthy"})
+
+
+def _form(document: Any) -> tuple[str, Any]:
+    """Whether rows or columns are given, and they. Raises: BadJson."""
+    if isinstance(document, list):
+        return _ROWS, document
+    if not isinstance(document, dict):
+        raise BadJson(f"the body is {kind_of(document)}; {_EXPECTED}")
+    forms = [key for key in (_ROWS, _COLUMNS) if key in document]
+    others = [key for key in document if key not in forms and key not in _PASSED_OVER]
+    if len(forms) != 1 or others:
+        found = ", ".join(repr(key[:50]) for key in list(document)[:10]) or "none"
+        raise BadJson(f"the body has the keys {found}; {_EXPECTED}, and nothing else")
+    return forms[0], document[forms[0]]
+
+
+def _columns(rows: Any, signature: Signature) -> dict[str, Any]:
+    """The values of each input, of rows. Raises: BadJson, BadTensor."""
+    if not isinstance(rows, list):
+        raise BadJson(f'"{_ROWS}" is {kind_of(rows)}; expected a list of rows')
+    if not signature.counts_rows:
+        raise BadTensor(
+            f'the model counts no rows; send its tensors as they are, as {{"{_COLUMNS}": values}}'
+        )
+    named = [isinstance(row, dict) for row in rows]
+    if not any(named):
+        return _named(rows, signature)
+    columns: dict[str, Any] = {name: [] for name in rows[named.index(True)]}
+    for at, row in enumerate(rows):
+        if not isinstance(row, dict) or row.keys() != columns.keys():
+            raise BadJson(
+                f'"{_ROWS}"[{at}] has not the inputs {", ".join(columns)} that others have; give every row the same'
+            )
+        for name, value in row.items():
+            columns[name].append(value)
+    return columns
+
+
+def _named(values: Any, signature: Signature) -> dict[str, Any]:
+    """Values by input: as they are, or those of the only input. Raises: BadTensor."""
+    if isinstance(values, dict):
+        return values
+    if len(signature.inputs) > 1:
+        names = ", ".join(signature.inputs_by_name)
+        raise BadTensor(
+            f"the model has {len(signature.inputs)} inputs ({names}) and the values name none; name them, row by row "
+            f'or as {{"{_COLUMNS}": {{input: values}}}}'
+        )
+    return {signature.inputs[0].name: values}
