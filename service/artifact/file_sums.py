@@ -55,7 +55,7 @@ def _check(folder: Path, name: str, expected: FileEntry, origin: Origin) -> File
         status = path.stat()
         size = status.st_size
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read for ever
-            return FileCheck(name, 0, f"{path} is no ordinary file")
+            return FileCheck(name, 0, f"{path} is not a regular file")
         if size != expected.size:
             return FileCheck(name, size, f"{path} has {size} bytes, {origin.says} {expected.size}")
         found = _sha256(path)

@@ -88,11 +88,11 @@ class Artifact:
         nothing is."""
         if self.manifest:
             checks = check_model(self.folder, self.file, self.manifest.files, EXPORT)
-            mend = "export the model again, or restore the file"
+            fix = "export the model again, or restore the file"
         else:
             checks = check_files(self.folder, self.found, START)
-            mend = "restart the server to serve what is there now, or restore the file"
-        return next((f"{check.problem}; {mend}" for check in checks if check.problem), "")
+            fix = "restart the server to serve what is there now, or restore the file"
+        return next((f"{check.problem}; {fix}" for check in checks if check.problem), "")
 
     def summary(self) -> dict[str, Any]:
         """The part of the manifest that GET /info shows."""
@@ -141,7 +141,7 @@ def _check_no_batches(largest: int | None, where: str) -> None:
     if largest:
         raise ConfigError(
             f"config.yaml sets batches of {largest} rows, and {MANIFEST} of {where} says that the answer to a row "
-            f"hangs on all rows of its request (rows: {TOGETHER}); expected `max_batch_size: 0`, one request at a "
+            f"depends on all rows of its request (rows: {TOGETHER}); expected `max_batch_size: 0`, one request at a "
             "time: remove max_batch_size and batch_buckets, or export the network with --rows independent"
         )
 

@@ -238,13 +238,13 @@ def test_place_of_a_late_request_is_kept_until_the_worker_is_done_with_it(
         await case.server.rest()
         dispatcher.flush()
         (request,) = dispatcher.in_flight.values()
-        slot = request.place.slot
+        slot = request.allocation.slot
         async with asyncio.timeout(20):
             while not case.connection.socket.written:
                 await asyncio.sleep(0.0005)  # nobody turns the worker
         assert case.connection.answers()[0].status == 504
-        assert dispatcher.in_flight[slot].place is not None
-        assert dispatcher.in_flight[slot].given_up
+        assert dispatcher.in_flight[slot].allocation is not None
+        assert dispatcher.in_flight[slot].cancelled
         await case.server.turn()
 
     run(Case(kind, headers), test, (504,), request_timeout_s=0.05)

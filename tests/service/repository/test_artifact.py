@@ -88,7 +88,7 @@ def test_bare_onnx_file_of_any_name_is_described_by_itself(tmp_path: Path) -> No
     assert artifact.max_batch_size == 32
 
 
-def test_onnx_file_with_a_fixed_number_of_rows_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_onnx_file_with_a_fixed_number_of_rows_is_refused_with_the_fix(tmp_path: Path) -> None:
     save_linear(tmp_path / "model.onnx", rows=1)
     with pytest.raises(ConfigError, match=r"input 'x' has shape \[1, 4\]; expected a dynamic dim 0"):
         read_artifact(tmp_path, "m", "1", config())
@@ -263,4 +263,4 @@ def test_file_of_a_manifest_that_is_a_pipe_or_a_device_is_told_and_not_read(expo
     files = {"pipe": nothing, "device": nothing}
     os.mkfifo(exported / "pipe")
     (exported / "device").symlink_to("/dev/zero")
-    assert all("no ordinary file" in check.problem for check in check_files(exported, files, EXPORT))
+    assert all("not a regular file" in check.problem for check in check_files(exported, files, EXPORT))

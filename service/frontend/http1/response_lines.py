@@ -5,7 +5,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 
 
-class AnswerLines:
+class ResponseLines:
     """Of one API server. No timers: an idle server sleeps. clock: seconds since the epoch."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:

@@ -1,6 +1,6 @@
 """Sessions without a server: ONNX Runtime as the server opens it, TorchScript, torch.compile. A program of its own:
 
-    python -m benchmarks.gpu_parts.in_process '{"subject": "mlp", ...}'     see Job
+    python -m benchmarks.gpu.in_process '{"subject": "mlp", ...}'     see Job
 
 Prints a record for each batch size as soon as it is measured, and one for what cannot be.
 """
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from benchmarks.gpu_parts.loops import Looper, Step, Steps, loop
-from benchmarks.gpu_parts.networks import PRECISIONS, SUBJECTS, Precision, Subject
-from benchmarks.gpu_parts.records import Cell, Failure, Record, to_line
+from benchmarks.gpu.loops import Looper, Step, Steps, loop
+from benchmarks.gpu.networks import PRECISIONS, SUBJECTS, Precision, Subject
+from benchmarks.gpu.records import Cell, Failure, Record, to_line
 from foldserve.service.backends import Session, SessionOptions, Workload, load_session
 from foldserve.service.repository.artifact import Artifact
 from foldserve.service.repository.index import read_repository
@@ -26,7 +26,7 @@ from foldserve.service.repository.loading import load_model
 from foldserve.service.repository.reference import read_reference
 
 if TYPE_CHECKING:
-    from benchmarks.gpu_parts.scripted import Scripted
+    from benchmarks.gpu.scripted import Scripted
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class _Network:
 
     def scripted(self) -> "Scripted":
         """The TorchScript files; written at the first call."""
-        from benchmarks.gpu_parts.scripted import write
+        from benchmarks.gpu.scripted import write
 
         if self._scripted is None:
             self._scripted = write(self.subject, self.precision, self._folder)

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.gpu_parts.device import Utilisation
+from benchmarks.gpu.device import Utilisation
 
 WARM_S: Final = 0.3
 LEAST_RUNS: Final = 3

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gpu
-from benchmarks.gpu_parts import children, in_process, networks, served
-from benchmarks.gpu_parts.device import PERIOD_S, Utilisation
-from benchmarks.gpu_parts.in_process import WAYS, Job, measure, repeated
-from benchmarks.gpu_parts.loops import Looper, Step, Steps, loop
-from benchmarks.gpu_parts.networks import PRECISIONS, SUBJECTS
-from benchmarks.gpu_parts.records import Cell, Failure, Record
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import in_process, networks, served, subprocesses
+from benchmarks.gpu.device import PERIOD_S, Utilisation
+from benchmarks.gpu.in_process import WAYS, Job, measure, repeated
+from benchmarks.gpu.loops import Looper, Step, Steps, loop
+from benchmarks.gpu.networks import PRECISIONS, SUBJECTS
+from benchmarks.gpu.records import Cell, Failure, Record
 from foldserve.service.repository.index import read_repository
 
 MLP = SUBJECTS["mlp"]
@@ -190,10 +190,10 @@ def test_a_program_that_crashes_or_hangs_is_told_with_what_it_said(
     )
     (tmp_path / "hanging.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    first, failure = children.records("a try", "crashing", "", tmp_path / "log", 60.0)
+    first, failure = subprocesses.records("a try", "crashing", "", tmp_path / "log", 60.0)
     assert first.key == ("begun", "half")
     assert failure == Failure("a try", "ended with 1: the card is gone")
-    assert list(children.records("a try", "hanging", "", tmp_path / "log", 0.3)) == [
+    assert list(subprocesses.records("a try", "hanging", "", tmp_path / "log", 0.3)) == [
         Failure("a try", "took longer than 0.3 s")
     ]
 
@@ -254,7 +254,7 @@ def test_cores_are_counted_by_process_over_its_threads() -> None:
     assert served.used_cores(before, after, 2.0) == {1: 0.75, 2: 0.0, 3: 2.0}
 
 
-def test_without_a_gpu_the_command_ends_with_2_and_the_mend(
+def test_without_a_gpu_the_command_ends_with_2_and_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from foldserve.service.backends import devices
@@ -263,7 +263,7 @@ def test_without_a_gpu_the_command_ends_with_2_and_the_mend(
     monkeypatch.setattr(devices, "cuda_state", lambda: CudaState(0, "there is no NVIDIA driver"))
     assert gpu.main(["--out", str(tmp_path / "out"), "--repository", str(tmp_path / "all")]) == 2
     told = capsys.readouterr()
-    assert "there is no NVIDIA driver; mend that, or use --device cpu" in told.err
+    assert "there is no NVIDIA driver; fix that, or use --device cpu" in told.err
     assert told.out == ""
     assert not (tmp_path / "out").exists()
 

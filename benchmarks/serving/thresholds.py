@@ -1,14 +1,14 @@
 """What was promised of foldserve against the medians of a run. A promise whose figures are missing is left out.
 
-What is closer to its bound than two minutes of a shared machine are to each other is measured in turn: pairs.py.
+What is closer to its bound than two minutes of a shared machine are to each other is measured in turn: paired_runs.py.
 """
 
 from collections.abc import Iterator, Mapping
 
-from benchmarks.serving.contenders import FOLDSERVE, LITSERVE
-from benchmarks.serving.figures import Check, Key, Measured, best, ratio
 from benchmarks.serving.peers import FAMILIES, PEERS
 from benchmarks.serving.runs import Loop
+from benchmarks.serving.servers import FOLDSERVE, LITSERVE
+from benchmarks.serving.stats import Check, Key, Measured, best, ratio
 
 OURS = [one.key for one in FOLDSERVE]
 STOCK = [one.key for one in LITSERVE]

@@ -1,4 +1,4 @@
-"""Parsing and rendering over an arena: what lies in one place of it becomes what will lie in another.
+"""Parsing and rendering over an arena: what lies in one part of it becomes what will lie in another.
 
 Pure but for the memory: no processes, no messages.
 """
@@ -10,14 +10,14 @@ import numpy as np
 
 from foldserve.service.codecs.compression import inflated
 from foldserve.service.codecs.protocol import InferenceProtocol, Served
-from foldserve.service.engine.codec_process.orders import Body, Sized
+from foldserve.service.engine.codec_process.messages import Body, Sized
 from foldserve.service.errors import NotReady
 from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
 from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.repository.model_version import read_version
 
 
-class Made:
+class CodecResult:
     """What a piece of work has come to. sized: how large it is; write() puts it where there is room."""
 
     def __init__(self, sized: Sized, parts: Sequence[tuple[int, np.ndarray]]) -> None:
@@ -31,7 +31,7 @@ class Made:
             np.copyto(np.frombuffer(memory, np.uint8, flat.size, at + offset), flat)
 
 
-class Bench:
+class CodecRunner:
     """Works for the models of one API server, over its arena."""
 
     def __init__(
@@ -59,8 +59,8 @@ class Bench:
             layout = self._layouts[key] = TensorLayout(version.artifact.signature)
         return layout
 
-    def parse(self, key: ModelKey, protocol: str, at: int, body: Body) -> Made:
-        """The inputs in a body, as they lie in a place.
+    def parse(self, key: ModelKey, protocol: str, at: int, body: Body) -> CodecResult:
+        """The inputs in a body, as they will lie in the arena.
 
         Raises: what inflating, parsing and check_inputs raise; NotReady.
         """
@@ -77,11 +77,13 @@ class Bench:
         places = layout.input_places(rows, dims)
         parts = [(offset, array) for (offset, _), array in zip(places, arrays, strict=True)]
         nbytes = layout.input_bytes(rows, dims)
-        return Made(Sized(nbytes, rows, dims, parsed.outputs, parsed.reply, parsed.queue_timeout_us), parts)
+        return CodecResult(
+            Sized(nbytes, rows, dims, parsed.outputs, parsed.reply, parsed.queue_timeout_us), parts
+        )
 
     def render(
         self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any
-    ) -> Made:
+    ) -> CodecResult:
         """The answer with these outputs. Raises: ModelFailed when the protocol cannot carry a value; NotReady."""
         layout = self._layout(key)
         outputs = layout.read_outputs(self.memory[at : at + nbytes], rows)
@@ -89,4 +91,4 @@ class Bench:
         chosen = {name: outputs[name] for name in names}
         answer = self._protocols[protocol].render(served, chosen, reply)
         sized = Sized(len(answer.body), media_type=answer.media_type, headers=answer.headers)
-        return Made(sized, [(0, np.frombuffer(answer.body, np.uint8))])
+        return CodecResult(sized, [(0, np.frombuffer(answer.body, np.uint8))])

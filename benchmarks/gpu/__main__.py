@@ -28,12 +28,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks.gpu_parts import children, networks, records
-from benchmarks.gpu_parts.in_process import WAYS, Job
-from benchmarks.gpu_parts.networks import ON_CPU, ON_GPU, PRECISIONS, SUBJECTS, Precision, Subject
-from benchmarks.gpu_parts.records import Begun, Failure, Record
-from benchmarks.gpu_parts.report import in_short, report
-from benchmarks.gpu_parts.served import Model, Place, kill_workers, measure
+from benchmarks.gpu import networks, records, subprocesses
+from benchmarks.gpu.in_process import WAYS, Job
+from benchmarks.gpu.networks import ON_CPU, ON_GPU, PRECISIONS, SUBJECTS, Precision, Subject
+from benchmarks.gpu.records import Begun, Failure, Record
+from benchmarks.gpu.report import in_short, report
+from benchmarks.gpu.served import Model, Place, kill_workers, measure
 from benchmarks.serving import closed_loop, process_tree
 from benchmarks.serving.runs import tell
 from benchmarks.serving.workloads import BENCH
@@ -142,7 +142,7 @@ def tasks(run: Run) -> Iterator[Task]:
     log = run.out / "logs" / "machine.log"
     yield Task(
         "machine",
-        partial(children.records, "machine", "benchmarks.gpu_parts.machine", run.uuid, log, options.limit),
+        partial(subprocesses.records, "machine", "benchmarks.gpu.machine", run.uuid, log, options.limit),
     )
     making: dict[str, Callable[[Run, Subject, Precision], Iterator[Record]]] = {
         "export": _export,
@@ -198,7 +198,7 @@ def _in_process(part: str, run: Run, subject: Subject, precision: Precision) -> 
     )
     log = run.out / "logs" / f"{part}-{subject.key}-{precision.key}.log"
     what = f"{part}: {subject.key}, {precision.key}"
-    yield from children.records(what, "benchmarks.gpu_parts.in_process", job.to_text(), log, options.limit)
+    yield from subprocesses.records(what, "benchmarks.gpu.in_process", job.to_text(), log, options.limit)
 
 
 def _served(run: Run, subject: Subject, precision: Precision) -> Iterator[Record]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.serving import open_loop, wrk
-from benchmarks.serving.contenders import BARE, Contender, Running, running
-from benchmarks.serving.figures import Check, Findings, Measured
 from benchmarks.serving.runs import in_process, measure, note
+from benchmarks.serving.servers import BARE, Contender, Running, running
+from benchmarks.serving.stats import Check, Findings, Measured
 from benchmarks.serving.workloads import WORKS, Work
 
 PAIRS: Final = 15

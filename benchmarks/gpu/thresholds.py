@@ -7,8 +7,8 @@ that is measured for the rest. A run without a GPU promises nothing: the same ro
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from benchmarks.gpu_parts.records import Cell, Killed, Record, Served
-from benchmarks.serving.figures import Check, ratio
+from benchmarks.gpu.records import Cell, Killed, Record, Served
+from benchmarks.serving.stats import Check, ratio
 
 MOST_MORE_MS: Final = 0.4
 ROWS_OF: Final = ("resnet50_uint8", "fp16")

@@ -1,11 +1,11 @@
 """Lines that many answers share are those of each of them."""
 
-from foldserve.service.frontend.http1.answer_lines import AnswerLines
+from foldserve.service.frontend.http1.response_lines import ResponseLines
 
 
 def test_the_date_is_that_of_the_second_also_after_the_clock_was_set_back() -> None:
     now_s = 1_000_000_000.25
-    lines = AnswerLines(lambda: now_s)
+    lines = ResponseLines(lambda: now_s)
     seen = []
     for step_s in (0.5, 0.5, -3600.0, 0.0):
         seen.append(lines.date())
@@ -19,7 +19,7 @@ def test_the_date_is_that_of_the_second_also_after_the_clock_was_set_back() -> N
 
 
 def test_the_stages_of_a_batch_are_told_anew_when_one_of_them_differs() -> None:
-    lines = AnswerLines()
+    lines = ResponseLines()
     told = [
         lines.batch_timing(*stages) for stages in ((1e-3, 2e-3, 3e-3), (1e-3, 2e-3, 3e-3), (1e-3, 2e-3, 4e-3))
     ]

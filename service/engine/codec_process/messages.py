@@ -33,7 +33,7 @@ _ERRORS: Final = {
 }
 
 
-class Word(StrEnum):
+class MessageType(StrEnum):
     """Kinds of messages."""
 
     PARSE = "parse"
@@ -43,7 +43,7 @@ class Word(StrEnum):
     SIZED = "sized"
     REFUSED = "refused"
     BROKEN = "broken"
-    """An error that is no ServiceError; the process has logged it."""
+    """An error that is not a ServiceError; the process has logged it."""
     DONE = "done"
 
 
@@ -73,7 +73,7 @@ class Body(NamedTuple):
 
 @dataclass(frozen=True)
 class Sized:
-    """What the work has come to: bytes in the place that it wants; of a body the rows and dynamic dims of its inputs
+    """The result of the work: the bytes that it needs; of a body the rows and dynamic dims of its inputs
     and what else it says (ParsedRequest); of an answer its media type and headers (Encoded)."""
 
     nbytes: int
@@ -86,33 +86,33 @@ class Sized:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def pack(word: Word, *values: Any) -> bytes:
+def pack(message_type: MessageType, *values: Any) -> bytes:
     """A message."""
-    return orjson.dumps([word, *values])
+    return orjson.dumps([message_type, *values])
 
 
 def unpack(packet: bytes) -> tuple[str, list[Any]]:
-    """The word of a message, and its values."""
-    word, *values = orjson.loads(packet)
-    return word, values
+    """The type of a message, and its values."""
+    message_type, *values = orjson.loads(packet)
+    return message_type, values
 
 
 def parse_order(key: ModelKey, protocol: str, at: int, body: Body) -> bytes:
     """Parse the body that lies there in the arena."""
-    return pack(Word.PARSE, tuple(key), protocol, at, tuple(body))
+    return pack(MessageType.PARSE, tuple(key), protocol, at, tuple(body))
 
 
 def render_order(
     key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any
 ) -> bytes:
     """Render the answer with these of the outputs that lie there in the arena. reply: ParsedRequest.reply."""
-    return pack(Word.RENDER, tuple(key), protocol, rows, at, nbytes, list(names), reply)
+    return pack(MessageType.RENDER, tuple(key), protocol, rows, at, nbytes, list(names), reply)
 
 
 def sized_message(sized: Sized) -> bytes:
     """The message that says so."""
     return pack(
-        Word.SIZED,
+        MessageType.SIZED,
         *(sized.nbytes, sized.rows, sized.dims),
         *(sized.outputs, sized.reply, sized.queue_timeout_us),
         *(sized.media_type, sized.headers),
@@ -129,8 +129,8 @@ def sized_of(values: Sequence[Any]) -> Sized:
 
 
 def refusal(error: ServiceError) -> bytes:
-    """The message that the client is to be told this."""
-    return pack(Word.REFUSED, type(error).__name__, str(error))
+    """The message that the request is refused with this error."""
+    return pack(MessageType.REFUSED, type(error).__name__, str(error))
 
 
 def refused(name: str, text: str) -> ServiceError:

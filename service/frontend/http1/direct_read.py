@@ -1,9 +1,9 @@
-"""Reads the rest of a large body from the socket into the very memory in which it will be computed with.
+"""Reads the rest of a large body from the socket straight into the arena.
 
-asyncio gives a protocol new bytes for each read, which are then copied to their place. For a body of hundreds of
-kilobytes that is more work than the rest of its request. So while such a body comes and has a place
-(inference/partial_body.py), this stands between the transport and the connection's protocol, and lends the former the
-place itself.
+asyncio gives a protocol new bytes for each read, which then have to be copied. For a body of hundreds of kilobytes that
+is more work than the rest of its request. So while such a body arrives and has memory in the arena
+(inference/partial_body.py), this protocol replaces the connection's own, and gives the transport that memory to read
+into.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from typing import Final, Protocol
 
 from foldserve.service.frontend.http1.exchange import Http1Exchange
 
-FILLING_BYTES: Final = 32_768
+DIRECT_READ_BYTES: Final = 32_768
 """Of a smaller rest the copy costs less than the change of protocols."""
 _READ_BYTES: Final = 262_144
-"""Read at once at most, as asyncio does: other connections wait that long."""
+"""Read in one call at most, as asyncio does: other connections wait that long."""
 
 
-class Filled(Protocol):
+class DirectReadOwner(Protocol):
     """The connection's own protocol, which hears of everything else."""
 
     def data_received(self, data: bytes) -> None:
@@ -25,7 +25,7 @@ class Filled(Protocol):
         ...
 
     def filled(self, own: Http1Exchange, nbytes: int) -> None:
-        """So many bytes of its body were read into its place."""
+        """So many bytes of its body were read into its memory."""
         ...
 
     def eof_received(self) -> bool:
@@ -45,15 +45,15 @@ class Filled(Protocol):
         ...
 
 
-class Filling(asyncio.BufferedProtocol):
-    """One connection's, in its protocol's place from begin() until the body is whole or has no place any more."""
+class DirectRead(asyncio.BufferedProtocol):
+    """Replaces one connection's protocol from begin() until the body is whole or was moved out of the arena."""
 
-    def __init__(self, transport: asyncio.Transport, protocol: Filled) -> None:
+    def __init__(self, transport: asyncio.Transport, protocol: DirectReadOwner) -> None:
         self._transport = transport
         self._protocol = protocol
         self._own: Http1Exchange | None = None
         self._spare: bytearray | None = None
-        """Read into when the body lost its place."""
+        """Read into when the body was moved out of the arena."""
 
     def begin(self, own: Http1Exchange) -> None:
         """Read the rest of its body."""
@@ -65,7 +65,7 @@ class Filling(asyncio.BufferedProtocol):
         assert self._own is not None
         rest: memoryview | bytearray | None = self._own.rest(_READ_BYTES)
         if rest is None:
-            rest = self._spare = bytearray(FILLING_BYTES)
+            rest = self._spare = bytearray(DIRECT_READ_BYTES)
         return rest
 
     def buffer_updated(self, nbytes: int) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.gpu_parts.records import Failure, Record, from_line
+from benchmarks.gpu.records import Failure, Record, from_line
 from benchmarks.serving.workloads import ROOT
 
 

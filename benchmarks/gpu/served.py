@@ -19,13 +19,13 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.gpu_parts.children import environment
-from benchmarks.gpu_parts.device import Utilisation
-from benchmarks.gpu_parts.in_process import repeated
-from benchmarks.gpu_parts.records import Killed, Served
+from benchmarks.gpu.device import Utilisation
+from benchmarks.gpu.in_process import repeated
+from benchmarks.gpu.records import Killed, Served
+from benchmarks.gpu.subprocesses import environment
 from benchmarks.serving import closed_loop, process_tree
 from benchmarks.serving.closed_loop import ClosedLoad, Shape
-from benchmarks.serving.contenders import RAW, Request, free_port, post, serving
+from benchmarks.serving.servers import RAW, Request, free_port, post, serving
 from foldserve.service.artifact.difference import relative_error
 from foldserve.service.repository.artifact import Artifact
 from foldserve.service.repository.index import read_repository

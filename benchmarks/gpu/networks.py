@@ -48,7 +48,7 @@ SUBJECTS: Final = {
     one.key: one
     for one in (
         Subject("resnet50", "ResNet-50", "float", "resnet50"),
-        Subject("resnet50_uint8", "ResNet-50", "uint8", "benchmarks.gpu_parts.networks:resnet50_uint8"),
+        Subject("resnet50_uint8", "ResNet-50", "uint8", "benchmarks.gpu.networks:resnet50_uint8"),
         Subject("efficientnet_lite0", "EfficientNet-Lite0", "float", "efficientnet_lite0"),
         Subject("efficientnet_lite0_uint8", "EfficientNet-Lite0", "uint8", "efficientnet_lite0_uint8"),
         Subject("mlp", "MLP 10→20→5", "float", "mlp"),

@@ -1,6 +1,6 @@
 """Card, driver and versions, as a record. A program of its own, because it loads CUDA's libraries:
 
-python -m benchmarks.gpu_parts.machine [GPU-uuid]
+python -m benchmarks.gpu.machine [GPU-uuid]
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.gpu_parts.records import Machine, to_line
+from benchmarks.gpu.records import Machine, to_line
 from benchmarks.serving.workloads import ROOT
 from foldserve.service.backends.onnxruntime.library import onnxruntime
 from foldserve.service.metrics.recorder import is_compiled

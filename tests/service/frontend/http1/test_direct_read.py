@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldserve.service.frontend.http1.filling import FILLING_BYTES, Filling
+from foldserve.service.frontend.http1.direct_read import DIRECT_READ_BYTES, DirectRead
 from tests.service.frontend.http1.connection import RAW, ApiServerHarness, Connection, call
 
 ACCEPT = "Accept: application/octet-stream"
@@ -30,8 +30,8 @@ def is_right(answer: Any, number: int, rows: int = LARGE_ROWS) -> bool:
     return answer.status == 200 and np.array_equal(np.frombuffer(answer.body, "<f4"), wanted)
 
 
-def filling(connection: Connection) -> bool:
-    return isinstance(connection.socket.protocol, Filling)
+def reads_directly(connection: Connection) -> bool:
+    return isinstance(connection.socket.protocol, DirectRead)
 
 
 def run(test: Callable[[ApiServerHarness], Awaitable[Any]], **rig: Any) -> None:
@@ -65,7 +65,7 @@ def test_requests_of_all_sizes_are_answered_alike_however_their_bytes_are_cut(da
         assert all(
             is_right(one, number, rows) for one, (number, rows) in zip(found, enumerate(sizes), strict=True)
         )
-        assert not filling(connection)
+        assert not reads_directly(connection)
 
     run(test)
 
@@ -74,13 +74,13 @@ def test_rest_of_a_large_body_is_read_into_its_place() -> None:
     async def test(server: ApiServerHarness) -> None:
         connection, whole = server.connect(), message(7)
         connection.send(whole[:1000])
-        assert filling(connection)
-        place = connection.protocol._own._request.place
+        assert reads_directly(connection)
+        allocation = connection.protocol._own._request.allocation
         buffer = connection.socket.protocol.get_buffer(-1)
         buffer[:4] = b"abcd"
-        assert b"abcd" in bytes(place.inputs[:1000])  # the very memory
+        assert b"abcd" in bytes(allocation.inputs[:1000])  # the very memory
         connection.send(whole[1000:])
-        assert not filling(connection)
+        assert not reads_directly(connection)
         (answer,) = await answers(server, connection, 1)
         assert is_right(answer, 7)
 
@@ -91,10 +91,10 @@ def test_body_that_loses_its_place_while_it_is_read_goes_on_in_memory_of_its_own
     async def test(server: ApiServerHarness) -> None:
         connection, whole = server.connect(), message(3)
         connection.send(whole[:-50_000])
-        assert filling(connection)
-        assert server.rig.dispatcher.make_room(1)
+        assert reads_directly(connection)
+        assert server.rig.dispatcher.evict(1)
         connection.send(whole[-50_000:-10])
-        assert not filling(connection)
+        assert not reads_directly(connection)
         connection.send(whole[-10:] + message(4))
         found = await answers(server, connection, 2)
         assert [is_right(one, number) for one, number in zip(found, (3, 4), strict=True)] == [True, True]
@@ -102,12 +102,12 @@ def test_body_that_loses_its_place_while_it_is_read_goes_on_in_memory_of_its_own
     run(test)
 
 
-@pytest.mark.parametrize("left", [10, FILLING_BYTES, 60_000])
+@pytest.mark.parametrize("left", [10, DIRECT_READ_BYTES, 60_000])
 def test_rest_of_a_body_that_was_refused_is_dropped_and_the_next_request_answered(left: int) -> None:
     async def test(server: ApiServerHarness) -> None:
         connection, whole = server.connect(), message(3)
         connection.send(whole[:-left])
-        server.bodies.budget._end(
+        server.bodies.budget._evict(
             connection.protocol._own._request._partial._holding
         )  # its memory has run out
         connection.send(whole[-left:] + message(5))
@@ -125,7 +125,7 @@ def test_client_that_goes_in_the_middle_of_a_large_body_leaves_nothing(
     async def test(server: ApiServerHarness) -> None:
         connection = server.connect()
         connection.send(message(3)[:-50_000])
-        assert filling(connection)
+        assert reads_directly(connection)
         goes(connection)
         await server.rest()
         assert connection.socket.closing

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
-from benchmarks.gpu_parts.in_process import WAYS
-from benchmarks.gpu_parts.networks import PRECISIONS, SUBJECTS
-from benchmarks.gpu_parts.promises import ceiling, checks
-from benchmarks.gpu_parts.records import Cell, Failure, Killed, Machine, Record, Served
-from benchmarks.serving.figures import checks_table, ratio
+from benchmarks.gpu.in_process import WAYS
+from benchmarks.gpu.networks import PRECISIONS, SUBJECTS
+from benchmarks.gpu.records import Cell, Failure, Killed, Machine, Record, Served
+from benchmarks.gpu.thresholds import ceiling, checks
+from benchmarks.serving.stats import checks_table, ratio
 
 T = TypeVar("T", Cell, Served, Killed)
 _UNFOLDED: Final = {"script": "script-unfolded", "plain-script": "plain-script-unfolded"}

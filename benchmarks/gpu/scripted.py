@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.gpu_parts.networks import Precision, Subject
+from benchmarks.gpu.networks import Precision, Subject
 from foldserve.models import registry
 from foldserve.models.export.capture.capture import CapturedGraph, capture
 from foldserve.models.export.capture.graph_copy import without_unused

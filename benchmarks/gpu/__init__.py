@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py is made of.
+"""What `python -m benchmarks.gpu` is made of.
 
     networks.py      which networks, in which precisions; their artifacts and how they are served
     records.py       what is measured, a line of JSON each: written at once, read by the report
@@ -9,7 +9,7 @@
     scripted.py      TorchScript files of a network, folded and unfolded
     served.py        the same networks through foldserve, and a worker that is killed under load
     report.py        the tables
-    promises.py      what was promised against what was measured
+    thresholds.py    what was promised against what was measured
 
 Everything that touches the GPU runs in a process of its own, so that each part begins with an empty device, its CPU
 time is its own, and one that crashes or hangs costs no other its figures.

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from benchmarks.serving.figures import Check, Measured, best, checks_table, medians, ratio, table
-from benchmarks.serving.promises import checks
+from benchmarks.serving.stats import Check, Measured, best, checks_table, medians, ratio, table
+from benchmarks.serving.thresholds import checks
 
 
 def measured(req_s: float = 100.0, **others: float) -> Measured:
