@@ -206,7 +206,7 @@ def _script(network: _Network, folded: bool, notes: list[str]) -> Steps:
 
 def _plain_script(network: _Network, folded: bool, notes: list[str]) -> Steps:
     """The file as it is: what the fold is worth by itself."""
-    from foldserve.models.export.to_torchscript import load_torchscript
+    from foldserve.models.export.writers.torchscript_writer import load_torchscript
 
     _set_tf32(network.precision.tf32)
     files = network.scripted()

@@ -9,15 +9,15 @@ import torch
 
 from benchmarks.gpu.networks import Precision, Subject
 from foldserve.models import registry
-from foldserve.models.export.capture import CapturedGraph, capture
-from foldserve.models.export.convert import convert
-from foldserve.models.export.copying import eval_copy
-from foldserve.models.export.datatypes import OIP_WORDS
-from foldserve.models.export.example import read_example
+from foldserve.models.export.capture.capture import CapturedGraph, capture
+from foldserve.models.export.capture.graph_copy import without_unused
 from foldserve.models.export.fold import fold_batch_norms
-from foldserve.models.export.graph_copy import without_unused
-from foldserve.models.export.precision import PRECISIONS
-from foldserve.models.export.to_torchscript import save_torchscript, to_torchscript
+from foldserve.models.export.network.example.datatypes import OIP_WORDS
+from foldserve.models.export.network.example.example import read_example
+from foldserve.models.export.network.module_copy import eval_copy
+from foldserve.models.export.precision.convert import convert
+from foldserve.models.export.precision.precision import PRECISIONS
+from foldserve.models.export.writers.torchscript_writer import save_torchscript, to_torchscript
 from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
 
 

@@ -2,9 +2,9 @@
 
     body -> decoded, upright, RGB or grey -> resized and cropped (pixels) -> laid out as the input (decode)
 
-The one place that does it: the export proves the files on what comes out here (models/export/picture_cases.py), and
-whoever sends pictures gets the same bytes. Means and deviations are in the network itself. Knows nothing of torch, HTTP
-or models; Pillow is imported on first use.
+The one place that does it: the export proves the files on what comes out here (models/export/verify/picture_cases.py),
+and whoever sends pictures gets the same bytes. Means and deviations are in the network itself. Knows nothing of torch,
+HTTP or models; Pillow is imported on first use.
 """
 
 import io

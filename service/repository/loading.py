@@ -64,10 +64,10 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
 
 def workload(artifact: Artifact, buckets: tuple[int, ...]) -> Workload:
     """What the session will be given, as far as the manifest says."""
-    memory = artifact.manifest.get("memory")
+    memory = artifact.manifest.memory if artifact.manifest else None
     if memory is None:
         return Workload(buckets)
-    return Workload(buckets, memory["weights_bytes"], memory["row_bytes"])
+    return Workload(buckets, memory.weights_bytes, memory.row_bytes)
 
 
 def _inputs_of(reference: Mapping[str, np.ndarray], artifact: Artifact) -> Rows:

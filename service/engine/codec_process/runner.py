@@ -55,7 +55,7 @@ class CodecRunner:
             # What was in the row before is asked for no more.
             self._layouts = {one: kept for one, kept in self._layouts.items() if one.row != key.row}
             self._labels = {one: kept for one, kept in self._labels.items() if one.row != key.row}
-            self._labels[key] = tuple(version.artifact.manifest.get("labels", ()))
+            self._labels[key] = version.artifact.labels
             layout = self._layouts[key] = TensorLayout(version.artifact.signature)
         return layout
 

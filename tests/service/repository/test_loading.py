@@ -265,8 +265,8 @@ def test_file_without_a_manifest_has_no_tolerance(folder: Path) -> None:
 
 
 def test_tf32_is_reckoned_as_the_export_reckons_fp16() -> None:
-    from foldserve.models.export.precision import PRECISIONS
-    from foldserve.models.export.tolerance import file_tolerance
+    from foldserve.models.export.precision.precision import PRECISIONS
+    from foldserve.models.export.verify.tolerance import file_tolerance
 
     assert PRECISIONS["fp16"].roundoff == 2.0**-11
     assert file_tolerance(PRECISIONS["fp16"], 3e-7) == pytest.approx(4 * 3e-7 * 2**13)
