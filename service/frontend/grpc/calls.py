@@ -13,9 +13,8 @@ from foldserve.service.errors import (
     NotFound,
     NotImplementedHere,
     NotReady,
-    ServiceError,
 )
-from foldserve.service.frontend.grpc.statuses import abort
+from foldserve.service.frontend.grpc.statuses import abort, client_error
 from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
 from foldserve.service.protocols.oip.information import Information
@@ -62,12 +61,12 @@ class GrpcCalls:
             context.route = path
             try:
                 document = await read(_parsed(request, message))
-            except ServiceError as error:
-                context.error_code = error.code
-                self._observers.tell(context, error.status, context.elapsed_s())
+                written: bytes = ParseDict(document, response()).SerializeToString()
+            except Exception as raised:
+                error = client_error(raised, context)
+                self._observers.notify(context, error.status, context.elapsed_s())
                 await abort(grpc_context, error)
-            self._observers.tell(context, 200, context.elapsed_s())
-            written: bytes = ParseDict(document, response()).SerializeToString()
+            self._observers.notify(context, 200, context.elapsed_s())
             return written
 
         return call
@@ -131,5 +130,5 @@ def _parsed(request: Any, message: bytes) -> Any:
     except DecodeError:
         name = request.DESCRIPTOR.name
         raise BadRequest(
-            f"the request is no {name}; send one as the client's library makes it of its .proto"
+            f"the request is not a {name}; send one as the client's library makes it of its .proto"
         ) from None

@@ -25,11 +25,11 @@ class GrpcExchange:
             self._response.set_result(response)
 
     async def answer(self, message: bytes) -> Response:
-        """Have it answered. Cancelled, it is given up: the client has gone, or its deadline has passed."""
+        """Have it answered. When this task is cancelled, so is the request: the client has gone, or its deadline has passed."""
         request = self._request
         request.begin()
         request.feed(message)
         try:
             return await self._response
         finally:
-            request.give_up()
+            request.cancel()

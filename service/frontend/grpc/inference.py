@@ -2,20 +2,18 @@
 
 import asyncio
 import contextlib
-import logging
 from typing import Any, Final
 
 import grpc
 
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
-from foldserve.service.errors import Draining, Internal, ServiceError
+from foldserve.service.errors import Draining
 from foldserve.service.frontend.grpc.exchange import GrpcExchange
-from foldserve.service.frontend.grpc.statuses import abort, refusal
+from foldserve.service.frontend.grpc.statuses import abort, client_error, refusal
 from foldserve.service.inference.context import MAX_TIMEOUT_MS, RequestContext
 from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import Response, error_response
 from foldserve.service.inference.server_context import ServerContext
-from foldserve.service.logs.limits import with_id
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans
 from foldserve.service.protocols.oip.grpc_infer import OIP_GRPC, OIP_GRPC_RAW
@@ -35,8 +33,6 @@ _ID: Final = 3
 _ID_BYTES: Final = 1024
 _HEADERS: Final = ("x-request-id", "x-timeout-ms")
 _SHORTEST_MS: Final = 0.001
-
-_log = logging.getLogger("foldserve.grpc")
 
 
 class GrpcInference:
@@ -114,16 +110,8 @@ class GrpcInference:
             said = outline(message)
             exchange = GrpcExchange(self._server, self._head(context, said, len(message)))
             return await exchange.answer(message), said.id
-        except ServiceError as refused:
-            error = refused
-        except Exception:
-            _log.exception(
-                "request %s failed: %s", context.request_id, path, extra=with_id(context.request_id)
-            )
-            error = Internal(
-                f"the server failed on this request; its log tells why, under id {context.request_id}"
-            )
-        context.error_code = error.code
+        except Exception as raised:
+            error = client_error(raised, context)
         self._server.observers.finished(context, error.status, context.elapsed_s())
         return error_response(error, OIP_GRPC.render_error(error)), "" if said is None else said.id
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from foldserve.service.errors import ConfigError
 
 _PACKAGES: Final = ("grpc", "google.protobuf")
-_MENDS: Final = {
+_FIXES: Final = {
     errno.EADDRINUSE: "end what uses the port, or choose another with --grpc-port",
     errno.EACCES: "ports below 1024 are root's; choose another with --grpc-port",
 }
@@ -60,9 +60,9 @@ class GrpcPort:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind(address)
         except OSError as error:
-            mend = _MENDS.get(error.errno or 0, "choose another with --grpc-port")
+            fix = _FIXES.get(error.errno or 0, "choose another with --grpc-port")
             raise ConfigError(
-                f"cannot listen on {address[0]} port {address[1]} for gRPC: {error.strerror}; {mend}"
+                f"cannot listen on {address[0]} port {address[1]} for gRPC: {error.strerror}; {fix}"
             ) from error
 
     def close(self) -> None:

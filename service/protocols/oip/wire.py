@@ -64,7 +64,7 @@ def outline(message: bytes) -> Outline:
 def malformed() -> BadRequest:
     """The error for a message that is none."""
     return BadRequest(
-        "the request is no ModelInferRequest; send one as the client's library makes it of its .proto"
+        "the request is not a ModelInferRequest; send one as the client's library makes it of its .proto"
     )
 
 

@@ -22,23 +22,23 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 INFERENCE: Final = "inference.GRPCInferenceService"
 HEALTH: Final = "grpc.health.v1.Health"
 
-_pool: Final = descriptor_pool.DescriptorPool()
+_POOL: Final = descriptor_pool.DescriptorPool()
 for _file in FileDescriptorSet.FromString(
     resources.files(__name__).joinpath("descriptors.binpb").read_bytes()
 ).file:
-    _pool.Add(_file)
+    _POOL.Add(_file)
 
 
 def message(name: str) -> Any:
     """The class of a message, by its whole name."""
-    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(name))
+    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(name))
 
 
 def methods(service: str) -> dict[str, tuple[Any, Any]]:
     """The classes of request and response of each call of a service, by its whole name."""
     return {
         method.name: (message(method.input_type.full_name), message(method.output_type.full_name))
-        for method in _pool.FindServiceByName(service).methods
+        for method in _POOL.FindServiceByName(service).methods
     }
 
 
