@@ -25,7 +25,8 @@ class GrpcExchange:
             self._response.set_result(response)
 
     async def answer(self, message: bytes) -> Response:
-        """Have it answered. When this task is cancelled, so is the request: the client has gone, or its deadline has passed."""
+        """Have it answered. When this task is cancelled, for the client has gone or its deadline has passed, so is the
+        request."""
         request = self._request
         request.begin()
         request.feed(message)
