@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from foldserve.models.export import export_model
-from foldserve.models.export.cli import table
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.process.float32_mode import weights_in_float32
 from foldserve.models.export.writers.torchscript_writer import load_torchscript
 from tests.models.export.support import ConvNorm, captured, pictures

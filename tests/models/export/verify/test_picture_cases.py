@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foldserve.models.errors import BadExample, ParityFailed
 from foldserve.models.export import export_model
-from foldserve.models.export.cli import table
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.verify import files
 from foldserve.models.export.writers.torchscript_writer import load_torchscript
 from foldserve.models.image_input import ImageInput

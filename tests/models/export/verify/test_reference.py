@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from foldserve.models.errors import BadExample, ParityFailed
 from foldserve.models.export import export_model, steps
 from foldserve.models.export.capture.outputs import Output, Outputs
-from foldserve.models.export.cli import table
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.network.example.example import read_example
 from foldserve.models.export.network.module_copy import eval_copy
 from foldserve.models.export.network.sampling.source import with_source

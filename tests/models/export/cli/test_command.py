@@ -12,8 +12,9 @@ import torch
 
 from foldserve.models.errors import BadExample, VersionExists
 from foldserve.models.export import export_model, steps
-from foldserve.models.export.cli import ExportCommand, ProgressLines, main, table
-from foldserve.models.export.example_option import examples_from
+from foldserve.models.export.cli.command import ExportCommand, ProgressLines, main
+from foldserve.models.export.cli.example_option import examples_from
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.pipeline import Progress
 from foldserve.models.registry import resolve
 from foldserve.service.cli import main as service_main
@@ -25,7 +26,7 @@ def test_the_command_is_found_by_the_name_export():
 
 
 def test_listing_the_command_does_not_wait_for_torch():
-    code = "import sys, foldserve.models.export.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, foldserve.models.export.cli.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
