@@ -193,12 +193,12 @@ def test_where_compiling_fails_the_demo_goes_on_and_says_why(
 def test_a_demo_that_ends_early_leaves_no_compiler_behind(
     compiler: Callable[[str], None], tmp_path: Path
 ) -> None:
-    for name in ("started", "never"):
-        os.mkfifo(tmp_path / name)
-    compiler("trap 'exit 3' INT; echo up >started; cat never")
-    with demo.compiling() as process:
+    os.mkfifo(tmp_path / "started")
+    (tmp_path / "compiler.py").write_text(WAITS_FOR_CTRL_C.format(code=3))
+    compiler(f"exec {sys.executable} compiler.py >started")
+    with demo.compiling() as process, (tmp_path / "started").open() as started:
         assert process is not None
-        assert (tmp_path / "started").read_text() == "up\n"
+        assert started.readline() == "up\n"
     assert process.returncode == 3, "it was not ended as by Ctrl-C"
 
 
