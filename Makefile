@@ -55,7 +55,7 @@ lint: install ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: install ## mypy, strict, on models/ and service/
+types: install ## mypy, strict on models/ and service/; of tests, benchmarks and deploy/ the names and the calls
 	$(PY) -m mypy
 
 pythons: install ## mypy again, as Python 3.12, 3.13 and 3.14 read the sources

@@ -7,7 +7,7 @@ from torch import nn
 
 from foldserve.models.errors import FormNotUsable, FormNotWritten, NotCapturable, NotWritable, ParityFailed
 from foldserve.models.export import export_model, pipeline, to_onnx
-from foldserve.models.export.__main__ import main
+from foldserve.models.export.cli import main
 from foldserve.models.export.forms import TORCHSCRIPT, chosen_forms
 from foldserve.models.export.precision import PRECISIONS
 from foldserve.service.backends.base import SessionOptions

@@ -14,6 +14,7 @@ from foldserve.models.errors import BadExample, ParityFailed
 from foldserve.models.export import export_model, pipeline
 from foldserve.models.export.cli import table
 from foldserve.models.export.to_torchscript import load_torchscript
+from foldserve.models.export.verify import check_file
 from foldserve.models.image_input import ImageInput
 from foldserve.service.artifact.manifest import read_manifest
 from foldserve.service.artifact.pictures import PictureInput, decode
@@ -96,7 +97,7 @@ def test_module_that_takes_pictures_otherwise_than_it_declares_is_refused(tmp_pa
 def test_decoded_pictures_are_among_the_cases_that_the_files_are_compared_on(tmp_path, monkeypatch):
     module = ImageInput(classifier(), MEAN, STD, scale=1 / 255, size=(20, 26))
     seen = []
-    original = pipeline.check_file
+    original = check_file
 
     def watched(label, run, cases, *others):
         seen.append([case for case in cases if not case.fresh][1:])

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,7 +194,8 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
                 np.testing.assert_array_equal(got[name], array)
             assert body.rows == len(array)
             room = body.queue.layout.output_room(body.rows)
-            assert len(body.place.outputs) >= (room or len(body.place.inputs) * 4)
+            place: Any = body.place
+            assert len(place.outputs) >= (room or len(place.inputs) * 4)
             shop.rig.dispatcher.release(body)
 
     run(test)

@@ -98,7 +98,8 @@ def agree(reader: HeadReader, data: bytes) -> bool:
     parser = parsed.parser
     assert parsed.error is None
     assert (parsed.heads, parsed.messages) == (1, 0)
-    assert (parser.get_method(), parsed.url) == (b"POST", head.target.target)
+    route: Any = head.target
+    assert (parser.get_method(), parsed.url) == (b"POST", route.target)
     assert parser.get_http_version() == ("1.0" if head.old else "1.1")
     assert parser.should_keep_alive() == head.keep_alive
     assert refusal(b"POST", parser.get_http_version(), b"HTTP", parsed.headers) is None
