@@ -48,7 +48,8 @@ compiled: wheel ## the end-to-end, fault and torture tests again, on servers fro
 coverage: install ## the unit and end-to-end tests, and which lines and branches they ran, in all processes
 	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(PY) -m coverage run -m pytest -n $(JOBS) --dist loadfile tests/service tests/models tests/e2e $(ARGS)
-	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage combine --quiet 2>/dev/null # its warnings: what processes that tests kill have half written
+	@rm -f build/coverage/data.*
 	@exec $(PY) -m coverage report
 
 lint: install ## ruff: rules and format
