@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldserve.service.codecs import BodyType
+from foldserve.service.codecs.repeat_cache import RepeatCache
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.frontend.http1.heads.cache import Head, PredictRoute, field_of, head_of
-from foldserve.service.frontend.http1.heads.reader import HeadReader, RepeatCache
+from foldserve.service.frontend.http1.heads.reader import HeadReader
 from foldserve.service.frontend.http1.heads.rules import refusal
 from foldserve.service.inference.plan import BodyLimit, RequestPlan
 from foldserve.service.ipc.model_table import ModelKey
