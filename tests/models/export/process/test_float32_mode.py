@@ -83,7 +83,7 @@ def test_only_the_types_that_weights_had_are_read_as_float32():
         assert x.half().dtype == torch.float32
         assert torch.zeros(2, dtype=torch.half).dtype == torch.float32
         assert x.to("cpu", torch.float16).dtype == torch.float32
-        assert x.type(torch.HalfTensor).dtype == torch.float32
+        assert x.type("torch.HalfTensor").dtype == torch.float32
         assert x.double().dtype == torch.float64
         assert x.bfloat16().dtype == torch.bfloat16
         assert x.type(torch.int64).dtype == torch.int64
