@@ -51,7 +51,7 @@ def test_the_version_is_the_next_one_when_none_is_given(tmp_path, capsys):
 def test_the_command_of_the_readme_is_taken_word_for_word_with_a_factory_of_the_users(
     tmp_path, monkeypatch, capsys
 ):
-    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    readme = (Path(__file__).resolve().parents[4] / "README.md").read_text()
     (command,) = re.findall(r"foldserve export (my_package\.my_file:.*)", readme)
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "my_file.py").write_text(
