@@ -6,7 +6,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 
 FROM ${BASE_IMAGE} AS dependencies
-# Extras of pyproject.toml, with commas: "cuda" brings the CUDA and cuDNN wheels, "export" torch for TorchScript models.
+# Extras of pyproject.toml beside "grpc", with commas: "cuda" brings the CUDA and cuDNN wheels, "export" torch for TorchScript models.
 ARG EXTRAS=""
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
@@ -17,7 +17,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=ca_bundle,target=/run/ca-bundle.crt,required=false \
     if [ -f /run/ca-bundle.crt ]; then export PIP_CERT=/run/ca-bundle.crt; fi \
     && python3 -m venv /opt/foldserve \
-    && EXTRAS="${EXTRAS}" python3 -c 'import os, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; wanted = filter(None, os.environ["EXTRAS"].split(",")); print(*p["dependencies"], *(d for e in wanted for d in p["optional-dependencies"][e]), sep="\n")' > requirements.txt \
+    && EXTRAS="${EXTRAS}" python3 -c 'import os, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; wanted = {"grpc", *filter(None, os.environ["EXTRAS"].split(","))}; print(*p["dependencies"], *(d for e in wanted for d in p["optional-dependencies"][e]), sep="\n")' > requirements.txt \
     && /opt/foldserve/bin/pip install --no-input --disable-pip-version-check -c constraints.txt -r requirements.txt
 
 
@@ -53,7 +53,8 @@ ENV PATH=/opt/foldserve/bin:$PATH \
 WORKDIR /tmp
 # A number, so that Kubernetes can check runAsNonRoot. Nothing in the image belongs to it; it writes to /tmp and /dev/shm.
 USER 10001:10001
-EXPOSE 8000
+# gRPC listens on 8001 where FOLDSERVE_GRPC_PORT says so.
+EXPOSE 8000 8001
 # Exec form all through: foldserve is PID 1 and gets SIGTERM itself.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \

@@ -4,7 +4,7 @@ The folders are layers. A folder imports from those below it and never from one 
 
     cli.py         the command `foldserve`
     server/        the processes: the supervisor, API servers put together, LitServe and uvicorn
-    frontend/      sockets, HTTP and pages
+    frontend/      sockets, HTTP, gRPC and pages
     protocols/     what clients send and are answered
     inference/     one request while it is answered
     engine/        queues and recovery in an API server | worker/: batches in a worker | commands/: inspect, predict
@@ -26,7 +26,7 @@ The life of a request:
 
  1. Its head arrives at an API server, in a subclass of uvicorn's protocol. An ordinary `POST /predict` is kept there
     (frontend/http1/connection.py, heads/reader.py, heads/cache.py); whatever else goes through ASGI (frontend/asgi.py,
-    asgi_exchange.py). Both create an InferenceRequest (inference/request.py), which owns the request until it ends.
+    asgi_exchange.py), or by gRPC (frontend/grpc/). All create an InferenceRequest (inference/request.py), which owns the request until it ends.
  2. Its body is received (inference/receiving.py, partial_body.py). Raw rows go straight into a slot and bytes of the
     API server's arena, allocated for it (engine/memory/arena_memory.py, ipc/slots/slot_pool.py, arena.py). JSON and npy
     are parsed by the request's protocol (codecs/protocol.py, protocols/), large and compressed ones in the API server's

@@ -1,7 +1,12 @@
 """NVIDIA's own client over gRPC, against a real server with two API servers: every call of it that is served."""
 
+import os
 import queue
+import random
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,7 +20,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, free_port, serving
-from tests.service.repositories import WEIGHT, save_exported, save_lookup
+from tests.service.repositories import WEIGHT, save_exported, save_linear, save_lookup
 
 pytestmark = pytest.mark.e2e
 
@@ -34,6 +39,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = "version_policy: all\nqueue: {max_rows_per_request: 600000, max_rows: 2000000}\n"
     (folder / "linear" / "config.yaml").write_text(config)
     save_lookup(folder / "lookup" / "1" / "model.onnx")
+    save_linear(folder / "mlp" / "1" / "model.onnx", np.ones((10, 5), np.float32))
     (folder / "slow" / "1").mkdir(parents=True)
     save_exported(folder / "slow" / "1", name="slow")
     # Its batches leave 20 s after the first row: what waits there is asked for no more before that.
@@ -97,7 +103,8 @@ def test_the_client_finds_the_server_and_its_models(client: Any) -> None:
     assert config.version_policy.specific.versions == [1, 2]
     index = client.get_model_repository_index()
     assert {(one.name, one.version, one.state) for one in index.models} == {
-        *(("linear", version, "READY") for version in "12"), ("lookup", "1", "READY"), ("slow", "1", "READY")
+        *(("linear", version, "READY") for version in "12"),
+        *((name, "1", "READY") for name in ("lookup", "mlp", "slow")),
     }  # fmt: skip
     assert refused(lambda: client.is_model_ready("none"))[0] == "StatusCode.NOT_FOUND"
 
@@ -262,6 +269,54 @@ def test_standard_health_service_answers(server: ServerProcess) -> None:
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+def test_example_of_the_page_runs(server: ServerProcess) -> None:
+    section = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text().partition("\n## gRPC\n")[2]
+    (example,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    example = example.replace("localhost:8001", server.grpc)  # type: ignore[attr-defined]
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("(2, 5) first\n", 0), done.stderr
+    assert "foldserve serve repository --grpc-port 8001" in section
+
+
+def test_changed_bytes_are_answered_or_refused_by_every_call_and_no_fault_of_the_server(
+    server: ServerProcess,
+) -> None:
+    request = service_pb2.ModelInferRequest(model_name="linear", raw_input_contents=[ROWS.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=[3, 4])
+    whole, chance = request.SerializeToString(), random.Random(5)
+    calls = [
+        method.name for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+    ]
+    allowed = {
+        *(grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT),
+        *(grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED),
+    }
+    with grpc.insecure_channel(server.grpc) as channel:  # type: ignore[attr-defined]
+        for number in range(20 * len(calls)):
+            message = bytearray(whole)
+            for _ in range(chance.randrange(1, 5)):
+                message[chance.randrange(len(message))] = chance.randrange(256)
+            path = f"/inference.GRPCInferenceService/{calls[number % len(calls)]}"
+            found = grpc.StatusCode.OK
+            try:
+                list(channel.stream_stream(path)(iter([bytes(message)])))
+            except grpc.RpcError as error:
+                found = error.code()
+            assert found in allowed, (path, bytes(message))
+    assert "Traceback" not in server.output
+
+
+def test_new_connections_are_served_after_an_api_server_was_killed(server: ServerProcess) -> None:
+    victim = server.api_servers()[0]
+    os.kill(victim, signal.SIGKILL)
+    server.until(lambda: len(server.api_servers()) == 2 and victim not in server.api_servers())
+    server.wait_until("/v2/health/ready", 200)
+    for _ in range(8):
+        with connected(server) as client:
+            result = client.infer("linear", [given(ROWS)], client_timeout=START_LIMIT_S)
+            np.testing.assert_allclose(result.as_numpy("y"), ROWS @ WEIGHT, rtol=1e-6)
+
+
 def test_grpc_is_off_unless_asked_for_and_then_costs_nothing(repository: Path, tmp_path: Path) -> None:
     with serving(repository, tmp_path / "output") as running:
         running.wait_until("/v2/health/ready", 200)
@@ -277,17 +332,12 @@ def test_port_in_use_is_told_at_once(repository: Path, server: ServerProcess, tm
         assert "--grpc-port" in second.output
 
 
-def test_what_was_taken_is_answered_while_the_server_ends_and_streams_are_told(
-    repository: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "models").mkdir()
-    for name in ("linear", "slow"):
-        (tmp_path / "models" / name).symlink_to(repository / name)
-    (tmp_path / "own" / "held" / "1").mkdir(parents=True)
-    save_exported(tmp_path / "own" / "held" / "1", name="held")
-    (tmp_path / "own" / "held" / "config.yaml").write_text("max_batch_size: 8\nmax_queue_delay_ms: 1500\n")
+def test_what_was_taken_is_answered_while_the_server_ends_and_streams_are_told(tmp_path: Path) -> None:
+    (tmp_path / "models" / "held" / "1").mkdir(parents=True)
+    save_exported(tmp_path / "models" / "held" / "1", name="held")
+    (tmp_path / "models" / "held" / "config.yaml").write_text("max_batch_size: 8\nmax_queue_delay_ms: 1500\n")
     port = free_port()
-    with serving(tmp_path / "own", tmp_path / "output", "--grpc-port", str(port)) as running:
+    with serving(tmp_path / "models", tmp_path / "output", "--grpc-port", str(port)) as running:
         running.wait_until("/v2/health/ready", 200)
         running.grpc = f"127.0.0.1:{port}"  # type: ignore[attr-defined]
         with connected(running) as client:

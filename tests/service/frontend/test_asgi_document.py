@@ -16,7 +16,8 @@ from tests.service.support import NumpyModels, app_of, running, served
 
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "http.md").read_text()
-PROTOCOLS = (DOCS / "protocols.md").read_text()
+PROTOCOLS = (DOCS / "protocols.md").read_text().partition("\n## gRPC\n")[0]
+"""The section on gRPC is run by tests/e2e/test_tritonclient_grpc.py."""
 MLP = Signature((TensorSpec("x", "FP32", (-1, 10)),), (TensorSpec("y", "FP32", (-1, 5)),))
 
 
