@@ -173,6 +173,17 @@ def test_stream_answers_in_order_and_tells_errors_between(client: Any) -> None:
     client.stop_stream()
 
 
+def test_new_connections_are_served_after_an_api_server_was_killed(server: ServerProcess) -> None:
+    victim = server.api_servers()[0]
+    os.kill(victim, signal.SIGKILL)
+    server.until(lambda: len(server.api_servers()) == 2 and victim not in server.api_servers())
+    server.wait_until("/v2/health/ready", 200)
+    for _ in range(8):
+        with connected(server) as client:
+            result = client.infer("linear", [given(ROWS)], client_timeout=START_LIMIT_S)
+            np.testing.assert_allclose(result.as_numpy("y"), ROWS @ WEIGHT, rtol=1e-6)
+
+
 def test_statistics_count_what_was_answered_and_metrics_call_it_grpc(
     client: Any, server: ServerProcess
 ) -> None:
@@ -304,17 +315,6 @@ def test_changed_bytes_are_answered_or_refused_by_every_call_and_no_fault_of_the
                 found = error.code()
             assert found in allowed, (path, bytes(message))
     assert "Traceback" not in server.output
-
-
-def test_new_connections_are_served_after_an_api_server_was_killed(server: ServerProcess) -> None:
-    victim = server.api_servers()[0]
-    os.kill(victim, signal.SIGKILL)
-    server.until(lambda: len(server.api_servers()) == 2 and victim not in server.api_servers())
-    server.wait_until("/v2/health/ready", 200)
-    for _ in range(8):
-        with connected(server) as client:
-            result = client.infer("linear", [given(ROWS)], client_timeout=START_LIMIT_S)
-            np.testing.assert_allclose(result.as_numpy("y"), ROWS @ WEIGHT, rtol=1e-6)
 
 
 def test_grpc_is_off_unless_asked_for_and_then_costs_nothing(repository: Path, tmp_path: Path) -> None:
