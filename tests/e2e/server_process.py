@@ -30,10 +30,11 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """One running server."""
+    """One running server. grpc: its address for gRPC, where that is on."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, output: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, output: Path, grpc: str = "") -> None:
         self.process = process
+        self.grpc = grpc
         self.url = f"http://127.0.0.1:{port}"
         self._output = output
 
@@ -111,9 +112,11 @@ def _command_line(pid: int) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(repository: Path, output: Path, *options: str) -> Iterator[ServerProcess]:
+def serving(repository: Path, output: Path, *options: str, grpc: bool = False) -> Iterator[ServerProcess]:
     """Run `foldserve serve`; at the end it is killed if it still runs."""
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
+    if grpc:
+        options = ("--grpc-port", str(grpc_port), *options)
     command = [Path(sysconfig.get_path("scripts")) / "foldserve", "serve", str(repository)]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FOLDSERVE_")}
     with output.open("wb") as file:
@@ -125,7 +128,7 @@ def serving(repository: Path, output: Path, *options: str) -> Iterator[ServerPro
             start_new_session=True,
         )
     try:
-        yield ServerProcess(process, port, output)
+        yield ServerProcess(process, port, output, f"127.0.0.1:{grpc_port}" if grpc else "")
     finally:
         if process.poll() is None:
             process.kill()

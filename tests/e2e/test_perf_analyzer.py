@@ -18,7 +18,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("repository")
     (folder / "linear" / "1").mkdir(parents=True)
     save_exported(folder / "linear" / "1")
-    with serving(folder, tmp_path_factory.mktemp("server") / "output") as running:
+    with serving(folder, tmp_path_factory.mktemp("server") / "output", grpc=True) as running:
         running.wait_until("/v2/health/ready", 200)
         yield running
 
@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def measure(program: str, server: ServerProcess, *options: str) -> str:
     """What it prints. One short window: whether the figures are steady is not asked."""
     command = [
-        *(program, "-m", "linear", "-u", server.url.removeprefix("http://"), "-i", "http"),
+        *(program, "-m", "linear"),
         *("--measurement-interval", "300", "--max-trials", "3", "--stability-percentage", "999", *options),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT_S, check=False)
@@ -40,11 +40,16 @@ def number(text: str, name: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize(("form", "rows"), [("binary", 3), ("json", 1)])
+@pytest.mark.parametrize(("form", "rows"), [("binary", 3), ("json", 1), ("grpc", 2), ("stream", 2)])
 def test_it_measures_and_shows_what_the_server_counted(
     perf_analyzer: str, server: ServerProcess, form: str, rows: int, tmp_path: Path
 ) -> None:
-    options = ("--input-tensor-format", form, "--output-tensor-format", form, "-b", str(rows))
+    options = ("-u", server.url.removeprefix("http://"), "-i", "http", "-b", str(rows))
+    if form in ("binary", "json"):
+        options += ("--input-tensor-format", form, "--output-tensor-format", form)
+    else:
+        options = ("-u", server.grpc, "-i", "grpc", "-b", str(rows))
+        options += ("--streaming", "--async") if form == "stream" else ()
     text = measure(perf_analyzer, server, "--concurrency-range", "4", *options)
     client, on_server = text.split("Server:")
     assert number(client, "Throughput") > 0

@@ -19,7 +19,7 @@ import tritonclient.grpc as tritonclient
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.server_process import START_LIMIT_S, ServerProcess, free_port, serving
+from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving
 from tests.service.repositories import WEIGHT, save_exported, save_linear, save_lookup
 
 pytestmark = pytest.mark.e2e
@@ -50,10 +50,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     output = tmp_path_factory.mktemp("server") / "output"
-    port = free_port()
-    with serving(repository, output, "--api-servers", "2", "--grpc-port", str(port)) as running:
+    with serving(repository, output, "--api-servers", "2", grpc=True) as running:
         running.wait_until("/v2/health/ready", 200)
-        running.grpc = f"127.0.0.1:{port}"  # type: ignore[attr-defined]
         yield running
 
 
@@ -66,7 +64,7 @@ def client(server: ServerProcess) -> Iterator[Any]:
 def connected(server: ServerProcess) -> Any:
     """On a connection of its own, which the system gives to either API server."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-    return tritonclient.InferenceServerClient(server.grpc, channel_args=options)  # type: ignore[attr-defined]
+    return tritonclient.InferenceServerClient(server.grpc, channel_args=options)
 
 
 def given(array: np.ndarray, name: str = "x") -> Any:
@@ -272,7 +270,7 @@ def test_compressed_messages_are_refused_and_what_follows_is_served(client: Any)
 
 
 def test_standard_health_service_answers(server: ServerProcess) -> None:
-    with grpc.insecure_channel(server.grpc) as channel:  # type: ignore[attr-defined]
+    with grpc.insecure_channel(server.grpc) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert check(b"") == b"\x08\x01"  # status: SERVING
         with pytest.raises(grpc.RpcError) as caught:
@@ -283,7 +281,7 @@ def test_standard_health_service_answers(server: ServerProcess) -> None:
 def test_example_of_the_page_runs(server: ServerProcess) -> None:
     section = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text().partition("\n## gRPC\n")[2]
     (example,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    example = example.replace("localhost:8001", server.grpc)  # type: ignore[attr-defined]
+    example = example.replace("localhost:8001", server.grpc)
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("(2, 5) first\n", 0), done.stderr
     assert "foldserve serve repository --grpc-port 8001" in section
@@ -302,7 +300,7 @@ def test_changed_bytes_are_answered_or_refused_by_every_call_and_no_fault_of_the
         *(grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT),
         *(grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED),
     }
-    with grpc.insecure_channel(server.grpc) as channel:  # type: ignore[attr-defined]
+    with grpc.insecure_channel(server.grpc) as channel:
         for number in range(20 * len(calls)):
             message = bytearray(whole)
             for _ in range(chance.randrange(1, 5)):
@@ -325,7 +323,7 @@ def test_grpc_is_off_unless_asked_for_and_then_costs_nothing(repository: Path, t
 
 
 def test_port_in_use_is_told_at_once(repository: Path, server: ServerProcess, tmp_path: Path) -> None:
-    port = server.grpc.rpartition(":")[2]  # type: ignore[attr-defined]
+    port = server.grpc.rpartition(":")[2]
     with serving(repository, tmp_path / "output", "--grpc-port", port) as second:
         assert second.process.wait(START_LIMIT_S) == 2
         assert f"port {port} for gRPC" in second.output
@@ -336,10 +334,8 @@ def test_what_was_taken_is_answered_while_the_server_ends_and_streams_are_told(t
     (tmp_path / "models" / "held" / "1").mkdir(parents=True)
     save_exported(tmp_path / "models" / "held" / "1", name="held")
     (tmp_path / "models" / "held" / "config.yaml").write_text("max_batch_size: 8\nmax_queue_delay_ms: 1500\n")
-    port = free_port()
-    with serving(tmp_path / "models", tmp_path / "output", "--grpc-port", str(port)) as running:
+    with serving(tmp_path / "models", tmp_path / "output", grpc=True) as running:
         running.wait_until("/v2/health/ready", 200)
-        running.grpc = f"127.0.0.1:{port}"  # type: ignore[attr-defined]
         with connected(running) as client:
             came: queue.Queue[tuple[Any, Any]] = queue.Queue()
             client.start_stream(lambda result, error: came.put((result, error)))

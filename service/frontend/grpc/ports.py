@@ -57,6 +57,9 @@ class GrpcPort:
                 probe.listen()
             held = socket.socket(family)
             self._held.append(held)
+            held.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # else closed connections would be in the way
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind(address)
         except OSError as error:
