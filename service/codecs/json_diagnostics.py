@@ -1,4 +1,4 @@
-"""Finds what is wrong with a JSON body that json_codec refused, and says it with the place.
+"""Finds what is wrong with JSON values that were refused, and says it with the place.
 
 It runs only for requests that are refused anyway, so the way of good requests needs no bookkeeping. It goes through
 the lists a depth at a time and asks each depth as a whole, in loops of the interpreter's own: a client chooses how many
@@ -74,8 +74,8 @@ def _fault_of_lists(value: Any, spec: TensorSpec, shape: tuple[int, ...]) -> str
             )
             return _not_that_long(level[index], shape[: depth + 1], _place(index, shape[:depth]))
         level = list(chain.from_iterable(level))
-    bad = _first_bad_leaf(level, spec)
-    return None if bad is None else _leaf_fault(level[bad], spec, _written(_place(bad, shape)))
+    bad = first_bad_leaf(level, spec)
+    return None if bad is None else leaf_fault(level[bad], spec, _written(_place(bad, shape)))
 
 
 def _not_that_long(found: Any, shape: tuple[int, ...], place: tuple[int, ...]) -> str:
@@ -88,7 +88,7 @@ def _not_that_long(found: Any, shape: tuple[int, ...], place: tuple[int, ...]) -
     )
 
 
-def _first_bad_leaf(leaves: list[Any], spec: TensorSpec) -> int | None:
+def first_bad_leaf(leaves: list[Any], spec: TensorSpec) -> int | None:
     """Where the first leaf stands that is of a wrong kind or out of range."""
     kind = spec.dtype.kind
     good = _GOOD_LEAVES[kind]
@@ -118,7 +118,8 @@ def _place(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(place))
 
 
-def _leaf_fault(value: Any, spec: TensorSpec, where: str) -> str:
+def leaf_fault(value: Any, spec: TensorSpec, where: str) -> str:
+    """What is wrong with a leaf of a wrong kind or out of range, which stands there."""
     kind = spec.dtype.kind
     if isinstance(value, list):
         return (

@@ -145,6 +145,31 @@ def test_more_classes_than_there_are_gives_all():
     assert output["shape"] == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("datatype", "row", "data"),
+    [
+        ("FP32", [2, 1, 2, 1], ["2.000000:0", "2.000000:2", "1.000000:1", "1.000000:3"]),
+        ("INT8", [-128, 127, 0], ["127.000000:1", "0.000000:2", "-128.000000:0"]),
+        ("UINT64", [0, 2**53, 1], ["9007199254740992.000000:1", "1.000000:2", "0.000000:0"]),
+    ],
+)
+@pytest.mark.parametrize("binary", [True, False])
+def test_classes_go_from_the_largest_value_down_and_of_equal_ones_the_first_is_first(
+    datatype, row, data, binary
+):
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", datatype, (-1, len(row))),))
+    reply = Reply(choices={"y": (binary, len(row))})
+    array = np.array([row], numpy_dtype(datatype))
+    answer = OIP_JSON.render(Served("m", "1", signature), {"y": array}, tuple(reply))
+    if not binary:
+        assert json.loads(answer.body)["outputs"][0]["data"] == data
+        return
+    _, length = answer.headers[0]
+    assert answer.body[int(length) :] == b"".join(
+        len(one).to_bytes(4, "little") + one.encode() for one in data
+    )
+
+
 @pytest.mark.parametrize("timeout_us", [1, 1000])
 def test_a_timeout_bounds_the_time_in_the_queue(timeout_us):
     behind = models()
@@ -183,11 +208,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "another dim": ({"inputs": [{**GOOD, "shape": [3, 2]}]}, "dim 1 is 2; expected 3"),
     "too few values": ({"inputs": [{**GOOD, "data": [1, 2]}]}, "has 2 values"),
     "ragged values": ({"inputs": [{**GOOD, "data": [[1, 2, 3], 4, 5, 6]}]}, "lists beside values"),
-    "true for a number": ({"inputs": [{**GOOD, "data": [True] * 6}]}, "a boolean at position 0"),
+    "true for a number": ({"inputs": [{**GOOD, "data": [True] * 6}]}, "has true at position 0"),
     "null for a number": ({"inputs": [{**GOOD, "data": [1, 2, None, 4, 5, 6]}]}, "null at position 2"),
     "a number out of range": (
         {"inputs": [{**GOOD, "data": [1, 2, 3, 4, 5, 1e39]}]},
-        "at position 5, which FP32",
+        "at position 5, out of the range of FP32",
     ),
     "data no list": ({"inputs": [{**GOOD, "data": 7}]}, 'as "data"'),
     "no data": ({"inputs": [{k: v for k, v in GOOD.items() if k != "data"}]}, "has neither"),
