@@ -2,9 +2,9 @@
 
     body -> decoded, upright, RGB or grey -> resized and cropped (pixels) -> laid out as the input (decode)
 
-The one place that does it: the export proves the files on what comes out here (models/export/picture_cases.py), and
-whoever sends pictures gets the same bytes. Means and deviations are in the network itself. Knows nothing of torch, HTTP
-or models; Pillow is imported on first use.
+The one place that does it: the export proves the files on what comes out here (models/export/verify/picture_cases.py),
+and whoever sends pictures gets the same bytes. Means and deviations are in the network itself. Knows nothing of torch,
+HTTP or models; Pillow is imported on first use.
 """
 
 import io
@@ -28,7 +28,7 @@ _MODES: Final = {"RGB": "RGB", "grey": "L"}
 
 
 class BadPicture(ValueError):
-    """The body is no picture that can be decoded, or too large a one; str(error) is for the client."""
+    """The body is not a picture that can be decoded, or is too large; str(error) is for the client."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PictureInput:
 
     @staticmethod
     def from_manifest(image: Mapping[str, Any]) -> "PictureInput":
-        """Raises: ValueError for what is no `image` of a manifest; other keys are of no concern here."""
+        """Raises: ValueError for what is not a valid `image` of a manifest; other keys are ignored."""
         known = {field.name: image[field.name] for field in fields(PictureInput) if field.name in image}
         if isinstance(known.get("size"), list):
             known["size"] = tuple(known["size"])
@@ -139,7 +139,7 @@ def _opened(body: bytes, colour: str) -> "Image.Image":
         raise
     except UnidentifiedImageError as error:
         raise BadPicture(
-            f"the body is no {' or '.join(FORMATS)} picture; expected the bytes of such a file"
+            f"the body is not a {' or '.join(FORMATS)} picture; expected the bytes of such a file"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadPicture(f"the picture is too large: expected at most {MOST_PIXELS:,} pixels") from error

@@ -164,7 +164,7 @@ def model_version(
     """A version without files. keys: of config.yaml."""
     nowhere = Path("/nonexistent") / name / version
     artifact = Artifact(
-        *(name, version, nowhere, "onnxruntime", nowhere / "model.onnx", signature, max_batch_size, {}, {})
+        *(name, version, nowhere, "onnxruntime", nowhere / "model.onnx", signature, max_batch_size, None, {})
     )
     return ModelVersion(config(**keys), artifact)
 

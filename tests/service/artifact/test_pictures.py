@@ -119,10 +119,10 @@ def test_picture_of_a_phone_is_turned_as_its_exif_data_says():
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "the body is no JPEG or PNG picture"),
-        (b"hello", "the body is no JPEG or PNG picture"),
-        (saved(Image.fromarray(PHOTO), "GIF"), "the body is no JPEG or PNG picture"),
-        (saved(Image.fromarray(PHOTO), "TIFF"), "the body is no JPEG or PNG picture"),
+        (b"", "the body is not a JPEG or PNG picture"),
+        (b"hello", "the body is not a JPEG or PNG picture"),
+        (saved(Image.fromarray(PHOTO), "GIF"), "the body is not a JPEG or PNG picture"),
+        (saved(Image.fromarray(PHOTO), "TIFF"), "the body is not a JPEG or PNG picture"),
         (saved(Image.fromarray(PHOTO), "JPEG")[:400], "cannot be decoded"),
         (png(PHOTO)[:600], "cannot be decoded"),
     ],
