@@ -122,6 +122,20 @@ def test_a_raw_request_of_a_model_with_another_free_dim_is_one_row():
     assert outputs_of(reply)["total"].tolist() == [[18]]
 
 
+def test_what_is_null_is_as_if_it_were_not_there():
+    # As pydantic writes the requests of MLServer's client.
+    nothing = {"content_type": "np", "headers": None}
+    inputs = [tensor("x", ROWS, parameters={**nothing, "binary_data_size": None})]
+    assert infer({"id": None, "parameters": None, "inputs": inputs, "outputs": None}).json() == (
+        infer({"inputs": [tensor("x", ROWS)]}).json()
+    )
+    outputs = [{"name": "y", "parameters": {"binary_data": None, "classification": None}}]
+    document = {"parameters": {**nothing, "timeout": None}, "inputs": inputs, "outputs": outputs}
+    assert outputs_of(infer(document))["y"].tolist() == (2 * ROWS).tolist()
+    sent = [tensor("x", ROWS, binary=True, data=None)]
+    assert outputs_of(infer({"inputs": sent}, ROWS.tobytes()))["y"].tolist() == (2 * ROWS).tolist()
+
+
 def test_classification_gives_the_largest_of_each_row_with_their_places():
     document = {
         "inputs": [tensor("x", ROWS)],
