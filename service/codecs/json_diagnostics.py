@@ -39,18 +39,20 @@ def kind_of(value: Any) -> str:
     return _KINDS[type(value)]
 
 
-def why_not_json(text: bytes, error: orjson.JSONDecodeError) -> str:
-    """What to tell a client whose body orjson could not parse."""
+def why_not_json(text: bytes, error: orjson.JSONDecodeError, expected: str, as_bytes: str) -> str:
+    """What to tell a client whose body orjson could not parse.
+
+    expected: a body of the protocol, as in "expected {...}". as_bytes: how it takes what JSON has no word for.
+    """
     if not text.strip():
-        return 'the body is empty; expected {"inputs": [[...]]}'
+        return f"the body is empty; {expected}"
     where = f"line {error.lineno}, column {error.colno} (character {error.pos})"
     for start in (max(0, error.pos - 1), error.pos):
         word = _NOT_A_NUMBER_WORD.match(text, start)
         if word:
             return (
                 f"{word[0].decode()} at {where} is not JSON: JSON has no word for numbers that are not "
-                "finite; expected finite numbers, or send the tensor as application/octet-stream or "
-                "application/x-npy"
+                f"finite; expected finite numbers, or {as_bytes}"
             )
     return f"the body is not JSON: {error.msg} at {where}; expected one JSON document in UTF-8"
 

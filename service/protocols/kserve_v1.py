@@ -37,6 +37,7 @@ _EXPECTED: Final = 'expected {"instances": [row, ...]} or {"inputs": values}'
 _PASSED_OVER: Final = frozenset(("signature_name", "parameters"))
 """Keys that clients send and that nothing depends on here."""
 _ROWS, _COLUMNS = "instances", "inputs"
+_TENSOR_AS_BYTES: Final = "POST the tensor to /predict as application/octet-stream or application/x-npy"
 _AS_NUMBERS: Final = "To get the numbers as they are, POST to /predict with 'Accept: application/x-npy'"
 
 
@@ -56,7 +57,7 @@ class KserveV1Protocol:
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise BadJson(why_not_json(bytes(body), error)) from None
+            raise BadJson(why_not_json(bytes(body), error, _EXPECTED, _TENSOR_AS_BYTES)) from None
         form, given = _form(document)
         values = _columns(given, signature) if form == _ROWS else _named(given, signature)
         signature.check_names(values)

@@ -24,6 +24,9 @@ from foldserve.service.protocols.oip.request import Reply, parse_document, parse
 from foldserve.service.protocols.oip.tensors import strings_to_binary, to_binary
 
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
+_EXPECTED: Final = 'expected {"inputs": [{"name", "shape", "datatype", "data"}, ...]}'
+_TENSOR_AS_BYTES: Final = 'send the tensor\'s bytes after the JSON, with "binary_data_size" in its parameters'
+_BYTES_FOLLOW: Final = f"where bytes follow the JSON, say in {JSON_LENGTH} how long that is"
 _AS_BINARY: Final = (
     'To get the numbers as they are, ask for the output with "binary_data": true in its parameters'
 )
@@ -57,7 +60,8 @@ class OipProtocol:
         try:
             document = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            raise BadJson(why_not_json(bytes(text), error)) from None
+            why = why_not_json(bytes(text), error, _EXPECTED, _TENSOR_AS_BYTES)
+            raise BadJson(why if options else f"{why}; {_BYTES_FOLLOW}") from None
         return parse_document(document, whole[end:], signature)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:

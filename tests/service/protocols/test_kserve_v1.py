@@ -103,7 +103,14 @@ def test_how_long_an_error_is_cannot_be_chosen_by_the_client(form):
 
 
 def test_what_is_no_json_is_400():
-    assert call(app_of(), "POST", "/v1/models/double:predict", b"{").error() == (400, "bad_json")
+    for body, pattern in (
+        (b"{", "not JSON"),
+        (b"", '"instances"'),
+        (b'{"inputs": [[NaN]]}', "POST .* to /predict"),
+    ):
+        reply = call(app_of(), "POST", "/v1/models/double:predict", body)
+        assert reply.error() == (400, "bad_json")
+        assert re.search(pattern, reply.json()["error"]), reply.json()["error"]
 
 
 def test_unknown_models_and_versions_are_404():

@@ -122,6 +122,21 @@ def test_a_raw_request_of_a_model_with_another_free_dim_is_one_row():
     assert outputs_of(reply)["total"].tolist() == [[18]]
 
 
+@pytest.mark.parametrize(
+    ("body", "length", "pattern"),
+    [
+        (b"", None, r'the body is empty; expected \{"inputs": \[\{"name"'),
+        (b'{"inputs": [NaN]}', None, 'bytes after the JSON, with "binary_data_size"'),
+        (b'{"inputs": []}\x00\x00\x80\x3f', None, "Inference-Header-Content-Length"),
+        (b'{"inputs": []}\x00\x00\x80\x3f', "10", "expected one JSON document in UTF-8$"),
+    ],
+)
+def test_what_is_no_json_is_400_with_what_this_protocol_expects(body, length, pattern):
+    reply = call(app_of(), "POST", DOUBLE, body, {} if length is None else {LENGTH: length})
+    assert reply.error() == (400, "bad_json")
+    assert re.search(pattern, reply.json()["error"]), reply.json()["error"]
+
+
 def test_what_is_null_is_as_if_it_were_not_there():
     # As pydantic writes the requests of MLServer's client.
     nothing = {"content_type": "np", "headers": None}
