@@ -61,7 +61,8 @@ class OipProtocol:
             document = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             why = why_not_json(bytes(text), error, _EXPECTED, _TENSOR_AS_BYTES)
-            raise BadJson(why if options else f"{why}; {_BYTES_FOLLOW}") from None
+            lost = not options and b'"binary_data_size"' in bytes(text)
+            raise BadJson(f"{why}; {_BYTES_FOLLOW}" if lost else why) from None
         return parse_document(document, whole[end:], signature)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:

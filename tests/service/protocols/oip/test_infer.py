@@ -127,8 +127,9 @@ def test_a_raw_request_of_a_model_with_another_free_dim_is_one_row():
     [
         (b"", None, r'the body is empty; expected \{"inputs": \[\{"name"'),
         (b'{"inputs": [NaN]}', None, 'bytes after the JSON, with "binary_data_size"'),
-        (b'{"inputs": []}\x00\x00\x80\x3f', None, "Inference-Header-Content-Length"),
-        (b'{"inputs": []}\x00\x00\x80\x3f', "10", "expected one JSON document in UTF-8$"),
+        (b'["binary_data_size"]\x00\x00\x80\x3f', None, "in Inference-Header-Content-Length how long"),
+        (b'["binary_data_size"]\x00\x00\x80\x3f', "22", "expected one JSON document in UTF-8$"),
+        (b'{"inputs": []} x', None, "expected one JSON document in UTF-8$"),
     ],
 )
 def test_what_is_no_json_is_400_with_what_this_protocol_expects(body, length, pattern):
