@@ -11,6 +11,8 @@ _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
 _RAW: Final = -zlib.MAX_WBITS
 """Deflate as some clients send it: without the frame of zlib, against RFC 9110, 8.4.1.2."""
 
+MOST_INFLATED: Final = 1032
+"""Bytes that one of deflate's may become (a match of 258 for two bits)."""
 _FIRST_PIECE: Final = 512
 _LARGEST_PIECE: Final = 2**20
 """Bytes. zlib copies what follows the end of a file, so a body of many small ones must not be given to it as a whole:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldserve.service.codecs.compression import encoding_of, inflated
+from foldserve.service.codecs.compression import MOST_INFLATED, encoding_of, inflated
 from foldserve.service.errors import BadRequest, TooLarge, UnsupportedMediaType
 
 BODY = b'{"inputs": [[1, 2, 3]]}' * 40
@@ -63,6 +63,12 @@ def test_any_bytes_are_inflated_or_refused(encoding, data):
 def test_what_follows_a_whole_body_is_refused_unless_it_is_another():
     with pytest.raises(BadRequest):
         inflated(memoryview(gzip.compress(BODY) + b"more"), "gzip", len(BODY))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress, raw_deflate])
+def test_no_body_becomes_more_than_its_length_tells(compress):
+    for data in (b"", b"a", b"a" * 2**22, b"ab" * 2**21, bytes(2**24)):
+        assert len(data) <= MOST_INFLATED * len(compress(data))
 
 
 def test_a_body_of_many_small_files_takes_a_time_that_grows_as_it_does():
