@@ -26,8 +26,8 @@ The life of a request:
 
  1. Its head arrives at an API server, in a subclass of uvicorn's protocol. An ordinary `POST /predict` is kept there
     (frontend/http1/connection.py, heads/reader.py, heads/cache.py); whatever else goes through ASGI (frontend/asgi.py,
-    asgi_exchange.py), or by gRPC (frontend/grpc/). All create an InferenceRequest (inference/request.py), which owns the
-    request until it ends.
+    asgi_exchange.py), or by gRPC (frontend/grpc/). All create an InferenceRequest (inference/request.py), which owns
+    the request until it ends.
  2. Its body is received (inference/receiving.py, partial_body.py). Raw rows go straight into a slot and bytes of the
     API server's arena, allocated for it (engine/memory/arena_memory.py, ipc/slots/slot_pool.py, arena.py). JSON and npy
     are parsed by the request's protocol (codecs/protocol.py, protocols/), large and compressed ones in the API server's

@@ -78,7 +78,7 @@ class OipGrpcProtocol:
         for name, array in outputs.items():
             _, classes = asked.of(name)
             if classes:
-                strings = classes_of(served, array, classes)
+                strings = classes_of(served, name, array, classes)
                 shape = [len(array), len(strings) // len(array)]
                 described.append({"name": name, "datatype": "BYTES", "shape": shape})
                 data: bytes | memoryview = strings_to_binary(strings)
