@@ -177,5 +177,6 @@ def make_api_server(
     if grpc_addresses:
         from foldserve.service.frontend.grpc.server import GrpcServer  # not before: see frontend/grpc/
 
-        grpc = GrpcServer(server, information, api_models.plans, grpc_addresses, settings.max_body_bytes)
+        bounds = (settings.max_body_bytes, settings.max_in_flight)
+        grpc = GrpcServer(server, information, api_models.plans, grpc_addresses, *bounds)
     return ApiServer(dispatcher, app, http, Shares(board, index), metrics, model_changed, grpc)

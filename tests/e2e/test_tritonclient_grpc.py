@@ -230,6 +230,17 @@ def test_cancelled_request_gives_its_place_back(client: Any, server: ServerProce
     server.until(lambda: server.metric("foldserve_inflight_requests", **labels) == 0)
 
 
+def test_cancelled_stream_gives_back_what_it_asked_for(client: Any, server: ServerProcess) -> None:
+    labels = {"model": "slow", "version": "1"}
+    client.start_stream(lambda result, error: None)
+    for _ in range(100):  # more than are read ahead
+        client.async_stream_infer("slow", [given(ROWS[:1])])
+    server.until(lambda: server.metric("foldserve_inflight_requests", **labels) > 0)
+    client.stop_stream(cancel_requests=True)
+    server.until(lambda: server.metric("foldserve_inflight_requests", **labels) == 0)
+    assert "Traceback" not in server.output
+
+
 @pytest.mark.parametrize(
     ("model", "version", "rows", "status", "code", "text"),
     [

@@ -44,11 +44,9 @@ class GrpcInference:
         self._plans = plans
         self._readers: set[asyncio.Task[None]] = set()
         """One for each open stream."""
-        self._ending = False
 
     def end(self) -> None:
         """Read no more of streams: they answer what they have read, and end."""
-        self._ending = True
         for reader in self._readers:
             reader.cancel()
 
@@ -66,7 +64,7 @@ class GrpcInference:
 
         async def read() -> None:
             try:
-                while not self._ending:
+                while True:
                     await room.acquire()
                     message = await context.read()
                     if message is grpc.aio.EOF:
@@ -90,10 +88,8 @@ class GrpcInference:
                     left.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
-        if self._ending:
-            await abort(
-                context, Draining("the server is shutting down; open the stream again, to another one")
-            )
+        if reader.cancelled():  # by end(): more might have come
+            await abort(context, Draining("the server is shutting down; open the stream to another one"))
 
     async def _answer(self, message: bytes, call: Any, path: str) -> tuple[Response, str]:
         """The response to a request, and the id that it gave itself."""

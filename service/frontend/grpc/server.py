@@ -26,7 +26,14 @@ class GrpcServer:
         plans: Plans,
         addresses: Sequence[str],
         max_message_bytes: int,
+        max_calls: int,
     ) -> None:
+        """
+        Args:
+            addresses: see ports.py.
+            max_message_bytes: of a request.
+            max_calls: that are open at once, each of which may hold a message; more are refused.
+        """
         self._addresses = addresses
         self._inference = GrpcInference(server, information, plans)
         handlers = {
@@ -42,6 +49,7 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ALONE),
             ],
+            maximum_concurrent_rpcs=max_calls,
         )
 
     async def start(self) -> None:
