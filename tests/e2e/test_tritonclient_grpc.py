@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,6 +17,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as tritonclient
+import tritonclient.http as tritonclient_http
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -40,6 +42,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "linear" / "config.yaml").write_text(config)
     save_lookup(folder / "lookup" / "1" / "model.onnx")
     save_linear(folder / "mlp" / "1" / "model.onnx", np.ones((10, 5), np.float32))
+    (folder / "narrow" / "1").mkdir(parents=True)
+    save_exported(folder / "narrow" / "1", name="narrow")
+    (folder / "narrow" / "config.yaml").write_text("max_queue_delay_ms: 1500\nqueue: {max_rows: 1}\n")
     (folder / "slow" / "1").mkdir(parents=True)
     save_exported(folder / "slow" / "1", name="slow")
     # Its batches leave 20 s after the first row: what waits there is asked for no more before that.
@@ -102,7 +107,7 @@ def test_the_client_finds_the_server_and_its_models(client: Any) -> None:
     index = client.get_model_repository_index()
     assert {(one.name, one.version, one.state) for one in index.models} == {
         *(("linear", version, "READY") for version in "12"),
-        *((name, "1", "READY") for name in ("lookup", "mlp", "slow")),
+        *((name, "1", "READY") for name in ("lookup", "mlp", "narrow", "slow")),
     }  # fmt: skip
     assert refused(lambda: client.is_model_ready("none"))[0] == "StatusCode.NOT_FOUND"
 
@@ -146,6 +151,42 @@ def test_many_at_once_on_several_connections_get_each_their_own(server: ServerPr
             asked.async_infer("linear", [given(rows)], into(answered))
         for rows, answered in waiting:
             np.testing.assert_allclose(answered.result(START_LIMIT_S).as_numpy("y"), rows @ WEIGHT, rtol=1e-5)
+
+
+def test_numbers_are_not_swapped_with_those_of_http_while_a_worker_dies(server: ServerProcess) -> None:
+    wrong: list[object] = []
+    answered = [0, 0]
+
+    def ask(which: int, api: Any, client: Any) -> None:
+        try:
+            for number in range(MANY):
+                rows = np.full((1 + number % 3, 4), 1000 * which + number, np.float32)
+                x = api.InferInput("x", list(rows.shape), "FP32")
+                x.set_data_from_numpy(rows)
+                np.testing.assert_allclose(
+                    client.infer("linear", [x]).as_numpy("y"), rows @ WEIGHT, rtol=1e-5
+                )
+                answered[which] += 1
+        except BaseException as error:
+            wrong.append(error)
+            raise
+
+    url = server.url.removeprefix("http://")
+    http = tritonclient_http.InferenceServerClient(
+        url, connection_timeout=START_LIMIT_S, network_timeout=START_LIMIT_S
+    )
+    with connected(server) as client, http:
+        asking = [
+            threading.Thread(target=ask, args=(0, tritonclient, client)),
+            threading.Thread(target=ask, args=(1, tritonclient_http, http)),
+        ]
+        for thread in asking:
+            thread.start()
+        server.until(lambda: min(answered) > MANY // 4 or wrong)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        for thread in asking:
+            thread.join(START_LIMIT_S)
+    assert (answered, wrong) == ([MANY, MANY], [])
 
 
 def into(future: Future[Any]) -> Callable[[Any, Any], None]:
@@ -207,6 +248,16 @@ def test_deadline_of_the_client_ends_the_request_on_both_sides(client: Any, serv
         return sum(server.metric("foldserve_requests_total", **labels, code=code) for code in ("499", "504"))
 
     server.until(lambda: ended() == 1)
+
+
+def test_full_queue_says_when_to_come_again(client: Any, server: ServerProcess) -> None:
+    answered: Future[Any] = Future()
+    client.async_infer("narrow", [given(ROWS[:1])], into(answered))
+    server.until(lambda: server.metric("foldserve_inflight_requests", model="narrow", version="1") == 1)
+    status, _, trailing = refused(lambda: client.infer("narrow", [given(ROWS[:1])]))
+    assert (status, trailing["code"]) == ("StatusCode.RESOURCE_EXHAUSTED", "queue_full")
+    assert int(trailing["retry-after"]) >= 1
+    assert answered.result(START_LIMIT_S).as_numpy("y").shape == (1, 3)
 
 
 def test_timeout_parameter_of_the_schedule_policy_is_kept(client: Any) -> None:
