@@ -24,9 +24,9 @@ from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketReader, TicketWriter
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
-from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
-from foldserve.service.worker.gate import Gate
+from foldserve.service.worker.device_gate import Gate
 from foldserve.service.worker.instance_loop import InstanceLoop
+from foldserve.service.worker.ticket_consumer import TicketConsumer, WorkerMemory
 from foldserve.service.worker.times import BatchTimes
 from foldserve.service.worker.turn import turn_of
 from tests.service.repositories import model_version
