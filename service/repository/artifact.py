@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from foldserve.service.artifact.file_sums import EXPORT, START, Sums, check_files, check_model, sums_now
 from foldserve.service.artifact.manifest import MANIFEST, TOGETHER, read_manifest, runs_alone
+from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.artifact.signature import ONE_BY_ONE, Signature
 from foldserve.service.artifact.stated_signature import parse_signature, with_sizes
 from foldserve.service.backends import BACKENDS, LoadError
@@ -69,6 +70,16 @@ class Artifact:
         """The file with inputs and the eager network's outputs, where there is one."""
         path = self.folder / REFERENCE
         return path if path.is_file() else None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the output's columns."""
+        return tuple(self.manifest.get("labels", ()))
+
+    @property
+    def image(self) -> PictureInput | None:
+        """How a picture becomes an input, where the export declared it."""
+        return PictureInput.from_manifest(self.manifest["image"]) if "image" in self.manifest else None
 
     def parity(self, output: str) -> Parity | None:
         """What the export measured of an output; None without a manifest."""

@@ -153,7 +153,8 @@ def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> Mo
         config.instances * transport.dimensions.workers,
         artifact.max_batch_size,
         TicketWriter(transport.queues[key.row]),
-        tuple(artifact.manifest.get("labels", ())),
+        artifact.labels,
+        artifact.image,
     )
 
 

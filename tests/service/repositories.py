@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -159,12 +161,27 @@ def table_of(*versions: tuple[str, str]) -> ModelTable:
 
 
 def model_version(
-    name: str, version: str, signature: Signature, max_batch_size: int = 8, **keys: Any
+    name: str,
+    version: str,
+    signature: Signature,
+    max_batch_size: int = 8,
+    manifest: Mapping[str, Any] = MappingProxyType({}),
+    **keys: Any,
 ) -> ModelVersion:
-    """A version without files. keys: of config.yaml."""
+    """A version without files. manifest: what it is asked for of it; keys: of config.yaml."""
     nowhere = Path("/nonexistent") / name / version
     artifact = Artifact(
-        *(name, version, nowhere, "onnxruntime", nowhere / "model.onnx", signature, max_batch_size, {}, {})
+        *(
+            name,
+            version,
+            nowhere,
+            "onnxruntime",
+            nowhere / "model.onnx",
+            signature,
+            max_batch_size,
+            dict(manifest),
+            {},
+        )
     )
     return ModelVersion(config(**keys), artifact)
 

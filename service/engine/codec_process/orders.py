@@ -13,6 +13,7 @@ import orjson
 from foldserve.service.codecs.protocol import InferenceProtocol, Options
 from foldserve.service.errors import (
     BadJson,
+    BadPicture,
     BadRequest,
     BadTensor,
     ModelFailed,
@@ -29,7 +30,16 @@ PACKET_BYTES: Final = 65_536
 
 _ERRORS: Final = {
     error.__name__: error
-    for error in (BadJson, BadRequest, BadTensor, ModelFailed, NotReady, TooLarge, UnsupportedMediaType)
+    for error in (
+        BadJson,
+        BadPicture,
+        BadRequest,
+        BadTensor,
+        ModelFailed,
+        NotReady,
+        TooLarge,
+        UnsupportedMediaType,
+    )
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import BodyType, json_codec
-from foldserve.service.codecs.protocol import Options
+from foldserve.service.codecs.protocol import Options, Served
 from foldserve.service.engine.codec_process import client, orders
 from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
@@ -148,7 +148,7 @@ def run(test) -> None:
 
 def options(shape: str | None) -> Options:
     """What a head with this X-Tensor-Shape, if any, says."""
-    return () if shape is None else (None, None, shape)
+    return () if shape is None else (None, None, shape, None)
 
 
 def rows(count: int) -> bytes:
@@ -185,7 +185,7 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
             body, _ = shop.ask(data, kind, lane, shape)
             assert body.place is None  # it is the job's
             assert await body.end() is None
-            expected = PREDICT[kind].parse(data, LANES[lane], options(shape)).inputs
+            expected = PREDICT[kind].parse(data, Served("m", "1", LANES[lane]), options(shape)).inputs
             got = shop.inputs(body)
             assert got.keys() == expected.keys()
             for name, array in expected.items():
@@ -216,7 +216,9 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
 )
 def test_a_body_is_refused_as_its_protocol_refuses_it(data, kind, lane, shape):
     with pytest.raises(ServiceError) as expected:
-        LANES[lane].check_inputs(PREDICT[kind].parse(data, LANES[lane], options(shape)).inputs)
+        LANES[lane].check_inputs(
+            PREDICT[kind].parse(data, Served("m", "1", LANES[lane]), options(shape)).inputs
+        )
 
     async def test():
         async with open_codecs() as shop:
