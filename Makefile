@@ -39,6 +39,7 @@ demo: install ## export three networks, serve them, post real pictures; DEMO_POR
 test: install ## all tests; ARGS='-k name -x' for some of them
 	@sh deploy/dev/get-tool.sh promtool prometheus usr/bin/promtool
 	@sh deploy/dev/get-tool.sh nginx nginx usr/sbin/nginx
+	@sh deploy/dev/get-perf-analyzer.sh
 	@exec $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 compiled: wheel ## the end-to-end, fault and torture tests again, on servers from the compiled wheel

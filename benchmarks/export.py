@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from foldserve.models.export import export_model
-from foldserve.models.export.quiet import quiet
-from foldserve.models.export.tidying import give_back_memory
+from foldserve.models.export.process.suppress_output import suppress_output
+from foldserve.models.export.process.tidying import give_back_memory
 from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 WAYS = ("foldserve", "torch.onnx", "trace")
@@ -231,7 +231,7 @@ def _foldserve(network: nn.Module, example: Tensor, folder: Path, name: str) -> 
 
 def _torch_onnx(network: nn.Module, example: Tensor, folder: Path, name: str) -> dict[str, float]:
     rows = torch.export.Dim.DYNAMIC
-    with quiet(), torch.no_grad():
+    with suppress_output(), torch.no_grad():
         program: Any = torch.onnx.export(
             network, (example,), dynamo=True, dynamic_shapes=({0: rows},), verbose=False
         )
@@ -240,7 +240,7 @@ def _torch_onnx(network: nn.Module, example: Tensor, folder: Path, name: str) ->
 
 
 def _trace(network: nn.Module, example: Tensor, folder: Path, name: str) -> dict[str, float]:
-    with quiet(), torch.no_grad():
+    with suppress_output(), torch.no_grad():
         torch.jit.trace(network, (example,)).save(str(folder / f"{name}.pt"))
     return {}
 

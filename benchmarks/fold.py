@@ -32,12 +32,16 @@ from torch import Tensor
 from foldserve.models import registry
 from foldserve.models.errors import MissingExtra
 from foldserve.models.export import export_model
-from foldserve.models.export.capture import CapturedGraph, capture
-from foldserve.models.export.copying import eval_copy
-from foldserve.models.export.example import read_example
-from foldserve.models.export.quiet import quiet
-from foldserve.models.export.to_onnx import DEFAULT_OPSET, save_onnx
-from foldserve.models.export.to_torchscript import load_torchscript, save_torchscript, to_torchscript
+from foldserve.models.export.capture.capture import CapturedGraph, capture
+from foldserve.models.export.network.example.example import read_example
+from foldserve.models.export.network.module_copy import eval_copy
+from foldserve.models.export.process.suppress_output import suppress_output
+from foldserve.models.export.writers.onnx_writer import DEFAULT_OPSET, save_onnx
+from foldserve.models.export.writers.torchscript_writer import (
+    load_torchscript,
+    save_torchscript,
+    to_torchscript,
+)
 from foldserve.models.recurrent import symbolic_length
 from foldserve.service.backends.onnxruntime.library import onnxruntime
 
@@ -171,7 +175,7 @@ def write_unfolded(captured: CapturedGraph, folder: Path) -> Variant:
     """The captured graph with every batch norm in it."""
     variant = Variant(folder / "unfolded.pt", folder / "unfolded.onnx")
     save_torchscript(to_torchscript(captured.graph_module), variant.torchscript)
-    with quiet(), torch.no_grad(), symbolic_length():
+    with suppress_output(), torch.no_grad(), symbolic_length():
         program: Any = torch.onnx.export(
             captured.graph_module,
             captured.example_inputs,

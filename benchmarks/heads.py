@@ -20,7 +20,7 @@ from typing import Final
 
 from benchmarks.serve import machine
 from benchmarks.serving import process_tree, wrk
-from benchmarks.serving.contenders import BARE, FOLDSERVE, SOURCE, Running, compile_foldserve, running
+from benchmarks.serving.servers import BARE, FOLDSERVE, SOURCE, Running, compile_foldserve, running
 from benchmarks.serving.workloads import WORKS, export_models
 
 CONNECTIONS: Final = 64

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import serve
-from benchmarks.serving.contenders import BARE, FOLDSERVE
 from benchmarks.serving.peers import FAMILIES
+from benchmarks.serving.servers import BARE, FOLDSERVE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

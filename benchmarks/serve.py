@@ -22,12 +22,12 @@ import uvicorn
 
 from benchmarks.serving import peers, process_tree, wrk
 from benchmarks.serving.against import PAIRS, against_table, compiled_in, measure_against
-from benchmarks.serving.contenders import CONTENDERS, FOLDSERVE, Contender, compile_foldserve
-from benchmarks.serving.figures import Findings, checks_table, table
 from benchmarks.serving.limits import measure_limits
-from benchmarks.serving.pairs import measure_pairs
-from benchmarks.serving.promises import checks
+from benchmarks.serving.paired_runs import measure_pairs
 from benchmarks.serving.runs import Plan, Results, run
+from benchmarks.serving.servers import CONTENDERS, FOLDSERVE, Contender, compile_foldserve
+from benchmarks.serving.stats import Findings, checks_table, table
+from benchmarks.serving.thresholds import checks
 from benchmarks.serving.workloads import WORKS, Work, export_models
 from foldserve.service.backends.onnxruntime.library import onnxruntime
 

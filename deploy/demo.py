@@ -122,7 +122,7 @@ def why_not_usable(folder: Path) -> str | None:
     """What is wrong with an artifact, or None."""
     try:
         manifest = read_manifest(folder, f"{folder.parent.name}/{folder.name}")
-        checks = list(check_files(folder, manifest.get("files", {}), EXPORT))
+        checks = list(check_files(folder, manifest.files, EXPORT))
     except ConfigError as error:
         return str(error)
     return next((f"{check.name}: {check.problem}" for check in checks if check.problem), None)

@@ -236,7 +236,7 @@ def _call(target: str, factory: Any) -> tuple[nn.Module, tuple[Any, ...] | dict[
 
 def _examples(target: str, given: Any) -> tuple[Any, ...] | dict[str, Any]:
     examples = (given,) if isinstance(given, Tensor | np.ndarray) else given
-    # Something beside plain values; what exactly, models/export/example.py looks at.
+    # Something beside plain values; what exactly, models/export/network/example/example.py looks at.
     if any(not isinstance(leaf, _PLAIN_VALUES) for leaf in pytree.tree_leaves(examples)):
         if isinstance(examples, Mapping):
             return dict(examples)

@@ -27,26 +27,26 @@ The life of a request:
  1. Its head arrives at an API server, in a subclass of uvicorn's protocol. An ordinary `POST /predict` is kept there
     (frontend/http1/connection.py, heads/reader.py, heads/cache.py); whatever else goes through ASGI (frontend/asgi.py,
     asgi_exchange.py). Both create an InferenceRequest (inference/request.py), which owns the request until it ends.
- 2. Its body is received (inference/receiving.py, partial_body.py). Raw rows go straight into a place: a slot and bytes
-    of the API server's arena (engine/places.py gives it; ipc/slots/slot_pool.py, arena.py). JSON and npy are parsed
-    by the request's protocol (codecs/protocol.py, protocols/), large and compressed ones in the API server's codec
-    process (engine/codec_process/).
- 3. What was parsed is checked against the model's signature (artifact/signature.py), and copied into a place: an
+ 2. Its body is received (inference/receiving.py, partial_body.py). Raw rows go straight into a slot and bytes of the
+    API server's arena, allocated for it (engine/memory/arena_memory.py, ipc/slots/slot_pool.py, arena.py). JSON and npy
+    are parsed by the request's protocol (codecs/protocol.py, protocols/), large and compressed ones in the API server's
+    codec process (engine/codec_process/).
+ 3. What was parsed is checked against the model's signature (artifact/signature.py), and copied into the arena: an
     invalid request is refused here, before it shares a batch with others.
  4. It is admitted, or refused with a Retry-After (engine/admission.py), and its ticket, a record
     of fixed size, goes into the model's pipe (engine/dispatcher.py, ipc/records.py, ipc/ticket_queue.py).
  5. The instance of the model whose turn it is, a thread in some worker, reads tickets until their rows make a batch of
-    agreeing shapes, and passes the turn on (worker/collect.py, turn.py). Their slots are marked as taken; the late and
-    the given-up are dropped (worker/dequeue.py).
+    agreeing shapes, and passes the turn on (worker/batcher.py, turn.py). Their slots are marked as taken; expired and
+    cancelled requests are dropped (worker/dequeue.py).
  6. Their rows are gathered, padded to a bucket and run, and the outputs scattered back into the slots
     (worker/batches/, repository/buckets.py, backends/). A run that raises is halved until the guilty request is alone.
  7. The slots are marked as done, and a record for each goes into its API server's pipe (worker/dequeue.py).
  8. The API server's event loop reads it (engine/dispatcher.py), the protocol renders the answer out of the slot, the
-    place is free again (inference/request.py), the answer is written (frontend/http1/exchange.py), and the request is
+    memory is freed (inference/request.py), the answer is written (frontend/http1/exchange.py), and the request is
     counted (inference/observers.py, metrics/request_ring.py).
 
 Which side may move a slot, and when, is one table: ipc/slots/slot_state.py. What happens when a process dies in any of
-these steps: engine/recovery.py, from what server/supervisor.py tells. Nothing here imports foldserve.models; torch only
+these steps: engine/recovery.py, which server/supervisor.py informs. Nothing here imports foldserve.models; torch only
 in its backend.
 
 Which model versions there are is one table in shared memory, ipc/model_table.py, that the supervisor writes

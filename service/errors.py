@@ -1,7 +1,7 @@
 """Every error a client of the server can be answered with, and the one for bad settings.
 
 A ServiceError carries its HTTP status and a stable word (`code`) that client programs may switch on; its
-text says what is wrong with which value, what was expected and how to mend it, and is sent to the client: no
+text says what is wrong with which value, what was expected and how to fix it, and is sent to the client: no
 paths, no tracebacks. The errors travel between processes, so each of them must survive pickle. Must not know
 HTTP beyond a status number and header values; the JSON they become is made in service/inference/response.py.
 """
@@ -117,7 +117,7 @@ class UnsupportedMediaType(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """The model's queue is at its bound; `retry_after_s` is when a place is likely to be free."""
+    """The model's queue is at its bound; `retry_after_s` is when there is likely to be room."""
 
     status = 429
     code = "queue_full"
@@ -219,7 +219,7 @@ def new_error_id() -> str:
 
 
 class ConfigError(Exception):
-    """Bad settings: all problems found, each with its mend. The command that meets it exits with code 2."""
+    """Bad settings: all problems found, each with its fix. The command that meets it exits with code 2."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__(*problems)

@@ -55,6 +55,15 @@ def promtool() -> str:
 
 
 @pytest.fixture(scope="session")
+def perf_analyzer() -> str:
+    """The path of NVIDIA's perf_analyzer."""
+    path = shutil.which("perf_analyzer", path=sysconfig.get_path("scripts"))
+    if path is None:
+        pytest.skip("perf_analyzer is not there; deploy/dev/get-perf-analyzer.sh gets it where it can be had")
+    return path
+
+
+@pytest.fixture(scope="session")
 def nginx() -> str:
     """The path of an nginx that runs here."""
     path = _tool("nginx", "nginx")

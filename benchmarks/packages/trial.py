@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 from benchmarks.packages.published_class import Inputs, PublishedClass, Size
 from benchmarks.published import randomise_norms
 from foldserve.models.export import ExportError, ExportResult, export_model
-from foldserve.models.export.to_onnx import run_onnx
-from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.models.export.writers.onnx_writer import run_onnx
+from foldserve.models.export.writers.torchscript_writer import load_torchscript, run_torchscript
 from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 _ALLOWED = (

@@ -2,7 +2,7 @@
 
     workloads.py     the models, one request of each, and the answer it must get
     light_net.py     the network of the 602 KB requests
-    contenders.py    servers: how each is started, asked and understood; starting and ending one
+    servers.py       servers: how each is started, asked and understood; starting and ending one
     peers.py         the other projects' servers, each in an environment of its own
     process_tree.py  CPU time of a server with all its processes and threads, in nanoseconds
     wrk.py           the load generator for closed loops: so many connections, each with one request at a time
@@ -12,7 +12,7 @@
     in_process.py    the model in a loop without any server
     runs.py          rounds, contenders, workloads and connections, one after the other
     limits.py        what is no cell of a table: steady load, overload, idling
-    figures.py       medians, ratios, tables
+    stats.py         medians, ratios, tables
 
 The servers themselves, other than foldserve, are in benchmarks/apps/.
 """

@@ -1,6 +1,6 @@
 """foldserve as it lies here against foldserve of another checkout, in turn: has a change cost anything?
 
-Both serve at once, and the load goes to one, then to the other, as in pairs.py, and for the same reason. The other
+Both serve at once, and the load goes to one, then to the other, as in paired_runs.py, for the same reason. The other
 checkout needs nothing but its compiled wheel laid out (build/compiled); it runs on this one's Python and packages.
 """
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.serving.contenders import Contender, Running, running
-from benchmarks.serving.figures import Measured
-from benchmarks.serving.pairs import half
+from benchmarks.serving.paired_runs import half
 from benchmarks.serving.runs import tell
+from benchmarks.serving.servers import Contender, Running, running
+from benchmarks.serving.stats import Measured
 from benchmarks.serving.workloads import Work
 
 PAIRS: Final = 15

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.serving import generators
-from benchmarks.serving.contenders import Request
+from benchmarks.serving.servers import Request
 from benchmarks.serving.workloads import BENCH
 
 

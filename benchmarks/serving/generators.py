@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from benchmarks.serving.contenders import Request
+from benchmarks.serving.servers import Request
 
 HERE: Final = Path(__file__).parent
 SHARED: Final = HERE / "load.h"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.serving import open_loop, process_tree, wrk
-from benchmarks.serving.contenders import (
+from benchmarks.serving.runs import measure, note
+from benchmarks.serving.servers import (
     BARE,
     COMPILED,
     Contender,
@@ -19,8 +20,7 @@ from benchmarks.serving.contenders import (
     running,
     serving,
 )
-from benchmarks.serving.figures import Check, Findings, Measured, medians
-from benchmarks.serving.runs import measure, note
+from benchmarks.serving.stats import Check, Findings, Measured, medians
 from benchmarks.serving.workloads import BENCH, REPOSITORY, WORKS, Work, repository_of
 
 STEADY: Final = 0.7

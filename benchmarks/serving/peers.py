@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.serving.contenders import (
+from benchmarks.serving.servers import (
     APPS,
     JSON,
     Contender,

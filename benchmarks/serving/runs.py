@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.serving import process_tree, wrk
-from benchmarks.serving.contenders import Contender, Running, running
-from benchmarks.serving.figures import Findings, Key, Measured, medians
+from benchmarks.serving.servers import Contender, Running, running
+from benchmarks.serving.stats import Findings, Key, Measured, medians
 from benchmarks.serving.workloads import ROOT, Work
 
 WARM_S = 1

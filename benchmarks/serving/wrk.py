@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.serving.contenders import Request
+from benchmarks.serving.servers import Request
 
 FIGURES: Final = """\
 function done(summary, latency, requests)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from foldserve.models.export.interrupts import Interrupts
+from foldserve.models.export.process.interrupts import Interrupts
 from foldserve.service.arguments import ArgumentParser, value_of
 from foldserve.service.options import choice, whole_number
 
@@ -200,12 +200,12 @@ class ProgressLines:
 def _export(args: argparse.Namespace, progress: Callable[["Progress"], None]) -> "ExportResult":
     # Here and not above: --help and other commands must not wait for torch.
     from foldserve.models.errors import BadExample
-    from foldserve.models.export.arguments import arranged
-    from foldserve.models.export.artifact import check_name
+    from foldserve.models.export.artifact.labels import read_labels
+    from foldserve.models.export.artifact.versions import check_name
     from foldserve.models.export.example_option import examples_from
-    from foldserve.models.export.labels import read_labels
+    from foldserve.models.export.network.example.arguments import arranged
     from foldserve.models.export.pipeline import export_model
-    from foldserve.models.export.tolerance import tolerance_from
+    from foldserve.models.export.verify.tolerance import tolerance_from
     from foldserve.models.registry import resolve
 
     if args.name is not None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from foldserve.models.errors import BadExample
-from foldserve.models.export.datatypes import OIP_WORDS
-from foldserve.models.export.example import ROWS
+from foldserve.models.export.network.example.datatypes import OIP_WORDS
+from foldserve.models.export.network.example.dynamic_axes import ROWS
 from foldserve.service.did_you_mean import did_you_mean
 
 # As users write them, in small letters: fp32 or float32. Not `float` or `int`: they have one size in torch and another

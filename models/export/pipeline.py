@@ -1,74 +1,40 @@
-"""The steps of an export, in their order, and why it is this order.
+"""An export from its settings to a version in a repository: the steps in their order, and why it is this order.
 
-Each step reads and fills the one Job; STEPS is the list to read. A step raises an ExportError with the mend,
-and the folder that is written aside vanishes with it (artifact.py). Progress is told to a callback; nothing
-prints here.
+STEPS is the list to read; what each does is in steps.py. A step raises an ExportError with the fix, and the folder that
+is written aside vanishes with it (artifact/versions.py). Progress is told to a callback; nothing prints here.
 """
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
 from foldserve.models.errors import BadExample
-from foldserve.models.export.artifact import check_free, check_name, check_version, new_version, next_version
-from foldserve.models.export.caches import without_caches
-from foldserve.models.export.capture import CapturedGraph
-from foldserve.models.export.convert import Converted, convert
-from foldserve.models.export.copying import EvalCopy, eval_copy
-from foldserve.models.export.example import Example, read_example
-from foldserve.models.export.first_difference import first_lost_digits
-from foldserve.models.export.fold import FoldReport, fold_batch_norms
-from foldserve.models.export.fold.exact import forget
-from foldserve.models.export.forms import ONNX, TORCHSCRIPT, Form, Forms, chosen_forms
-from foldserve.models.export.graph_copy import copied, without_unused
-from foldserve.models.export.labels import check_labels
-from foldserve.models.export.layers import first_wrong_layer
-from foldserve.models.export.manifest import (
-    count_parameters,
-    manifest,
-    output_specs,
-    write_manifest,
-    write_reference,
+from foldserve.models.export import steps
+from foldserve.models.export.artifact.versions import (
+    check_free,
+    check_name,
+    check_version,
+    new_version,
+    next_version,
 )
-from foldserve.models.export.memory import measure_memory
-from foldserve.models.export.onnx_values import OnnxValues, in_float32
-from foldserve.models.export.picture_cases import picture_case, settled_picture
-from foldserve.models.export.precision import FP32, Precision, check_precision
-from foldserve.models.export.reference import ROW_COUNTS, EagerReference, ParityCase
-from foldserve.models.export.rows import capture_with_offers, check_rows_word, sizes_to_prove, without_refused
-from foldserve.models.export.running import plain_process
-from foldserve.models.export.settled import with_settled
-from foldserve.models.export.source import with_source
-from foldserve.models.export.tidying import give_back_memory, large_blocks_given_back, older_objects_aside
-from foldserve.models.export.to_onnx import check_opset, load_onnx, opset_of, run_onnx, save_onnx, to_onnx
-from foldserve.models.export.to_torchscript import (
-    load_torchscript,
-    run_torchscript,
-    save_torchscript,
-    to_torchscript,
+from foldserve.models.export.network.example.row_modes import SERVE_TOGETHER, belong_together
+from foldserve.models.export.precision.precision import FP32, check_precision
+from foldserve.models.export.process.running import plain_process
+from foldserve.models.export.process.tidying import (
+    give_back_memory,
+    large_blocks_given_back,
+    older_objects_aside,
 )
-from foldserve.models.export.tolerance import FILE_TOLERANCE, Output, check_chosen, outputs_of
-from foldserve.models.export.torchscript_values import TorchScriptValues
-from foldserve.models.export.verify import (
-    FOLD_TOLERANCE,
-    Parity,
-    check_conditioned,
-    check_file,
-    check_fold,
-    check_rows,
-    check_stateless,
-)
-from foldserve.models.export.verify_layers import check_conversion, check_layers
-from foldserve.models.export.ways import INDEPENDENT, SERVE_TOGETHER
-from foldserve.models.image_input import ImageInput, image_of_manifest
-from foldserve.service.artifact.pictures import PictureInput
+from foldserve.models.export.steps import Request
+from foldserve.models.export.writers.forms import ONNX, TORCHSCRIPT, chosen_forms
+from foldserve.models.export.writers.onnx_writer import check_opset
+from foldserve.service.artifact.manifest import INDEPENDENT
 
 DEFAULT_MAX_BATCH_SIZE = 32
 
@@ -99,229 +65,17 @@ class ExportResult:
     seconds: dict[str, float]
 
 
-@dataclass
-class Job:
-    """What one export knows. Owned by export_model.
-
-    A field is set by one step, then only read. What holds the weights once more is let go of by the last step that
-    reads it: copy and reference by "run eager". captured: the network's graph; from "fold" on the folded one.
-    """
-
-    module: nn.Module
-    example_inputs: Sequence[Any] | Mapping[str, Any]
-    name: str
-    version: int
-    source: str
-    dynamic_axes: Mapping[str, Mapping[int, str]] | None
-    input_names: Sequence[str] | None
-    output_names: Sequence[str] | None
-    together: bool
-    max_batch_size: int
-    opset: int | None
-    precision: Precision
-    forms: Forms
-    labels: Sequence[str] | None
-    all_sizes: bool
-    tolerance: float | Mapping[str, float] | None
-    folder: Path
-    example: Example = field(init=False)
-    copy: EvalCopy = field(init=False)
-    captured: CapturedGraph = field(init=False)
-    reference: EagerReference = field(init=False)
-    cases: tuple[ParityCase, ...] = field(init=False)
-    outputs: tuple[Output, ...] = field(init=False)
-    warnings: tuple[str, ...] = ()
-    converted_weights: Collection[torch.dtype] = ()
-    fold: FoldReport = field(init=False)
-    converted: Converted = field(init=False)
-    onnx_values: Mapping[str, str] = field(default_factory=dict)
-    picture: PictureInput | None = None
-    image: dict[str, Any] | None = None
-    written_opset: int | None = None
-    parity: dict[str, Parity] = field(default_factory=dict)
-    report: dict[str, Any] = field(init=False)
-
-
-def _copy(job: Job) -> None:
-    example = read_example(
-        job.module, job.example_inputs, job.dynamic_axes, job.input_names, together=job.together
-    )
-    copy = eval_copy(job.module)
-    example = without_refused(copy, example)
-    job.copy = without_caches(copy, example)
-    job.converted_weights = job.copy.converted
-    job.example = with_source(job.copy, example)  # before capture: from here on, inputs are drawn
-    if isinstance(job.copy.module, ImageInput):
-        job.picture = settled_picture(job.copy.module, job.example)
-    job.image = image_of_manifest(job.copy.module, job.picture)
-
-
-def _capture(job: Job) -> None:
-    names = tuple(job.output_names) if job.output_names else None
-    job.captured, job.example = capture_with_offers(job.copy, job.example, names)
-    if job.labels is not None:
-        check_labels(job.labels, output_specs(job.captured))
-    if job.all_sizes:
-        job.captured.sizes.check_all()
-
-
-def _run_eager(job: Job) -> None:
-    job.reference = EagerReference(job.copy, job.example, job.captured.outputs)
-    cases = job.reference.cases(sizes_to_prove(job.captured.sizes, job.example))
-    check_stateless(job.reference, cases)
-    if not job.together:
-        check_rows(job.reference, cases, job.captured.graph_module)
-        if job.max_batch_size not in ROW_COUNTS:
-            cases += (job.reference.large_case(cases, job.max_batch_size),)
-    if job.picture is not None and isinstance(job.copy.module, ImageInput):
-        found = picture_case(job.copy.module, job.picture, job.example, job.reference)
-        case, job.parity["pictures"] = found
-        cases += (case,)
-    job.cases = with_settled(job.reference, cases, job.precision)
-    job.warnings = job.reference.warnings
-    del job.copy, job.reference
-    names, axes = job.captured.output_names, job.captured.fixed_axes()
-    job.outputs = outputs_of(names, axes, job.cases, job.precision, check_chosen(job.tolerance, names))
-    check_conditioned(job.outputs, job.precision, lambda tolerance: _lost_digits(job, tolerance))
-
-
-def _lost_digits(job: Job, tolerance: float) -> str | None:
-    case = next(case for case in job.cases if case.reference)
-    return first_lost_digits(job.captured.graph_module, case.inputs, tolerance)
-
-
-def _fold(job: Job) -> None:
-    original = job.captured.graph_module
-    graph_module = copied(original)
-    job.fold = fold_batch_norms(graph_module)
-    folded = without_unused(graph_module)
-    give_back_memory()
-    job.parity["fold_float64"] = check_fold(original, folded, job.cases, job.outputs)
-    forget(folded.graph)
-    job.captured = job.captured.with_graph(folded)
-
-
-def _convert(job: Job) -> None:
-    original = job.captured.graph_module
-    job.converted = convert(job.captured, job.precision, [case.inputs for case in _few(job)])
-    check_conversion(original, job.converted.captured.graph_module, job.converted.rounded)
-
-
-def _write_torchscript(job: Job) -> None:
-    save_torchscript(to_torchscript(job.converted.captured.graph_module), job.folder / "model.pt")
-
-
-def _write_onnx(job: Job) -> None:
-    written = to_onnx(job.converted.captured, job.opset)
-    save_onnx(written.model, job.folder / "model.onnx")
-    job.written_opset = opset_of(written.model)
-    job.onnx_values = written.values
-
-
-def _verify_torchscript(job: Job) -> None:
-    scripted = load_torchscript(job.folder / "model.pt")
-    warming = iter(range(2))
-
-    def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        for _ in warming:  # TorchScript optimises after its first runs; what serves is the optimised form
-            run_torchscript(scripted, inputs)
-        return run_torchscript(scripted, inputs)
-
-    label, locate = "TorchScript file", functools.partial(_locate_torchscript, job)
-    job.parity["torchscript"] = check_file(label, run, job.cases, job.outputs, job.precision, locate)
-    values = TorchScriptValues(scripted)
-    check_layers(label, values, _written(job), job.cases, FOLD_TOLERANCE, exact=True)
-
-
-def _locate_torchscript(job: Job, case: ParityCase) -> str | None:
-    values = TorchScriptValues(load_torchscript(job.folder / "model.pt"))
-    wrong = first_wrong_layer(_written(job), case.inputs, values, FOLD_TOLERANCE, exact=True)
-    return None if wrong is None else wrong.place
-
-
-def _verify_onnx(job: Job) -> None:
-    label, locate = "ONNX file", functools.partial(_locate_onnx, job)
-    run = functools.partial(run_onnx, load_onnx(job.folder / "model.onnx"))
-    job.parity["onnx"] = check_file(label, run, job.cases, job.outputs, job.precision, locate)
-    del run
-    with _onnx_values(job) as values:
-        check_layers(label, values, _written(job), job.cases, FILE_TOLERANCE, exact=False)
-
-
-def _locate_onnx(job: Job, case: ParityCase) -> str | None:
-    with _onnx_values(job) as values:
-        wrong = first_wrong_layer(_written(job), case.inputs, values, FILE_TOLERANCE, exact=False)
-    return None if wrong is None else wrong.place
-
-
-@contextlib.contextmanager
-def _onnx_values(job: Job) -> Iterator[OnnxValues]:
-    """The ONNX file; in 16 bits without its roundings."""
-    path = job.folder / "model.onnx"
-    with in_float32(path) if job.precision.is_lower else contextlib.nullcontext(path) as computing:
-        yield OnnxValues(computing, job.onnx_values, job.converted.captured.output_names)
-
-
-def _written(job: Job) -> fx.GraphModule:
-    """The graph that both files are written from."""
-    return job.converted.captured.graph_module
-
-
-def _few(job: Job) -> tuple[ParityCase, ...]:
-    """The cases of few rows: float64 is slow, and the large batch has the same rows again."""
-    return tuple(case for case in job.cases if not case.large)
-
-
-def _describe(job: Job) -> None:
-    case = next(c for c in job.cases if c.reference)
-    write_reference(job.captured, case.inputs, case.wanted, job.folder / "reference.npz")
-    job.report = manifest(
-        name=job.name,
-        version=job.version,
-        source=job.source,
-        example=job.example,
-        captured=job.captured,
-        opset=job.written_opset if job.forms.has(ONNX) else None,
-        not_written=job.forms.not_written,
-        precision=job.precision,
-        kept=job.converted.kept,
-        converted_weights=job.converted_weights,
-        memory=measure_memory(job.converted.captured),
-        max_batch_size=job.max_batch_size,
-        parameters=count_parameters(job.module),
-        fold=job.fold,
-        parity=job.parity,
-        warnings=job.warnings,
-        files=sorted(job.folder.iterdir()),
-        image=job.image,
-        labels=job.labels,
-    )
-    write_manifest(job.report, job.folder / "manifest.json")
-
-
-def _in(form: Form, step: Callable[[Job], None]) -> Callable[[Job], None]:
-    """The step of one form, passed over where that is not written."""
-
-    def run(job: Job) -> None:
-        if job.forms.has(form):
-            with job.forms.attempt(form, job.folder):
-                step(job)
-
-    return run
-
-
-STEPS: tuple[tuple[str, Callable[[Job], None]], ...] = (
-    ("copy", _copy),  # first: from here on the user's module is only counted
-    ("capture", _capture),
-    ("run eager", _run_eager),  # before the fold: a network that cannot be served at all is told so at once
-    ("fold", _fold),  # one fold, in float32; the float64 gate proves it before any file is written
-    ("set precision", _convert),  # behind the gate: the errors of a fold and of rounding are told apart
-    ("write TorchScript", _in(TORCHSCRIPT, _write_torchscript)),
-    ("write ONNX", _in(ONNX, _write_onnx)),
-    # The files as a server loads them, not what they came from.
-    ("verify TorchScript", _in(TORCHSCRIPT, _verify_torchscript)),
-    ("verify ONNX", _in(ONNX, _verify_onnx)),
-    ("write manifest", _describe),  # last: it has the hashes and the parity of everything above
+STEPS = (
+    "copy",  # first: from here on the user's module is only counted
+    "capture",
+    "run eager",  # before the fold: a network that cannot be served at all is told so at once
+    "fold",  # one fold, in float32; the float64 gate proves it before any file is written
+    "set precision",  # behind the gate: the errors of a fold and of rounding are told apart
+    "write TorchScript",
+    "write ONNX",
+    "verify TorchScript",  # the files as a server loads them, not what they came from
+    "verify ONNX",
+    "write manifest",  # last: it has the hashes and the parity of everything above
 )
 
 
@@ -372,14 +126,14 @@ def export_model(
         all_sizes: refuse a network that takes sizes of a dynamic axis which the files cannot answer for, instead
             of narrowing the axis (`dims` and `narrowed` in the manifest).
         tolerance: how far a file may be off, relative to the values of its column: one number for all outputs, or
-            {output: number}; default what models/export/tolerance.py derives from the network's own error, at most
-            1e-2 in fp32 and 0.1 in 16 bits.
+            {output: number}; default what models/export/verify/tolerance.py derives from the network's own error, at
+            most 1e-2 in fp32 and 0.1 in 16 bits.
         source: what the manifest says the network came from; default the class of module.
         progress: called when a step begins and when it has ended; its errors end the export and come out unchanged.
     Raises: an ExportError (models/errors.py) with the reason and the mend. Nothing is left on the disk then.
     """
     repository = Path(destination)
-    together = check_rows_word(rows, max_batch_size)
+    together = belong_together(rows, max_batch_size)
     largest = 0 if together else DEFAULT_MAX_BATCH_SIZE if max_batch_size is None else max_batch_size
     _check_settings(module, check_name(name), largest, together)
     number = next_version(repository, name) if version is None else check_version(version)
@@ -388,7 +142,7 @@ def export_model(
     if opset is not None:
         check_opset(opset)
     check_free(repository, name, number)
-    seconds: dict[str, float] = {}
+    watch = _Watch(progress)
     with (
         _errors_of_the_callback(),
         plain_process(),
@@ -396,7 +150,7 @@ def export_model(
         older_objects_aside(),
         new_version(repository, name, number) as folder,
     ):
-        job = Job(
+        request = Request(
             module,
             example_inputs,
             name,
@@ -415,14 +169,73 @@ def export_model(
             tolerance,
             folder,
         )
-        for index, (step, run) in enumerate(STEPS, start=1):
-            _tell(progress, Progress(step, index, len(STEPS), None))
-            begun = time.perf_counter()
-            run(job)
-            give_back_memory()
-            seconds[step] = time.perf_counter() - begun
-            _tell(progress, Progress(step, index, len(STEPS), seconds[step]))
-    return _result(repository / name / str(number), job.report, seconds)
+        report = _run_steps(request, watch)
+    return _result(repository / name / str(number), report, watch.seconds)
+
+
+def _run_steps(request: Request, watch: "_Watch") -> dict[str, Any]:
+    """Run every step; the manifest's content.
+
+    What holds the weights once more is let go of by the last step that reads it.
+    """
+    forms, folder = request.forms, request.folder
+    with watch.step("copy"):
+        network = steps.copy_network(request)
+    with watch.step("capture"):
+        captured = steps.capture_network(request, network)
+    with watch.step("run eager"):
+        answers = steps.run_eager(request, network, captured)
+        del network
+    with watch.step("fold"):
+        folded = steps.fold(captured, answers)
+        origin = captured.origin
+        del captured
+    with watch.step("set precision"):
+        converted = steps.set_precision(request, folded, answers)
+    with watch.step("write TorchScript"):
+        script = forms.attempt(TORCHSCRIPT, folder, lambda: steps.write_torchscript(request, converted))
+    with watch.step("write ONNX"):
+        onnx = forms.attempt(ONNX, folder, lambda: steps.write_onnx(request, converted))
+    parity = {"fold_float64": folded.parity, "pictures": answers.pictures}
+    with watch.step("verify TorchScript"):
+        if script is not None:
+            verify = partial(steps.verify_torchscript, script, request, converted, answers)
+            parity[TORCHSCRIPT.word] = forms.attempt(TORCHSCRIPT, folder, verify)
+    with watch.step("verify ONNX"):
+        if onnx is not None:
+            verify = partial(steps.verify_onnx, onnx, request, converted, answers)
+            parity[ONNX.word] = forms.attempt(ONNX, folder, verify)
+    with watch.step("write manifest"):
+        opset = onnx.opset if onnx is not None and forms.has(ONNX) else None
+        found = {form: figures for form, figures in parity.items() if figures is not None}
+        return steps.describe(request, origin, answers, folded, converted, opset, found)
+
+
+class _Watch:
+    """Tells progress when a step begins and has ended. seconds: of those that have, in their order."""
+
+    def __init__(self, progress: Callable[[Progress], None] | None) -> None:
+        self._progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Within: the step of this name is run; behind it, the memory that it needed is given back."""
+        index = STEPS.index(name) + 1
+        self._tell(Progress(name, index, len(STEPS), None))
+        begun = time.perf_counter()
+        yield
+        give_back_memory()
+        self.seconds[name] = time.perf_counter() - begun
+        self._tell(Progress(name, index, len(STEPS), self.seconds[name]))
+
+    def _tell(self, event: Progress) -> None:
+        if self._progress is None:
+            return
+        try:
+            self._progress(event)
+        except Exception as error:
+            raise _CallbackFailed(error) from error
 
 
 def _check_settings(module: object, name: str, max_batch_size: object, together: bool) -> None:
@@ -462,12 +275,3 @@ class _CallbackFailed(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
-
-
-def _tell(progress: Callable[[Progress], None] | None, event: Progress) -> None:
-    if progress is None:
-        return
-    try:
-        progress(event)
-    except Exception as error:
-        raise _CallbackFailed(error) from error

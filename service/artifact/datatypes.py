@@ -72,5 +72,5 @@ def is_served(dtype: np.dtype[np.generic]) -> bool:
 
 
 def _not_served(what: str) -> str:
-    mend = "export the network with inputs and outputs of one of these, and cast inside the graph"
-    return f"{what} cannot be served: expected one of {', '.join(DATATYPES)}; {mend}"
+    fix = "export the network with inputs and outputs of one of these, and cast inside the graph"
+    return f"{what} cannot be served: expected one of {', '.join(DATATYPES)}; {fix}"

@@ -11,7 +11,7 @@ have the size of the largest of them: that one column of features is small says 
 by less than 2**-12 of the largest: the float32 rounding of its neighbours (2**-24) then still leaves it three digits.
 
 Values that are not finite must be the same at the same places; otherwise, and for another shape or kind, the
-difference is infinite. Pure; tensors: models/export/difference.py.
+difference is infinite. Pure; tensors: models/export/network/difference.py.
 """
 
 import math

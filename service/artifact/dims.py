@@ -1,7 +1,7 @@
-"""What a manifest says of the sizes of a named dim: its range, its multiple, and whether it hangs on another.
+"""What a manifest says of the sizes of a named dim: its range, its multiple, and whether it depends on another.
 
-Pure. An exported file answers rightly for these sizes alone (models/export/sizes.py finds them), so a request with
-another one is refused before it is queued.
+Pure. An exported file answers rightly for these sizes alone (models/export/capture/sizes/ finds them), so a request
+with another one is refused before it is queued.
 """
 
 from dataclasses import dataclass

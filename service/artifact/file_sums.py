@@ -11,7 +11,9 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
+
+from foldserve.service.artifact.manifest import FileEntry
 
 _CHUNK_BYTES: Final = 2**20
 _LOCATION: Final = re.compile(rb"\n\x08location\x12([\x80-\xff]?[\x00-\x7f])", re.DOTALL)
@@ -28,8 +30,8 @@ class Origin(NamedTuple):
 EXPORT: Final = Origin("the manifest says", "it was changed after export")
 START: Final = Origin("at the server's start it had", "it was changed since")
 
-Sums = Mapping[str, Mapping[str, Any]]
-"""By path in the version's folder: {"size": bytes, "sha256": hex}, as in the manifest."""
+Sums = Mapping[str, FileEntry]
+"""By path in the version's folder, as in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,20 @@ def check_files(folder: Path, sums: Sums, origin: Origin) -> Iterator[FileCheck]
         yield _check(folder, name, expected, origin)
 
 
-def _check(folder: Path, name: str, expected: Mapping[str, Any], origin: Origin) -> FileCheck:
+def _check(folder: Path, name: str, expected: FileEntry, origin: Origin) -> FileCheck:
     path = folder / name
     try:
         status = path.stat()
         size = status.st_size
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read for ever
-            return FileCheck(name, 0, f"{path} is no ordinary file")
-        if size != expected["size"]:
-            return FileCheck(name, size, f"{path} has {size} bytes, {origin.says} {expected['size']}")
+            return FileCheck(name, 0, f"{path} is not a regular file")
+        if size != expected.size:
+            return FileCheck(name, size, f"{path} has {size} bytes, {origin.says} {expected.size}")
         found = _sha256(path)
     except OSError as error:
         return FileCheck(name, 0, f"{path} cannot be read: {error}")
-    if found != expected["sha256"]:
-        problem = f"{path} has sha256 {found}, {origin.says} {expected['sha256']}: {origin.means}"
+    if found != expected.sha256:
+        problem = f"{path} has sha256 {found}, {origin.says} {expected.sha256}: {origin.means}"
         return FileCheck(name, size, problem)
     return FileCheck(name, size, "")
 
@@ -87,10 +89,15 @@ def check_model(folder: Path, file: Path, sums: Sums, origin: Origin) -> Iterato
 def sums_now(folder: Path, file: Path) -> Sums:
     """Of a model's file, and of those in its folder that it takes its weights from. Raises: OSError."""
     return {
-        name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        name: sum_of(folder / name)
         for name in sorted({file.name} | weight_files(file))
         if (folder / name).is_file()
     }
+
+
+def sum_of(path: Path) -> FileEntry:
+    """The hash and the size of a file as it is now. Raises: OSError."""
+    return FileEntry(sha256=_sha256(path), size=path.stat().st_size)
 
 
 def weight_files(file: Path) -> set[str]:

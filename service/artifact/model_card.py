@@ -32,7 +32,7 @@ class ModelCard:
 def model_card(info: Any, model: str, version: str | None) -> ModelCard:
     """The card of a version, the default one for None; an empty card for what /info does not have.
 
-    Raises: ValueError for what is no answer of /info.
+    Raises: ValueError for what is not a response of /info.
     """
     models = info.get("models") if isinstance(info, Mapping) else None
     if not isinstance(models, Sequence):

@@ -2,9 +2,9 @@
 
     body -> decoded, upright, RGB or grey -> resized and cropped (pixels) -> laid out as the input (decode)
 
-The one place that does it: the export proves the files on what comes out here (models/export/picture_cases.py), and
-whoever sends pictures gets the same bytes. Means and deviations are in the network itself. Knows nothing of torch, HTTP
-or models; Pillow is imported on first use.
+The one place that does it: the export proves the files on what comes out here (models/export/verify/picture_cases.py),
+and whoever sends pictures gets the same bytes. Means and deviations are in the network itself. Knows nothing of torch,
+HTTP or models; Pillow is imported on first use.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ class PictureInput:
 
     @staticmethod
     def from_manifest(image: Mapping[str, Any]) -> "PictureInput":
-        """Raises: ValueError for what is no `image` of a manifest; other keys are of no concern here."""
+        """Raises: ValueError for what is not a valid `image` of a manifest; other keys are ignored."""
         known = {field.name: image[field.name] for field in fields(PictureInput) if field.name in image}
         if isinstance(known.get("size"), list):
             known["size"] = tuple(known["size"])
@@ -207,7 +207,7 @@ def _no_picture(body: bytes, formats: Sequence[str]) -> str:
     expected = " or ".join(formats)
     if found is not None and found not in formats:
         return f"the body is a {found} picture, and the request says {expected}: send it as what it is"
-    return f"the body is no {expected} picture; expected the bytes of such a file"
+    return f"the body is not a {expected} picture; expected the bytes of such a file"
 
 
 def _check_work(picture: "Image.Image", body: bytes) -> None:

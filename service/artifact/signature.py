@@ -17,7 +17,7 @@ from foldserve.service.errors import BadTensor
 ANY = -1
 """The dim that may have any size."""
 ONE_BY_ONE = "set `max_batch_size: 0` in config.yaml, which runs one request at a time"
-"""The mend for every model that cannot run several requests together."""
+"""The fix for every model that cannot run several requests together."""
 _DIMS_SHOWN = 16
 
 
@@ -105,7 +105,7 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     links: tuple[DimLink, ...] = field(default=(), compare=False)
-    """What sizes of the inputs' dims hang on others."""
+    """Which sizes of the inputs' dims depend on others."""
 
     def __post_init__(self) -> None:
         for what, specs in (("input", self.inputs), ("output", self.outputs)):
@@ -183,7 +183,7 @@ class Signature:
     def check_inputs(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Return how many rows the arrays hold: 1 where the model does not count any.
 
-        Raises: BadTensor, naming the input, what it got, what was expected and the mend, for a missing or
+        Raises: BadTensor, naming the input, what it got, what was expected and the fix, for a missing or
             unknown input, a wrong datatype, rank or dim, inputs that differ in rows or in dims of one name, or no rows
             at all.
         """

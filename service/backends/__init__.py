@@ -61,11 +61,11 @@ def load_session(
     try:
         load: LoadSession = importlib.import_module(row.module).load_session
     except ModuleNotFoundError as error:
-        package, mend = row.needs
+        package, fix = row.needs
         if error.name != package:
             raise
         raise LoadError(
-            f"backend {backend} needs the package {package}, which is not installed: {mend}"
+            f"backend {backend} needs the package {package}, which is not installed: {fix}"
         ) from error
     if signature.counts_rows:
         return load(path, signature, device, options, workload)

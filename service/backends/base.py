@@ -17,7 +17,7 @@ from foldserve.service.host.cgroups import read_limits
 
 
 class LoadError(Exception):
-    """A model's file cannot be loaded on the device; the text says which file, why, and the mend.
+    """A model's file cannot be loaded on the device; the text says which file, why, and the fix.
 
     shown: that text, for GET /info too: ours, though it may name the file's path, which shown_in() makes relative.
     cause: what a library said besides. For the log alone: such texts hold paths, node names and sources.
@@ -33,12 +33,12 @@ class LoadError(Exception):
 
     def shown_in(self, repository: Path) -> str:
         """What everybody may read of it: without the cause, and with paths from the repository on."""
-        more = "; the server's log tells what the runtime said" if self.cause else ""
+        more = "; the server's log has the runtime's message" if self.cause else ""
         return self.shown.replace(f"{repository}{os.sep}", "") + more
 
 
 class InsufficientMemory(LoadError):
-    """The device has no room for the model now; it may have when its other users have let go of theirs."""
+    """The device does not have enough memory for the model now; it may have when its other users release theirs."""
 
 
 class WrongOutput(ValueError):
@@ -46,11 +46,11 @@ class WrongOutput(ValueError):
 
 
 class OutOfMemory(Exception):
-    """The device had no room for a batch of this size. The session stays usable, for fewer rows at once."""
+    """The device did not have enough memory for a batch of this size. The session stays usable, for fewer rows."""
 
 
 class DeviceLost(Exception):
-    """The device's context is broken: nothing runs on it any more in this process, and a new process may mend it."""
+    """The device's context is broken: nothing runs on it any more in this process, and a new process may fix it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Workload:
     """What a session will be given to run, as far as it is known when it is made.
 
     buckets: the sizes of its batches in rows, ascending; empty = any size.
-    weights_bytes, row_bytes: what the weights take, and at most at once the activations of one row; None = unknown.
+    weights_bytes, row_bytes: what the weights take, and at its peak the activations of one row; None = unknown.
     shared: whether rows of several requests are run together: then dim 0 of every output must count them.
     """
 
@@ -141,7 +141,7 @@ def native_path(path: Path) -> str:
         return os.fsencode(path).decode()
     except UnicodeDecodeError as error:
         raise LoadError(
-            f"{os.fsencode(path)!r} is no path in UTF-8, which the runtime needs; rename the folder"
+            f"{os.fsencode(path)!r} is not a path in UTF-8, which the runtime needs; rename the folder"
         ) from error
 
 

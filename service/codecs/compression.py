@@ -17,7 +17,7 @@ def encoding_of(header: str | None) -> str:
     name = "" if header is None else header.strip().lower()
     if name not in _NAMES:
         raise UnsupportedMediaType(
-            f"Content-Encoding {name[:50]!r} is not read here; send the body as "
+            f"Content-Encoding {name[:50]!r} is not supported; send the body as "
             f"{' or '.join(ENCODINGS)}, or uncompressed"
         )
     return _NAMES[name]

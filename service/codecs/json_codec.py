@@ -141,7 +141,7 @@ def _refuse_repeated_keys(text: bytes) -> None:
         for key, value in pairs:
             if key in seen:
                 raise BadJson(
-                    f"key {key[:100]!r} stands twice in one object; expected once: send one of them"
+                    f"key {key[:100]!r} appears twice in one object; expected once: send one of them"
                 )
             seen[key] = value
         return seen

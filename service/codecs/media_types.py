@@ -40,12 +40,12 @@ def body_type(content_type: str | None) -> BodyType:
         return BodyType.JSON
     if media_type == "application/x-www-form-urlencoded":
         raise UnsupportedMediaType(
-            "Content-Type is application/x-www-form-urlencoded, which `curl -d` sends unless told otherwise; "
+            "Content-Type is application/x-www-form-urlencoded, which `curl -d` sends by default; "
             "for a JSON body add -H 'Content-Type: application/json' "
             "(for bytes use --data-binary with application/octet-stream or application/x-npy)"
         )
     got = (
-        f"Content-Type {media_type[:100]!r} is not read here"
+        f"Content-Type {media_type[:100]!r} is not supported"
         if media_type
         else "there is no Content-Type header"
     )
@@ -58,7 +58,7 @@ def answer_types(accept: str | None, own: BodyType) -> tuple[BodyType, ...]:
     Args:
         accept: the Accept header; None or empty accepts everything.
         own: the type of the request's body, which wins among equals. The types after the first are those that
-            Accept names: what only a wildcard lets in is no second choice, for nobody asked for it.
+            Accept names: what only a wildcard admits is not a second choice, for nobody asked for it.
     Raises: NotAcceptable when Accept admits none of the three, or is too long to be looked at.
     """
     if not accept or accept == "*/*":
@@ -66,7 +66,7 @@ def answer_types(accept: str | None, own: BodyType) -> tuple[BodyType, ...]:
     if len(accept) > _ACCEPT_CHARS:
         raise NotAcceptable(
             f"the Accept header has {len(accept)} characters; expected at most {_ACCEPT_CHARS}: name "
-            f"those of {_ALL} that you read"
+            f"those of {_ALL} that you accept"
         )
     if len(accept) <= _CACHED_HEADER_CHARS:
         return _ranked_cached(accept, own)
@@ -95,7 +95,7 @@ _ranked_cached = functools.lru_cache(maxsize=128)(_ranked)
 
 
 def _media_ranges(accept: str) -> dict[str, float]:
-    """Media range -> q. A q that cannot be read counts as 0: a range with a broken weight is no wish."""
+    """Media range -> q. A q that cannot be read counts as 0: a range with a broken weight is ignored."""
     ranges: dict[str, float] = {}
     for part in accept.split(","):
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))

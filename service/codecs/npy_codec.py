@@ -61,7 +61,7 @@ def decode(
 
     Raises:
         UnsupportedMediaType: the model has several inputs.
-        BadTensor: not a .npy file, a type that is no number, a size other than the header says, or another
+        BadTensor: not a .npy file, a type that is not a number, a size other than the header says, or another
             datatype, rank or dims than the signature's or the X-Tensor-* headers'.
     """
     spec = only_input(signature, "application/x-npy")

@@ -76,7 +76,7 @@ class InferenceProtocol(Protocol):
         ...
 
     def render_error(self, error: ServiceError) -> Encoded:
-        """The answer that tells the client of an error."""
+        """The response for an error."""
         ...
 
     def fast_codec(self, served: Served) -> FastCodec | None:

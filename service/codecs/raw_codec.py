@@ -156,7 +156,7 @@ def _shape_from_size(size: int, spec: TensorSpec) -> tuple[int, ...]:
     if ANY in spec.row_shape:
         raise BadTensor(
             f"input {spec.name!r} has shape {list(spec.shape)} (-1 is any size), which the size of the body "
-            "alone does not settle; send the header X-Tensor-Shape, such as "
+            "alone does not determine; send the header X-Tensor-Shape, such as "
             f"'X-Tensor-Shape: {','.join(map(str, spec.example_shape(2)))}'"
         )
     if not spec.counts_rows:

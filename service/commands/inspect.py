@@ -1,14 +1,14 @@
 """`foldserve inspect`: what the artifacts in a folder are, and whether their files are what was exported.
 
-Reads files only; loads no model. What is in a manifest: models/export writes it, repository/artifact.py reads it.
+Reads files only; loads no model. What is in a manifest: artifact/manifest.py.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
 from foldserve.service.artifact.file_sums import EXPORT, FileCheck, check_files, check_model
-from foldserve.service.artifact.manifest import runs_alone
+from foldserve.service.artifact.manifest import Fold, FormParity, Manifest
 from foldserve.service.artifact.names import VERSION_NAME
 from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.did_you_mean import similar_folder
@@ -58,7 +58,7 @@ def inspect(target: Path, out: TextIO) -> int:
 
 def _checks(artifact: Artifact) -> list[FileCheck]:
     """Of every file that the manifest names, and of those that it should name."""
-    files = artifact.manifest.get("files", {})
+    files = artifact.manifest.files if artifact.manifest else {}
     if not files:
         return []
     checks = list(check_model(artifact.folder, artifact.file, files, EXPORT))
@@ -91,39 +91,47 @@ def describe(artifact: Artifact, checks: list[FileCheck]) -> Iterator[str]:
     batches = f"batches of up to {artifact.max_batch_size} rows"
     if not artifact.signature.counts_rows:
         batches = "one request at a time"
-        if runs_alone(manifest):
+        if manifest and manifest.runs_alone:
             batches += ", whose rows belong together"
     served = f"served by {artifact.backend}, {batches}"
     yield f"{artifact.model}/{artifact.version}  {served}"
     if manifest:
         yield (
-            f"  from     {manifest.get('source', '?')}, exported {manifest.get('created', '?')}, "
-            f"{_opset(manifest)}, {_parameters(manifest.get('parameter_count'))}"
+            f"  from     {manifest.source or '?'}, exported {manifest.created or '?'}, "
+            f"{_opset(manifest)}, {_parameters(manifest.parameter_count)}"
         )
         yield from _precision_lines(manifest)
     else:
         yield f"  from     {artifact.file.name}, not exported by foldserve: no fold, parity or hashes to show"
     for spec in artifact.signature.inputs:
         yield f"  input    {spec}"
-    for fixed in manifest.get("fixed_inputs", ()):
-        yield f"           fixed {fixed['name']} = {fixed['value']!r}"
+    for fixed in manifest.fixed_inputs if manifest else ():
+        yield f"           fixed {fixed.name} = {fixed.value!r}"
     for spec in artifact.signature.outputs:
         yield f"  output   {spec}"
-    for left in manifest.get("left_out", ()):
-        value = f" = {left['value']!r}" if "value" in left else ""
-        yield f"           left out {left['name']}{value}: {left['reason']}"
-    yield from _picture_lines(manifest)
+    for left in manifest.left_out if manifest else ():
+        value = "" if left.value is None else f" = {left.value!r}"
+        yield f"           left out {left.name}{value}: {left.reason}"
+    yield from _picture_lines(manifest) if manifest else ()
     yield from _dim_lines(artifact)
-    yield from _fold_lines(manifest.get("fold"))
-    yield from _parity_lines(manifest.get("parity"))
-    yield from _missing_lines(manifest)
+    if manifest:
+        yield from _fold_lines(manifest.fold)
+        yield from _parity_lines(manifest.parity)
+        for missing in manifest.not_written:
+            yield f"  no file  {missing.file}: {missing.reason}"
+        yield from _file_lines(manifest, checks)
+
+
+def _file_lines(manifest: Manifest, checks: list[FileCheck]) -> Iterator[str]:
     for check in checks:
-        digest = str(manifest["files"].get(check.name, {}).get("sha256", "?"))[:_DIGEST_CHARS]
+        stated = manifest.files.get(check.name)
+        digest = stated.sha256[:_DIGEST_CHARS] if stated else "?"
         state = f"DAMAGED: {check.problem}" if check.problem else "ok"
         yield f"  file     {check.name}  {_size(check.size_bytes)}  sha256 {digest}...  {state}"
-    tools = manifest.get("tool_versions")
-    if tools:
-        yield "  tools    " + ", ".join(f"{name} {version}" for name, version in tools.items())
+    if manifest.tool_versions:
+        yield "  tools    " + ", ".join(
+            f"{name} {version}" for name, version in manifest.tool_versions.items()
+        )
 
 
 def _dim_lines(artifact: Artifact) -> Iterator[str]:
@@ -134,61 +142,55 @@ def _dim_lines(artifact: Artifact) -> Iterator[str]:
             if allowed is not None and name not in shown:
                 shown.add(name)
                 yield f"  dim      {name}: {allowed}{links.get(name, '')}"
-    for one in artifact.manifest.get("narrowed", ()):
-        yield f"           narrowed {one['dim']}: {one['reason']}"
+    for one in artifact.manifest.narrowed if artifact.manifest else ():
+        yield f"           narrowed {one.dim}: {one.reason}"
 
 
-def _missing_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
-    for missing in manifest.get("not_written", ()):
-        yield f"  no file  {missing['file']}: {missing['reason']}"
+def _opset(manifest: Manifest) -> str:
+    return "no ONNX file" if manifest.opset is None else f"opset {manifest.opset}"
 
 
-def _opset(manifest: Mapping[str, Any]) -> str:
-    opset = manifest.get("opset", "?")
-    return "no ONNX file" if opset is None else f"opset {opset}"
-
-
-def _precision_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
-    if "precision" not in manifest:
+def _precision_lines(manifest: Manifest) -> Iterator[str]:
+    if manifest.precision is None:
         return
-    memory = manifest.get("memory")
+    memory = manifest.memory
     needs = (
-        f", weights {_size(memory['weights_bytes'])}, at most {_size(memory['row_bytes'])} for each row"
+        f", weights {_size(memory.weights_bytes)}, at most {_size(memory.row_bytes)} for each row"
         if memory
         else ""
     )
-    yield f"  computes {manifest['precision']}{needs}"
-    for word in manifest.get("converted_weights", ()):
+    yield f"  computes {manifest.precision}{needs}"
+    for word in manifest.converted_weights:
         yield f"           weights in {word} were converted to float32"
-    for kept in manifest.get("kept_fp32", ()):
-        yield f"           in fp32 {kept['where']}: {kept['reason']}"
+    for kept in manifest.kept_fp32:
+        yield f"           in fp32 {kept.where}: {kept.reason}"
 
 
-def _picture_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
-    if "image" in manifest:
-        image = PictureInput.from_manifest(manifest["image"])
+def _picture_lines(manifest: Manifest) -> Iterator[str]:
+    if manifest.image is not None:
+        image = PictureInput.from_manifest(manifest.image)
         size = "of any size" if image.size is None else f"{image.resize} to {image.size[0]} x {image.size[1]}"
         yield f"  pictures JPEG or PNG, {size}, {image.colour}, {image.layout}"
-    labels = manifest.get("labels")
+    labels = manifest.labels
     if labels:
         yield f"  labels   {len(labels)}: {labels[0]} ... {labels[-1]}"
 
 
-def _fold_lines(fold: Mapping[str, Any] | None) -> Iterator[str]:
+def _fold_lines(fold: Fold | None) -> Iterator[str]:
     if not fold:
         return
-    yield f"  fold     {fold['found']} batch norms found, {fold['folded']} folded, {len(fold['left'])} left"
-    for left in fold["left"]:
-        yield f"           left {left['where']}: {left['reason']}"
+    yield f"  fold     {fold.found} batch norms found, {fold.folded} folded, {len(fold.left)} left"
+    for left in fold.left:
+        yield f"           left {left.where}: {left.reason}"
 
 
-def _parity_lines(parity: Mapping[str, Any] | None) -> Iterator[str]:
-    for name, figures in (parity or {}).items():
-        rows = ", ".join(map(str, figures.get("rows_tried", ())))
-        absolute = f"max absolute {figures['max_abs']:.2g}, " if "max_abs" in figures else ""
+def _parity_lines(parity: Mapping[str, FormParity]) -> Iterator[str]:
+    for name, figures in parity.items():
+        rows = ", ".join(map(str, figures.rows_tried))
+        absolute = "" if figures.max_abs is None else f"max absolute {figures.max_abs:.2g}, "
         yield (
-            f"  parity   {name}: {absolute}max relative {figures['max_rel']:.2g}, "
-            f"tolerance {figures['tolerance']:.2g}, rows tried {rows}"
+            f"  parity   {name}: {absolute}max relative {figures.max_rel:.2g}, "
+            f"tolerance {figures.tolerance:.2g}, rows tried {rows}"
         )
 
 

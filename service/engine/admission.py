@@ -2,8 +2,8 @@
 
 No clock, memory or HTTP here: callers pass numbers in, so that each case is a plain unit test.
 
-Rows in the line: a request of more rows than a batch may have is run a batch at a time between the others
-(worker/batcher.py), so that it stands in their way with one batch, and counts as that, in bytes too.
+Queue length: a request of more rows than a batch may have is run a batch at a time, between the others
+(worker/instance_loop.py). It delays them by one batch, and so counts as one batch, in rows and bytes.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _UNKNOWN_RETRY_S = 1.0
 class Bounds:
     """What one model's queue may hold, over all API servers, running batches included.
 
-    max_request_rows: of one request; None = any number.
+    max_request_rows: rows of one request; None = any number.
     """
 
     max_rows: int
@@ -30,9 +30,9 @@ class Bounds:
 class Load(NamedTuple):
     """What a model's queue holds now, and how quickly it is served.
 
-    rows: in the line. large: whether a large request of the same API server is among them.
-    run_time: what a batch takes at best. max_batch_size: in rows. instances: how many take from the queue, over all
-    workers.
+    rows, nbytes: queued, a large request counted as one batch. large: whether a large request of the same API server
+    is among them. run_time: what a batch takes at best. max_batch_size: in rows. instances: how many serve the queue,
+    over all workers.
     """
 
     rows: int
@@ -45,25 +45,25 @@ class Load(NamedTuple):
     def wait_s(self, rows: int) -> float:
         """Seconds until a request of `rows` rows behind this load is answered at best: 0 while nothing was measured.
 
-        At best, because a request is refused on it: the rows that wait may fill every batch, every instance may take
-        its part, and what is run already may be over in a moment.
+        At best, because a request is refused on it: it assumes that the waiting rows fill every batch, that every
+        instance takes its part, and that the batches under way end in a moment.
         """
-        in_line = max(0, self.rows - self.begun) + min(rows, self.max_batch_size)
-        return max(self.time_for(in_line) if self.run_time.known else 0.0, self.own_s(rows))
+        rows_ahead = max(0, self.rows - self.begun) + min(rows, self.max_batch_size)
+        return max(self.time_for(rows_ahead) if self.run_time.known else 0.0, self.own_s(rows))
 
     @property
     def begun(self) -> int:
-        """Rows that may be in batches under way."""
+        """Rows that may be in running batches."""
         return self.max_batch_size * self.instances
 
     def own_s(self, rows: int) -> float:
-        """Seconds that its own rows take at best, one batch after the other."""
+        """Seconds that a request's own rows take at best, one batch after the other."""
         batches, rest = divmod(rows, self.max_batch_size)
         run = self.run_time
         return (batches * run.of(self.max_batch_size) + (run.of(rest) if rest else 0)) / 1e9
 
     def row_s(self) -> float:
-        """Seconds per row in the line, with full batches: 0 while nothing was measured."""
+        """Seconds per queued row, with full batches: 0 while nothing was measured."""
         return self.run_time.of(self.max_batch_size) / 1e9 / (self.max_batch_size * self.instances)
 
     def time_for(self, rows: int) -> float:
@@ -72,7 +72,7 @@ class Load(NamedTuple):
 
 
 def is_large(rows: int, nbytes: int, max_batch_size: int, bounds: Bounds) -> bool:
-    """Whether a request is more than a batch may have, or so large that a busy queue would never have room for it."""
+    """Whether a request has more rows than a batch, or is so large that a busy queue would never have room for it."""
     return (
         rows > max_batch_size
         or nbytes > bounds.max_bytes
@@ -80,8 +80,8 @@ def is_large(rows: int, nbytes: int, max_batch_size: int, bounds: Bounds) -> boo
     )
 
 
-def in_line(rows: int, nbytes: int, max_batch_size: int) -> tuple[int, int]:
-    """The rows and bytes with which a request stands in the line."""
+def queue_share(rows: int, nbytes: int, max_batch_size: int) -> tuple[int, int]:
+    """The rows and bytes that a request counts in the queue."""
     return (rows, nbytes) if rows <= max_batch_size else (max_batch_size, nbytes * max_batch_size // rows)
 
 
@@ -96,16 +96,16 @@ def admit(
 ) -> bool:
     """Raise unless a request of `rows` rows and `nbytes` bytes may enter.
 
-    What is alone is always let in: a bound may be smaller than what it bounds, and a forecast that is wrong can only be
-    corrected by a run.
+    Into an empty queue it always may: a bound may be smaller than a single request, and a forecast that is wrong can
+    only be corrected by a run.
 
     Args:
         budget_s: seconds until its deadline, or None.
-        doubt: whether the forecast is to be put to the test. What was measured may be another kind of request (one with
-            larger dims), or wrong in a way that nobody thought of: who is let in against it now and then corrects it.
-    Returns: whether the request is let in against the forecast.
-    Raises: TooLarge when it never could; QueueFull with the time after which there should be room; DeadlinePassed when
-        the forecast says that the answer cannot be there in time, or that time is over.
+        doubt: admit the request even against the forecast. What was measured may be another kind of request (one with
+            larger dims), or no longer true; a request that is admitted now and then corrects it.
+    Returns: whether the request is admitted against the forecast.
+    Raises: TooLarge when it can never be admitted; QueueFull, with the time after which there should be room;
+        DeadlinePassed when the forecast says that the answer would be too late, or the deadline has passed.
     """
     if bounds.max_request_rows is not None and rows > bounds.max_request_rows:
         raise TooLarge(
@@ -116,16 +116,16 @@ def admit(
         raise DeadlinePassed.after(None)
     if not load.rows:
         return False
-    line_rows, line_bytes = in_line(rows, nbytes, load.max_batch_size)
-    # A large request has a place of its own in the line: among many small ones it would never find room.
-    has_a_place = is_large(rows, nbytes, load.max_batch_size, bounds) and not load.large
-    if load.rows + line_rows > bounds.max_rows and not has_a_place:
+    line_rows, line_bytes = queue_share(rows, nbytes, load.max_batch_size)
+    # One large request is admitted beside a full queue: among many small ones it would never find room.
+    is_reserved = is_large(rows, nbytes, load.max_batch_size, bounds) and not load.large
+    if load.rows + line_rows > bounds.max_rows and not is_reserved:
         raise QueueFull(
             f"model {model!r} has {load.rows} rows waiting and takes at most {bounds.max_rows}; "
             f"these {rows} do not fit; try again after the time in Retry-After",
             retry_after_s=load.time_for(load.rows + line_rows - bounds.max_rows),
         )
-    if load.nbytes + line_bytes > bounds.max_bytes and not has_a_place:
+    if load.nbytes + line_bytes > bounds.max_bytes and not is_reserved:
         raise QueueFull(
             f"model {model!r} has {load.nbytes} bytes waiting and takes at most {bounds.max_bytes}; "
             f"these {nbytes} do not fit; try again after the time in Retry-After",

@@ -1,8 +1,8 @@
-"""The API server's half of the transport: queue a request's ticket, hand its answer back.
+"""The API server's half of the transport: sends a request's ticket to the workers, and completes the request.
 
-Owned by the event loop thread of one API server; nothing here blocks. A request passes reserve() or put()
-(places.py) -> submit() -> its settled() -> release(); cancel() may come at any time in between. States and moves are
-ipc/slots/slot_state.py's; what happens when a process dies is recovery.py's.
+Owned by the event loop thread of one API server; nothing here blocks. The calls for a request, in order: reserve() or
+put() (arena_memory.py), submit(), then its completed() is called, release(). cancel() may come at any time in between.
+The states of a slot are in ipc/slots/slot_state.py; what happens when a worker dies is in recovery.py.
 """
 
 import asyncio
@@ -12,21 +12,20 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from foldserve.service.engine.admission import admit, in_line, is_large
+from foldserve.service.engine.admission import admit, is_large, queue_share
+from foldserve.service.engine.memory.arena_memory import ArenaMemory
 from foldserve.service.engine.model_queue import ModelQueue, View, unloaded
-from foldserve.service.engine.places import Places
-from foldserve.service.engine.request import PendingRequest
+from foldserve.service.engine.request import PendingRequest, failure
 from foldserve.service.engine.watchdog import Watchdog
 from foldserve.service.errors import (
     DeadlinePassed,
     Internal,
-    ModelFailed,
     QueueFull,
     ServiceError,
     TooLarge,
     new_error_id,
 )
-from foldserve.service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, Reason, pack_dims
+from foldserve.service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, pack_dims
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots.arena import MappedArena
 from foldserve.service.ipc.slots.slot_state import State
@@ -34,23 +33,22 @@ from foldserve.service.logs.limits import with_id
 
 _READ_BYTES: Final = DONE.itemsize * 1024
 _DOUBT_NS: Final = 1_000_000_000
-"""How often a request that a forecast is against is let in, to see."""
+"""How often a request is admitted against the forecast, to measure whether that still holds."""
 
 # As plain numbers: looking up an enum's member would show in what a small request costs.
 _DONE: Final = int(State.DONE)
-_OUTGROWN: Final = int(State.OUTGROWN)
+_OUTPUT_OVERFLOW: Final = int(State.OUTPUT_OVERFLOW)
 
 _log = logging.getLogger("foldserve.dispatch")
 
 
-class Dispatcher(Places):
-    """Tickets and answers of one API server.
+class Dispatcher(ArenaMemory):
+    """Sends the tickets of one API server, and receives the done records.
 
     Args:
         done_fd: the reading end of its pipe of done records.
         run_limit_s: how long one run of a model may take.
-        hangs: called with the index of a worker whose run takes longer; again and again until it ends.
-        stalls: called with the row of a model whose tickets nobody takes; again and again until somebody does.
+        on_run_timeout, on_stall: see Watchdog.
     """
 
     def __init__(
@@ -60,21 +58,29 @@ class Dispatcher(Places):
         board: MappedScoreboard,
         done_fd: int,
         run_limit_s: float,
-        hangs: Callable[[int], None],
-        stalls: Callable[[int], None],
+        on_run_timeout: Callable[[int], None],
+        on_stall: Callable[[int], None],
     ) -> None:
         super().__init__(index, arena, board)
         self._epoch = board.epoch[index] % EPOCHS
         self._done_fd = done_fd
         self._flush_planned = False
-        # A turn of the loop costs nothing for the models that it is not about.
+        # Only these models cost anything in a turn of the loop.
         self._unsent: list[ModelQueue] = []
         self._viewed: list[ModelQueue] = []
         self._changed: set[ModelQueue] = set()
         self._overflowing: set[ModelQueue] = set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(done_fd, self.receive)
-        self.watch = Watchdog(self._loop, self.in_flight, board, run_limit_s, hangs, stalls, self._expire)
+        self.watchdog = Watchdog(
+            self._loop, self.in_flight, board, run_limit_s, on_run_timeout, on_stall, self._expire
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Dispatcher of API server {self.index}, epoch {self._epoch}: {len(self.in_flight)} requests in flight, "
+            f"{len(self._overflowing)} full pipes, {list(self.queues.values())}, {self._pool}>"
+        )
 
     # -- which models there are
 
@@ -82,7 +88,7 @@ class Dispatcher(Places):
         """Take no more requests for a model version.
 
         Args:
-            drained: called once, when nothing of its requests is in flight any more: at once where nothing is.
+            drained: called once, when no request of it is in flight any more; at once where none is.
         """
         queue.drained = drained
         self._check_drained(queue)
@@ -97,28 +103,28 @@ class Dispatcher(Places):
         drained()
 
     def rendered(self, queue: ModelQueue) -> None:
-        """One of its answers is made, or not wanted any more."""
+        """One of its responses is rendered, or cancelled."""
         queue.rendering -= 1
         self._check_drained(queue)
 
     # -- into the queue
 
     def submit(self, request: PendingRequest, now_ns: int, deadline_ns: int) -> None:
-        """Queue a request whose inputs, rows and dims are in place; its settled() will be called, once.
+        """Queue a request whose inputs, rows and dims are set; its completed() will be called, once.
 
         Args:
-            now_ns: CLOCK_MONOTONIC, from when on it counts as queued.
-            deadline_ns: the time after which no worker begins it and nobody waits for it.
-        Raises: QueueFull, DeadlinePassed, NotReady: it was not queued; the caller releases it.
+            now_ns: CLOCK_MONOTONIC, since when it counts as queued.
+            deadline_ns: CLOCK_MONOTONIC after which no worker begins it.
+        Raises: QueueFull, DeadlinePassed, NotReady: it was not queued, and the caller releases it.
         """
-        place, queue = request.place, request.queue
-        assert place is not None
+        allocation, queue = request.allocation, request.queue
+        assert allocation is not None
         if queue.closed:
             raise unloaded(queue)
-        rows, nbytes, bounds = request.rows, len(place.inputs), queue.bounds
+        rows, nbytes, bounds = request.rows, len(allocation.inputs), queue.bounds
         view = queue.view or self._view(queue)
         budget_s = (deadline_ns - now_ns) / 1e9
-        # What admit() asks, in the few operations that nearly every request gets by with.
+        # What admit() checks, in the few operations that suffice for nearly every request.
         waiting = queue.rows + view.rows + rows
         if (
             rows > view.small_rows
@@ -131,15 +137,15 @@ class Dispatcher(Places):
             if admit(queue.model, rows, nbytes, self.load(queue), bounds, budget_s, doubt):
                 queue.doubted_ns = now_ns
         request.queued_ns, request.deadline_ns = now_ns, deadline_ns
-        self.in_flight[place.slot] = request
+        self.in_flight[allocation.slot] = request
         queue.requests += 1
         self._count(request, 1)
         self.enqueue(request)
-        if deadline_ns < self.watch.next_ns:
-            self.watch.by(deadline_ns, now_ns)
+        if deadline_ns < self.watchdog.next_ns:
+            self.watchdog.schedule(deadline_ns, now_ns)
 
     def _view(self, queue: ModelQueue) -> View:
-        """The queue's view; kept when the end of this turn, which forgets it, is planned."""
+        """The queue's view; cached until the flush at the end of this turn, if one is planned."""
         view = self.new_view(queue)
         if self._flush_planned:
             queue.view = view
@@ -147,24 +153,24 @@ class Dispatcher(Places):
         return view
 
     def enqueue(self, request: PendingRequest) -> None:
-        """Put a ticket for the request into its queue: its first, or another after a death or an outgrown place."""
-        place, queue = request.place, request.queue
-        assert place is not None
-        place.begin_attempt(queue.row, queue.generation, request.rows)
+        """Queue a ticket for the request: its first, or another after a crash or an output overflow."""
+        allocation, queue = request.allocation, request.queue
+        assert allocation is not None
+        allocation.begin_attempt(queue.row, queue.generation, request.rows)
         outbox = queue.outbox
         if not outbox:
             self._unsent.append(queue)
         outbox += TICKET_STRUCT.pack(
-            place.slot,
-            place.attempt,
+            allocation.slot,
+            allocation.attempt,
             self.index,
             self._epoch,
             queue.ticket_generation,
-            request.deaths > 0,
+            request.crashes > 0,
             request.rows,
-            place.input_at,
-            place.output_at,
-            len(place.outputs),
+            allocation.input_at,
+            allocation.output_at,
+            len(allocation.outputs),
             request.queued_ns,
             request.deadline_ns,
             pack_dims(request.dims),
@@ -178,7 +184,7 @@ class Dispatcher(Places):
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send the tickets of this turn of the loop, and show on the board what is queued."""
+        """Send the tickets of this turn of the loop, and write to the scoreboard what is queued."""
         self._flush_planned = False
         for queue in self._viewed:
             queue.view = None
@@ -187,26 +193,26 @@ class Dispatcher(Places):
             queue.writer.write(queue.outbox)
             queue.outbox.clear()
             if queue.writer.overflow:
-                self._await_room(queue)
+                self._await_writable(queue)
         self._unsent.clear()
         self._show()
 
     def drop_unsent(self) -> None:
-        """Forget the tickets that have not reached their pipes; the requests stay queued, for recovery.py."""
+        """Drop the tickets that have not reached their pipes; the requests stay queued, for recovery.py."""
         for queue in self._unsent:
             queue.outbox.clear()
         self._unsent.clear()
         for queue in tuple(self._overflowing):
             queue.writer.drop()
-            self._await_room(queue)
+            self._await_writable(queue)
 
-    def _await_room(self, queue: ModelQueue) -> None:
-        """The pipe is full: go on as soon as it is not."""
+    def _await_writable(self, queue: ModelQueue) -> None:
+        """The pipe is full: go on as soon as it can be written."""
         writer = queue.writer
         writer.flush()
         if writer.overflow and queue not in self._overflowing:
             self._overflowing.add(queue)
-            self._loop.add_writer(writer.fd, self._await_room, queue)
+            self._loop.add_writer(writer.fd, self._await_writable, queue)
         elif not writer.overflow and queue in self._overflowing:
             self._overflowing.remove(queue)
             self._loop.remove_writer(writer.fd)
@@ -214,7 +220,7 @@ class Dispatcher(Places):
     # -- out of the queue
 
     def receive(self) -> None:
-        """Take every done record that waits and settle its request."""
+        """Take every done record that waits and complete its request."""
         while True:
             try:
                 data = os.read(self._done_fd, _READ_BYTES)
@@ -222,21 +228,25 @@ class Dispatcher(Places):
                 break
             for record in DONE_STRUCT.iter_unpack(data):
                 request = self.in_flight.get(record[0])
-                if request is not None and request.place is not None and request.place.attempt == record[1]:
+                if (
+                    request is not None
+                    and request.allocation is not None
+                    and request.allocation.attempt == record[1]
+                ):
                     self._on_record(request, record)
             if len(data) < _READ_BYTES:
                 break
         self._show()
 
-    def settle(self, request: PendingRequest, error: ServiceError | None) -> None:
-        """The request left the queue: tell its owner, or free its place if nobody waits any more."""
-        place = request.place
-        assert place is not None
-        del self.in_flight[place.slot]
+    def complete(self, request: PendingRequest, error: ServiceError | None) -> None:
+        """The request has left the queue: notify its owner, or free its memory if it was cancelled."""
+        allocation = request.allocation
+        assert allocation is not None
+        del self.in_flight[allocation.slot]
         queue = request.queue
         queue.requests -= 1
-        if request.given_up:
-            place.set_given_up(False)
+        if request.cancelled:
+            allocation.set_cancelled(False)
             self.release(request)
         else:
             self._count(request, -1)
@@ -245,11 +255,11 @@ class Dispatcher(Places):
             self._check_drained(queue)
 
     def _notify_owner(self, request: PendingRequest, error: ServiceError | None) -> None:
-        """Tell the owner of a request that has left the queue."""
+        """Notify the owner of a request that has left the queue."""
         if error is not None:
             self.release(request)
         try:
-            request.settled(error)
+            request.completed(error)
         except Exception:
             # The other records of this read must not be lost with it.
             error_id = new_error_id()
@@ -260,39 +270,38 @@ class Dispatcher(Places):
             )
             self.release(request)
             if error is None:
-                told = f"the answer could not be made; the server's log tells why, under error id {error_id}"
+                told = f"the answer could not be made; the server's log says why, under error id {error_id}"
                 with contextlib.suppress(Exception):
-                    request.settled(Internal(told))
+                    request.completed(Internal(told))
 
     def cancel(self, request: PendingRequest) -> None:
-        """Nobody waits for the answer any more: its rows count no longer, its place follows when no worker can
-        touch it."""
-        place = request.place
-        if place is None:
+        """Nobody waits for the answer: its rows no longer count; its memory is freed when no worker can touch it."""
+        allocation = request.allocation
+        if allocation is None:
             return
-        if place.slot not in self.in_flight:
+        if allocation.slot not in self.in_flight:
             self.release(request)
-        elif not request.given_up:
-            request.given_up = True
-            place.set_given_up(True)
+        elif not request.cancelled:
+            request.cancelled = True
+            allocation.set_cancelled(True)
             self._count(request, -1)
-            self._plan_flush()  # the board tells others of the room
+            self._plan_flush()  # the scoreboard shows others that there is room again
 
     def _expire(self, request: PendingRequest) -> None:
         """Answer a request whose deadline has passed."""
         self.cancel(request)
         try:
-            request.settled(DeadlinePassed.after(None))
+            request.completed(DeadlinePassed.after(None))
         except Exception:
             _log.exception("request %s could not be answered", request.request_id)
 
     def _on_record(self, request: PendingRequest, record: tuple[Any, ...]) -> None:
-        if request.given_up:
-            self.settle(request, None)
+        if request.cancelled:
+            self.complete(request, None)
             return
         _, _, state, reason, _, batch_rows, taken_ns, gather_s, run_s, scatter_s, _, needed = record
-        if state == _OUTGROWN:
-            self._run_again_with_room(request, needed)
+        if state == _OUTPUT_OVERFLOW:
+            self._rerun_with_more_memory(request, needed)
             return
         request.batch_rows = batch_rows
         request.stages_s = (
@@ -301,34 +310,34 @@ class Dispatcher(Places):
             run_s,
             scatter_s,
         )
-        self.settle(request, None if state == _DONE else _failure(request, reason))
+        self.complete(request, None if state == _DONE else failure(request, reason))
 
-    def _run_again_with_room(self, request: PendingRequest, needed: int) -> None:
-        """The outputs did not fit: set aside what they need, and run once more."""
+    def _rerun_with_more_memory(self, request: PendingRequest, needed: int) -> None:
+        """The outputs did not fit: allocate what they need, and run once more."""
         try:
             found = self.grow_output(request, needed)
         except TooLarge as never:
-            self.settle(request, never)
+            self.complete(request, never)
             return
         if found:
             self.enqueue(request)
             return
         full = QueueFull(
-            f"the answer needs {needed} bytes, and other requests have that room now; try again later",
+            f"no memory available for an answer of {needed} bytes: other requests are using it; try again later",
             retry_after_s=self.load(request.queue).wait_s(0),
         )
-        self.settle(request, full)
+        self.complete(request, full)
 
     def _count(self, request: PendingRequest, sign: int) -> None:
-        """Count a request that waits or runs, or count it no longer (-1)."""
+        """Count a request that waits or runs (+1), or count it no longer (-1)."""
         queue, rows = request.queue, request.rows
-        assert request.place is not None
-        nbytes = len(request.place.inputs)
+        assert request.allocation is not None
+        nbytes = len(request.allocation.inputs)
         queue.held_bytes += sign * nbytes
         small = rows <= queue.small_rows and nbytes <= queue.small_bytes
         if not small and is_large(rows, nbytes, queue.max_batch_size, queue.bounds):
             queue.large += sign
-            rows, nbytes = in_line(rows, nbytes, queue.max_batch_size)
+            rows, nbytes = queue_share(rows, nbytes, queue.max_batch_size)
         queue.rows += sign * rows
         queue.nbytes += sign * nbytes
         self._changed.add(queue)
@@ -339,12 +348,3 @@ class Dispatcher(Places):
             board.queued_rows[me, queue.row] = queue.rows
             board.queued_bytes[me, queue.row] = queue.nbytes
         self._changed.clear()
-
-
-def _failure(request: PendingRequest, reason: int) -> ServiceError:
-    if reason == Reason.LATE:
-        return DeadlinePassed.after(None)
-    assert request.place is not None
-    text = request.place.outputs
-    length = int.from_bytes(text[:4], "little")
-    return ModelFailed(bytes(text[4 : 4 + length]).decode(errors="replace"))

@@ -1,7 +1,7 @@
-"""One model version as an API server queues for it: what bounds its queue, and what this API server has in it.
+"""One model version's queue as an API server sees it: what bounds it, and what this API server has in it.
 
 A view of one row of the model table (ipc/model_table.py), for as long as the row is of one generation. Owned by the
-event loop thread; the counts are the Dispatcher's to set.
+event loop thread; the Dispatcher sets the counts.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from foldserve.service.ipc.ticket_queue import TicketWriter
 
 
 class View:
-    """What the board says of a queue; good for one turn of the event loop.
+    """What the scoreboard says of a queue; valid for one turn of the event loop.
 
-    rows, nbytes: queued by the other API servers. row_s, full_s: seconds per row in the line, and for a full batch.
-    begun: rows that may be about to be answered. small_rows: requests of so many rows at most need no closer look.
+    rows, nbytes: queued by the other API servers. row_s, full_s: seconds per queued row, and for a full batch.
+    begun: rows that may be in running batches. small_rows: requests of at most so many rows are not large.
     """
 
     __slots__ = ("begun", "full_s", "nbytes", "ready", "row_s", "rows", "small_rows")
@@ -36,15 +36,15 @@ class View:
 
 
 class ModelQueue:
-    """One model version's.
+    """One model version's queue.
 
-    requests: in flight. rows, nbytes: of them, what stands in the line; large: how many large ones stand there.
-    held_bytes: of all that is there. small_rows, small_bytes: who has no more than these is not large.
+    requests: in flight. rows, nbytes: what they count in the queue (admission.queue_share); large: how many are large.
+    held_bytes: of their inputs. small_rows, small_bytes: a request of no more than these is not large.
 
     Args:
         key: its row of the model table, and what it is called.
-        timeout_s: the longest that a request may take from being queued.
-        instances: how many take from the queue, over all workers.
+        timeout_s: the longest that a request may take since it was queued.
+        instances: how many serve the queue, over all workers.
         max_batch_size: rows that one run takes at most.
         writer: this API server's end of the pipe of tickets.
         labels, image: see codecs.protocol.Served.
@@ -84,7 +84,7 @@ class ModelQueue:
         self.nbytes = 0
         self.large = 0
         self.rendering = 0
-        """Requests that were run, and whose answers the codec process is to make: it needs to know the version."""
+        """Requests that were run, and whose responses the codec process is rendering: it still needs the version."""
         self.held_bytes = 0
         self.small_rows = min(max_batch_size, bounds.max_rows // 2)
         self.small_bytes = bounds.max_bytes // 2
@@ -96,6 +96,13 @@ class ModelQueue:
         self.drained: Callable[[], None] | None = None
         """Called when the last request has left a queue that is closed."""
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self.closed else ""
+        return (
+            f"<ModelQueue {self.model}/{self.version} in row {self.row}.{self.generation}: {self.requests} requests, "
+            f"{self.rows} rows, {self.nbytes} bytes, {self.large} large{closed}>"
+        )
+
     @property
     def closed(self) -> bool:
         """Whether the model version is being unloaded, or is: its row may be another's already."""
@@ -103,8 +110,8 @@ class ModelQueue:
 
 
 def unloaded(queue: ModelQueue) -> NotReady:
-    """What a request is told whose model version was unloaded while its body came."""
+    """The error for a request whose model version was unloaded while its body came."""
     return NotReady(
-        f"model {queue.model!r} version {queue.version} was unloaded while this request came; GET /info tells what is "
+        f"model {queue.model!r} version {queue.version} was unloaded while this request came; GET /info lists what is "
         "served"
     )

@@ -12,7 +12,7 @@ from foldserve.service.engine.served import ServedVersion
 
 @dataclass(frozen=True)
 class QueuedVersion:
-    """One version: its queue, what the front is told of it but for its state, and its batch_buckets as configured."""
+    """One version: its queue, what the frontend shows of it but for its state, and its batch_buckets as configured."""
 
     queue: ModelQueue
     served: ServedVersion

@@ -16,7 +16,7 @@ _FORECAST_NS: Final = 1_000_000
 
 
 class QueueLoads:
-    """As one API server sees them. index: its own, on the board."""
+    """As one API server sees them. index: its own, on the scoreboard."""
 
     def __init__(self, index: int, board: MappedScoreboard) -> None:
         self.index = index
@@ -63,7 +63,7 @@ class QueueLoads:
         return queue.forecast
 
     def new_view(self, queue: ModelQueue) -> View:
-        """What the board says of a queue at this moment."""
+        """What the scoreboard says of a queue at this moment."""
         now_ns = time.monotonic_ns()
         forecast = queue.forecast
         if now_ns - queue.forecast_ns >= _FORECAST_NS:

@@ -1,9 +1,14 @@
-"""What an API server does when a worker has died: no request of its own is lost.
+"""What an API server does when a worker has died, so that none of its requests is lost.
 
-Run on the event loop, told by the supervisor, which knows that the process is dead: nothing of it can still
-write. The slots that it held are known by its number. The tickets that died in its hands cannot be seen, so every
-ticket that waits is made void and written again, after a moment in which each instance has been seen not to be marking
-slots: who had looked at one before has marked it by then.
+Runs on the event loop when the supervisor reports the death: the process is gone, and cannot write any more. Two kinds
+of requests may have died with it:
+
+- those whose slots it had marked as TAKEN: each slot names its worker, by incarnation. They are queued again, or failed
+  when they were running at the second crash (retry_held);
+- those whose tickets it had read and not marked yet. They cannot be told from tickets that still wait in the pipe, so
+  all waiting tickets are made void and sent again. Before that, every living instance must have been seen outside of
+  mark(): one that had read a slot's header before has marked the slot by then (LostTickets).
+
 Nothing here waits.
 """
 
@@ -15,62 +20,63 @@ from typing import Final
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import ModelCrashed, new_error_id
-from foldserve.service.ipc.slots.slot_state import MAX_DEATHS, SETTLED, State
+from foldserve.service.ipc.slots.slot_state import COMPLETED, MAX_CRASHES, State
 from foldserve.service.logs.limits import with_id
 
-_LOOK_S: Final = 0.002
-"""Between two looks at whether anybody is still marking: longer than board.SETTLE_NS."""
+_CHECK_S: Final = 0.002
+"""Between two checks whether an instance is still marking: longer than scoreboard.SETTLE_NS."""
 
 _log = logging.getLogger("foldserve.recovery")
 
 
 def after_worker_death(dispatcher: Dispatcher, incarnation: int) -> list[PendingRequest]:
-    """Run again, or fail for good, what the worker with this incarnation number held or may have had in hand.
+    """Queue again, or fail, the requests that the worker with this incarnation had marked or may have had read.
 
-    Returns: what it held and is run again. What it may have had in hand is known, and written anew, a moment later.
+    Returns: those that it had marked and that are queued again. The tickets that it may have read are sent again a
+    moment later.
     """
-    lost = LostTickets(dispatcher)  # first: a ticket that is written from now on was in no dead hands
-    lost.look_later()
+    lost = LostTickets(dispatcher)  # first: tickets that are sent from now on are not affected
+    lost.check_later()
     return retry_held(dispatcher, incarnation)
 
 
 def retry_held(dispatcher: Dispatcher, incarnation: int) -> list[PendingRequest]:
-    """Run again, or fail for good, what the dead worker had marked as its own. Returns: what is run again."""
+    """Queue again, or fail, the requests that the dead worker had marked. Returns: those queued again."""
     dispatcher.receive()
     again: list[PendingRequest] = []
     for request in list(dispatcher.in_flight.values()):
-        assert request.place is not None
-        state = State(int(dispatcher.arena.state[request.place.slot]))
-        if state == State.QUEUED or int(dispatcher.arena.worker[request.place.slot]) != incarnation:
+        assert request.allocation is not None
+        state = State(int(dispatcher.arena.state[request.allocation.slot]))
+        if state == State.QUEUED or int(dispatcher.arena.worker[request.allocation.slot]) != incarnation:
             continue
         if state == State.DONE:
             # It finished, and died before its record was sent.
-            dispatcher.settle(request, None)
-        elif (state == State.TAKEN or state in SETTLED) and _retry(dispatcher, request):
+            dispatcher.complete(request, None)
+        elif (state == State.TAKEN or state in COMPLETED) and _retry(dispatcher, request):
             again.append(request)
     return again
 
 
 def _retry(dispatcher: Dispatcher, request: PendingRequest) -> bool:
-    assert request.place is not None
-    bystander = request.place.take_held()
-    if request.given_up:
-        dispatcher.settle(request, None)
+    assert request.allocation is not None
+    waiting = request.allocation.pop_waiting()
+    if request.cancelled:
+        dispatcher.complete(request, None)
         return False
-    # Its batch had not begun: whatever killed the worker, it was not this request.
-    request.deaths += not bystander
-    if request.deaths >= MAX_DEATHS:
+    # While its batch had not begun, the request cannot have caused the crash.
+    request.crashes += not waiting
+    if request.crashes >= MAX_CRASHES:
         error_id = new_error_id()
         _log.error(
-            "request %s to %s/%s was being run at %d deaths of a worker: it gets model_crashed and is not tried "
+            "request %s to %s/%s was running at %d crashes of a worker: it is answered model_crashed and not tried "
             "again, error id %s",
-            *(request.request_id, request.queue.model, request.queue.version, request.deaths, error_id),
+            *(request.request_id, request.queue.model, request.queue.version, request.crashes, error_id),
             extra=with_id(error_id),
         )
-        dispatcher.settle(
+        dispatcher.complete(
             request,
             ModelCrashed(
-                f"the process that ran this request died, {request.deaths} times; the request is not tried again; "
+                f"the process that ran this request died, {request.crashes} times; the request is not tried again; "
                 f"check its values, and the server's log under error id {error_id}"
             ),
         )
@@ -80,55 +86,55 @@ def _retry(dispatcher: Dispatcher, request: PendingRequest) -> bool:
 
 
 class LostTickets:
-    """The search for the tickets that a dead worker had in its hands; begins when it is made. Of no use afterwards.
+    """Sends again the tickets that a dead worker may have read and not marked. One object for each death.
 
-    Several at a time do not disturb each other: a request that one has given a new attempt is not the others' any more.
+    Several at a time do not disturb each other: a request whose ticket one has sent again is skipped by the others.
     """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._voided: list[tuple[PendingRequest, int]] = []
-        """Requests whose tickets were made void, with the attempt that it was."""
+        """Requests whose tickets were made void, with the attempt that was void."""
         dispatcher.drop_unsent()
         for request in dispatcher.in_flight.values():
-            place = request.place
-            if place is not None and place.state == State.QUEUED:
-                place.void_attempt()
-                self._voided.append((request, place.attempt))
+            allocation = request.allocation
+            if allocation is not None and allocation.state == State.QUEUED:
+                allocation.void_attempt()
+                self._voided.append((request, allocation.attempt))
         self._since_ns = time.monotonic_ns()
 
     @property
-    def over(self) -> bool:
-        """Whether it has found out which tickets are lost."""
+    def done(self) -> bool:
+        """Whether the lost tickets have been sent again."""
         return not self._voided
 
-    def look_later(self) -> None:
-        """Look until it is over, by a timer."""
-        if not self.over:
-            asyncio.get_running_loop().call_later(_LOOK_S, self._look_on)
+    def check_later(self) -> None:
+        """Check until it is done, by a timer."""
+        if not self.done:
+            asyncio.get_running_loop().call_later(_CHECK_S, self._check_again)
 
-    def _look_on(self) -> None:
-        self.look()
-        self.look_later()
+    def _check_again(self) -> None:
+        self.check()
+        self.check_later()
 
-    def look(self) -> None:
-        """Write the tickets again that were made void before anybody had looked at them, unless it is too early."""
+    def check(self) -> None:
+        """Send the void tickets again, unless an instance may still be marking one of them."""
         dispatcher = self._dispatcher
         if not dispatcher.board.markings_are_over(self._since_ns):
             return
         voided, self._voided = self._voided, []
         for request, attempt in voided:
-            place = request.place
+            allocation = request.allocation
             if (
-                place is None
-                or dispatcher.in_flight.get(place.slot) is not request
-                or place.attempt != attempt
+                allocation is None
+                or dispatcher.in_flight.get(allocation.slot) is not request
+                or allocation.attempt != attempt
             ):
                 continue  # answered meanwhile, or queued again
-            if place.state != State.QUEUED:
-                continue  # somebody had looked at it just before, and has it now
-            if request.given_up:
-                dispatcher.settle(request, None)
+            if allocation.state != State.QUEUED:
+                continue  # an instance marked it in time
+            if request.cancelled:
+                dispatcher.complete(request, None)
             else:
                 dispatcher.enqueue(request)
         dispatcher.flush()

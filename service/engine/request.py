@@ -1,6 +1,6 @@
-"""What is dispatched: a request with a place in the arena, and the queue of its model version.
+"""What is dispatched: a request with memory in the arena, and the queue of its model version.
 
-Plain data for dispatcher.py, which sets it, and for the two ways that requests come by, which own them.
+Plain data, set by dispatcher.py; owned by inference/request.py.
 """
 
 from abc import abstractmethod
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from foldserve.service.engine.model_queue import ModelQueue
-from foldserve.service.errors import ServiceError
+from foldserve.service.errors import DeadlinePassed, ModelFailed, ServiceError
+from foldserve.service.ipc.records import Reason
 from foldserve.service.ipc.slots.slot_pool import SlotAllocation
 
 NO_BOUND_S: Final = 1e9
@@ -16,44 +17,62 @@ NO_BOUND_S: Final = 1e9
 
 
 class PendingRequest:
-    """A request with a place in the arena. Owned by the event loop thread; the fields are the Dispatcher's to set.
+    """A request with memory in the arena. Owned by the event loop thread; the Dispatcher sets the fields.
 
     stages_s: seconds of queue, gather, run, scatter.
     """
 
     # Values until they are set: an object is made for every request, and each store in __init__ would show.
-    place: SlotAllocation | None = None
+    allocation: SlotAllocation | None = None
     rows = 0
     dims: Sequence[int] = ()
     queued_ns = 0
     deadline_ns = 0
-    deaths = 0
-    given_up = False
+    crashes = 0
+    cancelled = False
     stages_s = (0.0, 0.0, 0.0, 0.0)
     batch_rows = 0
 
     def __init__(self, queue: ModelQueue) -> None:
         self.queue = queue
 
+    def __repr__(self) -> str:
+        state = "without memory" if self.allocation is None else repr(self.allocation)
+        cancelled = ", cancelled" if self.cancelled else ""
+        return (
+            f"<{type(self).__name__} {self.request_id} to {self.queue.model}/{self.queue.version}: {self.rows} rows, "
+            f"{self.crashes} crashes{cancelled}, {state}>"
+        )
+
     @property
     @abstractmethod
     def request_id(self) -> str:
         """For logs."""
 
     @abstractmethod
-    def settled(self, error: ServiceError | None) -> None:
-        """The request is over. Without an error its outputs stand in its place until the owner release()s it;
-        with one the place is no longer the owner's."""
+    def completed(self, error: ServiceError | None) -> None:
+        """Called once, when the request has left the queue. Without an error its outputs stay in its memory until the
+        owner calls release(); with one the memory is freed already."""
 
 
-class ScratchPlace(PendingRequest):
-    """A place that is no request's, or not yet: what is being decoded or encoded (engine/codec_process/)."""
+class ScratchRequest(PendingRequest):
+    """Memory of the arena that is not a request's, or not yet: what is being parsed or rendered (codec_process/)."""
 
     @property
     def request_id(self) -> str:
         """For logs."""
         return "(no request)"
 
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         """Never queued, so never called."""
-        raise AssertionError("a room is never queued")
+        raise AssertionError("scratch memory is never queued")
+
+
+def failure(request: PendingRequest, reason: int) -> ServiceError:
+    """The error that a done record of a FAILED slot stands for. reason: a Reason."""
+    if reason == Reason.EXPIRED:
+        return DeadlinePassed.after(None)
+    assert request.allocation is not None
+    text = request.allocation.outputs
+    length = int.from_bytes(text[:4], "little")
+    return ModelFailed(bytes(text[4 : 4 + length]).decode(errors="replace"))

@@ -19,7 +19,7 @@ class ServedVersion:
     max_batch_size: rows that one run takes at most (a bigger request is split by the worker); 0 = the model counts
         no rows, and a run takes one request.
     ready: loaded, warmed and in agreement with its reference.
-    returning: it was ready, its worker died and is being started again; requests are taken and wait.
+    restarting: it was ready, its worker died and is being started again; requests are taken and wait.
     manifest: what /info tells of the artifact (JSON values only); empty when foldserve did not export it.
     """
 
@@ -29,7 +29,7 @@ class ServedVersion:
     max_batch_size: int
     ready: bool
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    returning: bool = False
+    restarting: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ServedBy:
 
     device: "cpu", "cuda:0".
     ready: it has the version loaded, warmed and in agreement with its reference.
-    batch_buckets: the batch sizes that it runs, ascending; empty = any up to the ceiling.
+    batch_buckets: the batch sizes that it runs, ascending; empty = any up to the batch limit.
     batch_ceiling_rows: rows that a batch may have: max_batch_size, or less where the device had no room for more.
     notes: what an operator should know of how it runs.
     """

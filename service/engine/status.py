@@ -1,4 +1,4 @@
-"""What is served at this moment: the repository's models with what the board says of them."""
+"""What is served at this moment: the repository's models with what the scoreboard says of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ class BoardStatus:
     """Implements served.Status.
 
     Args:
-        models: every version as it would be if it were ready; what is ready now stands on the board.
+        models: every version as it would be if it were ready; what is ready now stands on the scoreboard.
         devices: each worker's.
         broken: see served.Status.
     """
@@ -67,9 +67,9 @@ class BoardStatus:
         state = self._state(version.queue)
         if state is None:
             return replace(version.served, ready=True)
-        returning, problem = state
+        restarting, problem = state
         manifest = {**version.served.manifest, "problem": problem}
-        return replace(version.served, ready=False, returning=returning, manifest=manifest)
+        return replace(version.served, ready=False, restarting=restarting, manifest=manifest)
 
     def _state(self, queue: ModelQueue) -> tuple[bool, str] | None:
         """Whether requests wait for it, and why no worker serves it; None where one does."""
@@ -94,7 +94,7 @@ class BoardStatus:
                 device=device,
                 ready=board.ready[worker, queue.row] == READY,
                 batch_buckets=buckets_for(device, found.buckets, queue.max_batch_size),
-                batch_ceiling_rows=board.ceiling_rows[worker, queue.row] or queue.max_batch_size,
+                batch_ceiling_rows=board.batch_limit_rows[worker, queue.row] or queue.max_batch_size,
                 notes=tuple(board.notes(worker, queue.row)),
             )
             for worker, device in enumerate(self._devices)

@@ -108,7 +108,7 @@ class AsgiApp:
             context.error_code = Internal.code
             response = error_response(
                 Internal(
-                    f"the server failed on this request; its log tells why, under id {context.request_id}"
+                    f"the server failed on this request; its log says why, under id {context.request_id}"
                 )
             )
         if exchange is not None:  # it sends, counts and tells itself
@@ -118,7 +118,7 @@ class AsgiApp:
         if route is None or route.handler is None:  # or what asked for nothing that there is
             self.observers.finished(context, response.status, context.elapsed_s())
         else:
-            self.observers.tell(context, response.status, context.elapsed_s())
+            self.observers.notify(context, response.status, context.elapsed_s())
 
     async def _ready(self, context: RequestContext) -> Response:
         check_ready(self.status)

@@ -22,19 +22,19 @@ _LINGER_S: Final = 2.0
 client that is still sending, its system would throw the answer away unread."""
 
 
-class Owing(Protocol):
-    """What the connection's client has not taken of a response that lies in the arena (http1/flow/send_buffers.py)."""
+class ResponseBuffer(Protocol):
+    """What the connection's client has not read of a response that lies in the arena (http1/flow/send_buffers.py)."""
 
-    def begin_place(self, place_bytes: int, length: int, give_up: Callable[[], None]) -> None:
-        """A response of this length is sent from a place of so many bytes. give_up: frees it, at once."""
+    def begin_response(self, allocation_bytes: int, length: int, cancel: Callable[[], None]) -> None:
+        """A response of this length is sent from so many bytes of the arena. cancel: frees them, at once."""
         ...
 
     def sent(self, nbytes: int) -> None:
-        """So much of it was given to the transport, all in all."""
+        """So many bytes of it were given to the transport, in total."""
         ...
 
-    def end_place(self) -> None:
-        """The place is free."""
+    def end_response(self) -> None:
+        """The memory is free."""
         ...
 
 
@@ -47,8 +47,8 @@ class Wire(Protocol):
         ...
 
     @property
-    def owing(self) -> Owing:
-        """What its client has not taken."""
+    def send_buffer(self) -> ResponseBuffer:
+        """What its client has not read."""
         ...
 
 

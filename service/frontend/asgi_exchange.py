@@ -13,7 +13,7 @@ from foldserve.service.inference.server_context import ServerContext
 
 
 class AsgiExchange:
-    """One request. Implements Responder. context: its head as ASGI told it."""
+    """One request. Implements Responder. context: its head, from the ASGI scope."""
 
     def __init__(
         self, server: ServerContext, head: RequestHead, context: RequestContext, channel: Channel
@@ -32,7 +32,7 @@ class AsgiExchange:
             self._response.set_result(response)
 
     async def run(self) -> None:
-        """Answer it. Cancelled, it is given up."""
+        """Answer it. When this task is cancelled, so is the request."""
         request = self._request
         request.begin()
         if request.missing:
@@ -52,7 +52,7 @@ class AsgiExchange:
             await self._channel.send_whole(response, context, draining)
         finally:
             listening.cancel()
-            request.give_up()
+            request.cancel()
 
     async def _listen(self) -> None:
         """Read the body, and then on, for that is how it is noticed that the client goes."""
@@ -84,8 +84,8 @@ class AsgiExchange:
         elif len(chunk) > request.missing or (not more and len(chunk) < request.missing):
             request.refuse(
                 BadRequest(
-                    f"the body has not the {self._head.length} bytes that Content-Length says; send a body of that "
-                    "length"
+                    f"the body does not have the {self._head.length} bytes that Content-Length says; send a body of "
+                    "that length"
                 )
             )
         else:
@@ -99,7 +99,7 @@ class AsgiExchange:
         if error is not None:
             self._request.refuse(error)
         else:
-            self._request.give_up()
+            self._request.cancel()
             if not self._response.done():
                 self._response.set_result(None)
         return True
@@ -110,22 +110,22 @@ class AsgiExchange:
         """Send a response that ends in what lies in the arena, as quickly as the client takes it."""
         request, channel, wire = self._request, self._channel, self._channel.wire
         if wire is not None:
-            wire.owing.begin_place(response.place_bytes, len(rest), request.give_up)
+            wire.send_buffer.begin_response(response.allocation_bytes, len(rest), request.cancel)
         try:
             await channel.send_head(response, context, draining)
             beginning, at = response.body, 0
             while True:
                 if request.done:
-                    return  # the client is gone, or had to give way
+                    return  # the client is gone, or was evicted
                 part = beginning + bytes(rest[at : at + SENT_BYTES])
                 beginning, at = b"", at + SENT_BYTES
                 if at >= len(rest):
                     break
                 await channel.send({"type": "http.response.body", "body": part, "more_body": True})
                 if wire is not None:
-                    wire.owing.sent(at)
+                    wire.send_buffer.sent(at)
         finally:
             if wire is not None:
-                wire.owing.end_place()
+                wire.send_buffer.end_response()
         request.sent()
         await channel.send({"type": "http.response.body", "body": part, "more_body": False})

@@ -35,7 +35,7 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def leave_removed_folder() -> None:
-    """Go to / when the working folder has been removed: a process that is spawned is told where to be, and fails there.
+    """Go to / when the working folder has been removed: a spawned process is given that folder, and fails there.
 
     A release's folder is taken away while the server runs; whatever the server needs has a whole path by then.
     """

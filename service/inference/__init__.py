@@ -3,7 +3,7 @@
 request.py         its life: parsed, queued, answered, ended; receiving.py: while its body comes
 plan.py            what its head asks for, made once for all that ask alike
 server_context.py  what the requests of an API server share
-partial_body.py    bodies that come in parts; body_budget.py what they may hold, holdings.py who gives way
+partial_body.py    bodies that come in parts; body_budget.py what they may hold, holdings.py which are evicted
 response.py        what goes back
-observers.py       who learns of its end: metrics, access_log.py; context.py what they are told
+observers.py       called when it ends: metrics, access_log.py; context.py is what they are given
 """

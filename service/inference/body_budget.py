@@ -24,7 +24,7 @@ class BodyBudget(Holdings):
         """For a body of so many bytes, or more, which could not be held if nobody else were there."""
         return TooLarge(
             f"a body of {nbytes} bytes that comes in parts does not fit: all that are being received may hold "
-            f"{self.limit_bytes} bytes together; send less at once, or raise --receive-bytes on the server"
+            f"{self.limit_bytes} bytes together; send less in a single request, or raise --receive-bytes on the server"
         )
 
     def full(self, nbytes: int, held: int) -> ServiceError:
@@ -36,9 +36,9 @@ class BodyBudget(Holdings):
             f"{nbytes} more do not fit; try again later"
         )
 
-    def gave_way(self) -> QueueFull:
+    def evicted(self) -> QueueFull:
         """For a body that was given up so that others have room."""
         return QueueFull(
             f"the bodies that are being received take all of their {self.limit_bytes} bytes, and this one stalled or "
-            "held more than its share; send it at once, or try again later"
+            "held more than its share; send it without pauses, or try again later"
         )

@@ -1,4 +1,4 @@
-"""Who learns of every request that is finished: the metrics, and whoever asked to (the access log)."""
+"""Called with every finished request: the metrics, and other observers (the access log)."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ class Observers:
         self.others = others
 
     def finished(self, context: RequestContext, status: int, duration_s: float) -> None:
-        """Count a request, and tell of it."""
+        """Count a request, and notify the other observers."""
         self._metrics.request_finished(
             context.protocol,
             context.model,
@@ -28,9 +28,9 @@ class Observers:
             stages_s=context.stages_s,
             error_code=context.error_code,
         )
-        self.tell(context, status, duration_s)
+        self.notify(context, status, duration_s)
 
-    def tell(self, context: RequestContext, status: int, duration_s: float) -> None:
-        """Tell of a request that is counted already, or does not count."""
+    def notify(self, context: RequestContext, status: int, duration_s: float) -> None:
+        """Notify the other observers of a request that is counted already, or does not count."""
         for observer in self.others:
             observer(context, status, duration_s)

@@ -1,4 +1,4 @@
-"""A request while its body comes: into its place of the arena where it can, and bounded in memory and time.
+"""A request while its body arrives: into the arena where possible, bounded in memory and time.
 
 Owned by the event loop thread.
 """
@@ -28,9 +28,9 @@ class ReceivingRequest(PendingRequest):
 
     # Values until they are set, as in PendingRequest.
     done = False
-    """Answered or given up: nothing of it is left but what its client may still send."""
+    """Answered or cancelled: nothing of it is left but what its client may still send."""
     body: bytes = b""
-    """Where it came whole and is to be parsed."""
+    """Set when it came whole and is to be parsed."""
 
     def __init__(self, server: ServerContext, head: RequestHead) -> None:
         self.began_ns = monotonic_ns()
@@ -50,7 +50,7 @@ class ReceivingRequest(PendingRequest):
 
     @abstractmethod
     def body_came(self) -> None:
-        """It is whole: in the place, or in `body`. Raises: ServiceError."""
+        """It is whole: in the arena, or in `body`. Raises: ServiceError."""
 
     @abstractmethod
     def refuse(self, error: ServiceError) -> None:
@@ -58,10 +58,10 @@ class ReceivingRequest(PendingRequest):
 
     @abstractmethod
     def fault(self) -> Internal:
-        """The error for a fault of ours, which is being handled; logs it."""
+        """The error for a bug of ours, whose exception is being handled; logs it."""
 
     def step(self, step: Callable[[], None]) -> None:
-        """Take a step in a turn of the event loop of its own."""
+        """Run `step` from the event loop, so that its error ends this request alone."""
         try:
             step()
         except ServiceError as error:
@@ -70,7 +70,7 @@ class ReceivingRequest(PendingRequest):
             self.refuse(self.fault())
 
     def begin(self) -> None:
-        """Refuse at once what cannot be served now. Nothing is set aside for a body of which nothing has come."""
+        """Refuse at once what cannot be served now. Nothing is allocated for a body of which nothing has come."""
         head, dispatcher, queue = self.head, self.server.dispatcher, self.queue
         try:
             if head.timeout_ms:
@@ -83,13 +83,13 @@ class ReceivingRequest(PendingRequest):
                 )
             if head.is_rows:
                 self.rows = head.length // self.plan.row_bytes
-                if head.length > LARGE_COPY_BYTES:  # what could never be served is told before it is sent
-                    dispatcher.check_fits(self, *self._room())
+                if head.length > LARGE_COPY_BYTES:  # what can never be served is refused before it is sent
+                    dispatcher.check_fits(self, *self._capacity())
         except ServiceError as error:
             self.refuse(error)
 
     def feed(self, chunk: bytes) -> None:
-        """The next part of the body, at most what is missing. The last part sends the request on its way."""
+        """The next part of the body, at most what is missing. With the last part the request goes on."""
         self.missing -= len(chunk)
         if self.done:
             return  # refused already: what still comes is dropped
@@ -100,9 +100,9 @@ class ReceivingRequest(PendingRequest):
             if self.missing:
                 return
             if self._timer is not None:
-                self.end_waiting()  # from now on the place is not ours to free
+                self.end_waiting()  # from now on the memory is not ours to free
             if self.head.is_rows:
-                input_bytes, output_bytes = self._room()
+                input_bytes, output_bytes = self._capacity()
                 self.server.dispatcher.reserve(self, input_bytes, output_bytes)[:] = chunk
                 self.body_came()
             else:
@@ -130,7 +130,7 @@ class ReceivingRequest(PendingRequest):
         return self._partial.rest(min(nbytes, self.missing))
 
     def filled(self, nbytes: int) -> None:
-        """So many bytes were written to rest(). The last sends the request on its way."""
+        """So many bytes were written to rest(). With the last the request goes on."""
         partial = self._partial
         assert partial is not None
         self.missing -= nbytes
@@ -144,25 +144,25 @@ class ReceivingRequest(PendingRequest):
             self.refuse(self.fault())
 
     def await_body(self) -> None:
-        """What was sent so far is not all: its time is bounded too."""
+        """More of the body is to come: start the timer that bounds the time for it."""
         if self._timer is None and not self.done:
             left_s = (self.latest_ns() - monotonic_ns()) / 1e9
-            self._timer = self.server.loop.call_later(max(0.0, left_s), self._late)
+            self._timer = self.server.loop.call_later(max(0.0, left_s), self._on_deadline)
 
-    def _room(self) -> tuple[int, int]:
-        """Bytes of inputs and of outputs of the place that the body goes to."""
+    def _capacity(self) -> tuple[int, int]:
+        """Bytes of inputs and of outputs to allocate for the body."""
         if self.head.is_rows:
-            return self.length, self.server.dispatcher.output_room(self.queue, self.rows, (), self.length)
-        return rounded(max(self.length, 0)), 0  # rounded, because the arena keeps places by their sizes
+            return self.length, self.server.dispatcher.output_capacity(self.queue, self.rows, (), self.length)
+        return rounded(max(self.length, 0)), 0  # rounded, because the arena keeps allocations by their sizes
 
     def _feed_part(self, part: bytes) -> None:
-        """A part of a body that does not come in one go. Raises ServiceError."""
+        """A part of a body that comes in several. Raises ServiceError."""
         partial = self._partial
         if self.length == UNKNOWN and self.received() > self.plan.limit.nbytes:
             raise self._too_large()
         if partial is None:
             partial = self._partial = self.server.bodies.begin(
-                self, self.length, self._room(), self._gives_way
+                self, self.length, self._capacity(), self._on_evicted
             )
         partial.add(part)
         if not self.missing:
@@ -170,18 +170,18 @@ class ReceivingRequest(PendingRequest):
 
     def _end_parts(self, partial: PartialBody) -> None:
         """The body is whole. Raises ServiceError."""
-        if self.place is not None:
+        if self.allocation is not None:
             self.end_waiting()
             self.body_came()
             return
-        # It waited in memory of its own.
-        input_bytes, output_bytes = self._room()
+        # It was kept in memory of its own.
+        input_bytes, output_bytes = self._capacity()
         dispatcher = self.server.dispatcher
         memory = dispatcher.reserve(self, input_bytes, output_bytes)
 
         def go_on(at: int) -> None:
             if self.done:
-                dispatcher.release(self)  # late, or the client is gone
+                dispatcher.release(self)  # expired, or the client is gone
                 return
             rest = partial.copy_some(memory, at)
             if rest:
@@ -200,12 +200,12 @@ class ReceivingRequest(PendingRequest):
         limit = self.plan.limit
         return BodyTooLarge.than(limit.nbytes, limit.setting)
 
-    def _gives_way(self) -> None:
-        """The bodies that are being received have no room left, and this one is to give way."""
-        self.refuse(self.server.bodies.budget.gave_way())
+    def _on_evicted(self) -> None:
+        """The body was evicted, because the budget of bodies is full."""
+        self.refuse(self.server.bodies.budget.evicted())
 
     def end_waiting(self) -> None:
-        """The body is whole, or nobody waits for the rest of it."""
+        """The body is whole, or the rest of it is not wanted."""
         if self._timer is not None:
             self._timer.cancel()
         if self._partial is not None:
@@ -213,9 +213,9 @@ class ReceivingRequest(PendingRequest):
             self._partial = None
 
     def latest_ns(self) -> int:
-        """CLOCK_MONOTONIC at which its time is over, whatever it is at."""
+        """CLOCK_MONOTONIC of its deadline."""
         return self.began_ns + self._timeout_ns
 
-    def _late(self) -> None:
-        """The time is over, and the body is not there."""
+    def _on_deadline(self) -> None:
+        """The deadline has passed, and the body is not whole."""
         self.refuse(DeadlinePassed.after(self._timeout_s))

@@ -1,8 +1,8 @@
-"""The life of one inference request, whatever it came by: its body, its place, its ticket, its answer, its end.
+"""The life of one inference request, on every path: its body, its memory, its ticket, its response, its end.
 
 Whoever carries bytes between a client and the server (a Responder) makes one when a head is there, feeds it the body
-and is given one response. What the bytes mean is its protocols' to say (codecs/protocol.py). To the dispatcher it is
-what is queued. It may be given up at any time, and ends once: _finish().
+and is given one response. Its protocols decide what the bytes mean (codecs/protocol.py). To the dispatcher it is
+what is queued. It may be cancelled at any time, and ends once: _finish().
 
 Owned by the event loop thread.
 """
@@ -16,9 +16,9 @@ import numpy as np
 
 from foldserve.service.codecs.encoded import LaidOut
 from foldserve.service.codecs.fast_codec import Answer
-from foldserve.service.engine.codec_process import LARGE_ANSWER_BYTES, LARGE_COPY_BYTES
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
 from foldserve.service.engine.codec_process.job import Job
-from foldserve.service.engine.codec_process.orders import Body
+from foldserve.service.engine.codec_process.messages import Body
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
 from foldserve.service.inference.plan import RequestHead
@@ -66,7 +66,7 @@ class InferenceRequest(ReceivingRequest):
     """What its body says to the protocol that renders the answer."""
     _queue_timeout_us = 0
     """The longest from being queued to the answer that its body allows; 0 for the plan's."""
-    _settled = False
+    _completed = False
     _renders = False
     """Its job is to make its answer."""
 
@@ -90,7 +90,7 @@ class InferenceRequest(ReceivingRequest):
     # -- into the queue
 
     def body_came(self) -> None:
-        """See ReceivingRequest: have the inputs in a place and queue the request."""
+        """See ReceivingRequest: put the inputs into the arena and queue the request."""
         started_ns = now_ns = monotonic_ns()
         plan, dispatcher = self.plan, self.server.dispatcher
         if not self.head.is_rows:
@@ -98,15 +98,15 @@ class InferenceRequest(ReceivingRequest):
                 self._parse_elsewhere(started_ns)
                 return
             body = self.body
-            if self.place is not None:
-                body = bytes(self.place.inputs[: self.length])
+            if self.allocation is not None:
+                body = bytes(self.allocation.inputs[: self.length])
                 dispatcher.release(self)
             options = self.head.options
             taken = None if plan.parse is None else plan.parse.decode(body, options)
             if taken is not None:
                 self.rows, data, self._reply = taken
                 now_ns = self._decoded(started_ns)
-                room = self.queue.layout.output_room(self.rows)
+                room = self.queue.layout.output_capacity(self.rows)
                 assert room is not None
                 dispatcher.reserve(self, len(data), room)[:] = data
             else:
@@ -134,7 +134,7 @@ class InferenceRequest(ReceivingRequest):
         Raises: ServiceError.
         """
         plan, server = self.plan, self.server
-        if self.place is None:
+        if self.allocation is None:
             server.dispatcher.reserve(self, self.length, 0)[:] = self.body
             self.body = b""
 
@@ -145,17 +145,17 @@ class InferenceRequest(ReceivingRequest):
                 self._heed(sized.outputs, sized.reply, sized.queue_timeout_us)
                 self.step(lambda: self._queue(self._decoded(started_ns)))
             else:
-                self.refuse(self._told(error))
+                self.refuse(self._client_error(error))
 
         head = self.head
         body = Body(self.length, head.options, head.encoding, plan.limit.nbytes)
         self._job = server.codecs.parse(self, plan.reads, body, self.latest_ns(), parsed)
 
     def _queue(self, now_ns: int) -> None:
-        """Queue the request, whose inputs are in its place. Raises ServiceError."""
+        """Queue the request, whose inputs are in its memory. Raises ServiceError."""
         dispatcher = self.server.dispatcher
         if self.done:
-            dispatcher.release(self)  # its connection was ended to make room, for itself as it happened
+            dispatcher.release(self)  # its own connection was evicted to make room for it
             return
         queue_ns = self.plan.queue_ns
         if self._queue_timeout_us:
@@ -170,9 +170,9 @@ class InferenceRequest(ReceivingRequest):
 
     # -- out of the queue
 
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         """See PendingRequest."""
-        self._settled = True
+        self._completed = True
         if error is not None:
             self._fail(error)
             return
@@ -184,8 +184,10 @@ class InferenceRequest(ReceivingRequest):
             names = self._outputs or plan.outputs
             if names:
                 outputs = {name: outputs[name] for name in names}
-            assert self.place is not None
-            if len(self.place.outputs) > LARGE_ANSWER_BYTES and self._respond_in_parts(outputs, started_ns):
+            assert self.allocation is not None
+            if len(self.allocation.outputs) > LARGE_RESPONSE_BYTES and self._respond_in_parts(
+                outputs, started_ns
+            ):
                 return
             if plan.render is not None:
                 (output,) = outputs.values()
@@ -209,24 +211,24 @@ class InferenceRequest(ReceivingRequest):
         """Respond without a copy of the whole: where the protocol must write the numbers anew, by way of the codec
         process. False for what is not large."""
         plan, nbytes = self.plan, sum(array.nbytes for array in outputs.values())
-        if nbytes <= LARGE_ANSWER_BYTES:
+        if nbytes <= LARGE_RESPONSE_BYTES:
             return False
         laid = plan.writes.lay_out(plan.served, outputs, self._reply)
         if laid is not None:
             if nbytes <= LARGE_COPY_BYTES:
                 return False
-            self._respond_from_place(laid, started_ns)
+            self._respond_from_arena(laid, started_ns)
             return True
 
         def rendered(error: Exception | None) -> None:
             made = None if self._job is None else self._job.sized
             self._end_job()
-            place = self.place
-            if error is None and place is not None and made is not None:
-                laid = LaidOut(made.media_type, b"", place.inputs, made.headers)
-                self.step(lambda: self._respond_from_place(laid, started_ns))
+            allocation = self.allocation
+            if error is None and allocation is not None and made is not None:
+                laid = LaidOut(made.media_type, b"", allocation.inputs, made.headers)
+                self.step(lambda: self._respond_from_arena(laid, started_ns))
             else:
-                self.refuse(self._told(error))
+                self.refuse(self._client_error(error))
 
         names, reply = list(outputs), self._reply
         self._job = self.server.codecs.render(self, plan.writes, names, reply, self.latest_ns(), rendered)
@@ -235,19 +237,19 @@ class InferenceRequest(ReceivingRequest):
         return True
 
     def _end_job(self) -> None:
-        """The codec process is done with it, or need not be."""
+        """The codec process has finished with it, or does not have to."""
         self._job = None
         if self._renders:
             self._renders = False
             self.server.dispatcher.rendered(self.queue)
 
-    def _respond_from_place(self, laid: LaidOut, started_ns: int) -> None:
-        """Respond with what lies in the place, which is kept until sent() or give_up()."""
-        place = self.place
-        assert place is not None
+    def _respond_from_arena(self, laid: LaidOut, started_ns: int) -> None:
+        """Respond with what lies in the arena, which is kept until sent() or cancel()."""
+        allocation = self.allocation
+        assert allocation is not None
         self.encode_s = (monotonic_ns() - started_ns) / 1e9
-        place_bytes = len(place.inputs) + len(place.outputs)
-        response = Response(200, laid.prefix, laid.media_type, laid.headers, False, laid.numbers, place_bytes)
+        nbytes = len(allocation.inputs) + len(allocation.outputs)
+        response = Response(200, laid.prefix, laid.media_type, laid.headers, False, laid.numbers, nbytes)
         self._responder.respond(self, response)
 
     def sent(self) -> None:
@@ -257,12 +259,12 @@ class InferenceRequest(ReceivingRequest):
 
     # -- the end
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """The client is gone."""
         if not self.done:
             self.end_waiting()
             if self._job is not None:
-                self._job.give_up()
+                self._job.cancel()
                 self._end_job()
             self.server.dispatcher.cancel(self)
             self._finish(CLIENT_GONE, None)
@@ -270,13 +272,13 @@ class InferenceRequest(ReceivingRequest):
     def refuse(self, error: ServiceError) -> None:
         """See ReceivingRequest."""
         if self.done:
-            return  # given up by what it asked for: others had to make room, its own connection among them
+            return  # its own connection was evicted to make room for it
         if self._job is not None:
-            self._job.give_up()  # else its answer would come to a place that nobody frees
+            self._job.cancel()  # else its result would stay in memory that nobody frees
             self._end_job()
         self.server.dispatcher.cancel(
             self
-        )  # not released: were it queued, a worker could still touch its place
+        )  # not released: were it queued, a worker could still touch its memory
         self._fail(error)
 
     def _fail(self, error: ServiceError) -> None:
@@ -290,7 +292,7 @@ class InferenceRequest(ReceivingRequest):
         self._responder.respond(self, response)
 
     def _finish(self, status: int, error_code: str | None) -> None:
-        """Count the request, and tell of it. Once."""
+        """Count the request, and notify the observers. Once."""
         self.done = True
         self._responder = _NOBODY
         duration_s = (monotonic_ns() - self.began_ns) / 1e9
@@ -302,7 +304,7 @@ class InferenceRequest(ReceivingRequest):
                 duration_s, self.rows, self.decode_s, queue_s, gather_s, run_s, scatter_s, self.encode_s
             )
             if observers.others:
-                observers.tell(self.context(), status, duration_s)
+                observers.notify(self.context(), status, duration_s)
             return
         context = self.context()
         context.error_code = error_code
@@ -318,20 +320,20 @@ class InferenceRequest(ReceivingRequest):
         context.body_bytes = 0 if self.missing else self.length
         if self.decode_s >= 0.0:
             context.stages_s["decode"] = self.decode_s
-        if self._settled:
+        if self._completed:
             context.stages_s.update(zip(STAGES[1:5], self.stages_s, strict=True))
         if self.encode_s >= 0.0:
             context.stages_s["encode"] = self.encode_s
         return context
 
-    # -- what goes wrong
+    # -- errors
 
-    def _told(self, error: Exception | None) -> ServiceError:
-        """What the client is told when the codec process has failed."""
+    def _client_error(self, error: Exception | None) -> ServiceError:
+        """The error for the client when the codec process has failed."""
         if isinstance(error, ServiceError):
             return error
         _log.error("request %s failed: %s", self.request_id, error, extra=with_id(self.request_id))
-        return self._told_internal()
+        return self._internal_error()
 
     def fault(self) -> Internal:
         """See ReceivingRequest."""
@@ -340,7 +342,7 @@ class InferenceRequest(ReceivingRequest):
             *(self.request_id, self.head.target.path[:200]),
             extra=with_id(self.request_id),
         )
-        return self._told_internal()
+        return self._internal_error()
 
-    def _told_internal(self) -> Internal:
-        return Internal(f"the server failed on this request; its log tells why, under id {self.request_id}")
+    def _internal_error(self) -> Internal:
+        return Internal(f"the server failed on this request; its log says why, under id {self.request_id}")

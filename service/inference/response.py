@@ -19,7 +19,7 @@ class Response:
 
     closes: the connection cannot be used again, because the rest of the request's body will not be read.
     rest: what follows `body` of a large answer, where it lies in the arena; valid until the request is told that it
-    was sent, or the request is done. place_bytes: of the arena, which are kept until then.
+    was sent, or the request is done. allocation_bytes: of the arena, which are kept until then.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Response:
         headers: Headers = (),
         closes: bool = False,
         rest: memoryview | None = None,
-        place_bytes: int = 0,
+        allocation_bytes: int = 0,
     ) -> None:
         self.status = status
         self.body = body
@@ -38,7 +38,7 @@ class Response:
         self.headers = headers
         self.closes = closes
         self.rest = rest
-        self.place_bytes = place_bytes
+        self.allocation_bytes = allocation_bytes
 
     @property
     def length(self) -> int:
@@ -52,12 +52,12 @@ def json_response(value: Any, status: int = 200, headers: Headers = ()) -> Respo
 
 
 def error_body(error: ServiceError) -> Encoded:
-    """The body that tells the client of error, where no protocol has a shape of its own."""
+    """The body of an error response, where no protocol has its own format."""
     return Encoded(JSON, orjson.dumps({"error": str(error), "code": error.code}))
 
 
 def error_response(error: ServiceError, told: Encoded | None = None) -> Response:
-    """The response that tells the client of error. told: its body in the protocol's own shape."""
+    """The response for an error. told: its body in the protocol's own format."""
     body = error_body(error) if told is None else told
     headers = (*body.headers, *error.headers().items())
     return Response(error.status, body.body, body.media_type, headers, isinstance(error, BodyTooLarge))

@@ -1,11 +1,11 @@
 """How a request travels between an API server and a worker: memory that both map, and pipes of small records.
 
-    slots/           one API server's shared memory: who has which place in it, and where in a place each tensor lies
+    slots/           one API server's shared memory: its slots, how it is allocated, where each tensor lies
     records.py       the ticket (towards a worker) and the done record (back), as fixed-size binary records
     ticket_queue.py  one model's queue: a pipe of tickets, and the turn to read them
     model_table.py   which model versions the server holds, in which rows of everything that there is for each
     scoreboard.py    a few numbers that every process reads: draining, rows queued, who is busy since when
-    run_time.py      what a batch takes, as a worker tells it and an API server forecasts by it
+    run_time.py      what a batch takes, which workers measure and API servers forecast by
     control.py       what the supervisor and its children say to each other
     fence.py         when a dead API server's arena is at rest
     handles.py       file descriptors that travel into a worker when it is spawned

@@ -15,13 +15,13 @@ class ControlMessage(IntEnum):
     """To API servers: the worker of this incarnation is dead."""
     ARE_YOU_ALIVE = 2
     """To every child: answer on the scoreboard."""
-    WORKER_HANGS = 3
+    RUN_TIMEOUT = 3
     """From an API server: the worker at this index has been busy with one step for longer than the limit."""
     WORKER_READY = 4
     """From the worker at this index: it has loaded what it could."""
     STOP = 5
     """To API servers: accept nothing new, finish what there is, end."""
-    MODEL_STALLS = 6
+    QUEUE_STALLED = 6
     """From an API server: nobody takes the tickets of the model in this row of the model table."""
     MODEL_CHANGED = 7
     """To every child: this row of the model table is another, or in another state. From a child: its part in this row,

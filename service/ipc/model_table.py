@@ -124,6 +124,14 @@ class MappedModelTable:
         """Why the version in a row is FAILED; "" otherwise."""
         return self._read(row, _NAME_BYTES, _ERROR_BYTES)
 
+    def __repr__(self) -> str:
+        held = [
+            f"{'/'.join(self._name(row))} {ModelState(self.state[row]).name} in row {row}.{self.generation[row]}"
+            for row in range(self.capacity)
+            if self.state[row] != _EMPTY
+        ]
+        return f"<MappedModelTable: {len(held)} of {self.capacity} rows: {', '.join(held)}>"
+
     # -- what the supervisor writes
 
     def add(self, model: str, version: str, spec: bytes, max_batch_size: int) -> ModelKey:

@@ -50,7 +50,7 @@ DONE: Final = np.dtype(
     [
         ("slot", "<u4"),
         ("attempt", "<u4"),
-        ("state", "u1"),  # lifecycle.State: DONE, FAILED or OUTGROWN
+        ("state", "u1"),  # slot_state.State: DONE, FAILED or OUTPUT_OVERFLOW
         ("reason", "u1"),  # Reason, for FAILED
         ("_", "<u2"),
         ("batch_rows", "<u4"),
@@ -59,7 +59,7 @@ DONE: Final = np.dtype(
         ("run_s", "<f4"),
         ("scatter_s", "<f4"),
         ("__", "<u4"),
-        ("needed_bytes", "<u8"),  # room for outputs that OUTGROWN asks for
+        ("needed_bytes", "<u8"),  # room for outputs that OUTPUT_OVERFLOW asks for
     ]
 )
 DONE_STRUCT: Final = struct.Struct("<IIBBHIQfffIQ")
@@ -84,5 +84,5 @@ class Reason(IntEnum):
 
     NONE = 0
     MODEL_FAILED = 1
-    LATE = 2
-    GIVEN_UP = 3
+    EXPIRED = 2
+    CANCELLED = 3

@@ -34,8 +34,8 @@ class Pipe:
 
 
 class Transport:
-    """Arenas and done pipes by API server, the model table and a queue for each of its rows, the board, and the pipe
-    of reports to the parent.
+    """Arenas and done pipes by API server, the model table and a queue for each of its rows, the scoreboard, and the
+    pipe of reports to the parent.
 
     Picklable while a worker is being spawned; inherited by forked API servers.
     """
@@ -56,7 +56,7 @@ class Transport:
         os.set_blocking(self.reports.writer.fd, False)  # a supervisor that is stopped must stop nobody else
 
     def report(self, message: bytes) -> bool:
-        """Tell the parent; False when it does not listen: whoever has to be heard tells again."""
+        """Send it to the parent; False when its pipe is full: what has to arrive is sent again."""
         with contextlib.suppress(BlockingIOError):
             os.write(self.reports.writer.fd, message)
             return True

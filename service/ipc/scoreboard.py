@@ -1,6 +1,6 @@
-"""A few numbers that every process reads without asking: who drains, how much is queued, who is busy.
+"""A few numbers that every process reads without asking: draining, queued rows, ready models, busy instances.
 
-Each cell has one writer (named below), is 8 bytes, aligned, and is read whole; nobody waits for anybody
+Each cell has one writer (named below), is 8 bytes, aligned, and is read whole; no process waits for another
 here. Sums over writers may be a request or so old, which is what admission needs and all it needs.
 """
 
@@ -32,18 +32,18 @@ class Scoreboard:
         cells = sum(prod(shape) for shape in _shapes(dimensions).values())
         self.texts_at = cells * 8
         texts = len(_TEXTS) * dimensions.workers * dimensions.models
-        self.memory = SharedMemory("board", self.texts_at + texts * NOTE_BYTES)
+        self.memory = SharedMemory("board", self.texts_at + texts * TEXT_BYTES)
 
     def map(self) -> "MappedScoreboard":
-        """This process's view of the board."""
+        """This process's view of the scoreboard."""
         return MappedScoreboard(self)
 
 
-NOTE_BYTES: Final = 1024
+TEXT_BYTES: Final = 1024
 """Room for a text about a model in a worker, UTF-8."""
-_PROBLEM: Final = 0
-_REMARKS: Final = 1
-_TEXTS: Final = (_PROBLEM, _REMARKS)
+_LOAD_ERROR: Final = 0
+_NOTES: Final = 1
+_TEXTS: Final = (_LOAD_ERROR, _NOTES)
 """The texts that there are of each model in each worker."""
 
 READY: Final = 1
@@ -74,13 +74,13 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "run_fixed_ns": (of.workers, of.models),
         "run_row_ns": (of.workers, of.models),
         "run_measured_ns": (of.workers, of.models),
-        "ceiling_rows": (of.workers, of.models),
+        "batch_limit_rows": (of.workers, of.models),
         "let_go": (of.workers + of.api_servers, of.models),
     }
 
 
 class MappedScoreboard:
-    """The board's cells in this process, as views of 8-byte integers: quick to read and write one by one.
+    """The scoreboard's cells in this process, as views of 8-byte integers: quick to read and write one by one.
 
     draining: [0] is 1 once shutdown has begun (supervisor).
     epoch: which life of an API server; tickets of its earlier lives are void (supervisor).
@@ -101,9 +101,9 @@ class MappedScoreboard:
     alive_ns: [worker, then API server] CLOCK_MONOTONIC when it last answered the supervisor's question (it).
     run_fixed_ns, run_row_ns: [worker, model] what a batch takes, and each of its rows (that worker's instances, and the
         supervisor, once the worker is dead); see run_time.py. run_measured_ns: CLOCK_MONOTONIC of the last measurement.
-    ceiling_rows: [worker, model] rows that a run may have where its device had no room for more, the lowest of its
-        instances' (that worker); 0 while no more than max_batch_size bounds them (that worker, and the supervisor,
-        once the worker is dead).
+    batch_limit_rows: [worker, model] rows that a run may have where its device did not have memory for more, the lowest
+        of its instances' (that worker); 0 while only max_batch_size bounds them (that worker, and the supervisor, once
+        the worker is dead).
     let_go: [worker, then API server; model] 1 + the generation of the row's last version that it has no part in any
         more, or never had (it).
     """
@@ -135,36 +135,36 @@ class MappedScoreboard:
         self.run_fixed_ns = cells["run_fixed_ns"]
         self.run_row_ns = cells["run_row_ns"]
         self.run_measured_ns = cells["run_measured_ns"]
-        self.ceiling_rows = cells["ceiling_rows"]
+        self.batch_limit_rows = cells["batch_limit_rows"]
         self._let_go = cells["let_go"]
 
     def write_load_error(self, worker: int, model: int, text: str) -> None:
         """Say why a worker does not serve a model; "" when it does."""
-        self._write(_PROBLEM, worker, model, text)
+        self._write(_LOAD_ERROR, worker, model, text)
 
     def load_error(self, worker: int, model: int) -> str:
         """Why a worker does not serve a model."""
-        return self._read(_PROBLEM, worker, model)
+        return self._read(_LOAD_ERROR, worker, model)
 
-    def write_notes(self, worker: int, model: int, remarks: Iterable[str]) -> None:
+    def write_notes(self, worker: int, model: int, notes: Iterable[str]) -> None:
         """Say how a worker runs a model, as its sessions' notes tell; cut where they are longer than their room."""
-        self._write(_REMARKS, worker, model, "\n".join(" ".join(remark.split()) for remark in remarks))
+        self._write(_NOTES, worker, model, "\n".join(" ".join(note.split()) for note in notes))
 
     def notes(self, worker: int, model: int) -> list[str]:
         """How a worker runs a model: what is worth knowing of it."""
-        return self._read(_REMARKS, worker, model).splitlines()
+        return self._read(_NOTES, worker, model).splitlines()
 
     def _write(self, kind: int, worker: int, model: int, text: str) -> None:
-        data = text.encode()[: NOTE_BYTES - 1]
+        data = text.encode()[: TEXT_BYTES - 1]
         at = self._text_at(kind, worker, model)
-        self._texts[at : at + NOTE_BYTES] = data.ljust(NOTE_BYTES, b"\0")
+        self._texts[at : at + TEXT_BYTES] = data.ljust(TEXT_BYTES, b"\0")
 
     def _read(self, kind: int, worker: int, model: int) -> str:
         at = self._text_at(kind, worker, model)
-        return bytes(self._texts[at : at + NOTE_BYTES]).rstrip(b"\0").decode(errors="replace")
+        return bytes(self._texts[at : at + TEXT_BYTES]).rstrip(b"\0").decode(errors="replace")
 
     def _text_at(self, kind: int, worker: int, model: int) -> int:
-        return ((worker * self._models + model) * len(_TEXTS) + kind) * NOTE_BYTES
+        return ((worker * self._models + model) * len(_TEXTS) + kind) * TEXT_BYTES
 
     def requests_are_taken(self) -> bool:
         """Whether some worker serves a model, or died and is being started again: requests may wait for it."""
@@ -186,9 +186,9 @@ class MappedScoreboard:
     def _process(self, is_worker: bool, index: int) -> int:
         return index if is_worker else self.dimensions.workers + index
 
-    def lowest_ceiling_rows(self, model: int) -> int:
+    def lowest_batch_limit_rows(self, model: int) -> int:
         """Rows that a run of the model may have in every worker; 0 when no device lacked room."""
-        rows = [self.ceiling_rows[worker, model] for worker in range(self.dimensions.workers)]
+        rows = [self.batch_limit_rows[worker, model] for worker in range(self.dimensions.workers)]
         return min(filter(None, rows), default=0)
 
     def run_time(self, worker: int, model: int) -> tuple[int, int]:
@@ -196,7 +196,7 @@ class MappedScoreboard:
         return self.run_fixed_ns[worker, model], self.run_row_ns[worker, model]
 
     def write_run_time(self, worker: int, model: int, run_time: tuple[int, int], measured_ns: int) -> None:
-        """Tell everybody. The two cells are not written at once: a reader may see a new one with an old one, which both
+        """Publish it. The two cells are not written together: a reader may see a new one with an old one, which both
         were good forecasts."""
         self.run_fixed_ns[worker, model], self.run_row_ns[worker, model] = run_time
         self.run_measured_ns[worker, model] = measured_ns
@@ -225,7 +225,7 @@ class MappedScoreboard:
             for instance in instances
         )
 
-    def hanging(self, since_ns: int) -> list[int]:
+    def overdue_workers(self, since_ns: int) -> list[int]:
         """The workers with an instance whose present step began before since_ns."""
         instances = range(self.dimensions.instances)
         return [
@@ -242,12 +242,12 @@ class MappedScoreboard:
             self.write_load_error(worker, model, "")
 
     def _clear(self, worker: int, model: int) -> None:
-        self.ceiling_rows[worker, model] = 0
+        self.batch_limit_rows[worker, model] = 0
         self.write_run_time(worker, model, (0, 0), 0)
         self.write_notes(worker, model, ())
 
     def worker_died(self, worker: int) -> None:
-        """It runs nothing any more, and what it served is to return; the next one finds its own ceilings."""
+        """It runs nothing any more, and what it served is to return; the next one finds its own batch limits."""
         for model in range(self._models):
             if self.ready[worker, model]:
                 self.ready[worker, model] = RESTARTING
@@ -263,7 +263,7 @@ class MappedScoreboard:
         self.connections[api_server] = 0
 
     def worker_cannot_load(self, worker: int, why: str) -> None:
-        """It dies again and again while it loads: requests are not to wait for it."""
+        """It crashes repeatedly while it loads: requests are not to wait for it."""
         for model in range(self._models):
             self.ready[worker, model] = 0
             self.write_load_error(worker, model, why)

@@ -52,7 +52,7 @@ class TicketQueue:
         self.turn_reader = Handle(read_fd)
         self.turn_writer = Handle(write_fd)
 
-    def give_turn(self, generation: int, tickets: bytes = b"") -> bool:
+    def pass_turn(self, generation: int, tickets: bytes = b"") -> bool:
         """Let the next instance read: whole tickets, which it has to look at first, travel along.
 
         Returns: False when there is no room, because nobody has taken the turns before; then nothing was sent.
@@ -66,12 +66,12 @@ class TicketQueue:
         """Replace the turn, in whose hands it may be: they may be dead or stopped. For the supervisor.
 
         A turn that waits in its pipe is in nobody's hands. Replaced while nobody comes to read, again and again, turns
-        would fill the pipe, and the one that is valid be the one that found no room.
+        would fill the pipe, and the valid one could be the one that did not fit.
         """
         if _waits(self.turn_reader.fd):
             return
         board.turn[model] += 1
-        self.give_turn(board.turn[model])
+        self.pass_turn(board.turn[model])
 
     def wake_reader(self, generation: int) -> None:
         """Have whoever may read look up, which otherwise sleeps until a ticket comes: this one is void.

@@ -2,7 +2,7 @@
 
 What fails for one request fails for thousands, and a client decides how often. So each place (the line that logs) has
 a share of every INTERVAL_S: FULL records as they are, SHORT more without their tracebacks, and for all others one line
-at the interval's end that says how many there were. An id that a client was told is never left out: it stands in that
+at the interval's end that says how many there were. An id that a client was given is never left out: it stands in that
 line, which comes earlier when it is full.
 
 Knows nothing of where lines go (records.py).
@@ -28,7 +28,7 @@ ALWAYS: Final = {"always": True}
 
 
 def with_id(error_id: str) -> dict[str, object]:
-    """`extra` of a record under whose id a client was told that the log says more."""
+    """`extra` of a record whose id a client was given, with the hint that the log says more."""
     return {"error_id": error_id}
 
 

@@ -3,7 +3,7 @@
     record -> limits.py: may this place write again? -> lines.py: nothing raw from clients -> Outlet: one write
 
 Stdout and stderr are files, or pipes that never block (pipes.py). A line is one write of at most
-LINE_BYTES, which such a pipe takes whole or not at all: a line that finds no room is dropped and counted, and nobody
+LINE_BYTES, which such a pipe takes whole or not at all: a line that does not fit is dropped and counted, and nobody
 waits for whoever reads the log. What is written here stands even if the process ends at once.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Final
 from foldserve.service.logs.limits import ALWAYS, Limits
 from foldserve.service.logs.lines import FORMATTERS, LINE_BYTES, Lines, LogStyle, bounded, without_control
 
-__all__ = ["ALWAYS", "LogStyle", "Outlet", "configure_logging", "flush_logs", "tell"]
+__all__ = ["ALWAYS", "LogStyle", "Outlet", "configure_logging", "flush_logs", "print_lines"]
 
 _SHORT_BYTES: Final = 500
 """Of a record whose traceback is left out, because the like was written already."""
@@ -42,7 +42,7 @@ def flush_logs() -> None:
         handler.flush()
 
 
-def tell(text: str) -> None:
+def print_lines(text: str) -> None:
     """Print lines on stdout, for the eye: where they cannot be written, they are not."""
     outlet = Outlet(_STDOUT)
     for line in text.splitlines():

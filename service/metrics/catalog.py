@@ -35,7 +35,7 @@ BATCH_REASONS: Final = ("full", "waited", "drained")
 FAILED: Final = "failed"
 CROWDED: Final = "crowded"
 CONNECTION_REFUSALS: Final = (FAILED, CROWDED)
-"""Why a connection was not taken: the system refused it for now; there was no room, and it was told so."""
+"""Why a connection was not taken: the system refused it for now; there were too many, and it was answered 503."""
 REJECTIONS: Final = ("queue_full", "too_large", "not_ready", "draining", "deadline_passed", "unauthorized")
 
 BatchReason = Literal["full", "waited", "drained"]
@@ -120,7 +120,7 @@ INFLIGHT: Final = Metric(
 REJECTED: Final = Metric(
     "foldserve_rejected_total",
     "counter",
-    "Requests refused or given up, by error code.",
+    "Requests refused or cancelled, by error code.",
     (*_MODEL, "reason"),
     no_model=NO_MODEL,
 )
@@ -146,7 +146,7 @@ CONNECTIONS_REFUSED: Final = Metric(
 BATCH_CEILING: Final = Metric(
     "foldserve_batch_ceiling_rows",
     "gauge",
-    "Rows that a batch may have: max_batch_size, or less where a device had no room for more.",
+    "Rows that a batch may have: max_batch_size, or less where a device did not have memory for more.",
     _MODEL,
 )
 

@@ -61,7 +61,7 @@ class DeviceMetrics:
             self._reading = self._thread.submit(self._read)
 
     def families(self) -> Iterable[Family]:
-        """The families of those devices that the driver tells of now. Raises nothing; returns within WAIT_S or so."""
+        """The families of those devices that the driver reports now. Raises nothing; returns within WAIT_S or so."""
         if not self._uuids:
             return []
         uses = self._latest()
@@ -83,7 +83,7 @@ class DeviceMetrics:
         try:
             return reading.result(WAIT_S)
         except TimeoutError:
-            self._tell(
+            self._report(
                 f"NVML did not answer in {WAIT_S:g} s; scrapes go without device metrics until it does"
             )
         return {}
@@ -96,7 +96,7 @@ class DeviceMetrics:
             try:
                 self._open()
             except Exception as error:
-                self._tell("there are no device metrics: NVML cannot be used", error)
+                self._report("there are no device metrics: NVML cannot be used", error)
         found = ((device, self._use(device, handle)) for device, handle in self._handles.items())
         return {device: use for device, use in found if use is not None}
 
@@ -110,23 +110,23 @@ class DeviceMetrics:
             try:
                 self._handles[device] = nvml.nvmlDeviceGetHandleByUUID(uuid)
             except Exception as error:
-                self._tell(f"there are no metrics of {device}: NVML does not find {uuid}", error)
+                self._report(f"there are no metrics of {device}: NVML does not find {uuid}", error)
 
     def _use(self, device: str, handle: Any) -> DeviceUse | None:
         nvml = self._nvml
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         except Exception as error:
-            self._tell(f"NVML does not tell the memory of {device}", error)
+            self._report(f"NVML does not report the memory of {device}", error)
             return None
         utilization = None
         try:
             utilization = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
         except Exception as error:
-            self._tell(f"NVML does not tell the utilisation of {device}", error)
+            self._report(f"NVML does not report the utilisation of {device}", error)
         return DeviceUse(memory.used, memory.total, utilization)
 
-    def _tell(self, what: str, error: Exception | None = None) -> None:
+    def _report(self, what: str, error: Exception | None = None) -> None:
         """Log it, once."""
         if what not in self._told:
             self._told.add(what)

@@ -69,7 +69,7 @@ class ExporterPlan:
 def live_gauges(
     arenas: Sequence[MappedArena], board: MappedScoreboard, models: MappedModelTable
 ) -> LiveGauges:
-    """What is waiting, in flight, ready and below its ceiling now."""
+    """What is waiting, in flight, ready and below its batch limit now."""
     rows = range(models.capacity)
     workers = range(board.dimensions.workers)
     counts = count_slots(arenas, models)
@@ -77,7 +77,7 @@ def live_gauges(
         counts.queued_rows.tolist(),
         counts.requests.tolist(),
         [float(any(board.ready[worker, row] == READY for worker in workers)) for row in rows],
-        [float(board.lowest_ceiling_rows(row) or models.max_batch_size[row]) for row in rows],
+        [float(board.lowest_batch_limit_rows(row) or models.max_batch_size[row]) for row in rows],
     )
 
 

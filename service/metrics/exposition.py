@@ -41,14 +41,14 @@ _PLAIN_BELOW: Final = 1e6
 class LiveGauges(NamedTuple):
     """What is not counted but looked at when Prometheus asks; by row of the model table.
 
-    queued_rows: rows that wait. requests: in flight. ready: whether some worker serves it. ceiling_rows: rows that a
-    batch may have in every worker.
+    queued_rows: rows that wait. requests: in flight. ready: whether some worker serves it. batch_limit_rows: rows
+    that a batch may have in every worker.
     """
 
     queued_rows: Sequence[float]
     requests: Sequence[float]
     ready: Sequence[float]
-    ceiling_rows: Sequence[float]
+    batch_limit_rows: Sequence[float]
 
 
 class Exposition:
@@ -66,7 +66,7 @@ class Exposition:
         Args:
             metrics: attached to the server's rows.
             models: whose metrics there are, and what they are called.
-            snapshot: tells what is waiting, in flight, ready and below its ceiling now.
+            snapshot: returns what is waiting, in flight, ready and below its batch limit now.
             supervisor_pid: the process whose descendants make up the server.
             devices: what is known of the devices now (device.py).
         """
@@ -110,7 +110,7 @@ class Exposition:
             totals[cell(QUEUE_ROWS, key.row)] = now.queued_rows[key.row]
             totals[cell(INFLIGHT, key.row)] = now.requests[key.row]
             totals[cell(MODEL_READY, key.row)] = now.ready[key.row]
-            totals[cell(BATCH_CEILING, key.row)] = now.ceiling_rows[key.row]
+            totals[cell(BATCH_CEILING, key.row)] = now.batch_limit_rows[key.row]
         return totals
 
 

@@ -3,7 +3,7 @@
 The names are a contract (docs/operations.md lists them; a test compares). Base units: seconds, bytes. Who
 calls what: inference/observers.py calls request_finished, and a request that was answered an answered_counter; a worker
 batch_finished, retried and model_loaded; the supervising process worker_restarted and writer_died. What is
-queued, in flight, ready and below its ceiling is not counted but seen at the scrape (ipc/slots/slot_counts.py).
+queued, in flight, ready and below its batch limit is not counted but seen at the scrape (ipc/slots/slot_counts.py).
 Label values come from fixed sets, made before the processes start (MetricsLayoutSpec), and from the model table: a
 client cannot make a new series.
 
@@ -117,7 +117,7 @@ class Metrics:
         self._row: WriterCells = self.store.row(index)
         self._ring = self.store.rings[index]
 
-    # Called by the front ------------------------------------------------------------------------------
+    # -- called by the frontend
 
     def request_finished(
         self,
@@ -193,7 +193,7 @@ class Metrics:
             self._row.add(self._cell(RETRIED, model_row), requests)
 
     def load_seconds(self, model_row: int) -> float:
-        """What model_loaded was last told, by the slowest worker."""
+        """What model_loaded was last given, by the slowest worker."""
         return float(self.store.totals()[self._cell(MODEL_LOAD, model_row)])
 
     # Called by the supervising process -------------------------------------------------------------------

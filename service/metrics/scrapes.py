@@ -1,6 +1,6 @@
 """GET /metrics in an API server: asks the exporter process, and passes on what it writes.
 
-Many scrapes at once share one exposition: whoever comes while one is written gets the next, so that what was counted
+Concurrent scrapes share one exposition: whoever comes while one is written gets the next, so that what was counted
 before a scrape is in it. Owned by the event loop. What is written: exporter.py.
 """
 
@@ -78,7 +78,7 @@ class Scrapes:
                     await self.close()
                     if fresh:
                         raise MetricsUnavailable(
-                            "the process that writes the metrics cannot be started; the server's log tells more: ask "
+                            "the process that writes the metrics cannot be started; the server's log says more: ask "
                             "again later"
                         ) from None
 

@@ -59,7 +59,7 @@ def check_ready(status: Status) -> None:
         raise Draining("the server is shutting down; send requests to another one")
     waiting = [model.name for model in status.models().values() if not model.ready]
     broken = list(status.broken())
-    why = f"cannot be served: {', '.join(broken[:20])}; GET /info tells why" if broken else ""
+    why = f"cannot be served: {', '.join(broken[:20])}; GET /info says why" if broken else ""
     if waiting or not broken:
         named = ", ".join(waiting[:20]) or "the workers"
         why = f"waiting for {named}; try again shortly{'; ' * bool(why)}{why}"
@@ -67,7 +67,7 @@ def check_ready(status: Status) -> None:
 
 
 def _cannot_be_served(what: str) -> NotReady:
-    return NotReady(f"{what} cannot be served; GET /info tells why, and who runs the server can fix it")
+    return NotReady(f"{what} cannot be served; GET /info says why, and the operator of the server can fix it")
 
 
 def _names(named: Iterable[str]) -> str:

@@ -1,21 +1,19 @@
 """One version of a model on disk: what export wrote, or an ONNX or TorchScript file from elsewhere.
 
 Reads and checks files only; loads no model (but asks onnxruntime for a bare ONNX file's signature), writes
-nothing. The manifest's format is the export's (models/export/); the keys that serving needs are read here.
+nothing. What a manifest may hold: artifact/manifest.py.
 """
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from foldserve.service.artifact.file_sums import EXPORT, START, Sums, check_files, check_model, sums_now
-from foldserve.service.artifact.manifest import MANIFEST, TOGETHER, read_manifest, runs_alone
+from foldserve.service.artifact.manifest import MANIFEST, TOGETHER, Manifest, read_manifest
 from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.artifact.signature import ONE_BY_ONE, Signature
-from foldserve.service.artifact.stated_signature import parse_signature, with_sizes
 from foldserve.service.backends import BACKENDS, LoadError
 from foldserve.service.documents import shown
 from foldserve.service.errors import ConfigError
@@ -49,7 +47,7 @@ class Parity:
 class Artifact:
     """A version that can be served.
 
-    file: what the backend loads. manifest: empty for files that foldserve did not export.
+    file: what the backend loads. manifest: None for files that foldserve did not export.
     max_batch_size: the largest batch, from config.yaml, else the manifest; 1 where the model counts no rows, and a
         request is one.
     found: without a manifest, what the file, and those that it takes weights from, were when it was read.
@@ -62,7 +60,7 @@ class Artifact:
     file: Path
     signature: Signature
     max_batch_size: int
-    manifest: Mapping[str, Any]
+    manifest: Manifest | None
     found: Sums
 
     @property
@@ -73,48 +71,50 @@ class Artifact:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the output's columns."""
-        return tuple(self.manifest.get("labels", ()))
+        """Names of an output's columns; none where the manifest has none."""
+        return self.manifest.labels if self.manifest else ()
 
     @property
     def image(self) -> PictureInput | None:
-        """How a picture becomes an input, where the export declared it."""
-        return PictureInput.from_manifest(self.manifest["image"]) if "image" in self.manifest else None
+        """How a picture becomes an input; None where the manifest does not say."""
+        image = self.manifest.image if self.manifest else None
+        return None if image is None else PictureInput.from_manifest(image)
 
     def parity(self, output: str) -> Parity | None:
         """What the export measured of an output; None without a manifest."""
         if not self.manifest:
             return None
-        whole = self.manifest["parity"][BACKENDS[self.backend].parity]
-        figures = whole.get("outputs", {}).get(output)
+        whole = self.manifest.parity[BACKENDS[self.backend].parity]
+        figures = (whole.outputs or {}).get(output)
         if figures is None:
-            return Parity(float(whole["max_rel"]), float(whole["tolerance"]), by_column=False)
-        return Parity(float(figures["max_rel"]), float(figures["tolerance"]), by_column=True)
+            return Parity(float(whole.max_rel), float(whole.tolerance), by_column=False)
+        return Parity(float(figures.max_rel), float(figures.tolerance), by_column=True)
 
     def changed(self) -> str:
         """What is not as it was exported, or found by the server, of what is about to be loaded, and the mend; "" when
         nothing is."""
         if self.manifest:
-            checks = check_model(self.folder, self.file, self.manifest["files"], EXPORT)
-            mend = "export the model again, or restore the file"
+            checks = check_model(self.folder, self.file, self.manifest.files, EXPORT)
+            fix = "export the model again, or restore the file"
         else:
             checks = check_files(self.folder, self.found, START)
-            mend = "restart the server to serve what is there now, or restore the file"
-        return next((f"{check.problem}; {mend}" for check in checks if check.problem), "")
+            fix = "restart the server to serve what is there now, or restore the file"
+        return next((f"{check.problem}; {fix}" for check in checks if check.problem), "")
 
     def summary(self) -> dict[str, Any]:
         """The part of the manifest that GET /info shows."""
-        return {key: self.manifest[key] for key in _SHOWN if key in self.manifest}
+        content = self.manifest.to_json() if self.manifest else {}
+        return {key: content[key] for key in _SHOWN if key in content}
 
 
 def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -> Artifact:
     """Read one version folder. Raises: ConfigError when it cannot be served as config says."""
     where = f"{model}/{version}"
     # Whatever is there under that name, a broken link too, is meant to be a manifest.
-    manifest = read_manifest(folder, where) if os.path.lexists(folder / MANIFEST) else {}
-    if manifest and (manifest["name"], manifest["version"]) != (model, version):
+    manifest = read_manifest(folder, where) if os.path.lexists(folder / MANIFEST) else None
+    if manifest and (manifest.name, manifest.version) != (model, version):
         raise ConfigError(
-            f"{MANIFEST} of {where} is of {shown(manifest['name'])}, version {shown(manifest['version'])}; "
+            f"{MANIFEST} of {where} is of {shown(manifest.name)}, version {shown(manifest.version)}; "
             "expected the folder's names: move the folder, or export again with --name and --version"
         )
     file = _model_file(folder, where, config.backend, manifest)
@@ -125,7 +125,7 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
         _check_covers(manifest, file, backend, where)
     found = {} if manifest else _found(folder, file, where)  # before anything else is read of them
     largest = config.batch_buckets[-1] if config.batch_buckets else config.max_batch_size
-    if runs_alone(manifest):
+    if manifest and manifest.runs_alone:
         _check_no_batches(largest, where)
         largest = 0
     if largest == 0:
@@ -137,7 +137,7 @@ def read_artifact(folder: Path, model: str, version: str, config: ModelConfig) -
         backend=backend,
         file=file,
         signature=_signature(manifest, file, backend, where, config),
-        max_batch_size=largest or manifest.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
+        max_batch_size=largest or (manifest and manifest.max_batch_size) or DEFAULT_MAX_BATCH_SIZE,
         manifest=manifest,
         found=found,
     )
@@ -148,7 +148,7 @@ def _check_no_batches(largest: int | None, where: str) -> None:
     if largest:
         raise ConfigError(
             f"config.yaml sets batches of {largest} rows, and {MANIFEST} of {where} says that the answer to a row "
-            f"hangs on all rows of its request (rows: {TOGETHER}); expected `max_batch_size: 0`, one request at a "
+            f"depends on all rows of its request (rows: {TOGETHER}); expected `max_batch_size: 0`, one request at a "
             "time: remove max_batch_size and batch_buckets, or export the network with --rows independent"
         )
 
@@ -162,12 +162,12 @@ def _found(folder: Path, file: Path, where: str) -> Sums:
         ) from error
 
 
-def _check_covers(manifest: Mapping[str, Any], file: Path, backend: str, where: str) -> None:
+def _check_covers(manifest: Manifest, file: Path, backend: str, where: str) -> None:
     """Raise ConfigError unless the manifest has the hash of the file that is served, and what was measured of it."""
     missing = []
-    if file.name not in manifest["files"]:
+    if file.name not in manifest.files:
         missing.append(f"files.{file.name}")
-    if BACKENDS[backend].parity not in manifest["parity"]:
+    if BACKENDS[backend].parity not in manifest.parity:
         missing.append(f"parity.{BACKENDS[backend].parity}")
     if missing:
         raise ConfigError(
@@ -176,7 +176,7 @@ def _check_covers(manifest: Mapping[str, Any], file: Path, backend: str, where: 
         )
 
 
-def _model_file(folder: Path, where: str, backend: str | None, manifest: Mapping[str, Any]) -> Path:
+def _model_file(folder: Path, where: str, backend: str | None, manifest: Manifest | None) -> Path:
     """The file to serve: the backend's own name, or the only file with its ending."""
     rows = [BACKENDS[backend]] if backend else list(BACKENDS.values())
     for row in rows:
@@ -187,10 +187,10 @@ def _model_file(folder: Path, where: str, backend: str | None, manifest: Mapping
         others = sorted(path for path in folder.glob(f"*{named.suffix}") if path.is_file())
         if len(others) == 1:
             return others[0]
-    for missing in manifest.get("not_written", ()):
-        if backend and missing["file"] == rows[0].file:
+    for missing in manifest.not_written if manifest else ():
+        if backend and missing.file == rows[0].file:
             raise ConfigError(
-                f"{where} holds no {missing['file']}, which the export did not write: {missing['reason']}; "
+                f"{where} holds no {missing.file}, which the export did not write: {missing.reason}; "
                 f"expected the file that `backend: {backend}` runs: leave `backend` out of config.yaml"
             )
     names = " or ".join(row.file for row in rows)
@@ -201,7 +201,7 @@ def _model_file(folder: Path, where: str, backend: str | None, manifest: Mapping
 
 
 def _signature(
-    manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
+    manifest: Manifest | None, file: Path, backend: str, where: str, config: ModelConfig
 ) -> Signature:
     """What the version takes and gives. Raises: ConfigError, also when its rows cannot be counted."""
     signature = _stated(manifest, file, backend, where, config)
@@ -215,13 +215,11 @@ def _signature(
 
 
 def _stated(
-    manifest: Mapping[str, Any], file: Path, backend: str, where: str, config: ModelConfig
+    manifest: Manifest | None, file: Path, backend: str, where: str, config: ModelConfig
 ) -> Signature:
     if manifest:
-        if runs_alone(manifest):
-            return with_sizes(parse_signature(manifest, counts_rows=False), manifest.get("dims", {}))
-        sized = with_sizes(parse_signature(manifest), manifest.get("dims", {}))
-        return sized.counting_rows(config.max_batch_size != 0)
+        signature = manifest.signature()
+        return signature if manifest.runs_alone else signature.counting_rows(config.max_batch_size != 0)
     if config.signature:
         return config.signature
     if backend != "onnxruntime":

@@ -1,8 +1,8 @@
 """What a repository folder holds: <repository>/<model>/<version>/, and which versions are to be served.
 
-Reads the folder once, at the start. Folders that hold no model are passed over with a line in the log: a disk's
+Reads the folder once, at the start. Folders that hold no model are skipped with a line in the log: a disk's
 lost+found, what an archive or a tool left, a version that is still being copied. A model that holds something which
-cannot be served is broken: that is told of it, and the others are served.
+cannot be served is broken: that is reported, and the others are served.
 """
 
 import logging
@@ -63,13 +63,13 @@ class Repository:
 
 def read_repository(repository: Path) -> tuple[ModelEntry, ...]:
     """Every model of a repository that must be whole, by name. Raises: ConfigError with all problems found."""
-    found = look_through(repository)
+    found = scan_repository(repository)
     if found.broken:
         raise ConfigError(*found.problems())
     return found.entries
 
 
-def look_through(repository: Path) -> Repository:
+def scan_repository(repository: Path) -> Repository:
     """What a repository holds. Raises: ConfigError when it holds no model, not even a broken one."""
     try:
         folders = [path for path in repository.iterdir() if path.name[0] != "." and path.is_dir()]
@@ -94,7 +94,7 @@ def look_through(repository: Path) -> Repository:
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether a folder in a repository is meant to be a model; if not, the log tells why it is passed over."""
+    """Whether a folder in a repository is meant to be a model; if not, the log says why it is skipped."""
     name, valid = folder.name, MODEL_NAME.fullmatch(folder.name) is not None
     try:
         inside = list(folder.iterdir())
@@ -103,10 +103,10 @@ def holds_model(folder: Path) -> bool:
     except OSError as error:
         if valid:
             return True  # which read_model tells of
-        _log.info("folder %r of the repository is passed over: it cannot be read (%s)", name, error.strerror)
+        _log.info("folder %r of the repository is skipped: it cannot be read (%s)", name, error.strerror)
         return False
     _log.info(
-        "folder %r of the repository is passed over: it holds no version folder with a model file%s",
+        "folder %r of the repository is skipped: it holds no version folder with a model file%s",
         *(name, "" if inside else ", it is empty"),
     )
     return False
@@ -140,7 +140,7 @@ def read_model(folder: Path) -> tuple[ModelEntry | None, list[Broken]]:
         except Exception:  # one model's folder, whatever is in it, must not keep the others from serving
             _log.exception("model %s version %s cannot be read", name, version)
             broken.append(
-                Broken(name, version, (f"{name}/{version} cannot be read; the server's log tells why",))
+                Broken(name, version, (f"{name}/{version} cannot be read; the server's log says why",))
             )
     if not artifacts:
         return None, [Broken(name, "", tuple(text for one in broken for text in one.problems))]
@@ -166,7 +166,7 @@ def _versions_in(folder: Path) -> list[str]:
         ) from error
     for name in sorted(passed_over):
         why = "it holds no model file" if VERSION_NAME.fullmatch(name) else "no whole number from 1"
-        _log.info("folder %r of model %s is passed over: %s", name, folder.name, why)
+        _log.info("folder %r of model %s is skipped: %s", name, folder.name, why)
     if not versions:
         seen = (
             f", only {', '.join(repr(name[:50]) for name in sorted(passed_over)[:5])}" if passed_over else ""
@@ -186,7 +186,7 @@ def _check_is_repository(repository: Path, holds_broken: bool) -> None:
     if has_model_file(repository):
         raise ConfigError(
             f"{repository} is a version's folder, with a model in it, and not a repository; {expected}: serve "
-            f"{repository.absolute().parent.parent}, if the folder lies so"
+            f"{repository.absolute().parent.parent}, if the folder has that layout"
         )
     if any(
         VERSION_NAME.fullmatch(path.name) and path.is_dir() and has_model_file(path)

@@ -63,11 +63,11 @@ def load_model(artifact: Artifact, config: ModelConfig, device: str, options: Se
 
 
 def workload(artifact: Artifact, buckets: tuple[int, ...]) -> Workload:
-    """What the session will be given, as far as the manifest tells."""
-    memory = artifact.manifest.get("memory")
+    """What the session will be given, as far as the manifest says."""
+    memory = artifact.manifest.memory if artifact.manifest else None
     if memory is None:
         return Workload(buckets)
-    return Workload(buckets, memory["weights_bytes"], memory["row_bytes"])
+    return Workload(buckets, memory.weights_bytes, memory.row_bytes)
 
 
 def _inputs_of(reference: Mapping[str, np.ndarray], artifact: Artifact) -> Rows:
@@ -127,7 +127,8 @@ def find_rows(
 
     Args:
         known_values: whether only such whole numbers are tried as are never out of range; see trial_rows.kinds().
-    Raises: DeviceLost; LoadError when it takes nothing though all its dims are known, or has no room for one row.
+    Raises: DeviceLost; LoadError when it takes nothing though all its dims are known, or when there is no memory for
+        one row.
     """
     signature, size = artifact.signature, bucket_for(1, buckets)
     fixed = not any(ANY in spec.row_shape for spec in signature.inputs)
@@ -148,7 +149,7 @@ def find_rows(
     if fixed:
         raise LoadError(
             f"{artifact.file} takes no rows of its signature ({', '.join(map(str, signature.inputs))}); expected that "
-            "it runs with zeros, ones or random numbers: mend the signature in config.yaml, or export the model again",
+            "it runs with zeros, ones or random numbers: fix the signature in config.yaml, or export the model again",
             first or "",
         ) from first
     log.warning(
@@ -176,7 +177,7 @@ def warm(
     Args:
         rows: the reference's, or such as the model takes.
         allowed: as for check_reference.
-    Raises: DeviceLost; LoadError when the model fails, has no room for the smallest size, or gives outputs that do
+    Raises: DeviceLost; LoadError when the model fails, has no memory for the smallest size, or gives outputs that do
         not fit the signature, do not count the rows, or differ by more.
     """
     sizes = sizes_to_warm(buckets, artifact.max_batch_size)
@@ -190,7 +191,8 @@ def warm(
         except Exception as error:
             if isinstance(error, OutOfMemory) and size > sizes[0]:
                 log.warning(
-                    "%s: the device has no room for a batch of %d rows (%s); so many are run in smaller batches",
+                    "%s: the device does not have enough memory for a batch of %d rows (%s); so many are run in "
+                    "smaller batches",
                     *(artifact.file, size, error),
                 )
                 continue

@@ -2,7 +2,7 @@
 of several clients together.
 
 A model that gives an output for each thing it found, or in an order of its own, would have its outputs dealt out to
-the wrong requests; in one that mixes rows, a client's answer hangs on the others'. What a file says of itself is not
+the wrong requests; in one that mixes rows, a client's answer depends on the others'. What a file says of itself is not
 enough, so it is run: rows alone, and together, of several kinds.
 """
 
@@ -140,7 +140,7 @@ class RowCheck:
         if not _alike(again(), alone):
             log.warning(
                 "%s gives other answers each time to the same rows (it draws random numbers, or keeps something from "
-                "run to run), so it cannot be told whether a row's answer hangs on the rows it is run with",
+                "run to run), so it is not known whether a row's answer depends on the rows it is run with",
                 self._name,
             )
             return
@@ -153,7 +153,7 @@ class RowCheck:
             return
         raise LoadError(
             f"{self._name} mixes rows: output {output!r} of a row is off by {off:.2g} of the largest value when it is "
-            f"run in a batch of {size} rows instead of alone, so an answer would hang on other clients' requests; "
+            f"run in a batch of {size} rows instead of alone, so an answer would depend on other clients' requests; "
             "expected the same answer: export the model in evaluation mode, without anything over dim 0, or "
             f"{ONE_BY_ONE}"
         )
@@ -169,13 +169,13 @@ def check_outputs(name: str, signature: Signature, outputs: Arrays, rows: int) -
         if not fits or array.dtype != spec.dtype:
             raise LoadError(
                 f"{name} gives output {spec.name!r} as {array.dtype} {list(spec.of_batch(array.shape))}; expected "
-                f"{spec.datatype} {list(spec.shape)}, as the signature says: mend it in config.yaml, or "
+                f"{spec.datatype} {list(spec.shape)}, as the signature says: fix it in config.yaml, or "
                 "export the model again"
             )
         if len(array) != rows:
             raise LoadError(
                 f"{name} gives output {spec.name!r} with {len(array)} rows for a batch of {rows}: its dim 0 does not "
-                "count rows, so the answers of requests that are run together could not be told apart; expected as "
+                "count rows, so the answers of requests that are run together could not be separated; expected as "
                 f"many as the inputs have: export the model with an output for each row, or {ONE_BY_ONE}"
             )
 

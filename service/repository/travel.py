@@ -3,7 +3,7 @@
 from dataclasses import replace
 from math import prod
 
-from foldserve.service.ipc.slots.slot_pool import place_bytes
+from foldserve.service.ipc.slots.slot_pool import allocation_bytes
 from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.repository.artifact import Artifact
 from foldserve.service.repository.index import Broken, ModelEntry, Repository
@@ -36,15 +36,15 @@ def without_what_cannot_travel(found: Repository, arena_bytes: int) -> Repositor
 def _check_room(layout: TensorLayout, arena_bytes: int) -> None:
     """Raise ValueError unless an API server's memory has room for a row and its answer, with dims of any size as 1."""
     inputs = layout.input_bytes(1, (1,) * layout.dynamic_dims)
-    outputs = layout.output_room(1)
+    outputs = layout.output_capacity(1)
     if outputs is None:
         outputs = sum(
             spec.dtype.itemsize * prod(max(1, dim) for dim in spec.row_shape)
             for spec in layout.signature.outputs
         )
-    if place_bytes(inputs, outputs) > arena_bytes:
+    if allocation_bytes(inputs, outputs) > arena_bytes:
         raise ValueError(
             f"one row of its inputs takes {inputs} bytes and its answer {outputs}, and an API server has "
             f"{arena_bytes}; expected room for a row (a request, where the model counts no rows): set a larger "
-            "--arena-bytes, or mend the signature"
+            "--arena-bytes, or fix the signature"
         )

@@ -1,7 +1,7 @@
 """The server as processes: the supervisor, which keeps the others alive, and what an API server is put together from.
 
 main.py              `foldserve serve`: from settings to a running server
-supervisor.py        watches processes, tells them of each other, and ends them in order
+supervisor.py        watches processes, informs them of each other, and ends them in order
 children.py          starts them, and again where they ended; helpers.py: what helps them
 model_control.py     the model table's one writer: which version is in which row, and in which state
 liveness.py          which of them answer; orphans.py buries those that nobody waits for

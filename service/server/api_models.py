@@ -53,19 +53,19 @@ class ApiModels:
         self._metrics = metrics
         metrics.rows.clear()
         for row in range(self._table.capacity):
-            self._look(row)
+            self._check(row)
 
     def changed(self, row: int) -> bool:
         """The row is not as it was: have the version that it holds, and no other. Returns: whether that is news."""
         before = self.models.changes
         version = self.models.of_row(row)
         if version is None:
-            self._look(row)
+            self._check(row)
         elif not self._table.holds(version.queue.key, SERVED):
             self._close(version)
         return self.models.changes != before
 
-    def _look(self, row: int) -> None:
+    def _check(self, row: int) -> None:
         key = self._table.find(row, SERVED)
         version = None if key is None else read_version(self._table, key)
         if key is None or version is None:
@@ -159,7 +159,7 @@ def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> Mo
 
 
 def served_version(version: ModelVersion) -> ServedVersion:
-    """What a version looks like to the front; nothing is ready yet."""
+    """What a version looks like to the frontend; nothing is ready yet."""
     artifact = version.artifact
     return ServedVersion(
         version=artifact.version,

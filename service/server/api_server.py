@@ -20,10 +20,10 @@ from foldserve.service.engine.served import NOTHING_BROKEN
 from foldserve.service.engine.status import BoardStatus
 from foldserve.service.frontend.asgi import AsgiApp
 from foldserve.service.frontend.connections.shares import Shares
-from foldserve.service.frontend.http1.answer_lines import AnswerLines
 from foldserve.service.frontend.http1.exchange import Http1Context
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
+from foldserve.service.frontend.http1.response_lines import ResponseLines
 from foldserve.service.inference.access_log import log_access, open_access_log
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.observers import Observers
@@ -105,10 +105,10 @@ def make_api_server(
     board = transport.board.map()
 
     def report_hang(worker: int) -> None:
-        transport.report(CONTROL_STRUCT.pack(ControlMessage.WORKER_HANGS, worker))
+        transport.report(CONTROL_STRUCT.pack(ControlMessage.RUN_TIMEOUT, worker))
 
     def report_stall(row: int) -> None:
-        transport.report(CONTROL_STRUCT.pack(ControlMessage.MODEL_STALLS, row))
+        transport.report(CONTROL_STRUCT.pack(ControlMessage.QUEUE_STALLED, row))
 
     dispatcher = Dispatcher(
         index,
@@ -134,7 +134,7 @@ def make_api_server(
     unread = SendBuffers(settings.receive_bytes)
     bodies = PartialBodies(BodyBudget(settings.receive_bytes), dispatcher)
     arena_bytes = dispatcher.arena.data_bytes
-    dispatcher.make_room = lambda nbytes: bodies.make_room() or unread.free_place(nbytes, arena_bytes)
+    dispatcher.evict = lambda nbytes: bodies.evict() or unread.evict_slow(nbytes, arena_bytes)
     if settings.access_log:
         open_access_log()
     observers = Observers(metrics, *([log_access] if settings.access_log else []))
@@ -158,7 +158,7 @@ def make_api_server(
     )
     app = AsgiApp(status, server, calls, settings, scrapes)
     routes = api_models.routes(settings.default_model, broken)
-    http = Http1Context(server, routes, RefusalThrottle(), unread, AnswerLines())
+    http = Http1Context(server, routes, RefusalThrottle(), unread, ResponseLines())
 
     def model_changed(row: int) -> None:
         if api_models.changed(row):

@@ -1,7 +1,7 @@
 """The children of the supervisor: how they are started, again where they ended, and after which pause.
 
 Each child holds the reading end of a pipe whose only writing end is here: its lifeline, which tells it when
-this process goes, even by kill -9. What a child's end means to others is the supervisor's to say.
+this process goes, even by kill -9. What a child's end means to others is decided by the supervisor.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ doubles each time."""
 LONGEST_PAUSE_S: Final = 30.0
 """Until there."""
 
-FENCE_LOOK_S: Final = 0.005
+FENCE_CHECK_S: Final = 0.005
 """How often it is seen whether a dead API server's arena is at rest: the one thing that is polled, and only then."""
 
 LOAD_ATTEMPTS: Final = 3
@@ -41,7 +41,7 @@ HINTS: Final = {
     errno.EMFILE: " (the limit on open files: ulimit -n)",
     errno.ENFILE: " (the machine's limit on open files: fs.file-max)",
 }
-"""What stands behind an error of the system."""
+"""What is behind an error of the system."""
 
 
 class Role(Enum):
@@ -68,7 +68,7 @@ class Child:
     ready: bool = False
     """A worker: it has loaded what it could. An API server: it has answered."""
 
-    def tell(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Write to it."""
         with contextlib.suppress(BrokenPipeError):  # it has just died too; its end comes up next
             os.write(self.lifeline.fd, message)
@@ -89,7 +89,7 @@ class Children:
         selector: learns of each child's end.
         on_exit: called with a child that ended.
         on_load_failed: called for a worker that died LOAD_ATTEMPTS times while loading, and at each time more.
-        may_start: whether an API server may be started at this index now; asked again after FENCE_LOOK_S if not.
+        may_start: whether an API server may be started at this index now; asked again after FENCE_CHECK_S if not.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class Children:
         """Of one role."""
         return [child for child in self._living.values() if child.role is role]
 
-    def tell(self, role: Role, message: bytes) -> None:
+    def send(self, role: Role, message: bytes) -> None:
         """Write to each child of a role."""
         for child in self.of(role):
-            child.tell(message)
+            child.send(message)
 
     def loading(self) -> bool:
         """Whether a worker is not ready, and does not seem unable to be."""
@@ -169,7 +169,7 @@ class Children:
         self._restarts = [restart for restart in self._restarts if restart[0] > now]
         for _, role, index in due:
             if role is Role.API_SERVER and not self._may_start(index):
-                self._restarts.append((now + FENCE_LOOK_S, role, index))
+                self._restarts.append((now + FENCE_CHECK_S, role, index))
                 continue
             self.launch(role, index)
 

@@ -1,8 +1,8 @@
 """How listening sockets end, so that no connection is taken that nobody will answer.
 
 A connection that the kernel has taken and no process has accepted is reset when the last descriptor of its socket is
-closed. So first the kernel is told to take no more, then what it has taken is accepted, then the socket is closed. Who
-connects in between is sent nothing: his system tries again, and is refused.
+closed. So first the kernel is made to drop what is new, then what it has queued is accepted, then the socket is
+closed. A client that connects in between is sent nothing: its system tries again, and is refused.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
 _DROP: Final = struct.pack("HBBI", 0x06, 0, 0, 0)  # linux/filter.h: BPF_RET | BPF_K, of no bytes
 
 
-def take_no_more(listeners: Iterable[socket.socket]) -> None:
+def stop_accepting(listeners: Iterable[socket.socket]) -> None:
     """Have the kernel drop what comes for these sockets, in whatever process they are used (TCP, Linux; else nothing).
 
     Connections that were taken before are not touched. Where the system lets this user set no filter, or somebody has
@@ -32,9 +32,9 @@ def take_no_more(listeners: Iterable[socket.socket]) -> None:
                 listener.listen(0)
 
 
-def close_ours(listeners: Iterable[socket.socket]) -> None:
+def close_listeners(listeners: Iterable[socket.socket]) -> None:
     """In the parent: leave the sockets to the processes that accept what they still hold."""
     kept = list(listeners)
-    take_no_more(kept)
+    stop_accepting(kept)
     for listener in kept:
         listener.close()

@@ -46,7 +46,7 @@ from foldserve.service.ipc.resources import Transport
 from foldserve.service.logs.records import configure_logging, flush_logs
 from foldserve.service.server.api_server import ApiServer
 from foldserve.service.server.children import Role
-from foldserve.service.server.listeners import take_no_more
+from foldserve.service.server.listeners import stop_accepting
 from foldserve.service.server.supervisor import Supervisor
 from foldserve.service.worker.main import WorkerIdentity, WorkerPlan, serve
 
@@ -142,7 +142,7 @@ class UvicornServer(_Server):  # type: ignore[misc]
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what waits and close the listeners; give those who ask without a pause the time to be told with an
         answer; then as uvicorn does."""
-        take_no_more(sockets or [])
+        stop_accepting(sockets or [])
         for server in self.servers:
             server.close()
             await server.wait_connected()
@@ -173,7 +173,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         plan: what every worker is given.
         devices: one per worker.
         make_api_server: makes the parts of an API server in its own process, on its event loop.
-        drain_s: how long an API server may take to finish its requests once it is told to stop.
+        drain_s: how long an API server may take to finish its requests once it has to stop.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self.workers_setup_status: dict[str, str] = {}
         self._transport = transport
         self._make_api_server = make_api_server
-        self._seat: WorkerIdentity | None = None
+        self._identity: WorkerIdentity | None = None
         self._launch: _Launch | None = None
         self._sockets: list[socket.socket] = []
         self.supervisor: Supervisor | None = None
@@ -209,7 +209,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         api_servers: int,
         on_loaded: Callable[[], bool],
     ) -> int:
-        """Serve on bound sockets until the supervisor is told to end.
+        """Serve on bound sockets until the supervisor has to end.
 
         Args:
             on_loaded: called when every worker has loaded its models or given up; False ends the server.
@@ -233,7 +233,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
         resource_tracker.ensure_running()  # started later, by the launch, it would unblock the signals
         with stop_signals_blocked():
             if role is Role.WORKER:
-                self._seat = WorkerIdentity(index, incarnation, lifeline)
+                self._identity = WorkerIdentity(index, incarnation, lifeline)
                 process: BaseProcess = self.launch_single_inference_worker(
                     self.litapi_connector.lit_apis[0], index
                 )
@@ -249,7 +249,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
 
     def _get_request_queue(self, api_path: str) -> Any:
         """LitServe passes this to the worker it starts."""
-        return self._seat
+        return self._identity
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -288,11 +288,9 @@ class FoldServer(LitServer):  # type: ignore[misc]
         self, listeners: Sequence[socket.socket], make_protocol: Callable[[], asyncio.Protocol]
     ) -> Acceptor:
         free = descriptors.limit() - descriptors.open_now()
-        room = descriptors.room(free)
+        room = descriptors.connection_limits(free)
         if room is None:
-            _log.error(
-                "only %d files more can be opened, too few for connections; %s", free, descriptors.MEND
-            )
+            _log.error("only %d files more can be opened, too few for connections; %s", free, descriptors.FIX)
             flush_logs()
             os._exit(1)
         refused = self.api_server.metrics.connection_refused

@@ -1,13 +1,13 @@
 """Finds the children that do not answer: stopped, or with a thread that never lets go of the interpreter.
 
-Each is asked through its lifeline from time to time, and answers on the board. What is counted are looks of this
+Each is asked through its lifeline from time to time, and answers on the scoreboard. What is counted are looks of this
 process, not seconds: a machine that was paused as a whole, or a supervisor that was, finds nobody guilty of it.
 """
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final, Generic, TypeVar
 
-_LOOKS: Final = 4
+_CHECKS: Final = 4
 """Looks within the limit."""
 _SHORTEST_S: Final = 0.25
 """Between two looks."""
@@ -24,12 +24,12 @@ class Liveness(Generic[Child]):
     """
 
     def __init__(self, limit_s: float) -> None:
-        self.every_s = max(limit_s / _LOOKS, _SHORTEST_S)
+        self.every_s = max(limit_s / _CHECKS, _SHORTEST_S)
         """How often to look."""
         self._asked: dict[Child, tuple[int, int]] = {}
         """When each was asked (CLOCK_MONOTONIC), and at how many looks since then it had not answered."""
 
-    def look(
+    def check(
         self,
         children: Iterable[Child],
         answered_ns: Callable[[Child], int],
@@ -51,6 +51,6 @@ class Liveness(Generic[Child]):
                 self._asked[child] = now_ns, 0
             else:
                 self._asked[child] = asked_ns, looks + 1
-                if looks + 1 > _LOOKS:
+                if looks + 1 > _CHECKS:
                     silent.append(child)
         return silent

@@ -23,14 +23,14 @@ from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import Dimensions
 from foldserve.service.ipc.slots import slot_state
 from foldserve.service.logs.pipes import LogPipes
-from foldserve.service.logs.records import ALWAYS, configure_logging, tell
+from foldserve.service.logs.records import ALWAYS, configure_logging, print_lines
 from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec, build_info, is_compiled
-from foldserve.service.repository.index import Repository, look_through
+from foldserve.service.repository.index import Repository, scan_repository
 from foldserve.service.repository.model_version import read_version, versions_of
 from foldserve.service.repository.travel import without_what_cannot_travel
 from foldserve.service.server.api_server import ApiServer, ServedDevices, make_api_server
 from foldserve.service.server.children import LOAD_ATTEMPTS, Child, Role
-from foldserve.service.server.listeners import close_ours
+from foldserve.service.server.listeners import close_listeners
 from foldserve.service.server.litserve_adapter import FoldServer
 from foldserve.service.server.model_control import ModelControl
 from foldserve.service.server.orphans import Orphans
@@ -62,7 +62,7 @@ def run_server(settings: ServeSettings, stop: StopSignals) -> int:
 
 
 def _prepare(settings: ServeSettings, stop: StopSignals, pipes: LogPipes) -> int:
-    found = without_what_cannot_travel(look_through(settings.repository), settings.arena_bytes)
+    found = without_what_cannot_travel(scan_repository(settings.repository), settings.arena_bytes)
     if found.broken and (settings.strict or not found.entries):
         raise ConfigError(*found.problems())
     for one in found.broken:
@@ -162,11 +162,11 @@ class Server:
         for version in versions:
             self.models.add(version)
         slot_state.checking = settings.check_moves
-        self._shell = FoldServer(
+        self._litserve = FoldServer(
             self._plan(), self._worker_devices, self.transport, self._make_api_server, API_SERVER_DRAIN_S
         )
         self.supervisor = Supervisor(
-            start=self._shell.start,
+            start=self._litserve.start,
             board=self._board,
             models=self.models,
             reports=self.transport.reports.reader,
@@ -174,7 +174,7 @@ class Server:
             fence=lambda index: Fence(self._board, self.transport.done[index].reader).passed,
             on_child_exit=self._on_child_exit,
             on_load_failed=self._on_load_failed,
-            closing=lambda: close_ours(sockets),
+            closing=lambda: close_listeners(sockets),
             run_limit_s=settings.run_limit_s,
             grace_s=settings.drain_grace_s,
             close_s=API_SERVER_DRAIN_S + 5.0,
@@ -182,8 +182,8 @@ class Server:
 
     def run(self) -> int:
         """Serve until a signal. Returns: the exit code."""
-        return self._shell.run(
-            self._sockets, self.supervisor, self._settings.api_servers, self._tell_what_is_served
+        return self._litserve.run(
+            self._sockets, self.supervisor, self._settings.api_servers, self._print_startup_summary
         )
 
     def _plan(self) -> WorkerPlan:
@@ -217,8 +217,8 @@ class Server:
             child.index, f"its process died {LOAD_ATTEMPTS} times or more while loading"
         )
 
-    def _tell_what_is_served(self) -> bool:
-        return tell_what_is_served(
+    def _print_startup_summary(self) -> bool:
+        return print_startup_summary(
             self._settings,
             urls(self._sockets),
             self._devices,
@@ -252,7 +252,7 @@ def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int 
             "each API server can hold %d connections, fewer than its --max-in-flight %d; %s",
             connections,
             settings.max_in_flight,
-            descriptors.MEND,
+            descriptors.FIX,
         )
     promised = settings.api_servers * (settings.arena_bytes + settings.receive_bytes)
     if memory_bytes is not None and promised > memory_bytes:
@@ -265,7 +265,7 @@ def warn_of_limits(settings: ServeSettings, connections: int, memory_bytes: int 
         )
 
 
-def tell_what_is_served(
+def print_startup_summary(
     settings: ServeSettings,
     addresses: Sequence[str],
     devices: Devices,
@@ -298,7 +298,7 @@ def tell_what_is_served(
     lines += [f"  {name.ljust(width)}  NOT READY: {problem}" for name, problem in broken.items()]
     lines.append("  POST /predict/<model>   GET /info  /metrics  /docs  /v2/health/ready")
     if settings.log_format == "text":
-        tell("\n".join(lines))
+        print_lines("\n".join(lines))
     else:
         for line in lines[:-1]:  # the routes are for people
             log.info("%s", " ".join(line.split()), extra=ALWAYS)

@@ -1,13 +1,13 @@
 """Which version has which row of the model table, and when a row moves on: the one writer of the table.
 
     add       EMPTY     -> LOADING      everything that a row has is made ready for another version
-    look      LOADING   -> READY        a worker serves it
+    check     LOADING   -> READY        a worker serves it
                         -> FAILED       no worker could load it; READY when one can after all
     remove    any       -> DRAINING     API servers take no more requests for it
-    look      DRAINING  -> UNLOADING    every API server has answered what it had
+    check     DRAINING  -> UNLOADING    every API server has answered what it had
               UNLOADING -> EMPTY        every worker has ended its instances
 
-Decides and writes; whom it concerns is told by the supervisor. Processes that are being started again hold nothing.
+Decides and writes; the supervisor informs the processes. Processes that are being started again hold nothing.
 """
 
 from collections.abc import Collection
@@ -41,7 +41,7 @@ class ModelControl:
         if self.table.holds(key, SERVED):
             self.table.move(key.row, ModelState.DRAINING)
 
-    def look(self, workers: Collection[int], api_servers: Collection[int]) -> list[int]:
+    def check(self, workers: Collection[int], api_servers: Collection[int]) -> list[int]:
         """Move each row on that is as far as that.
 
         Args:
@@ -52,7 +52,7 @@ class ModelControl:
         for key in self.table.find_all():
             row, state = key.row, ModelState(self.table.state[key.row])
             if state in SERVED:
-                self._look_at_loading(row, state)
+                self._check_loading(row, state)
             elif state is ModelState.DRAINING and self._all_let_go(False, api_servers, key):
                 self.table.move(row, ModelState.UNLOADING)
                 self._queues[row].wake_reader(key.generation)
@@ -62,7 +62,7 @@ class ModelControl:
                 self.table.free(row)
         return changed
 
-    def _look_at_loading(self, row: int, state: ModelState) -> None:
+    def _check_loading(self, row: int, state: ModelState) -> None:
         workers = range(self._board.dimensions.workers)
         problems = [self._board.load_error(worker, row) for worker in workers]
         if any(self._board.ready[worker, row] for worker in workers):

@@ -1,7 +1,7 @@
 """Keeps the server's processes alive, and ends them in order. Runs in the parent process; owns its children.
 
     STARTING   workers load their models; the first that has serves
-    SERVING    a process that dies is started again, and every API server is told what died
+    SERVING    a process that dies is started again, and every API server is informed
     GRACE      a signal came: readiness is off, everything is still served, so that load balancers can leave; each
                answer says that its connection closes
     CLOSING    nothing listens any more; API servers finish what they have; workers serve them to the end
@@ -57,7 +57,7 @@ class Supervisor:
         models: the model table's hand: what is loaded, and what is unloaded.
         reports: the reading end of the pipe in which children write messages (ipc/control.py).
         stop: readable, and counting, when a signal came.
-        fence: called when an API server has died; what it returns tells whether its place may be filled again, for
+        fence: called when an API server has died; what it returns says whether another may be started at its index, for
             no worker can touch its arena any more.
         on_child_exit: called for each child that ended on its own.
         on_load_failed: see Children.
@@ -91,7 +91,7 @@ class Supervisor:
         self._fences: dict[int, Callable[[], bool]] = {}
         self._run_limit_ns = int(run_limit_s * 1e9)
         self._liveness: Liveness[Child] = Liveness(run_limit_s)
-        self._look_at_s = time.monotonic() + self._liveness.every_s
+        self._check_at_s = time.monotonic() + self._liveness.every_s
         self._on_child_exit = on_child_exit
         self._closing = closing
         self._grace_s = grace_s
@@ -103,7 +103,13 @@ class Supervisor:
         self._selector.register(reports.fd, selectors.EVENT_READ, self._on_reports)
         self._selector.register(stop.fileno(), selectors.EVENT_READ, self._on_signal)
 
-    # -- what the shell calls, in this order
+    def __repr__(self) -> str:
+        children = ", ".join(
+            f"{child}{'' if child.ready else ' not ready'}" for child in self._children.all()
+        )
+        return f"<Supervisor {self.phase.name}: {children or 'no children'}; {self._models.table}>"
+
+    # -- what the server calls, in this order
 
     def start_workers(self, count: int) -> None:
         """Start the workers; they load while others start."""
@@ -114,7 +120,7 @@ class Supervisor:
         """Wait until every worker is ready, or seems unable to be; False when a signal came first: wait() ends then."""
         while self.phase is Phase.STARTING and self._children.loading():
             self._turn()
-        self._look_at_models()
+        self._check_models()
         loaded = self.phase is Phase.STARTING
         if loaded:
             self.phase = Phase.SERVING
@@ -153,7 +159,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         wakeups = [
-            self._look_at_s,
+            self._check_at_s,
             *self._children.due_s(),
             *self._helpers.due_s(),
         ]
@@ -161,7 +167,7 @@ class Supervisor:
             wakeups.append(self._deadline_s)
         for key, _ in self._selector.select(max(0.0, min(wakeups) - time.monotonic())):
             key.data()
-        if time.monotonic() >= self._look_at_s:
+        if time.monotonic() >= self._check_at_s:
             self._end_silent()
         if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
             self._on_deadline()
@@ -202,10 +208,10 @@ class Supervisor:
             self._board.epoch[child.index] += 1
             self._fences[child.index] = self._fence(child.index)
         else:
-            self._children.tell(
+            self._children.send(
                 Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.WORKER_DIED, child.incarnation)
             )
-        self._look_at_models()  # what it held is held no longer
+        self._check_models()  # what it held is held no longer
 
     # -- models
 
@@ -219,17 +225,17 @@ class Supervisor:
         """Have every process finish with a version; its row is free some time later."""
         self._models.remove(key)
         self._announce(key.row)
-        self._look_at_models()
+        self._check_models()
 
     def _announce(self, row: int) -> None:
         message = CONTROL_STRUCT.pack(ControlMessage.MODEL_CHANGED, row)
         for role in Role:
-            self._children.tell(role, message)
+            self._children.send(role, message)
 
-    def _look_at_models(self) -> None:
+    def _check_models(self) -> None:
         workers = {child.index for child in self._children.of(Role.WORKER)}
         api_servers = {child.index for child in self._children.of(Role.API_SERVER)}
-        for row in self._models.look(workers, api_servers):
+        for row in self._models.check(workers, api_servers):
             self._announce(row)
 
     # -- what children say
@@ -237,27 +243,27 @@ class Supervisor:
     def _on_reports(self) -> None:
         data = os.read(self._reports.fd, CONTROL_STRUCT.size * 64)
         for word, number in CONTROL_STRUCT.iter_unpack(data):
-            if word == ControlMessage.WORKER_HANGS:
+            if word == ControlMessage.RUN_TIMEOUT:
                 self._on_run_timeout()
-            elif word == ControlMessage.MODEL_STALLS:
+            elif word == ControlMessage.QUEUE_STALLED:
                 self._models.renew_turn(number)
             elif word == ControlMessage.WORKER_READY:
                 for child in self._children.of(Role.WORKER):
                     if child.index == number:
                         self._children.set_ready(child)
-        self._look_at_models()
+        self._check_models()
 
     def _end_silent(self) -> None:
         """Ask every child that can answer; kill those that have not for too long."""
         now_s = time.monotonic()
-        self._look_at_s = now_s + self._liveness.every_s
-        self._look_at_models()
+        self._check_at_s = now_s + self._liveness.every_s
+        self._check_models()
         for child in self._children.all():
             # What clients are served by may stop before it has reported, or answered, for the first time.
             child.ready = child.ready or self._serves(child)
         # A worker that loads has no time to answer, and an API server has said that it serves when it answers first.
         able = [child for child in self._children.all() if child.role is Role.API_SERVER or child.ready]
-        for child in self._liveness.look(able, self._answered_ns, self._ask, int(now_s * 1e9)):
+        for child in self._liveness.check(able, self._answered_ns, self._ask, int(now_s * 1e9)):
             if child.ready and child.process.is_alive():
                 limit_s = self._run_limit_ns / 1e9
                 _log.error("%s has not answered for more than %g s; it is ended", child, limit_s)
@@ -270,7 +276,7 @@ class Supervisor:
         return self._board.connections[child.index] > 0
 
     def _ask(self, child: Child) -> None:
-        child.tell(CONTROL_STRUCT.pack(ControlMessage.ARE_YOU_ALIVE, 0))
+        child.send(CONTROL_STRUCT.pack(ControlMessage.ARE_YOU_ALIVE, 0))
 
     def _answered_ns(self, child: Child) -> int:
         answered_ns = self._board.answered_ns(child.role is Role.WORKER, child.index)
@@ -279,8 +285,8 @@ class Supervisor:
         return answered_ns
 
     def _on_run_timeout(self) -> None:
-        """Kill the workers whose run takes too long, by the board: a report may be older than the present worker."""
-        hanging = self._board.hanging(time.monotonic_ns() - self._run_limit_ns)
+        """Kill the workers whose run takes too long, by the scoreboard: a report may be of an earlier worker."""
+        hanging = self._board.overdue_workers(time.monotonic_ns() - self._run_limit_ns)
         for child in self._children.of(Role.WORKER):
             if child.index in hanging and child.process.is_alive():
                 limit_s = self._run_limit_ns / 1e9
@@ -305,7 +311,7 @@ class Supervisor:
             self._deadline_s = time.monotonic() + self._close_s
             self._children.launch_no_more(Role.API_SERVER)
             self._closing()
-            self._children.tell(Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.STOP, 0))
+            self._children.send(Role.API_SERVER, CONTROL_STRUCT.pack(ControlMessage.STOP, 0))
             if not self._children.of(Role.API_SERVER):
                 self._close_workers()
         else:

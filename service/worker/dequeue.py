@@ -1,6 +1,6 @@
-"""Which tickets become an instance's own: their slots are marked as taken, by what their headers say.
+"""An instance marks the slots of its tickets as TAKEN, and completes them.
 
-Late and given-up requests are dropped here, before they could take a place in a batch; tickets of an API
+Expired and cancelled requests are dropped here, before they could take a place in a batch; tickets of an API
 server's earlier life, of a model that was unloaded, or of an earlier attempt, are void.
 
 No lock: a ticket is in one reader's hands, and a slot whose ticket is there is nobody else's to mark. When an API
@@ -28,7 +28,7 @@ from foldserve.service.ipc.records import (
 )
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots import slot_state
-from foldserve.service.ipc.slots.arena import HEADER, HEADER_STRUCT, HELD_AT, WORKER_AT, WORKER_STRUCT
+from foldserve.service.ipc.slots.arena import HEADER, HEADER_STRUCT, WAITING_AT, WORKER_AT, WORKER_STRUCT
 from foldserve.service.ipc.slots.slot_state import State
 
 _HEADER_BYTES: Final = HEADER.itemsize
@@ -59,7 +59,7 @@ class Ticket(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """What every instance of a worker shares: the mapped memory and the way back. Read-only but for the memory.
+    """What every instance of a worker shares: the mapped memory, and the pipes of done records.
 
     incarnation: this worker process's number, never used again; the headers of the slots it takes carry it.
     arenas: the bytes of each API server's arena.
@@ -74,7 +74,7 @@ class WorkerMemory:
 
 
 class Timing(NamedTuple):
-    """What a batch tells each of its requests: rows without padding, CLOCK_MONOTONIC, seconds."""
+    """What each request learns of its batch: rows without padding, CLOCK_MONOTONIC, seconds."""
 
     batch_rows: int = 0
     taken_ns: int = 0
@@ -87,7 +87,7 @@ NO_TIMING: Final = Timing()
 
 
 class TicketConsumer:
-    """What one instance holds. Used by its thread alone.
+    """The tickets that one instance holds. Used by its thread alone.
 
     Args:
         model, generation: of the model table.
@@ -108,21 +108,26 @@ class TicketConsumer:
         self._row = model
         self._holds = 0
 
+    def __repr__(self) -> str:
+        worker, instance = self._place
+        row = f"row {self._row}.{self._generation}"
+        return f"<TicketConsumer of instance {instance} of worker {worker}, {row}: {self._holds} tickets>"
+
     def is_unloaded(self) -> bool:
         """Whether the instance is to end: no more tickets will come that are not void."""
         return not self._holds and self._model_state[self._row] == _UNLOADING
 
     def mark(self, tickets: Sequence[Ticket]) -> list[Ticket]:
-        """Make these this instance's own, but for the void, the late and the given up.
+        """Mark the slots of these tickets, but for those that are void, expired or cancelled.
 
-        Leaves the instance busy on the board when any is left.
+        Leaves the instance busy on the scoreboard when any is left.
         """
         place = self._place
         now_ns = time.monotonic_ns()
         taken: list[Ticket] = []
         dropped: list[tuple[Ticket, Reason]] = []
-        # Before the first look at a header: whoever sees this instance not marking, or since later than some event, and
-        # not busy since before it, knows that it holds no ticket that it looked at before that event.
+        # Before the first header is read: a process that sees this instance not marking, or since later than an event,
+        # and not busy since before it, knows that it holds no ticket whose header it read before that event.
         self._step[place] = now_ns
         self._marking[place] = now_ns
         if not self._holds:
@@ -140,18 +145,18 @@ class TicketConsumer:
         return taken
 
     def still_wanted(self, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
-        """Those marked a while ago whose deadline has not passed and for whose answer somebody still waits; the others
-        are dropped, and so are those of an API server that has died since."""
+        """Of tickets marked a while ago, those that have not expired and were not cancelled. The others are dropped, as
+        are those of an API server that has died since."""
         now_ns = time.monotonic_ns()
         shared = self._shared
         wanted = []
         for ticket in tickets:
             if ticket.epoch != shared.board.epoch[ticket.api] % EPOCHS:
-                self._holds -= 1  # its slot is nobody's business any more
+                self._holds -= 1  # its slot is not ours any more
             elif shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + 1]:
-                self.drop(ticket, Reason.GIVEN_UP)
+                self.drop(ticket, Reason.CANCELLED)
             elif ticket.deadline_ns < now_ns:
-                self.drop(ticket, Reason.LATE)
+                self.drop(ticket, Reason.EXPIRED)
             else:
                 wanted.append(ticket)
         return wanted
@@ -161,12 +166,12 @@ class TicketConsumer:
         complete(self._shared, (ticket,), State.FAILED, NO_TIMING, reason)
         self._holds -= 1
 
-    def mark_waiting(self, tickets: Iterable[Ticket], held: bool) -> None:
-        """Say whether these wait for their batch to begin: if the worker dies until then, they had no part in it."""
-        mark_waiting(self._shared, tickets, held)
+    def mark_waiting(self, tickets: Iterable[Ticket], waiting: bool) -> None:
+        """Say whether these wait for their batch to begin: a crash of the worker until then does not count for them."""
+        mark_waiting(self._shared, tickets, waiting)
 
     def completed(self, count: int) -> None:
-        """So many of the marked tickets are over."""
+        """So many of the marked tickets are completed."""
         self._holds -= count
 
     def begin_step(self) -> None:
@@ -174,7 +179,7 @@ class TicketConsumer:
         self._step[self._place] = time.monotonic_ns()
 
     def holds_only_present_lives(self, since_ns: int) -> None:
-        """All that it holds was seen, after since_ns, to be of its API server's present life."""
+        """All tickets that it holds were seen, after since_ns, to be of their API servers' present lives."""
         self._busy[self._place] = since_ns
 
     def rest(self) -> None:
@@ -184,10 +189,10 @@ class TicketConsumer:
             self._busy[self._place] = 0
 
     def _mark(self, ticket: Ticket, now_ns: int, dropped: list[tuple[Ticket, Reason]]) -> bool:
-        """Mark a ticket's slot as taken by this worker; False when the ticket is void, late or given up."""
+        """Mark a ticket's slot as taken by this worker; False when the ticket is void, expired or cancelled."""
         memory = self._shared.arenas[ticket.api]
         header = ticket.slot * _HEADER_BYTES
-        state, given_up, attempt = HEADER_STRUCT.unpack_from(memory, header)
+        state, cancelled, attempt = HEADER_STRUCT.unpack_from(memory, header)
         if (
             state != _QUEUED
             or attempt != ticket.attempt
@@ -195,12 +200,12 @@ class TicketConsumer:
             or ticket.epoch != self._shared.board.epoch[ticket.api] % EPOCHS
         ):
             return False
-        # The name before the state: a slot that says TAKEN or FAILED always says by whom.
+        # The incarnation before the state: a slot that says TAKEN or FAILED always says by which worker.
         memory[header + WORKER_AT : header + WORKER_AT + 4] = self._incarnation
-        if given_up or ticket.deadline_ns < now_ns:
-            # Here too, and not later: a slot that says QUEUED while nobody marks is queued again (engine/recovery.py).
+        if cancelled or ticket.deadline_ns < now_ns:
+            # Here, and not later: a slot that says QUEUED while no instance marks is queued again (engine/recovery.py).
             set_state(memory, header, _FAILED)
-            dropped.append((ticket, Reason.GIVEN_UP if given_up else Reason.LATE))
+            dropped.append((ticket, Reason.CANCELLED if cancelled else Reason.EXPIRED))
             return False
         set_state(memory, header, _TAKEN)
         return True
@@ -213,10 +218,10 @@ def set_state(memory: memoryview, header: int, state: int) -> None:
     memory[header] = state
 
 
-def mark_waiting(shared: WorkerMemory, tickets: Iterable[Ticket], held: bool) -> None:
+def mark_waiting(shared: WorkerMemory, tickets: Iterable[Ticket], waiting: bool) -> None:
     """See TicketConsumer.mark_waiting."""
     for ticket in tickets:
-        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + HELD_AT] = held
+        shared.arenas[ticket.api][ticket.slot * _HEADER_BYTES + WAITING_AT] = waiting
 
 
 def complete(
@@ -227,7 +232,7 @@ def complete(
     reason: Reason = Reason.NONE,
     needed_bytes: int = 0,
 ) -> None:
-    """Mark the tickets' slots, then tell their API servers; a death between the two is seen from the slots."""
+    """Mark the tickets' slots, then send the done records; a crash between the two is seen from the slots."""
     for ticket in tickets:
         set_state(shared.arenas[ticket.api], ticket.slot * _HEADER_BYTES, state)
     send_done(shared, tickets, state, timing, reason, needed_bytes)
@@ -249,5 +254,5 @@ def send_done(
         records[ticket.api].append(WHOSE_STRUCT.pack(ticket.slot, ticket.attempt) + rest)
     for api, theirs in records.items():
         for at in range(0, len(theirs), DONES_PER_WRITE):
-            # Waits only where the pipe could not be made as large as its records want (transport.py).
+            # Waits only where the pipe could not be made as large as its records want (ipc/resources.py).
             os.write(shared.done_fds[api], b"".join(theirs[at : at + DONES_PER_WRITE]))

@@ -2,8 +2,8 @@
 
 A GPU computes one batch at a time, however many instances feed it; the second one is there to copy its batch onto the
 device while the first one's runs. If it took its batch the moment it is free, that batch would wait for the device,
-closed, while more requests come that could have gone with it. So it takes it as late as will do: when what is running
-is about to end, less what its own preparation takes. Simulated, ResNet-50 on a GPU at 70 % load: p99 5.2 ms instead of
+closed, while more requests come that could have been in it. So it takes it as late as possible: when the running batch
+is about to end, less the time of its own preparation. Simulated, ResNet-50 on a GPU at 70 % load: p99 5.2 ms instead of
 7.2 (benchmarks/README.md).
 
 On a CPU each instance has threads of its own, and nothing is gained by waiting.
@@ -18,7 +18,7 @@ _PREPARATION: Final = 2
 
 
 class Gate:
-    """Of a worker whose instances compute side by side: always open."""
+    """The gate of instances that compute side by side: always open."""
 
     def wait(self) -> None:
         """Block until another batch may be begun."""
@@ -31,7 +31,7 @@ class Gate:
 
 
 class DeviceGate(Gate):
-    """Of the instances of one model that share a device. Thread-safe."""
+    """The gate of the instances of one model that share a device. Thread-safe."""
 
     def __init__(self) -> None:
         self._lead_ns = 0

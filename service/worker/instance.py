@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 from foldserve.service.backends.base import DeviceLost, InsufficientMemory
-from foldserve.service.worker.batcher import Batcher
+from foldserve.service.worker.instance_loop import InstanceLoop
 
 _log = logging.getLogger("foldserve.worker")
 
@@ -33,7 +33,7 @@ class Instance:
         make: loads the session and makes its loop; returns the loop and the session's notes.
     """
 
-    def __init__(self, device: str, make: Callable[[], tuple[Batcher, Sequence[str]]]) -> None:
+    def __init__(self, device: str, make: Callable[[], tuple[InstanceLoop, Sequence[str]]]) -> None:
         self._device = device
         self._loaded: Future[Sequence[str]] = Future()
         self._go: SimpleQueue[bool] = SimpleQueue()
@@ -57,7 +57,7 @@ class Instance:
         """Wait until it has served for the last time."""
         self._thread.join()
 
-    def _live(self, make: Callable[[], tuple[Batcher, Sequence[str]]]) -> None:
+    def _live(self, make: Callable[[], tuple[InstanceLoop, Sequence[str]]]) -> None:
         try:
             loop, notes = make()
         except BaseException as error:
@@ -81,13 +81,14 @@ def end_without_device(device: str, error: DeviceLost) -> NoReturn:
 def end_without_room(device: str, model: tuple[str, str], error: InsufficientMemory) -> NoReturn:
     """End, to be started again: the worker before had this model, so another user of the device may just have it."""
     _log.error(
-        "model %s version %s was served on %s, which has no room for it now: %s; this worker ends and is started again",
+        "model %s version %s was served on %s, which does not have enough memory for it now: %s; this worker "
+        "ends and is started again",
         *(*model, device, error),
     )
     os._exit(_NO_ROOM)
 
 
-def _run(loop: Batcher, device: str) -> None:
+def _run(loop: InstanceLoop, device: str) -> None:
     try:
         loop.run()
     except DeviceLost as error:

@@ -1,4 +1,4 @@
-"""In which order a worker's models are loaded, so that one that takes for ever holds back none.
+"""In which order a worker's models are loaded, so that one that never ends does not hold back the others.
 
 One after the other, each serving as soon as it is loaded. On the CPU the next one does not wait long for one that is
 slow: that goes on beside it. On a GPU it does, to the limit: what others do on a device may spoil the recording of CUDA

@@ -29,7 +29,7 @@ _MESSAGES: Final = 64
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """Which worker this is: its place, the number it marks its slots with, and its lifeline."""
+    """Which worker this is: its index, the number it marks its slots with, and its lifeline."""
 
     index: int
     incarnation: int

@@ -23,10 +23,10 @@ from foldserve.service.repository.loading import load_model
 from foldserve.service.repository.model_version import ModelVersion
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
-from foldserve.service.worker.collect import Collector
 from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
 from foldserve.service.worker.gate import DeviceGate, Gate
 from foldserve.service.worker.instance import Instance, end_without_device, end_without_room
+from foldserve.service.worker.instance_loop import InstanceLoop
 from foldserve.service.worker.times import BatchTimes
 from foldserve.service.worker.turn import turn_of
 
@@ -47,9 +47,9 @@ class LoadedModel:
     """One version, from before it is loaded until it is unloaded. Thread-safe.
 
     Args:
-        key: its row of the model table, which is its place on the board and among the queues.
+        key: its row of the model table, which is its index on the scoreboard and among the queues.
         options: of its sessions, threads settled.
-        numbers: for each instance, its place on the board.
+        numbers: for each instance, its index on the scoreboard.
     """
 
     def __init__(
@@ -71,23 +71,30 @@ class LoadedModel:
         shares_device = worker.device != "cpu" and len(numbers) > 1
         self._gate = DeviceGate() if shares_device else Gate()
         self._layout = TensorLayout(self._artifact.signature)
-        self._ceiling = ModelBatchLimit(board, index, key.row, self._artifact.max_batch_size)
+        self._batch_limit = ModelBatchLimit(board, index, key.row, self._artifact.max_batch_size)
         self._times = BatchTimes(board, index, key.row)
         self._lock = threading.Lock()
         self._wanted = True
         self._loaded: list[Instance] = []
 
+    def __repr__(self) -> str:
+        wanted = "" if self._wanted else ", to be unloaded"
+        return (
+            f"<LoadedModel {self.key.model}/{self.key.version} in row {self.key.row}.{self.key.generation} on "
+            f"{self._worker.device}: {len(self._loaded)} of {len(self.numbers)} instances loaded{wanted}>"
+        )
+
     def load(self) -> None:
-        """Load every instance, one after the other; none when one fails, and the board tells the reason."""
+        """Load every instance, one after the other; none when one fails; the scoreboard has the reason."""
         worker = self._worker
         started_s = time.monotonic()
         instances: list[Instance] = []
-        remarks: list[str] = []
+        notes: list[str] = []
         problem = ""
         try:
             for number in self.numbers:
                 instances.append(Instance(worker.device, partial(self._make, number)))
-                remarks += instances[-1].wait_loaded()
+                notes += instances[-1].wait_loaded()
         except DeviceLost as error:
             end_without_device(worker.device, error)
         except LoadError as error:
@@ -102,25 +109,25 @@ class LoadedModel:
                 *(*self._name, error_id),
                 extra=ALWAYS,
             )
-            problem = f"loading failed unexpectedly; the server's log tells why, under error id {error_id}"
+            problem = f"loading failed unexpectedly; the server's log says why, under error id {error_id}"
         if problem:
             drop(instances)
             gc.collect()  # an error holds its frames, and they a session's memory, which the next model may need
             self.cannot_serve(problem)
             return
-        remarks = list(dict.fromkeys(remarks))  # of instances that run alike, one line
-        for remark in remarks:
-            _log.info("model %s version %s on %s: %s", *self._name, worker.device, remark, extra=ALWAYS)
+        notes = list(dict.fromkeys(notes))  # of instances that run alike, one line
+        for note in notes:
+            _log.info("model %s version %s on %s: %s", *self._name, worker.device, note, extra=ALWAYS)
         with self._lock:
             self._loaded = instances
             if self._wanted:
                 board = worker.shared.board
                 board.write_load_error(worker.shared.worker, self.key.row, "")
-                board.write_notes(worker.shared.worker, self.key.row, remarks)
+                board.write_notes(worker.shared.worker, self.key.row, notes)
                 worker.metrics.model_loaded(self.key.row, time.monotonic() - started_s)
 
     def serve(self) -> None:
-        """Let what is loaded serve, and tell the board: ready means that requests are taken."""
+        """Let what is loaded serve, and tell the scoreboard: ready means that requests are taken."""
         with self._lock:
             if not self._wanted:
                 drop(self._loaded)
@@ -142,7 +149,7 @@ class LoadedModel:
             drop(self._loaded)
 
     def cannot_serve(self, problem: str) -> None:
-        """Tell the board why not, unless nobody asks any more."""
+        """Tell the scoreboard why not, unless nobody asks any more."""
         with self._lock:
             if self._wanted:
                 self._set_ready(0)
@@ -165,14 +172,14 @@ class LoadedModel:
     def _set_ready(self, ready: int) -> None:
         self._worker.shared.board.ready[self._worker.shared.worker, self.key.row] = ready
 
-    def _make(self, number: int) -> tuple[Batcher, Sequence[str]]:
+    def _make(self, number: int) -> tuple[InstanceLoop, Sequence[str]]:
         """Load a session, and make the loop that it serves in. Returns: the loop, the session's notes."""
         worker, config, artifact, row = self._worker, self._config, self._artifact, self.key.row
         session = load_model(artifact, config, worker.device, self._options)
         queue, shared = worker.transport.queues[row], worker.shared
         readers = config.instances * worker.transport.dimensions.workers
         consumer = TicketConsumer(shared, row, self.key.generation, number)
-        collector = Collector(
+        batcher = Batcher(
             TicketReader(queue),
             turn_of(queue, shared.board, row, readers),
             consumer,
@@ -189,10 +196,10 @@ class LoadedModel:
             artifact.max_batch_size,
             buckets_for(worker.device, config.batch_buckets, artifact.max_batch_size),
             partial(worker.metrics.retried, row),
-            partial(self._ceiling.moved, number),
+            partial(self._batch_limit.moved, number),
         )
-        return Batcher(
-            row, consumer, collector, runner, self._gate, self._times, worker.metrics
+        return InstanceLoop(
+            row, consumer, batcher, runner, self._gate, self._times, worker.metrics
         ), session.notes
 
 
@@ -203,17 +210,17 @@ def drop(instances: list[Instance]) -> None:
 
 
 class ModelBatchLimit:
-    """Shows on the board the lowest of the ceilings that a model's instances in this worker have. Thread-safe."""
+    """Shows on the scoreboard the lowest batch limit of a model's instances in this worker. Thread-safe."""
 
     def __init__(self, board: MappedScoreboard, worker: int, row: int, max_batch_size: int) -> None:
-        self._cells = board.ceiling_rows
+        self._cells = board.batch_limit_rows
         self._place = (worker, row)
         self._max_batch_size = max_batch_size
         self._of: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def moved(self, instance: int, rows: int) -> None:
-        """An instance's ceiling fell or rose to `rows`."""
+        """An instance's batch limit fell or rose to `rows`."""
         with self._lock:
             self._of[instance] = rows
             lowest = min(self._of.values())

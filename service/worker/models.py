@@ -40,7 +40,7 @@ class WorkerModels:
         self._models: dict[int, LoadedModel] = {}
         self._ending: set[LoadedModel] = set()
         self._free = list(range(worker.transport.dimensions.instances - 1, -1, -1))
-        """Numbers of instances that nobody has: places on the board."""
+        """Free numbers of instances: indices on the scoreboard."""
         # On a GPU, what others do on it may spoil the recording of CUDA graphs.
         self._side_by_side = worker.device == "cpu"
         self._device: contextlib.AbstractContextManager[object] = (
@@ -122,7 +122,7 @@ class WorkerModels:
 
 
 class _Reported:
-    """A model whose loading is told to the supervisor when it is over."""
+    """A model that reports to the supervisor when its loading has ended."""
 
     def __init__(self, model: LoadedModel, report: Callable[[int], None]) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""What the batches of a model take in this worker: measured by its instances, told to everybody on the board."""
+"""What the batches of a model take in this worker: measured by its instances, published on the scoreboard."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from foldserve.service.ipc.run_time import FRESH_NS, UNKNOWN, RunTimes
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 
 _TELL_NS: Final = FRESH_NS // 100
-"""How often it is told that a forecast still holds."""
+"""How often it is published that a forecast still holds."""
 
 
 class BatchTimes:

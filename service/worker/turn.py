@@ -18,38 +18,39 @@ class Turn:
     """One instance's. Used by its thread alone."""
 
     may_read: bool
-    """Whether the pipe of tickets may be read now: otherwise there is only what take() gave."""
+    """Whether the pipe of tickets may be read now: otherwise there is only what acquire() gave."""
 
     @abstractmethod
-    def take(self, wait: bool) -> Packed | None:
-        """Have the turn: the tickets that came with it, which are older than any in the pipe.
+    def acquire(self, wait: bool) -> Packed | None:
+        """Acquire the turn.
 
-        None when it is another's, which only happens without `wait`.
+        Returns: the tickets that came with it, which are older than any in the pipe; None when another instance has it,
+            which only happens without `wait`.
         """
 
     @abstractmethod
-    def give(self, tickets: Packed) -> None:
+    def pass_on(self, tickets: Packed) -> None:
         """Pass the turn on, and with it tickets that were read and are not used: TICKETS_PER_TURN at most."""
 
 
 class SoleTurn(Turn):
-    """Of a queue's only reader: always its own."""
+    """The turn of a queue's only reader, which always has it."""
 
     def __init__(self) -> None:
         self.may_read = True
         self._kept: Packed = _NOTHING
 
-    def take(self, wait: bool) -> Packed | None:
+    def acquire(self, wait: bool) -> Packed | None:
         """See Turn."""
         return self._kept
 
-    def give(self, tickets: Packed) -> None:
+    def pass_on(self, tickets: Packed) -> None:
         """See Turn."""
         self._kept = tickets
 
 
 class SharedTurn(Turn):
-    """Of one of several readers."""
+    """The turn of one of several readers."""
 
     def __init__(self, queue: TicketQueue, board: MappedScoreboard, model: int) -> None:
         self.may_read = False
@@ -58,14 +59,14 @@ class SharedTurn(Turn):
         self._model = model
         self._generation = 0
         self._kept: Packed = _NOTHING
-        """Tickets that came with a turn which was replaced: nobody else knows of them."""
+        """Tickets that came with a turn which was replaced: no other instance has them."""
         self._fd = queue.turn_reader.fd
         # The same pipe once more, for a description with flags of its own.
         self._fd_without_waiting = os.open(
             f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         )
 
-    def take(self, wait: bool) -> Packed | None:
+    def acquire(self, wait: bool) -> Packed | None:
         """See Turn. Tickets of a turn that was replaced are given without one."""
         while not self._kept and not self.may_read:
             try:
@@ -79,9 +80,9 @@ class SharedTurn(Turn):
         kept, self._kept = self._kept, _NOTHING
         return kept
 
-    def give(self, tickets: Packed) -> None:
+    def pass_on(self, tickets: Packed) -> None:
         """See Turn."""
-        given = self.may_read and self._is_valid() and self._queue.give_turn(self._generation, tickets)
+        given = self.may_read and self._is_valid() and self._queue.pass_turn(self._generation, tickets)
         self.may_read = False
         if not given:
             self._kept = tickets

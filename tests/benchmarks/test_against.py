@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving.against import Row, against_table, compiled_in, of
-from benchmarks.serving.contenders import FOLDSERVE
-from benchmarks.serving.figures import Measured
+from benchmarks.serving.servers import FOLDSERVE
+from benchmarks.serving.stats import Measured
 from benchmarks.serving.workloads import WORKS
 
 
@@ -39,7 +39,7 @@ def test_row_is_worse_beyond_five_hundredths(pair: tuple[float, float, float, fl
     assert ("**worse**" in against_table([row(pair)])) is worse
 
 
-def test_checkout_without_a_compiled_wheel_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_checkout_without_a_compiled_wheel_is_refused_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="make wheel"):
         compiled_in(tmp_path)
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.serving import closed_loop
 from benchmarks.serving.closed_loop import ClosedLoad, Shape
-from benchmarks.serving.contenders import Request, free_port
+from benchmarks.serving.servers import Request, free_port
 from tests.benchmarks.conftest import PostServer
 
 LINE = (

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_parts import records
-from benchmarks.gpu_parts.networks import ON_GPU, PRECISIONS, SUBJECTS
-from benchmarks.gpu_parts.promises import ceiling, checks
-from benchmarks.gpu_parts.records import Begun, Cell, Failure, Killed, Machine, Record, Served
-from benchmarks.gpu_parts.report import in_short, report
+from benchmarks.gpu import records
+from benchmarks.gpu.networks import ON_GPU, PRECISIONS, SUBJECTS
+from benchmarks.gpu.records import Begun, Cell, Failure, Killed, Machine, Record, Served
+from benchmarks.gpu.report import in_short, report
+from benchmarks.gpu.thresholds import ceiling, checks
 
 CARD = Machine(
     date="2026-01-02 03:04 UTC",

@@ -1,4 +1,4 @@
-"""The whole of benchmarks/gpu.py on the CPU: all of it but CUDA itself."""
+"""The whole of benchmarks/gpu on the CPU: all of it but CUDA itself."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_parts import records
-from benchmarks.gpu_parts.in_process import WAYS
-from benchmarks.gpu_parts.records import Cell, Failure, Killed, Machine, Served
+from benchmarks.gpu import records
+from benchmarks.gpu.in_process import WAYS
+from benchmarks.gpu.records import Cell, Failure, Killed, Machine, Served
 from benchmarks.serving.workloads import ROOT
 
 pytestmark = [

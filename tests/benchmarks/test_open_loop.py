@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving import open_loop
-from benchmarks.serving.contenders import Request
+from benchmarks.serving.servers import Request
 from tests.benchmarks.conftest import PostServer
 
 LINE = (

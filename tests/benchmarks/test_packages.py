@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from benchmarks.packages import trial
 from benchmarks.packages.published_class import Inputs, PublishedClass, Size
 from foldserve.models.export import ExportResult, export_model
-from foldserve.models.export.quiet import quiet
-from foldserve.models.export.to_torchscript import load_torchscript
+from foldserve.models.export.process.suppress_output import suppress_output
+from foldserve.models.export.writers.torchscript_writer import load_torchscript
 
 
 class Steps(nn.Module):
@@ -114,7 +114,7 @@ def _spoil_torchscript(result: ExportResult) -> None:
     scripted = load_torchscript(result.torchscript_path)
     with torch.no_grad():
         next(scripted.buffers()).mul_(1.1)
-    with quiet():
+    with suppress_output():
         scripted.save(str(result.torchscript_path))
 
 

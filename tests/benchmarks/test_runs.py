@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks import serve
 from benchmarks.serving import in_process
-from benchmarks.serving.contenders import CONTENDERS, plain
-from benchmarks.serving.figures import Measured
 from benchmarks.serving.peers import FAMILIES, PEERS
 from benchmarks.serving.runs import Results
+from benchmarks.serving.servers import CONTENDERS, plain
+from benchmarks.serving.stats import Measured
 from benchmarks.serving.workloads import TOLERANCE, WORKS, Work
 
 MLP, RESNET, LIGHT = WORKS

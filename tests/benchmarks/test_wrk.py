@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from benchmarks.serving import wrk
-from benchmarks.serving.contenders import Request
+from benchmarks.serving.servers import Request
 from tests.benchmarks.conftest import PostServer
 
 OUTPUT = """\

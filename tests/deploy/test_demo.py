@@ -74,7 +74,7 @@ def test_a_damaged_artifact_is_removed_and_exported_again(
     assert "exporting again" in capsys.readouterr().out
 
 
-def test_a_port_that_somebody_listens_on_is_refused_with_the_mend(
+def test_a_port_that_somebody_listens_on_is_refused_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], commands: list[tuple[str, ...]]
 ) -> None:
     with socket.socket() as other:

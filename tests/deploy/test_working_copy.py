@@ -37,7 +37,7 @@ def test_ci_runs_lint_types_and_both_kinds_of_tests_and_waits_for_nobody() -> No
     assert lines[-1] == "exec make lint types test compiled </dev/null"
 
 
-def test_an_interpreter_that_is_too_old_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_an_interpreter_that_is_too_old_is_refused_with_the_fix(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\necho False\n")
     old.chmod(0o755)

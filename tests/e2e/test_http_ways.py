@@ -1,6 +1,6 @@
-"""HTTP/1.1 on a real server's sockets: the short way of a call and the long one answer alike, whatever comes.
+"""HTTP/1.1 on a real server's sockets: the fast path and the ASGI path answer alike, whatever comes.
 
-The short way is fastpath/; a header that only the long way knows (`Content-Encoding`) sends the same call there.
+The fast path is frontend/http1/; a header that only the ASGI path knows (`Content-Encoding`) sends the same call there.
 """
 
 import io

@@ -40,7 +40,7 @@ class Whole(nn.Module):
 
 
 EXAMPLES = {"norm": torch.randn(4, 3, 6, 6), "whole": torch.randn(3, 6, 6)}
-# Files are held to 1e-4 of the largest value (models/export/tolerance.py); JSON tells a float32 exactly.
+# Files are held to 1e-4 of the largest value (models/export/verify/tolerance.py); JSON tells a float32 exactly.
 TOLERANCE = 1e-4
 
 

@@ -330,14 +330,14 @@ def test_broken_models_and_folders_that_are_none_cost_nobody_else(tmp_path: Path
         assert server.post("/predict", json=row).status_code == 404
         health = server.get("/health")
         assert health.status_code == 503
-        assert "cannot be served: cut, fixed, two/2; GET /info tells why" in health.json()["error"]
+        assert "cannot be served: cut, fixed, two/2; GET /info says why" in health.json()["error"]
         told = {broken["name"]: broken["problem"] for broken in server.get("/info").json()["broken"]}
         assert list(told) == ["cut", "fixed", "two/2"]
         assert "manifest.json of cut/1 is not JSON" in told["cut"]
         assert "expected a dynamic dim 0" in told["fixed"]
         assert str(repository) not in "".join(told.values())
         assert server.output.count("NOT READY: ") == 3
-        assert "folder 'lost+found' of the repository is passed over" in server.output
+        assert "folder 'lost+found' of the repository is skipped" in server.output
         assert "Traceback" not in server.output
 
 

@@ -20,7 +20,7 @@ from foldserve.service.ipc.model_table import ModelState
 from foldserve.service.ipc.records import GENERATIONS, TICKET
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.logs.records import configure_logging
-from foldserve.service.repository.index import look_through, read_model
+from foldserve.service.repository.index import read_model, scan_repository
 from foldserve.service.repository.model_version import versions_of
 from foldserve.service.server.main import Server
 from foldserve.service.setting_sources import load_settings
@@ -73,7 +73,7 @@ def main(repository: str, port: str, *options: str) -> int:
     configure_logging(LogStyle("info"))
     with StopSignals() as stop:
         sockets = bind(settings.host, settings.port)
-        server = Server(settings, look_through(settings.repository), choose_devices("cpu"), sockets, stop)
+        server = Server(settings, scan_repository(settings.repository), choose_devices("cpu"), sockets, stop)
         server.supervisor.watch(Commands(server))
         return server.run()
 

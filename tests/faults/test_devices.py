@@ -74,7 +74,10 @@ def test_device_without_room_for_the_next_worker_is_tried_again_and_costs_no_req
     environment = {RUN_S: "0.005", LOST_AT: "100", FULL_AT: "2,3"}
     with faulty(tmp_path, monkeypatch, environment) as server:
         asyncio.run(serves_through_three_restarts(server, "one worker lost its device, two found no room"))
-        assert "model linear version 1 was served on cpu, which has no room for it now" in server.output
+        assert (
+            "model linear version 1 was served on cpu, which does not have enough memory for it now"
+            in server.output
+        )
         assert server.output.count("ended with code 75") == 2
         assert "Traceback" not in server.output
         assert server.end(signal.SIGTERM) == 0
@@ -110,5 +113,5 @@ def test_device_without_room_for_a_full_batch_costs_no_request_and_the_ceiling_i
         ]
         assert server.output.count("a session of the tests") == 1
         # Each lowering halves what failed, so there are few.
-        assert 1 <= server.output.count("has no room for a batch of") <= 5
+        assert 1 <= server.output.count("does not have enough memory for a batch of") <= 5
         assert server.metric("foldserve_worker_restarts_total", device="cpu") == 0

@@ -160,7 +160,7 @@ def save_scripted_lookup(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.13 calls TorchScript deprecated
-@pytest.mark.parametrize("way", ["/predict/{}", "/predict/{}?version=1"])  # the short way, the long way
+@pytest.mark.parametrize("way", ["/predict/{}", "/predict/{}?version=1"])  # the fast path, the ASGI path
 def test_failing_model_is_told_by_an_id_under_which_the_log_tells_all(tmp_path: Path, way: str) -> None:
     repository = tmp_path / "repository"
     save_lookup(repository / "onnx/1/model.onnx")

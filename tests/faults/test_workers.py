@@ -114,7 +114,7 @@ def test_request_that_crashes_the_process_gets_500_after_two_deaths_and_its_neig
             assert (status, answer.get("outputs")) == (200, {"y": [expected(row)]})
         status, headers, answer = answers[-1]
         assert (status, answer["code"]) == (500, "model_crashed")
-        assert f"request {headers['x-request-id']} to linear/1 was being run at 2 deaths" in server.output
+        assert f"request {headers['x-request-id']} to linear/1 was running at 2 crashes" in server.output
         assert server.metric("foldserve_worker_restarts_total", device="cpu") == 2
 
 

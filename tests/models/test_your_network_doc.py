@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from foldserve.models.export.cli import main
-from foldserve.models.export.to_torchscript import load_torchscript
+from foldserve.models.export.writers.torchscript_writer import load_torchscript
 from foldserve.models.registry import resolve
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-network.md"

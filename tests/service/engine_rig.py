@@ -26,9 +26,9 @@ from foldserve.service.ipc.ticket_queue import TicketReader, TicketWriter
 from foldserve.service.repository.model_version import read_version
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
-from foldserve.service.worker.collect import Collector
 from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
 from foldserve.service.worker.gate import Gate
+from foldserve.service.worker.instance_loop import InstanceLoop
 from foldserve.service.worker.times import BatchTimes
 from foldserve.service.worker.turn import turn_of
 from tests.service.repositories import model_version
@@ -48,8 +48,8 @@ class WorkerKilled(BaseException):
 class RecordedRequest(PendingRequest):
     """A request whose end is noted."""
 
-    def __init__(self, lane: ModelQueue, x: np.ndarray) -> None:
-        super().__init__(lane)
+    def __init__(self, queue: ModelQueue, x: np.ndarray) -> None:
+        super().__init__(queue)
         self.x = x
         self.ends: list[ServiceError | None] = []
         self.y: np.ndarray | None = None
@@ -59,7 +59,7 @@ class RecordedRequest(PendingRequest):
     def request_id(self) -> str:
         return "asked"
 
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         self.ends.append(error)
         if error is None:
             assert self.dispatcher is not None
@@ -114,12 +114,12 @@ class RigWorker:
     shared: WorkerMemory
     sessions: list[FakeSession]
     consumers: list[TicketConsumer]
-    collectors: list[Collector]
-    loops: list[Batcher]
+    batchers: list[Batcher]
+    loops: list[InstanceLoop]
     metrics: NoMetrics
     retried: list[int]
-    ceilings: list[int]
-    """Every move of an instance's ceiling."""
+    batch_limits: list[int]
+    """Every move of an instance's batch limit."""
 
 
 class Rig:
@@ -148,15 +148,16 @@ class Rig:
         self.board = self.transport.board.map()
         self.models = self.transport.models.map()
         for row, signature in enumerate(signatures):
-            manifest = manifests.get(names[row], {})
-            model_version(*names[row], signature, max_batch_size, manifest).add_to(self.models)
+            said = {key: manifests.get(names[row], {}).get(key) for key in ("image", "labels")}
+            said = {key: value for key, value in said.items() if value}
+            model_version(*names[row], signature, max_batch_size, **said).add_to(self.models)
             self.renew_turn(row)
         self.signatures = signatures
         self.max_batch_size = max_batch_size
         self.bounds = Bounds(max_rows, max_bytes)
         self.timeout_s = timeout_s
         self.incarnations = 0
-        self.hangs: list[int] = []
+        self.run_timeouts: list[int] = []
         self.stalls: list[int] = []
         self.run_limit_s = 60.0
         self.dispatchers = [self.new_dispatcher(index) for index in range(api_servers)]
@@ -177,7 +178,7 @@ class Rig:
             self.board,
             self.transport.done[index].reader.fd,
             self.run_limit_s,
-            self.hangs.append,
+            self.run_timeouts.append,
             self.stalls.append,
         )
         for row in range(len(self.signatures)):
@@ -200,9 +201,9 @@ class Rig:
             image=version.artifact.image,
         )
 
-    def work(self, worker: "RigWorker", lane: int = 0) -> None:
+    def work(self, worker: "RigWorker", row: int = 0) -> None:
         """Turn an instance until nothing is left for it, and have every API server take what it answers."""
-        while worker.loops[lane].step(wait=False):
+        while worker.loops[row].step(wait=False):
             for dispatcher in self.dispatchers:
                 dispatcher.receive()
                 dispatcher.flush()
@@ -215,16 +216,16 @@ class Rig:
         for row in range(len(self.signatures)):
             self.renew_turn(row)
 
-    def renew_turn(self, lane: int) -> None:
+    def renew_turn(self, row: int) -> None:
         """Replace the turn to read a model's queue, as the supervisor does."""
-        self.transport.queues[lane].renew_turn(self.board, lane)
+        self.transport.queues[row].renew_turn(self.board, row)
 
     async def recover(self, worker: "RigWorker", api: int = 0) -> list[Any]:
         """What an API server does when it hears of a death, to the end. Returns: what is run again of what was held."""
         lost = LostTickets(self.dispatchers[api])
         again = retry_held(self.dispatchers[api], worker.incarnation)
-        lost.look_later()
-        while not lost.over:
+        lost.check_later()
+        while not lost.done:
             await asyncio.sleep(0.001)  # it looks again by itself, until nobody marks any more
         self.dispatchers[api].flush()
         return again
@@ -249,15 +250,15 @@ class Rig:
             self.models,
             [pipe.writer.fd for pipe in self.transport.done],
         )
-        metrics, retried, ceilings = NoMetrics(), [], []
+        metrics, retried, batch_limits = NoMetrics(), [], []
         sessions = sessions or [FakeSession(on_run, pinned=pinned) for _ in self.signatures]
-        consumers, collectors, loops = [], [], []
+        consumers, batchers, loops = [], [], []
         for row, signature in enumerate(self.signatures):
             session = sessions[row]
             queue = self.transport.queues[row]
             consumer = TicketConsumer(shared, row, 0, row)
             times = BatchTimes(self.board, index, row)
-            collector = Collector(
+            batcher = Batcher(
                 TicketReader(queue),
                 turn_of(queue, self.board, row, self.transport.dimensions.workers),
                 consumer,
@@ -274,12 +275,12 @@ class Rig:
                 self.max_batch_size,
                 buckets,
                 retried.append,
-                ceilings.append,
+                batch_limits.append,
             )
             consumers.append(consumer)
-            collectors.append(collector)
+            batchers.append(batcher)
             loops.append(
-                Batcher(row, consumer, collector, runner, Gate(), times, metrics)  # type: ignore[arg-type]
+                InstanceLoop(row, consumer, batcher, runner, Gate(), times, metrics)  # type: ignore[arg-type]
             )
             self.board.ready[index, row] = 1
         return RigWorker(
@@ -288,17 +289,17 @@ class Rig:
             shared,
             list(sessions),
             consumers,
-            collectors,
+            batchers,
             loops,
             metrics,
             retried,
-            ceilings,
+            batch_limits,
         )
 
     def ask(
         self,
         *values: float,
-        lane: int = 0,
+        row: int = 0,
         api: int = 0,
         length: int = 2,
         deadline_ns: int | None = None,
@@ -309,7 +310,7 @@ class Rig:
 
         dispatcher = self.dispatchers[api]
         x = np.repeat(np.float32(values)[:, None], length, axis=1)
-        request = RecordedRequest(dispatcher.queues[lane], x)
+        request = RecordedRequest(dispatcher.queues[row], x)
         request.dispatcher = dispatcher
         dispatcher.put(request, {"x": x}, len(x))
         now_ns = time.monotonic_ns()
@@ -322,5 +323,7 @@ class Rig:
         """Whether nothing is in flight and every slot is nobody's."""
         dispatcher = self.dispatchers[api]
         return (
-            not dispatcher.in_flight and not dispatcher.arena.state.any() and not dispatcher._pool.lent_bytes
+            not dispatcher.in_flight
+            and not dispatcher.arena.state.any()
+            and not dispatcher._pool.allocated_bytes
         )

@@ -4,9 +4,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
+from foldserve.service.artifact.manifest import Manifest
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.ipc.model_table import ModelTable
 from foldserve.service.metrics.exposition import Exposition, LiveGauges
@@ -165,11 +165,16 @@ def model_version(
     version: str,
     signature: Signature,
     max_batch_size: int = 8,
-    manifest: Mapping[str, Any] = MappingProxyType({}),
+    image: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
     **keys: Any,
 ) -> ModelVersion:
-    """A version without files. manifest: what it is asked for of it; keys: of config.yaml."""
+    """A version without files. image, labels: as in a manifest; keys: of config.yaml."""
     nowhere = Path("/nonexistent") / name / version
+    manifest = None
+    if image is not None or labels:
+        bare = {"inputs": (), "outputs": (), "files": {}, "parity": {}}
+        manifest = Manifest(name=name, version=version, image=image, labels=tuple(labels), **bare)
     artifact = Artifact(
         *(
             name,
@@ -179,7 +184,7 @@ def model_version(
             nowhere / "model.onnx",
             signature,
             max_batch_size,
-            dict(manifest),
+            manifest,
             {},
         )
     )

@@ -312,7 +312,7 @@ class Served:
             open_access_log()
         observers = Observers(self.metrics, *([log_access] if settings.access_log else []))
         bodies = PartialBodies(BodyBudget(settings.receive_bytes), dispatcher)
-        dispatcher.make_room = lambda nbytes: bodies.make_room()
+        dispatcher.evict = lambda nbytes: bodies.evict()
         context = ServerContext(dispatcher, codecs, bodies, observers, settings.request_timeout_s)
         self.metrics.names = names
         plans = {

@@ -19,9 +19,9 @@ def section(title: str) -> str:
     return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def test_the_table_of_moves_is_lifecycles() -> None:
+def test_the_table_of_moves_is_the_codes() -> None:
     rows = re.findall(
-        r"^\| ([A-Z]+) \| ([A-Z]+) \| ([^|]+) \|", section("The states of a slot"), re.MULTILINE
+        r"^\| ([A-Z_]+) \| ([A-Z_]+) \| ([^|]+) \|", section("The states of a slot"), re.MULTILINE
     )
     sides = {"API server": Side.API_SERVER, "worker": Side.WORKER}
     told = {(State[before], State[after]): sides[who] for before, after, who in rows}

@@ -1,7 +1,7 @@
 """Clients that ask without a pause and compare every answer with their own input, among clients that misbehave.
 
 Each client has one connection at a time. What it asks is drawn by luck: mostly good requests in any encoding and on
-both ways through the server, beside them rows of NaN, requests that cannot be read, requests on which the model raises,
+both paths through the server, and rows of NaN, requests that cannot be read, requests on which the model raises,
 deadlines of some milliseconds, and clients that leave before their answer.
 """
 

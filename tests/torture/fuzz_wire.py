@@ -1,6 +1,6 @@
 """Mutated whole requests over real connections: whatever comes, an answer that is one or an end, soon, and no 5xx.
 
-Half of the seeds go the short way through the server and half the long way. Each mutation has a connection of its own,
+Half of the seeds take the fast path and half the ASGI path. Each mutation has a connection of its own,
 whose client says when it has nothing more to send, so that what is not whole can be told from what is still to come.
 """
 
@@ -45,7 +45,7 @@ _TOKENS: Final = (
 
 
 def seeds(chosen: Random, served: tuple[str, ...]) -> list[bytes]:
-    """Good requests of every kind, on both ways, and a few of them behind each other."""
+    """Good requests of every kind, on both paths, and a few of them behind each other."""
     found = []
     for number in range(24):
         request = models.good(chosen.choice(served), number, chosen)

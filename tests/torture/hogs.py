@@ -96,7 +96,7 @@ def hogs() -> tuple[Hog, ...]:
     large = [
         Hog("JSON, 1 MiB", _post(_rows(MIB))),
         Hog("JSON, 8 MiB", _post(_rows(8 * MIB))),
-        Hog("JSON, 8 MiB, the long way", _post(_rows(8 * MIB), JSON, "trailer: none")),
+        Hog("JSON, 8 MiB, the ASGI path", _post(_rows(8 * MIB), JSON, "trailer: none")),
         Hog("npy, 8 MiB", _post(_npy_rows(8 * MIB), NPY)),
         Hog("raw, 8 MiB", _post(bytes(8 * MIB), RAW)),
         Hog("raw to JSON, 1 MiB", _post(bytes(MIB), RAW, f"accept: {JSON}")),

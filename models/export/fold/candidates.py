@@ -12,10 +12,10 @@ from torch import fx
 
 from foldserve.models.export.fold.affine import Affine
 from foldserve.models.export.fold.constants import Constants
-from foldserve.models.export.fold.elementwise import ELEMENTWISE, own_map
 from foldserve.models.export.fold.graph import is_call, is_float, readers
 from foldserve.models.export.fold.norms import Norm, affine_of, why_never
 from foldserve.models.export.fold.plan import NotFoldable
+from foldserve.models.export.fold.rules.elementwise import ELEMENTWISE, own_map
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from foldserve.models.export.float64_mode import float64_arithmetic
 from foldserve.models.export.fold.exact import beyond, exact_value, remainder
 from foldserve.models.export.fold.graph import aten, is_call, schema_of, value_of
 from foldserve.models.export.fold.plan import NewConstant, NotFoldable, insert_constant
+from foldserve.models.export.process.float64_mode import float64_arithmetic
 
 # Data movement: free at run time, so an expression of nothing but these is left in the graph (a copy of a
 # tied embedding table would cost more than its transposed view).

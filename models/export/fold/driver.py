@@ -1,8 +1,8 @@
 """The order of work: constants first, then every norm, again until nothing changes, then the report.
 
-Owns the edited graph while it runs. Each norm is tried up (into what makes its input), then down (into all
-that read its output), then beside (into a convolution that is added to it). One more pass is needed after
-each success, because a fold can open the way for a neighbour: conv, norm, pool, norm.
+Owns the edited graph while it runs. Each norm is tried into its producer (what makes its input), then into
+its consumers (all that read its output), then into a sibling (a convolution that it is added to). One more
+pass is needed after each success, because a fold can open the way for a neighbour: conv, norm, pool, norm.
 """
 
 import operator
@@ -13,10 +13,7 @@ import torch
 from torch import fx
 
 from foldserve.models.export.fold.candidates import Candidate, constant_candidates, norm_candidate
-from foldserve.models.export.fold.commuting import COMMUTING
 from foldserve.models.export.fold.constants import Constants
-from foldserve.models.export.fold.down import DOWN_RULES
-from foldserve.models.export.fold.elementwise import ELEMENTWISE, ELEMENTWISE_DOWN, ELEMENTWISE_UP
 from foldserve.models.export.fold.graph import (
     arguments,
     aten,
@@ -26,27 +23,40 @@ from foldserve.models.export.fold.graph import (
     nested_graphs,
     same_shape,
 )
-from foldserve.models.export.fold.index_maps import INDEX_MAPS
-from foldserve.models.export.fold.joins import JOIN_DOWN, JOIN_UP
 from foldserve.models.export.fold.norms import batch_norms
-from foldserve.models.export.fold.pads import PAD_DOWN, PAD_UP
-from foldserve.models.export.fold.parallel import beside, is_summed
 from foldserve.models.export.fold.plan import NotFoldable, Plan
-from foldserve.models.export.fold.recurrent import RECURRENT_DOWN
 from foldserve.models.export.fold.report import FoldReport, Unfolded
-from foldserve.models.export.fold.rules import table
+from foldserve.models.export.fold.rule import table
+from foldserve.models.export.fold.rules.commuting import COMMUTING
+from foldserve.models.export.fold.rules.elementwise import (
+    ELEMENTWISE,
+    ELEMENTWISE_INTO_CONSUMERS,
+    ELEMENTWISE_INTO_PRODUCER,
+)
+from foldserve.models.export.fold.rules.index_maps import INDEX_MAPS
+from foldserve.models.export.fold.rules.into_consumers import WEIGHTS_INTO_CONSUMERS
+from foldserve.models.export.fold.rules.into_producer import WEIGHTS_INTO_PRODUCER
+from foldserve.models.export.fold.rules.into_sibling import into_sibling, is_summed
+from foldserve.models.export.fold.rules.joins import JOIN_INTO_CONSUMERS, JOIN_INTO_PRODUCER
+from foldserve.models.export.fold.rules.pads import PAD_INTO_CONSUMERS, PAD_INTO_PRODUCER
+from foldserve.models.export.fold.rules.recurrent import RECURRENT_INTO_CONSUMERS
 from foldserve.models.export.fold.search import Search
-from foldserve.models.export.fold.up import UP_RULES
 
 _COMMUTING = COMMUTING + INDEX_MAPS
-_UP = table(UP_RULES + ELEMENTWISE_UP + JOIN_UP + PAD_UP + tuple(rule.up() for rule in _COMMUTING))
-_DOWN = table(
-    DOWN_RULES
-    + RECURRENT_DOWN
-    + ELEMENTWISE_DOWN
-    + JOIN_DOWN
-    + PAD_DOWN
-    + tuple(rule.down() for rule in _COMMUTING)
+_INTO_PRODUCER = table(
+    WEIGHTS_INTO_PRODUCER
+    + ELEMENTWISE_INTO_PRODUCER
+    + JOIN_INTO_PRODUCER
+    + PAD_INTO_PRODUCER
+    + tuple(rule.into_producer() for rule in _COMMUTING)
+)
+_INTO_CONSUMERS = table(
+    WEIGHTS_INTO_CONSUMERS
+    + RECURRENT_INTO_CONSUMERS
+    + ELEMENTWISE_INTO_CONSUMERS
+    + JOIN_INTO_CONSUMERS
+    + PAD_INTO_CONSUMERS
+    + tuple(rule.into_consumers() for rule in _COMMUTING)
 )
 
 # x op NEUTRAL = x. MobileOne adds the 0 it starts its sums with.
@@ -108,8 +118,8 @@ def _fold_norms(gm: fx.GraphModule) -> tuple[list[Unfolded], bool]:
         try:
             _plan(norm_candidate(norm, constants), constants).apply(gm)
             changed = True
-        except NotFoldable as refused:
-            left.append(Unfolded(norm.where, str(refused)))
+        except NotFoldable as error:
+            left.append(Unfolded(norm.where, str(error)))
     return left, changed
 
 
@@ -130,22 +140,22 @@ def _fold_constants(gm: fx.GraphModule) -> bool:
 
 def _plan(candidate: Candidate, constants: Constants) -> Plan:
     """The first plan that folds candidate. Raises NotFoldable with all the reasons when there is none."""
-    search = Search(_UP, _DOWN, constants)
+    search = Search(_INTO_PRODUCER, _INTO_CONSUMERS, constants)
     value, source, affine = candidate.value, candidate.source, candidate.affine
     reasons = []
     try:
-        return search.up(value, source, affine, candidate.call)
-    except NotFoldable as refused:
-        reasons.append(f"before it, {refused}")
+        return search.into_producer(value, source, affine, candidate.call)
+    except NotFoldable as error:
+        reasons.append(f"before it, {error}")
     try:
-        return search.down(value, source, affine)
-    except NotFoldable as refused:
-        reasons.append(f"after it, {refused}")
+        return search.into_consumers(value, source, affine)
+    except NotFoldable as error:
+        reasons.append(f"after it, {error}")
     try:
-        return beside(candidate, constants)
-    except NotFoldable as refused:
+        return into_sibling(candidate, constants)
+    except NotFoldable as error:
         if is_summed(candidate):
-            reasons.append(f"beside it, {refused}")
+            reasons.append(f"beside it, {error}")
     raise NotFoldable("; ".join(reasons))
 
 

@@ -1,8 +1,8 @@
-"""The search for a plan that folds one affine map: up into what makes a value, or down into all that read it.
+"""The search for a plan that folds one affine map: into the producer of a value, or into all its consumers.
 
 Decides only: every function gives a Plan or raises NotFoldable with the reason; the graph is not touched.
-Up is a depth-first search with alternatives (a shift can go into either branch of an addition). Down is one
-pass in the order of execution, so that branches which meet again bring their maps together.
+Into the producer is a depth-first search with alternatives (a shift can go into either branch of an addition). Into
+the consumers is one pass in the order of execution, so that branches which meet again bring their maps together.
 """
 
 import heapq
@@ -21,7 +21,7 @@ from foldserve.models.export.fold.graph import (
     uses,
 )
 from foldserve.models.export.fold.plan import Bypass, NotFoldable, Plan, Substitute
-from foldserve.models.export.fold.rules import DownRule, Goal, Match, UpRule
+from foldserve.models.export.fold.rule import ConsumerRule, Goal, Match, ProducerRule
 
 # Published networks need fewer than 200 steps for a norm; a long chain of two-way choices could need any
 # number.
@@ -33,57 +33,60 @@ class Search:
     """One search for one map, over one graph. Counts its steps."""
 
     def __init__(
-        self, up_rules: dict[object, UpRule], down_rules: dict[object, DownRule], constants: Constants
+        self,
+        producer_rules: dict[object, ProducerRule],
+        consumer_rules: dict[object, ConsumerRule],
+        constants: Constants,
     ) -> None:
-        self._up_rules = up_rules
-        self._down_rules = down_rules
+        self._producer_rules = producer_rules
+        self._consumer_rules = consumer_rules
         self._constants = constants
         self._steps = 0
 
-    def up(self, value: fx.Node, source: fx.Node, affine: Affine, reader: fx.Node) -> Plan:
+    def into_producer(self, value: fx.Node, source: fx.Node, affine: Affine, reader: fx.Node) -> Plan:
         """A plan after which source comes out as affine(source), and readers of value read source."""
         self._steps = 0
         return self._solve(Goal(source, affine, reader), Plan((Bypass(value, source),)), 0)
 
-    def _solve(self, demand: Goal, plan: Plan, depth: int) -> Plan:
-        value, affine = demand.value, demand.affine
+    def _solve(self, goal: Goal, plan: Plan, depth: int) -> Plan:
+        value, affine = goal.value, goal.affine
         if affine.is_identity:
             return plan
         self._steps += 1
         if self._steps > _MOST_STEPS or depth > _DEEPEST:
             raise NotFoldable(f"the search for a place was given up after {self._steps} steps")
         held = self._constants.value(value)
-        if held is not None and held.is_floating_point() and demand.reader is not None:
-            if uses(demand.reader, value) != 1:
-                raise NotFoldable(f"{describe(demand.reader)} takes {describe(value)} twice")
+        if held is not None and held.is_floating_point() and goal.reader is not None:
+            if uses(goal.reader, value) != 1:
+                raise NotFoldable(f"{describe(goal.reader)} takes {describe(value)} twice")
             new = rounded(affine.scale * held.double() + affine.shift, dtype_of(value), value.name)
-            return plan.plus([Substitute(demand.reader, value, new)])
-        self._check_readers(demand)
+            return plan.plus([Substitute(goal.reader, value, new)])
+        self._check_readers(goal)
         call, output = producer_of(value)
-        rule = self._up_rules.get(call.target) if call.op == "call_function" else None
+        rule = self._producer_rules.get(call.target) if call.op == "call_function" else None
         if rule is None:
             raise NotFoldable(
                 f"{describe(call)} has no weights to take it, and it does not commute with a norm"
             )
-        site = Match(call, value, output, affine, self._constants)
-        reason = rule.why_not(site)
+        match = Match(call, value, output, affine, self._constants)
+        reason = rule.why_not(match)
         if reason is not None:
             raise NotFoldable(reason)
         first: NotFoldable | None = None
-        for step in rule.steps(site):
+        for alternative in rule.alternatives(match):
             try:
-                tried = plan.plus(step.edits)
-                for wanted in step.demands:
+                tried = plan.plus(alternative.edits)
+                for wanted in alternative.goals:
                     if is_tensor(wanted.value) and dtype_of(wanted.value) != dtype_of(value):
                         raise NotFoldable(f"{describe(call)} changes the dtype, which rounds")
                     tried = self._solve(wanted, tried, depth + 1)
                 return tried
-            except NotFoldable as refused:
-                first = first or refused
+            except NotFoldable as error:
+                first = first or error
         raise first or NotFoldable(f"{describe(call)} offers no way")
 
-    def _check_readers(self, demand: Goal) -> None:
-        value, reader = demand.value, demand.reader
+    def _check_readers(self, goal: Goal) -> None:
+        value, reader = goal.value, goal.reader
         if reader is None:
             return
         others = [other for other in readers(value) if other is not reader]
@@ -92,7 +95,7 @@ class Search:
         if uses(reader, value) != 1:
             raise NotFoldable(f"{describe(reader)} takes {describe(value)} twice")
 
-    def down(self, value: fx.Node, source: fx.Node, affine: Affine) -> Plan:
+    def into_consumers(self, value: fx.Node, source: fx.Node, affine: Affine) -> Plan:
         """A plan after which everything that read value reads source and applies affine itself."""
         plan = Plan((Bypass(value, source),))
         moving: dict[fx.Node, Affine] = {value: affine}
@@ -109,19 +112,19 @@ class Search:
         while waiting:
             reader = heapq.heappop(waiting)
             inputs = {node: moving[node] for node in reader.all_input_nodes if node in moving}
-            plan, outputs = self._step_down(reader, inputs, plan)
-            for node, moved in outputs.items():
-                if not moved.is_identity:
-                    moving[node] = moved
+            plan, outputs = self._into_consumer(reader, inputs, plan)
+            for node, carried in outputs.items():
+                if not carried.is_identity:
+                    moving[node] = carried
                     queue(node)
         return plan
 
-    def _step_down(
+    def _into_consumer(
         self, reader: fx.Node, inputs: dict[fx.Node, Affine], plan: Plan
     ) -> tuple[Plan, dict[fx.Node, Affine]]:
         if reader.op == "output":
             raise NotFoldable("it is an output of the network")
-        rule = self._down_rules.get(reader.target) if reader.op == "call_function" else None
+        rule = self._consumer_rules.get(reader.target) if reader.op == "call_function" else None
         if rule is None:
             raise NotFoldable(
                 f"{describe(reader)} reads it, has no weights to take it, and does not commute with it"
@@ -129,17 +132,17 @@ class Search:
         for node in inputs:
             if uses(reader, node) != 1:
                 raise NotFoldable(f"{describe(reader)} takes {describe(node)} twice")
-        site = Match(reader, reader, None, next(iter(inputs.values())), self._constants, inputs)
-        reason = rule.why_not(site)
+        match = Match(reader, reader, None, next(iter(inputs.values())), self._constants, inputs)
+        reason = rule.why_not(match)
         if reason is not None:
             raise NotFoldable(reason)
-        moved = rule.moved(site)
+        propagated = rule.propagated(match)
         outputs: dict[fx.Node, Affine] = {}
-        for output, affine in moved.outputs.items():
+        for output, affine in propagated.outputs.items():
             values = [reader] if output is None else parts(reader).get(output, [])
             outputs.update(dict.fromkeys(values, affine))
         first = next(iter(inputs))
         for node in outputs:
             if dtype_of(node) != dtype_of(first):
                 raise NotFoldable(f"{describe(reader)} changes the dtype, which rounds")
-        return plan.plus(moved.edits), outputs
+        return plan.plus(propagated.edits), outputs

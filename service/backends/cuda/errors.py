@@ -1,4 +1,4 @@
-"""What an exception from a GPU means: no room for this batch, a lost device, or neither.
+"""What an exception from a GPU means: no memory for this batch, a lost device, or neither.
 
 ONNX Runtime, cuBLAS, cuDNN and torch say it in texts of their own, so texts are read; the device's own status
 comes first, because after a broken kernel every library only says that its last call failed.
@@ -86,8 +86,8 @@ def load_error(what: str, problem: str, error: Exception) -> Exception:
         return found
     if isinstance(found, OutOfMemory):
         return InsufficientMemory(
-            f"{what}: the device has no room for the model; set fewer instances, a smaller max_batch_size or "
-            "a larger session.memory_limit_bytes in config.yaml, or serve fewer models on the device",
+            f"{what}: the device does not have enough memory for the model; set fewer instances, a smaller "
+            "max_batch_size or a larger session.memory_limit_bytes in config.yaml, or serve fewer models on the device",
             error,
         )
     return LoadError(f"{what} {problem}", error)

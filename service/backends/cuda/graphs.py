@@ -78,14 +78,14 @@ def with_graphs(
             gc.collect()
             session.close()
     gc.collect()  # likewise what opening raised: the next session needs the memory
-    reason = reason or "the device has no room to record one"
+    reason = reason or "the device does not have enough memory to record one"
     return open_session(False), [f"CUDA graphs are not used: {_short(reason)}"]
 
 
 def _refused(text: str) -> str:
     """A reason that everybody may read: a runtime's own text names nodes and files, and is for the log."""
     _log.warning("CUDA graphs are not used: %s", _short(text))
-    return "the runtime cannot record this model; the server's log tells why"
+    return "the runtime cannot record this model; the server's log says why"
 
 
 def reason_against(options: SessionOptions, signature: Signature, buckets: Sequence[int], asked: bool) -> str:
@@ -108,7 +108,7 @@ def reason_against(options: SessionOptions, signature: Signature, buckets: Seque
 def _first_failure(session: Capturing, wanted: Sequence[int]) -> tuple[int, bool, str] | None:
     """Record every bucket.
 
-    Returns: of the first that cannot be recorded its place, whether it had no room, and why; None when all could.
+    Returns: of the first that cannot be recorded its place, whether memory was missing, and why; None when all could.
     """
     if session.no_graphs:
         return 0, False, session.no_graphs
@@ -126,7 +126,9 @@ def _notes(captured: Sequence[int], too_large: Sequence[int]) -> list[str]:
     notes = [f"CUDA graphs for batches of {', '.join(map(str, sorted(captured)))} rows"]
     if too_large:
         sizes = ", ".join(map(str, sorted(too_large)))
-        notes.append(f"no CUDA graph for batches of {sizes} rows: the device has no room to record it")
+        notes.append(
+            f"no CUDA graph for batches of {sizes} rows: the device does not have enough memory to record it"
+        )
     return notes
 
 

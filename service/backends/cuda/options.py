@@ -1,4 +1,4 @@
-"""What onnxruntime's CUDA provider is told for a session. Pure.
+"""The options of onnxruntime's CUDA provider for a session. Pure.
 
 Whatever config.yaml's `session.providers` says about the provider wins, key by key.
 """

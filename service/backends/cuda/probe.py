@@ -136,7 +136,7 @@ def _uuid(driver: Any, number: int) -> str:
 def libraries(major: int) -> dict[str, str]:
     """The shared libraries that onnxruntime's provider needs, CUDA `major`, and the wheel that brings each.
 
-    Some of them (cuDNN, cuFFT) it opens only when a model first needs them: too late to be told.
+    Some of them (cuDNN, cuFFT) it opens only when a model first needs them: too late to report it.
     """
     suffix = "" if major >= 13 else f"-cu{major}"
     return {

@@ -29,7 +29,7 @@ from foldserve.service.backends.cuda.graphs import reason_against, with_graphs
 from foldserve.service.backends.cuda.options import CPU, Providers, cuda_providers, memory_limit
 from foldserve.service.backends.cuda.runtime import CudaError, open_runtime
 from foldserve.service.backends.onnxruntime.assignment import RECORD, on_the_cpu
-from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
+from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, SessionDevice
 from foldserve.service.backends.onnxruntime.file_check import check_dim_names, check_tensors
 from foldserve.service.backends.onnxruntime.library import onnxruntime as ort
 from foldserve.service.errors import ConfigError
@@ -70,7 +70,9 @@ def load_session(
     """Load an ONNX file on a device. Raises: LoadError, DeviceLost."""
     if device != "cpu":
         number = int(device.partition(":")[2] or "0")
-        return _load_on(Target("cuda", number, open_runtime(number)), path, signature, options, workload)
+        return _load_on(
+            SessionDevice("cuda", number, open_runtime(number)), path, signature, options, workload
+        )
     session = _open_as_exported(path, signature, list(options.providers) or [(CPU, {})], options)
     if workload.shared:
         check_dim_names(path, session)
@@ -78,7 +80,7 @@ def load_session(
 
 
 def _load_on(
-    target: Target, path: Path, signature: Signature, options: SessionOptions, workload: Workload
+    target: SessionDevice, path: Path, signature: Signature, options: SessionOptions, workload: Workload
 ) -> OnnxCudaSession:
     """Load an ONNX file on a GPU, with its buckets as CUDA graphs where that can be."""
     any_dims = any(ANY in spec.row_shape for spec in (*signature.inputs, *signature.outputs))
@@ -106,7 +108,7 @@ def _load_on(
             made = OnnxCudaSession(session, signature, target, stream, rows)
         except OutOfMemory as error:
             raise InsufficientMemory(
-                f"{path}: there is no room on {where} for a batch of {rows} rows; "
+                f"{path}: there is not enough memory on {where} for a batch of {rows} rows; "
                 "lower max_batch_size in config.yaml, or serve fewer models on the device",
                 error,
             ) from error

@@ -31,7 +31,7 @@ Place = Literal["device", "host", "unknown"]
 
 
 @dataclass(frozen=True)
-class Target:
+class SessionDevice:
     """Where a session's memory is: onnxruntime's name of the kind of device, its number, and its CUDA calls."""
 
     kind: str
@@ -72,7 +72,7 @@ class OnnxCudaSession:
         self,
         session: ort.InferenceSession,
         signature: Signature,
-        target: Target,
+        target: SessionDevice,
         stream: int,
         rows: int,
     ) -> None:
@@ -153,7 +153,7 @@ class OnnxCudaSession:
         if unknown := [name for name, place in places.items() if place == "unknown"]:
             # Bound in the wrong place, an input would be copied once, when it is bound, and never again.
             self._rows = 0
-            self.no_graphs = f"onnxruntime does not tell where it keeps {', '.join(unknown)}"
+            self.no_graphs = f"onnxruntime does not say where it keeps {', '.join(unknown)}"
             return
         on_host = [name for name, place in places.items() if place == "host"]
         if on_host:

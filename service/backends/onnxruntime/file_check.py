@@ -29,7 +29,7 @@ def check_tensors(path: Path, what: str, expected: Mapping[str, TensorSpec], got
         if _word(tensor.type) != spec.datatype or not _may_be(what, tensor.shape, spec.shape):
             raise LoadError(
                 f"{path} has {what} {tensor.name!r} as {tensor.type} {_shown(tensor.shape)}; expected {spec.datatype} "
-                f"{list(spec.shape)}, as the manifest or config.yaml says: mend the signature there, or export the "
+                f"{list(spec.shape)}, as the manifest or config.yaml says: fix the signature there, or export the "
                 "model again"
             )
 
@@ -38,7 +38,7 @@ def check_dim_names(path: Path, session: Any) -> None:
     """Raise LoadError when an output's dim 0 has another name than the inputs', and an operator sizes it by values.
 
     The names alone tell too little: converters often make them up for outputs. Without such an operator sizes follow
-    from the inputs' sizes, and running a few batches tells all (repository/row_check.py).
+    from the inputs' sizes, and running a few batches shows it (repository/row_check.py).
     """
     rows = {tensor.shape[0] for tensor in session.get_inputs() if tensor.shape}
     if not all(isinstance(name, str) for name in rows):
@@ -54,7 +54,7 @@ def check_dim_names(path: Path, session: Any) -> None:
             f"{path}: dim 0 of output {others[0].name!r} is named {others[0].shape[0]!r}, that of the inputs "
             f"{', '.join(map(repr, sorted(rows)))}, and the model has operators that size their outputs by values "
             f"({', '.join(choosing)}): so it does not count rows, and the answers of requests that are run together "
-            "could not be told apart; expected one name: name the dims alike if they are equal, export the model with "
+            "could not be separated; expected one name: name the dims alike if they are equal, export the model with "
             f"an output for each row, or {ONE_BY_ONE}"
         )
 

@@ -154,7 +154,7 @@ def frozen(module: torch.jit.ScriptModule, example: Sequence[torch.Tensor]) -> t
             # What torch says holds the module's source, and notes are read by everybody.
             _log.warning("TorchScript is run %s: %s", done, error)
             return best, [
-                f"TorchScript is run {done}, for torch cannot do that to it; the server's log tells why"
+                f"TorchScript is run {done}, for torch cannot do that to it; the server's log says why"
             ]
         if not off <= _MOST_OFF:
             return best, [f"TorchScript is run frozen and not optimised, which moved answers by {off:.3g}"]

@@ -9,7 +9,7 @@ import torch
 def as_sequence(result: Any, names: tuple[str, ...]) -> Sequence[torch.Tensor]:
     """The outputs by the signature's names: a module returns a tensor, a tuple or list, or a dict by name.
 
-    Raises: ValueError when there are more or fewer, one is missing, or one is no tensor.
+    Raises: ValueError when there are more or fewer, one is missing, or one is not a tensor.
     """
     if isinstance(result, torch.Tensor):
         tensors: Sequence[torch.Tensor] = [result]
@@ -18,7 +18,7 @@ def as_sequence(result: Any, names: tuple[str, ...]) -> Sequence[torch.Tensor]:
         if absent:
             raise ValueError(
                 f"the module returned {', '.join(map(str, result))}; the signature names {', '.join(absent)} too: "
-                "mend `signature` in config.yaml, or export the model again"
+                "fix `signature` in config.yaml, or export the model again"
             )
         tensors = [result[name] for name in names]
     else:

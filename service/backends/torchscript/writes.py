@@ -2,7 +2,7 @@
 
 A batch's memory is read again: when it is run in pieces, after an error, after a worker's death. A module that works in
 place would then find its own results there. And it is filled with the next batch: a module that kept it would find
-others' rows. Told from the graph alone; a module of which that cannot be told is taken to do so.
+others' rows. Decided by the graph alone; a module of which it cannot be decided is taken to do so.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _KEEPS = "prim::SetAttr"
 
 
 def may_write_or_keep(module: torch.jit.ScriptModule) -> bool:
-    """Whether running the module may change its inputs, or use them later; True where that cannot be told."""
+    """Whether running the module may change its inputs, or use them later; True where that cannot be decided."""
     try:
         graph: Any = module.inlined_graph
     except (RuntimeError, AttributeError):  # no forward, or one that is no graph

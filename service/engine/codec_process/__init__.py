@@ -3,18 +3,18 @@
 Reading a megabyte of JSON takes ten milliseconds and more, in which Python lets nothing else of its process run; so
 what is larger than the bounds below does not happen on an API server's event loop.
 
-    orders.py    the messages between the two processes
-    work.py      the work itself, over the API server's arena
-    helper.py    the process: takes an order, works, asks for room, writes into it
+    messages.py  the messages between the two processes
+    runner.py    the work itself, over the API server's arena
+    helper.py    the process: takes an order, works, asks for memory, writes into it
     client.py    the API server's side: the orders that wait, the process, what happens when it dies
-    job.py       one of those orders, with the places that it holds
+    job.py       one of those orders, with the memory that it holds
 
-A body already lies in a place of the arena when it is to be parsed, and a model's outputs when they are to be rendered;
-what becomes of them goes into another place there. Between the processes go a few bytes for each:
+A body lies in the arena already when it is to be parsed, and a model's outputs when they are to be rendered;
+the result goes into other memory there. Between the processes go a few bytes for each:
 
     API server -> helper    order: parse what lies here, or render it
     helper -> API server    sized: it takes so many bytes; or refused: why
-    API server -> helper    put it there; or drop it, nobody waits or there is no room
+    API server -> helper    put it there; or drop it: it was cancelled, or there is no memory
     helper -> API server    done
 """
 
@@ -22,7 +22,7 @@ from typing import Final
 
 LARGE_JSON_BYTES: Final = 64 * 1024
 """A longer JSON body. So much is decoded in 0.5 ms, or refused in 8 at the worst, where a core is quiet."""
-LARGE_ANSWER_BYTES: Final = 256 * 1024
+LARGE_RESPONSE_BYTES: Final = 256 * 1024
 """Outputs that hold more and are wanted as JSON. So much is encoded in 1.5 ms."""
 LARGE_COPY_BYTES: Final = 2 * 2**20
 """A longer body, or longer outputs, whose bytes are copied as they are: about 1 ms a copy."""

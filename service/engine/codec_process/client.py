@@ -1,9 +1,9 @@
 """The API server's side of its codec process: the orders that wait, the process, and what happens when it dies.
 
 Owned by the event loop thread; nothing here blocks. The process is started with the first order and works on one at a
-time. A job owns the place that it reads and the place that is written until the process can touch neither any more,
-whoever gave the request up meanwhile: that is what keeps memory from being given to another request too early, or freed
-twice. The shortest work is not kept behind the longest: an order's turn is its time of coming and a part of its size.
+time. A job owns the memory that it reads and the memory that is written until the process can touch neither any more,
+even if the request was cancelled meanwhile: so no memory is given to another request too early, or freed twice. Short
+work does not wait behind long work: orders are sorted by the time at which they came plus a part of their size.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from foldserve.service.codecs.protocol import InferenceProtocol
-from foldserve.service.engine.codec_process import helper, orders
+from foldserve.service.engine.codec_process import helper, messages
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
-from foldserve.service.engine.codec_process.orders import Body, CodecPlan, Sized, Word
+from foldserve.service.engine.codec_process.messages import Body, CodecPlan, MessageType, Sized
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
@@ -36,7 +36,7 @@ MOST_WAITING: Final = 1024
 """Bodies that wait to be decoded; more are refused."""
 MARGIN_S: Final = 5.0
 """The process is ended when it works so much longer than its request had time: it hangs, and others wait behind it."""
-MAX_DEATHS: Final = 2
+MAX_CRASHES: Final = 2
 """A job at whose work the process died so often is not tried again."""
 _NS_A_BYTE: Final = 50
 """About what decoding takes, for the order in which jobs have their turn."""
@@ -48,7 +48,7 @@ class CodecProcess:
     """The process of one API server, and the jobs for it.
 
     Args:
-        dispatcher: gives places.
+        dispatcher: allocates memory.
         models: where the process reads what their tensors are.
         protocols: what it parses and renders.
         arena_fd, arena_bytes: the arena's memory, as the process maps it.
@@ -90,6 +90,10 @@ class CodecProcess:
         """The process, when there is one."""
         return None if self._process is None else self._process.pid
 
+    def __repr__(self) -> str:
+        working = "idle" if self._job is None else f"working on {self._job!r}"
+        return f"<CodecProcess {self.pid}: {working}, {len(self._waiting)} waiting>"
+
     # -- jobs
 
     def parse(
@@ -100,13 +104,13 @@ class CodecProcess:
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
-        """Make the inputs of the body that lies in the request's place: they are in its place, with rows and dims, when
-        `then` is called without an error. Until then the request has no place.
+        """Parse the body that lies in the request's memory: its inputs are there instead, with rows and dims, when
+        `then` is called without an error. Until then the request has no memory.
 
-        Raises: QueueFull when too many wait; the request keeps its place then.
+        Raises: QueueFull when too many wait; the request keeps its memory then.
         """
         if len(self._waiting) >= MOST_WAITING:
-            # Those given up are passed over when it is their turn: meanwhile they keep nobody out.
+            # Cancelled ones are skipped when it is their turn; until then they must not keep others out.
             self._waiting = [one for one in self._waiting if one[2].wanted]
             heapq.heapify(self._waiting)
         if len(self._waiting) >= MOST_WAITING:
@@ -114,14 +118,14 @@ class CodecProcess:
                 f"{len(self._waiting)} large bodies wait to be decoded, which is the most at a time; try again "
                 "later, or send raw bytes, which need no decoding"
             )
-        dispatcher, queue, place = self._dispatcher, request.queue, request.place
-        assert place is not None
+        dispatcher, queue, allocation = self._dispatcher, request.queue, request.allocation
+        assert allocation is not None
 
         def output_bytes(sized: Sized) -> int:
-            return dispatcher.output_room(queue, sized.rows, sized.dims, sized.nbytes)
+            return dispatcher.output_capacity(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = orders.parse_order(queue.key, protocol.key, place.input_at, body)
-        job = Job(request, order, output_bytes, deadline_ns, self._late, self._give_up, then)
+        order = messages.parse_order(queue.key, protocol.key, allocation.input_at, body)
+        job = Job(request, order, output_bytes, deadline_ns, self._on_deadline, self._on_cancel, then)
         # Compressed bytes are few, and what they become is known by its bound alone.
         return self._add(job, body.limit_bytes if body.encoding else body.nbytes)
 
@@ -134,15 +138,16 @@ class CodecProcess:
         deadline_ns: int,
         then: Callable[[Exception | None], None],
     ) -> Job:
-        """Make the answer of these outputs: it fills the input bytes of the request's place when `then` is called
-        without an error. Until then the request has no place."""
-        place = request.place
-        assert place is not None
-        nbytes = len(place.outputs)
-        key, rows, at = request.queue.key, request.rows, place.output_at
-        order = orders.render_order(key, protocol.key, rows, at, nbytes, names, reply)
+        """Render the response with these outputs: it fills the input bytes of the request's memory when `then` is
+        called without an error. Until then the request has no memory."""
+        allocation = request.allocation
+        assert allocation is not None
+        nbytes = len(allocation.outputs)
+        key, rows, at = request.queue.key, request.rows, allocation.output_at
+        order = messages.render_order(key, protocol.key, rows, at, nbytes, names, reply)
         return self._add(
-            Job(request, order, lambda sized: 0, deadline_ns, self._late, self._give_up, then), nbytes
+            Job(request, order, lambda sized: 0, deadline_ns, self._on_deadline, self._on_cancel, then),
+            nbytes,
         )
 
     def _add(self, job: Job, nbytes: int) -> Job:
@@ -153,29 +158,29 @@ class CodecProcess:
         self._loop.call_soon(self._next)
         return job
 
-    def _give_up(self, job: Job) -> None:
-        """A job was given up: free what it holds, unless the process works on it."""
+    def _on_cancel(self, job: Job) -> None:
+        """A job was cancelled: free what it holds, unless the process works on it."""
         if job is not self._job:
             self._free(job)
 
-    def _late(self, job: Job) -> None:
-        """The time of a job's request is over."""
+    def _on_deadline(self, job: Job) -> None:
+        """The deadline of a job's request has passed."""
         if job is self._job:
-            job.timer = self._loop.call_later(MARGIN_S, self._hangs, job)
+            job.timer = self._loop.call_later(MARGIN_S, self._on_timeout, job)
         else:
             self._free(job)
-        job.over(DeadlinePassed.after(None))
+        job.finish(DeadlinePassed.after(None))
 
-    def _hangs(self, job: Job) -> None:
+    def _on_timeout(self, job: Job) -> None:
         if job is self._job and self._process is not None:
             _log.error("the codec process %d hangs: it is ended and started again", self._process.pid)
             self._process.kill()  # what it held is freed when it is gone
 
     def _free(self, job: Job) -> None:
-        """The process cannot touch the job's places any more."""
+        """The process cannot touch the job's memory any more."""
         job.timer.cancel()
         self._dispatcher.release(job.source)
-        self._dispatcher.release(job.made)
+        self._dispatcher.release(job.result)
 
     def _rests(self) -> None:
         """The process works on nothing any more."""
@@ -197,16 +202,16 @@ class CodecProcess:
                 if self._process is None:
                     _log.error("the codec process cannot be started: %s", error)
                     self._free(job)
-                    job.over(
+                    job.finish(
                         NotReady(
-                            "what reads large bodies cannot be started at this moment; try again shortly"
+                            "the process that reads large bodies cannot be started at this moment; try again shortly"
                         )
                     )
                     continue
                 # It died this moment: its end is read next, and goes on with this job.
             self._job = job
             limit_s = self._work_limit_s + job.nbytes * _MOST_NS_A_BYTE / 1e9
-            self._limit = self._loop.call_later(limit_s, self._hangs, job)
+            self._limit = self._loop.call_later(limit_s, self._on_timeout, job)
 
     # -- what the process says
 
@@ -214,58 +219,62 @@ class CodecProcess:
         channel = self._channel
         assert channel is not None
         try:
-            packet = channel.recv(orders.PACKET_BYTES)
+            packet = channel.recv(messages.PACKET_BYTES)
         except BlockingIOError:
             return
         except OSError:
             packet = b""
         if not packet:
-            self._died()
+            self._on_exit()
             return
-        word, values = orders.unpack(packet)
+        message_type, values = messages.unpack(packet)
         job = self._job
         assert job is not None
-        if word == Word.SIZED:
-            job.sized = orders.sized_of(values)
-            self._give_room(job, channel)
-        elif word == Word.DONE:
-            self._made(job)
-        elif word == Word.REFUSED:
-            self._end(job, orders.refused(*values))
+        if message_type == MessageType.SIZED:
+            job.sized = messages.sized_of(values)
+            self._give_memory(job, channel)
+        elif message_type == MessageType.DONE:
+            self._on_done(job)
+        elif message_type == MessageType.REFUSED:
+            self._end(job, messages.refused(*values))
         else:
-            self._end(job, CodecsFailed("the codec process failed on it; its log line tells why"))
+            self._end(job, CodecsFailed("the codec process failed on it; its log says why"))
 
-    def _give_room(self, job: Job, channel: socket.socket) -> None:
+    def _give_memory(self, job: Job, channel: socket.socket) -> None:
         error: ServiceError | None = None
         if job.wanted:
             try:
                 self._reserve(job)
             except ServiceError as refused:
                 error = refused
-        place = job.made.place
+        allocation = job.result.allocation
         with contextlib.suppress(OSError):  # it died this moment: its end is read next
-            channel.send(orders.pack(Word.DROP) if place is None else orders.pack(Word.PUT, place.input_at))
-        if place is None:
+            channel.send(
+                messages.pack(MessageType.DROP)
+                if allocation is None
+                else messages.pack(MessageType.PUT, allocation.input_at)
+            )
+        if allocation is None:
             self._end(job, error)
 
     def _reserve(self, job: Job) -> None:
-        """Have a place for what is made. Raises: QueueFull; TooLarge when it would have none if it were alone."""
-        dispatcher, source, nbytes = self._dispatcher, job.source.place, job.sized.nbytes
+        """Allocate memory for the result. Raises: QueueFull; TooLarge when an empty arena would not have it."""
+        dispatcher, source, nbytes = self._dispatcher, job.source.allocation, job.sized.nbytes
         assert source is not None
         output_bytes = job.output_bytes(job.sized)
-        job.made.rows = job.sized.rows or job.request.rows
+        job.result.rows = job.sized.rows or job.request.rows
         try:
-            dispatcher.reserve(job.made, nbytes, output_bytes)
+            dispatcher.reserve(job.result, nbytes, output_bytes)
         except QueueFull:
-            # What it is made of takes room too.
+            # Its source takes memory too.
             held = len(source.inputs) + len(source.outputs)
-            dispatcher.check_fits(job.made, held + nbytes, output_bytes)
+            dispatcher.check_fits(job.result, held + nbytes, output_bytes)
             raise
 
-    def _made(self, job: Job) -> None:
+    def _on_done(self, job: Job) -> None:
         request = job.request
         if job.wanted:
-            request.place, job.made.place = job.made.place, None
+            request.allocation, job.result.allocation = job.result.allocation, None
             if job.sized.rows:
                 request.rows, request.dims = job.sized.rows, job.sized.dims
         self._end(job, None)
@@ -273,7 +282,7 @@ class CodecProcess:
     def _end(self, job: Job, error: Exception | None) -> None:
         self._rests()
         self._free(job)
-        job.over(error)
+        job.finish(error)
         self._next()
 
     # -- the process
@@ -307,7 +316,7 @@ class CodecProcess:
         self._loop.add_reader(ours.fileno(), self._receive)
         return ours
 
-    def _died(self) -> None:
+    def _on_exit(self) -> None:
         """The process is gone, and its job is done again by the next one.
 
         A dying process lets go of its memory before its descriptors: who sees this end of the socket close knows that
@@ -324,11 +333,11 @@ class CodecProcess:
         self._rests()
         _log.warning("the codec process %d ended with code %d", process.pid, code)
         if job is not None:
-            job.deaths += 1
-            if job.wanted and job.deaths < MAX_DEATHS:
-                self._dispatcher.release(job.made)
+            job.crashes += 1
+            if job.wanted and job.crashes < MAX_CRASHES:
+                self._dispatcher.release(job.result)
                 heapq.heappush(self._waiting, (0, next(self._numbers), job))
             else:
                 self._free(job)
-                job.over(CodecsFailed(f"the codec process died {job.deaths} times while it worked on it"))
+                job.finish(CodecsFailed(f"the codec process died {job.crashes} times while it worked on it"))
         self._next()

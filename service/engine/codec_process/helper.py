@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foldserve.service.engine.codec_process import orders
-from foldserve.service.engine.codec_process.orders import Body, CodecPlan, Word
-from foldserve.service.engine.codec_process.work import Bench, Made
+from foldserve.service.engine.codec_process import messages
+from foldserve.service.engine.codec_process.messages import Body, CodecPlan, MessageType
+from foldserve.service.engine.codec_process.runner import CodecResult, CodecRunner
 from foldserve.service.errors import ServiceError
 from foldserve.service.host.processes import die_with_parent
 from foldserve.service.ipc.model_table import ModelKey
@@ -35,47 +35,47 @@ def main(parent: int, channel_fd: int, plan_fd: int, arena_fd: int) -> None:
     with open(plan_fd, "rb") as file:
         plan: CodecPlan = pickle.load(file)  # our own parent's
     configure_logging(plan.log_style)
-    bench = Bench(plan.models.map(), plan.protocols, memoryview(mmap.mmap(arena_fd, plan.arena_bytes)))
+    runner = CodecRunner(plan.models.map(), plan.protocols, memoryview(mmap.mmap(arena_fd, plan.arena_bytes)))
     # A body becomes millions of objects, none of which is garbage until all are: collections on the way would each
     # walk over them. What a traceback leaves in a circle goes between two orders.
     gc.disable()
     gc.freeze()
     with socket.socket(fileno=channel_fd) as channel:
-        while packet := channel.recv(orders.PACKET_BYTES):
-            if not _answer(channel, packet, bench):
+        while packet := channel.recv(messages.PACKET_BYTES):
+            if not _answer(channel, packet, runner):
                 return
             gc.collect()
 
 
-def _answer(channel: socket.socket, packet: bytes, bench: Bench) -> bool:
+def _answer(channel: socket.socket, packet: bytes, runner: CodecRunner) -> bool:
     """Work on one order. False when the API server is gone."""
     try:
-        made = _made(packet, bench)
+        result = _run_order(packet, runner)
     except ServiceError as error:
-        channel.send(orders.refusal(error))
+        channel.send(messages.refusal(error))
         return True
     except Exception:
-        _log.exception("a body or an answer could not be worked on")
-        channel.send(orders.pack(Word.BROKEN))
+        _log.exception("a body or an answer could not be processed")
+        channel.send(messages.pack(MessageType.BROKEN))
         return True
-    channel.send(orders.sized_message(made.sized))
-    reply = channel.recv(orders.PACKET_BYTES)
+    channel.send(messages.sized_message(result.sized))
+    reply = channel.recv(messages.PACKET_BYTES)
     if not reply:
         return False
-    word, values = orders.unpack(reply)
-    if word == Word.PUT:
-        made.write(bench.memory, *values)
-        channel.send(orders.pack(Word.DONE))
+    message_type, values = messages.unpack(reply)
+    if message_type == MessageType.PUT:
+        result.write(runner.memory, *values)
+        channel.send(messages.pack(MessageType.DONE))
     return True
 
 
-def _made(packet: bytes, bench: Bench) -> Made:
-    word, values = orders.unpack(packet)
+def _run_order(packet: bytes, runner: CodecRunner) -> CodecResult:
+    message_type, values = messages.unpack(packet)
     key = ModelKey(*values.pop(0))
-    if word == Word.RENDER:
-        return bench.render(key, *values)
+    if message_type == MessageType.RENDER:
+        return runner.render(key, *values)
     protocol, at, body = values
-    return bench.parse(key, protocol, at, Body(*body))
+    return runner.parse(key, protocol, at, Body(*body))
 
 
 def arguments(*values: Any) -> list[str]:

@@ -5,8 +5,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from foldserve.service.engine.codec_process.orders import Sized
-from foldserve.service.engine.request import PendingRequest, ScratchPlace
+from foldserve.service.engine.codec_process.messages import Sized
+from foldserve.service.engine.request import PendingRequest, ScratchRequest
 
 _log = logging.getLogger("foldserve.codecs")
 
@@ -18,8 +18,8 @@ class CodecsFailed(Exception):
 class Job:
     """One body or answer on its way through the process.
 
-    late, unwanted: called when its time is over, and when it was given up. then: called once with None when the
-    request's place is the made one, else with the error; not after give_up().
+    on_deadline, on_cancel: called when its deadline has passed, and when it was cancelled. then: called once, with None
+    when the result is the request's memory, else with the error; not after cancel().
     """
 
     def __init__(
@@ -28,40 +28,44 @@ class Job:
         order: bytes,
         output_bytes: Callable[[Sized], int],
         deadline_ns: int,
-        late: Callable[["Job"], None],
-        unwanted: Callable[["Job"], None],
+        on_deadline: Callable[["Job"], None],
+        on_cancel: Callable[["Job"], None],
         then: Callable[[Exception | None], None],
     ) -> None:
         self.request = request
         self.order = order
         self.output_bytes = output_bytes
         self.deadline_ns = deadline_ns
-        self.deaths = 0
+        self.crashes = 0
         self.nbytes = 0
         self.sized = Sized(0)
-        self.source, self.made = ScratchPlace(request.queue), ScratchPlace(request.queue)
-        self.source.place, request.place = request.place, None
-        self._unwanted = unwanted
+        self.source, self.result = ScratchRequest(request.queue), ScratchRequest(request.queue)
+        self.source.allocation, request.allocation = request.allocation, None
+        self._on_cancel = on_cancel
         self._then: Callable[[Exception | None], None] | None = then
         left_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
-        self.timer = asyncio.get_running_loop().call_later(left_s, late, self)
+        self.timer = asyncio.get_running_loop().call_later(left_s, on_deadline, self)
+
+    def __repr__(self) -> str:
+        cancelled = "" if self.wanted else ", cancelled"
+        return f"<Job of request {self.request.request_id}: {self.nbytes} bytes, {self.crashes} crashes{cancelled}>"
 
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for it."""
         return self._then is not None
 
-    def give_up(self) -> None:
-        """Nobody waits for it any more; its places are freed as soon as the process cannot touch them."""
+    def cancel(self) -> None:
+        """Nobody waits for it any more; its memory is freed as soon as the process cannot touch it."""
         self._then = None
-        self._unwanted(self)
+        self._on_cancel(self)
 
-    def over(self, error: Exception | None) -> None:
-        """Tell the owner, if it waits. The places are settled already."""
+    def finish(self, error: Exception | None) -> None:
+        """Call `then`, unless it was cancelled. The memory is freed or handed over already."""
         then, self._then = self._then, None
         if then is not None:
             try:
                 then(error)
             except Exception:
                 # The jobs that wait must not be lost with it.
-                _log.exception("request %s could not go on", self.request.request_id)
+                _log.exception("request %s could not be continued", self.request.request_id)

@@ -15,16 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from foldserve.service.frontend.connections.descriptors import MEND, Room
+from foldserve.service.frontend.connections.descriptors import FIX, ConnectionLimits
 from foldserve.service.frontend.connections.guests import Guests
 from foldserve.service.frontend.connections.shares import Shares
 from foldserve.service.metrics.catalog import CROWDED, FAILED
 
 _log = logging.getLogger("foldserve.connections")
 
-_LOOK_S: Final = 0.001
+_CHECK_S: Final = 0.001
 """How often it is seen whether those whose turn it is have come."""
-_LOOKS: Final = 20
+_CHECKS: Final = 20
 """That often, then the connection is taken out of turn: it must not wait for a process that is stopped."""
 _BURST: Final = 64
 """Taken in one turn of the event loop at most, so that the connections that are there go on."""
@@ -57,7 +57,7 @@ class Acceptor:
         listeners: Sequence[socket.socket],
         make_protocol: Callable[[], asyncio.Protocol],
         shares: Shares,
-        room: Room,
+        room: ConnectionLimits,
         refused: Callable[[str], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -67,7 +67,7 @@ class Acceptor:
         self._capacity = room.connections
         self._guests = Guests(room.guests, room.connections, self._one_more, self._sent_away)
         self._refused = refused
-        self._looks = 0
+        self._checks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[None]] = set()
         self._told_s: dict[str, float] = {}
@@ -93,7 +93,7 @@ class Acceptor:
         self._shares.left()
         if self._timer is not None and self._shares.my_turn():
             self._timer.cancel()
-            self._look()
+            self._check()
 
     async def wait_connected(self) -> None:
         """Wait until every connection that was taken talks its protocol."""
@@ -118,7 +118,7 @@ class Acceptor:
 
     def _on_waiting(self, listener: socket.socket) -> None:
         if not self._shares.my_turn():
-            self._stand_back(_LOOK_S)
+            self._stand_back(_CHECK_S)
             return
         for _ in range(_BURST):
             if not self._take(listener) or not self._shares.my_turn():
@@ -128,18 +128,18 @@ class Acceptor:
         """Leave what waits to the others for a moment; readable listeners would wake this process on and on."""
         if self._timer is None:
             self._listen_no_more()
-            self._timer = self._loop.call_later(seconds, self._look)
+            self._timer = self._loop.call_later(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         waiting = self._waiting()
         if waiting and not self._shares.my_turn():
-            self._looks += 1
-            if self._looks < _LOOKS:
-                self._timer = self._loop.call_later(_LOOK_S, self._look)
+            self._checks += 1
+            if self._checks < _CHECKS:
+                self._timer = self._loop.call_later(_CHECK_S, self._check)
                 return
             self._shares.wait_no_longer()
-        self._looks = 0
+        self._checks = 0
         self._listen()
 
     def _waiting(self) -> bool:
@@ -189,21 +189,21 @@ class Acceptor:
         except OSError as error:  # it has gone already
             connection.close()
             failed()
-            _log.debug("a connection was lost while it was taken: %s", error)
+            _log.debug("a connection was lost while it was accepted: %s", error)
 
     # -- when there is no room
 
     def _failed(self, error: OSError) -> None:
         self._refused(FAILED)
-        self._tell(FAILED, f"a connection cannot be taken: {error.strerror}; it waits")
+        self._report(FAILED, f"a connection cannot be accepted: {error.strerror}; it waits")
         if self._listeners:
             self._stand_back(_PAUSE_S)
 
     def _sent_away(self) -> None:
         self._refused(CROWDED)
-        self._tell(CROWDED, "what comes beyond them is answered 503")
+        self._report(CROWDED, "further connections are answered 503")
 
-    def _tell(self, what: str, text: str) -> None:
+    def _report(self, what: str, text: str) -> None:
         now_s = time.monotonic()
         if now_s >= self._told_s.get(what, 0.0):
             self._told_s[what] = now_s + _TELL_EVERY_S
@@ -212,5 +212,5 @@ class Acceptor:
                 self._shares.mine,
                 self._capacity,
                 text,
-                MEND,
+                FIX,
             )

@@ -4,7 +4,7 @@
     0.0.0.0                  every IPv4 address              unix:/path   a socket in the file system
     ::                       every address, of both kinds    a,b          several of these
 
-The sockets listen from the start, so that a second server that wants the same port is told at once, and what comes
+The sockets listen from the start, so that a second server that wants the same port fails at once, and what comes
 before the API servers are there waits for them.
 """
 
@@ -34,7 +34,7 @@ _PATH_BYTES: Final = 107
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 """The address is not this machine's. That may be so for one address of a name while another can be served."""
 
-_MENDS: Final = {
+_FIXES: Final = {
     errno.EADDRINUSE: "end what uses the port, or choose another with --port",
     errno.EACCES: "ports below 1024 are root's; choose another with --port",
     errno.EADDRNOTAVAIL: "this machine has no such address; name one that it has (`ip address` lists them), or "
@@ -76,7 +76,7 @@ class _PortTaken(ConfigError):
 def bind(hosts: str, port: int) -> list[socket.socket]:
     """Listening sockets for all addresses of `hosts`, not blocking. Port 0: a free one, the same for all.
 
-    Raises: ConfigError that names the address which failed, and the mend.
+    Raises: ConfigError that names the address which failed, and the fix.
     """
     names = list(dict.fromkeys(name.strip().strip("[]") for name in hosts.split(",") if name.strip()))
     if not names:
@@ -130,8 +130,8 @@ def _addresses(name: str, port: int) -> list[tuple[socket.AddressFamily, tuple[A
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--host {name!r} is no address of this machine ({getattr(error, 'strerror', None) or error}); expected a "
-            "name or an IP address, such as 127.0.0.1, 0.0.0.0 or ::, without a port, or unix:/path"
+            f"--host {name!r} is not an address of this machine ({getattr(error, 'strerror', None) or error}); "
+            "expected a name or an IP address, such as 127.0.0.1, 0.0.0.0 or ::, without a port, or unix:/path"
         ) from error
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
@@ -160,9 +160,9 @@ def _port_of(sockets: list[socket.socket]) -> int:
 
 def _refusal(name: str, address: str, port: int, error: OSError, taken: bool = False) -> ConfigError:
     what = name if name == address else f"{name} ({address})"
-    mend = _MENDS.get(error.errno or 0, "choose another with --host or --port")
+    fix = _FIXES.get(error.errno or 0, "choose another with --host or --port")
     return (_PortTaken if taken else ConfigError)(
-        f"cannot listen on {what} port {port}: {error.strerror}; {mend}"
+        f"cannot listen on {what} port {port}: {error.strerror}; {fix}"
     )
 
 

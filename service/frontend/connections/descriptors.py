@@ -24,16 +24,16 @@ _LEAST_SPARE: Final = 8
 _SEARCHED: Final = 4096
 """Descriptors are given from below: none of ours is beyond."""
 _OF_A_CHILD: Final = 2
-"""In the parent: its lifeline, and what tells of its end. An API server inherits those of the others."""
+"""In the parent: its lifeline, and what signals its end. An API server inherits those of the others."""
 _OF_AN_API_SERVER: Final = 16
 """Its event loop, and its mappings beside those of the arenas."""
 
-MEND: Final = "raise the limit on open files (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of docker)"
+FIX: Final = "raise the limit on open files (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of docker)"
 
 
 @dataclass(frozen=True)
-class Room:
-    """connections: those that a process can hold. guests: those beyond, that are told so."""
+class ConnectionLimits:
+    """connections: those that a process can hold. guests: those beyond, which get 503."""
 
     connections: int
     guests: int
@@ -72,11 +72,11 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def room(free: int) -> Room | None:
+def connection_limits(free: int) -> ConnectionLimits | None:
     """What can be made of so many free descriptors; None when they are too few to serve anybody."""
     spare, guests = min(_SPARE, max(free // 4, _LEAST_SPARE)), min(_GUESTS, free // 4)
     connections = free - spare - guests
-    return Room(connections, guests) if min(guests, connections) >= _LEAST else None
+    return ConnectionLimits(connections, guests) if min(guests, connections) >= _LEAST else None
 
 
 def for_connections(children: int, api_servers: int) -> int:
@@ -84,7 +84,7 @@ def for_connections(children: int, api_servers: int) -> int:
 
     Raises: OSError when they are too few.
     """
-    found = room(limit() - open_now() - children * _OF_A_CHILD - api_servers - _OF_AN_API_SERVER)
+    found = connection_limits(limit() - open_now() - children * _OF_A_CHILD - api_servers - _OF_AN_API_SERVER)
     if found is None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return found.connections
@@ -100,11 +100,11 @@ def enough(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            text = f"the limit of {limit()} open files is too low for {what} and a few connections; {MEND}"
+            text = f"the limit of {limit()} open files is too low for {what} and a few connections; {FIX}"
         elif error.errno == errno.EFBIG:
             text = f"the limit on file sizes is too low for the shared memory of {what}; lift it (ulimit -f unlimited)"
         elif error.errno == errno.ENOMEM:
-            text = f"there is no memory for {what}; lower --arena-bytes, --max-in-flight or --api-servers"
+            text = f"no memory available for {what}; lower --arena-bytes, --max-in-flight or --api-servers"
         else:
             raise
         raise ConfigError(text) from error

@@ -1,9 +1,9 @@
 """Connections for which the process has no descriptors to spare: looked at one by one, and sent away.
 
-A probe must hear that the server lives also while others take all places: else a server that is merely crowded is
+A probe must be answered also while others hold all connections: else a server that is merely crowded is
 restarted, and drops them all. So a few descriptors are kept for guests. One that asks for health or metrics is answered
-like any other, once; any other is told 503 with a text. When no place is left, the guest that came first goes, so that
-silent ones keep nobody out.
+like any other, once; any other is answered 503. When there are too many guests, the first one is ended, so that silent
+ones do not keep others out.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ _ANSWERED: Final = frozenset({b"/health", b"/v2/health/live", b"/v2/health/ready
 _HEAD_END: Final = b"\r\n\r\n"
 _HEAD_BYTES: Final = 16_384
 _STAY_S: Final = 5.0
-"""A guest has so long to ask, and to read what it is told."""
+"""A guest has so long to send its request, and to read the response."""
 
 
 class Guests:
     """Those of one API server.
 
     Args:
-        places: how many there may be at once.
+        places: how many there may be at a time.
         capacity: what the text says of how many connections there is room for.
         make_protocol: makes what answers a guest that asks for health.
         sent_away: called for each that was not answered.
@@ -114,7 +114,7 @@ class _Guest(asyncio.Protocol):
         self._guests.leave(self)
 
     def go_now(self) -> None:
-        """Give the place up to another."""
+        """End, for another."""
         self._refuse()
         self._guests.leave(self)
         self._transport.close()

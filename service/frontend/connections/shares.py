@@ -2,8 +2,8 @@
 
 All API servers wait on the same listening sockets, so a connection is lost with none of them; but the kernel wakes
 all, and whoever is first would take everything that waits. So each takes only while it has hardly more than any other,
-by the numbers on the board. One that does not come in time, for it is stopped or busy with something long, is left out.
-Knows no sockets.
+by the numbers on the scoreboard. One that does not come in time, because it is stopped or busy, is left
+out. Knows no sockets.
 """
 
 import time

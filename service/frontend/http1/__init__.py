@@ -7,13 +7,13 @@ scope.
     heads/           what a head says: cache.py which calls are ordinary, by exact targets and plain headers; reader.py
                      reads such heads without the parser, those seen before by their bytes; rules.py what none may say
     exchange.py      one ordinary call: the bytes of its response; its life is inference/request.py's
-    answer_lines.py  lines that the heads of many answers share
-    filling.py       large bodies, read from the socket into their slots
+    response_lines.py  lines that the heads of many answers share
+    direct_read.py   large bodies, read from the socket into their slots
     flow/            control.py when a connection's bytes may be read, throttle.py how quickly refused clients may come
                      again, send_buffers.py answers that clients do not take, resets.py whether a client has left
     asgi_cycle.py    uvicorn's request cycle, for whatever is not ordinary
 
 Whatever is not ordinary (other queries than ?version=, chunked bodies, Expect, what is sent ahead, other types,
 anything wrong with the head) goes through ASGI, uvicorn and frontend/asgi.py, which answers every case. Both paths
-lead to the same InferenceRequest, and a test sends the same calls both ways.
+lead to the same InferenceRequest, and a test sends the same calls to both.
 """

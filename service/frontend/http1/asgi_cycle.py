@@ -1,7 +1,7 @@
 """A request that goes through ASGI: uvicorn's cycle, with what it lacks.
 
-A body that cannot be read to its end is told to the application as the error that it is, and not as a client that
-left; a client of HTTP/1.0 is told that its connection is kept; who is refused for want of room is paced as on the
+A body that cannot be read to its end is passed to the application as the error that it is, and not as a client that
+left; a client of HTTP/1.0 is told that its connection is kept; a client refused with 429 is throttled as on the
 fast path.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from foldserve.service.errors import ServiceError
-from foldserve.service.frontend.http1.heads.rules import Target
+from foldserve.service.frontend.http1.heads.rules import RequestTarget
 from foldserve.service.inference.context import BROKEN, REFUSAL
 
 _QUEUE_FULL: Final = 429
@@ -40,7 +40,11 @@ class Rest:
 
 
 def scope_of(
-    method: str, version: str, target: Target, headers: list[tuple[bytes, bytes]], error: ServiceError | None
+    method: str,
+    version: str,
+    target: RequestTarget,
+    headers: list[tuple[bytes, bytes]],
+    error: ServiceError | None,
 ) -> Any:
     """The ASGI scope of a request, without what its connection says. error: the answer, where that is settled."""
     scope: dict[str, Any] = {

@@ -14,12 +14,12 @@ from typing import Any, Final
 from foldserve.service.errors import BadRequest, ServiceError
 from foldserve.service.frontend.asgi_channel import WIRE
 from foldserve.service.frontend.http1.asgi_cycle import AsgiCycle, scope_of
+from foldserve.service.frontend.http1.direct_read import DIRECT_READ_BYTES, DirectRead
 from foldserve.service.frontend.http1.exchange import Http1Exchange
-from foldserve.service.frontend.http1.filling import FILLING_BYTES, Filling
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer
 from foldserve.service.frontend.http1.flow.throttle import CLOSE
 from foldserve.service.frontend.http1.heads.cache import Head, field_of, head_of
-from foldserve.service.frontend.http1.heads.rules import Target, shown, target_of
+from foldserve.service.frontend.http1.heads.rules import RequestTarget, parse_target, shown
 from foldserve.service.frontend.http1.lifetime import BEGINNING
 from foldserve.service.frontend.http1.parsing import HEAD_END, MessageParsing
 
@@ -33,7 +33,7 @@ class Http1Protocol(MessageParsing):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._filling: Filling | None = None
+        self._direct_read: DirectRead | None = None
 
     # -- bytes in
 
@@ -49,7 +49,7 @@ class Http1Protocol(MessageParsing):
             if own is not None:
                 if len(data) <= own.missing:
                     self._feed(own, data)
-                    if own.missing > FILLING_BYTES:
+                    if own.missing > DIRECT_READ_BYTES:
                         self._fill(own)
                     return
             elif self.cycle is None or self.cycle.response_complete:
@@ -60,7 +60,7 @@ class Http1Protocol(MessageParsing):
                     own.feed(data[end:])
                     if own.missing:
                         own.await_body()
-                        if own.missing > FILLING_BYTES:
+                        if own.missing > DIRECT_READ_BYTES:
                             self._fill(own)
                     elif own.response_complete:
                         self._end_own(own)
@@ -94,10 +94,10 @@ class Http1Protocol(MessageParsing):
     def _begin_asgi(self, method: str, version: str, error: ServiceError | None) -> None:
         """An ASGI scope, and a task as soon as it is its turn. error: the answer, if that is settled."""
         url = self.url or self._first_line()
-        target = Target(shown(url), url, b"")
+        target = RequestTarget(shown(url), url, b"")
         if error is None:
             try:
-                target = target_of(self.url)
+                target = parse_target(self.url)
             except BadRequest as no_target:
                 error = no_target
         self.scope = scope_of(method, version, target, self.headers or [], error)
@@ -138,14 +138,14 @@ class Http1Protocol(MessageParsing):
             self._end_own(own)
 
     def _fill(self, own: Http1Exchange) -> None:
-        """Have the rest of a large body read into its place, if it has one."""
+        """Have the rest of a large body read into its memory of the arena, if it has any."""
         if own.rest(1) is not None and not self.transport.is_closing():
-            if self._filling is None:
-                self._filling = Filling(self.transport, self)
-            self._filling.begin(own)
+            if self._direct_read is None:
+                self._direct_read = DirectRead(self.transport, self)
+            self._direct_read.begin(own)
 
     def filled(self, own: Http1Exchange, nbytes: int) -> None:
-        """So many bytes of its body were read into its place."""
+        """So many bytes of its body were read into its memory."""
         own.filled(nbytes)
         if own.response_complete and not own.missing:
             self._end_own(own)
@@ -157,9 +157,9 @@ class Http1Protocol(MessageParsing):
             self.transport.close()
 
     def _give_up(self) -> None:
-        """The client is gone, or given up."""
+        """The client is gone, or its connection is being ended."""
         if self._own is not None:
-            self._own.give_up()
+            self._own.cancel()
             self._own = None
         self._flow.end()
         if self._kept_in is not None:
@@ -201,9 +201,9 @@ class Http1Protocol(MessageParsing):
         return message[len(BEGINNING) :]
 
     @property
-    def owing(self) -> SendBuffer:
+    def send_buffer(self) -> SendBuffer:
         """What its client has not taken."""
-        return self._flow.owing
+        return self._flow.send_buffer
 
     def refused(self) -> bool:
         """A call is to be answered 429: look at no more for a while (throttle.py); True to close its connection."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from foldserve.service.frontend.http1.answer_lines import AnswerLines
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer, SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
 from foldserve.service.frontend.http1.heads.cache import Head, Route
 from foldserve.service.frontend.http1.heads.reader import HeadReader
+from foldserve.service.frontend.http1.response_lines import ResponseLines
 from foldserve.service.inference.request import InferenceRequest
 from foldserve.service.inference.response import SENT_BYTES, Response
 from foldserve.service.inference.server_context import ServerContext
@@ -43,7 +43,7 @@ class Connection(Protocol):
         ...
 
     @property
-    def owing(self) -> SendBuffer:
+    def send_buffer(self) -> SendBuffer:
         """What its client has not taken."""
         ...
 
@@ -67,7 +67,7 @@ class Http1Context:
         routes: Sequence[Route],
         throttle: RefusalThrottle,
         unread: SendBuffers,
-        lines: AnswerLines,
+        lines: ResponseLines,
     ) -> None:
         self.server = server
         self.routes: dict[bytes, Route] = {}
@@ -138,11 +138,11 @@ class Http1Exchange:
         """See InferenceRequest."""
         self._request.await_body()
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """The client is gone."""
         if not self.response_complete:
             self.response_complete = True
-            self._request.give_up()
+            self._request.cancel()
 
     # -- its response
 
@@ -183,7 +183,7 @@ class Http1Exchange:
         )
 
     def _refusal(self, request: InferenceRequest, response: Response) -> bytes:
-        """The response that tells of an error."""
+        """The response for an error."""
         full = response.status == _QUEUE_FULL and not request.missing
         if (full and self._connection.refused()) or self._http.draining[0]:
             self._close_if_last()
@@ -207,19 +207,19 @@ class Http1Exchange:
         the event loop at most."""
         connection, rest = self._connection, response.rest
         assert rest is not None
-        owing = connection.owing
-        owing.begin_place(response.place_bytes, len(rest), self.give_up)
+        send_buffer = connection.send_buffer
+        send_buffer.begin_response(response.allocation_bytes, len(rest), self.cancel)
 
         def go_on(at: int) -> None:
             if request.done:
                 return  # the client is gone
             end = at + SENT_BYTES
             piece = bytes(rest[at:end])
-            owing.sent(end)
+            send_buffer.sent(end)
             if end < len(rest):
                 connection.begin_answer(piece, lambda: go_on(end))
                 return
-            owing.end_place()
+            send_buffer.end_response()
             self.response_complete = True
             request.sent()
             connection.answer(piece)

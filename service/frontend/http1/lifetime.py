@@ -21,7 +21,7 @@ UNREAD_S: Final = 0.5
 """What has come when the server ends is read and answered within this time, or not any more."""
 BEGINNING: Final = b"HTTP/1.1 "
 """What every answer begins with."""
-_LOOK_S: Final = 0.002
+_CHECK_S: Final = 0.002
 
 
 def _nobody_counts() -> None:
@@ -65,7 +65,7 @@ class ConnectionLifetime(HttpToolsProtocol):
         raise NotImplementedError
 
     def _give_up(self) -> None:
-        """The client is gone, or given up."""
+        """The client is gone, or its connection is being ended."""
         raise NotImplementedError
 
     # -- its beginning, and its client's end
@@ -73,8 +73,8 @@ class ConnectionLifetime(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        owing = SendBuffer(self.http.unread, transport, self.abort)
-        self.flow = self._flow = Flow(transport, self.pipeline, owing, self._go_on)
+        send_buffer = SendBuffer(self.http.unread, transport, self.abort)
+        self.flow = self._flow = Flow(transport, self.pipeline, send_buffer, self._go_on)
         # Also for the first head: who never sends it is gone after as long as one who was answered.
         self._idle_since_s = self.loop.time()
         self._arm_keep_alive(self.timeout_keep_alive)
@@ -99,16 +99,16 @@ class ConnectionLifetime(HttpToolsProtocol):
         elif not self._own_begun:
             self.transport.write(BEGINNING)
             self._own_begun = self._cut_beginning = True
-        self._look_whether_gone(_LOOK_S)
+        self._check_gone(_CHECK_S)
 
-    def _look_whether_gone(self, again_s: float) -> None:
+    def _check_gone(self, again_s: float) -> None:
         """Give up when the client's system has reset the connection, which is not told while nothing is read."""
         if self.transport.is_closing() or self.cycle.response_complete:
             return
         if was_reset(self.transport):
             self.transport.abort()
         else:
-            self.loop.call_later(again_s, self._look_whether_gone, min(2 * again_s, 1.0))
+            self.loop.call_later(again_s, self._check_gone, min(2 * again_s, 1.0))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -131,7 +131,7 @@ class ConnectionLifetime(HttpToolsProtocol):
         """Called after each answer."""
         self._idle_since_s = self.loop.time()
         if self.transport.is_closing():
-            self._flow.owing.count()
+            self._flow.send_buffer.count()
         if self.pipeline or self.transport.is_closing():
             super().on_response_complete()
             self._go_on()
@@ -159,7 +159,7 @@ class ConnectionLifetime(HttpToolsProtocol):
             self._arm_keep_alive(left_s)
         else:
             super().timeout_keep_alive_handler()
-            self._flow.owing.count()
+            self._flow.send_buffer.count()
 
     def _arm_keep_alive(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)

@@ -2,8 +2,8 @@
 
 A head that is there in one piece between two messages is read by heads/reader.py where that is sure of it; its body is
 framed by the length that the head states. Every other goes through httptools, a piece at a time: no more than one
-request is parsed ahead of the one that is being answered. What is no HTTP, or what heads/rules.py forbids, is a request
-too: its answer, a 400 say, is given in its turn.
+request is parsed ahead of the one that is being answered. What is not HTTP, or what heads/rules.py forbids, is a
+request too: its response, such as a 400, is sent in its turn.
 """
 
 import logging
@@ -96,7 +96,7 @@ class MessageParsing(ConnectionLifetime):
             return
         if self._kept_in is None:
             self._kept_in = self.http.server.bodies.budget.open(self.abort)
-        if self._kept_in.take(len(data)):
+        if self._kept_in.reserve(len(data)):
             self._flow.keep(data)
             self._ahead_bytes = len(self._flow.kept) - self._kept_at
         else:
@@ -200,13 +200,13 @@ class MessageParsing(ConnectionLifetime):
                     self._after_upgrade()
         except httptools.HttpParserCallbackError as error:
             _log.error("a request of %s could not be taken", self._peer(), exc_info=error)
-            self._break_off(Internal("the server failed on this request; its log tells why"))
+            self._break_off(Internal("the server failed on this request; its log says why"))
         except httptools.HttpParserError as error:
             begin = self._line[:60]
-            _log.warning("%s sent no valid HTTP: %s; it begins %r", self._peer(), error, begin)
+            _log.warning("%s sent invalid HTTP: %s; it begins %r", self._peer(), error, begin)
             self._break_off(
                 BadRequest(
-                    f"the request is no valid HTTP/1.1: {error}; expected a line such as 'POST /predict/<model> "
+                    f"the request is not valid HTTP/1.1: {error}; expected a line such as 'POST /predict/<model> "
                     "HTTP/1.1', headers, an empty line and the body"
                 )
             )
@@ -322,7 +322,7 @@ class MessageParsing(ConnectionLifetime):
         self._unparsed_bytes = 0
 
     def _break_off(self, error: ServiceError) -> None:
-        """What comes now is no HTTP, whatever follows: answer it in its turn, and close."""
+        """What comes now is not HTTP, whatever follows: answer it in its turn, and close."""
         in_body, cycle = self._in_body, self.cycle
         self._become_deaf()
         if self.transport.is_closing():

@@ -70,7 +70,7 @@ def docs_page(status: Status, settings: ServeSettings, scheme: str, host: str) -
     )
     sections = "".join(_model_section(model, base) for model in models)
     sections += "".join(
-        f'<h2>{escape(name)} <b class="waiting">cannot be served</b></h2><p><a href="/info">/info</a> tells why.</p>'
+        f'<h2>{escape(name)} <b class="waiting">cannot be served</b></h2><p><a href="/info">/info</a> says why.</p>'
         for name in sorted(status.broken())
     )
     return (
@@ -81,7 +81,7 @@ def docs_page(status: Status, settings: ServeSettings, scheme: str, host: str) -
         f'<a href="/info">/info</a> &middot; <a href="/metrics">/metrics</a> &middot; '
         f'<a href="/openapi.json">/openapi.json</a></p><table>{routes}</table>'
         "<p>The first dim of every tensor counts the rows, where no model says otherwise. Add <code>-i</code> to see "
-        "the headers: <code>Server-Timing</code> tells where the time went. Errors are "
+        "the headers: the header <code>Server-Timing</code> says where the time went. Errors are "
         '<code>{"error": what, "code": stable word}</code>.</p>'
         f"{sections}</html>\n"
     )

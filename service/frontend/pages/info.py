@@ -104,7 +104,7 @@ _TEXT: Final = {"type": "string"}
 _COMPONENTS: Final[dict[str, Any]] = {
     "responses": {
         "Error": {
-            "description": "Every answer that is no success",
+            "description": "Every response that is an error",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
         }
     },

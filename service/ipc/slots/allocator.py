@@ -35,7 +35,7 @@ class FreeListAllocator:
         self._free: dict[int, list[int]] = {}
         self.used_bytes = 0
 
-    def take(self, nbytes: int) -> tuple[int, int] | None:
+    def allocate(self, nbytes: int) -> tuple[int, int] | None:
         """A block of at least nbytes as (offset, size), or None when there is no such space left."""
         size = rounded(nbytes)
         if size > self._size:  # what rounding makes too large fits all the same when nothing else is there
@@ -58,8 +58,8 @@ class FreeListAllocator:
         self.used_bytes += size
         return offset, size
 
-    def give(self, offset: int, size: int) -> None:
-        """Return a block that take() gave."""
+    def free(self, offset: int, size: int) -> None:
+        """Return a block that allocate() gave."""
         self.used_bytes -= size
         self._free.setdefault(size, []).append(offset)
 

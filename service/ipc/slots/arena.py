@@ -15,9 +15,9 @@ from foldserve.service.ipc.slots.allocator import ALIGNMENT
 
 HEADER: Final = np.dtype(
     [
-        ("state", "u1"),  # lifecycle.State
-        ("given_up", "u1"),  # set by the API server at any time: nobody waits for the answer
-        ("held", "u1"),  # set by the worker: taken, but its batch has not begun, so that it is no suspect
+        ("state", "u1"),  # slot_state.State
+        ("cancelled", "u1"),  # set by the API server at any time: nobody waits for the answer
+        ("waiting", "u1"),  # set by the worker: taken, but its batch has not begun, so that it is no suspect
         ("_", "u1"),
         ("attempt", "<u4"),  # set by the API server when it queues the slot; a ticket must carry the same
         ("worker", "<u4"),  # incarnation number of the worker that took it
@@ -31,17 +31,17 @@ HEADER: Final = np.dtype(
     ]
 )
 HEADER_STRUCT: Final = struct.Struct("<BB2xI")
-"""state, given_up and attempt, from the start of a header."""
+"""state, cancelled and attempt, from the start of a header."""
 QUEUED_STRUCT: Final = struct.Struct("<I4xIII")
 """attempt, model, generation and rows, from ATTEMPT_AT."""
 ATTEMPT_STRUCT: Final = struct.Struct("<I")
-HELD_AT: Final = 2
+WAITING_AT: Final = 2
 ATTEMPT_AT: Final = 4
 WORKER_AT: Final = 8
 WORKER_STRUCT: Final = struct.Struct("<I")
 assert HEADER.itemsize == ALIGNMENT
-_OFFSETS: Final = [HEADER.fields[name][1] for name in ("state", "given_up", "held", "attempt", "worker")]  # type: ignore[index]
-assert _OFFSETS == [0, 1, HELD_AT, ATTEMPT_AT, WORKER_AT]
+_OFFSETS: Final = [HEADER.fields[name][1] for name in ("state", "cancelled", "waiting", "attempt", "worker")]  # type: ignore[index]
+assert _OFFSETS == [0, 1, WAITING_AT, ATTEMPT_AT, WORKER_AT]
 
 
 class Arena:
@@ -67,8 +67,8 @@ class MappedArena:
         self.bytes = memoryview(self.map)
         headers = np.frombuffer(self.map, HEADER, arena.slots)
         self.state = headers["state"]
-        self.given_up = headers["given_up"]
-        self.held = headers["held"]
+        self.cancelled = headers["cancelled"]
+        self.waiting = headers["waiting"]
         self.attempt = headers["attempt"]
         self.worker = headers["worker"]
         self.model = headers["model"]

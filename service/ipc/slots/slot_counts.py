@@ -28,7 +28,7 @@ def count_slots(arenas: Sequence[MappedArena], models: MappedModelTable) -> Slot
     queued_rows = np.zeros(rows)
     requests = np.zeros(rows)
     for arena in arenas:
-        wanted = (arena.state >= State.QUEUED) & (arena.given_up == 0)
+        wanted = (arena.state >= State.QUEUED) & (arena.cancelled == 0)
         wanted &= generations[arena.model] == arena.generation
         waiting = wanted & (arena.state == State.QUEUED)
         queued_rows += np.bincount(arena.model[waiting], arena.rows[waiting], rows)

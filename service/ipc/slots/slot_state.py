@@ -1,6 +1,6 @@
 """The life of a slot: its states, the legal moves, and which side may make each.
 
-A slot is a request's place in an API server's shared memory. The state lives in the slot's header, where
+A slot stands for a request's memory in an API server's arena. The state lives in the slot's header, where
 both sides see it, and at any time exactly one side may write it: the API server that owns the arena while
 the request is FREE, FILLING or over; the instance that has read its ticket while it is QUEUED; the
 worker named in the header while it is TAKEN, for as long as that worker lives. What follows is the whole
@@ -27,9 +27,9 @@ class State(IntEnum):
     DONE = 4
     """The outputs stand in the slot."""
     FAILED = 5
-    """The slot holds the text of an error instead of outputs, or it was late or given up."""
-    OUTGROWN = 6
-    """The outputs need more room than was set aside; the record says how much. It is run again."""
+    """The slot holds the text of an error instead of outputs, or it was expired or cancelled."""
+    OUTPUT_OVERFLOW = 6
+    """The outputs need more bytes than were allocated; the record says how many. It is run again."""
 
 
 class Side(IntEnum):
@@ -46,30 +46,30 @@ MOVES: Final[dict[tuple[State, State], Side]] = {
     (State.FILLING, State.QUEUED): Side.API_SERVER,
     (State.FILLING, State.FREE): Side.API_SERVER,  # the client left, or the body was bad
     (State.QUEUED, State.TAKEN): Side.WORKER,  # by the instance that has its ticket in hand
-    (State.QUEUED, State.FAILED): Side.WORKER,  # late or given up: it never takes a place in a batch
+    (State.QUEUED, State.FAILED): Side.WORKER,  # expired or cancelled: it never takes a place in a batch
     (State.TAKEN, State.DONE): Side.WORKER,
     (State.TAKEN, State.FAILED): Side.WORKER,
-    (State.TAKEN, State.OUTGROWN): Side.WORKER,
-    # The worker died, and is known to be dead: run again, or given up at the second death, or nobody waits.
+    (State.TAKEN, State.OUTPUT_OVERFLOW): Side.WORKER,
+    # The worker is known to be dead: run again, or failed at the second crash, or nobody waits.
     (State.TAKEN, State.QUEUED): Side.API_SERVER,
     (State.TAKEN, State.FREE): Side.API_SERVER,
     (State.FAILED, State.QUEUED): Side.API_SERVER,  # it died before its record of why was sent
     # It may have died with the ticket read and the slot not yet marked, and nobody can take it any more.
     (State.QUEUED, State.QUEUED): Side.API_SERVER,
     (State.QUEUED, State.FREE): Side.API_SERVER,
-    (State.OUTGROWN, State.QUEUED): Side.API_SERVER,
+    (State.OUTPUT_OVERFLOW, State.QUEUED): Side.API_SERVER,
     (State.DONE, State.FREE): Side.API_SERVER,
     (State.FAILED, State.FREE): Side.API_SERVER,
-    (State.OUTGROWN, State.FREE): Side.API_SERVER,
+    (State.OUTPUT_OVERFLOW, State.FREE): Side.API_SERVER,
 }
 """Every legal move and the side that makes it."""
 
-SETTLED: Final = frozenset({State.DONE, State.FAILED, State.OUTGROWN})
+COMPLETED: Final = frozenset({State.DONE, State.FAILED, State.OUTPUT_OVERFLOW})
 """States in which the worker is finished with the slot, whether or not its record has arrived."""
 
-MAX_DEATHS: Final = 2
-"""A request that was being run at this many deaths is the culprit: it fails, and is not tried again. After its first
-death it runs alone, so that what it does to its worker befalls no other request."""
+MAX_CRASHES: Final = 2
+"""A request that was running at this many crashes of a worker is taken for the cause: it fails, and is not tried again.
+After the first crash it runs alone, so that another crash affects no other request."""
 
 
 def may_move(side: Side, before: State, after: State) -> bool:

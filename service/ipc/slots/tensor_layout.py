@@ -1,6 +1,6 @@
 """Where a request's tensors lie in its slot: inputs one after the other, and outputs likewise.
 
-Both sides compute the same places from the signature, the rows and the dynamic dims, so that a ticket need
+Both sides compute the same offsets from the signature, the rows and the dynamic dims, so that a ticket need
 not carry them. An output whose shape is only known after the run is preceded by its dims.
 
 A worker sees batches, whose dim 0 counts rows; a client the model's own shapes, which are the same but where the model
@@ -24,7 +24,7 @@ MAX_OUTPUT_RANK: Final = _DIMS_BYTES // 4
 
 
 class TensorLayout:
-    """The places of one model's tensors.
+    """Where one model's tensors lie.
 
     Raises: ValueError when the signature has more dynamic dims than a ticket can carry, or an output of
         unknown shape has too many dims.
@@ -46,7 +46,7 @@ class TensorLayout:
         self.one_fixed_input = self.dynamic_dims == 0 and len(signature.inputs) == 1
         # Few sizes come again and again, and a batch asks once for each of its requests.
         self.input_places = lru_cache(maxsize=1024)(self._input_places)
-        self.output_room = lru_cache(maxsize=1024)(self._output_room)
+        self.output_capacity = lru_cache(maxsize=1024)(self._output_capacity)
         self.input_row_bytes = (
             sum(_row_bytes(spec) for spec in signature.inputs) if not self.dynamic_dims else 0
         )
@@ -87,7 +87,7 @@ class TensorLayout:
         offset, shape = self.input_places(rows, dims)[-1]
         return offset + prod(shape) * self.signature.inputs[-1].dtype.itemsize
 
-    def _output_room(self, rows: int) -> int | None:
+    def _output_capacity(self, rows: int) -> int | None:
         """Bytes that the outputs of `rows` rows take; None when it depends on more than the rows."""
         if not self.fixed_outputs:
             return None
@@ -96,7 +96,7 @@ class TensorLayout:
             at = _aligned(at + rows * _row_bytes(spec))
         return at
 
-    def needed_room(self, outputs: Sequence[np.ndarray]) -> int:
+    def needed_bytes(self, outputs: Sequence[np.ndarray]) -> int:
         """Bytes that these outputs take in a slot."""
         prefix = 0 if self.fixed_outputs else _DIMS_BYTES
         return sum(_aligned(array.nbytes) + prefix for array in outputs)

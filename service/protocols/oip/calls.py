@@ -1,6 +1,6 @@
 """The calls of /v2: health, metadata, configuration, statistics, the repository's index, inference.
 
-Every answer that is no success is {"error", "code"}; health answers both by its status, as Triton's clients read it,
+Every response that is an error is {"error", "code"}; health answers both by its status, as Triton's clients read it,
 and by its body, as KServe's do.
 """
 

@@ -185,7 +185,7 @@ def _outputs(
         classes = _count(parameters, "classification", where, "a number of classes")
         if classes and (not spec.counts_rows or spec.datatype == "BOOL"):
             raise BadRequest(
-                f"{where} cannot be classified: {spec} is no scores of rows; ask for its numbers"
+                f"{where} cannot be classified: {spec} does not hold scores of rows; ask for its numbers"
             )
         choices[name] = (_flag(parameters, "binary_data", where, binary), classes)
     return tuple(choices), choices

@@ -1,7 +1,7 @@
 """The elements of one tensor: a flat or nested list of JSON values, or packed little-endian bytes.
 
-Pure functions between values and arrays. As in json_codec, no value is quietly turned into another: true is no number,
-1.5 no integer, 300 no UINT8.
+Pure functions between values and arrays. As in json_codec, no value is converted unasked: true is not a number,
+1.5 not an integer, 300 not a UINT8.
 """
 
 import math

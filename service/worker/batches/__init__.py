@@ -3,5 +3,5 @@
 batch_runner.py  runs it, and scatters the outputs back; in smaller parts when a run raises
 gather.py        its inputs: in place, or copied together out of the slots
 pieces.py        rows that are run a piece at a time, and what their outputs must be
-oom_backoff.py   how many rows a run may have, once the device had no room for more
+oom_backoff.py   how many rows a run may have, once the device did not have memory for more
 """

@@ -1,9 +1,9 @@
 """One batch: gather the requests' rows, run the model, scatter the outputs back into the requests' slots.
 
-Numbers only move here; which requests make a batch is collect.py's, and when the next part of a large request is run,
-batcher.py's. A batch for which the device has no room is run in smaller pieces, and later ones are no larger
-(oom_backoff.py). When a run raises anything else, the batch is halved and its halves are run, until only the request
-that the model cannot take fails. A lost device fails nobody: DeviceLost goes through to main.py, which ends the worker.
+Numbers only move here; which requests make a batch is batcher.py's, and when the next part of a large request is run,
+instance_loop.py's. A batch for which the device does not have memory is run in smaller pieces, and later ones are
+no larger (oom_backoff.py). When a run raises anything else, the batch is halved and its halves are run, until only the
+request that the model cannot take fails. A lost device fails no request: DeviceLost ends the worker (instance.py).
 """
 
 import logging
@@ -36,14 +36,14 @@ _TEXT_BYTES: Final = 1000
 class BatchRunner:
     """Runs the batches of one instance. Used by its thread alone.
 
-    max_batch_size: rows that the next batch may have; lower than at first while the device has no room for more.
+    max_batch_size: rows that the next batch may have; lowered while the device does not have memory for more.
     gather_ns: what putting a batch together takes, a moving average.
 
     Args:
         model, device: as the log and errors name them.
         buckets: allowed batch sizes, ascending, the last is max_batch_size; empty = any size up to it.
         retried: called with how many requests are run again because a run raised.
-        ceiling_moved: called with the rows of the lowest ceiling, when it fell or rose.
+        batch_limit_moved: called with the rows of the lowest batch limit, when it fell or rose.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BatchRunner:
         max_batch_size: int,
         buckets: Sequence[int],
         retried: Callable[[int], None],
-        ceiling_moved: Callable[[int], None],
+        batch_limit_moved: Callable[[int], None],
     ) -> None:
         self.max_batch_size = max_batch_size
         self._model = model
@@ -70,8 +70,8 @@ class BatchRunner:
         self._buckets = tuple(buckets)
         self._memory = shared.arenas
         self._retried = retried
-        self._ceiling_moved = ceiling_moved
-        self._ceilings = BatchLimits(max_batch_size, buckets)
+        self._batch_limit_moved = batch_limit_moved
+        self._batch_limits = BatchLimits(max_batch_size, buckets)
         self._lowest = max_batch_size
         self.gather_ns = 0
         self._gatherer = Gatherer(session, layout, shared.arenas, max_batch_size)
@@ -117,7 +117,7 @@ class BatchRunner:
         timing = timing._replace(scatter_s=time.monotonic() - began)
         if needed:
             for i, nbytes in needed.items():
-                complete(self._shared, (tickets[i],), State.OUTGROWN, timing, needed_bytes=nbytes)
+                complete(self._shared, (tickets[i],), State.OUTPUT_OVERFLOW, timing, needed_bytes=nbytes)
             tickets = [ticket for i, ticket in enumerate(tickets) if i not in needed]
         complete(self._shared, tickets, State.DONE, timing)
 
@@ -137,7 +137,7 @@ class BatchRunner:
         """
         ticket, pieces = large.ticket, large.pieces
         began = time.monotonic()
-        limit = self._limit(ticket.dims) if self._ceilings.lowered else self.max_batch_size
+        limit = self._limit(ticket.dims) if self._batch_limits.lowered else self.max_batch_size
         rows = min(limit, ticket.rows - pieces.at)
         try:
             self._add_piece(pieces, rows)
@@ -154,23 +154,23 @@ class BatchRunner:
             return 0
         large.run_s += time.monotonic() - began
         if pieces.at == ticket.rows:
-            large.over = True
+            large.done = True
             timing = Timing(self.max_batch_size, large.taken_ns, large.gather_s, large.run_s)
             self._give_outputs((ticket,), pieces.outputs, timing)
         return rows
 
     def _fail(self, large: "LargeRun", error: Exception) -> None:
-        large.over = True
+        large.done = True
         self._bisect((large.ticket,), large.taken_ns, error)
 
     # -- run
 
     def _run(self, tickets: Sequence[Ticket], inputs: Arrays, rows: int) -> list[np.ndarray]:
-        """The outputs of the batch, padding cut off; above the ceiling it is run in pieces and rejoined.
+        """The outputs of the batch, padding cut off; above the batch limit it is run in pieces and rejoined.
 
-        Raises: OutOfMemory when the smallest piece has no room; whatever the model raises.
+        Raises: OutOfMemory when there is no memory for the smallest piece; whatever the model raises.
         """
-        limit = self._limit(tickets[0].dims) if self._ceilings.lowered else self.max_batch_size
+        limit = self._limit(tickets[0].dims) if self._batch_limits.lowered else self.max_batch_size
         if rows <= limit:
             try:
                 return self._run_piece(inputs, rows)
@@ -235,49 +235,49 @@ class BatchRunner:
         """What the client reads: a text of ours. Those of runtimes hold the model's source, node names and paths."""
         if isinstance(error, OutOfMemory):
             return (
-                f"{self._device} is out of memory: it has no room for this request, not even in pieces of "
+                f"{self._device} is out of memory: there is not enough for this request, not even in pieces of "
                 f"{self.bucket(1)} row(s); send it again later, or smaller rows where they may be of any size"
             )
         if isinstance(error, WrongOutput):
             return f"the model failed on this request: {error}"
         return (
-            "the model failed on this request; check whether the model can take such values: the server's log tells "
+            "the model failed on this request; check whether the model can take such values: the server's log says "
             f"why it failed, under error id {error_id}"
         )
 
     # -- no room
 
     def _limit(self, dims: bytes) -> int:
-        """The rows of such dims that a run may have, now that some ceiling fell."""
-        limit = self._ceilings.limit(dims)
-        self._tell_ceiling()
+        """The rows of such dims that a run may have, now that some batch limit fell."""
+        limit = self._batch_limits.limit(dims)
+        self._publish_batch_limit()
         return limit
 
     def _lower_batch_limit(self, tickets: Sequence[Ticket], at: int, rows: int, error: OutOfMemory) -> int:
-        """The device had no room for `rows` of the batch's rows from `at` on. Returns: how many are tried next.
+        """The device did not have memory for `rows` of the batch's rows from `at` on. Returns: how many are tried next.
 
         Raises: the error, when there is no smaller piece.
         """
         size = self.bucket(rows)
-        limit = self._ceilings.lower(tickets[0].dims, size)
+        limit = self._batch_limits.lower(tickets[0].dims, size)
         if limit is None:
             raise error
-        self._tell_ceiling()
+        self._publish_batch_limit()
         self._retried(overlapping(tickets, at, at + rows))
         _log.warning(
-            "model %s: %s has no room for a batch of %d rows (%s); they are run again in batches of %d at most, and so "
-            "are others; if it stays so, set a smaller max_batch_size, fewer instances or a larger "
+            "model %s: %s does not have enough memory for a batch of %d rows (%s); they are run again in batches of "
+            "%d at most, and so are others; if it stays so, set a smaller max_batch_size, fewer instances or a larger "
             "session.memory_limit_bytes in config.yaml, or serve fewer models on the device",
             *(self._model, self._device, size, error, limit),
         )
         return limit
 
-    def _tell_ceiling(self) -> None:
-        lowest = self._ceilings.lowest
+    def _publish_batch_limit(self) -> None:
+        lowest = self._batch_limits.lowest
         if lowest == self._lowest:
             return
         self._lowest = lowest
-        self._ceiling_moved(lowest)
+        self._batch_limit_moved(lowest)
         if not self._layout.dynamic_dims:  # otherwise the next batch's dims decide, which nobody knows yet
             self.max_batch_size = lowest
 
@@ -300,14 +300,14 @@ class BatchRunner:
                 copy_bytes(self._memory[ticket.api], ticket.output_at, source, begin, size)
                 begin += size
             return {}
-        outgrown: dict[int, int] = {}
+        overflowing: dict[int, int] = {}
         row = 0
         for i, ticket in enumerate(tickets):
             mine = [np.ascontiguousarray(output[row : row + ticket.rows]) for output in outputs]
             row += ticket.rows
-            if layout.needed_room(mine) > ticket.output_bytes:
-                outgrown[i] = layout.needed_room(mine)
+            if layout.needed_bytes(mine) > ticket.output_bytes:
+                overflowing[i] = layout.needed_bytes(mine)
             else:
                 at = ticket.output_at
                 layout.write_outputs(self._memory[ticket.api][at : at + ticket.output_bytes], mine)
-        return outgrown
+        return overflowing

@@ -1,12 +1,12 @@
-"""How many rows one run of an instance may have, once its device had no room for more.
+"""How many rows one run of an instance may have, once its device had no memory for more: the batch limit.
 
-    a run of 32 rows raises OutOfMemory   the ceiling falls to 16, or to the next smaller bucket
-    16 rows have no room either           it falls on, as far as one row or the smallest bucket
+    a run of 32 rows raises OutOfMemory   the limit falls to 16, or to the next smaller bucket
+    16 rows need too much too             it falls further, as far as one row or the smallest bucket
     a minute later                        it rises one step: 32 are tried again when so many come
-    they still have no room               it falls again, and rises after two minutes, four, ... an hour
+    they still need too much              it falls again, and rises after two minutes, four, ... an hour
 
 It rises because the memory may have been another's for a moment: a neighbour on the device, or a model that was
-loading. A server that kept the ceiling for ever would be slow until somebody looked. Trying costs one run that is
+loading. A server that kept the batch limit for ever would be slow until somebody looked. Trying costs one run that is
 repeated in pieces, and fails nobody. The waits grow, because memory that a neighbour keeps need not be asked for
 every minute.
 
@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Final
 
 FIRST_WAIT_S: Final = 60.0
-"""How long a ceiling holds before it rises a step."""
+"""How long a batch limit holds before it rises a step."""
 LONGEST_WAIT_S: Final = 3600.0
 """The most it waits, after steps that failed again and again."""
 MOST_DIMS: Final = 64
-"""Of so many dims ceilings are kept; past it the oldest is forgotten, and found again at the cost of a failed run."""
+"""Batch limits are kept of so many dims; past it the oldest is forgotten, and found again by a failed run."""
 
 
 @dataclass
@@ -38,10 +38,10 @@ class _BatchLimit:
 
 
 class BatchLimits:
-    """The ceilings of one instance, by dims. Used by its thread alone.
+    """The batch limits of one instance, by dims. Used by its thread alone.
 
     top: what holds where nothing fell, the model's max_batch_size.
-    lowered: the dims whose ceiling fell; empty in the life of most instances.
+    lowered: the dims whose batch limit fell; empty in the life of most instances.
     """
 
     def __init__(self, top: int, buckets: Sequence[int], clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,41 +54,41 @@ class BatchLimits:
     @property
     def lowest(self) -> int:
         """Over all dims."""
-        return min((ceiling.rows for ceiling in self.lowered.values()), default=self.top)
+        return min((limit.rows for limit in self.lowered.values()), default=self.top)
 
     def limit(self, dims: bytes) -> int:
-        """The most rows of such dims that a run may have now; raises the ceiling when it is time."""
-        ceiling = self.lowered.get(dims)
-        if ceiling is None:
+        """The most rows of such dims that a run may have now; raises the batch limit when it is time."""
+        limit = self.lowered.get(dims)
+        if limit is None:
             return self.top
         now_s = self._clock()
-        if now_s < ceiling.rises_at_s:
-            return ceiling.rows
-        if ceiling.rows >= self.top:  # reached a wait ago, and nothing fell: it is as if nothing ever had
+        if now_s < limit.rises_at_s:
+            return limit.rows
+        if limit.rows >= self.top:  # reached a wait ago, and nothing fell: it is as if nothing ever had
             del self.lowered[dims]
             return self.top
-        ceiling.rows = self._above(ceiling.rows)
-        ceiling.rises_at_s = now_s + ceiling.wait_s
-        ceiling.risen = True
-        return ceiling.rows
+        limit.rows = self._above(limit.rows)
+        limit.rises_at_s = now_s + limit.wait_s
+        limit.risen = True
+        return limit.rows
 
     def lower(self, dims: bytes, rows: int) -> int | None:
-        """A run of `rows` rows, padding included, had no room.
+        """A run of `rows` rows, padding included, raised OutOfMemory.
 
-        Returns: the new ceiling; None when no smaller run is allowed.
+        Returns: the new batch limit; None when no smaller run is allowed.
         """
         smaller = self._below(rows)
         if not smaller:
             return None
-        ceiling = self.lowered.get(dims)
-        if ceiling is None:
+        limit = self.lowered.get(dims)
+        if limit is None:
             if len(self.lowered) == MOST_DIMS:
                 del self.lowered[next(iter(self.lowered))]
-            ceiling = self.lowered[dims] = _BatchLimit(smaller, FIRST_WAIT_S, 0.0)
-        elif ceiling.risen:
-            ceiling.wait_s = min(2 * ceiling.wait_s, LONGEST_WAIT_S)
-        ceiling.rows, ceiling.risen = smaller, False
-        ceiling.rises_at_s = self._clock() + ceiling.wait_s
+            limit = self.lowered[dims] = _BatchLimit(smaller, FIRST_WAIT_S, 0.0)
+        elif limit.risen:
+            limit.wait_s = min(2 * limit.wait_s, LONGEST_WAIT_S)
+        limit.rows, limit.risen = smaller, False
+        limit.rises_at_s = self._clock() + limit.wait_s
         return smaller
 
     def _below(self, rows: int) -> int:

@@ -22,7 +22,7 @@ class Pieces:
 
 
 class LargeRun:
-    """A request of more rows than a batch may have, under way. over: whether it is completed."""
+    """A request of more rows than a batch may have, under way. done: whether it is completed."""
 
     def __init__(self, ticket: Ticket, taken_ns: int, inputs: Arrays, gather_s: float) -> None:
         self.ticket = ticket
@@ -30,7 +30,7 @@ class LargeRun:
         self.pieces = Pieces(inputs, ticket.rows)
         self.gather_s = gather_s
         self.run_s = 0.0
-        self.over = False
+        self.done = False
 
 
 def check_output(spec: TensorSpec, output: np.ndarray, rows: int) -> None:
@@ -60,7 +60,8 @@ def copy_piece(
         if part.shape[1:] != together.shape[1:]:
             raise WrongOutput(
                 f"output {spec.name!r} has rows of {list(part.shape[1:])} in one piece of the request and of "
-                f"{list(together.shape[1:])} in another: they make no answer together; send fewer rows at once"
+                f"{list(together.shape[1:])} in another: they cannot be joined; send fewer rows in a single "
+                "request"
             )
         together[at : at + len(part)] = part
 

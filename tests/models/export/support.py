@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foldserve.models.export.capture import CapturedGraph, capture
-from foldserve.models.export.copying import eval_copy
-from foldserve.models.export.example import read_example
-from foldserve.models.export.to_onnx import OnnxForm, load_onnx, save_onnx
+from foldserve.models.export.capture.capture import CapturedGraph, capture
+from foldserve.models.export.network.example.example import read_example
+from foldserve.models.export.network.module_copy import eval_copy
+from foldserve.models.export.writers.onnx_writer import OnnxForm, load_onnx, save_onnx
 
 
 class Fn(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from foldserve.models.errors import BadExample, VersionExists
-from foldserve.models.export import export_model, pipeline
+from foldserve.models.export import export_model, steps
 from foldserve.models.export.cli import ExportCommand, ProgressLines, main, table
 from foldserve.models.export.example_option import examples_from
 from foldserve.models.export.pipeline import Progress
@@ -124,11 +124,10 @@ def test_an_error_of_the_user_is_one_message_on_stderr_and_exit_code_2(arguments
 
 
 def test_ctrl_c_leaves_nothing_and_ends_with_130(tmp_path, capsys, monkeypatch):
-    def interrupted(job):
+    def interrupted(*of_earlier_steps):
         raise KeyboardInterrupt
 
-    steps = tuple((name, interrupted if name == "write ONNX" else run) for name, run in pipeline.STEPS)
-    monkeypatch.setattr(pipeline, "STEPS", steps)
+    monkeypatch.setattr(steps, "write_onnx", interrupted)
     assert main(["mlp", "--repository", str(tmp_path / "r")]) == 130
     assert "stopped; nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

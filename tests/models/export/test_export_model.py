@@ -16,10 +16,10 @@ from torch import nn
 from foldserve.models.errors import BadExample, NameNotUsable, NotWritable, VersionExists
 from foldserve.models.export import ExportResult, export_model
 from foldserve.models.export.pipeline import STEPS
-from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.models.export.writers.torchscript_writer import load_torchscript, run_torchscript
 from foldserve.models.registry import resolve
+from tests.models.export.artifact.test_versions import files_end_at
 from tests.models.export.support import ConvNorm, First, Fn, pictures
-from tests.models.export.test_artifact import files_end_at
 from tests.models.support import randomise_norms
 
 # name: (batch norms found, folded); worked out from the networks' own tables of layers.
@@ -45,7 +45,7 @@ def test_each_network_is_folded_whole_and_answers_as_before(name, exported):
         assert parity["max_rel"] <= parity["tolerance"]
         assert parity["tolerance"] == 1e-4  # none of ours loses digits in float32
         assert {1, 2, 7, 32} <= set(parity["rows_tried"])
-    assert report["parity"]["fold_float64"]["max_rel"] < 1e-12  # what a right fold measures: verify.py
+    assert report["parity"]["fold_float64"]["max_rel"] < 1e-12  # what a right fold measures: parity.py
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -80,7 +80,7 @@ def test_the_result_names_the_files_of_the_version(exported):
     )
     assert result.manifest.name == "manifest.json"
     assert json.loads(result.manifest.read_text()) == result.report
-    assert list(result.seconds) == [step for step, _ in STEPS]
+    assert list(result.seconds) == list(STEPS)
 
 
 def test_the_manifest_has_exactly_the_keys_of_the_contract(exported):
@@ -261,9 +261,9 @@ def test_progress_tells_each_step_when_it_begins_and_when_it_has_ended(tmp_path)
     events = []
     export_model(ConvNorm(), (pictures(),), tmp_path, name="m", progress=events.append)
     assert [(e.step, e.index) for e in events if e.seconds is None] == [
-        (step, number) for number, (step, _) in enumerate(STEPS, start=1)
+        (step, number) for number, step in enumerate(STEPS, start=1)
     ]
-    assert [e.step for e in events if e.seconds is not None] == [step for step, _ in STEPS]
+    assert [e.step for e in events if e.seconds is not None] == list(STEPS)
     assert {e.total for e in events} == {len(STEPS)}
 
 

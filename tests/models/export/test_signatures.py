@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from foldserve.models.export import export_model
 from foldserve.models.export.cli import main
-from foldserve.models.export.convert import convert
-from foldserve.models.export.precision import PRECISIONS
-from foldserve.models.export.to_onnx import load_onnx, run_onnx, to_onnx
-from foldserve.models.export.to_torchscript import load_torchscript, run_torchscript
+from foldserve.models.export.precision.convert import convert
+from foldserve.models.export.precision.precision import PRECISIONS
+from foldserve.models.export.writers.onnx_writer import load_onnx, run_onnx, to_onnx
+from foldserve.models.export.writers.torchscript_writer import load_torchscript, run_torchscript
 from tests.models.export.support import captured, largest_difference, onnx_session
 from tests.models.support import randomise_norms
 

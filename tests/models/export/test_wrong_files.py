@@ -5,7 +5,7 @@ import operator
 import pytest
 import torch
 
-from foldserve.models.export.to_torchscript import to_torchscript
+from foldserve.models.export.writers.torchscript_writer import to_torchscript
 from tests.models.export.wrong import in_graph
 from tests.models.export.wrong.trial import Proved, Trial, _same, table
 
@@ -70,7 +70,7 @@ def test_a_fault_that_no_case_reaches_is_not_taken_for_one_that_changes_nothing(
 
 
 def test_a_graph_that_is_made_wrong_is_a_copy(mlp):
-    graph = mlp._job.converted.captured.graph_module
+    graph = mlp._files.graph_module
     before = to_torchscript(graph).state_dict()
     before = {name: value.clone() for name, value in before.items()}
     for _, _, make in in_graph.faults(graph, most=1):

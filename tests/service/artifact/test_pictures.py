@@ -120,10 +120,10 @@ def test_picture_of_a_phone_is_turned_as_its_exif_data_says():
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "the body is no JPEG or PNG picture"),
-        (b"hello", "the body is no JPEG or PNG picture"),
-        (saved(Image.fromarray(PHOTO), "GIF"), "the body is no JPEG or PNG picture"),
-        (saved(Image.fromarray(PHOTO), "TIFF"), "the body is no JPEG or PNG picture"),
+        (b"", "the body is not a JPEG or PNG picture"),
+        (b"hello", "the body is not a JPEG or PNG picture"),
+        (saved(Image.fromarray(PHOTO), "GIF"), "the body is not a JPEG or PNG picture"),
+        (saved(Image.fromarray(PHOTO), "TIFF"), "the body is not a JPEG or PNG picture"),
         (saved(Image.fromarray(PHOTO), "JPEG")[:400], "cannot be decoded"),
         (png(PHOTO)[:600], "cannot be decoded"),
     ],
@@ -192,7 +192,7 @@ def test_pictures_that_come_together_are_bounded_together():
         BadPicture, match="picture 2: the pictures before it and it have more than 50,000,000"
     ):
         decode_all([png(PHOTO)] * 3, image)
-    with pytest.raises(BadPicture, match="picture 1: the body is no JPEG or PNG"):
+    with pytest.raises(BadPicture, match="picture 1: the body is not a JPEG or PNG"):
         decode_all([png(PHOTO), b"x"], PictureInput("x"))
     rows = decode_all([png(PHOTO), saved(Image.fromarray(PHOTO), "JPEG")], PictureInput("x"))
     assert np.array_equal(rows[0], PHOTO)

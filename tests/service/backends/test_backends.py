@@ -194,5 +194,5 @@ for path in sorted(Path(".").iterdir(), key=os.fsencode):
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         "'mod\\xe8le'",
-        "b'mod\\xe8le' is no path in UTF-8, which the runtime needs; rename the folder",
+        "b'mod\\xe8le' is not a path in UTF-8, which the runtime needs; rename the folder",
     ]

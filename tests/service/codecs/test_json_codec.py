@@ -242,10 +242,10 @@ def test_words_for_numbers_that_are_not_finite_are_refused_by_name(word):
         (b'{"inputs": "x"}', '"inputs" is a string'),
         (b'{"inputs": true}', '"inputs" is a boolean'),
         (b'{"inputs": [[1, 2, 3]], "id": "7"}', "unknown key 'id'"),
-        (b'{"inputs": [[1, 2, 3]], "inputs": [[4, 5, 6]]}', "'inputs' stands twice"),
-        (b'{"inputs": {"x": [[1, 2, 3]], "x": [[4, 5, 6]]}}', "'x' stands twice"),
-        (b'{"inputs": {"x": [[1, 2, 3]], "\\u0078": [[4, 5, 6]]}}', "'x' stands twice"),
-        (b'{"inputs": [], "inputs": [[1, 2, 3]]}', "'inputs' stands twice"),
+        (b'{"inputs": [[1, 2, 3]], "inputs": [[4, 5, 6]]}', "'inputs' appears twice"),
+        (b'{"inputs": {"x": [[1, 2, 3]], "x": [[4, 5, 6]]}}', "'x' appears twice"),
+        (b'{"inputs": {"x": [[1, 2, 3]], "\\u0078": [[4, 5, 6]]}}', "'x' appears twice"),
+        (b'{"inputs": [], "inputs": [[1, 2, 3]]}', "'inputs' appears twice"),
     ],
 )
 def test_what_is_not_json_of_the_right_form_is_refused(text, says):

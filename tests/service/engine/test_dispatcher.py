@@ -45,7 +45,7 @@ async def test_cancel_and_expiry_make_room_on_the_board_at_once() -> None:
     await asyncio.sleep(0)
     assert rig.board.queued_rows[0, 0] == 2
     second.deadline_ns = 1
-    rig.dispatchers[0].watch.expire()
+    rig.dispatchers[0].watchdog.expire()
     await asyncio.sleep(0)
     assert (rig.board.queued_rows[0, 0], rig.board.queued_bytes[0, 0]) == (0, 0)
     rig.ask(1.0, 2.0, 3.0, 4.0, api=1)
@@ -77,8 +77,8 @@ async def test_idle_dispatcher_has_no_timer() -> None:
     rig.ask(1.0)
     rig.new_worker().loops[0].step(wait=False)
     rig.dispatcher.receive()
-    rig.dispatcher.watch.look()
-    assert rig.dispatcher.watch._timer is None
+    rig.dispatcher.watchdog.check()
+    assert rig.dispatcher.watchdog._timer is None
 
 
 @on_loop
@@ -97,7 +97,7 @@ async def test_cancelled_while_running_is_freed_when_the_worker_is_done_with_it(
 
 
 @on_loop
-async def test_cancelled_while_its_outgrown_answer_travels_is_not_run_again() -> None:
+async def test_cancelled_while_its_output_overflow_is_reported_is_not_run_again() -> None:
     rig = Rig(DYNAMIC)
     request = rig.ask(1.0)
     worker = rig.new_worker(on_run=lambda x: np.zeros((1, 5000), np.float32))
@@ -194,7 +194,7 @@ async def test_request_that_finds_no_room_because_of_others_is_to_come_again() -
 
 @on_loop
 async def test_shapes_of_which_the_room_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foldserve.service.engine.output_sizes._MOST_ROOMS", 10)
+    monkeypatch.setattr("foldserve.service.engine.memory.output_sizes._MOST_SHAPES", 10)
     rig = Rig(DYNAMIC)
     worker = rig.new_worker(on_run=lambda x: np.zeros((len(x), 5000), np.float32))
     for length in range(1, 40):
@@ -220,7 +220,7 @@ async def test_answer_that_cannot_be_made_does_not_take_others_with_it(
         if error is None:
             raise RuntimeError("unencodable")
 
-    asked[1].settled = broken  # type: ignore[method-assign]
+    asked[1].completed = broken  # type: ignore[method-assign]
     rig.new_worker().loops[0].step(wait=False)
     with caplog.at_level(logging.ERROR):
         rig.dispatcher.receive()
@@ -254,12 +254,12 @@ async def test_busy_model_leaves_room_for_another() -> None:
     refused = 0
     for _ in range(64):
         try:
-            rig.ask(1.0, lane=0)
+            rig.ask(1.0, row=0)
         except QueueFull:
             refused += 1
     assert refused > 0
     for _ in range(5):
-        rig.ask(1.0, lane=1)
+        rig.ask(1.0, row=1)
 
 
 @on_loop
@@ -268,11 +268,11 @@ async def test_hanging_run_is_reported_while_requests_are_in_flight_alone() -> N
     rig.run_limit_s = 0.01
     dispatcher = rig.dispatchers[0] = rig.new_dispatcher(0)
     rig.board.step_since_ns[1, 0] = time.monotonic_ns() - 20_000_000
-    dispatcher.watch.look()
-    assert rig.hangs == []
+    dispatcher.watchdog.check()
+    assert rig.run_timeouts == []
     rig.ask(1.0)
-    dispatcher.watch.look()
-    assert rig.hangs == [1]
+    dispatcher.watchdog.check()
+    assert rig.run_timeouts == [1]
 
 
 @on_loop

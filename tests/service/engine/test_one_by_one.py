@@ -138,7 +138,7 @@ def test_an_output_of_unknown_rank_is_served_once_config_yaml_states_it(tmp_path
     )
     (folder / "config.yaml").write_text("max_batch_size: 0\n")
     with pytest.raises(
-        LoadError, match=r"as float32 \[32, 32\]; expected FP32 \[\], .*mend it in config.yaml"
+        LoadError, match=r"as float32 \[32, 32\]; expected FP32 \[\], .*fix it in config.yaml"
     ):
         load(folder)
     (folder / "config.yaml").write_text(

@@ -141,19 +141,19 @@ async def test_a_request_that_kills_its_worker_twice_fails_alone() -> None:
             raise WorkerKilled
 
     asked = [rig.ask(float(value)) for value in range(8, 16)]
-    deaths = 0
+    crashes = 0
     for _ in range(12):
         worker = rig.new_worker(on_run=poisoned)
         try:
             rig.work(worker)
         except WorkerKilled:
-            deaths += 1
+            crashes += 1
             rig.worker_dies(worker)
             await rig.recover(worker)
         rig.dispatcher.receive()
         if all(request.ends for request in asked):
             break
-    assert deaths == 2
+    assert crashes == 2
     for request in asked:
         if request.x[0, 0] == 13:
             assert [type(end) for end in request.ends] == [ModelCrashed]
@@ -172,8 +172,8 @@ async def test_batches_that_had_not_begun_are_no_suspects() -> None:
         worker.loops[0].step(wait=False)  # it has the large request, and would now run the first part of it
     dies(worker, rig)
     await rig.recover(worker)
-    assert (begun.deaths, large.deaths) == (1, 0)
-    assert not rig.arena.held.any()
+    assert (begun.crashes, large.crashes) == (1, 0)
+    assert not rig.arena.waiting.any()
 
 
 @on_loop
@@ -202,7 +202,7 @@ async def test_late_ticket_dropped_by_a_worker_that_dies_before_its_record_is_no
 
 
 @on_loop
-async def test_outgrown_answer_whose_record_died_is_run_again() -> None:
+async def test_output_overflow_whose_record_was_lost_is_run_again() -> None:
     with pytest.MonkeyPatch.context() as patch:
         rig = Rig(DYNAMIC, data_bytes=1 << 22)
         wide = np.full((1, 5000), 7, np.float32)
@@ -261,5 +261,5 @@ async def test_next_life_of_an_api_server_drops_old_tickets_and_old_records() ->
 
 
 def test_every_move_that_recovery_makes_is_in_the_table() -> None:
-    for before in (State.TAKEN, State.FAILED, State.OUTGROWN, State.QUEUED):
+    for before in (State.TAKEN, State.FAILED, State.OUTPUT_OVERFLOW, State.QUEUED):
         assert (before, State.QUEUED) in MOVES

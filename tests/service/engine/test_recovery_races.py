@@ -34,12 +34,12 @@ class Death:
             until_ns = time.monotonic_ns() + 2 * SETTLE_NS
             while time.monotonic_ns() < until_ns:
                 pass  # now nothing but the other's marking can keep it
-            self.search.look()
-            self.search.look_later()
+            self.search.check()
+            self.search.check_later()
 
     async def over(self) -> None:
         assert self.search is not None
-        while not self.search.over:
+        while not self.search.done:
             await asyncio.sleep(0.001)  # it looks again by itself
 
 

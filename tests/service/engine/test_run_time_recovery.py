@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from foldserve.service.engine.admission import Bounds, Load, admit, in_line, is_large
+from foldserve.service.engine.admission import Bounds, Load, admit, is_large, queue_share
 from foldserve.service.errors import DeadlinePassed, QueueFull
 from foldserve.service.ipc.run_time import UNKNOWN, RunTime, RunTimes, combined
 
@@ -90,7 +90,7 @@ class World:
 
     def load(self) -> Load:
         there = [asked for asked in self._in_flight() if asked.waited_for]
-        lines = [in_line(asked.rows, asked.rows, MOST) for asked in there]
+        lines = [queue_share(asked.rows, asked.rows, MOST) for asked in there]
         large = any(is_large(asked.rows, asked.rows, MOST, BOUNDS) for asked in there)
         run_time = combined([(w.run_time, w.ended_ns) for w in self.workers], self.now_ns)
         rows, nbytes = sum(line[0] for line in lines), sum(line[1] for line in lines)

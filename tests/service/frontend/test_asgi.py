@@ -207,7 +207,7 @@ def test_cancelling_a_request_gives_it_up_and_frees_its_place():
         with pytest.raises(asyncio.CancelledError):
             await task
         (request,) = dispatcher.in_flight.values()
-        assert request.given_up
+        assert request.cancelled
 
     asyncio.run(main())
     assert [one["status"] for one in served_app.metrics.finished] == [499]

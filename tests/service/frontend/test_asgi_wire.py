@@ -1,4 +1,4 @@
-"""The front behind uvicorn on the loopback: what only real bytes on a real connection show."""
+"""The frontend behind uvicorn on the loopback: what only real bytes on a real connection show."""
 
 import http.client
 import io

@@ -17,27 +17,27 @@ class Clock:
         return self.now_s
 
 
-class Who:
+class Holder:
     """A holder that knows whether it gave way."""
 
     def __init__(self, of: Holdings, nbytes: int = 0) -> None:
         self.gone = 0
-        self.holding: Holding = of.open(self._give_way)
+        self.holding: Holding = of.open(self._on_evicted)
         if nbytes:
-            assert self.holding.take(nbytes)
+            assert self.holding.reserve(nbytes)
 
-    def _give_way(self) -> None:
+    def _on_evicted(self) -> None:
         self.gone += 1
 
 
 def test_what_is_held_is_bounded_and_comes_back() -> None:
     of = Holdings(100, Clock())
-    one, other = Who(of, 50), Who(of, 50)
-    assert not other.holding.take(1)
+    one, other = Holder(of, 50), Holder(of, 50)
+    assert not other.holding.reserve(1)
     assert (of.used_bytes, one.gone, other.gone) == (100, 0, 0)
     one.holding.end()
     assert of.used_bytes == 50
-    assert other.holding.take(50)
+    assert other.holding.reserve(50)
     other.holding.end()
     other.holding.end()
     assert (of.used_bytes, len(of)) == (0, 0)
@@ -46,11 +46,11 @@ def test_what_is_held_is_bounded_and_comes_back() -> None:
 def test_a_modest_newcomer_finds_room_and_who_stood_still_longest_above_the_share_gives_way() -> None:
     clock = Clock()
     of = Holdings(100, clock)
-    first, second, small = Who(of, 45), Who(of, 45), Who(of, 5)
+    first, second, small = Holder(of, 45), Holder(of, 45), Holder(of, 5)
     clock.now_s += STALLED_S / 2
-    assert first.holding.take(5)  # it moved last: the second gives way
-    newcomer = Who(of)
-    assert newcomer.holding.take(10)
+    assert first.holding.reserve(5)  # it moved last: the second gives way
+    newcomer = Holder(of)
+    assert newcomer.holding.reserve(10)
     assert (first.gone, second.gone, small.gone, newcomer.gone) == (0, 1, 0, 0)
     assert of.used_bytes == 50 + 5 + 10
 
@@ -61,28 +61,28 @@ def test_a_newcomer_that_ends_with_one_who_gives_way_for_it_holds_nothing() -> N
     body: Holding
     # As one connection: what it was sent too early, and the body that is being fed from there.
     sent_early = of.open(lambda: body.end())
-    assert sent_early.take(60)
+    assert sent_early.reserve(60)
     clock.now_s += STALLED_S
     body = of.open(lambda: None)
-    assert body.take(30)
-    assert not body.take(20)
+    assert body.reserve(30)
+    assert not body.reserve(20)
     assert (of.used_bytes, len(of), body.nbytes) == (0, 0, 0)
 
 
 def test_nobody_who_moves_gives_way_to_one_that_takes_more_than_its_share() -> None:
     of = Holdings(100, Clock())
-    holders = [Who(of, 30) for _ in range(3)]
-    assert not Who(of).holding.take(35)
+    holders = [Holder(of, 30) for _ in range(3)]
+    assert not Holder(of).holding.reserve(35)
     assert not any(holder.gone for holder in holders)
 
 
-def test_who_stands_still_gives_way_to_anybody_the_longest_first_and_no_more_than_are_needed() -> None:
+def test_who_has_stalled_gives_way_to_anybody_the_longest_first_and_no_more_than_are_needed() -> None:
     clock = Clock()
     of = Holdings(100, clock)
-    holders = [Who(of, 20) for _ in range(5)]
+    holders = [Holder(of, 20) for _ in range(5)]
     holders[0].holding.moved()
     clock.now_s += STALLED_S
-    assert Who(of).holding.take(40)
+    assert Holder(of).holding.reserve(40)
     assert [holder.gone for holder in holders] == [0, 1, 1, 0, 0]
 
 
@@ -92,14 +92,14 @@ def test_whatever_comes_the_bound_holds_and_the_first_bytes_of_a_newcomer_find_r
 ) -> None:
     clock = Clock()
     of = Holdings(100, clock)
-    holders: dict[int, Who] = {}
+    holders: dict[int, Holder] = {}
     for who, nbytes, pause_s in moves:
         clock.now_s += pause_s
         holder = holders.get(who)
         if holder is None or holder.gone:
-            holder = holders[who] = Who(of)
+            holder = holders[who] = Holder(of)
         before, share = holder.holding.nbytes, 100 // len(of)
-        taken = holder.holding.take(nbytes)
+        taken = holder.holding.reserve(nbytes)
         assert holder.gone == 0
         assert holder.holding.nbytes == before + (nbytes if taken else 0)
         assert of.used_bytes == sum(one.holding.nbytes for one in holders.values()) <= 100
@@ -111,18 +111,18 @@ def test_whatever_comes_the_bound_holds_and_the_first_bytes_of_a_newcomer_find_r
 @pytest.mark.parametrize("clients", [1, 3, 50])
 def test_however_many_connections_are_filled_another_is_served(clients: int) -> None:
     of = Holdings(1000, Clock())
-    hogs = [Who(of) for _ in range(clients)]
+    hogs = [Holder(of) for _ in range(clients)]
 
-    def fill(by: Callable[[Who], int]) -> None:
+    def fill(by: Callable[[Holder], int]) -> None:
         for hog in hogs:
-            while not hog.gone and hog.holding.take(by(hog)):
+            while not hog.gone and hog.holding.reserve(by(hog)):
                 pass
 
     fill(lambda hog: 7)
     assert of.used_bytes > 900
-    other = Who(of)
+    other = Holder(of)
     share = 1000 // (len(of))
     for _ in range(share):
-        assert other.holding.take(1)
+        assert other.holding.reserve(1)
         fill(lambda hog: 1)  # they take whatever becomes free
     assert other.gone == 0

@@ -1,7 +1,6 @@
 """One life of a request: each case ends alike whatever it came by (the fast path, ASGI), and in every protocol."""
 
 import asyncio
-import io
 import json
 import os
 import signal
@@ -19,12 +18,9 @@ from foldserve.service.ipc.model_table import ModelState
 from foldserve.service.ipc.scoreboard import READY
 from foldserve.service.metrics.catalog import REQUESTS
 from tests.service.engine_rig import WorkerKilled
-from tests.service.frontend.http1.connection import ASGI, PATH, Answer, ApiServerHarness, Connection
+from tests.service.frontend.http1.connection import ASGI, Answer, ApiServerHarness, Connection
+from tests.service.inference.carried import CARRIED, Carried
 
-NPY = "application/x-npy"
-JSON = "application/json"
-RAW = "application/octet-stream"
-PROTOCOLS = {"json": JSON, "raw": RAW, "npy": NPY}
 PATHS: dict[str, tuple[str, ...]] = {
     "fast": (),
     "asgi": (ASGI,),
@@ -40,7 +36,7 @@ class Case:
     parts: how many its body is sent in. leaves: its client goes when this is reached.
     """
 
-    kind: str
+    carried: Carried
     headers: tuple[str, ...]
     rows: int = 1
     parts: int = 1
@@ -48,21 +44,12 @@ class Case:
     server: ApiServerHarness = field(init=False)
     connection: Connection = field(init=False)
 
-    def body(self) -> bytes:
-        x = np.ones((self.rows, 2), "f4")
-        if self.kind == JSON:
-            return json.dumps({"inputs": x.tolist()}).encode()
-        if self.kind == RAW:
-            return x.tobytes()
-        file = io.BytesIO()
-        np.save(file, x)
-        return file.getvalue()
-
     def begin(self, part: float = 1.0) -> None:
         """Send the head and so much of the body."""
-        body = self.body()
-        lines = [f"POST {PATH} HTTP/1.1", "Host: test", f"Content-Type: {self.kind}", "X-Request-Id: find-me"]
-        lines += [*self.headers, *self.extra]
+        x, carried = np.ones((self.rows, 2), "f4"), self.carried
+        body = carried.body(x)
+        lines = [f"POST {carried.path} HTTP/1.1", "Host: test", "X-Request-Id: find-me"]
+        lines += [*carried.headers(x), *self.headers, *self.extra]
         if "chunked" in "".join(self.headers):
             pieces = np.array_split(np.frombuffer(body, np.uint8), max(self.parts, 2))
             framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece.tobytes()) for piece in pieces)
@@ -91,7 +78,7 @@ class Case:
 
 def all_ways(test: Any) -> Any:
     test = pytest.mark.parametrize("headers", PATHS.values(), ids=PATHS)(test)
-    return pytest.mark.parametrize("kind", PROTOCOLS.values(), ids=PROTOCOLS)(test)
+    return pytest.mark.parametrize("carried", CARRIED.values(), ids=CARRIED)(test)
 
 
 def run(
@@ -105,14 +92,14 @@ def run(
         await test(case)
         await case.server.rest()
         assert [status for _, status in case.server.lines] == list(statuses)
-        (protocol,) = [name for name, kind in PROTOCOLS.items() if kind == case.kind]
+        protocol = case.carried.label
         counted = case.server.metrics.store.totals()
         cell = case.server.metrics.store.layout.cell
         for status in set(statuses):
             assert counted[cell(REQUESTS, 0, protocol, str(status))] == statuses.count(status)
         for context, _ in case.server.lines:
             assert (context.protocol, context.model, context.version) == (protocol, "m0", "1")
-            assert (context.request_id, context.route) == ("find-me", "/predict/{model}")
+            assert (context.request_id, context.route) == ("find-me", case.carried.route)
         assert case.server.free
         if case.server.codecs.pid is not None:
             os.kill(case.server.codecs.pid, signal.SIGKILL)
@@ -123,28 +110,22 @@ def run(
     asyncio.run(main())
 
 
-def values(answer: Answer, kind: str) -> np.ndarray:
-    if kind == JSON:
-        return np.array(json.loads(answer.body)["outputs"]["y"], "f4")
-    if kind == NPY:
-        return np.load(io.BytesIO(answer.body))
-    return np.frombuffer(answer.body, "f4").reshape(-1, 2)
-
-
 @all_ways
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("rows", [1, 7, 30_000])
 def test_request_is_answered_with_its_own_numbers(
-    kind: str, headers: tuple[str, ...], rows: int, parts: int
+    carried: Carried, headers: tuple[str, ...], rows: int, parts: int
 ) -> None:
-    case = Case(kind, headers, rows, parts)
+    case = Case(carried, headers, rows, parts)
 
     async def test(case: Case) -> None:
         case.begin()
         answer = await case.answer()
         assert answer.status == 200
         assert answer.headers["x-request-id"] == "find-me"
-        np.testing.assert_array_equal(values(answer, kind), np.full((rows, 2), 2.0, "f4"))
+        np.testing.assert_array_equal(
+            case.carried.values(answer.body, answer.headers), np.full((rows, 2), 2.0, "f4")
+        )
         stages = [part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")]
         assert stages == ["decode", "queue", "gather", "run", "scatter", "encode", "batch"]
 
@@ -161,7 +142,7 @@ def test_request_is_answered_with_its_own_numbers(
 
 
 @all_ways
-def test_request_to_a_model_that_no_worker_serves_is_503(kind: str, headers: tuple[str, ...]) -> None:
+def test_request_to_a_model_that_no_worker_serves_is_503(carried: Carried, headers: tuple[str, ...]) -> None:
     async def test(case: Case) -> None:
         board = case.server.rig.board
         board.ready[0, 0] = 0
@@ -171,12 +152,12 @@ def test_request_to_a_model_that_no_worker_serves_is_503(kind: str, headers: tup
         assert "try again when" in json.loads(answer.body)["error"]
         board.ready[0, 0] = READY
 
-    run(Case(kind, headers), test, (503,))
+    run(Case(carried, headers), test, (503,))
 
 
 @all_ways
 def test_request_past_the_queues_bound_is_429_with_the_time_to_wait(
-    kind: str, headers: tuple[str, ...]
+    carried: Carried, headers: tuple[str, ...]
 ) -> None:
     async def test(case: Case) -> None:
         case.begin()
@@ -191,12 +172,14 @@ def test_request_past_the_queues_bound_is_429_with_the_time_to_wait(
         case.connection = first
         assert (await case.answer()).status == 200
 
-    run(Case(kind, headers), test, (429, 200), max_rows=1)
+    run(Case(carried, headers), test, (429, 200), max_rows=1)
 
 
 @all_ways
 @pytest.mark.parametrize("timeout", ["server", "header"])
-def test_body_that_does_not_come_in_time_is_504(kind: str, headers: tuple[str, ...], timeout: str) -> None:
+def test_body_that_does_not_come_in_time_is_504(
+    carried: Carried, headers: tuple[str, ...], timeout: str
+) -> None:
     extra = ("X-Timeout-Ms: 20",) if timeout == "header" else ()
 
     async def test(case: Case) -> None:
@@ -205,7 +188,7 @@ def test_body_that_does_not_come_in_time_is_504(kind: str, headers: tuple[str, .
         assert (answer.status, answer.code) == (504, DeadlinePassed.code)
 
     run(
-        Case(kind, headers, extra=extra),
+        Case(carried, headers, extra=extra),
         test,
         (504,),
         request_timeout_s=0.02 if timeout == "server" else None,
@@ -215,7 +198,7 @@ def test_body_that_does_not_come_in_time_is_504(kind: str, headers: tuple[str, .
 @all_ways
 @pytest.mark.parametrize("expect", [(), ("Expect: 100-continue",)], ids=["", "expect"])
 def test_head_without_a_body_is_504_in_time(
-    kind: str, headers: tuple[str, ...], expect: tuple[str, ...]
+    carried: Carried, headers: tuple[str, ...], expect: tuple[str, ...]
 ) -> None:
     async def test(case: Case) -> None:
         case.begin(0.0)
@@ -223,12 +206,12 @@ def test_head_without_a_body_is_504_in_time(
             while b" 504 " not in case.connection.socket.written:
                 await asyncio.sleep(0.0005)  # lets timers of the loop come due
 
-    run(Case(kind, headers, extra=expect), test, (504,), request_timeout_s=0.02)
+    run(Case(carried, headers, extra=expect), test, (504,), request_timeout_s=0.02)
 
 
 @all_ways
 def test_place_of_a_late_request_is_kept_until_the_worker_is_done_with_it(
-    kind: str, headers: tuple[str, ...]
+    carried: Carried, headers: tuple[str, ...]
 ) -> None:
     async def test(case: Case) -> None:
         dispatcher = case.server.rig.dispatcher
@@ -238,21 +221,21 @@ def test_place_of_a_late_request_is_kept_until_the_worker_is_done_with_it(
         await case.server.rest()
         dispatcher.flush()
         (request,) = dispatcher.in_flight.values()
-        slot = request.place.slot
+        slot = request.allocation.slot
         async with asyncio.timeout(20):
             while not case.connection.socket.written:
                 await asyncio.sleep(0.0005)  # nobody turns the worker
         assert case.connection.answers()[0].status == 504
-        assert dispatcher.in_flight[slot].place is not None
-        assert dispatcher.in_flight[slot].given_up
+        assert dispatcher.in_flight[slot].allocation is not None
+        assert dispatcher.in_flight[slot].cancelled
         await case.server.turn()
 
-    run(Case(kind, headers), test, (504,), request_timeout_s=0.05)
+    run(Case(carried, headers), test, (504,), request_timeout_s=0.05)
 
 
 @all_ways
 def test_models_own_time_counts_from_being_queued_and_not_while_the_body_comes(
-    kind: str, headers: tuple[str, ...]
+    carried: Carried, headers: tuple[str, ...]
 ) -> None:
     async def test(case: Case) -> None:
         case.begin(0.5)
@@ -262,11 +245,13 @@ def test_models_own_time_counts_from_being_queued_and_not_while_the_body_comes(
         case.connection.send(case.left)
         assert (await case.answer()).status == 200
 
-    run(Case(kind, headers), test, (200,), timeout_s=0.1)
+    run(Case(carried, headers), test, (200,), timeout_s=0.1)
 
 
 @all_ways
-def test_request_that_no_worker_takes_in_the_models_time_is_504(kind: str, headers: tuple[str, ...]) -> None:
+def test_request_that_no_worker_takes_in_the_models_time_is_504(
+    carried: Carried, headers: tuple[str, ...]
+) -> None:
     async def test(case: Case) -> None:
         case.begin()
         async with asyncio.timeout(20):
@@ -276,12 +261,14 @@ def test_request_that_no_worker_takes_in_the_models_time_is_504(kind: str, heade
         assert (answer.status, answer.code) == (504, DeadlinePassed.code)
         await case.server.turn()  # the worker drops its ticket, and its place is free
 
-    run(Case(kind, headers), test, (504,), timeout_s=0.02)
+    run(Case(carried, headers), test, (504,), timeout_s=0.02)
 
 
 @all_ways
 @pytest.mark.parametrize("where", ["body", "queue"])
-def test_client_that_leaves_is_counted_once_as_499(kind: str, headers: tuple[str, ...], where: str) -> None:
+def test_client_that_leaves_is_counted_once_as_499(
+    carried: Carried, headers: tuple[str, ...], where: str
+) -> None:
     async def test(case: Case) -> None:
         case.begin(0.5 if where == "body" else 1.0)
         await case.server.rest()
@@ -289,12 +276,12 @@ def test_client_that_leaves_is_counted_once_as_499(kind: str, headers: tuple[str
         await case.server.turn()
         assert not case.connection.socket.written
 
-    run(Case(kind, headers), test, (499,))
+    run(Case(carried, headers), test, (499,))
 
 
 @all_ways
 def test_request_that_kills_its_worker_twice_is_500_and_found_in_the_log_by_its_id(
-    kind: str, headers: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    carried: Carried, headers: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     def die(x: np.ndarray) -> None:
         raise WorkerKilled
@@ -316,11 +303,11 @@ def test_request_that_kills_its_worker_twice_is_500_and_found_in_the_log_by_its_
         assert (answer.status, answer.code) == (500, "model_crashed")
         assert any("find-me" in record.getMessage() for record in caplog.records)
 
-    run(Case(kind, headers), test, (500,))
+    run(Case(carried, headers), test, (500,))
 
 
 @all_ways
-def test_body_beyond_the_limit_is_413(kind: str, headers: tuple[str, ...]) -> None:
+def test_body_beyond_the_limit_is_413(carried: Carried, headers: tuple[str, ...]) -> None:
     async def test(case: Case) -> None:
         case.begin()
         await case.server.rest()
@@ -328,7 +315,7 @@ def test_body_beyond_the_limit_is_413(kind: str, headers: tuple[str, ...]) -> No
         assert (answer.status, answer.code) == (413, "too_large")
         assert answer.headers["connection"] == "close"
 
-    case = Case(kind, headers, rows=1000)
+    case = Case(carried, headers, rows=1000)
 
     async def main() -> None:
         case.server = ApiServerHarness(limit_bytes=1000)
@@ -343,7 +330,9 @@ def test_body_beyond_the_limit_is_413(kind: str, headers: tuple[str, ...]) -> No
 
 
 @all_ways
-def test_last_answer_of_a_server_that_ends_closes_its_connection(kind: str, headers: tuple[str, ...]) -> None:
+def test_last_answer_of_a_server_that_ends_closes_its_connection(
+    carried: Carried, headers: tuple[str, ...]
+) -> None:
     async def test(case: Case) -> None:
         case.server.rig.board.draining[0] = 1
         case.begin()
@@ -351,12 +340,14 @@ def test_last_answer_of_a_server_that_ends_closes_its_connection(kind: str, head
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert case.connection.socket.closing
 
-    run(Case(kind, headers), test, (200,))
+    run(Case(carried, headers), test, (200,))
 
 
 @all_ways
 @pytest.mark.parametrize("full", [False, True])
-def test_refusals_are_paced_when_nothing_else_is(kind: str, headers: tuple[str, ...], full: bool) -> None:
+def test_refusals_are_paced_when_nothing_else_is(
+    carried: Carried, headers: tuple[str, ...], full: bool
+) -> None:
     async def test(case: Case) -> None:
         first = case.connection
         case.begin()
@@ -371,7 +362,7 @@ def test_refusals_are_paced_when_nothing_else_is(kind: str, headers: tuple[str, 
         case.connection = first
         assert (await case.answer()).status == 200
 
-    run(Case(kind, headers), test, (429, 200), max_rows=1)
+    run(Case(carried, headers), test, (429, 200), max_rows=1)
 
 
 def test_client_that_leaves_before_its_large_answer_begins_is_counted_once(
@@ -391,7 +382,7 @@ def test_client_that_leaves_before_its_large_answer_begins_is_counted_once(
         await case.server.turn(most=20)
 
     run(
-        Case(JSON, (ASGI,), rows=40_000),
+        Case(CARRIED["json"], (ASGI,), rows=40_000),
         test,
         (499,),
         limit_bytes=1 << 22,
@@ -441,7 +432,7 @@ def test_model_that_is_unloaded_stays_until_its_last_large_answer_is_made() -> N
         assert drained[0]
 
     async def main() -> None:
-        case = Case(JSON, (), rows=40_000)
+        case = Case(CARRIED["json"], (), rows=40_000)
         case.server = ApiServerHarness(**LARGE)
         case.connection = case.server.connect()
         await test(case)
@@ -457,7 +448,7 @@ def test_model_that_is_unloaded_stays_until_its_last_large_answer_is_made() -> N
 
 def test_answer_sent_after_its_model_is_gone_is_not_counted_for_the_next_in_its_row() -> None:
     async def main() -> None:
-        case = Case(RAW, (), rows=300_000)
+        case = Case(CARRIED["raw"], (), rows=300_000)
         case.server = server = ApiServerHarness(**{**LARGE, "max_batch_size": 1 << 19})
         case.connection = server.connect()
         case.begin()

@@ -1,6 +1,6 @@
 """The numbers that every process reads."""
 
-from foldserve.service.ipc.scoreboard import NOTE_BYTES, RESTARTING, Dimensions, Scoreboard
+from foldserve.service.ipc.scoreboard import RESTARTING, TEXT_BYTES, Dimensions, Scoreboard
 
 DIMENSIONS = Dimensions(api_servers=2, workers=3, models=2, instances=4)
 
@@ -17,7 +17,7 @@ def test_cells_of_two_views_are_the_same_and_of_two_names_are_not() -> None:
 def test_notes_are_cut_to_their_room_and_taken_back() -> None:
     board = Scoreboard(DIMENSIONS).map()
     board.write_load_error(2, 1, "x" * 5000)
-    assert board.load_error(2, 1) == "x" * (NOTE_BYTES - 1)
+    assert board.load_error(2, 1) == "x" * (TEXT_BYTES - 1)
     assert board.load_error(2, 0) == ""
     board.write_load_error(2, 1, "")
     assert board.load_error(2, 1) == ""
@@ -31,7 +31,7 @@ def test_remarks_are_lines_apart_from_the_note_and_end_with_their_worker() -> No
     assert board.notes(1, 0) == board.notes(0, 1) == []
     assert board.load_error(1, 1) == "not served"
     board.write_notes(2, 0, ["x" * 3000])
-    assert board.notes(2, 0) == ["x" * (NOTE_BYTES - 1)]
+    assert board.notes(2, 0) == ["x" * (TEXT_BYTES - 1)]
     board.worker_died(1)
     assert board.notes(1, 1) == []
 
@@ -40,8 +40,8 @@ def test_a_worker_hangs_when_one_of_its_runs_began_before_the_time() -> None:
     board = Scoreboard(DIMENSIONS).map()
     board.step_since_ns[1, 3] = 100
     board.step_since_ns[2, 0] = 300
-    assert board.hanging(since_ns=200) == [1]
-    assert board.hanging(since_ns=100) == []
+    assert board.overdue_workers(since_ns=200) == [1]
+    assert board.overdue_workers(since_ns=100) == []
 
 
 def test_dead_worker_is_not_busy_and_what_it_served_is_to_return() -> None:
@@ -49,9 +49,12 @@ def test_dead_worker_is_not_busy_and_what_it_served_is_to_return() -> None:
     for cells, place in ((board.ready, (1, 0)), (board.busy_since_ns, (1, 2)), (board.step_since_ns, (1, 2))):
         cells[place] = 7
     board.busy_since_ns[0, 2] = 7
-    board.ceiling_rows[1, 0] = board.ceiling_rows[0, 0] = 4
+    board.batch_limit_rows[1, 0] = board.batch_limit_rows[0, 0] = 4
     board.worker_died(1)
-    assert [board.ceiling_rows[1, 0], board.ceiling_rows[0, 0]] == [0, 4]  # the next one finds its own
+    assert [board.batch_limit_rows[1, 0], board.batch_limit_rows[0, 0]] == [
+        0,
+        4,
+    ]  # the next one finds its own
     assert [board.ready[1, 0], board.busy_since_ns[1, 2], board.step_since_ns[1, 2]] == [RESTARTING, 0, 0]
     assert board.ready[1, 1] == 0
     assert board.busy_since_ns[0, 2] == 7

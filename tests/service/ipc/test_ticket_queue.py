@@ -100,7 +100,7 @@ def test_turn_with_its_tickets_goes_to_exactly_one_process_however_many_wait() -
         assert ours.recv() == "waits"
     sent = [(number, tickets(number, TICKETS_PER_TURN - number)) for number in range(3)]
     for generation, carried in sent:
-        assert queue.give_turn(generation, carried)
+        assert queue.pass_turn(generation, carried)
     got = [ours.recv() for ours, _ in pairs]
     assert sorted(got) == sorted(TURN_STRUCT.pack(number) + carried for number, carried in sent)
     for child in children:
@@ -110,7 +110,7 @@ def test_turn_with_its_tickets_goes_to_exactly_one_process_however_many_wait() -
 def test_turns_that_nobody_takes_fill_the_pipe_and_then_are_refused() -> None:
     queue = TicketQueue()
     for generation in range(1000):
-        if not queue.give_turn(generation):
+        if not queue.pass_turn(generation):
             break
     else:
         pytest.fail("1,000 turns found room")
@@ -128,10 +128,10 @@ def test_reader_that_sleeps_is_woken_by_a_ticket_of_no_generation_of_its_own() -
 def test_queue_that_nobody_reads_any_more_is_emptied_of_tickets_and_turns() -> None:
     queue, writer, reader = make()
     writer.write(tickets(0, 5000))
-    queue.give_turn(3, tickets(0, 2))
-    queue.give_turn(4)
+    queue.pass_turn(3, tickets(0, 2))
+    queue.pass_turn(4)
     queue.empty()
     writer.drop()
     assert reader.read(8) == b""
-    queue.give_turn(5)
+    queue.pass_turn(5)
     assert os.read(queue.turn_reader.fd, PIPE_BUF) == TURN_STRUCT.pack(5)

@@ -14,7 +14,7 @@ import pytest
 PROGRAM = """
 import os, sys, time
 from foldserve.service.logs.pipes import LogPipes
-from foldserve.service.logs.records import tell
+from foldserve.service.logs.records import print_lines
 
 with LogPipes() as pipes:
     print(pipes._process.pid if pipes.pumps else 0, file=sys.stderr, flush=True)
@@ -30,7 +30,7 @@ def started(body: str, **streams: object) -> subprocess.Popen[bytes]:
 MUCH = "\n    ".join(
     [
         "for n in range(200):",
-        "    tell(f'{n:05} ' + 'x' * 80)",
+        "    print_lines(f'{n:05} ' + 'x' * 80)",
         "import ctypes; ctypes.CDLL(None).dprintf(2, b'from C\\n')",
         "__import__('subprocess').run(['sh', '-c', 'echo from a child'])",
     ]
@@ -66,7 +66,7 @@ def test_a_last_line_is_written_though_the_process_ends_at_once() -> None:
 
 
 def test_a_reader_that_does_not_read_stops_neither_the_work_nor_the_end() -> None:
-    body = "[tell('x' * 200) for _ in range(20_000)]; os.write(2, b'done\\n')"
+    body = "[print_lines('x' * 200) for _ in range(20_000)]; os.write(2, b'done\\n')"
     process = started(body, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
     assert process.stdout is not None
@@ -78,7 +78,7 @@ def test_a_reader_that_does_not_read_stops_neither_the_work_nor_the_end() -> Non
 
 
 def test_a_stalled_stdout_does_not_hold_up_stderr() -> None:
-    body = "[tell('x' * 200) for _ in range(20_000)]; os.write(2, b'still here\\n'); sys.stdin.read()"
+    body = "[print_lines('x' * 200) for _ in range(20_000)]; os.write(2, b'still here\\n'); sys.stdin.read()"
     process = started(body, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
     process.stderr.readline()
@@ -89,12 +89,12 @@ def test_a_stalled_stdout_does_not_hold_up_stderr() -> None:
 SILENT = """
 import logging
 from foldserve.service.logs.pipes import LogPipes
-from foldserve.service.logs.records import LogStyle, configure_logging, tell
+from foldserve.service.logs.records import LogStyle, configure_logging, print_lines
 
 configure_logging(LogStyle("info"))
 with LogPipes():
     for _ in range(100):
-        tell("x")
+        print_lines("x")
         logging.info("y")
 """
 
@@ -148,9 +148,9 @@ def test_a_pump_that_is_killed_is_replaced_and_no_line_of_the_pipe_is_lost() -> 
             "import select, signal",
             "os.kill(pipes._process.pid, signal.SIGKILL)",
             "select.select([pipes], [], [])",
-            "tell('in between')",
+            "print_lines('in between')",
             "pipes.renew()",
-            "tell('after')",
+            "print_lines('after')",
         ]
     )
     process = started(body, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -171,12 +171,12 @@ def test_a_pump_that_cannot_be_started_again_now_leaves_all_as_it_was_and_can_be
             "    try:",
             "        pipes.renew()",
             "    except OSError as error:",
-            "        tell(f'error {error.errno}') if free == 0 else None",
+            "        print_lines(f'error {error.errno}') if free == 0 else None",
             "    else:",
             "        break",
             "resource.setrlimit(resource.RLIMIT_NOFILE, limits)",
             "pipes.renew() if pipes._process.poll() is not None else None",
-            "tell(str(len(os.listdir('/proc/self/fd')) - before))",
+            "print_lines(str(len(os.listdir('/proc/self/fd')) - before))",
         ]
     )
     process = started(body, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -185,7 +185,7 @@ def test_a_pump_that_cannot_be_started_again_now_leaves_all_as_it_was_and_can_be
 
 
 def test_the_pump_ends_soon_after_its_parent_even_while_nobody_reads() -> None:
-    body = "[tell('x' * 200) for _ in range(20_000)]; os.write(2, b'full\\n'); sys.stdin.read()"
+    body = "[print_lines('x' * 200) for _ in range(20_000)]; os.write(2, b'full\\n'); sys.stdin.read()"
     process = started(body, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
     pump = int(process.stderr.readline())

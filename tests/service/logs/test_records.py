@@ -14,7 +14,7 @@ import pytest
 
 from foldserve.service.logs.limits import FULL, INTERVAL_S, SHORT, Limits, with_id
 from foldserve.service.logs.lines import LINE_BYTES, LogStyle, TextLines, bounded
-from foldserve.service.logs.records import Outlet, configure_logging, tell
+from foldserve.service.logs.records import Outlet, configure_logging, print_lines
 
 
 class Pipe:
@@ -217,8 +217,8 @@ def test_pythons_warnings_are_lines_of_the_log(capfd: pytest.CaptureFixture[str]
 
 def test_what_is_printed_for_the_eye_is_lost_without_harm_where_it_cannot_be_written() -> None:
     program = (
-        "import sys; from foldserve.service.logs.records import tell\n"
-        "tell('one\\ntwo'); print('on', file=sys.stderr)"
+        "import sys; from foldserve.service.logs.records import print_lines\n"
+        "print_lines('one\\ntwo'); print('on', file=sys.stderr)"
     )
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
@@ -228,5 +228,5 @@ def test_what_is_printed_for_the_eye_is_lost_without_harm_where_it_cannot_be_wri
 
 
 def test_what_is_printed_is_printed_line_by_line(capfd: pytest.CaptureFixture[str]) -> None:
-    tell("one\ntwo\x1b[2J")
+    print_lines("one\ntwo\x1b[2J")
     assert capfd.readouterr().out == "one\ntwo\\x1b[2J\n"

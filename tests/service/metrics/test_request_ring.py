@@ -43,10 +43,10 @@ def read(ring: RequestRing) -> np.ndarray:
 
 def counted_one_by_one(records: Sequence[Record]) -> np.ndarray:
     cells = np.zeros(WIDTH)
-    for counter, lane, *values in records:
+    for counter, row, *values in records:
         cells[int(counter)] += 1
         for column, value in enumerate(values):
-            first = FIRST[int(lane), column]
+            first = FIRST[int(row), column]
             above = [bound for bound in BOUNDS[column] if value > bound]
             cells[first + len(above)] += 1
             cells[first + len(BOUNDS[column]) + 1] += value

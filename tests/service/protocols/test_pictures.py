@@ -131,8 +131,8 @@ def test_answers_may_be_arrays_and_compressed_bodies_are_inflated(app):
 @pytest.mark.parametrize(
     ("body", "kind", "path", "error", "says"),
     [
-        (b"", JPEG, "", (400, "bad_picture"), "the body is no JPEG picture"),
-        (b"hello", PNG, "", (400, "bad_picture"), "the body is no PNG picture"),
+        (b"", JPEG, "", (400, "bad_picture"), "the body is not a JPEG picture"),
+        (b"hello", PNG, "", (400, "bad_picture"), "the body is not a PNG picture"),
         (
             saved(photo(), "PNG"),
             JPEG,
@@ -230,7 +230,7 @@ def test_rows_of_kserve_v1_may_be_pictures(app):
             [b64(saved(photo())), b64(b"GIF89a")],
             "colours",
             "bad_picture",
-            "picture 1: the body is no JPEG or PNG",
+            "picture 1: the body is not a JPEG or PNG",
         ),
         ([b64(saved(photo()))], "arrays", "bad_tensor", "b64"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foldserve.service.artifact.file_sums import EXPORT, check_files
-from foldserve.service.artifact.manifest import read_manifest
+from foldserve.service.artifact.manifest import FileEntry, read_manifest
 from foldserve.service.errors import ConfigError
 from foldserve.service.repository.artifact import Parity, read_artifact
 from tests.service.repositories import config, save_exported, save_linear, save_scripted
@@ -84,11 +84,11 @@ def test_bare_onnx_file_of_any_name_is_described_by_itself(tmp_path: Path) -> No
     artifact = read_artifact(tmp_path, "m", "1", config())
     assert artifact.file.name == "net.onnx"
     assert [str(spec) for spec in artifact.signature.outputs] == ["y FP32 [-1, 3]"]
-    assert (artifact.manifest, artifact.reference, artifact.parity("y")) == ({}, None, None)
+    assert (artifact.manifest, artifact.reference, artifact.parity("y")) == (None, None, None)
     assert artifact.max_batch_size == 32
 
 
-def test_onnx_file_with_a_fixed_number_of_rows_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_onnx_file_with_a_fixed_number_of_rows_is_refused_with_the_fix(tmp_path: Path) -> None:
     save_linear(tmp_path / "model.onnx", rows=1)
     with pytest.raises(ConfigError, match=r"input 'x' has shape \[1, 4\]; expected a dynamic dim 0"):
         read_artifact(tmp_path, "m", "1", config())
@@ -151,7 +151,7 @@ def test_manifest_that_is_not_json_is_refused(exported: Path) -> None:
 
 
 def test_untouched_files_pass_their_check(exported: Path) -> None:
-    checks = list(check_files(exported, read_manifest(exported, "linear/1")["files"], EXPORT))
+    checks = list(check_files(exported, read_manifest(exported, "linear/1").files, EXPORT))
     assert {check.name for check in checks} == {"model.onnx", "reference.npz"}
     assert not any(check.problem for check in checks)
 
@@ -164,7 +164,7 @@ def test_changed_shortened_and_missing_files_are_told_apart(exported: Path) -> N
     def problem() -> str:
         return next(
             check.problem
-            for check in check_files(exported, manifest["files"], EXPORT)
+            for check in check_files(exported, manifest.files, EXPORT)
             if check.name == "model.onnx"
         )
 
@@ -259,10 +259,8 @@ def test_manifest_with_a_wrong_type_or_range_anywhere_is_refused_with_the_place(
 
 
 def test_file_of_a_manifest_that_is_a_pipe_or_a_device_is_told_and_not_read(exported: Path) -> None:
-    manifest = read_manifest(exported, "linear/1")
-    manifest["files"] = {"pipe": {**HASHES, "size": 0}, "device": {**HASHES, "size": 0}}
+    nothing = FileEntry(sha256="0" * 64, size=0)
+    files = {"pipe": nothing, "device": nothing}
     os.mkfifo(exported / "pipe")
     (exported / "device").symlink_to("/dev/zero")
-    assert all(
-        "no ordinary file" in check.problem for check in check_files(exported, manifest["files"], EXPORT)
-    )
+    assert all("not a regular file" in check.problem for check in check_files(exported, files, EXPORT))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foldserve.service.errors import ConfigError
-from foldserve.service.repository.index import look_through, read_repository, versions_to_serve
+from foldserve.service.repository.index import read_repository, scan_repository, versions_to_serve
 from foldserve.service.repository.model_config import VersionPolicy
 from tests.service.repositories import save_linear
 
@@ -105,18 +105,18 @@ NO_MODELS = [
 
 @pytest.mark.parametrize("folder", NO_MODELS)
 @pytest.mark.parametrize("with_a_file", [False, True])
-def test_folders_that_are_no_model_are_passed_over_with_a_line_in_the_log(
+def test_folders_that_are_no_model_are_skipped_with_a_line_in_the_log(
     repository: Path, caplog: pytest.LogCaptureFixture, folder: str, with_a_file: bool
 ) -> None:
     (repository / folder).mkdir(parents=True)
     if with_a_file:
         (repository / folder / "._notes.txt").write_text("of a tool")
     with caplog.at_level(logging.INFO):
-        found = look_through(repository)
+        found = scan_repository(repository)
     assert [entry.name for entry in found.entries] == ["linear", "other"]
     assert [artifact.version for artifact in found.entries[0].artifacts] == ["10"]
     assert found.broken == ()
-    assert ("passed over" in caplog.text) == (".hidden" not in folder)
+    assert ("is skipped" in caplog.text) == (".hidden" not in folder)
 
 
 def test_stray_files_and_broken_links_are_passed_over(repository: Path) -> None:
@@ -126,7 +126,7 @@ def test_stray_files_and_broken_links_are_passed_over(repository: Path) -> None:
         (folder / "round").symlink_to(folder / "round")
         os.mkfifo(folder / "pipe")
         (folder / "zero").symlink_to("/dev/zero")
-    found = look_through(repository)
+    found = scan_repository(repository)
     assert ([entry.name for entry in found.entries], found.broken) == (["linear", "other"], ())
 
 
@@ -172,7 +172,7 @@ def test_bad_config_yaml_costs_its_model_only(repository: Path, name: str) -> No
     (repository / "other" / "config.yaml").write_bytes(
         content if isinstance(content, bytes) else content.encode()
     )
-    found = look_through(repository)
+    found = scan_repository(repository)
     assert [entry.name for entry in found.entries] == ["linear"]
     (broken,) = found.broken
     assert (broken.model, broken.version) == ("other", "")
@@ -196,7 +196,7 @@ def test_file_that_is_none_costs_its_model_only(repository: Path, name: str, kin
     else:
         targets = {"device": "/dev/zero", "random": "/dev/random", "nowhere": "nowhere", "round": path.name}
         path.symlink_to(targets[kind])
-    found = look_through(repository)
+    found = scan_repository(repository)
     assert [entry.name for entry in found.entries] == ["linear"]
     assert [str(broken) for broken in found.broken] == ["other"]
     assert str(repository) not in found.broken[0].problems[0]
@@ -214,7 +214,7 @@ def test_model_file_that_is_none_costs_its_model_only(repository: Path, kind: st
         path.write_text("hello" * (kind == "text"))
     else:
         path.symlink_to({"device": "/dev/zero", "nowhere": "nowhere"}[kind])
-    found = look_through(repository)
+    found = scan_repository(repository)
     assert [entry.name for entry in found.entries] == ["linear"]
     assert [str(broken) for broken in found.broken] == ["other"]
 
@@ -222,7 +222,7 @@ def test_model_file_that_is_none_costs_its_model_only(repository: Path, kind: st
 def test_version_that_is_broken_costs_itself_only(repository: Path) -> None:
     (repository / "linear" / "config.yaml").write_text("version_policy: all\n")
     (repository / "linear" / "2" / "manifest.json").write_text("{")
-    found = look_through(repository)
+    found = scan_repository(repository)
     assert [artifact.version for artifact in found.entries[0].artifacts] == ["1", "10"]
     assert [str(broken) for broken in found.broken] == ["linear/2"]
 
@@ -231,13 +231,13 @@ def test_only_broken_models_are_told_of_all(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "1").mkdir(parents=True)
         (tmp_path / name / "1" / "manifest.json").write_text("{")
-    found = look_through(tmp_path)
+    found = scan_repository(tmp_path)
     assert (found.entries, [str(broken) for broken in found.broken]) == ((), ["a", "b"])
 
 
 def test_model_with_a_config_yml_is_not_served_without_what_it_says(repository: Path) -> None:
     (repository / "other" / "config.yml").write_text("instances: 2\n")
-    (broken,) = look_through(repository).broken
+    (broken,) = scan_repository(repository).broken
     assert broken.model == "other"
     assert broken.problems == ("model other has a config.yml; expected config.yaml: rename it, or remove it",)
 
@@ -247,7 +247,7 @@ def test_model_with_a_config_yml_is_not_served_without_what_it_says(repository: 
 )
 def test_part_of_a_repository_is_told_to_be_none(repository: Path, part: str, told: str) -> None:
     with pytest.raises(ConfigError, match=rf"is {told}.* and not a repository; .*: serve {repository}"):
-        look_through(repository / part)
+        scan_repository(repository / part)
 
 
 def test_missing_and_empty_repositories_are_refused(tmp_path: Path) -> None:

@@ -174,8 +174,8 @@ def test_sizes_without_room_are_left_out_of_the_warming_and_the_model_is_served(
     monkeypatch.setattr("foldserve.service.repository.loading.load_session", lambda *_: session)
     load_model(artifact_in(folder), config(), "cpu", ONE_THREAD)
     assert session.ran[:7] == [3, 3, 1, 2, 2, 1, 1]  # the reference's 7 rows, then 2 and 1 twice
-    assert "no room for a batch of 8 rows" in caplog.text
-    assert "no room for a batch of 4 rows" in caplog.text
+    assert "not have enough memory for a batch of 8 rows" in caplog.text
+    assert "not have enough memory for a batch of 4 rows" in caplog.text
 
 
 def test_model_without_room_for_one_row_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +265,8 @@ def test_file_without_a_manifest_has_no_tolerance(folder: Path) -> None:
 
 
 def test_tf32_is_reckoned_as_the_export_reckons_fp16() -> None:
-    from foldserve.models.export.precision import PRECISIONS
-    from foldserve.models.export.tolerance import file_tolerance
+    from foldserve.models.export.precision.precision import PRECISIONS
+    from foldserve.models.export.verify.tolerance import file_tolerance
 
     assert PRECISIONS["fp16"].roundoff == 2.0**-11
     assert file_tolerance(PRECISIONS["fp16"], 3e-7) == pytest.approx(4 * 3e-7 * 2**13)

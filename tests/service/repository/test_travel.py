@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foldserve.service.repository.index import look_through
+from foldserve.service.repository.index import scan_repository
 from foldserve.service.repository.travel import without_what_cannot_travel
 
 ROW = [-1, 3, 8, 8]
@@ -31,7 +31,7 @@ def test_models_of_which_no_row_fits_with_its_answer_are_broken_and_say_what_wou
     stated(tmp_path, "a", [-1, 4])
     stated(tmp_path, "d", [-1, "length"])
     stated(tmp_path, "f", [-1, 4000])
-    found = without_what_cannot_travel(look_through(tmp_path), arena_bytes)
+    found = without_what_cannot_travel(scan_repository(tmp_path), arena_bytes)
     assert {entry.name for entry in found.entries} == set(served)
     for problem in found.problems():
         assert "one row of its inputs takes 768 bytes and its answer" in problem

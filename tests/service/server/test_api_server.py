@@ -1,4 +1,4 @@
-"""The parts of an API server: lanes, exact paths, and what it does at each of the parent's messages."""
+"""The parts of an API server: queues, exact paths, and what it does at each of the parent's messages."""
 
 import asyncio
 import os
@@ -245,7 +245,7 @@ def test_scrape_through_any_api_server_sees_what_waits_in_all_of_them_and_who_is
     metrics = metrics_of(*VERSIONS)
     board = transport.board.map()
     board.ready[0, 2] = 1
-    board.ceiling_rows[0, 2], board.ceiling_rows[1, 2], board.ceiling_rows[1, 1] = 8, 4, 2
+    board.batch_limit_rows[0, 2], board.batch_limit_rows[1, 2], board.batch_limit_rows[1, 1] = 8, 4, 2
 
     async def scrape() -> str:
         server = make_api_server(1, transport, settings, metrics, DEVICES)
@@ -272,7 +272,7 @@ def test_each_workers_side_of_a_version_is_told(
     transport = transport_of(2, settings)
     board = transport.board.map()
     board.ready[0, 1], board.ready[1, 1] = 1, RESTARTING
-    board.ceiling_rows[0, 1] = 4
+    board.batch_limit_rows[0, 1] = 4
     board.write_notes(0, 1, ["TF32 is on"])
 
     async def ask() -> Sequence[ServedBy]:

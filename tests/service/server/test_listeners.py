@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from foldserve.service.server.listeners import close_ours, take_no_more
+from foldserve.service.server.listeners import close_listeners, stop_accepting
 
 SO_DETACH_FILTER, SO_LOCK_FILTER = 27, 44  # asm-generic/socket.h
 
@@ -23,7 +23,7 @@ def test_what_was_taken_before_can_still_be_accepted_and_answered_and_nothing_mo
             with pytest.raises(PermissionError):
                 listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
         early.sendall(b"sent before")
-        take_no_more([listener])
+        stop_accepting([listener])
         with pytest.raises(TimeoutError):
             socket.create_connection(listener.getsockname(), timeout=0.2)
         accepted, _ = listener.accept()
@@ -39,7 +39,7 @@ def test_the_last_to_close_is_who_still_accepts() -> None:
     ours = theirs.dup()
     address = theirs.getsockname()
     with socket.create_connection(address) as early:
-        close_ours([ours])
+        close_listeners([ours])
         assert ours.fileno() == -1
         accepted, _ = theirs.accept()
         accepted.close()
@@ -53,6 +53,6 @@ def test_sockets_that_are_no_tcp_are_left_as_they_are(tmp_path: object) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{tmp_path}/socket")
         listener.listen()
-        take_no_more([listener])
+        stop_accepting([listener])
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(f"{tmp_path}/socket")

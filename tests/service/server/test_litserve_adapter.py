@@ -28,7 +28,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from foldserve.service.frontend.connections.acceptor import Acceptor
-from foldserve.service.frontend.connections.descriptors import Room
+from foldserve.service.frontend.connections.descriptors import ConnectionLimits
 from foldserve.service.frontend.connections.shares import Shares
 from foldserve.service.frontend.http1.asgi_cycle import AsgiCycle
 from foldserve.service.frontend.http1.connection import Http1Protocol
@@ -85,7 +85,9 @@ OURS = [
 def open_door(listeners: Sequence[socket.socket], make_protocol: Callable[[], asyncio.Protocol]) -> Acceptor:
     """What takes the connections of the only API server."""
     shares = Shares(Scoreboard(Dimensions(1, 1, 1, 1)).map(), 0)
-    return Acceptor(listeners, make_protocol, shares, Room(connections=100, guests=4), lambda why: None)
+    return Acceptor(
+        listeners, make_protocol, shares, ConnectionLimits(connections=100, guests=4), lambda why: None
+    )
 
 
 def digest(of: Callable[..., Any]) -> str:

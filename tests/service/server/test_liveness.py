@@ -12,10 +12,10 @@ class Children:
         self.asked: list[str] = []
         self.now_ns = 0
 
-    def look(self, *answering: str) -> list[str]:
+    def check(self, *answering: str) -> list[str]:
         self.now_ns += 10**9
         self.asked.clear()
-        silent = self.liveness.look(("a", "b"), self.answered.__getitem__, self.asked.append, self.now_ns)
+        silent = self.liveness.check(("a", "b"), self.answered.__getitem__, self.asked.append, self.now_ns)
         for child in answering:
             if child in self.asked:
                 self.answered[child] = self.now_ns + 1
@@ -25,13 +25,13 @@ class Children:
 def test_child_that_answers_is_asked_again_and_never_silent() -> None:
     children = Children()
     for _ in range(20):
-        assert children.look("a", "b") == []
+        assert children.check("a", "b") == []
         assert children.asked == ["a", "b"]
 
 
 def test_child_that_does_not_answer_is_silent_after_the_limit_and_is_not_asked_again_meanwhile() -> None:
     children = Children()
-    looks = [children.look("a") for _ in range(8)]
+    looks = [children.check("a") for _ in range(8)]
     assert [bool(silent) for silent in looks] == [False] * 5 + [
         True
     ] * 3  # asked, and then more than four looks
@@ -42,21 +42,21 @@ def test_child_that_does_not_answer_is_silent_after_the_limit_and_is_not_asked_a
 def test_child_that_answers_late_but_within_the_limit_is_not_silent() -> None:
     children = Children()
     for _ in range(4):
-        assert children.look("a") == []
+        assert children.check("a") == []
     children.answered["b"] = children.now_ns
-    assert all(children.look("a", "b") == [] for _ in range(10))
+    assert all(children.check("a", "b") == [] for _ in range(10))
 
 
 def test_pause_of_the_whole_machine_blames_nobody() -> None:
     children = Children()
-    children.look("a")
+    children.check("a")
     children.now_ns += 3600 * 10**9
-    assert children.look("a") == []
+    assert children.check("a") == []
 
 
 def test_next_child_in_the_place_of_one_that_ended_is_asked_anew() -> None:
     liveness: Liveness[str] = Liveness(limit_s=4.0)
     asked: list[str] = []
     for life in range(10):
-        assert liveness.look((f"life {life}",), lambda child: 0, asked.append, 10**9) == []
+        assert liveness.check((f"life {life}",), lambda child: 0, asked.append, 10**9) == []
     assert len(asked) == 10

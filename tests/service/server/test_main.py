@@ -17,8 +17,8 @@ from foldserve.service.repository.model_version import versions_of
 from foldserve.service.server.main import (
     SPARE_MODELS,
     model_rows,
+    print_startup_summary,
     run_server,
-    tell_what_is_served,
     warn_of_limits,
 )
 from foldserve.service.server.model_control import ModelControl
@@ -63,7 +63,7 @@ def test_model_table_has_room_for_some_models_more_or_for_as_many_as_are_asked_f
     assert model_rows(replace(settings, max_models=5), 3) == 5
 
 
-def test_too_few_rows_for_the_repository_are_refused_with_both_numbers_and_the_mend(
+def test_too_few_rows_for_the_repository_are_refused_with_both_numbers_and_the_fix(
     settings: ServeSettings, stop: StopSignals
 ) -> None:
     save_linear(settings.repository / "other" / "1" / "model.onnx")
@@ -91,7 +91,7 @@ def test_nothing_is_said_when_the_limits_are_wide_enough(
     assert warnings(settings, settings.max_in_flight, None, caplog) == ""
 
 
-def test_too_few_descriptors_for_max_in_flight_are_told_with_both_numbers_and_the_mend(
+def test_too_few_descriptors_for_max_in_flight_are_told_with_both_numbers_and_the_fix(
     settings: ServeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = warnings(settings, 900, None, caplog)
@@ -132,8 +132,8 @@ def said(
     metrics.model_loaded(0, 1.25)
     board.ready[1, 0] = ready
     board.write_load_error(0, 0, note)
-    models.look([], [])
-    told = tell_what_is_served(settings, addresses, Devices(("cpu",), ""), models.table, metrics)
+    models.check([], [])
+    told = print_startup_summary(settings, addresses, Devices(("cpu",), ""), models.table, metrics)
     assert told == ready
     return capfd.readouterr().out
 

@@ -23,8 +23,8 @@ class Rig:
         self.models = ModelControl(self.transport, self.board, metrics_of(("m", "1")))
         self.key: ModelKey = self.models.add(model_version("m", "1", FIXED))
 
-    def look(self, workers: tuple[int, ...] = (0, 1), api_servers: tuple[int, ...] = (0, 1)) -> list[int]:
-        return self.models.look(workers, api_servers)
+    def check(self, workers: tuple[int, ...] = (0, 1), api_servers: tuple[int, ...] = (0, 1)) -> list[int]:
+        return self.models.check(workers, api_servers)
 
     @property
     def state(self) -> ModelState:
@@ -52,7 +52,7 @@ def test_a_model_is_ready_when_one_worker_has_it_and_failed_when_none_could_load
     for worker in (0, 1):
         rig.board.ready[worker, 0] = ready[worker]
         rig.board.write_load_error(worker, 0, notes[worker])
-    assert rig.look() == []
+    assert rig.check() == []
     assert (rig.state, rig.models.table.error(0)) == (state, error)
 
 
@@ -60,26 +60,26 @@ def test_a_model_that_failed_is_ready_once_a_worker_that_is_started_again_has_lo
     rig = Rig()
     for worker in (0, 1):
         rig.board.write_load_error(worker, 0, "no memory")
-    rig.look()
+    rig.check()
     assert rig.state is ModelState.FAILED
     rig.board.ready[1, 0] = READY
-    rig.look()
+    rig.check()
     assert (rig.state, rig.models.table.error(0)) == (ModelState.READY, "")
 
 
 def test_a_row_is_drained_by_api_servers_and_then_unloaded_by_workers_before_it_is_free() -> None:
     rig = Rig()
     rig.models.remove(rig.key)
-    assert rig.look() == []
+    assert rig.check() == []
     rig.let_go(True, 0, 1)  # workers that never had it: it is not their turn yet
     rig.let_go(False, 0)
-    assert (rig.look(), rig.state) == ([], ModelState.DRAINING)
+    assert (rig.check(), rig.state) == ([], ModelState.DRAINING)
     rig.let_go(False, 1)
     rig.board.let_go(True, 1, 0, 99)
-    assert (rig.look(), rig.state) == ([0], ModelState.UNLOADING)
-    assert (rig.look(), rig.state) == ([], ModelState.UNLOADING)
+    assert (rig.check(), rig.state) == ([0], ModelState.UNLOADING)
+    assert (rig.check(), rig.state) == ([], ModelState.UNLOADING)
     rig.let_go(True, 1)
-    assert (rig.look(), rig.state) == ([], ModelState.EMPTY)
+    assert (rig.check(), rig.state) == ([], ModelState.EMPTY)
     assert rig.models.table.generation[0] == 1
 
 
@@ -87,17 +87,17 @@ def test_processes_that_are_dead_hold_nothing_up() -> None:
     rig = Rig()
     rig.models.remove(rig.key)
     rig.let_go(False, 1)
-    assert rig.look(api_servers=(1,)) == [0]
-    assert (rig.look(workers=()), rig.state) == ([], ModelState.EMPTY)
+    assert rig.check(api_servers=(1,)) == [0]
+    assert (rig.check(workers=()), rig.state) == ([], ModelState.EMPTY)
 
 
 def test_a_model_is_removed_once_and_one_that_is_gone_not_at_all() -> None:
     rig = Rig()
     rig.models.remove(rig.key)
-    rig.look(api_servers=())
+    rig.check(api_servers=())
     rig.models.remove(rig.key)
     assert rig.state is ModelState.UNLOADING
-    rig.look(workers=())
+    rig.check(workers=())
     rig.models.remove(rig.key)
     assert rig.state is ModelState.EMPTY
 
@@ -105,18 +105,18 @@ def test_a_model_is_removed_once_and_one_that_is_gone_not_at_all() -> None:
 def test_nothing_of_the_last_model_is_left_for_the_next_in_its_row() -> None:
     rig = Rig()
     board, queue = rig.board, rig.transport.queues[0]
-    board.ready[0, 0], board.ceiling_rows[0, 0], board.taken_ns[1, 0] = READY, 4, 123
+    board.ready[0, 0], board.batch_limit_rows[0, 0], board.taken_ns[1, 0] = READY, 4, 123
     board.write_load_error(1, 0, "no memory")
     board.write_notes(0, 0, ["TF32 is on"])
     board.write_run_time(0, 0, (5, 6), 7)
-    queue.give_turn(0, np.zeros(2, TICKET).tobytes())
+    queue.pass_turn(0, np.zeros(2, TICKET).tobytes())
     rig.models.remove(rig.key)
-    rig.look(api_servers=())
-    rig.look(workers=())
+    rig.check(api_servers=())
+    rig.check(workers=())
     key = rig.models.add(model_version("next", "1", FIXED))
     assert key == ModelKey(0, 1, "next", "1")
-    assert (board.ready[0, 0], board.ceiling_rows[0, 0], board.taken_ns[1, 0]) == (0, 0, 0)
+    assert (board.ready[0, 0], board.batch_limit_rows[0, 0], board.taken_ns[1, 0]) == (0, 0, 0)
     assert (board.load_error(1, 0), board.notes(0, 0), board.run_time(0, 0)) == ("", [], (0, 0))
     assert not board.has_let_go(True, 0, 0, key.generation)
-    rig.look()
+    rig.check()
     assert rig.state is ModelState.LOADING

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ class Start(NamedTuple):
     at_s: float
 
 
-class Told(NamedTuple):
+class SentMessage(NamedTuple):
     """One message that arrived in an API server."""
 
     index: int
@@ -67,7 +68,7 @@ class SupervisorHarness:
         self.starts: list[Start] = []
         self.processes: list[BaseProcess] = []
         self.died: list[Child] = []
-        self.cannot_load: list[Child] = []
+        self.load_failures: list[Child] = []
         self.turns: list[int] = []
         self.models.renew_turn = self.turns.append  # type: ignore[method-assign]
         """Models whose turn to read was renewed."""
@@ -84,7 +85,7 @@ class SupervisorHarness:
             stop=stop,
             fence=self._fence,
             on_child_exit=self.died.append,
-            on_load_failed=self.cannot_load.append,
+            on_load_failed=self.load_failures.append,
             closing=self.close,
             run_limit_s=RUN_LIMIT_S,
             grace_s=grace_s,
@@ -178,13 +179,13 @@ class SupervisorHarness:
         assert 0 <= time.monotonic() + after_s - deadline_s < NEVER_S / 2
         self.supervisor._deadline_s = time.monotonic()
 
-    def told(self, count: int) -> set[Told]:
+    def told(self, count: int) -> set[SentMessage]:
         """The next messages that arrive in API servers."""
         found = set()
         for _ in range(count):
             data = os.read(self._told_read, 1 + CONTROL_STRUCT.size)
             word, number = CONTROL_STRUCT.unpack(data[1:])
-            found.add(Told(data[0], ControlMessage(word), number))
+            found.add(SentMessage(data[0], ControlMessage(word), number))
         return found
 
     def _start(self, role: Role, index: int, incarnation: int, lifeline: Handle) -> BaseProcess:
@@ -247,9 +248,14 @@ def test_dead_worker_is_started_again_under_a_new_number_and_every_api_server_he
 ) -> None:
     harness = open_harness().opened()
     (first,) = harness.started(Role.WORKER)
+    assert re.match(
+        r"<Supervisor SERVING: worker 0 \(pid \d+\), API server 0 \(pid \d+\)", repr(harness.supervisor)
+    )
     harness.kill(Role.WORKER)
     harness.until(lambda: len(harness.started(Role.WORKER)) == 2)
-    assert harness.told(2) == {Told(index, ControlMessage.WORKER_DIED, first.incarnation) for index in (0, 1)}
+    assert harness.told(2) == {
+        SentMessage(index, ControlMessage.WORKER_DIED, first.incarnation) for index in (0, 1)
+    }
     assert harness.started(Role.WORKER)[1].incarnation not in [
         start.incarnation for start in harness.starts[:-1]
     ]
@@ -283,13 +289,13 @@ def test_worker_that_dies_while_loading_is_tried_ever_more_rarely_and_holds_up_t
     harness.opened()
     # The next may be due in the turn that counted this one, when the machine took long to start it.
     assert len(harness.started(Role.WORKER)) in (LOAD_ATTEMPTS, LOAD_ATTEMPTS + 1)
-    (given_up,) = harness.cannot_load
-    assert given_up.process is harness.worker_processes()[LOAD_ATTEMPTS - 1]
+    (reported,) = harness.load_failures
+    assert reported.process is harness.worker_processes()[LOAD_ATTEMPTS - 1]
     harness.until(lambda: any(child.ready for child in harness.supervisor._children.of(Role.WORKER)))
     times_s = [start.at_s for start in harness.started(Role.WORKER)]
     for i in range(LOAD_ATTEMPTS + 1):
         assert times_s[i + 1] - times_s[i] >= PAUSE_S * 2**i
-    assert len(harness.cannot_load) == 2
+    assert len(harness.load_failures) == 2
 
 
 def test_pause_between_loads_has_an_end(open_harness: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +312,7 @@ def test_worker_that_was_ready_once_counts_its_failed_loads_anew(open_harness: O
     harness.opened()
     harness.kill(Role.WORKER)
     harness.until(lambda: len(harness.started(Role.WORKER)) == 5)
-    assert harness.cannot_load == []
+    assert harness.load_failures == []
 
 
 def test_start_waits_for_every_worker(open_harness: Open) -> None:
@@ -431,7 +437,7 @@ def test_api_server_that_dies_before_it_takes_connections_is_tried_ever_more_rar
     for i in range(LOAD_ATTEMPTS + 1):
         assert times_s[i + 1] - times_s[i] >= PAUSE_S * 2**i
     assert f"died before it took connections, like {LOAD_ATTEMPTS} before it" in caplog.text
-    assert harness.cannot_load == []
+    assert harness.load_failures == []
 
 
 def test_api_server_that_took_connections_is_started_again_after_the_short_pause(
@@ -454,7 +460,7 @@ def test_api_server_that_took_connections_is_started_again_after_the_short_pause
 def test_worker_that_hangs_is_ended_and_another_started(open_harness: Open) -> None:
     harness = open_harness().opened()
     harness.board.step_since_ns[0, 0] = time.monotonic_ns() - int(2e9 * RUN_LIMIT_S)
-    harness.report(ControlMessage.WORKER_HANGS, 0)
+    harness.report(ControlMessage.RUN_TIMEOUT, 0)
     harness.until(lambda: bool(harness.died))
     assert harness.processes[0].exitcode == -signal.SIGKILL
     harness.board.worker_died(0)
@@ -465,7 +471,7 @@ def test_report_of_a_hang_that_is_over_ends_nobody(open_harness: Open) -> None:
     harness = open_harness().opened()
     # The next run, or the next worker's; no stop of the machine makes this one a long one.
     harness.board.step_since_ns[0, 0] = time.monotonic_ns() + int(3600e9)
-    harness.report(ControlMessage.WORKER_HANGS, 0)
+    harness.report(ControlMessage.RUN_TIMEOUT, 0)
     harness.kill(Role.API_SERVER, 0)
     harness.until(lambda: bool(harness.died))  # the report has been read by then
     assert [child.role for child in harness.died] == [Role.API_SERVER]
@@ -501,7 +507,7 @@ def test_signal_while_one_worker_loads_and_another_serves_leaves_time_for_what_w
     assert all(process.is_alive() for process in harness.processes)
     harness.let_deadline_come(NEVER_S)
     harness.supervisor.wait()
-    assert harness.told(2) == {Told(index, ControlMessage.STOP, 0) for index in (0, 1)}
+    assert harness.told(2) == {SentMessage(index, ControlMessage.STOP, 0) for index in (0, 1)}
     assert not any(process.is_alive() for process in harness.processes)
 
 
@@ -519,7 +525,7 @@ def test_first_signal_turns_readiness_off_and_everything_goes_on_until_the_grace
     harness.let_deadline_come(NEVER_S)
     harness.until(lambda: harness.supervisor.phase is not Phase.GRACE)
     assert {told for told in harness.told(4) if told.word is ControlMessage.STOP} == {
-        Told(index, ControlMessage.STOP, 0) for index in (0, 1)
+        SentMessage(index, ControlMessage.STOP, 0) for index in (0, 1)
     }
 
 
@@ -668,7 +674,7 @@ def let_looks_pass(harness: SupervisorHarness, count: int, *but: Child) -> None:
     answer have the time to, but those."""
     for _ in range(count):
         asked_ns = time.monotonic_ns()
-        harness.supervisor._look_at_s = time.monotonic()
+        harness.supervisor._check_at_s = time.monotonic()
         harness.supervisor._turn()
         able = [c for c in harness.supervisor._children.all() if c.role is Role.API_SERVER or c.ready]
         while any(
@@ -732,5 +738,5 @@ def test_worker_that_loads_for_long_is_not_asked_and_not_ended(open_harness: Ope
 
 def test_model_whose_tickets_nobody_takes_gets_a_new_turn_to_read(open_harness: Open) -> None:
     harness = open_harness().opened()
-    harness.report(ControlMessage.MODEL_STALLS, 0)
+    harness.report(ControlMessage.QUEUE_STALLED, 0)
     harness.until(lambda: harness.turns == [0])

@@ -1,191 +1,175 @@
-"""The life of an instance: batches, a large request between them, and what the forecast learns."""
+"""Which tickets make the next batch, what goes on to the next instance, and how long a window is."""
 
 import time
+from typing import Any
 
-import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from foldserve.service.ipc.slots.slot_state import State
+from foldserve.service.ipc.records import pack_dims
+from foldserve.service.worker.batcher import choose
+from foldserve.service.worker.dequeue import Ticket
 from tests.service.engine.test_recovery import on_loop
-from tests.service.engine_rig import FIXED, Rig
+from tests.service.engine_rig import DYNAMIC, Rig
+
+
+def ticket(slot: int, rows: int, length: int = 0, suspect: int = 0) -> Ticket:
+    return Ticket(slot, 1, 0, 0, 0, suspect, rows, 0, 0, 0, 0, 0, pack_dims((length,)))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 3), st.booleans()), min_size=1, max_size=40),
+    st.integers(1, 10),
+)
+def test_batches_hold_every_ticket_once_mix_nothing_and_begin_with_the_oldest(
+    wanted: list[tuple[int, int, bool]], most: int
+) -> None:
+    waiting = [ticket(i, rows, length, suspect) for i, (rows, length, suspect) in enumerate(wanted)]
+    seen: list[int] = []
+    while waiting:
+        batch, left = choose([], 0, waiting, most)
+        assert batch[0] is waiting[0]
+        assert len({t.dims for t in batch}) == 1
+        assert sum(t.rows for t in batch) <= most or len(batch) == 1
+        assert len(batch) == 1 or not any(t.suspect for t in batch)
+        assert [t.slot for t in batch] == sorted(t.slot for t in batch)
+        assert [t.slot for t in left] == sorted(t.slot for t in left)
+        assert len(batch) + len(left) == len(waiting)
+        seen += [t.slot for t in batch]
+        waiting = left
+    assert sorted(seen) == list(range(len(wanted)))
+
+
+def rows(batch: Any) -> int:
+    return sum(ticket.rows for ticket in batch.tickets)
 
 
 @on_loop
-async def test_large_request_is_run_a_batch_at_a_time_with_others_between() -> None:
-    rig = Rig(workers=1, max_batch_size=4)
-    worker = rig.new_worker()
-    large = rig.ask(*range(10))
-    worker.loops[0].step(wait=False)
-    small = [rig.ask(100.0 + i) for i in range(3)]
-    worker.loops[0].step(wait=False)
-    rig.dispatcher.receive()
-    assert all(request.right for request in small)  # answered while the large one is half done
-    assert large.ends == []
-    rig.work(worker)
-    assert large.right
-    assert [len(batch) for batch in worker.sessions[0].batches] == [4, 3, 4, 2]
-    assert rig.all_free()
-
-
-@on_loop
-async def test_large_request_whose_client_left_is_dropped_between_two_batches_of_it() -> None:
-    rig = Rig(workers=1, max_batch_size=2)
-    worker = rig.new_worker()
-    large = rig.ask(*range(100))
-    worker.loops[0].step(wait=False)
-    rig.dispatcher.cancel(large)
-    rig.work(worker)
-    assert len(worker.sessions[0].batches) == 1
-    assert large.ends == []
-    assert rig.all_free()
-
-
-@on_loop
-async def test_large_request_whose_deadline_passes_is_dropped_between_two_batches_of_it() -> None:
-    rig = Rig(workers=1, max_batch_size=2)
-    deadline_ns = time.monotonic_ns() + 50_000_000
-    worker = rig.new_worker(on_run=lambda x: time.sleep(0.06))  # longer than there is time
-    large = rig.ask(*range(100), deadline_ns=deadline_ns)
-    rig.work(worker)
-    assert len(worker.sessions[0].batches) == 1
-    assert [end is not None and end.code for end in large.ends] == ["deadline_passed"]
-    assert rig.all_free()
-
-
-@on_loop
-async def test_large_request_of_a_dead_api_server_is_dropped_and_lets_the_fence_pass() -> None:
-    from foldserve.service.ipc.fence import Fence
-    from tests.service.engine.test_recovery import until
-
-    rig = Rig(workers=1, max_batch_size=2, api_servers=2)
-    worker = rig.new_worker()
-    rig.ask(*range(100))
-    worker.loops[0].step(wait=False)
-    rig.board.epoch[0] += 1
-    fence = Fence(rig.board, rig.transport.done[0].reader)
-    await until(lambda: rig.board.markings_are_over(fence._since_ns))
-    assert not fence.passed()
-    rig.ask(1.0, api=1)
-    worker.loops[0].step(wait=False)
-    assert fence.passed()
-    assert len(worker.sessions[0].batches) == 2
-
-
-@on_loop
-async def test_second_large_request_waits_for_the_first_and_small_ones_for_neither() -> None:
-    rig = Rig(workers=1, max_batch_size=2)
-    worker = rig.new_worker()
-    first, second = rig.ask(*range(6)), rig.ask(*range(10, 16))
-    small = rig.ask(99.0)
-    for _ in range(3):
-        worker.loops[0].step(wait=False)
-    rig.dispatcher.receive()
-    assert small.right
-    rig.work(worker)
-    assert first.right
-    assert second.right
-    assert rig.all_free()
-
-
-@on_loop
-async def test_model_that_fails_on_a_large_request_fails_that_one_alone() -> None:
-    rig = Rig(workers=1, max_batch_size=2)
-
-    def fail(x: np.ndarray) -> None:
-        if (x == 13).any():
-            raise ValueError("thirteen")
-
-    worker = rig.new_worker(on_run=fail)
-    large, small = rig.ask(*range(10, 20)), rig.ask(1.0)
-    rig.work(worker)
-    assert [end is not None and end.code for end in large.ends] == ["model_failed"]
-    assert small.right
-    assert rig.all_free()
-
-
-@on_loop
-async def test_worker_that_dies_between_two_batches_of_a_large_request_costs_it_no_death() -> None:
-    rig = Rig(max_batch_size=2)
-    worker = rig.new_worker(0)
-    large = rig.ask(*range(5))
-    worker.loops[0].step(wait=False)
-    rig.worker_dies(worker)
-    assert await rig.recover(worker) == [large]
-    assert large.deaths == 0
-    rig.work(rig.new_worker(1))
-    assert large.right
-    assert rig.all_free()
-
-
-@on_loop
-async def test_instance_shows_every_step_of_its_work_so_that_one_that_is_stuck_is_found() -> None:
-    rig = Rig(workers=1)
-    seen: list[list[int]] = []
-    worker = rig.new_worker(on_run=lambda x: seen.append(rig.board.hanging(time.monotonic_ns() + 1)))
-    rig.ask(1.0)
-    rig.work(worker)
-    assert seen == [[0]]
-    assert rig.board.hanging(time.monotonic_ns() + 1) == []
-    assert rig.board.all_busy_since_ns() == [0]
-
-
-@on_loop
-async def test_two_models_share_nothing_but_the_process() -> None:
-    rig = Rig(FIXED, FIXED)
-    worker = rig.new_worker()
-    first, second = rig.ask(1.0, lane=0), rig.ask(2.0, lane=1)
-    worker.loops[1].step(wait=False)
-    rig.dispatcher.receive()
-    assert second.right
-    assert first.ends == []
-    worker.loops[0].step(wait=False)
-    rig.dispatcher.receive()
-    assert first.right
-
-
-@on_loop
-async def test_requests_given_up_while_an_earlier_batch_ran_take_no_place() -> None:
-    rig = Rig(workers=1, max_batch_size=2)
-
-    def give_up(x: np.ndarray) -> None:
-        if x[0, 0] == 1:
-            rig.dispatcher.cancel(third)
-
-    worker = rig.new_worker(on_run=give_up)
-    rig.ask(1.0, 1.0)
-    third = rig.ask(3.0, 3.0)
-    rig.work(worker)
-    assert [batch[0, 0] for batch in worker.sessions[0].batches] == [1.0]
-    assert rig.all_free()
-    assert rig.arena.state[0] == State.FREE
-
-
-@on_loop
-async def test_board_learns_what_batches_take_and_forgets_it_when_the_worker_dies() -> None:
+async def test_batch_counts_rows_and_not_requests() -> None:
     rig = Rig(workers=1, max_batch_size=8)
-    worker = rig.new_worker(on_run=lambda x: time.sleep(0.002 * len(x)))
-    for rows in (1, 8, 1, 8):
-        rig.ask(*range(rows))
-        rig.work(worker)
-    run_time = rig.dispatcher.load(rig.dispatcher.queues[0]).run_time
-    assert 0.016 <= run_time.of(8) / 1e9 < 1.0  # at least what it sleeps; above, only how busy the machine is
-    assert run_time.of(1) < run_time.of(8)
-    rig.worker_dies(worker)
-    assert not rig.dispatcher.load(rig.dispatcher.queues[0]).run_time.known
+    for _ in range(6):
+        rig.ask(1.0, 2.0, 3.0, 4.0)
+    batcher = rig.new_worker().batchers[0]
+    batches = [batcher.next(8, wait=False) for _ in range(4)]
+    assert [rows(batch) if batch else 0 for batch in batches] == [8, 8, 8, 0]
 
 
 @on_loop
-async def test_one_slow_batch_shuts_out_nobody_with_a_deadline() -> None:
+async def test_free_instance_gets_the_next_batch_while_another_runs_one() -> None:
+    """An instance that took all that waits would leave the others idle: requests of many lengths, or of many rows."""
+    rig = Rig(DYNAMIC, workers=2)
+    asked = [rig.ask(float(i), length=1 + i) for i in range(30)]
+    first, second = rig.new_worker(0), rig.new_worker(1)
+    first.loops[0].step()
+    assert len(first.sessions[0].batches) == 1
+    second.loops[0].step()
+    assert len(second.sessions[0].batches) == 1
+    rig.dispatcher.receive()
+    assert [request.right for request in asked[:3]] == [True, True, False]  # the oldest first
+    rig.work(second)
+    assert all(request.right for request in asked)
+    assert [batch.shape[1] for batch in second.sessions[0].batches] == list(range(2, 31))
+
+
+@on_loop
+async def test_full_batches_behind_a_small_one_are_not_hoarded() -> None:
+    rig = Rig(workers=2, max_batch_size=8)
+    small = [rig.ask(1.0) for _ in range(3)]
+    full = [rig.ask(*range(8)) for _ in range(6)]
+    first, second = rig.new_worker(0), rig.new_worker(1)
+    first.loops[0].step()
+    rig.work(second)
+    assert all(request.right for request in small + full)
+    assert [len(batch) for batch in first.sessions[0].batches] == [3]
+    assert [len(batch) for batch in second.sessions[0].batches] == [8] * 6
+    assert rig.all_free()
+
+
+@on_loop
+async def test_void_tickets_at_the_front_do_not_decide_what_the_batch_is() -> None:
+    rig = Rig(DYNAMIC, workers=1)
+    gone, good = rig.ask(1.0, length=7), rig.ask(2.0, length=2)
+    assert gone.allocation is not None
+    gone.allocation.void_attempt()
+    worker = rig.new_worker()
+    worker.loops[0].step()
+    rig.dispatcher.receive()
+    assert good.right
+    assert gone.ends == []
+
+
+@on_loop
+async def test_window_runs_from_the_first_requests_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(workers=1)
-    pauses = [0.2]
-    worker = rig.new_worker(on_run=lambda x: time.sleep(pauses.pop() if pauses else 0.001))
-    first = rig.ask(1.0)
+    request = rig.ask(1.0)
+    time.sleep(0.06)  # it has waited longer than the window already
+    worker = rig.new_worker(window_s=0.05)
+    waits: list[int] = []
+    monkeypatch.setattr(worker.batchers[0]._reader, "wait_ns", waits.append)
+    worker.loops[0].step()
+    assert waits == []
+    rig.dispatcher.receive()
+    assert request.right
+    assert worker.metrics.batches == [(1, 0, "waited")]
+
+
+@on_loop
+async def test_only_the_instance_whose_turn_it_is_holds_a_batch_open() -> None:
+    rig = Rig(workers=2)
+    first, second = rig.new_worker(0, window_s=0.2), rig.new_worker(1, window_s=0.2)
+    rig.ask(1.0)
+    seen: list[Any] = []
+
+    def come_later(left_ns: int) -> None:
+        rig.ask(2.0)
+        seen.append(second.batchers[0].next(8, wait=False))
+
+    first.batchers[0]._reader.wait_ns = come_later  # type: ignore[method-assign]
+    first.loops[0].step()
+    assert set(seen) == {None}
+    assert len(first.sessions[0].batches[0]) == 1 + len(seen) or len(first.sessions[0].batches[0]) == 8
+
+
+@on_loop
+async def test_full_batch_does_not_wait_for_the_window() -> None:
+    rig = Rig(workers=1, max_batch_size=4)
+    for _ in range(4):
+        rig.ask(1.0)
+    worker = rig.new_worker(window_s=30.0)
+    worker.loops[0].step()
+    assert worker.metrics.batches == [(4, 0, "full")]
+
+
+@on_loop
+async def test_window_closes_early_for_a_near_deadline() -> None:
+    rig = Rig(workers=1)
+    request = rig.ask(1.0, deadline_ns=time.monotonic_ns() + 20_000_000_000)
+    worker = rig.new_worker(window_s=30.0)
+    worker.loops[0]._times.add(9.95, 1)  # two of them before the deadline: in 0.1 s
+    worker.loops[0].step()
+    rig.dispatcher.receive()
+    assert request.right
+
+
+@on_loop
+async def test_request_given_up_within_the_window_takes_no_place() -> None:
+    rig = Rig(workers=1)
+    gone, good = rig.ask(1.0), rig.ask(2.0)
+    worker = rig.new_worker(window_s=0.05)
+    worker.batchers[0]._reader.wait_ns = lambda left_ns: rig.dispatcher.cancel(gone)  # type: ignore[method-assign]
+    worker.loops[0].step()
+    rig.dispatcher.receive()
+    assert good.right
+    assert [len(batch) for batch in worker.sessions[0].batches] == [1]
+    assert rig.all_free()
+
+
+@on_loop
+async def test_other_lengths_never_meet_in_a_batch() -> None:
+    rig = Rig(DYNAMIC, workers=1)
+    asked = [rig.ask(float(i), length=1 + i % 3) for i in range(8)]
+    worker = rig.new_worker()
     rig.work(worker)
-    assert first.right
-    soon_ns = 150_000_000  # less than the slow one took, and far more than any other takes
-    for _ in range(3):
-        request = rig.ask(1.0, deadline_ns=time.monotonic_ns() + soon_ns)
-        rig.work(worker)
-        assert (
-            request.right or request.ends[0].code == "deadline_passed"
-        )  # a machine that is busy for so long
-    assert rig.dispatcher.load(rig.dispatcher.queues[0]).run_time.of(1) < 200_000_000
+    assert all(request.right for request in asked)
+    assert [batch.shape for batch in worker.sessions[0].batches] == [(3, 1), (3, 2), (2, 3)]

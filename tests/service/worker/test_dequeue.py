@@ -47,7 +47,7 @@ async def test_marking_is_a_step_that_the_board_shows_and_that_ends() -> None:
 
     def look(ticket: Ticket, now_ns: int, dropped: list[object]) -> bool:
         now_ns = time.monotonic_ns()
-        seen.append((rig.board.hanging(now_ns), rig.board.marking_since_ns[0, 0] > 0))
+        seen.append((rig.board.overdue_workers(now_ns), rig.board.marking_since_ns[0, 0] > 0))
         return mark(ticket, now_ns, dropped)  # type: ignore[arg-type]
 
     consumer._mark = look  # type: ignore[method-assign,assignment]
@@ -61,13 +61,13 @@ async def test_marking_is_a_step_that_the_board_shows_and_that_ends() -> None:
 async def test_marking_nothing_leaves_the_instance_idle() -> None:
     rig = Rig()
     request = rig.ask(1.0)
-    assert request.place is not None
-    request.place.void_attempt()
+    assert request.allocation is not None
+    request.allocation.void_attempt()
     consumer = rig.new_worker().consumers[0]
     assert consumer.mark(read(rig)) == []
     consumer.rest()
     assert rig.board.all_busy_since_ns() == [0, 0]
-    assert rig.board.hanging(time.monotonic_ns() + 1) == []
+    assert rig.board.overdue_workers(time.monotonic_ns() + 1) == []
 
 
 @on_loop
@@ -130,12 +130,12 @@ async def test_ticket_is_somebodys_when_it_was_looked_at_before_it_was_made_void
     rig = Rig(workers=1)
     request: RecordedRequest = rig.ask(1.0)
     worker = rig.new_worker()
-    place = request.place
-    assert place is not None
+    allocation = request.allocation
+    assert allocation is not None
     consumer = worker.consumers[0]
     (ticket,) = read(rig)
     assert consumer.mark((ticket,)) == [ticket]
-    place.void_attempt()
+    allocation.void_attempt()
     worker.loops[0]._runner.run((ticket,), 0)
     rig.dispatcher.receive()
     assert request.right

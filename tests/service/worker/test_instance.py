@@ -16,7 +16,7 @@ LIMIT_S = 10.0
 
 
 class Loop:
-    """Stands in for an Batcher: says which thread serves, and ends in some way."""
+    """Stands in for an InstanceLoop: says which thread serves, and ends in some way."""
 
     def __init__(self, ends: BaseException) -> None:
         self.ends = ends
@@ -103,5 +103,6 @@ def test_worker_that_ends_for_want_of_room_says_so_and_is_told_from_others(
         end_without_room("cuda:1", ("m", "2"), InsufficientMemory("out of memory"))
     assert exits == [75]
     assert (
-        "model m version 2 was served on cuda:1, which has no room for it now: out of memory" in caplog.text
+        "model m version 2 was served on cuda:1, which does not have enough memory for it now: out of memory"
+        in caplog.text
     )

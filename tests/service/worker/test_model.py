@@ -1,4 +1,4 @@
-"""A model in a worker: what the board and the log learn, and which buckets and memory its instances get."""
+"""A model in a worker: what the scoreboard and the log learn, and which buckets and memory its instances get."""
 
 import contextlib
 import logging
@@ -102,6 +102,7 @@ def test_model_is_ready_when_its_instances_serve_and_not_when_it_is_loaded(rig: 
     version.load()
     (instance,) = version._loaded
     assert made.board.ready[1, 0] == 0
+    assert repr(version) == "<LoadedModel linear/1 in row 0.0 on cuda:0: 1 of 1 instances loaded>"
     seen: list[int] = []
     made.monkeypatch.setattr(instance, "serve", lambda: seen.append(made.board.ready[1, 0]))
     version.serve()
@@ -134,7 +135,7 @@ def test_session_is_asked_for_memory_for_the_largest_batch(
     ("error", "note"),
     [
         (LoadError("no room for the smallest batch"), "no room for the smallest batch"),
-        (ValueError("odd"), "loading failed unexpectedly; the server's log tells why, under error id "),
+        (ValueError("odd"), "loading failed unexpectedly; the server's log says why, under error id "),
     ],
 )
 def test_model_of_which_one_instance_cannot_load_is_not_served_and_the_others_are_dropped(

@@ -44,7 +44,7 @@ class Rig:
         self.control.remove(key)
         self.models.changed(key.row)
         assert not self.lets_go(key), "it still serves what is under way"
-        self.control.look([1], [])
+        self.control.check([1], [])
         self.models.changed(key.row)
 
     def lets_go(self, key: ModelKey) -> bool:
@@ -77,7 +77,7 @@ def test_a_row_is_loaded_when_it_is_held_and_let_go_of_when_its_instances_have_e
         until(lambda key=key: rig.lets_go(key))
         assert rig.board.ready[1, key.row] == 0
         assert rig.metrics.load_seconds(key.row) == 0
-        rig.control.look([1], [])
+        rig.control.check([1], [])
         assert rig.control.table.state[key.row] == ModelState.EMPTY
     assert sorted(rig.models._free) == [0, 1, 2, 3]
 

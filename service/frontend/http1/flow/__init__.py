@@ -1,1 +1,1 @@
-"""When bytes are read (control.py, throttle.py), what clients do not take (send_buffers.py), who left (resets.py)."""
+"""When bytes are read (control.py, throttle.py), what clients do not read (send_buffers.py), resets (resets.py)."""

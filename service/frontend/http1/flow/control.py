@@ -15,7 +15,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer
 
 UNTAKEN_BYTES: Final = 16_384
-"""Of an answer that the kernel does not take: from there on its client is behind."""
+"""Buffered bytes of a response from which on its client is behind."""
 
 
 class Flow(FlowControl):
@@ -23,16 +23,16 @@ class Flow(FlowControl):
 
     Args:
         waiting: the requests that were parsed and wait for an earlier one's answer.
-        owing: what its client does not take.
+        send_buffer: what its client does not read.
         go_on: called when what is kept may be parsed.
     """
 
     def __init__(
-        self, transport: asyncio.Transport, waiting: Sized, owing: SendBuffer, go_on: Callable[[], None]
+        self, transport: asyncio.Transport, waiting: Sized, send_buffer: SendBuffer, go_on: Callable[[], None]
     ) -> None:
         super().__init__(transport)
         transport.set_write_buffer_limits(high=UNTAKEN_BYTES)
-        self.owing = owing
+        self.send_buffer = send_buffer
         self.kept = b""
         """Read, and to be parsed when its turn comes."""
         self._waiting = waiting
@@ -53,22 +53,22 @@ class Flow(FlowControl):
         super().resume_reading()
 
     def pause_writing(self) -> None:
-        """Called when the client takes no more answers for now."""
+        """Called when the client reads no more of its responses for now."""
         super().pause_writing()
         self.pause_reading()
-        self.owing.count()
+        self.send_buffer.count()
 
     def resume_writing(self) -> None:
-        """Called when it takes them again."""
+        """Called when it reads them again."""
         super().resume_writing()
-        self.owing.count()
+        self.send_buffer.count()
         then, self._then = self._then, None
         if then is not None:
             then()
         self.resume_reading()
 
     def when_taken(self, then: Callable[[], None]) -> bool:
-        """Call `then` when the client takes its answer again; False, and nothing is called, when it is not behind."""
+        """Call `then` when the client reads its response again; False, and nothing is called, when it is not behind."""
         if self.write_paused:
             self._then = then
         return self.write_paused
@@ -86,6 +86,6 @@ class Flow(FlowControl):
 
     def end(self) -> None:
         """The connection is gone."""
-        self.owing.close()
+        self.send_buffer.close()
         self.kept = b""
         self._then = None

@@ -1,13 +1,13 @@
-"""Answers that their clients do not take: how much of them is kept, and for how long.
+"""Responses that their clients do not read: how much of them is buffered, and for how long.
 
-What the kernel does not take of an answer is kept in this process until its client reads on. A client that reads slowly
-is waited for, one that takes nothing for PATIENCE_S is not. Over all connections these bytes are bounded, and who gives
-way when the bound is reached is inference/holdings.py's. One SendBuffer for each connection.
+What the kernel does not take of a response is buffered in this process until its client reads on. A slow client is
+waited for; one that reads nothing for PATIENCE_S is not. Over all connections these bytes are bounded; which connection
+is evicted when the bound is reached is decided by inference/holdings.py. One SendBuffer for each connection.
 Owned by the event loop thread.
 
-A large answer is not kept twice: it lies in its place of the arena until the last of it is sent. When
-a request finds no room there, an answer that goes so slowly that it would keep its place for long gives it up
-(SendBuffers.free_place): a client that trickles does not shut out others.
+A large response is not copied: it stays in its memory of the arena until the last of it is sent. When the arena is full
+and a request comes, a response that would keep its memory for long, because its client is slow, is evicted
+(SendBuffers.evict_slow): a slow client does not shut out others.
 """
 
 import asyncio
@@ -22,98 +22,100 @@ from typing import Final
 from foldserve.service.inference.holdings import STALLED_S, Holding, Holdings
 
 PATIENCE_S: Final = 10.0
-"""A client that takes no byte of its answer for so long is given up. Several times what TCP takes to send again what a
-network lost."""
-LOOK_S: Final = 1.0
-"""How often it is seen whether a client that is behind went on: only while one is."""
+"""The connection of a client that reads no byte of its response for so long is ended. Several times what TCP takes to
+send lost packets again."""
+CHECK_S: Final = 1.0
+"""How often the progress of a client that is behind is checked: only while one is."""
 
 
 class SendBuffers(Holdings):
-    """All answers that wait to be taken, of an API server."""
+    """All responses of an API server that wait to be read."""
 
     def __init__(self, limit_bytes: int, clock_s: Callable[[], float] = time.monotonic) -> None:
         super().__init__(limit_bytes, clock_s)
         self.sending: dict[SendBuffer, None] = {}
-        """Those whose answers lie in the arena, in the order in which they began."""
+        """Those whose responses lie in the arena, in the order in which they began."""
 
-    def free_place(self, nbytes: int, arena_bytes: int) -> bool:
-        """Have an answer give up its place of the arena for a request that needs so many bytes; False when none must.
+    def evict_slow(self, nbytes: int, arena_bytes: int) -> bool:
+        """Evict a response from the arena for a request that needs so many bytes; False when there is none to evict.
 
-        One that stands still gives way to everybody; one that is slow, if it has more than an equal share of the arena,
-        to whoever stays within that.
+        One that has stalled is evicted for any request; one that is slow and has more than an equal share of the arena,
+        for a request within that share.
         """
         share = arena_bytes // (len(self.sending) + 1)
-        for owing in self.sending:
-            if owing.stands_still() or (nbytes <= share < owing.place_bytes and owing.is_slow()):
-                owing.give_way()
+        for send_buffer in self.sending:
+            if send_buffer.has_stalled() or (
+                nbytes <= share < send_buffer.allocation_bytes and send_buffer.is_slow()
+            ):
+                send_buffer.evict()
                 return True
         return False
 
 
 class SendBuffer:
-    """What one connection's client has not taken. give_up: ends the connection, at once."""
+    """What one connection's client has not read. abort: ends the connection, at once."""
 
-    def __init__(self, of: SendBuffers, transport: asyncio.Transport, give_up: Callable[[], None]) -> None:
+    def __init__(self, of: SendBuffers, transport: asyncio.Transport, abort: Callable[[], None]) -> None:
         self._of = of
         self._transport = transport
-        self._give_up = give_up
+        self._abort = abort
         self._left_bytes = 0
         self._holding: Holding | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._gone = False
-        self.place_bytes = 0
-        """Of the arena, for the answer that is being sent from there."""
+        self.allocation_bytes = 0
+        """Of the arena, for the response that is being sent from there."""
         self._length = self._sent_bytes = 0
         self._began_s = 0.0
-        self._give_up_place: Callable[[], None] | None = None
+        self._cancel: Callable[[], None] | None = None
 
-    # -- an answer that lies in the arena
+    # -- a response that lies in the arena
 
-    def begin_place(self, place_bytes: int, length: int, give_up: Callable[[], None]) -> None:
-        """An answer of this length is sent from a place of so many bytes. give_up: frees it, at once."""
-        self._give_up_place = give_up
-        self.place_bytes, self._length, self._sent_bytes = place_bytes, length, 0
+    def begin_response(self, allocation_bytes: int, length: int, cancel: Callable[[], None]) -> None:
+        """A response of this length is sent from so many bytes of the arena. cancel: frees them, at once."""
+        self._cancel = cancel
+        self.allocation_bytes, self._length, self._sent_bytes = allocation_bytes, length, 0
         self._began_s = self._of.now_s()
         self._of.sending[self] = None
 
     def sent(self, nbytes: int) -> None:
-        """So much of it was given to the transport, all in all."""
+        """So many bytes of it were given to the transport, in total."""
         self._sent_bytes = nbytes
 
-    def end_place(self) -> None:
-        """The place is free. Once more does nothing."""
+    def end_response(self) -> None:
+        """The memory is free. A second call does nothing."""
         self._of.sending.pop(self, None)
-        self._give_up_place = None
-        self.place_bytes = 0
+        self._cancel = None
+        self.allocation_bytes = 0
 
-    def stands_still(self) -> bool:
-        """Whether its client has taken nothing for STALLED_S."""
+    def has_stalled(self) -> bool:
+        """Whether its client has read nothing for STALLED_S."""
         return self._holding is not None and self._holding.still_s() >= STALLED_S
 
     def is_slow(self) -> bool:
-        """Whether the rest, as quickly as what went, would take its client longer than PATIENCE_S."""
+        """Whether the rest, at the speed so far, would take its client longer than PATIENCE_S."""
         age_s = self._of.now_s() - self._began_s
         taken = max(0, self._sent_bytes - self._left())
         return age_s >= STALLED_S and (self._length - taken) * age_s > taken * PATIENCE_S
 
-    def give_way(self) -> None:
-        """Free the place, and end the connection."""
+    def evict(self) -> None:
+        """Free the memory, and end the connection."""
         self._end()
-        give_up = self._give_up_place
-        self.end_place()
-        if give_up is not None:
-            give_up()
-        self._give_up()
+        cancel = self._cancel
+        self.end_response()
+        if cancel is not None:
+            cancel()
+        self._abort()
 
-    # -- what is kept in this process
+    # -- what is buffered in this process
 
     def count(self) -> None:
-        """Count what is kept now; from now on its client is watched, as long as it is anything."""
+        """Count what is buffered now; its client's progress is checked while anything is."""
         if not self._fits():
-            self.give_way()
+            self.evict()
 
     def _fits(self) -> bool:
-        """Count what is kept now, unless it does not fit."""
+        """Count what is buffered now; False, and nothing is counted, when it does not fit."""
         if self._gone:
             return True
         kept = self._transport.get_write_buffer_size()
@@ -122,27 +124,27 @@ class SendBuffer:
             self._end()
             return True
         if holding is None:
-            holding = self._holding = self._of.open(self._give_up)
+            holding = self._holding = self._of.open(self._abort)
             self._left_bytes = self._left()
         more = kept - holding.nbytes
         if more <= 0:
-            holding.take_anyway(more)
-        elif not holding.take(more):
+            holding.adjust(more)
+        elif not holding.reserve(more):
             if len(self._of) > 1:
                 return False
-            holding.take_anyway(more)  # nobody else has any: one answer is let through, however large
+            holding.adjust(more)  # the only one: one response is allowed, however large
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+            self._timer = asyncio.get_running_loop().call_later(CHECK_S, self._check)
         return True
 
     def close(self) -> None:
         """The connection is gone."""
         self._gone = True
-        self.end_place()
+        self.end_response()
         self._end()
 
     def _end(self) -> None:
-        """Everything was taken, or nobody will take it."""
+        """Everything was read, or nobody will read it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -150,14 +152,14 @@ class SendBuffer:
             self._holding.end()
             self._holding = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         holding, left = self._holding, self._left()
         assert holding is not None
         if left < self._left_bytes:
             holding.moved()
         elif holding.still_s() >= PATIENCE_S:
-            self.give_way()
+            self.evict()
             return
         self._left_bytes = left
         self.count()

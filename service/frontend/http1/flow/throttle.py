@@ -1,4 +1,4 @@
-"""How quickly refused clients may come again: so that refusing does not eat what answering needs.
+"""How quickly refused clients may come again, so that refusals do not take the time that answers need.
 
 Where a model costs next to nothing, a refusal costs as much as an answer, and a flood of requests past the queue's
 bound would leave no time for those within it. Each is refused at once all the same. But when there are more than RATE
@@ -21,8 +21,8 @@ CLOSE: Final = -1.0
 """In place of a pause: the connection is to be closed."""
 BUSY: Final = 0.7
 """The part of a core from which on the event loop's thread has no time to spare."""
-LOOK_S: Final = 0.05
-"""Its use is looked at no more often."""
+CHECK_S: Final = 0.05
+"""Its use is measured no more often."""
 
 
 class RefusalThrottle:
@@ -48,7 +48,7 @@ class RefusalThrottle:
         if pause_s <= 0.0:
             self._due_s = due_s
             return 0.0
-        if now_s - self._looked_s >= LOOK_S:
+        if now_s - self._looked_s >= CHECK_S:
             used_s = self._cpu_s()
             self._busy = used_s - self._used_s >= BUSY * (now_s - self._looked_s)
             self._looked_s, self._used_s = now_s, used_s

@@ -22,7 +22,7 @@ _SHOWN: Final = 100
 _VERSIONS: Final = ("1.0", "1.1")
 
 
-class Target(NamedTuple):
+class RequestTarget(NamedTuple):
     """A request target's parts; path with its escapes read, raw_path without."""
 
     path: str
@@ -30,7 +30,7 @@ class Target(NamedTuple):
     query: bytes
 
 
-def target_of(target: bytes) -> Target:
+def parse_target(target: bytes) -> RequestTarget:
     """The parts of a target: /path?query, or http://host/path?query (RFC 9112, 3.2). Raises BadRequest."""
     try:
         parsed = httptools.parse_url(target)
@@ -41,7 +41,7 @@ def target_of(target: bytes) -> Target:
             f"the request's target {shown(target)!r} has no path; expected a path such as /predict/<model>, "
             "or a URL that has one"
         )
-    return Target(unquote(parsed.path.decode("latin-1")), parsed.path, parsed.query or b"")
+    return RequestTarget(unquote(parsed.path.decode("latin-1")), parsed.path, parsed.query or b"")
 
 
 def refusal(method: bytes, version: str, protocol: bytes, headers: RawHeaders) -> ServiceError | None:
@@ -58,7 +58,7 @@ def refusal(method: bytes, version: str, protocol: bytes, headers: RawHeaders) -
         )
     if method == b"CONNECT":
         return BadRequest(
-            "CONNECT asks for a tunnel, and this server is no proxy; ask for a path, as in POST /predict"
+            "CONNECT asks for a tunnel, and this server is not a proxy; ask for a path, as in POST /predict"
         )
     if len(headers) > MOST_HEADERS:
         return too_many_headers()

@@ -9,7 +9,7 @@ from torch import nn
 
 from foldserve.models.export.fold import FoldReport, Unfolded, fold_batch_norms
 from foldserve.models.export.fold.affine import Affine
-from foldserve.models.export.fold.driver import _DOWN, _UP
+from foldserve.models.export.fold.driver import _INTO_CONSUMERS, _INTO_PRODUCER
 from foldserve.models.export.fold.norms import batch_norms
 from foldserve.models.export.fold.plan import Bypass, NewConstant, NotFoldable, Plan, Rewrite
 from tests.models.export.fold.support import (
@@ -97,9 +97,9 @@ def test_folded_graph_can_be_copied_and_exported_again():
 
 
 def test_every_commuting_rule_works_in_both_directions():
-    weights_up_only = {"embedding", "group or instance norm", "layer norm"}
-    up = {rule.name for rule in _UP.values()} - weights_up_only
-    assert up == {rule.name for rule in _DOWN.values()} - {"recurrent layer"}
+    weights_into_producer_only = {"embedding", "group or instance norm", "layer norm"}
+    both = {rule.name for rule in _INTO_PRODUCER.values()} - weights_into_producer_only
+    assert both == {rule.name for rule in _INTO_CONSUMERS.values()} - {"recurrent layer"}
 
 
 def test_two_readings_of_one_output_are_made_one():

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from foldserve.models.export.precision import PRECISIONS
+from foldserve.models.export.precision.precision import PRECISIONS
 from foldserve.models.registry import available
 from tests.models.export.wrong.results import Results
 from tests.models.export.wrong.trial import LARGE, Proved, Trial, Verdict, table

@@ -1,6 +1,6 @@
 """One export whose files are made wrong, one fault at a time, and verified each time as the export does it."""
 
-import copy
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,22 +16,26 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, fx
 
 from foldserve.models.errors import ExportError
-from foldserve.models.export import pipeline
-from foldserve.models.export.difference import difference, scale_of
-from foldserve.models.export.exactness import retyped
-from foldserve.models.export.float64_mode import float64_arithmetic, widened
-from foldserve.models.export.forms import chosen_forms
-from foldserve.models.export.precision import PRECISIONS
-from foldserve.models.export.sampling import random_inputs
-from foldserve.models.export.to_onnx import save_onnx
-from foldserve.models.export.to_torchscript import (
+from foldserve.models.export import steps
+from foldserve.models.export.network.difference import difference, scale_of
+from foldserve.models.export.network.sampling.random_inputs import random_inputs
+from foldserve.models.export.pipeline import DEFAULT_MAX_BATCH_SIZE
+from foldserve.models.export.precision.convert import Converted
+from foldserve.models.export.precision.precision import PRECISIONS
+from foldserve.models.export.process.float64_mode import float64_arithmetic, widened
+from foldserve.models.export.steps import Request
+from foldserve.models.export.verify import files
+from foldserve.models.export.verify.layers.exactness import retyped
+from foldserve.models.export.verify.parity import check_conditioned
+from foldserve.models.export.verify.tolerance import outputs_of
+from foldserve.models.export.writers.forms import ONNX, chosen_forms
+from foldserve.models.export.writers.onnx_writer import save_onnx
+from foldserve.models.export.writers.torchscript_writer import (
     load_torchscript,
     run_torchscript,
     save_torchscript,
     to_torchscript,
 )
-from foldserve.models.export.tolerance import outputs_of
-from foldserve.models.export.verify import check_conditioned
 from foldserve.models.registry import resolve
 from tests.models.export.conftest import TRAINED
 from tests.models.export.wrong import in_graph, in_onnx
@@ -72,7 +76,7 @@ class Proved:
         module = target.module if name in TRAINED else randomise_norms(target.module)
         self.name = name
         self.parameters = sum(parameter.numel() for parameter in module.parameters())
-        self._job = pipeline.Job(
+        self._request = Request(
             module=module,
             example_inputs=target.example_inputs,
             name=name,
@@ -82,7 +86,7 @@ class Proved:
             input_names=target.input_names,
             output_names=None,
             together=False,
-            max_batch_size=pipeline.DEFAULT_MAX_BATCH_SIZE,
+            max_batch_size=DEFAULT_MAX_BATCH_SIZE,
             opset=None,
             precision=PRECISIONS["fp32"],
             forms=chosen_forms(None, PRECISIONS["fp32"], None),
@@ -91,25 +95,52 @@ class Proved:
             tolerance=None,
             folder=Path(),
         )
-        _run_steps(self._job, "copy", "fold")
+        network = steps.copy_network(self._request)
+        captured = steps.capture_network(self._request, network)
+        self._answers = steps.run_eager(self._request, network, captured)
+        self._folded = steps.fold(captured, self._answers)
+        self.example = captured.origin.example
 
-    def job(self, precision: str, folder: Path) -> pipeline.Job:
-        """What an export in precision knows once its files are written to folder and verified."""
-        job = copy.copy(self._job)
-        job.precision, job.folder, job.parity = PRECISIONS[precision], folder, {}
-        job.forms = chosen_forms(None, job.precision, None)
-        names, axes = job.captured.output_names, job.captured.fixed_axes()
-        job.outputs = outputs_of(names, axes, job.cases, job.precision, {})
-        assert all(output.scale is not None for output in job.outputs)  # else the cases hang on the precision
-        check_conditioned(job.outputs, job.precision, lambda _: None)
-        _run_steps(job, "set precision", "verify ONNX")
-        return job
+    def files(self, precision: str, folder: Path) -> "Files":
+        """Both files in precision, or the one that it has, written to folder and verified."""
+        chosen = PRECISIONS[precision]
+        forms = chosen_forms(None, chosen, None)
+        request = dataclasses.replace(self._request, precision=chosen, folder=folder, forms=forms)
+        graph, cases = self._folded.graph, self._answers.cases
+        outputs = outputs_of(graph.output_names, graph.fixed_axes(), cases, chosen, {})
+        assert all(output.scale is not None for output in outputs)  # else the cases hang on the precision
+        check_conditioned(outputs, chosen, lambda _: None)
+        answers = dataclasses.replace(self._answers, outputs=outputs)
+        converted = steps.set_precision(request, self._folded, answers)
+        script = steps.write_torchscript(request, converted)
+        onnx_form = steps.write_onnx(request, converted) if forms.has(ONNX) else None
+        made = Files(request, answers, converted, script, onnx_form)
+        made.verify_torchscript()
+        if onnx_form is not None:
+            made.verify_onnx(onnx_form)
+        return made
 
 
-def _run_steps(job: pipeline.Job, first: str, last: str) -> None:
-    names = [name for name, _ in pipeline.STEPS]
-    for _, run in pipeline.STEPS[names.index(first) : names.index(last) + 1]:
-        run(job)
+@dataclass(frozen=True)
+class Files:
+    """The files of one precision, and what an export knows when it verifies them. onnx: None where it writes none."""
+
+    request: Request
+    answers: steps.Answers
+    converted: Converted
+    torchscript: Path
+    onnx: steps.WrittenOnnx | None
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """What both were written from."""
+        return self.converted.captured.graph_module
+
+    def verify_torchscript(self) -> None:
+        steps.verify_torchscript(self.torchscript, self.request, self.converted, self.answers)
+
+    def verify_onnx(self, onnx_form: steps.WrittenOnnx) -> None:
+        steps.verify_onnx(onnx_form, self.request, self.converted, self.answers)
 
 
 class Trial:
@@ -128,22 +159,21 @@ class Trial:
         known: Sequence[Verdict] = (),
     ) -> None:
         self.name, self.precision = proved.name, precision
-        self._job = proved.job(precision, folder)
+        self._files = proved.files(precision, folder)
         self._most, self._seed = most, seed
         self._known = {(v.file, v.kind, v.place): v for v in known}
         # Other rows than the proof has seen: whether two files are the same function is not asked of its own cases.
         rows = _ROWS if proved.parameters < LARGE else _ROWS_OF_LARGE
-        self._inputs = random_inputs(self._job.example, rows, seed=999)
+        self._inputs = random_inputs(proved.example, rows, seed=999)
 
     def torchscript(self) -> Iterator[Verdict]:
         """Every fault of in_graph.py."""
-        path = self._job.folder / "model.pt"
-        graph_module = self._job.converted.captured.graph_module
+        path, graph_module = self._files.torchscript, self._files.graph_module
         right = _torchscript_in_float64(path, self._inputs)
 
         def try_one(wrong: fx.GraphModule) -> str:
             if self._is_caught(
-                lambda: save_torchscript(to_torchscript(wrong), path), pipeline._verify_torchscript
+                lambda: save_torchscript(to_torchscript(wrong), path), self._files.verify_torchscript
             ):
                 return "caught"
             return _same(_torchscript_in_float64(path, self._inputs), right)
@@ -154,15 +184,16 @@ class Trial:
 
     def onnx(self) -> Iterator[Verdict]:
         """Every fault of in_onnx.py; none where there is no ONNX file."""
-        path = self._job.folder / "model.onnx"
-        if not path.exists():
+        written = self._files.onnx
+        if written is None:
             return
+        path = written.path
         model = onnx.load(path)
         right: tuple[Tensor, ...] | None = None
 
         def try_one(wrong: onnx.ModelProto) -> str:
             nonlocal right
-            if self._is_caught(lambda: save_onnx(wrong, path), pipeline._verify_onnx):
+            if self._is_caught(lambda: save_onnx(wrong, path), lambda: self._files.verify_onnx(written)):
                 return "caught"
             right = right or _onnx_in_float64(model)(self._inputs)
             return _same(_onnx_in_float64(wrong)(self._inputs), right)
@@ -182,16 +213,16 @@ class Trial:
             known = self._known.get((file, kind, place))
             yield known or Verdict(self.name, self.precision, file, kind, place, try_one(make()))
 
-    def _is_caught(self, write: Callable[[], None], verify: Callable[[pipeline.Job], None]) -> bool:
+    def _is_caught(self, write: Callable[[], None], verify: Callable[[], None]) -> bool:
         """False where the export would have let the file pass."""
         # Which layer it was is looked for on failure only, takes longest of all, and has its own tests.
         with (
-            mock.patch.object(pipeline, "_locate_torchscript", return_value=None),
-            mock.patch.object(pipeline, "_locate_onnx", return_value=None),
+            mock.patch.object(files, "_locate_torchscript", return_value=None),
+            mock.patch.object(files, "_locate_onnx", return_value=None),
         ):
             try:
                 write()
-                verify(self._job)
+                verify()
             except ExportError:
                 return True
         return False

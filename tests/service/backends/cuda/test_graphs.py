@@ -62,17 +62,17 @@ def test_bucket_that_has_no_room_goes_without_and_smaller_ones_are_captured_in_a
     assert (session.graphs, session.captured) == (True, [4, 1])
     assert notes == [
         "CUDA graphs for batches of 1, 4 rows",
-        "no CUDA graph for batches of 8, 16 rows: the device has no room to record it",
+        "no CUDA graph for batches of 8, 16 rows: the device does not have enough memory to record it",
     ]
 
 
 def test_without_room_for_any_the_model_runs_plainly() -> None:
     session, notes = with_graphs(Opener(full_from=1), "", (1, 2))
     assert not session.graphs
-    assert notes == ["CUDA graphs are not used: the device has no room to record one"]
+    assert notes == ["CUDA graphs are not used: the device does not have enough memory to record one"]
 
 
-REFUSED = "CUDA graphs are not used: the runtime cannot record this model; the server's log tells why"
+REFUSED = "CUDA graphs are not used: the runtime cannot record this model; the server's log says why"
 
 
 def test_one_bucket_that_cannot_be_captured_means_plain_runs_for_all(

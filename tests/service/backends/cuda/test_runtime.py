@@ -91,7 +91,7 @@ def test_runtime_is_that_of_onnxruntimes_own_cuda(version: str, name: str) -> No
     assert cudart_name(version) == name
 
 
-def test_missing_runtime_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_runtime_is_told_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 

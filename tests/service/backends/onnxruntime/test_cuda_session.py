@@ -15,7 +15,7 @@ from foldserve.service.backends.base import DeviceLost, OutOfMemory
 from foldserve.service.backends.one_row import OneRowSession
 from foldserve.service.backends.onnxruntime import cuda_session
 from foldserve.service.backends.onnxruntime.cpu_session import read_signature
-from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
+from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, SessionDevice
 from tests.service.cuda_fakes import FakeCuda, Watched, rows_of
 from tests.service.repositories import WEIGHT, save_linear, save_lookup, save_onnx
 
@@ -42,7 +42,9 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(session: Any, path: Path, cuda: FakeCuda, rows: int = ROWS) -> OnnxCudaSession:
     # onnxruntime takes the fake's device memory for the CPU's, which it is.
-    return OnnxCudaSession(session, read_signature(path), Target("cpu", 0, cuda), cuda.new_stream(), rows)
+    return OnnxCudaSession(
+        session, read_signature(path), SessionDevice("cpu", 0, cuda), cuda.new_stream(), rows
+    )
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_a_model_that_counts_no_rows_is_run_plainly_in_its_own_shapes(
     )
     signature = read_signature(path, counts_rows=False)
     session = OneRowSession(
-        OnnxCudaSession(opened(path), signature, Target("cpu", 0, cuda), cuda.new_stream(), rows=0)
+        OnnxCudaSession(opened(path), signature, SessionDevice("cpu", 0, cuda), cuda.new_stream(), rows=0)
     )
     assert session.host_buffers(1) is None
     x = np.full([1, *(5 if size == "n" else size for size in shape)], 7, np.float32)
@@ -174,7 +176,7 @@ def test_tensors_whose_place_is_unknown_are_not_bound(
     monkeypatch.setattr(cuda_session, "tensor_places", lambda session: {"x": "device", "y": "unknown"})
     session = make(opened(path), path, cuda)
     assert session.host_buffers(1) is None
-    assert session.no_graphs == "onnxruntime does not tell where it keeps y"
+    assert session.no_graphs == "onnxruntime does not say where it keeps y"
     np.testing.assert_allclose(session.run({"x": rows_of(2)})["y"], rows_of(2) @ WEIGHT, rtol=1e-5)
 
 

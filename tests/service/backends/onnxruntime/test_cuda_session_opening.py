@@ -15,7 +15,7 @@ from foldserve.service.backends.base import DeviceLost, InsufficientMemory
 from foldserve.service.backends.cuda.errors import understood
 from foldserve.service.backends.cuda.runtime import CudaError
 from foldserve.service.backends.onnxruntime import cpu_session, cuda_session
-from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, Target
+from foldserve.service.backends.onnxruntime.cuda_session import OnnxCudaSession, SessionDevice
 from tests.service.cuda_fakes import FakeCuda, Watched, rows_of
 from tests.service.repositories import WEIGHT, save_linear
 
@@ -54,7 +54,7 @@ def load(
     path: Path, cuda: FakeCuda, options: SessionOptions | None = None, workload: Workload | None = None
 ) -> OnnxCudaSession:
     return cpu_session._load_on(
-        Target("cpu", 0, cuda),
+        SessionDevice("cpu", 0, cuda),
         path,
         LINEAR,
         options or SessionOptions(threads=1),
@@ -91,7 +91,7 @@ def test_model_that_cannot_be_captured_is_opened_anew_without_graphs_and_says_wh
     assert [options["enable_cuda_graph"] for options in providers_seen] == ["1", "0"]
     assert (
         session.notes[0]
-        == "CUDA graphs are not used: the runtime cannot record this model; the server's log tells why"
+        == "CUDA graphs are not used: the runtime cannot record this model; the server's log says why"
     )
     assert len(cuda.streams) == 1  # the stream of the failed capture is gone
     assert session.host_buffers(8) is not None
@@ -99,12 +99,13 @@ def test_model_that_cannot_be_captured_is_opened_anew_without_graphs_and_says_wh
     assert session._session.graphs == ["-1"]
 
 
-def test_no_room_for_the_batches_is_a_load_error_that_names_the_mend(
+def test_no_room_for_the_batches_is_a_load_error_that_names_the_fix(
     path: Path, providers_seen: list[dict[str, Any]]
 ) -> None:
     cuda = FakeCuda(room=8)
     with pytest.raises(
-        InsufficientMemory, match=r"no room on cpu:0 for a batch of 8 rows; lower max_b.*: CUDA failure 2"
+        InsufficientMemory,
+        match=r"not enough memory on cpu:0 for a batch of 8 rows; lower max_b.*: CUDA failure 2",
     ):
         load(path, cuda)
     assert not cuda.streams
@@ -122,7 +123,8 @@ def test_no_room_for_the_weights_is_told_as_that(
 
     monkeypatch.setattr(cpu_session.ort, "InferenceSession", full)
     with pytest.raises(
-        InsufficientMemory, match=r"the device has no room for the model; set fewer instances.*smaller than "
+        InsufficientMemory,
+        match=r"the device does not have enough memory for the model; set fewer instances.*smaller than ",
     ):
         load(path, cuda)
     assert not cuda.streams
@@ -131,7 +133,7 @@ def test_no_room_for_the_weights_is_told_as_that(
 @pytest.mark.parametrize(
     ("code", "kind", "text"),
     [
-        (2, InsufficientMemory, "m.* on cpu:0: the device has no room for the model"),
+        (2, InsufficientMemory, "m.* on cpu:0: the device does not have enough memory for the model"),
         (46, LoadError, "m.* on cpu:0 cannot be loaded, for CUDA cannot be used: CUDA failure 46: all busy"),
         (999, DeviceLost, "CUDA failure 999"),
     ],

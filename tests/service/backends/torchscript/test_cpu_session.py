@@ -182,7 +182,7 @@ def test_optimising_that_fails_leaves_the_frozen_module(
     monkeypatch.setattr(torch.jit, "optimize_for_inference", fails)
     fast, notes = frozen(normed, [IMAGE])
     assert notes == [
-        "TorchScript is run frozen and not optimised, for torch cannot do that to it; the server's log tells why"
+        "TorchScript is run frozen and not optimised, for torch cannot do that to it; the server's log says why"
     ]
     assert list(fast.parameters()) == []
 

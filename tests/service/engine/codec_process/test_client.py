@@ -16,7 +16,7 @@ import pytest
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import BodyType, json_codec
 from foldserve.service.codecs.protocol import Options, Served
-from foldserve.service.engine.codec_process import client, orders
+from foldserve.service.engine.codec_process import client, messages
 from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
 from foldserve.service.engine.model_queue import ModelQueue
@@ -40,7 +40,7 @@ PAIR = Signature(
     (TensorSpec("y", "FP32", (-1, 2)), TensorSpec("n", "INT64", (-1,))),
 )
 FLAGS = Signature((TensorSpec("x", "BOOL", (-1, 3)),), (TensorSpec("y", "FP64", (-1,)),))
-LANES = (FIXED, DYNAMIC, PAIR, FLAGS)
+SIGNATURES = (FIXED, DYNAMIC, PAIR, FLAGS)
 LIMIT_S = 60.0
 WORK_LIMIT_S = 60.0
 
@@ -48,25 +48,25 @@ WORK_LIMIT_S = 60.0
 class Body(PendingRequest):
     """A request whose body lies in its place."""
 
-    def __init__(self, lane: ModelQueue) -> None:
-        super().__init__(lane)
+    def __init__(self, queue: ModelQueue) -> None:
+        super().__init__(queue)
         self.ends: list[Exception | None] = []
-        self.over = asyncio.Event()
+        self.done = asyncio.Event()
 
     @property
     def request_id(self) -> str:
         return "a body"
 
-    def settled(self, error: ServiceError | None) -> None:
+    def completed(self, error: ServiceError | None) -> None:
         raise AssertionError("never queued here")
 
     def then(self, error: Exception | None) -> None:
         self.ends.append(error)
-        self.over.set()
+        self.done.set()
 
     async def end(self) -> Exception | None:
         async with asyncio.timeout(LIMIT_S):
-            await self.over.wait()
+            await self.done.wait()
         (end,) = self.ends
         return end
 
@@ -75,15 +75,15 @@ class Codecs:
     """One API server's codecs."""
 
     def __init__(self, **rig: int) -> None:
-        self.rig = Rig(*LANES, **{"data_bytes": 1 << 23, **rig})
+        self.rig = Rig(*SIGNATURES, **{"data_bytes": 1 << 23, **rig})
         memory = self.rig.transport.arenas[0].memory
         self.codecs = CodecProcess(
             *(self.rig.dispatcher, self.rig.transport.models, list(PREDICT.values())),
             *(memory.handle.fd, memory.nbytes, LogStyle("info"), WORK_LIMIT_S),
         )
 
-    def body(self, data: bytes, lane: int = 0) -> Body:
-        body = Body(self.rig.dispatcher.queues[lane])
+    def body(self, data: bytes, row: int = 0) -> Body:
+        body = Body(self.rig.dispatcher.queues[row])
         self.rig.dispatcher.reserve(body, len(data), 0)[:] = data
         return body
 
@@ -91,23 +91,23 @@ class Codecs:
         self,
         data: bytes,
         kind: BodyType = BodyType.JSON,
-        lane: int = 0,
+        row: int = 0,
         shape: str | None = None,
         seconds: float = 60.0,
     ) -> tuple[Body, Job]:
-        body = self.body(data, lane)
+        body = self.body(data, row)
         deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
         return body, self.codecs.parse(
-            body, PREDICT[kind], orders.Body(len(data), options(shape)), deadline_ns, body.then
+            body, PREDICT[kind], messages.Body(len(data), options(shape)), deadline_ns, body.then
         )
 
     def inputs(self, body: Body) -> dict[str, np.ndarray]:
         """What lies in the body's place."""
-        assert body.place is not None
+        assert body.allocation is not None
         layout = body.queue.layout
         specs = layout.signature.inputs
         return {
-            spec.name: np.frombuffer(body.place.inputs, spec.dtype, int(np.prod(shape)), offset).reshape(
+            spec.name: np.frombuffer(body.allocation.inputs, spec.dtype, int(np.prod(shape)), offset).reshape(
                 shape
             )
             for spec, (offset, shape) in zip(
@@ -132,14 +132,14 @@ class Codecs:
 @contextlib.asynccontextmanager
 async def open_codecs(**rig: int) -> AsyncIterator[Codecs]:
     """Everything that is lent has come back at the end, and the process is ended."""
-    shop = Codecs(**rig)
+    codecs = Codecs(**rig)
     try:
-        yield shop
-        assert shop.rig.all_free()
+        yield codecs
+        assert codecs.rig.all_free()
     finally:
-        if shop.codecs.pid is not None:
-            os.kill(shop.codecs.pid, signal.SIGKILL)
-            await shop.until(lambda: shop.codecs.pid is None)
+        if codecs.codecs.pid is not None:
+            os.kill(codecs.codecs.pid, signal.SIGKILL)
+            await codecs.until(lambda: codecs.codecs.pid is None)
 
 
 def run(test) -> None:
@@ -178,29 +178,29 @@ BODIES = [
 ]
 
 
-@pytest.mark.parametrize(("data", "kind", "lane", "shape"), BODIES)
-def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
+@pytest.mark.parametrize(("data", "kind", "row", "shape"), BODIES)
+def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, row, shape):
     async def test():
-        async with open_codecs() as shop:
-            body, _ = shop.ask(data, kind, lane, shape)
-            assert body.place is None  # it is the job's
+        async with open_codecs() as codecs:
+            body, _ = codecs.ask(data, kind, row, shape)
+            assert body.allocation is None  # it is the job's
             assert await body.end() is None
-            expected = PREDICT[kind].parse(data, Served("m", "1", LANES[lane]), options(shape)).inputs
-            got = shop.inputs(body)
+            expected = PREDICT[kind].parse(data, Served("m", "1", SIGNATURES[row]), options(shape)).inputs
+            got = codecs.inputs(body)
             assert got.keys() == expected.keys()
             for name, array in expected.items():
                 assert got[name].dtype == array.dtype
                 np.testing.assert_array_equal(got[name], array)
             assert body.rows == len(array)
-            room = body.queue.layout.output_room(body.rows)
-            assert len(body.place.outputs) >= (room or len(body.place.inputs) * 4)
-            shop.rig.dispatcher.release(body)
+            room = body.queue.layout.output_capacity(body.rows)
+            assert len(body.allocation.outputs) >= (room or len(body.allocation.inputs) * 4)
+            codecs.rig.dispatcher.release(body)
 
     run(test)
 
 
 @pytest.mark.parametrize(
-    ("data", "kind", "lane", "shape"),
+    ("data", "kind", "row", "shape"),
     [
         (b"", BodyType.JSON, 0, None),
         (b'{"inputs": [[1, 2], [3]]}', BodyType.JSON, 0, None),
@@ -214,55 +214,55 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, lane, shape):
         (b'{"inputs": "\xff"}', BodyType.JSON, 0, None),
     ],
 )
-def test_a_body_is_refused_as_its_protocol_refuses_it(data, kind, lane, shape):
+def test_a_body_is_refused_as_its_protocol_refuses_it(data, kind, row, shape):
     with pytest.raises(ServiceError) as expected:
-        LANES[lane].check_inputs(
-            PREDICT[kind].parse(data, Served("m", "1", LANES[lane]), options(shape)).inputs
+        SIGNATURES[row].check_inputs(
+            PREDICT[kind].parse(data, Served("m", "1", SIGNATURES[row]), options(shape)).inputs
         )
 
     async def test():
-        async with open_codecs() as shop:
-            body, _ = shop.ask(data, kind, lane, shape)
+        async with open_codecs() as codecs:
+            body, _ = codecs.ask(data, kind, row, shape)
             error = await body.end()
             assert type(error) is expected.type
             assert str(error) == str(expected.value)
-            assert body.place is None
+            assert body.allocation is None
 
     run(test)
 
 
-def outputs_in(shop: Codecs, lane: int, rows: int, *arrays: np.ndarray) -> Body:
+def outputs_in(codecs: Codecs, row: int, rows: int, *arrays: np.ndarray) -> Body:
     """A request whose outputs stand in its place."""
-    body = Body(shop.rig.dispatcher.queues[lane])
+    body = Body(codecs.rig.dispatcher.queues[row])
     layout = body.queue.layout
-    shop.rig.dispatcher.reserve(body, 8, layout.needed_room(arrays))
-    layout.write_outputs(body.place.outputs, arrays)
+    codecs.rig.dispatcher.reserve(body, 8, layout.needed_bytes(arrays))
+    layout.write_outputs(body.allocation.outputs, arrays)
     body.rows = rows
     return body
 
 
 def test_outputs_become_the_json_that_the_codecs_write():
     async def test():
-        async with open_codecs() as shop:
+        async with open_codecs() as codecs:
             y, n = np.linspace(0, 1, 40_000, dtype="f4").reshape(-1, 2), np.arange(20_000)
             for names in (("y", "n"), ("n",)):
-                body = outputs_in(shop, 2, len(n), y, n)
-                shop.codecs.render(
+                body = outputs_in(codecs, 2, len(n), y, n)
+                codecs.codecs.render(
                     body, PREDICT[BodyType.JSON], names, None, time.monotonic_ns() + MINUTE_NS, body.then
                 )
                 assert await body.end() is None
                 wanted = {name: {"y": y, "n": n}[name] for name in names}
-                assert bytes(body.place.inputs) == json_codec.encode("m2", "1", wanted)
-                shop.rig.dispatcher.release(body)
+                assert bytes(body.allocation.inputs) == json_codec.encode("m2", "1", wanted)
+                codecs.rig.dispatcher.release(body)
 
     run(test)
 
 
 def test_outputs_that_json_cannot_carry_are_the_models_fault():
     async def test():
-        async with open_codecs() as shop:
-            body = outputs_in(shop, 1, 1, np.array([[1, np.nan]], "f4"))
-            shop.codecs.render(
+        async with open_codecs() as codecs:
+            body = outputs_in(codecs, 1, 1, np.array([[1, np.nan]], "f4"))
+            codecs.codecs.render(
                 body, PREDICT[BodyType.JSON], ("y",), None, time.monotonic_ns() + MINUTE_NS, body.then
             )
             error = await body.end()
@@ -274,62 +274,63 @@ def test_outputs_that_json_cannot_carry_are_the_models_fault():
 
 def test_no_process_is_started_before_there_is_work():
     async def test():
-        async with open_codecs() as shop:
+        async with open_codecs() as codecs:
             await asyncio.sleep(0)
-            assert shop.codecs.pid is None
+            assert codecs.codecs.pid is None
+            assert repr(codecs.codecs) == "<CodecProcess None: idle, 0 waiting>"
 
     run(test)
 
 
 def test_a_process_that_dies_costs_no_body():
     async def test():
-        async with open_codecs() as shop:
-            pid = await shop.started()
+        async with open_codecs() as codecs:
+            pid = await codecs.started()
             os.kill(pid, signal.SIGSTOP)  # so that it dies with the first of them in its hands
-            asked = [shop.ask(rows(count))[0] for count in (3, 4, 5)]
+            asked = [codecs.ask(rows(count))[0] for count in (3, 4, 5)]
             await asyncio.sleep(0)
             os.kill(pid, signal.SIGKILL)
             for body, count in zip(asked, (3, 4, 5), strict=True):
                 assert await body.end() is None
-                assert shop.inputs(body)["x"].tolist() == json.loads(rows(count))["inputs"]
-                shop.rig.dispatcher.release(body)
-            assert shop.codecs.pid != pid
+                assert codecs.inputs(body)["x"].tolist() == json.loads(rows(count))["inputs"]
+                codecs.rig.dispatcher.release(body)
+            assert codecs.codecs.pid != pid
 
     run(test)
 
 
 def test_a_body_at_which_it_dies_twice_fails_alone():
     async def test():
-        async with open_codecs() as shop:
-            pid = await shop.started()
+        async with open_codecs() as codecs:
+            pid = await codecs.started()
             os.kill(pid, signal.SIGSTOP)
-            poison, _ = shop.ask(rows(3))
+            poison, _ = codecs.ask(rows(3))
             await asyncio.sleep(0)
             os.kill(pid, signal.SIGKILL)
-            await shop.until(lambda: shop.codecs.pid not in (None, pid))
-            other, _ = shop.ask(rows(4))
-            os.kill(shop.codecs.pid, signal.SIGKILL)
+            await codecs.until(lambda: codecs.codecs.pid not in (None, pid))
+            other, _ = codecs.ask(rows(4))
+            os.kill(codecs.codecs.pid, signal.SIGKILL)
             assert isinstance(await poison.end(), CodecsFailed)
             assert await other.end() is None
-            shop.rig.dispatcher.release(other)
+            codecs.rig.dispatcher.release(other)
 
     run(test)
 
 
 def test_a_body_that_is_given_up_while_it_waits_holds_nothing():
     async def test():
-        async with open_codecs() as shop:
-            pid = await shop.started()
+        async with open_codecs() as codecs:
+            pid = await codecs.started()
             os.kill(pid, signal.SIGSTOP)
-            first, _ = shop.ask(rows(3))
-            second, job = shop.ask(rows(4))
+            first, _ = codecs.ask(rows(3))
+            second, job = codecs.ask(rows(4))
             await asyncio.sleep(0)
-            lent = shop.rig.dispatcher._pool.lent_bytes
-            job.give_up()
-            assert shop.rig.dispatcher._pool.lent_bytes < lent
+            lent = codecs.rig.dispatcher._pool.allocated_bytes
+            job.cancel()
+            assert codecs.rig.dispatcher._pool.allocated_bytes < lent
             os.kill(pid, signal.SIGCONT)
             assert await first.end() is None
-            shop.rig.dispatcher.release(first)
+            codecs.rig.dispatcher.release(first)
             assert second.ends == []
 
     run(test)
@@ -337,17 +338,17 @@ def test_a_body_that_is_given_up_while_it_waits_holds_nothing():
 
 def test_a_body_that_is_given_up_while_it_is_worked_on_is_freed_when_the_process_lets_go():
     async def test():
-        async with open_codecs() as shop:
-            pid = await shop.started()
+        async with open_codecs() as codecs:
+            pid = await codecs.started()
             os.kill(pid, signal.SIGSTOP)
-            body, job = shop.ask(rows(3))
+            body, job = codecs.ask(rows(3))
             await asyncio.sleep(0)
-            job.give_up()
-            assert not shop.rig.all_free()  # the process may read it still
+            job.cancel()
+            assert not codecs.rig.all_free()  # the process may read it still
             os.kill(pid, signal.SIGCONT)
-            await shop.until(shop.rig.all_free)
+            await codecs.until(codecs.rig.all_free)
             assert body.ends == []
-            assert shop.codecs.pid == pid
+            assert codecs.codecs.pid == pid
 
     run(test)
 
@@ -356,37 +357,37 @@ def test_a_body_whose_time_is_over_is_told_so_and_a_process_that_hangs_on_it_is_
     monkeypatch.setattr(client, "MARGIN_S", 0.05)
 
     async def test():
-        async with open_codecs() as shop:
-            pid = await shop.started()
+        async with open_codecs() as codecs:
+            pid = await codecs.started()
             os.kill(pid, signal.SIGSTOP)
-            late, _ = shop.ask(rows(3), seconds=0.05)
-            waiting, _ = shop.ask(rows(4), seconds=0.05)
-            patient, _ = shop.ask(rows(5))
+            late, _ = codecs.ask(rows(3), seconds=0.05)
+            waiting, _ = codecs.ask(rows(4), seconds=0.05)
+            patient, _ = codecs.ask(rows(5))
             for body in (late, waiting):
                 assert isinstance(await body.end(), DeadlinePassed)
             assert await patient.end() is None
-            shop.rig.dispatcher.release(patient)
-            assert shop.codecs.pid not in (None, pid)
+            codecs.rig.dispatcher.release(patient)
+            assert codecs.codecs.pid not in (None, pid)
             assert len(late.ends) == len(waiting.ends) == 1
 
     run(test)
 
 
-def test_a_process_that_stands_still_is_replaced_after_the_limit_though_the_request_has_all_the_time():
+def test_a_process_that_has_stalled_is_replaced_after_the_limit_though_the_request_has_all_the_time():
     async def test():
-        async with open_codecs() as shop:
-            pid = await shop.started()
+        async with open_codecs() as codecs:
+            pid = await codecs.started()
             os.kill(pid, signal.SIGSTOP)
-            shop.codecs._work_limit_s = 0.1
-            body, _ = shop.ask(rows(4), seconds=1e6)
-            behind, _ = shop.ask(rows(5), seconds=1e6)
-            await shop.until(lambda: shop.codecs._job is not None)
-            shop.codecs._work_limit_s = WORK_LIMIT_S  # of what is begun from here on
+            codecs.codecs._work_limit_s = 0.1
+            body, _ = codecs.ask(rows(4), seconds=1e6)
+            behind, _ = codecs.ask(rows(5), seconds=1e6)
+            await codecs.until(lambda: codecs.codecs._job is not None)
+            codecs.codecs._work_limit_s = WORK_LIMIT_S  # of what is begun from here on
             assert await body.end() is None
             assert await behind.end() is None
-            assert shop.codecs.pid not in (None, pid)
+            assert codecs.codecs.pid not in (None, pid)
             for done in (body, behind):
-                shop.rig.dispatcher.release(done)
+                codecs.rig.dispatcher.release(done)
 
     run(test)
 
@@ -398,28 +399,28 @@ TEXT = b'{"inputs":[' + b"[0,0]," * 12_000 + b"[0,0]]}"
 @pytest.mark.parametrize("data_bytes", [100_000, 230_000])
 def test_inputs_that_would_find_no_room_if_they_were_alone_are_told_so(data_bytes):
     async def test():
-        async with open_codecs(data_bytes=data_bytes) as shop:
-            body, _ = shop.ask(TEXT)
+        async with open_codecs(data_bytes=data_bytes) as codecs:
+            body, _ = codecs.ask(TEXT)
             error = await body.end()
             assert isinstance(error, TooLarge)
             assert "rows or fewer" in str(error)
-            again, _ = shop.ask(rows(1))
+            again, _ = codecs.ask(rows(1))
             assert await again.end() is None
-            shop.rig.dispatcher.release(again)
+            codecs.rig.dispatcher.release(again)
 
     run(test)
 
 
 def test_inputs_that_find_no_room_beside_others_are_to_come_again():
     async def test():
-        async with open_codecs(data_bytes=400_000) as shop:
-            other = shop.body(bytes(200_000))
-            body, _ = shop.ask(TEXT)
+        async with open_codecs(data_bytes=400_000) as codecs:
+            other = codecs.body(bytes(200_000))
+            body, _ = codecs.ask(TEXT)
             assert isinstance(await body.end(), QueueFull)
-            shop.rig.dispatcher.release(other)
-            again, _ = shop.ask(TEXT)
+            codecs.rig.dispatcher.release(other)
+            again, _ = codecs.ask(TEXT)
             assert await again.end() is None
-            shop.rig.dispatcher.release(again)
+            codecs.rig.dispatcher.release(again)
 
     run(test)
 
@@ -428,17 +429,17 @@ def test_more_bodies_than_may_wait_are_refused_and_keep_their_place(monkeypatch)
     monkeypatch.setattr(client, "MOST_WAITING", 1)
 
     async def test():
-        async with open_codecs() as shop:
-            first, _ = shop.ask(rows(1))
-            body = shop.body(rows(1))
+        async with open_codecs() as codecs:
+            first, _ = codecs.ask(rows(1))
+            body = codecs.body(rows(1))
             with pytest.raises(QueueFull, match="wait to be decoded"):
-                shop.codecs.parse(
-                    body, PREDICT[BodyType.JSON], orders.Body(5), time.monotonic_ns() + MINUTE_NS, body.then
+                codecs.codecs.parse(
+                    body, PREDICT[BodyType.JSON], messages.Body(5), time.monotonic_ns() + MINUTE_NS, body.then
                 )
             for held in (first, body):
                 if held is first:
                     assert await held.end() is None
-                shop.rig.dispatcher.release(held)
+                codecs.rig.dispatcher.release(held)
 
     run(test)
 
@@ -447,48 +448,48 @@ def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
     monkeypatch.setattr(client, "MOST_WAITING", 2)
 
     async def test():
-        async with open_codecs() as shop:
+        async with open_codecs() as codecs:
             for _ in range(5):
-                _, job = shop.ask(rows(1))
-                job.give_up()
-            wanted = [shop.ask(rows(1))[0] for _ in range(2)]
-            late = shop.body(rows(1))
+                _, job = codecs.ask(rows(1))
+                job.cancel()
+            wanted = [codecs.ask(rows(1))[0] for _ in range(2)]
+            late = codecs.body(rows(1))
             with pytest.raises(QueueFull, match="2 large bodies wait"):
-                shop.codecs.parse(
-                    late, PREDICT[BodyType.JSON], orders.Body(5), time.monotonic_ns() + MINUTE_NS, late.then
+                codecs.codecs.parse(
+                    late, PREDICT[BodyType.JSON], messages.Body(5), time.monotonic_ns() + MINUTE_NS, late.then
                 )
             for body in wanted:
                 assert await body.end() is None
             for body in (late, *wanted):
-                shop.rig.dispatcher.release(body)
+                codecs.rig.dispatcher.release(body)
 
     run(test)
 
 
 def test_a_small_body_does_not_wait_behind_large_ones():
     async def test():
-        async with open_codecs() as shop:
+        async with open_codecs() as codecs:
             ended: list[int] = []
             bodies = []
             data = {count: rows(count) for count in (100_000, 50_000, 5)}
             for count in data:
-                body = shop.body(data[count])
+                body = codecs.body(data[count])
 
                 def then(error, body=body, count=count):
                     ended.append(count)
                     body.then(error)
 
-                shop.codecs.parse(
+                codecs.codecs.parse(
                     body,
                     PREDICT[BodyType.JSON],
-                    orders.Body(len(data[count])),
+                    messages.Body(len(data[count])),
                     time.monotonic_ns() + MINUTE_NS,
                     then,
                 )
                 bodies.append(body)
             for body in bodies:
                 assert await body.end() is None
-                shop.rig.dispatcher.release(body)
+                codecs.rig.dispatcher.release(body)
             assert ended == [5, 50_000, 100_000]
 
     run(test)
@@ -496,22 +497,22 @@ def test_a_small_body_does_not_wait_behind_large_ones():
 
 def test_a_process_that_cannot_be_started_fails_its_bodies_and_is_tried_again(monkeypatch):
     async def test():
-        async with open_codecs() as shop:
+        async with open_codecs() as codecs:
             with monkeypatch.context() as patch:
                 patch.setattr(sys, "executable", "/nowhere/python")
-                body, _ = shop.ask(rows(1))
+                body, _ = codecs.ask(rows(1))
                 assert isinstance(await body.end(), NotReady)
-            await shop.started()
+            await codecs.started()
 
     run(test)
 
 
 def test_a_fault_of_the_process_itself_is_told_as_such_and_it_goes_on():
     async def test():
-        async with open_codecs() as shop:
-            pid = await shop.started()
-            body = outputs_in(shop, 0, 1, np.zeros((1, 2), "f4"))
-            shop.codecs.render(
+        async with open_codecs() as codecs:
+            pid = await codecs.started()
+            body = outputs_in(codecs, 0, 1, np.zeros((1, 2), "f4"))
+            codecs.codecs.render(
                 body,
                 PREDICT[BodyType.JSON],
                 ("no such output",),
@@ -520,14 +521,14 @@ def test_a_fault_of_the_process_itself_is_told_as_such_and_it_goes_on():
                 body.then,
             )
             assert isinstance(await body.end(), CodecsFailed)
-            assert await shop.started() == pid
+            assert await codecs.started() == pid
 
     run(test)
 
 
 def test_refusals_survive_the_way_between_the_processes():
     for error in (BadJson("ü \x00 'x'"), BadTensor("y")):
-        word, values = orders.unpack(orders.refusal(error))
-        assert word == orders.Word.REFUSED
-        again = orders.refused(*values)
+        kind, values = messages.unpack(messages.refusal(error))
+        assert kind == messages.MessageType.REFUSED
+        again = messages.refused(*values)
         assert (type(again), str(again)) == (type(error), str(error))

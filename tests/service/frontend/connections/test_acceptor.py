@@ -13,14 +13,14 @@ import uvloop
 
 from foldserve.service.frontend.connections import acceptor as module
 from foldserve.service.frontend.connections.acceptor import CROWDED, FAILED, Acceptor
-from foldserve.service.frontend.connections.descriptors import Room
+from foldserve.service.frontend.connections.descriptors import ConnectionLimits
 from foldserve.service.frontend.connections.shares import Shares
 from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
 
 LONG_S = 30.0
 HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 PREDICT = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-PLENTY = Room(connections=1000, guests=4)
+PLENTY = ConnectionLimits(connections=1000, guests=4)
 
 
 class Echo(asyncio.Protocol):
@@ -42,7 +42,7 @@ class Echo(asyncio.Protocol):
 class Door:
     """The acceptor of API server 0 of two, and what it did."""
 
-    def __init__(self, listener: socket.socket, room: Room) -> None:
+    def __init__(self, listener: socket.socket, room: ConnectionLimits) -> None:
         board = Scoreboard(Dimensions(api_servers=2, workers=1, models=1, instances=1))
         self.mine, self.other = Shares(board.map(), 0), Shares(board.map(), 1)
         self.address = listener.getsockname()
@@ -79,7 +79,7 @@ def listening() -> Iterator[socket.socket]:
 
 
 @contextlib.asynccontextmanager
-async def opened(room: Room = PLENTY) -> AsyncIterator[Door]:
+async def opened(room: ConnectionLimits = PLENTY) -> AsyncIterator[Door]:
     with listening() as listener:
         door = Door(listener, room)
         try:
@@ -148,7 +148,7 @@ def test_connection_waits_for_one_that_does_not_come_no_longer_than_a_bounded_ti
 def test_connection_that_waits_for_another_is_taken_as_soon_as_one_of_ours_has_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_LOOK_S", 1000.0)  # no look would come in time
+    monkeypatch.setattr(module, "_CHECK_S", 1000.0)  # no look would come in time
 
     async def scenario() -> None:
         async with opened() as door:
@@ -175,7 +175,7 @@ def test_nothing_is_polled_while_nothing_waits(monkeypatch: pytest.MonkeyPatch) 
             await door.until(lambda: door.mine.mine == 1)
             assert door.acceptor._timer is None
             before = len(looks)
-            await asyncio.sleep(10 * module._LOOK_S)  # so long that a poll would have been seen
+            await asyncio.sleep(10 * module._CHECK_S)  # so long that a poll would have been seen
             assert len(looks) == before
 
     run(scenario)
@@ -185,7 +185,7 @@ def test_beyond_its_capacity_health_is_answered_and_anything_else_is_told_503(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario() -> None:
-        async with opened(Room(connections=2, guests=4)) as door:
+        async with opened(ConnectionLimits(connections=2, guests=4)) as door:
             held = [await door.connect() for _ in range(2)]
             await door.until(lambda: door.mine.mine == 2)
             reader, writer = await door.connect()
@@ -220,7 +220,7 @@ def test_beyond_its_capacity_health_is_answered_and_anything_else_is_told_503(
 
 def test_guests_that_say_nothing_give_way_to_those_who_come_after_them() -> None:
     async def scenario() -> None:
-        async with opened(Room(connections=1, guests=3)) as door:
+        async with opened(ConnectionLimits(connections=1, guests=3)) as door:
             await door.connect()
             silent = [await door.connect() for _ in range(10)]
             reader, writer = await door.connect()
@@ -288,7 +288,7 @@ def test_at_the_end_what_waits_is_taken_first_and_later_comers_are_refused() -> 
 
 def test_guests_are_sent_away_at_the_end() -> None:
     async def scenario() -> None:
-        async with opened(Room(connections=1, guests=4)) as door:
+        async with opened(ConnectionLimits(connections=1, guests=4)) as door:
             await door.connect()
             await door.until(lambda: door.mine.mine == 1)
             present, _ = await door.connect()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from foldserve.service.frontend.connections.descriptors import Room, enough, room
+from foldserve.service.frontend.connections.descriptors import ConnectionLimits, connection_limits, enough
 
 RUN = """
 import resource
@@ -45,13 +45,22 @@ def test_what_is_open_is_counted() -> None:
 
 @pytest.mark.parametrize(
     ("free", "made"),
-    [(10_000, Room(9904, 64)), (200, Room(118, 50)), (16, Room(4, 4)), (15, None), (0, None), (-5, None)],
+    [
+        (10_000, ConnectionLimits(9904, 64)),
+        (200, ConnectionLimits(118, 50)),
+        (16, ConnectionLimits(4, 4)),
+        (15, None),
+        (0, None),
+        (-5, None),
+    ],
 )
-def test_some_descriptors_are_kept_for_guests_and_for_moments(free: int, made: Room | None) -> None:
-    assert room(free) == made
+def test_some_descriptors_are_kept_for_guests_and_for_moments(
+    free: int, made: ConnectionLimits | None
+) -> None:
+    assert connection_limits(free) == made
 
 
-def test_too_few_for_what_is_made_are_told_with_the_limit_and_the_mend() -> None:
+def test_too_few_for_what_is_made_are_told_with_the_limit_and_the_fix() -> None:
     code = """
 try:
     with descriptors.enough("3 models"):

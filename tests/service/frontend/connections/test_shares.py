@@ -1,4 +1,4 @@
-"""Whose turn it is, by the numbers on the board."""
+"""Whose turn it is, by the numbers on the scoreboard."""
 
 import random
 

@@ -17,13 +17,13 @@ from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.models import Models, QueuedVersion
 from foldserve.service.engine.status import BoardStatus
 from foldserve.service.frontend.asgi import AsgiApp
-from foldserve.service.frontend.http1.answer_lines import AnswerLines
 from foldserve.service.frontend.http1.connection import Http1Protocol
 from foldserve.service.frontend.http1.exchange import Http1Context
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
-from foldserve.service.frontend.http1.heads.cache import PredictRoute
+from foldserve.service.frontend.http1.heads.cache import OipRoute, PredictRoute
 from foldserve.service.frontend.http1.parsing import MessageParsing
+from foldserve.service.frontend.http1.response_lines import ResponseLines
 from foldserve.service.inference.body_budget import BodyBudget
 from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
@@ -31,7 +31,9 @@ from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.protocols import PROTOCOLS
-from foldserve.service.protocols.oip.calls import OipCalls
+from foldserve.service.protocols.kserve_v1 import KserveV1Calls
+from foldserve.service.protocols.oip.calls import INFER_PATHS, OipCalls
+from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.server.api_models import make_plans, predict_plans
 from tests.service.engine_rig import FIXED, Rig
@@ -167,8 +169,8 @@ class ApiServerHarness:
         self.bodies = PartialBodies(BodyBudget(max(1 << 20, limit_bytes)), dispatcher)
         self.now_s = 1000.0
         self.unread = SendBuffers(1 << 20, lambda: self.now_s)
-        dispatcher.make_room = lambda nbytes: (
-            self.bodies.make_room() or self.unread.free_place(nbytes, dispatcher.arena.data_bytes)
+        dispatcher.evict = lambda nbytes: (
+            self.bodies.evict() or self.unread.evict_slow(nbytes, dispatcher.arena.data_bytes)
         )
         observers = Observers(self.metrics, lambda context, status, _: self.lines.append((context, status)))
         context = ServerContext(dispatcher, self.codecs, self.bodies, observers, request_timeout_s)
@@ -179,13 +181,21 @@ class ApiServerHarness:
         self.app = AsgiApp(
             status,
             context,
-            (PredictCalls(status, plans, "m0"), OipCalls(status, plans, no_metrics)),
+            (
+                PredictCalls(status, plans, "m0"),
+                OipCalls(status, plans, no_metrics),
+                KserveV1Calls(status, plans, "m0"),
+            ),
             settings,
             no_metrics,
         )
-        route = PredictRoute(PATH, "", "/predict/{model}", predict_plans(plans["m0", "1"]))
+        of_model = plans["m0", "1"]
+        routes = [
+            PredictRoute(PATH, "", "/predict/{model}", predict_plans(of_model)),
+            OipRoute("/v2/models/m0/infer", INFER_PATHS[0], of_model[OIP_JSON.key], of_model[OIP_BINARY.key]),
+        ]
         throttle = RefusalThrottle(time.monotonic)  # a thread that never has time to spare
-        self.http = Http1Context(context, [route], throttle, self.unread, AnswerLines())
+        self.http = Http1Context(context, routes, throttle, self.unread, ResponseLines())
         Http1Protocol.http = self.http
         MessageParsing._chunks, MessageParsing._next_turn = 0, False  # of a loop that is gone
         self.config = uvicorn.Config(

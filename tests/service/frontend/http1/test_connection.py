@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foldserve.service.engine.request import ScratchPlace
+from foldserve.service.engine.request import ScratchRequest
 from foldserve.service.frontend.http1.flow import send_buffers as unread_module
 from foldserve.service.frontend.http1.flow.send_buffers import PATIENCE_S
 from foldserve.service.frontend.http1.flow.throttle import CLOSE, FREE, RefusalThrottle
@@ -452,7 +452,7 @@ def test_a_client_that_leaves_frees_its_place_and_counts_once_as_499(
         server.rig.dispatcher.flush()
         taken: list[Any] = []
         if where == "in the batch":
-            batch = server.worker.collectors[0].next(8, wait=False)
+            batch = server.worker.batchers[0].next(8, wait=False)
             assert batch is not None
             taken = list(batch.tickets)
             assert len(taken) == 1
@@ -684,7 +684,7 @@ def test_a_connection_that_waits_for_an_answer_is_not_idle() -> None:
 def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_nothing_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(unread_module, "CHECK_S", 0.0)
 
     async def test(server: ApiServerHarness) -> None:
         connection = server.connect()
@@ -711,7 +711,7 @@ def test_a_client_that_takes_its_answer_slowly_is_waited_for_and_one_that_takes_
 def test_a_connection_that_is_closed_with_its_answer_waits_no_longer_for_who_takes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(unread_module, "CHECK_S", 0.0)
 
     async def test(server: ApiServerHarness) -> None:
         connection = server.connect()
@@ -788,7 +788,7 @@ def test_a_server_that_ends_answers_all_that_a_client_had_sent_and_closes_with_t
     run(test)
 
 
-# The same on both ways ---------------------------------------------------------------------------------
+# The same on both paths ---------------------------------------------------------------------------------
 
 BODIES = {
     "good": (rows(1.0, 2.0), JSON, 200),
@@ -878,15 +878,15 @@ def test_request_whose_own_connection_ends_to_make_room_for_it_is_over_once(
     async def test(server: ApiServerHarness) -> None:
         dispatcher, connection = server.rig.dispatcher, server.connect()
         held = []
-        while dispatcher.lend(one := ScratchPlace(server.rig.dispatcher.queues[0]), 8, 8):
+        while dispatcher.lend(one := ScratchRequest(server.rig.dispatcher.queues[0]), 8, 8):
             held.append(one)
 
-        def make_room(nbytes: int) -> bool:
+        def evict(nbytes: int) -> bool:
             connection.protocol.abort()  # as a client that takes nothing of an earlier answer is ended
             dispatcher.release(held.pop())
             return True
 
-        dispatcher.make_room = make_room
+        dispatcher.evict = evict
         whole = call(body, kind)
         at = len(whole) - 3 if parts == 2 else len(whole)
         connection.send(whole[:at])

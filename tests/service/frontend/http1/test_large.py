@@ -1,4 +1,4 @@
-"""Bodies and answers that would hold the event loop, on the short way and on the long one: alike, and nothing is kept.
+"""Bodies and answers that would hold the event loop, on the fast path and on the ASGI path: alike, and nothing is kept.
 
 The codec process is a real one; the worker is turned by hand.
 """
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES, PIECE_BYTES, orders
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES, PIECE_BYTES, messages
 from tests.service.frontend.http1.connection import (
     ASGI,
     JSON,
@@ -302,4 +302,4 @@ def test_a_body_that_kills_the_process_twice_is_answered_500_with_an_id(way, cap
 def test_what_the_process_says_is_short_enough_for_a_packet():
     from foldserve.service.errors import BadTensor
 
-    assert len(orders.refusal(BadTensor("x" * 8_000))) < orders.PACKET_BYTES
+    assert len(messages.refusal(BadTensor("x" * 8_000))) < messages.PACKET_BYTES

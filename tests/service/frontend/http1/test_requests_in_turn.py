@@ -358,7 +358,7 @@ def test_a_refusal_before_the_body_waits_for_the_body_before_it_closes(way: tupl
     run(test)
 
 
-# The same on both ways ---------------------------------------------------------------------------------
+# The same on both paths ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])

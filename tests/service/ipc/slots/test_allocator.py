@@ -21,14 +21,14 @@ def test_rounding_keeps_alignment_and_wastes_at_most_a_fifth_of_a_block(nbytes: 
 
 @given(st.lists(st.one_of(st.integers(1, SIZE // 4), st.none()), max_size=200), st.randoms())
 def test_blocks_never_overlap_and_all_space_comes_back(steps: list[int | None], random: object) -> None:
-    extents = FreeListAllocator(ALIGNMENT, SIZE)
+    allocator = FreeListAllocator(ALIGNMENT, SIZE)
     lent: list[tuple[int, int]] = []
     for step in steps:
         if step is None:
             if lent:
-                extents.give(*lent.pop(random.randrange(len(lent))))  # type: ignore[attr-defined]
+                allocator.free(*lent.pop(random.randrange(len(lent))))  # type: ignore[attr-defined]
             continue
-        block = extents.take(step)
+        block = allocator.allocate(step)
         if block is None:
             # Only when it is full, or when no gap is wide enough.
             free = SIZE - sum(size for _, size in lent)
@@ -39,11 +39,11 @@ def test_blocks_never_overlap_and_all_space_comes_back(steps: list[int | None], 
         assert offset + size <= ALIGNMENT + SIZE
         assert all(offset + size <= at or at + have <= offset for at, have in lent)
         lent.append(block)
-        assert extents.used_bytes == sum(size for _, size in lent)
+        assert allocator.used_bytes == sum(size for _, size in lent)
     for block in lent:
-        extents.give(*block)
-    assert extents.used_bytes == 0
-    assert extents.take(SIZE) == (ALIGNMENT, SIZE)
+        allocator.free(*block)
+    assert allocator.used_bytes == 0
+    assert allocator.allocate(SIZE) == (ALIGNMENT, SIZE)
 
 
 def widest_gap(lent: list[tuple[int, int]]) -> int:
@@ -52,13 +52,13 @@ def widest_gap(lent: list[tuple[int, int]]) -> int:
 
 
 def test_freed_block_comes_back_first_so_that_memory_stays_small() -> None:
-    extents = FreeListAllocator(0, SIZE)
-    first = extents.take(1000)
+    allocator = FreeListAllocator(0, SIZE)
+    first = allocator.allocate(1000)
     assert first is not None
-    extents.give(*first)
-    assert extents.take(1000) == first
+    allocator.free(*first)
+    assert allocator.allocate(1000) == first
 
 
 @pytest.mark.parametrize("nbytes", [SIZE + 1, 1 << 40])
 def test_more_than_there_is_cannot_be_had(nbytes: int) -> None:
-    assert FreeListAllocator(0, SIZE).take(nbytes) is None
+    assert FreeListAllocator(0, SIZE).allocate(nbytes) is None

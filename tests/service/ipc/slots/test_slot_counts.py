@@ -13,9 +13,9 @@ def arenas() -> list[MappedArena]:
     return [Arena(index, slots=16, data_bytes=4096).map() for index in range(2)]
 
 
-def fill(arena: MappedArena, slot: int, state: State, model: int, rows: int, given_up: bool = False) -> None:
+def fill(arena: MappedArena, slot: int, state: State, model: int, rows: int, cancelled: bool = False) -> None:
     arena.state[slot], arena.model[slot], arena.rows[slot] = state, model, rows
-    arena.given_up[slot] = given_up
+    arena.cancelled[slot] = cancelled
 
 
 def test_empty_arenas_hold_nothing(arenas: list[MappedArena]) -> None:
@@ -32,7 +32,7 @@ def test_empty_arenas_hold_nothing(arenas: list[MappedArena]) -> None:
         (State.TAKEN, 0, 1),
         (State.DONE, 0, 1),
         (State.FAILED, 0, 1),
-        (State.OUTGROWN, 0, 1),
+        (State.OUTPUT_OVERFLOW, 0, 1),
     ],
 )
 def test_each_state_counts_as_what_it_is(
@@ -54,8 +54,8 @@ def test_all_arenas_are_counted_by_model(arenas: list[MappedArena]) -> None:
 
 
 def test_what_nobody_waits_for_does_not_count(arenas: list[MappedArena]) -> None:
-    fill(arenas[0], 0, State.QUEUED, model=0, rows=5, given_up=True)
-    fill(arenas[0], 1, State.TAKEN, model=0, rows=5, given_up=True)
+    fill(arenas[0], 0, State.QUEUED, model=0, rows=5, cancelled=True)
+    fill(arenas[0], 1, State.TAKEN, model=0, rows=5, cancelled=True)
     counts = count_slots(arenas, ModelTable(1).map())
     assert (counts.queued_rows.tolist(), counts.requests.tolist()) == ([0], [0])
 

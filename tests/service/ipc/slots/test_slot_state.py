@@ -13,7 +13,7 @@ from foldserve.service.engine.recovery import LostTickets, retry_held
 from foldserve.service.errors import DeadlinePassed, ModelCrashed, QueueFull
 from foldserve.service.ipc.slots.arena import HEADER
 from foldserve.service.ipc.slots.slot_pool import SlotAllocation
-from foldserve.service.ipc.slots.slot_state import MOVES, SETTLED, Side, State, may_move
+from foldserve.service.ipc.slots.slot_state import COMPLETED, MOVES, Side, State, may_move
 from foldserve.service.worker import dequeue
 from foldserve.service.worker.dequeue import TicketConsumer
 from tests.service.engine_rig import DYNAMIC, RecordedRequest, Rig, WorkerKilled
@@ -31,7 +31,7 @@ def test_only_the_side_in_the_table_may_move() -> None:
 
 
 def test_settled_states_are_left_by_the_api_server_alone() -> None:
-    assert {side for (before, _), side in MOVES.items() if before in SETTLED} == {Side.API_SERVER}
+    assert {side for (before, _), side in MOVES.items() if before in COMPLETED} == {Side.API_SERVER}
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
             for before, t in zip(befores, tickets, strict=True):
                 made.add((Side.WORKER, before, State(shared.arenas[t.api][t.slot * HEADER.itemsize])))
 
-    def noted_set_state(place: SlotAllocation, state: State) -> None:
-        note(Side.API_SERVER, place._memory, place.slot, lambda: set_state(place, state))
+    def noted_set_state(allocation: SlotAllocation, state: State) -> None:
+        note(Side.API_SERVER, allocation._memory, allocation.slot, lambda: set_state(allocation, state))
 
-    def noted_begin(place: SlotAllocation, *args: int) -> None:
+    def noted_begin(allocation: SlotAllocation, *args: int) -> None:
         def begin() -> None:
-            begin_attempt(place, *args)
+            begin_attempt(allocation, *args)
 
-        note(Side.API_SERVER, place._memory, place.slot, begin)
+        note(Side.API_SERVER, allocation._memory, allocation.slot, begin)
 
     def noted_mark(consumer: TicketConsumer, ticket: Any, *args: Any) -> bool:
         memory = consumer._shared.arenas[ticket.api]
@@ -83,7 +83,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, St
     return made
 
 
-class RandomLife:
+class SlotStateMachine:
     """Requests, workers and deaths, in an order that a seed decides."""
 
     def __init__(self, seed: int) -> None:
@@ -91,7 +91,7 @@ class RandomLife:
         self.rig = Rig(DYNAMIC, api_servers=2, workers=2, slots=64, data_bytes=1 << 18)
         self.workers = [self.new_worker(index) for index in (0, 1)]
         self.asked: list[RecordedRequest] = []
-        self.given_up: list[RecordedRequest] = []
+        self.cancelled: list[RecordedRequest] = []
         self.countdown = -1
         self.searches: list[LostTickets] = []
 
@@ -129,7 +129,7 @@ class RandomLife:
         request = self.random.choice(self.asked) if self.asked else None
         if request is not None and not request.ends:
             self.rig.dispatchers[request.dispatcher.index].cancel(request)  # type: ignore[union-attr]
-            self.given_up.append(request)
+            self.cancelled.append(request)
 
     def turn(self, mortal: bool = True) -> None:
         index = self.random.randrange(2)
@@ -147,24 +147,24 @@ class RandomLife:
     def look(self) -> None:
         """The moment in which recovery finds out which tickets are lost; any time may pass until then."""
         for search in self.searches:
-            search.look()
+            search.check()
 
     def stall(self) -> None:
         """The supervisor takes whoever has the turn to read for stopped, rightly or not."""
         self.rig.renew_turn(0)
 
-    def settle(self) -> None:
+    def complete(self) -> None:
         for dispatcher in self.rig.dispatchers:
             dispatcher.receive()
             dispatcher.flush()
 
     def live(self, steps: int) -> None:
         for _ in range(steps):
-            acts = [self.ask, self.ask, self.turn, self.settle, self.cancel, self.look, self.stall]
+            acts = [self.ask, self.ask, self.turn, self.complete, self.cancel, self.look, self.stall]
             self.random.choice(acts)()
             if self.random.random() < 0.1:
                 for dispatcher in self.rig.dispatchers:
-                    dispatcher.watch.expire()
+                    dispatcher.watchdog.expire()
         for count in range(300):
             if count % 20 == 19:
                 self.stall()  # the watch tells again, as long as nobody takes what waits
@@ -172,11 +172,11 @@ class RandomLife:
                 break
             self.look()
             self.turn(mortal=False)
-            self.settle()
+            self.complete()
 
     def check(self) -> None:
         for request in self.asked:
-            if request in self.given_up:
+            if request in self.cancelled:
                 assert len(request.ends) <= 1
                 continue
             (end,) = request.ends
@@ -187,7 +187,7 @@ class RandomLife:
                 np.testing.assert_array_equal(request.y, np.repeat(request.x + 1, repeats, axis=1))
             else:
                 assert isinstance(end, ModelCrashed | DeadlinePassed)
-                assert request.deaths == 2 or request.deadline_ns == 1
+                assert request.crashes == 2 or request.deadline_ns == 1
         assert all(self.rig.all_free(api) for api in (0, 1))
 
 
@@ -195,7 +195,7 @@ class RandomLife:
 def test_random_lives_end_right_by_moves_of_the_table_alone(
     moves: set[tuple[Side, State, State]], monkeypatch: pytest.MonkeyPatch, first_seed: int
 ) -> None:
-    life: list[RandomLife] = []
+    life: list[SlotStateMachine] = []
     real_send, real_mark = dequeue.send_done, TicketConsumer._mark
 
     def send(*args: Any, **keys: Any) -> None:
@@ -215,7 +215,7 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
     monkeypatch.setattr(TicketConsumer, "_mark", mark)
 
     async def run(seed: int) -> None:
-        life.append(RandomLife(seed))
+        life.append(SlotStateMachine(seed))
         life[-1].live(steps=60)
         life[-1].check()
 
@@ -224,4 +224,4 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
     assert [move for move in moves if not may_move(*move)] == []
     assert (Side.API_SERVER, State.TAKEN, State.QUEUED) in moves
     assert (Side.API_SERVER, State.QUEUED, State.QUEUED) in moves
-    assert (Side.API_SERVER, State.OUTGROWN, State.QUEUED) in moves
+    assert (Side.API_SERVER, State.OUTPUT_OVERFLOW, State.QUEUED) in moves

@@ -60,8 +60,8 @@ def test_outputs_come_back_as_they_were_written_within_the_room_they_need(
 ) -> None:
     layout = TensorLayout(signature)
     outputs = arrays(signature.outputs, rows, seed)
-    room = layout.needed_room(outputs)
-    exact = layout.output_room(rows)
+    room = layout.needed_bytes(outputs)
+    exact = layout.output_capacity(rows)
     assert exact is None or exact == room
     memory = memoryview(bytearray(room))
     layout.write_outputs(memory, outputs)
@@ -93,8 +93,8 @@ def test_outputs_of_a_model_that_counts_no_rows_come_back_in_its_own_shapes_and_
 ) -> None:
     layout = TensorLayout(signature)
     batch = arrays(signature.outputs, 1, seed, smallest=0)
-    room = layout.needed_room(batch)
-    assert layout.output_room(1) in (None, room)
+    room = layout.needed_bytes(batch)
+    assert layout.output_capacity(1) in (None, room)
     memory = memoryview(bytearray(room))
     layout.write_outputs(memory, batch)
     read = layout.read_outputs(memory, 1)

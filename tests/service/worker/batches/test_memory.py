@@ -33,12 +33,12 @@ def sizes(worker: RigWorker) -> list[int]:
 
 @pytest.mark.parametrize("pinned", [False, True])
 @pytest.mark.parametrize(
-    ("buckets", "rows", "runs", "ceilings"),
+    ("buckets", "rows", "runs", "batch_limits"),
     [((), 8, [8, 4, 2, 2, 2, 2], [4, 2]), ((1, 3, 8), 7, [8, 3, 3, 1], [3])],
 )
 @on_loop
 async def test_batch_without_room_is_run_in_smaller_pieces_and_nobody_fails(
-    pinned: bool, buckets: tuple[int, ...], rows: int, runs: list[int], ceilings: list[int]
+    pinned: bool, buckets: tuple[int, ...], rows: int, runs: list[int], batch_limits: list[int]
 ) -> None:
     rig = Rig(max_batch_size=8)
     worker = rig.new_worker(on_run=Room(3), buckets=buckets, pinned=pinned)
@@ -46,7 +46,7 @@ async def test_batch_without_room_is_run_in_smaller_pieces_and_nobody_fails(
     rig.work(worker)
     assert all(request.right for request in asked)
     assert sizes(worker) == runs
-    assert worker.ceilings == ceilings
+    assert worker.batch_limits == batch_limits
     assert rig.all_free()
 
 
@@ -63,7 +63,7 @@ async def test_single_request_of_many_rows_is_run_in_pieces_too(pinned: bool) ->
 
 
 @on_loop
-async def test_no_later_batch_goes_over_the_ceiling() -> None:
+async def test_no_later_batch_goes_over_the_batch_limit() -> None:
     rig = Rig(max_batch_size=8)
     worker = rig.new_worker(on_run=Room(4))
     for _ in range(3):
@@ -75,7 +75,7 @@ async def test_no_later_batch_goes_over_the_ceiling() -> None:
 
 
 @on_loop
-async def test_batches_after_the_ceiling_fell_keep_to_it() -> None:
+async def test_batches_after_the_batch_limit_fell_keep_to_it() -> None:
     rig = Rig(max_batch_size=8)
     worker = rig.new_worker(on_run=Room(4))
     asked = [rig.ask(*map(float, range(5))) for _ in range(2)]
@@ -113,8 +113,9 @@ async def test_request_of_which_not_one_row_has_room_fails_with_a_text_that_says
     rig.work(worker)
     (error,) = asked[2].ends
     assert isinstance(error, ModelFailed)
-    assert "cuda:0 is out of memory: it has no room for this request, not even in pieces of 1 row" in str(
-        error
+    assert (
+        "cuda:0 is out of memory: there is not enough for this request, not even in pieces of 1 row"
+        in str(error)
     )
     assert all(request.right for request in asked if request is not asked[2])
     assert rig.all_free()
@@ -132,7 +133,7 @@ async def test_each_lowering_is_one_warning_that_names_model_device_rows_and_men
         rig.work(worker)
     (record,) = caplog.records
     text = record.getMessage()
-    assert "model m0: cuda:0 has no room for a batch of 8 rows (no room for 8 rows)" in text
+    assert "model m0: cuda:0 does not have enough memory for a batch of 8 rows (no room for 8 rows)" in text
     assert "batches of 4 at most" in text
     assert "max_batch_size" in text
     assert "fewer instances" in text
@@ -140,15 +141,15 @@ async def test_each_lowering_is_one_warning_that_names_model_device_rows_and_men
 
 
 @on_loop
-async def test_ceiling_rises_when_it_is_time_and_batches_are_as_large_as_before(
+async def test_batch_limit_rises_when_it_is_time_and_batches_are_as_large_as_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rig = Rig(max_batch_size=8)
     room = Room(4)
     worker = rig.new_worker(on_run=room)
-    ceilings = worker.loops[0]._runner._ceilings
+    batch_limits = worker.loops[0]._runner._batch_limits
     now_s = [0.0]
-    monkeypatch.setattr(ceilings, "_clock", lambda: now_s[0])
+    monkeypatch.setattr(batch_limits, "_clock", lambda: now_s[0])
 
     def turn() -> list[int]:
         asked = [rig.ask(float(i)) for i in range(8)]
@@ -159,13 +160,13 @@ async def test_ceiling_rises_when_it_is_time_and_batches_are_as_large_as_before(
 
     assert turn() == [8, 4, 4]
     now_s[0] += FIRST_WAIT_S
-    assert turn() == [4, 4]  # the first batch of these was taken below the old ceiling
+    assert turn() == [4, 4]  # the first batch of these was taken below the old batch limit
     room.rows = 8
     assert turn() == [8]
     now_s[0] += FIRST_WAIT_S
     assert turn() == [8]
-    assert not ceilings.lowered
-    assert worker.ceilings == [4, 8]
+    assert not batch_limits.lowered
+    assert worker.batch_limits == [4, 8]
 
 
 @on_loop
@@ -185,7 +186,7 @@ async def test_long_rows_of_one_client_leave_the_batches_of_short_rows_as_they_a
     rig.work(worker)
     assert all(request.right for request in (long_rows, short_rows, again))
     assert sizes(worker) == [8, 4, *[2] * 4, 8, *[2] * 4]
-    assert worker.ceilings == [4, 2]
+    assert worker.batch_limits == [4, 2]
     assert worker.loops[0]._runner.max_batch_size == 8
 
 
@@ -268,15 +269,15 @@ async def test_lost_device_settles_nothing_and_ends_the_loop() -> None:
     assert sizes(worker) == [4]  # not halved: it is no request's fault
 
 
-# What the board shows ---------------------------------------------------------------------------------------
+# What the scoreboard shows ---------------------------------------------------------------------------------------
 
 
 @on_loop
-async def test_the_board_shows_the_lowest_ceiling_of_a_models_instances() -> None:
+async def test_the_board_shows_the_lowest_batch_limit_of_a_models_instances() -> None:
     board = Rig().board
-    ceiling = ModelBatchLimit(board, worker=1, row=0, max_batch_size=8)
+    limit = ModelBatchLimit(board, worker=1, row=0, max_batch_size=8)
     shown = []
     for instance, rows in ((0, 4), (1, 2), (1, 8), (0, 8)):
-        ceiling.moved(instance, rows)
-        shown.append(board.ceiling_rows[1, 0])
+        limit.moved(instance, rows)
+        shown.append(board.batch_limit_rows[1, 0])
     assert shown == [4, 2, 4, 0]

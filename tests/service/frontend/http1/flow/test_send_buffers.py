@@ -30,7 +30,7 @@ MODEST, GREEDY = LARGE[:600_000], np.ones((1_000_000, 2), "f4")
 
 @pytest.fixture(autouse=True)
 def look_in_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unread_module, "LOOK_S", 0.0)
+    monkeypatch.setattr(unread_module, "CHECK_S", 0.0)
 
 
 def run(test: Callable[[ApiServerHarness], Coroutine[None, None, None]]) -> None:
@@ -143,7 +143,7 @@ def test_who_takes_its_answer_steadily_keeps_its_place() -> None:
     run(test)
 
 
-def test_who_stands_still_gives_its_place_to_anybody_and_only_who_has_one() -> None:
+def test_who_has_stalled_gives_its_place_to_anybody_and_only_who_has_one() -> None:
     async def test(server: ApiServerHarness) -> None:
         small = server.connect()
         small.socket.unsent_bytes = 40_000

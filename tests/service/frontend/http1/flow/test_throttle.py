@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from foldserve.service.frontend.http1.flow.throttle import (
     BUSY,
+    CHECK_S,
     CLOSE,
     FREE,
-    LOOK_S,
     MOST_S,
     RATE,
     RefusalThrottle,
@@ -58,7 +58,7 @@ def test_refusals_below_the_rate_are_never_followed_by_a_pause() -> None:
 def test_clients_that_come_again_at_once_are_slowed_down_to_the_rate_while_the_thread_has_no_time() -> None:
     thread = Thread(1.0)
     thread.flood(3.0)
-    # All 512 wait at the end, and until the first look LOOK_S passed without pauses.
+    # All 512 wait at the end, and until the first check CHECK_S passed without pauses.
     assert thread.flood(10.0) == pytest.approx(10.0 * RATE, rel=0.06)
 
 
@@ -70,7 +70,7 @@ def test_pauses_end_when_the_thread_has_time_again() -> None:
     thread = Thread(1.0)
     thread.flood(1.0)
     thread.part = 0.1
-    thread.flood(1.0 + LOOK_S)
+    thread.flood(1.0 + CHECK_S)
     assert thread.flood(1.0, clients=16) >= 15_000
 
 

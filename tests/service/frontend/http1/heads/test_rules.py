@@ -1,7 +1,7 @@
 import pytest
 
 from foldserve.service.errors import BadRequest
-from foldserve.service.frontend.http1.heads.rules import refusal, target_of
+from foldserve.service.frontend.http1.heads.rules import parse_target, refusal
 
 HOST = (b"host", b"a")
 
@@ -19,7 +19,7 @@ HOST = (b"host", b"a")
     ],
 )
 def test_a_path_and_a_url_with_a_path_are_targets(target: bytes, path: str, query: bytes) -> None:
-    found = target_of(target)
+    found = parse_target(target)
     assert (found.path, found.query) == (path, query)
 
 
@@ -32,7 +32,7 @@ def test_a_path_and_a_url_with_a_path_are_targets(target: bytes, path: str, quer
 )
 def test_whatever_has_no_path_is_refused(target: bytes) -> None:
     with pytest.raises(BadRequest, match="expected a path"):
-        target_of(target)
+        parse_target(target)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Which sizes of the dynamic axes the graph answers for as the network does."""

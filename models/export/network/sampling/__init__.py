@@ -1,0 +1,1 @@
+"""Fresh inputs that the network takes, drawn in the image of its example."""

@@ -1,0 +1,121 @@
+"""The life of one instance: collect a batch, run it, again. One thread each; ends with its
+model, or with its process.
+
+A request of more rows than a batch may have is run a batch at a time, with a batch of the others between: nobody waits
+for the whole of it, and it is dropped when nobody waits for its answer any more.
+"""
+
+import time
+from collections import deque
+
+from foldserve.service.metrics.catalog import BatchReason
+from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.worker.batcher import Batch, Batcher
+from foldserve.service.worker.batches.batch_runner import BatchRunner
+from foldserve.service.worker.batches.pieces import LargeRun
+from foldserve.service.worker.dequeue import TicketConsumer
+from foldserve.service.worker.gate import Gate
+from foldserve.service.worker.times import BatchTimes
+
+
+class InstanceLoop:
+    """One instance of one model version.
+
+    Args:
+        model: its row of the model table.
+        gate: when another batch may be begun on the device.
+    """
+
+    def __init__(
+        self,
+        model: int,
+        consumer: TicketConsumer,
+        batcher: Batcher,
+        runner: BatchRunner,
+        gate: Gate,
+        times: BatchTimes,
+        metrics: Metrics,
+    ) -> None:
+        self._model = model
+        self._consumer = consumer
+        self._batcher = batcher
+        self._runner = runner
+        self._gate = gate
+        self._times = times
+        self._metrics = metrics
+        self._large: deque[LargeRun] = deque()
+
+    def run(self) -> None:
+        """Serve until the model is unloaded, or the process ends."""
+        while not self._consumer.is_unloaded():
+            self.step()
+
+    def step(self, wait: bool = True) -> bool:
+        """Run the next batch, and then one of the large request that is under way, if there is any.
+
+        Args:
+            wait: for tickets, when there is nothing else to do.
+        Returns: whether there was anything to run.
+        """
+        wait = wait and not self._large
+        if wait:
+            self._gate.wait()
+        batch = self._batcher.next(self._runner.max_batch_size, wait)
+        if batch is not None:
+            self._run(batch)
+        large = bool(self._large) and self._any_wanted()
+        if large:
+            self._run_on(self._large[0])
+        self._consumer.rest()
+        return large or batch is not None
+
+    def _run(self, batch: Batch) -> None:
+        tickets = batch.tickets
+        rows = 0
+        for ticket in tickets:
+            rows += ticket.rows
+        most = self._runner.max_batch_size
+        if rows > most and len(tickets) == 1:
+            self._large.append(self._runner.begin(tickets[0], batch.taken_ns))
+            self._consumer.mark_waiting(tickets, True)
+            return
+        began_s = time.monotonic()
+        self._consumer.begin_step()
+        self._gate.begin(self._times.run_ns(self._runner.bucket(rows)), self._runner.gather_ns)
+        try:
+            self._runner.run(tickets, batch.taken_ns)
+        finally:
+            self._gate.end()
+        self._consumer.completed(len(tickets))
+        self._count(time.monotonic() - began_s, rows, "full" if rows >= most else batch.reason)
+
+    def _any_wanted(self) -> bool:
+        """Whether there still is a large request for whose answer somebody waits; the others are dropped."""
+        looked_ns = time.monotonic_ns()
+        self._large = deque([large for large in self._large if self._consumer.still_wanted((large.ticket,))])
+        self._consumer.holds_only_present_lives(looked_ns)
+        return bool(self._large)
+
+    def _run_on(self, large: LargeRun) -> None:
+        """Run the next batch of a large request; forget it when it is over."""
+        tickets = (large.ticket,)
+        began_s = time.monotonic()
+        self._consumer.mark_waiting(tickets, False)
+        self._consumer.begin_step()
+        self._gate.begin(self._times.run_ns(self._runner.max_batch_size), self._runner.gather_ns)
+        try:
+            rows = self._runner.run_on(large)
+        finally:
+            self._gate.end()
+        if large.done:
+            self._large.popleft()
+            self._consumer.completed(1)
+        else:
+            self._consumer.mark_waiting(tickets, True)
+        if rows:
+            self._count(time.monotonic() - began_s, rows, "full")
+
+    def _count(self, batch_s: float, rows: int, reason: BatchReason) -> None:
+        padding = self._runner.padding(rows)
+        self._times.add(batch_s, rows + padding)
+        self._metrics.batch_finished(self._model, rows, padding, reason)
