@@ -181,6 +181,21 @@ def test_animated_png_is_refused_and_the_second_picture_of_a_camera_is_passed_ov
     assert camera[0, 0].tolist() == decode(saved(frames[0], "JPEG"), PictureInput("x"))[0, 0].tolist()
 
 
+@pytest.mark.parametrize(("width", "height"), [(0, 8), (8, 0), (0, 0)])
+def test_picture_without_pixels_is_refused(width, height):
+    with pytest.raises(BadPicture, match=r"may be damaged|is not a JPEG or PNG"):
+        decode(claiming(width, height), PictureInput("x", size=(8, 8)))
+
+
+def test_what_stands_around_a_picture_does_not_change_it():
+    """An EXIF block as long as there can be, and another file behind the last byte, as in a polyglot."""
+    plain = saved(Image.fromarray(PHOTO), "JPEG")
+    long = saved(Image.fromarray(PHOTO), "JPEG", exif=b"Exif\0\0" + bytes(65_000))
+    expected = decode(plain, PictureInput("x"))
+    for body in (long, plain + b"PK\x03\x04" + plain, png(expected) + b"<script>"):
+        assert np.array_equal(decode(body, PictureInput("x")), expected)
+
+
 def test_format_that_is_not_expected_is_told_for_what_it_is():
     with pytest.raises(BadPicture, match="is a PNG picture, and the request says JPEG"):
         decode(png(PHOTO), PictureInput("x"), ("JPEG",))
