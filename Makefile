@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test compiled lint types wheel bench torture soak clean
+.PHONY: help install demo test compiled coverage lint types pythons docs wheel release bench torture soak clean
 
 # Settings of the caller's shell that would send an install or an import somewhere else.
 unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
@@ -45,15 +45,31 @@ test: install ## all tests; ARGS='-k name -x' for some of them
 compiled: wheel ## the end-to-end, fault and torture tests again, on servers from the compiled wheel
 	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m pytest -n $(JOBS) --dist loadfile tests/e2e tests/faults tests/torture $(ARGS)
 
+coverage: install ## the unit and end-to-end tests, and which lines and branches they ran, in all processes
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(PY) -m coverage run -m pytest -n $(JOBS) --dist loadfile tests/service tests/models tests/e2e $(ARGS)
+	@$(PY) -m coverage combine --quiet 2>/dev/null # its warnings: what processes that tests kill have half written
+	@rm -f build/coverage/data.*
+	@exec $(PY) -m coverage report
+
 lint: install ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: install ## mypy, strict, on models/ and service/
+types: install ## mypy, strict on models/ and service/; of tests, benchmarks and deploy/ the names and the calls
 	$(PY) -m mypy
+
+pythons: install ## mypy again, as Python 3.12, 3.13 and 3.14 read the sources
+	@for version in 3.12 3.13 3.14; do $(PY) -m mypy --python-version $$version || exit 1; done
+
+docs: install ## build/site: the pages as a site; fails where a link leads nowhere
+	@NO_MKDOCS_2_WARNING=1 exec $(PY) -m mkdocs build --quiet
 
 wheel: install ## dist/: foldserve with the way of a request compiled; needs a C compiler
 	@sh deploy/dev/make-wheel.sh
+
+release: install ## check that this commit is a release, and build its wheels: docs/releasing.md
+	@sh deploy/dev/make-release.sh
 
 bench: install ## tables of benchmarks/README.md: WHAT=fold (default), export, serve, peers, heads, stall, published or gpu; ARGS='--help' for options
 	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)

@@ -2,7 +2,8 @@
 
 Only the commands and HTTP calls that a user has: each `foldserve ...` line it prints can be typed. What is
 made lies in build/demo, and the next run uses it again while its hashes hold. DEMO_PORT chooses the port.
-With DEMO_EXIT=1, where nobody can press Ctrl-C, it ends the server itself.
+With DEMO_EXIT=1, where nobody can press Ctrl-C, it ends the server itself. The server is compiled meanwhile, where a C
+compiler is found; COMPILE_FOLDSERVE=0 leaves that out.
 """
 
 import errno
@@ -34,6 +35,9 @@ from foldserve.service.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = ROOT / "build" / "demo"
 LOG = ROOT / "build" / "demo-server.log"
+COMPILED = ROOT / "build" / "compiled"
+COMPILER = ROOT / "deploy" / "dev" / "make-wheel.sh"
+COMPILER_LOG = ROOT / "build" / "demo-compiler.log"
 FOLDSERVE = Path(sys.executable).parent / "foldserve"
 NETWORKS = ("efficientnet_lite0", "digits", "mlp")
 
@@ -59,9 +63,11 @@ def main() -> int:
     """Run the demo. Returns the exit code."""
     try:
         port = chosen_port()
-        for network in NETWORKS:
-            ensure_exported(network)
-        with running_server(port) as server:
+        with compiling() as compiler:
+            for network in NETWORKS:
+                ensure_exported(network)
+            compiled = compiler is not None and has_compiled(compiler)
+        with running_server(port, compiled) as server:
             ask(port)
             print(where_to_look(port), flush=True)
             if os.environ.get("DEMO_EXIT") == "1":
@@ -137,14 +143,51 @@ def run_foldserve(*arguments: str) -> None:
 
 
 @contextmanager
-def running_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
+def compiling() -> Iterator["subprocess.Popen[bytes] | None"]:
+    """Compile the server while the block runs, which exports; nothing where that is not wanted."""
+    if os.environ.get("COMPILE_FOLDSERVE") == "0":
+        yield None
+        return
+    COMPILER_LOG.parent.mkdir(exist_ok=True)
+    with COMPILER_LOG.open("wb") as log:
+        compiler = subprocess.Popen(
+            ["sh", COMPILER], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield compiler
+    finally:
+        if compiler.poll() is None:
+            end_group(compiler)
+
+
+def has_compiled(compiler: "subprocess.Popen[bytes]") -> bool:
+    """Wait for the compiler, and say so; whether it has made what can be served."""
+    if compiler.poll() is None:
+        print("\ncompiling the server: about a minute, once (COMPILE_FOLDSERVE=0 leaves it out)", flush=True)
+    if compiler.wait() == 0:
+        return True
+    lines = COMPILER_LOG.read_text(errors="replace").splitlines()
+    why = lines[-1] if lines else f"{COMPILER.name} ended with exit code {compiler.returncode}"
+    print(f"\nserving without compiling: {why} (all of it: {COMPILER_LOG.relative_to(ROOT)})", flush=True)
+    return False
+
+
+@contextmanager
+def running_server(port: int, compiled: bool) -> Iterator["subprocess.Popen[bytes]"]:
     """Serve REPOSITORY; ready when the block begins, gone when it has ended."""
     arguments = ["serve", str(REPOSITORY.relative_to(ROOT)), "--host", "127.0.0.1", "--port", str(port)]
-    print(f"\n$ foldserve {' '.join(arguments)}      (its log: {LOG.relative_to(ROOT)})", flush=True)
+    path = {"PYTHONPATH": str(COMPILED.relative_to(ROOT))} if compiled else {}
+    words = [*(f"{name}={value}" for name, value in path.items()), "foldserve", *arguments]
+    print(f"\n$ {' '.join(words)}      (its log: {LOG.relative_to(ROOT)})", flush=True)
     with LOG.open("wb") as log:
         # A session of its own: Ctrl-C reaches the demo alone, which then ends the server in order.
         server = subprocess.Popen(
-            [FOLDSERVE, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [FOLDSERVE, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **path},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         wait_until_ready(port, server)
@@ -185,6 +228,16 @@ def stop(server: "subprocess.Popen[bytes]") -> None:
     if code != 0:
         raise DemoFailed(f"the server ended with exit code {code}; its last lines:\n{log_tail()}")
     print("done", flush=True)
+
+
+def end_group(leader: "subprocess.Popen[bytes]") -> None:
+    """End a process and those that it started, as Ctrl-C does, so that they tidy up after themselves."""
+    os.killpg(leader.pid, signal.SIGINT)
+    try:
+        leader.wait(STOP_LIMIT_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()
 
 
 def log_tail(lines: int = 20) -> str:

@@ -30,7 +30,8 @@ class Inference:
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": given.PORT})
-    serve.run(Inference.bind(), route_prefix="/predict")
+    # The decorator has made a Deployment of the class.
+    serve.run(Inference.bind(), route_prefix="/predict")  # type: ignore[attr-defined]
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
     ray.shutdown()

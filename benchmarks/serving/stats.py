@@ -31,8 +31,14 @@ def medians(runs: Sequence[Measured]) -> Measured:
     def median(name: str) -> float:
         return statistics.median(getattr(run, name) for run in runs)
 
-    names = ("req_s", "p50_ms", "p99_ms", "cpu_us")
-    return Measured(*map(median, names), sum(run.failed for run in runs), median("others"))
+    return Measured(
+        req_s=median("req_s"),
+        p50_ms=median("p50_ms"),
+        p99_ms=median("p99_ms"),
+        cpu_us=median("cpu_us"),
+        failed=sum(run.failed for run in runs),
+        others=median("others"),
+    )
 
 
 def ratio(one: float, other: float) -> float:

@@ -41,4 +41,4 @@ echo "installing into .venv; the first time takes some minutes"
 # is taken for the pinned version before anything else asks for torch.
 pip_install setuptools torch
 # Without build isolation the pinned setuptools builds foldserve, and a later run needs no network.
-pip_install --no-build-isolation --editable '.[export,demo,test]'
+pip_install --no-build-isolation --editable '.[export,demo,test,docs]'

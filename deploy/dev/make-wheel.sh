@@ -13,8 +13,8 @@ command -v cc >/dev/null 2>&1 || {
     exit 1
 }
 
-echo "compiling the wheel; half a minute"
-rm -rf build/compiled build/lib* build/temp* build/bdist* build/foldserve build/__native* dist/foldserve-*.whl
+echo "compiling the wheel; a minute"
+rm -rf build/compiled dist/foldserve-*.whl
 COMPILE_FOLDSERVE=1 .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps \
     --no-build-isolation --wheel-dir dist .
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --target build/compiled \

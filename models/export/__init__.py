@@ -15,7 +15,9 @@
                 into place in one step
 
 Each imports only from those above it (tests/models/export/test_layers.py). steps.py has each step as a function of what
-the ones before it made, pipeline.py their order; the command line is cli.py.
+the ones before it made, pipeline.py their order.
+
+    cli/        the command: its arguments, its progress, the table at the end
 """
 
 from typing import TYPE_CHECKING, Any

@@ -2,7 +2,7 @@
 
 import sys
 
-from foldserve.models.export.cli import main
+from foldserve.models.export.cli.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,9 @@ def a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(demo, "ROOT", tmp_path)
     monkeypatch.setattr(demo, "REPOSITORY", tmp_path / "build" / "demo")
     monkeypatch.setattr(demo, "LOG", tmp_path / "log")
+    monkeypatch.setattr(demo, "COMPILED", tmp_path / "build" / "compiled")
+    monkeypatch.setattr(demo, "COMPILER_LOG", tmp_path / "build" / "compiler-log")
+    monkeypatch.delenv("COMPILE_FOLDSERVE", raising=False)
     (tmp_path / "log").write_text("the last line of the log\n")
 
 
@@ -134,5 +139,70 @@ def test_a_server_that_cannot_start_shows_its_last_lines(
     script.write_text("#!/bin/sh\necho 'no model in /models' >&2\nexit 2\n")
     script.chmod(0o755)
     monkeypatch.setattr(demo, "FOLDSERVE", script)
-    with pytest.raises(demo.DemoFailed, match=r"exit code 2.*\nno model in /models"), demo.running_server(1):
+    with (
+        pytest.raises(demo.DemoFailed, match=r"exit code 2.*\nno model in /models"),
+        demo.running_server(1, compiled=False),
+    ):
         pytest.fail("the block must not begin")
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have this shell script be the one that compiles."""
+
+    def write(script: str) -> None:
+        monkeypatch.setattr(demo, "COMPILER", tmp_path / "compile.sh")
+        (tmp_path / "compile.sh").write_text(script)
+
+    return write
+
+
+def test_the_server_is_a_compiled_one_where_that_could_be_made(
+    compiler: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    compiler("mkdir build/compiled")
+    with demo.compiling() as process:
+        assert process is not None
+        assert demo.has_compiled(process)
+    assert (tmp_path / "build" / "compiled").is_dir()
+    script = tmp_path / "foldserve"
+    script.write_text("#!/bin/sh\necho modules from $PYTHONPATH\nexit 2\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(demo, "FOLDSERVE", script)
+    with (
+        pytest.raises(demo.DemoFailed, match="modules from build/compiled"),
+        demo.running_server(1, compiled=True),
+    ):
+        pytest.fail("the block must not begin")
+    assert "$ PYTHONPATH=build/compiled foldserve serve build/demo" in capfd.readouterr().out
+
+
+def test_where_compiling_fails_the_demo_goes_on_and_says_why(
+    compiler: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler("echo no C compiler was found >&2; exit 1")
+    with demo.compiling() as process:
+        assert process is not None
+        assert not demo.has_compiled(process)
+    assert "serving without compiling: no C compiler was found" in capsys.readouterr().out
+
+
+def test_a_demo_that_ends_early_leaves_no_compiler_behind(
+    compiler: Callable[[str], None], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "started")
+    (tmp_path / "compiler.py").write_text(WAITS_FOR_CTRL_C.format(code=3))
+    compiler(f"exec {sys.executable} compiler.py >started")
+    with demo.compiling() as process, (tmp_path / "started").open() as started:
+        assert process is not None
+        assert started.readline() == "up\n"
+    assert process.returncode == 3, "it was not ended as by Ctrl-C"
+
+
+def test_who_wants_no_compiler_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPILE_FOLDSERVE", "0")
+    with demo.compiling() as process:
+        assert process is None

@@ -10,6 +10,8 @@ from tests.deploy.support import ROOT
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/releasing.md",
     "deploy/README.md",
     "benchmarks/README.md",
     "docs/reliability.md",

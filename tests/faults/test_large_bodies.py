@@ -167,7 +167,7 @@ def test_the_process_dies_with_its_api_server(server: ServerProcess, victim: str
 
 
 def test_sigterm_answers_the_large_bodies_that_are_under_way(tmp_path: Path) -> None:
-    async def run() -> None:
+    async def run(server: ServerProcess) -> None:
         headers = {"content-type": JSON}
         async with httpx.AsyncClient(base_url=server.url, timeout=LIMIT_S, verify=False) as client:
             await client.post("/predict/linear", content=as_json(ROWS), headers=headers)
@@ -191,7 +191,7 @@ def test_sigterm_answers_the_large_bodies_that_are_under_way(tmp_path: Path) -> 
     with serving(repository, tmp_path / "output") as server:
         server.wait_until("/v2/health/ready", 200)
         pids = server.processes()
-        asyncio.run(run())
+        asyncio.run(run(server))
         assert server.process.wait(LIMIT_S) == 0
         wait_gone(pids)
         assert left_behind() == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foldserve.models.export.cli import main
+from foldserve.models.export.cli.command import main
 from foldserve.models.export.writers.torchscript_writer import load_torchscript
 from foldserve.models.registry import resolve
 

@@ -250,7 +250,9 @@ class Rig:
             self.models,
             [pipe.writer.fd for pipe in self.transport.done],
         )
-        metrics, retried, batch_limits = NoMetrics(), [], []
+        metrics = NoMetrics()
+        retried: list[Any] = []
+        batch_limits: list[Any] = []
         sessions = sessions or [FakeSession(on_run, pinned=pinned) for _ in self.signatures]
         consumers, batchers, loops = [], [], []
         for row, signature in enumerate(self.signatures):

@@ -1,6 +1,7 @@
 import importlib.metadata
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ class Plugin:
 
 @pytest.fixture
 def plugins(monkeypatch):
-    entries = []
+    entries: list[Any] = []
     monkeypatch.setattr(cli, "entry_points", lambda group: entries)
     return entries
 

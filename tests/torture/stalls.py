@@ -19,7 +19,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.faults.support import client_ports
 from tests.torture.counts import Counts
@@ -164,7 +164,8 @@ def probe(servers: list[Probed], control: Control, end: int) -> dict[str, object
             if server.sent_s is None and now_s >= server.due_s:
                 server.ask()
         waiting = [server.connection for server in servers if server.sent_s is not None]
-        readable, _, _ = select.select([end, control.connection, *waiting], [], [], _EVERY_S)
+        ends: list[Any] = [end, control.connection, *waiting]
+        readable, _, _ = select.select(ends, [], [], _EVERY_S)
         if end in readable:
             break
         if control.connection in readable:

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import onnx
@@ -258,7 +259,7 @@ def test_a_full_disk_leaves_nothing_in_whichever_file_it_strikes(limit, tmp_path
 
 
 def test_progress_tells_each_step_when_it_begins_and_when_it_has_ended(tmp_path):
-    events = []
+    events: list[Any] = []
     export_model(ConvNorm(), (pictures(),), tmp_path, name="m", progress=events.append)
     assert [(e.step, e.index) for e in events if e.seconds is None] == [
         (step, number) for number, step in enumerate(STEPS, start=1)

@@ -21,7 +21,6 @@ ORDER = (
     "artifact",
     "steps",
     "pipeline",
-    "example_option",
     "cli",
     "__main__",
 )

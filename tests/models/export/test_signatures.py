@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foldserve.models.export import export_model
-from foldserve.models.export.cli import main
+from foldserve.models.export.cli.command import main
 from foldserve.models.export.precision.convert import convert
 from foldserve.models.export.precision.precision import PRECISIONS
 from foldserve.models.export.writers.onnx_writer import load_onnx, run_onnx, to_onnx

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 
 BUCKETS = (1, 2, 4, 8)
 # Sums of four products of FP32: a GPU may add them in another order.
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+CLOSE: Any = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -86,7 +86,7 @@ def test_white_space_anywhere_is_read():
     [(f"{sign}INT{bits}", sign, bits) for sign in ("", "U") for bits in (8, 16, 32, 64)],
 )
 def test_the_ends_of_an_integer_type_are_exact_and_one_beyond_is_refused(datatype, low, high):
-    limits = np.iinfo(numpy_dtype(datatype))
+    limits = np.iinfo(numpy_dtype(datatype).name)
     ends = [[limits.min, limits.max]]
     assert decode(body(ends), one(datatype, 2))["x"].tolist() == ends
     for beyond in (limits.min - 1, limits.max + 1):

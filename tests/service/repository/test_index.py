@@ -170,7 +170,7 @@ BAD_CONFIGS = {
 def test_bad_config_yaml_costs_its_model_only(repository: Path, name: str) -> None:
     content, told = BAD_CONFIGS[name]
     (repository / "other" / "config.yaml").write_bytes(
-        content if isinstance(content, bytes) else content.encode()
+        content if isinstance(content, bytes) else str(content).encode()
     )
     found = scan_repository(repository)
     assert [entry.name for entry in found.entries] == ["linear"]

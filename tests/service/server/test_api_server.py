@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from foldserve.service.engine import recovery
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.served import ServedBy
 from foldserve.service.frontend.http1.heads.cache import Route
@@ -23,7 +24,6 @@ from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.metrics.scrapes import Scrapes
 from foldserve.service.repository.index import read_repository
 from foldserve.service.repository.model_version import versions_of
-from foldserve.service.server import api_server as module
 from foldserve.service.server.api_models import ApiModels
 from foldserve.service.server.api_server import ApiServer, ServedDevices, make_api_server
 from foldserve.service.setting_sources import load_settings
@@ -169,7 +169,7 @@ class Parent:
                 raise ValueError("unlucky")
             return [SimpleNamespace(queue=queue)] * 3
 
-        monkeypatch.setattr(module.recovery, "after_worker_death", after_worker_death)
+        monkeypatch.setattr(recovery, "after_worker_death", after_worker_death)
 
     def tell(self, *messages: tuple[ControlMessage, int]) -> None:
         os.write(self.write_fd, b"".join(CONTROL_STRUCT.pack(*message) for message in messages))

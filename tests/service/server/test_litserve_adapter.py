@@ -37,6 +37,7 @@ from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.server import litserve_adapter as shell
+from foldserve.service.server.children import Role
 from foldserve.service.server.litserve_adapter import (
     AppMiddleware,
     FoldServer,
@@ -44,7 +45,6 @@ from foldserve.service.server.litserve_adapter import (
     WorkerApi,
     WorkerLoop,
 )
-from foldserve.service.server.supervisor import Role
 from foldserve.service.worker.main import WorkerPlan
 from tests.service.repositories import metrics_of
 

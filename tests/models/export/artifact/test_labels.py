@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from foldserve.models.errors import BadLabels
 from foldserve.models.export import export_model
 from foldserve.models.export.artifact.labels import check_labels, read_labels
-from foldserve.models.export.cli import main
+from foldserve.models.export.cli.command import main
 from foldserve.models.registry import resolve
 from foldserve.service.artifact.manifest import TensorEntry, read_manifest
 

@@ -33,6 +33,7 @@ class ByBackward(Energy):
         with torch.enable_grad():
             y = x.detach().requires_grad_()
             self.energy(y).backward()
+        assert y.grad is not None
         return y.grad
 
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from foldserve.models.errors import ParityFailed, PrecisionNotUsable
 from foldserve.models.export import export_model
-from foldserve.models.export.cli import main, table
+from foldserve.models.export.cli.command import main
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.precision.precision import FP32, PRECISIONS, check_precision
 from foldserve.models.export.verify.tolerance import file_tolerance
 from foldserve.models.export.writers.torchscript_writer import load_torchscript

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from foldserve.models.export import export_model
-from foldserve.models.export.cli import table
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.process.float32_mode import weights_in_float32
 from foldserve.models.export.writers.torchscript_writer import load_torchscript
 from tests.models.export.support import ConvNorm, captured, pictures
@@ -83,7 +83,7 @@ def test_only_the_types_that_weights_had_are_read_as_float32():
         assert x.half().dtype == torch.float32
         assert torch.zeros(2, dtype=torch.half).dtype == torch.float32
         assert x.to("cpu", torch.float16).dtype == torch.float32
-        assert x.type(torch.HalfTensor).dtype == torch.float32
+        assert x.type("torch.HalfTensor").dtype == torch.float32
         assert x.double().dtype == torch.float64
         assert x.bfloat16().dtype == torch.bfloat16
         assert x.type(torch.int64).dtype == torch.int64

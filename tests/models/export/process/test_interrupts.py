@@ -9,7 +9,7 @@ import pytest
 
 from foldserve.models.errors import NotCapturable
 from foldserve.models.export import steps
-from foldserve.models.export.cli import main
+from foldserve.models.export.cli.command import main
 from foldserve.models.export.process.interrupts import Interrupts
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from foldserve.models.errors import BadExample, ParityFailed
 from foldserve.models.export import export_model
-from foldserve.models.export.cli import table
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.verify import files
+from foldserve.models.export.verify.parity import check_file
 from foldserve.models.export.writers.torchscript_writer import load_torchscript
 from foldserve.models.image_input import ImageInput
 from foldserve.service.artifact.manifest import read_manifest
@@ -97,7 +98,7 @@ def test_module_that_takes_pictures_otherwise_than_it_declares_is_refused(tmp_pa
 def test_decoded_pictures_are_among_the_cases_that_the_files_are_compared_on(tmp_path, monkeypatch):
     module = ImageInput(classifier(), MEAN, STD, scale=1 / 255, size=(20, 26))
     seen = []
-    original = files.check_file
+    original = check_file
 
     def watched(label, run, cases, *others):
         seen.append([case for case in cases if not case.fresh][1:])

@@ -12,11 +12,12 @@ from torch import Tensor, fx, nn
 from foldserve.models.errors import BadExample, ParityFailed
 from foldserve.models.export import export_model, steps
 from foldserve.models.export.capture.outputs import Output, Outputs
-from foldserve.models.export.cli import table
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.network.example.example import read_example
 from foldserve.models.export.network.module_copy import eval_copy
 from foldserve.models.export.network.sampling.source import with_source
 from foldserve.models.export.verify.reference import EagerReference
+from foldserve.models.export.writers.torchscript_writer import to_torchscript
 from tests.models.export.support import Fn
 
 
@@ -120,7 +121,7 @@ def test_a_picture_left_empty_is_proved_on_bytes_of_all_values(tmp_path):
 
 
 def test_a_file_that_is_wrong_for_all_bytes_but_those_of_the_example_is_caught(tmp_path, monkeypatch):
-    write = steps.to_torchscript
+    write = to_torchscript
 
     def squared(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
         wrong = copy.deepcopy(graph_module)

@@ -9,7 +9,8 @@ from torch import nn
 from foldserve.models.errors import BadExample, NotCapturable, ParityFailed
 from foldserve.models.export import export_model, steps
 from foldserve.models.export.capture.graph_copy import copied
-from foldserve.models.export.cli import main, table
+from foldserve.models.export.cli.command import main
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.verify.other_order import OtherOrder
 from foldserve.models.export.verify.tolerance import tolerance_from
 from foldserve.models.export.writers.torchscript_writer import to_torchscript

@@ -7,7 +7,7 @@ from torch import nn
 
 from foldserve.models.errors import FormNotUsable, FormNotWritten, NotCapturable, NotWritable, ParityFailed
 from foldserve.models.export import export_model, steps
-from foldserve.models.export.__main__ import main
+from foldserve.models.export.cli.command import main
 from foldserve.models.export.precision.precision import PRECISIONS
 from foldserve.models.export.verify import files
 from foldserve.models.export.writers import onnx_writer

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from foldserve.service.artifact.signature import Signature, TensorSpec
@@ -121,7 +122,7 @@ def test_no_room_for_the_weights_is_told_as_that(
             "requested bytes of 1024"
         )
 
-    monkeypatch.setattr(cpu_session.ort, "InferenceSession", full)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
     with pytest.raises(
         InsufficientMemory,
         match=r"the device does not have enough memory for the model; set fewer instances.*smaller than ",

@@ -70,7 +70,8 @@ def test_a_model_that_counts_no_rows_is_run_in_its_own_shapes(shape: tuple[int, 
 def test_batch_is_waited_for_once(linear: TorchScriptCudaSession, rows: int) -> None:
     x = rows_of(rows)
     np.testing.assert_allclose(linear.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
-    assert linear._stream.waits == 1
+    stream: Any = linear._stream
+    assert stream.waits == 1
 
 
 def test_rows_gathered_in_the_sessions_own_memory_are_run_where_they_lie(
@@ -122,14 +123,16 @@ def test_no_room_is_told_and_the_session_stays_usable() -> None:
 )
 def test_lost_device_is_told(error: Exception) -> None:
     session = session_of(raising(error))
-    session._stream.broken = error  # as it is with a sticky error
+    stream: Any = session._stream
+    stream.broken = error  # as it is with a sticky error
     with pytest.raises(DeviceLost):
         session.run({"x": rows_of(2)})
 
 
 def test_lost_device_is_seen_by_the_wait_when_the_run_did_not_say_so() -> None:
     session = session_of(raising(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")))
-    session._stream.broken = RuntimeError("CUDA error: unspecified launch failure")
+    stream: Any = session._stream
+    stream.broken = RuntimeError("CUDA error: unspecified launch failure")
     with pytest.raises(DeviceLost, match="unspecified launch failure"):
         session.run({"x": rows_of(2)})
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,7 +194,8 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, row, shape):
                 np.testing.assert_array_equal(got[name], array)
             assert body.rows == len(array)
             room = body.queue.layout.output_capacity(body.rows)
-            assert len(body.allocation.outputs) >= (room or len(body.allocation.inputs) * 4)
+            allocation: Any = body.allocation
+            assert len(allocation.outputs) >= (room or len(allocation.inputs) * 4)
             codecs.rig.dispatcher.release(body)
 
     run(test)

@@ -12,10 +12,11 @@ import pytest
 import uvloop
 
 from foldserve.service.frontend.connections import acceptor as module
-from foldserve.service.frontend.connections.acceptor import CROWDED, FAILED, Acceptor
+from foldserve.service.frontend.connections.acceptor import Acceptor
 from foldserve.service.frontend.connections.descriptors import ConnectionLimits
 from foldserve.service.frontend.connections.shares import Shares
 from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
+from foldserve.service.metrics.catalog import CROWDED, FAILED
 
 LONG_S = 30.0
 HEALTH = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -1,6 +1,7 @@
 """Whose turn it is, by the numbers on the scoreboard."""
 
 import random
+import time
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_one_that_does_not_come_is_left_out_for_a_while_and_then_waited_for_agai
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     first, second, third = shares_of(3)
     first.came()
     third.came()

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def test_settled_states_are_left_by_the_api_server_alone() -> None:
 
 
 @pytest.fixture
-def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[Side, State, State]]]:
+def moves(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Side, State, State]]:
     """Every move that is made, noted where the code makes it."""
     made: set[tuple[Side, State, State]] = set()
 

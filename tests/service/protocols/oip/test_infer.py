@@ -284,7 +284,7 @@ def arrays(datatype: str) -> st.SearchStrategy[np.ndarray]:
     elif dtype.kind == "f":
         elements = st.floats(width=8 * dtype.itemsize, allow_nan=False, allow_infinity=False)
     else:
-        limits = np.iinfo(dtype)
+        limits = np.iinfo(dtype.name)
         elements = st.integers(int(limits.min), int(limits.max))
     rows = st.lists(st.tuples(elements, elements), min_size=1, max_size=4)
     return rows.map(lambda values: np.array(values, dtype))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -88,5 +90,5 @@ def test_arguments_that_forward_does_not_take_are_refused_with_the_mend(forward,
     ],
 )
 def test_described_inputs_go_by_name_where_forward_knows_every_name(forward, names, by_name):
-    wanted = ({names[0]: 1, names[1]: 2}, {}, None) if by_name else ((1, 2), {}, names)
+    wanted: tuple[Any, ...] = ({names[0]: 1, names[1]: 2}, {}, None) if by_name else ((1, 2), {}, names)
     assert arranged(By(forward), (1, 2), {}, names) == wanted

@@ -142,7 +142,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_an_example_of_any_kind_becomes_a_plain_tensor_that_shares_nothing(kind):
-    given = EXAMPLES[kind]
+    given: Any = EXAMPLES[kind]
     (tensor,) = read_example(Fn(lambda x: x), (given,), None, None).tensors
     assert (type(tensor), tensor.requires_grad, tensor.is_contiguous()) == (torch.Tensor, False, True)
     numbers = given.detach().numpy() if isinstance(given, torch.Tensor) else given

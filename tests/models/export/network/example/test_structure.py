@@ -36,7 +36,7 @@ class Registered:
 pytree.register_pytree_node(
     Registered,
     lambda value: ([value.first, value.second], value.setting),
-    lambda children, setting: Registered(*children, setting),
+    lambda children, setting: Registered(*children, setting=setting),
 )
 
 STRUCTURES = [

@@ -1,6 +1,7 @@
 """A file is proved layer by layer: what hardly reaches an output is caught, what a runtime rounds is not."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import onnx
@@ -86,7 +87,7 @@ def test_values_that_are_asked_for_in_parts_are_the_same(file, tmp_path, monkeyp
     monkeypatch.setattr(under_test, "_LEAST_BYTES", 0)
     graph = captured(Deep(), pictures(8))
     values, tolerance = values_of(graph, file, tmp_path)
-    parts = []
+    parts: list[Any] = []
     monkeypatch.setattr(values, "fetch", functools.partial(noted, parts, values.fetch))
     assert (
         first_wrong_layer(graph.graph_module, (pictures(8),), values, tolerance, exact=file != "onnx") is None

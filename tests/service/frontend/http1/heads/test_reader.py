@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldserve.service.codecs import BodyType
+from foldserve.service.codecs.repeat_cache import RepeatCache
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.frontend.http1.heads.cache import Head, PredictRoute, field_of, head_of
-from foldserve.service.frontend.http1.heads.reader import HeadReader, RepeatCache
+from foldserve.service.frontend.http1.heads.reader import HeadReader
 from foldserve.service.frontend.http1.heads.rules import refusal
 from foldserve.service.inference.plan import BodyLimit, RequestPlan
 from foldserve.service.ipc.model_table import ModelKey
@@ -98,7 +99,8 @@ def agree(reader: HeadReader, data: bytes) -> bool:
     parser = parsed.parser
     assert parsed.error is None
     assert (parsed.heads, parsed.messages) == (1, 0)
-    assert (parser.get_method(), parsed.url) == (b"POST", head.target.target)
+    route: Any = head.target
+    assert (parser.get_method(), parsed.url) == (b"POST", route.target)
     assert parser.get_http_version() == ("1.0" if head.old else "1.1")
     assert parser.should_keep_alive() == head.keep_alive
     assert refusal(b"POST", parser.get_http_version(), b"HTTP", parsed.headers) is None

@@ -12,8 +12,9 @@ import torch
 
 from foldserve.models.errors import BadExample, VersionExists
 from foldserve.models.export import export_model, steps
-from foldserve.models.export.cli import ExportCommand, ProgressLines, main, table
-from foldserve.models.export.example_option import examples_from
+from foldserve.models.export.cli.command import ExportCommand, ProgressLines, main
+from foldserve.models.export.cli.example_option import examples_from
+from foldserve.models.export.cli.summary import table
 from foldserve.models.export.pipeline import Progress
 from foldserve.models.registry import resolve
 from foldserve.service.cli import main as service_main
@@ -25,7 +26,7 @@ def test_the_command_is_found_by_the_name_export():
 
 
 def test_listing_the_command_does_not_wait_for_torch():
-    code = "import sys, foldserve.models.export.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, foldserve.models.export.cli.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -50,7 +51,7 @@ def test_the_version_is_the_next_one_when_none_is_given(tmp_path, capsys):
 def test_the_command_of_the_readme_is_taken_word_for_word_with_a_factory_of_the_users(
     tmp_path, monkeypatch, capsys
 ):
-    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    readme = (Path(__file__).resolve().parents[4] / "README.md").read_text()
     (command,) = re.findall(r"foldserve export (my_package\.my_file:.*)", readme)
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "my_file.py").write_text(
