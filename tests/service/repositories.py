@@ -173,7 +173,7 @@ def model_version(
     nowhere = Path("/nonexistent") / name / version
     manifest = None
     if image is not None or labels:
-        bare = {"inputs": (), "outputs": (), "files": {}, "parity": {}}
+        bare: dict[str, Any] = {"inputs": (), "outputs": (), "files": {}, "parity": {}}
         manifest = Manifest(name=name, version=version, image=image, labels=tuple(labels), **bare)
     artifact = Artifact(
         *(
