@@ -201,8 +201,8 @@ class DeadlinePassed(ServiceError):
         """For a request that had this many seconds; None where they are not known any more."""
         shown = "" if timeout_s is None else f" of {timeout_s * 1000:g} ms"
         return cls(
-            f"the request was not answered within its time{shown}; allow more with X-Timeout-Ms "
-            "(up to the server's --request-timeout-ms), or send less"
+            f"the request was not answered within its time{shown}; allow more with X-Timeout-Ms or the timeout in its "
+            "body (up to the server's --request-timeout-ms and the model's queue.timeout_ms), or send less"
         )
 
 

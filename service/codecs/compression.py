@@ -11,6 +11,13 @@ _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
 _RAW: Final = -zlib.MAX_WBITS
 """Deflate as some clients send it: without the frame of zlib, against RFC 9110, 8.4.1.2."""
 
+MOST_INFLATED: Final = 1032
+"""Bytes that one of deflate's may become (a match of 258 for two bits)."""
+_FIRST_PIECE: Final = 512
+_LARGEST_PIECE: Final = 2**20
+"""Bytes. zlib copies what follows the end of a file, so a body of many small ones must not be given to it as a whole:
+that would take the square of their number. The longer a file is, the larger the pieces."""
+
 
 def encoding_of(header: str | None) -> str:
     """One of ENCODINGS, or "" for a body that is as it stands. Raises: UnsupportedMediaType."""
@@ -28,13 +35,18 @@ def inflated(body: memoryview, encoding: str, limit_bytes: int) -> bytes:
 
     Raises: BadRequest when it is not whole, or something else; TooLarge when it has more than limit_bytes.
     """
-    raw = encoding == "deflate" and not _has_frame(body)
+    wbits = _RAW if encoding == "deflate" and not _has_frame(body) else _GZIP_OR_ZLIB
     parts: list[bytes] = []
-    left, rest = limit_bytes, bytes(body)
-    while rest or not parts:
-        stream = zlib.decompressobj(_RAW if raw else _GZIP_OR_ZLIB)
+    at, piece, left = 0, _FIRST_PIECE, limit_bytes
+    stream = zlib.decompressobj(wbits)
+    while at < len(body) or not stream.eof:
+        if stream.eof:  # gzip files may stand one after the other (RFC 1952, 2.2)
+            stream, piece = zlib.decompressobj(wbits), _FIRST_PIECE
+        given = body[at : at + piece]
+        if not given:
+            raise BadRequest(f"the {encoding} body ends before it is whole; send all of it")
         try:
-            part = stream.decompress(rest, left + 1)
+            part = stream.decompress(given, left + 1)
         except zlib.error as error:
             raise BadRequest(
                 f"the body is not {encoding} ({error}); send it as Content-Encoding says, or without that header"
@@ -43,11 +55,10 @@ def inflated(body: memoryview, encoding: str, limit_bytes: int) -> bytes:
             raise TooLarge(
                 f"the body has more than {limit_bytes} bytes when inflated; send less in one request"
             )
-        if not stream.eof:
-            raise BadRequest(f"the {encoding} body ends before it is whole; send all of it")
         parts.append(part)
         left -= len(part)
-        rest = stream.unused_data  # gzip files may stand one after the other (RFC 1952, 2.2)
+        at += len(given) - len(stream.unused_data)
+        piece = min(2 * piece, _LARGEST_PIECE)
     return b"".join(parts)
 
 

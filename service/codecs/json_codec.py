@@ -25,6 +25,7 @@ _EXPECTED: Final = 'expected {"inputs": [[...]]} or {"inputs": {"name": [[...]]}
 _AS_BYTES: Final = (
     "To get the numbers as they are, send 'Accept: application/x-npy' or 'Accept: application/octet-stream'"
 )
+_TENSOR_AS_BYTES: Final = "send the tensor as application/octet-stream or application/x-npy"
 _NUMBERS: Final = frozenset((int, float))
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _BOOLEANS: Final = frozenset((bool,))
@@ -42,7 +43,7 @@ def decode(body: bytes | bytearray | memoryview, signature: Signature) -> dict[s
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise BadJson(why_not_json(text, error)) from None
+        raise BadJson(why_not_json(text, error, _EXPECTED, _TENSOR_AS_BYTES)) from None
     given = _inputs_of(document)
     names = 1
     if isinstance(given, dict):

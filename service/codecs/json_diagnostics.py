@@ -1,4 +1,4 @@
-"""Finds what is wrong with a JSON body that json_codec refused, and says it with the place.
+"""Finds what is wrong with JSON values that were refused, and says it with the place.
 
 It runs only for requests that are refused anyway, so the way of good requests needs no bookkeeping. It goes through
 the lists a depth at a time and asks each depth as a whole, in loops of the interpreter's own: a client chooses how many
@@ -39,18 +39,20 @@ def kind_of(value: Any) -> str:
     return _KINDS[type(value)]
 
 
-def why_not_json(text: bytes, error: orjson.JSONDecodeError) -> str:
-    """What to tell a client whose body orjson could not parse."""
+def why_not_json(text: bytes, error: orjson.JSONDecodeError, expected: str, as_bytes: str) -> str:
+    """What to tell a client whose body orjson could not parse.
+
+    expected: a body of the protocol, as in "expected {...}". as_bytes: how it takes what JSON has no word for.
+    """
     if not text.strip():
-        return 'the body is empty; expected {"inputs": [[...]]}'
+        return f"the body is empty; {expected}"
     where = f"line {error.lineno}, column {error.colno} (character {error.pos})"
     for start in (max(0, error.pos - 1), error.pos):
         word = _NOT_A_NUMBER_WORD.match(text, start)
         if word:
             return (
                 f"{word[0].decode()} at {where} is not JSON: JSON has no word for numbers that are not "
-                "finite; expected finite numbers, or send the tensor as application/octet-stream or "
-                "application/x-npy"
+                f"finite; expected finite numbers, or {as_bytes}"
             )
     return f"the body is not JSON: {error.msg} at {where}; expected one JSON document in UTF-8"
 
@@ -74,8 +76,8 @@ def _fault_of_lists(value: Any, spec: TensorSpec, shape: tuple[int, ...]) -> str
             )
             return _not_that_long(level[index], shape[: depth + 1], _place(index, shape[:depth]))
         level = list(chain.from_iterable(level))
-    bad = _first_bad_leaf(level, spec)
-    return None if bad is None else _leaf_fault(level[bad], spec, _written(_place(bad, shape)))
+    bad = first_bad_leaf(level, spec)
+    return None if bad is None else leaf_fault(level[bad], spec, _written(_place(bad, shape)))
 
 
 def _not_that_long(found: Any, shape: tuple[int, ...], place: tuple[int, ...]) -> str:
@@ -88,7 +90,7 @@ def _not_that_long(found: Any, shape: tuple[int, ...], place: tuple[int, ...]) -
     )
 
 
-def _first_bad_leaf(leaves: list[Any], spec: TensorSpec) -> int | None:
+def first_bad_leaf(leaves: list[Any], spec: TensorSpec) -> int | None:
     """Where the first leaf stands that is of a wrong kind or out of range."""
     kind = spec.dtype.kind
     good = _GOOD_LEAVES[kind]
@@ -118,7 +120,8 @@ def _place(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(place))
 
 
-def _leaf_fault(value: Any, spec: TensorSpec, where: str) -> str:
+def leaf_fault(value: Any, spec: TensorSpec, where: str) -> str:
+    """What is wrong with a leaf of a wrong kind or out of range, which stands there."""
     kind = spec.dtype.kind
     if isinstance(value, list):
         return (

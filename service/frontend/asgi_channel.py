@@ -102,7 +102,9 @@ class Channel:
                         raise BodyTooLarge(f"the body has more than {most_bytes} bytes; expected a short one")
                     more = message.get("more_body", False)
         except TimeoutError:
-            raise DeadlinePassed.after(_LINGER_S) from None
+            raise DeadlinePassed(
+                f"the body did not come whole within {_LINGER_S:g} s; send all of it at once"
+            ) from None
         return bytes(body)
 
     async def _drop_rest(self) -> None:

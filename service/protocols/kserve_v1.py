@@ -11,8 +11,9 @@ A row, or the value of an input in a row, may be a picture: {"b64": "..."}, wher
 Also what SageMaker sends to POST /invocations, where a bare list is taken for rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +40,7 @@ _EXPECTED: Final = 'expected {"instances": [row, ...]} or {"inputs": values}'
 _PASSED_OVER: Final = frozenset(("signature_name", "parameters"))
 """Keys that clients send and that nothing depends on here."""
 _ROWS, _COLUMNS = "instances", "inputs"
+_TENSOR_AS_BYTES: Final = "POST the tensor to /predict as application/octet-stream or application/x-npy"
 _AS_NUMBERS: Final = "To get the numbers as they are, POST to /predict with 'Accept: application/x-npy'"
 
 
@@ -59,7 +61,7 @@ class KserveV1Protocol:
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise BadJson(why_not_json(bytes(body), error)) from None
+            raise BadJson(why_not_json(bytes(body), error, _EXPECTED, _TENSOR_AS_BYTES)) from None
         form, given = _form(document)
         signature = served.signature
         values = _columns(given, served) if form == _ROWS else _named(given, signature)
@@ -166,7 +168,7 @@ def _form(document: Any) -> tuple[str, Any]:
     forms = [key for key in (_ROWS, _COLUMNS) if key in document]
     others = [key for key in document if key not in forms and key not in _PASSED_OVER]
     if len(forms) != 1 or others:
-        found = ", ".join(repr(key[:50]) for key in list(document)[:10]) or "none"
+        found = _shown(document) or "none"
         raise BadJson(f"the body has the keys {found}; {_EXPECTED}, and nothing else")
     return forms[0], document[forms[0]]
 
@@ -194,7 +196,7 @@ def _columns(rows: Any, served: Served) -> dict[str, Any]:
     for at, row in enumerate(rows):
         if not isinstance(row, dict) or row.keys() != columns.keys():
             raise BadJson(
-                f'"{_ROWS}"[{at}] has not the inputs {", ".join(columns)} that others have; give every row the same'
+                f'"{_ROWS}"[{at}] has not the inputs {_shown(columns)} that others have; give every row the same'
             )
         for name, value in row.items():
             columns[name].append(value)
@@ -212,3 +214,8 @@ def _named(values: Any, signature: Signature) -> dict[str, Any]:
             f'or as {{"{_COLUMNS}": {{input: values}}}}'
         )
     return {signature.inputs[0].name: values}
+
+
+def _shown(keys: Iterable[str]) -> str:
+    """Some of a client's keys, for an error's text, whose length it must not choose."""
+    return ", ".join(repr(key[:50]) for key in islice(keys, 10))

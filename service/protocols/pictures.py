@@ -87,7 +87,7 @@ def picture_options(content_type: str, served: Served) -> tuple[str | None, str 
     media_type = _media_type(content_type)
     if media_type != FORM and media_type not in PICTURE_TYPES:
         raise UnsupportedMediaType(
-            f"Content-Type {media_type[:100]!r} is not read here; expected {' or '.join(PICTURE_TYPES)}: convert the "
+            f"Content-Type {media_type[:100]!r} is not supported; expected {' or '.join(PICTURE_TYPES)}: convert the "
             "picture, or name its type as it is"
         )
     if served.image is None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from foldserve.service.codecs.compression import MOST_INFLATED
 from foldserve.service.codecs.protocol import InferenceProtocol
 from foldserve.service.engine.codec_process import helper, messages
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
@@ -133,8 +134,8 @@ class CodecProcess:
 
         order = messages.parse_order(queue.key, protocol.key, allocation.input_at, body)
         job = Job(request, order, output_bytes, deadline_ns, self._on_deadline, self._on_cancel, then)
-        # Compressed bytes are few, and what they become is known by its bound alone.
-        return self._add(job, body.limit_bytes if body.encoding else body.nbytes)
+        most = min(body.nbytes * MOST_INFLATED, body.limit_bytes) if body.encoding else body.nbytes
+        return self._add(job, most)
 
     def render(
         self,

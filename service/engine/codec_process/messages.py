@@ -26,7 +26,9 @@ from foldserve.service.ipc.model_table import ModelKey, ModelTable
 from foldserve.service.logs.lines import LogStyle
 
 PACKET_BYTES: Final = 65_536
-"""Larger than any message: names, texts and headers are bounded where they are made."""
+"""Larger than any message: names and headers are bounded where they are made, what a client is told is here."""
+_MOST_TOLD: Final = 8192
+"""Characters of an error's text. A longer message than a packet would never be read, and others wait behind it."""
 
 _ERRORS: Final = {
     error.__name__: error
@@ -140,7 +142,7 @@ def sized_of(values: Sequence[Any]) -> Sized:
 
 def refusal(error: ServiceError) -> bytes:
     """The message that the request is refused with this error."""
-    return pack(MessageType.REFUSED, type(error).__name__, str(error))
+    return pack(MessageType.REFUSED, type(error).__name__, str(error)[:_MOST_TOLD])
 
 
 def refused(name: str, text: str) -> ServiceError:

@@ -37,7 +37,7 @@ def model_config(model: ServedModel, version: ServedVersion, served_by: Sequence
         "name": model.name,
         "platform": PLATFORMS[version.backend],
         "backend": _BACKENDS[version.backend],
-        "version_policy": {"specific": {"versions": [int(one) for one in model.versions if one.isdigit()]}},
+        "version_policy": {"specific": {"versions": [int(one) for one in model.versions]}},
         "max_batch_size": version.max_batch_size,
         "input": [_config_tensor(spec, batches) for spec in version.signature.inputs],
         "output": [_config_tensor(spec, batches) for spec in version.signature.outputs],

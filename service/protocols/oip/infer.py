@@ -4,7 +4,6 @@ A body is JSON, followed by the bytes of those tensors that are binary; the head
 where the JSON ends (binary tensor data extension).
 """
 
-import heapq
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +23,9 @@ from foldserve.service.protocols.oip.request import Reply, parse_document, parse
 from foldserve.service.protocols.oip.tensors import strings_to_binary, to_binary
 
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
+_EXPECTED: Final = 'expected {"inputs": [{"name", "shape", "datatype", "data"}, ...]}'
+_TENSOR_AS_BYTES: Final = 'send the tensor\'s bytes after the JSON, with "binary_data_size" in its parameters'
+_BYTES_FOLLOW: Final = f"where bytes follow the JSON, say in {JSON_LENGTH} how long that is"
 _AS_BINARY: Final = (
     'To get the numbers as they are, ask for the output with "binary_data": true in its parameters'
 )
@@ -55,7 +57,9 @@ class OipProtocol:
         try:
             document = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            raise BadJson(why_not_json(bytes(text), error)) from None
+            why = why_not_json(bytes(text), error, _EXPECTED, _TENSOR_AS_BYTES)
+            lost = not options and b'"binary_data_size"' in bytes(text)
+            raise BadJson(f"{why}; {_BYTES_FOLLOW}" if lost else why) from None
         return parse_document(document, whole[end:], served.signature)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
@@ -65,9 +69,10 @@ class OipProtocol:
         blobs: list[bytes] = []
         for name, array in outputs.items():
             binary, classes = asked.of(name)
-            described.append(_described(served, name, array, binary, classes))
+            strings = _classes(served, name, array, classes) if classes else None
+            described.append(_described(served, name, array, binary, strings))
             if binary:
-                blobs.append(_blob(served, array, classes))
+                blobs.append(to_binary(array) if strings is None else strings_to_binary(strings))
                 described[-1]["parameters"] = {"binary_data_size": len(blobs[-1])}
         document = _document(served, asked, described)
         return _encoded(document, b"".join(blobs))
@@ -113,10 +118,11 @@ def _encoded(document: bytes, blobs: bytes) -> Encoded:
     return Encoded(BINARY, document + blobs, ((JSON_LENGTH, str(len(document))),))
 
 
-def _described(served: Served, name: str, array: np.ndarray, binary: bool, classes: int) -> dict[str, Any]:
-    """An output as the answer's JSON has it: with its values, unless they follow as bytes."""
-    if classes:
-        strings = _classes(served, array, classes)
+def _described(
+    served: Served, name: str, array: np.ndarray, binary: bool, strings: list[str] | None
+) -> dict[str, Any]:
+    """An output as the answer's JSON has it: with its values, unless they follow as bytes. strings: its classes."""
+    if strings is not None:
         described = {"name": name, "datatype": "BYTES", "shape": [len(array), len(strings) // len(array)]}
         return described if binary else {**described, "data": strings}
     described = _shape_of(served, name, array.shape)
@@ -130,17 +136,17 @@ def _shape_of(served: Served, name: str, shape: tuple[int, ...]) -> dict[str, An
     return {"name": name, "datatype": datatype, "shape": list(shape)}
 
 
-def _blob(served: Served, array: np.ndarray, classes: int) -> bytes:
-    return strings_to_binary(_classes(served, array, classes)) if classes else to_binary(array)
-
-
-def _classes(served: Served, array: np.ndarray, count: int) -> list[str]:
-    """The largest values of each row, as "value:index" or "value:index:label" (classification extension)."""
-    strings = []
-    encodable(served.signature.outputs[0].name, array, "Ask for the numbers as binary data to see them")
-    for row in array.reshape(len(array), -1):
-        values = row.tolist()
-        for at in heapq.nlargest(count, range(len(values)), key=values.__getitem__):
-            label = f":{served.labels[at]}" if at < len(served.labels) else ""
-            strings.append(f"{values[at]:f}:{at}{label}")
-    return strings
+def _classes(served: Served, name: str, array: np.ndarray, count: int) -> list[str]:
+    """The largest values of each row, as "value:index" or "value:index:label" (classification extension); of equal ones
+    the first goes first."""
+    encodable(name, array, "Ask for the numbers as binary data to see them")
+    rows = array.reshape(len(array), -1)
+    last = rows.shape[1] - 1
+    # Sorted backwards and then read backwards: negated, the smallest integer would stay the smallest.
+    places = (last - np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1])[:, :count]
+    labels = [f":{label}" for label in served.labels] + [""] * (last + 1 - len(served.labels))
+    values = np.take_along_axis(rows, places, axis=1)
+    return [
+        f"{value:f}:{at}{labels[at]}"
+        for value, at in zip(values.reshape(-1).tolist(), places.reshape(-1).tolist(), strict=True)
+    ]

@@ -1,7 +1,8 @@
 """The JSON part of an inference request: inputs, outputs, id and parameters, each with its bounds.
 
 What it means is settled here once and for all, before anything runs: a request that asks for what the model does not
-have is refused with the place in the document.
+have is refused with the place in the document. What is optional may also be null: clients whose requests are objects
+of pydantic's, as KServe's and MLServer's are, write so what was not set.
 """
 
 import math
@@ -130,7 +131,7 @@ def _carrier(tensor: Mapping[str, Any], name: str) -> tuple[int | None, Any]:
     """The number of bytes that an input has behind the JSON, or None and its values."""
     where = f"input {name!r}"
     parameters = _parameters(tensor, where)
-    found = [one for one in _CARRIERS if one in (tensor if one == "data" else parameters)]
+    found = [one for one in _CARRIERS if (tensor if one == "data" else parameters).get(one) is not None]
     if "shared_memory_region" in found:
         raise BadRequest(
             f"{where} lies in shared memory, which is not served here; send its data in the request"
@@ -193,9 +194,9 @@ def _outputs(
 
 def _tensors(document: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]] | None:
     """The list of tensors under a key, by their names. Raises: BadJson, BadRequest."""
-    if key not in document:
+    tensors = document.get(key)
+    if tensors is None:
         return None
-    tensors = document[key]
     if not isinstance(tensors, list):
         raise BadJson(f'"{key}" is {kind_of(tensors)}; expected a list of objects with a "name"')
     if len(tensors) > _MOST_TENSORS:
@@ -212,11 +213,13 @@ def _tensors(document: Mapping[str, Any], key: str) -> dict[str, Mapping[str, An
 
 
 def _parameters(document: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Those that are set. Raises: BadJson, BadRequest."""
     parameters = document.get("parameters")
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
         raise BadJson(f'{where} has {kind_of(parameters)} as "parameters"; expected an object')
+    parameters = {name: value for name, value in parameters.items() if value is not None}
     for name, value in parameters.items():
         if not isinstance(value, str | int | float):  # booleans are ints
             raise BadRequest(

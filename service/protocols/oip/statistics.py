@@ -4,6 +4,7 @@ Made of what /metrics says, so that the two cannot differ, and both are exact ov
 samples twice and divides.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -36,16 +37,18 @@ def statistics(exposition: str, asked: Sequence[Key]) -> list[dict[str, Any]]:
     """`model_stats` of these versions. exposition: /metrics as Prometheus' text."""
     wanted = frozenset(asked)
     samples: dict[Key, list[Sample]] = defaultdict(list)
-    for sample in _samples(exposition):
+    for sample in _samples(exposition, {model for model, _ in asked}):
         key = (sample.labels.get("model", ""), sample.labels.get("version", ""))
         if key in wanted:
             samples[key].append(sample)
     return [_of_version(key, samples[key]) for key in asked]
 
 
-def _samples(exposition: str) -> Iterable[Sample]:
-    """What is read here of the exposition; buckets are most of it."""
-    lines = [line for line in exposition.splitlines() if line.startswith(_READ)]
+def _samples(exposition: str, models: Iterable[str]) -> Iterable[Sample]:
+    """What is read here of the exposition, of these models. Buckets and other models are most of it, and parsing a line
+    takes long."""
+    of_models = re.compile("|".join(re.escape(f'model="{name}"') for name in models))
+    lines = [line for line in exposition.splitlines() if line.startswith(_READ) and of_models.search(line)]
     for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         yield from family.samples
 

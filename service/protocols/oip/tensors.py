@@ -12,7 +12,7 @@ import numpy as np
 
 from foldserve.service.artifact.signature import TensorSpec, shown_shape
 from foldserve.service.codecs.json_codec import convert
-from foldserve.service.codecs.json_diagnostics import kind_of
+from foldserve.service.codecs.json_diagnostics import first_bad_leaf, kind_of, leaf_fault
 from foldserve.service.codecs.raw_codec import aligned, check_booleans
 from foldserve.service.errors import BadTensor
 
@@ -49,7 +49,9 @@ def from_json(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray
             array = None
         if array is not None:
             return array.reshape(shape)
-    raise BadTensor(_fault(values, spec))
+    bad = first_bad_leaf(values, spec)
+    fault = "has values" if bad is None else leaf_fault(values[bad], spec, f"position {bad}")
+    raise BadTensor(f"input {spec.name!r} {fault}")
 
 
 def from_binary(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
@@ -89,22 +91,3 @@ def _flat(data: Any, spec: TensorSpec) -> list[Any]:
             )
         values = list(chain.from_iterable(values))
     return values
-
-
-def _fault(values: list[Any], spec: TensorSpec) -> str:
-    """What is wrong with the first bad value."""
-    wanted = _WANTED[spec.dtype.kind]
-    for at, value in enumerate(values):
-        if type(value) not in wanted:
-            what = {"b": "true or false", "f": "a number"}.get(spec.dtype.kind, "a whole number")
-            return f"input {spec.name!r} has {kind_of(value)} at position {at}; expected {what} ({spec.datatype})"
-        try:
-            fits = convert([value], spec.dtype) is not None
-        except (ValueError, TypeError, ArithmeticError):
-            fits = False
-        if not fits:
-            return (
-                f"input {spec.name!r} has {str(value)[:50]} at position {at}, which {spec.datatype} cannot hold; send "
-                "values in its range"
-            )
-    return f"input {spec.name!r} has values that {spec.datatype} cannot hold; send values in its range"

@@ -1,12 +1,13 @@
 import contextlib
 import gzip
+import time
 import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldserve.service.codecs.compression import encoding_of, inflated
+from foldserve.service.codecs.compression import MOST_INFLATED, encoding_of, inflated
 from foldserve.service.errors import BadRequest, TooLarge, UnsupportedMediaType
 
 BODY = b'{"inputs": [[1, 2, 3]]}' * 40
@@ -62,6 +63,27 @@ def test_any_bytes_are_inflated_or_refused(encoding, data):
 def test_what_follows_a_whole_body_is_refused_unless_it_is_another():
     with pytest.raises(BadRequest):
         inflated(memoryview(gzip.compress(BODY) + b"more"), "gzip", len(BODY))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress, raw_deflate])
+def test_no_body_becomes_more_than_its_length_tells(compress):
+    for data in (b"", b"a", b"a" * 2**22, b"ab" * 2**21, bytes(2**24)):
+        assert len(data) <= MOST_INFLATED * len(compress(data))
+
+
+def test_a_body_of_many_small_files_takes_a_time_that_grows_as_it_does():
+    # Twice the files take twice the time, not four times it: three is between, and the least of several tries leaves
+    # out what else the machine does.
+    def seconds(files: int) -> float:
+        body = memoryview(gzip.compress(b"") * files)
+        tries = []
+        for _ in range(3):
+            began = time.process_time()
+            assert inflated(body, "gzip", 0) == b""
+            tries.append(time.process_time() - began)
+        return min(tries)
+
+    assert seconds(40_000) < 3 * seconds(20_000)
 
 
 @pytest.mark.parametrize(

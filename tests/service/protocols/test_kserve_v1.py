@@ -73,7 +73,11 @@ def test_a_version_may_be_chosen():
         ({"instances": ROWS, "extra": 1}, "double", "and nothing else"),
         ({"instances": 7}, "double", '"instances" is a number'),
         ({"instances": []}, "double", "no rows"),
-        ({"instances": [{"x": ROWS[0]}, ROWS[1]]}, "double", r'"instances"\[1\] has not the inputs x'),
+        (
+            {"instances": [{"x": ROWS[0]}, ROWS[1]]},
+            "double",
+            r""""instances"\[1\] has not the inputs 'x' that""",
+        ),
         ({"instances": [{"x": ROWS[0]}, {"z": 1}]}, "double", r'"instances"\[1\] has not'),
         ({"instances": [{"z": ROWS[0]}]}, "double", "no input 'z'"),
         ({"instances": [[1, 2]]}, "double", "dim 1 is 2; expected 3"),
@@ -89,8 +93,24 @@ def test_a_bad_body_is_400_and_says_what_is_wrong(document, path, pattern):
     assert re.search(pattern, reply.json()["error"]), reply.json()["error"]
 
 
+@pytest.mark.parametrize("form", ["rows of two kinds", "unknown keys"])
+def test_how_long_an_error_is_cannot_be_chosen_by_the_client(form):
+    names = {f"name {at}" * 100: 1 for at in range(1000)}
+    document = {"instances": [names, {"x": 1}]} if form == "rows of two kinds" else names
+    with pytest.raises(BadJson) as refused:
+        KSERVE_V1.parse(json.dumps(document).encode(), Signature((SPEC,), (OUT,)), ())
+    assert len(str(refused.value)) < 1000
+
+
 def test_what_is_no_json_is_400():
-    assert call(app_of(), "POST", "/v1/models/double:predict", b"{").error() == (400, "bad_json")
+    for body, pattern in (
+        (b"{", "not JSON"),
+        (b"", '"instances"'),
+        (b'{"inputs": [[NaN]]}', "POST .* to /predict"),
+    ):
+        reply = call(app_of(), "POST", "/v1/models/double:predict", body)
+        assert reply.error() == (400, "bad_json")
+        assert re.search(pattern, reply.json()["error"]), reply.json()["error"]
 
 
 def test_unknown_models_and_versions_are_404():

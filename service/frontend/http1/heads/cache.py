@@ -22,7 +22,6 @@ _REQUEST_ID: Final = re.compile(rb"[\x20-\x7e]{1,128}")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-fvV:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)
 _KINDS: Final = (BodyType.JSON, BodyType.RAW, BodyType.NPY)
 _JSON: Final = "json"
-_OIP: Final = "oip"
 _ANY: Final = 7
 _CLOSE: Final = 1
 _KEEP: Final = 2
@@ -77,6 +76,10 @@ class Route(Target):
         Inference-Header-Content-Length says; negative without one.
         """
 
+    def options(self, json_length: int) -> Options:
+        """What such a head says to the protocol of the body."""
+        return ()
+
 
 class PredictRoute(Route):
     """Of /predict, with the plan for a body of each type."""
@@ -101,6 +104,10 @@ class OipRoute(Route):
     def plan(self, kind: int, accepts: int, json_length: int) -> RequestPlan | None:
         """See Route."""
         return self.json if json_length < 0 or json_length > LARGE_JSON_BYTES else self.binary
+
+    def options(self, json_length: int) -> Options:
+        """See Route."""
+        return () if json_length < 0 else (str(json_length),)
 
 
 def _ordinary(plan: RequestPlan) -> RequestPlan | None:
@@ -203,7 +210,7 @@ def _connection(value: bytes) -> Field:
 
 def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
     """What an ordinary head says; None when the call must go through ASGI. old: HTTP/1.0."""
-    seen = options = 0
+    seen = connection = 0
     length = kind = json_length = -1
     accepts = _ANY
     request_id = timeout_ms = b""
@@ -226,7 +233,7 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
         elif says == _TIMEOUT:
             timeout_ms = field.value
         elif says == _CONNECTION:
-            options = field.number
+            connection = field.number
         elif says == _JSON_LENGTH:
             json_length = field.number
     if not (old or seen & (1 << _HOST_LINE)):
@@ -236,6 +243,6 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
         return None
     if plan.reads.raw and not plan.is_rows(length):
         return None
-    keep_alive = options == _KEEP if old else options != _CLOSE
-    says_protocol: Options = () if json_length < 0 or plan.reads.name != _OIP else (str(json_length),)
-    return Head(route, plan, length, request_id, timeout_ms, says_protocol, keep_alive, old)
+    keep_alive = connection == _KEEP if old else connection != _CLOSE
+    options = route.options(json_length)
+    return Head(route, plan, length, request_id, timeout_ms, options, keep_alive, old)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -44,6 +45,7 @@ FLAGS = Signature((TensorSpec("x", "BOOL", (-1, 3)),), (TensorSpec("y", "FP64", 
 SIGNATURES = (FIXED, DYNAMIC, PAIR, FLAGS)
 LIMIT_S = 60.0
 WORK_LIMIT_S = 60.0
+JSON_BYTES = 2**24
 
 
 class Body(PendingRequest):
@@ -468,14 +470,18 @@ def test_bodies_that_were_given_up_keep_nobody_out(monkeypatch):
     run(test)
 
 
-def test_a_small_body_does_not_wait_behind_large_ones():
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_a_small_body_does_not_wait_behind_large_ones(encoding):
     async def test():
         async with open_codecs() as codecs:
             ended: list[int] = []
             bodies = []
             data = {count: rows(count) for count in (100_000, 50_000, 5)}
+            if encoding:
+                data[5] = gzip.compress(data[5])
             for count in data:
                 body = codecs.body(data[count])
+                how = (encoding, JSON_BYTES) if encoding and count == 5 else ()
 
                 def then(error, body=body, count=count):
                     ended.append(count)
@@ -484,7 +490,7 @@ def test_a_small_body_does_not_wait_behind_large_ones():
                 codecs.codecs.parse(
                     body,
                     PREDICT[BodyType.JSON],
-                    messages.Body(len(data[count])),
+                    messages.Body(len(data[count]), (), *how),
                     time.monotonic_ns() + MINUTE_NS,
                     then,
                 )

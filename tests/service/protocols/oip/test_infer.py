@@ -122,6 +122,36 @@ def test_a_raw_request_of_a_model_with_another_free_dim_is_one_row():
     assert outputs_of(reply)["total"].tolist() == [[18]]
 
 
+@pytest.mark.parametrize(
+    ("body", "length", "pattern"),
+    [
+        (b"", None, r'the body is empty; expected \{"inputs": \[\{"name"'),
+        (b'{"inputs": [NaN]}', None, 'bytes after the JSON, with "binary_data_size"'),
+        (b'["binary_data_size"]\x00\x00\x80\x3f', None, "in Inference-Header-Content-Length how long"),
+        (b'["binary_data_size"]\x00\x00\x80\x3f', "22", "expected one JSON document in UTF-8$"),
+        (b'{"inputs": []} x', None, "expected one JSON document in UTF-8$"),
+    ],
+)
+def test_what_is_no_json_is_400_with_what_this_protocol_expects(body, length, pattern):
+    reply = call(app_of(), "POST", DOUBLE, body, {} if length is None else {LENGTH: length})
+    assert reply.error() == (400, "bad_json")
+    assert re.search(pattern, reply.json()["error"]), reply.json()["error"]
+
+
+def test_what_is_null_is_as_if_it_were_not_there():
+    # As pydantic writes the requests of MLServer's client.
+    nothing = {"content_type": "np", "headers": None}
+    inputs = [tensor("x", ROWS, parameters={**nothing, "binary_data_size": None})]
+    assert infer({"id": None, "parameters": None, "inputs": inputs, "outputs": None}).json() == (
+        infer({"inputs": [tensor("x", ROWS)]}).json()
+    )
+    outputs = [{"name": "y", "parameters": {"binary_data": None, "classification": None}}]
+    document = {"parameters": {**nothing, "timeout": None}, "inputs": inputs, "outputs": outputs}
+    assert outputs_of(infer(document))["y"].tolist() == (2 * ROWS).tolist()
+    sent = [tensor("x", ROWS, binary=True, data=None)]
+    assert outputs_of(infer({"inputs": sent}, ROWS.tobytes()))["y"].tolist() == (2 * ROWS).tolist()
+
+
 def test_classification_gives_the_largest_of_each_row_with_their_places():
     document = {
         "inputs": [tensor("x", ROWS)],
@@ -143,6 +173,31 @@ def test_more_classes_than_there_are_gives_all():
     }
     (output,) = infer(document).json()["outputs"]
     assert output["shape"] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "row", "data"),
+    [
+        ("FP32", [2, 1, 2, 1], ["2.000000:0", "2.000000:2", "1.000000:1", "1.000000:3"]),
+        ("INT8", [-128, 127, 0], ["127.000000:1", "0.000000:2", "-128.000000:0"]),
+        ("UINT64", [0, 2**53, 1], ["9007199254740992.000000:1", "1.000000:2", "0.000000:0"]),
+    ],
+)
+@pytest.mark.parametrize("binary", [True, False])
+def test_classes_go_from_the_largest_value_down_and_of_equal_ones_the_first_is_first(
+    datatype, row, data, binary
+):
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", datatype, (-1, len(row))),))
+    reply = Reply(choices={"y": (binary, len(row))})
+    array = np.array([row], numpy_dtype(datatype))
+    answer = OIP_JSON.render(Served("m", "1", signature), {"y": array}, tuple(reply))
+    if not binary:
+        assert json.loads(answer.body)["outputs"][0]["data"] == data
+        return
+    _, length = answer.headers[0]
+    assert answer.body[int(length) :] == b"".join(
+        len(one).to_bytes(4, "little") + one.encode() for one in data
+    )
 
 
 @pytest.mark.parametrize("timeout_us", [1, 1000])
@@ -183,11 +238,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "another dim": ({"inputs": [{**GOOD, "shape": [3, 2]}]}, "dim 1 is 2; expected 3"),
     "too few values": ({"inputs": [{**GOOD, "data": [1, 2]}]}, "has 2 values"),
     "ragged values": ({"inputs": [{**GOOD, "data": [[1, 2, 3], 4, 5, 6]}]}, "lists beside values"),
-    "true for a number": ({"inputs": [{**GOOD, "data": [True] * 6}]}, "a boolean at position 0"),
+    "true for a number": ({"inputs": [{**GOOD, "data": [True] * 6}]}, "has true at position 0"),
     "null for a number": ({"inputs": [{**GOOD, "data": [1, 2, None, 4, 5, 6]}]}, "null at position 2"),
     "a number out of range": (
         {"inputs": [{**GOOD, "data": [1, 2, 3, 4, 5, 1e39]}]},
-        "at position 5, which FP32",
+        "at position 5, out of the range of FP32",
     ),
     "data no list": ({"inputs": [{**GOOD, "data": 7}]}, 'as "data"'),
     "no data": ({"inputs": [{k: v for k, v in GOOD.items() if k != "data"}]}, "has neither"),
