@@ -98,7 +98,7 @@ def test_how_long_an_error_is_cannot_be_chosen_by_the_client(form):
     names = {f"name {at}" * 100: 1 for at in range(1000)}
     document = {"instances": [names, {"x": 1}]} if form == "rows of two kinds" else names
     with pytest.raises(BadJson) as refused:
-        KSERVE_V1.parse(json.dumps(document).encode(), Signature((SPEC,), (OUT,)), ())
+        KSERVE_V1.parse(json.dumps(document).encode(), Served("m", "1", Signature((SPEC,), (OUT,))), ())
     assert len(str(refused.value)) < 1000
 
 
