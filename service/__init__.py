@@ -11,10 +11,10 @@ The folders are layers. A folder imports from those below it and never from one 
     client/        asks a server, from Python
     metrics/       what is counted | repository/: what is served
     ipc/           memory and pipes that processes share | backends/: runs models | codecs/: bytes and arrays
-    setting_sources.py  takes the settings of `serve` from where they are given | arguments.py: argparse as it is used
+    setting_sources.py  resolves settings from command line, environment and file | arguments.py: argparse as it is used
     settings.py    the table of settings | artifact/: the contract with the export
     options.py     rows of such a table, and the values that they may have
-    documents.py   files that anybody may have written | logs/
+    documents.py   parsing of untrusted YAML and JSON | logs/
     host/          what Linux offers | errors.py | did_you_mean.py
 
 The processes: `foldserve serve` is the supervisor; it starts API servers, which speak HTTP, and workers, which run
@@ -38,10 +38,10 @@ The life of a request:
     of fixed size, goes into the model's pipe (engine/dispatcher.py, ipc/records.py, ipc/ticket_queue.py).
  5. The instance of the model whose turn it is, a thread in some worker, reads tickets until their rows make a batch of
     agreeing shapes, and passes the turn on (worker/batcher.py, turn.py). Their slots are marked as taken; expired and
-    cancelled requests are dropped (worker/dequeue.py).
+    cancelled requests are dropped (worker/ticket_consumer.py).
  6. Their rows are gathered, padded to a bucket and run, and the outputs scattered back into the slots
     (worker/batches/, repository/buckets.py, backends/). A run that raises is halved until the guilty request is alone.
- 7. The slots are marked as done, and a record for each goes into its API server's pipe (worker/dequeue.py).
+ 7. The slots are marked as done, and a record for each goes into its API server's pipe (worker/ticket_consumer.py).
  8. The API server's event loop reads it (engine/dispatcher.py), the protocol renders the answer out of the slot, the
     memory is freed (inference/request.py), the answer is written (frontend/http1/exchange.py), and the request is
     counted (inference/observers.py, metrics/request_ring.py).

@@ -43,6 +43,13 @@ class BadTensor(ServiceError):
     code = "bad_tensor"
 
 
+class BadPicture(ServiceError):
+    """The bytes are no picture that can be decoded, or too large a one."""
+
+    status = 400
+    code = "bad_picture"
+
+
 class Unauthorized(ServiceError):
     """No key, or a wrong one, where the server asks for one."""
 

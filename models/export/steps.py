@@ -34,7 +34,7 @@ from foldserve.models.export.network.sampling.source import with_source
 from foldserve.models.export.precision.convert import Converted, convert
 from foldserve.models.export.precision.precision import Precision
 from foldserve.models.export.process.tidying import give_back_memory
-from foldserve.models.export.verify.files import check_onnx, check_torchscript
+from foldserve.models.export.verify.check_files import check_onnx, check_torchscript
 from foldserve.models.export.verify.first_difference import first_lost_digits
 from foldserve.models.export.verify.layers.check_layers import check_conversion
 from foldserve.models.export.verify.parity import (

@@ -7,12 +7,17 @@ and whoever sends pictures gets the same bytes. Means and deviations are in the 
 HTTP or models; Pillow is imported on first use.
 """
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from foldserve.service.errors import BadPicture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,12 +28,14 @@ CHANNELS: Final[Mapping[str, int]] = {"RGB": 3, "grey": 1}
 LAYOUTS: Final = ("HWC", "CHW")
 FORMATS: Final = ("JPEG", "PNG")
 MOST_PIXELS: Final = 50_000_000
-"""Of a picture, before and after it is resized: three bytes of memory each. A file of some kilobytes can claim more."""
+"""Of a picture, before and after it is resized: four bytes of memory each. A file of some kilobytes can claim more."""
+_MOST_SCANNED: Final = 20 * MOST_PIXELS
+"""Pixels times scans of a JPEG: a progressive one has about ten, each a walk over the whole picture, and a small file
+can hold thousands."""
+_START_OF_SCAN: Final = b"\xff\xda"
+_STARTS: Final = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
+_SHOWN_CHARS: Final = 200
 _MODES: Final = {"RGB": "RGB", "grey": "L"}
-
-
-class BadPicture(ValueError):
-    """The body is not a picture that can be decoded, or is too large; str(error) is for the client."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +110,33 @@ def problems(values: Mapping[str, Any]) -> Sequence[str]:
     return found
 
 
-def decode(body: bytes, image: PictureInput) -> np.ndarray:
+def decode(body: bytes, image: PictureInput, formats: Sequence[str] = FORMATS) -> np.ndarray:
     """Return the picture in body as one row of the input: uint8, (H, W, C) or (C, H, W) as `image.layout` says.
 
-    The array is contiguous and the caller's own.
+    The array is contiguous and the caller's own. formats: those of FORMATS that the body may have.
 
     Raises: BadPicture.
     """
-    array = pixels(body, image)
-    return np.array(array.transpose(2, 0, 1) if image.layout == "CHW" else array, order="C")
+    return _laid_out(_array(_open(body, formats), image), image)
+
+
+def decode_all(bodies: Sequence[bytes], image: PictureInput) -> list[np.ndarray]:
+    """decode() each. MOST_PIXELS bounds them together. Raises: BadPicture, which says which of them."""
+    rows: list[np.ndarray] = []
+    left = MOST_PIXELS
+    for at, body in enumerate(bodies):
+        try:
+            picture = _open(body, FORMATS)
+            left -= max(picture.width * picture.height, math.prod(image.size or ()))
+            if left < 0:
+                raise BadPicture(
+                    f"the pictures before it and it have more than {MOST_PIXELS:,} pixels together, in the file or "
+                    "resized; send fewer in one request"
+                )
+            rows.append(_laid_out(_array(picture, image), image))
+        except BadPicture as error:
+            raise BadPicture(f"picture {at}: {error}") from error
+    return rows
 
 
 def pixels(body: bytes, image: PictureInput) -> np.ndarray:
@@ -119,36 +144,83 @@ def pixels(body: bytes, image: PictureInput) -> np.ndarray:
 
     Turned as its EXIF data says; transparency is dropped, 16 bits become 8.
     """
-    array = np.asarray(_resized(_opened(body, image.colour), image))
+    return _array(_open(body, FORMATS), image)
+
+
+def _laid_out(array: np.ndarray, image: PictureInput) -> np.ndarray:
+    return np.array(array.transpose(2, 0, 1) if image.layout == "CHW" else array, order="C")
+
+
+def _array(picture: "Image.Image", image: PictureInput) -> np.ndarray:
+    with _pillows_errors():
+        array = np.asarray(_resized(_converted(picture, image.colour), image))
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _opened(body: bytes, colour: str) -> "Image.Image":
+def _open(body: bytes, formats: Sequence[str]) -> "Image.Image":
+    """The picture, of which only the head was read. Raises: BadPicture."""
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise BadPicture(f"pictures need the package pillow ({error}): pip install pillow") from error
-    try:
-        picture = Image.open(io.BytesIO(body), formats=FORMATS)
+    with _pillows_errors():
+        try:
+            picture = Image.open(io.BytesIO(body), formats=tuple(formats))
+        except UnidentifiedImageError as error:
+            raise BadPicture(_no_picture(body, formats)) from error
+        except Image.DecompressionBombError as error:
+            raise BadPicture(f"the picture is too large: expected at most {MOST_PIXELS:,} pixels") from error
         _check_pixels(*picture.size)
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them at 255
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return upright.convert(_MODES[colour])
+        _check_work(picture, body)
+    return picture
+
+
+@contextlib.contextmanager
+def _pillows_errors() -> Iterator[None]:
+    """Have what Pillow raises raised as BadPicture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote the file: they are no words of ours
+            yield
     except BadPicture:
         raise
-    except UnidentifiedImageError as error:
-        raise BadPicture(
-            f"the body is not a {' or '.join(FORMATS)} picture; expected the bytes of such a file"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadPicture(f"the picture is too large: expected at most {MOST_PIXELS:,} pixels") from error
     except (
         Exception
     ) as error:  # damaged pictures stop the decoders in any way there is: OSError, SyntaxError ...
-        raise BadPicture(
-            f"the picture cannot be decoded ({error}); it may be damaged or cut short"
-        ) from error
+        why = str(error)[:_SHOWN_CHARS]
+        raise BadPicture(f"the picture cannot be decoded ({why}); it may be damaged or cut short") from error
+
+
+def _converted(picture: "Image.Image", colour: str) -> "Image.Image":
+    """The picture upright, in 8 bits of that colour. It is decoded here, and copied only where it must be another."""
+    from PIL import Image, ImageOps
+
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    wanted = _MODES[colour]
+    return picture if picture.mode == wanted else picture.convert(wanted)
+
+
+def _no_picture(body: bytes, formats: Sequence[str]) -> str:
+    found = next((name for name, start in _STARTS.items() if body.startswith(start)), None)
+    expected = " or ".join(formats)
+    if found is not None and found not in formats:
+        return f"the body is a {found} picture, and the request says {expected}: send it as what it is"
+    return f"the body is not a {expected} picture; expected the bytes of such a file"
+
+
+def _check_work(picture: "Image.Image", body: bytes) -> None:
+    """Raise BadPicture for a file of several pictures, of which none is meant, or of more scans than any needs."""
+    if picture.format == "PNG" and getattr(picture, "is_animated", False):
+        raise BadPicture("the PNG is animated; expected one picture: send one of its frames")
+    if picture.format != "PNG":
+        scans = body.count(_START_OF_SCAN)
+        if picture.width * picture.height * scans > _MOST_SCANNED:
+            raise BadPicture(
+                f"the JPEG has {picture.width} x {picture.height} pixels in {scans} scans, which take too long to "
+                "decode; save it as a baseline JPEG"
+            )
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -11,6 +11,7 @@ anyway for the walk that finds the place (json_diagnostics).
 import json
 from collections.abc import Mapping
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ _AS_BYTES: Final = (
 )
 _TENSOR_AS_BYTES: Final = "send the tensor as application/octet-stream or application/x-npy"
 _NUMBERS: Final = frozenset((int, float))
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _BOOLEANS: Final = frozenset((bool,))
 
 
@@ -56,13 +58,15 @@ def decode(body: bytes | bytearray | memoryview, signature: Signature) -> dict[s
     return {spec.name: _to_array(values[spec.name], spec, numbers_only) for spec in signature.inputs}
 
 
-def to_arrays(values: Mapping[str, Any], signature: Signature) -> dict[str, np.ndarray]:
-    """The same of values that were parsed already: one, or nested lists, for each input. Raises: BadTensor."""
-    return {spec.name: _to_array(values[spec.name], spec, numbers_only=False) for spec in signature.inputs}
+def to_array(values: Any, spec: TensorSpec) -> np.ndarray:
+    """The same of one input's values that were parsed already: one, or nested lists. Raises: BadTensor."""
+    return _to_array(values, spec, numbers_only=False)
 
 
-def encode(model: str, version: str, outputs: Mapping[str, np.ndarray]) -> bytes:
-    """Return {"model", "version", "outputs": {name: nested lists}} as bytes.
+def encode(
+    model: str, version: str, outputs: Mapping[str, np.ndarray], others: Mapping[str, Any] = _NOTHING
+) -> bytes:
+    """Return {"model", "version", "outputs": {name: nested lists}}, and the other keys, as bytes.
 
     Raises: ModelFailed for NaN or an infinity: JSON has no word for them, and null in their place would be a
         number that went missing without a sound.
@@ -72,6 +76,7 @@ def encode(model: str, version: str, outputs: Mapping[str, np.ndarray]) -> bytes
             "model": model,
             "version": version,
             "outputs": {name: encodable(name, array, _AS_BYTES) for name, array in outputs.items()},
+            **others,
         },
         option=orjson.OPT_SERIALIZE_NUMPY,
     )

@@ -77,7 +77,9 @@ class FastJsonCodec(FastCodec):
         return count, array.reshape(-1).view(np.uint8).data, None
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
-        """See FastCodec."""
+        """See FastCodec. reply: what PredictProtocol has beside the outputs."""
+        if reply is not None:
+            return None
         numbers = orjson.dumps(output, option=_NUMPY)
         if b"null" in numbers:
             return None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.fast_codec import FastCodec
@@ -20,12 +21,17 @@ Options = Sequence[str | None]
 
 
 class Served(NamedTuple):
-    """The model version that a request asks. labels: names of the classes, in the order of the output's columns."""
+    """The model version that a request asks.
+
+    labels: names of the classes, in the order of the output's columns. image: how a picture becomes its input, where it
+    takes pictures.
+    """
 
     model: str
     version: str
     signature: Signature
     labels: tuple[str, ...] = ()
+    image: PictureInput | None = None
 
 
 class ParsedRequest(NamedTuple):
@@ -57,10 +63,8 @@ class InferenceProtocol(Protocol):
     large_bytes: int
     raw: bool
 
-    def parse(
-        self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
-    ) -> ParsedRequest:
-        """What the body says. Raises: ServiceError."""
+    def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
+        """What the body says to this model version. Raises: ServiceError."""
         ...
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:

@@ -13,11 +13,11 @@ from typing import Final, TextIO
 import numpy as np
 
 from foldserve.service.artifact.model_card import ModelCard, model_card
-from foldserve.service.artifact.pictures import BadPicture, PictureInput, decode
+from foldserve.service.artifact.pictures import PictureInput, decode
 from foldserve.service.client.calls import ClientError, not_foldserves
 from foldserve.service.client.clients import BadUrl, Client
 from foldserve.service.documents import printable
-from foldserve.service.errors import ConfigError
+from foldserve.service.errors import BadPicture, ConfigError
 
 _SHOWN_NUMBERS: Final = 10
 _NPY: Final = b"\x93NUMPY"

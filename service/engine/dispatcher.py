@@ -115,7 +115,7 @@ class Dispatcher(ArenaMemory):
         Args:
             now_ns: CLOCK_MONOTONIC, since when it counts as queued.
             deadline_ns: CLOCK_MONOTONIC after which no worker begins it.
-        Raises: QueueFull, DeadlinePassed, NotReady: it was not queued, and the caller releases it.
+        Raises: QueueFull, TooLarge, DeadlinePassed, NotReady: it was not queued, and the caller releases it.
         """
         allocation, queue = request.allocation, request.queue
         assert allocation is not None

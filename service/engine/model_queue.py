@@ -6,6 +6,7 @@ event loop thread; the Dispatcher sets the counts.
 
 from collections.abc import Callable
 
+from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.engine.admission import Bounds, Load
 from foldserve.service.errors import NotReady
 from foldserve.service.ipc.model_table import ModelKey
@@ -46,7 +47,7 @@ class ModelQueue:
         instances: how many serve the queue, over all workers.
         max_batch_size: rows that one run takes at most.
         writer: this API server's end of the pipe of tickets.
-        labels: names of the classes, in the order of the output's columns.
+        labels, image: see codecs.protocol.Served.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ModelQueue:
         max_batch_size: int,
         writer: TicketWriter,
         labels: tuple[str, ...] = (),
+        image: PictureInput | None = None,
     ) -> None:
         self.key = key
         self.row = key.row
@@ -72,6 +74,7 @@ class ModelQueue:
         self.instances = instances
         self.max_batch_size = max_batch_size
         self.labels = labels
+        self.image = image
         self.writer = writer
         self.outbox = bytearray()
         """Tickets of this turn of the event loop."""

@@ -39,7 +39,7 @@ class RequestPlan:
         self.counter = counter
         self.limit = limit
         self.outputs = outputs
-        self.served = Served(queue.model, queue.version, signature, queue.labels)
+        self.served = Served(queue.model, queue.version, signature, queue.labels, queue.image)
         self.media_type = writes.media_type
         fast = reads.fast_codec(self.served)
         self.parse = fast

@@ -110,9 +110,8 @@ class InferenceRequest(ReceivingRequest):
                 assert room is not None
                 dispatcher.reserve(self, len(data), room)[:] = data
             else:
-                signature = plan.served.signature
-                parsed = plan.reads.parse(body, signature, options)
-                self.rows = signature.check_inputs(parsed.inputs)
+                parsed = plan.reads.parse(body, plan.served, options)
+                self.rows = plan.served.signature.check_inputs(parsed.inputs)
                 self._heed(parsed.outputs, parsed.reply, parsed.queue_timeout_us)
                 if plan.parse is not None and not parsed.queue_timeout_us:
                     plan.parse.learn(body, options, parsed.inputs, parsed.reply)

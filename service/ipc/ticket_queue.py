@@ -2,7 +2,7 @@
 
 API servers write tickets; a write of at most PIPE_BUF bytes is atomic, and so is a read: a ticket is in the pipe or in
 one reader's hands, never in two. No lock is held anywhere: what a reader does with a ticket is decided by the slot's
-header (worker/dequeue.py), and tickets that died with a reader are found out from there (engine/recovery.py).
+header (worker/ticket_consumer.py), and tickets that died with a reader are found out from there (engine/recovery.py).
 
 The turn decides who reads next, so that one instance at a time forms a batch and only one is woken for a ticket. It is
 a packet in a second pipe, which exactly one reader gets. The tickets that the instance before read and could not use

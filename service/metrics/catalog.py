@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from foldserve.service.metrics.store import MODEL_LABELS, Metric
 
-PROTOCOLS: Final = ("json", "raw", "npy", "oip", "grpc", "v1", "other")
+PROTOCOLS: Final = ("json", "raw", "npy", "picture", "oip", "grpc", "v1", "other")
 
 CODES: Final = (
     *(
@@ -45,9 +45,7 @@ NO_MODEL: Final = ("", "")
 
 _FROM_ZERO: Final = {
     True: frozenset(
-        product(
-            ("json", "raw", "npy", "oip", "grpc", "v1"), ("200", "400", "413", "429", "500", "503", "504")
-        )
+        product(PROTOCOLS[:-1], ("200", "400", "413", "429", "500", "503", "504"))
     ),  # what alerts and error budgets are made of
     False: frozenset({("other", "404"), ("other", "405")}),
 }

@@ -1,6 +1,8 @@
 """What clients send and are answered: one file or folder a protocol.
 
-    predict.py    POST /predict: JSON, raw bytes or a NumPy file
+    predict.py    POST /predict: JSON, raw bytes, a NumPy file or a picture
+    pictures.py   pictures as bodies, and in JSON
+    top.py        the largest scores of an answer, with their labels
     oip/          /v2, and over gRPC: the Open Inference Protocol
     kserve_v1.py  /v1: the protocol of TensorFlow Serving and KServe v1; SageMaker's calls
     lookup.py     which model version a call asks for
@@ -13,13 +15,18 @@ A protocol is an implementation of codecs/protocol.py, and calls that read its h
 from typing import Final
 
 from foldserve.service.codecs.protocol import InferenceProtocol
-from foldserve.service.protocols.kserve_v1 import KSERVE_V1
+from foldserve.service.protocols.kserve_v1 import KSERVE_V1, KSERVE_V1_PICTURES
 from foldserve.service.protocols.oip.grpc_infer import OIP_GRPC, OIP_GRPC_RAW
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
-from foldserve.service.protocols.predict import PREDICT
+from foldserve.service.protocols.predict import PICTURE, PREDICT
 
 PROTOCOLS: Final[tuple[InferenceProtocol, ...]] = (
     *PREDICT.values(),
-    *(OIP_JSON, OIP_BINARY, OIP_GRPC, OIP_GRPC_RAW),
+    PICTURE,
+    OIP_JSON,
+    OIP_BINARY,
+    OIP_GRPC,
+    OIP_GRPC_RAW,
     KSERVE_V1,
+    KSERVE_V1_PICTURES,
 )

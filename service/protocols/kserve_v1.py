@@ -6,6 +6,8 @@
 The answer to rows is {"predictions": [row, ...]}, one value or one object {output: value} a row; to columns it is
 {"outputs": values}, those of the only output, or {output: values}. Source: tensorflow/serving, api_rest.md.
 
+A row, or the value of an input in a row, may be a picture: {"b64": "..."}, where the model takes pictures.
+
 Also what SageMaker sends to POST /invocations, where a bare list is taken for rows.
 """
 
@@ -17,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from foldserve.service.artifact.signature import Signature
+from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import json_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.fast_codec import FastCodec
@@ -31,6 +33,7 @@ from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import JSON, Response, error_body, json_response
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
+from foldserve.service.protocols.pictures import decode_rows, has_pictures
 from foldserve.service.protocols.routes import Route
 
 _EXPECTED: Final = 'expected {"instances": [row, ...]} or {"inputs": values}'
@@ -42,26 +45,29 @@ _AS_NUMBERS: Final = "To get the numbers as they are, POST to /predict with 'Acc
 
 
 class KserveV1Protocol:
-    """Implements InferenceProtocol."""
+    """Implements InferenceProtocol: bodies that may hold pictures, or cannot."""
 
-    key = name = "v1"
+    name = "v1"
     media_type = JSON
     is_json = True
-    large_bytes = LARGE_JSON_BYTES
     raw = False
 
-    def parse(
-        self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
-    ) -> ParsedRequest:
+    def __init__(self, key: str, large_bytes: int) -> None:
+        self.key = key
+        self.large_bytes = large_bytes
+
+    def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """See InferenceProtocol."""
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise BadJson(why_not_json(bytes(body), error, _EXPECTED, _TENSOR_AS_BYTES)) from None
         form, given = _form(document)
-        values = _columns(given, signature) if form == _ROWS else _named(given, signature)
+        signature = served.signature
+        values = _columns(given, served) if form == _ROWS else _named(given, signature)
         signature.check_names(values)
-        return ParsedRequest(json_codec.to_arrays(values, signature), reply=form)
+        arrays = {spec.name: _array(values[spec.name], spec, served) for spec in signature.inputs}
+        return ParsedRequest(arrays, reply=form)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol."""
@@ -90,7 +96,9 @@ class KserveV1Protocol:
         return None
 
 
-KSERVE_V1: Final = KserveV1Protocol()
+KSERVE_V1: Final = KserveV1Protocol("v1", LARGE_JSON_BYTES)
+KSERVE_V1_PICTURES: Final = KserveV1Protocol("v1_pictures", 0)
+"""To models that take pictures: no event loop is to stand still while one is decoded, of however few bytes."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,11 @@ class KserveV1Calls:
         found = find_model(self.status, model, self.default_model)
         chosen = find_version(self.status, found, version)
         context.model, context.version = found.name, chosen.version
-        return make_head(context, target, self.plans[found.name, chosen.version][KSERVE_V1.key])
+        plans = self.plans[found.name, chosen.version]
+        plan = plans[KSERVE_V1.key]
+        return make_head(
+            context, target, plan if plan.served.image is None else plans[KSERVE_V1_PICTURES.key]
+        )
 
     async def _models(self, context: RequestContext) -> Response:
         return json_response({"models": sorted(self.status.models())})
@@ -161,8 +173,16 @@ def _form(document: Any) -> tuple[str, Any]:
     return forms[0], document[forms[0]]
 
 
-def _columns(rows: Any, signature: Signature) -> dict[str, Any]:
+def _array(values: Any, spec: TensorSpec, served: Served) -> np.ndarray:
+    """One input. Raises: BadPicture, BadTensor."""
+    if served.image is not None and served.image.input == spec.name and has_pictures(values):
+        return decode_rows(values, served.image)
+    return json_codec.to_array(values, spec)
+
+
+def _columns(rows: Any, served: Served) -> dict[str, Any]:
     """The values of each input, of rows. Raises: BadJson, BadTensor."""
+    signature = served.signature
     if not isinstance(rows, list):
         raise BadJson(f'"{_ROWS}" is {kind_of(rows)}; expected a list of rows')
     if not signature.counts_rows:
@@ -170,7 +190,7 @@ def _columns(rows: Any, signature: Signature) -> dict[str, Any]:
             f'the model counts no rows; send its tensors as they are, as {{"{_COLUMNS}": values}}'
         )
     named = [isinstance(row, dict) for row in rows]
-    if not any(named):
+    if not any(named) or (served.image is not None and has_pictures(rows)):
         return _named(rows, signature)
     columns: dict[str, Any] = {name: [] for name in rows[named.index(True)]}
     for at, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""POST /predict: JSON, raw bytes or a NumPy file in, the same out; and what the head of such a request asks for.
+"""POST /predict: JSON, raw bytes, a NumPy file or a picture in; and what the head of such a request asks for.
 
 Whatever the head settles (model, version, types) is refused here, before a byte of the body is read.
 """
@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from foldserve.service.artifact.signature import Signature
 from foldserve.service.codecs import (
     BodyType,
     TensorHeaders,
@@ -18,6 +17,7 @@ from foldserve.service.codecs import (
     check_kind,
     decode,
     encode,
+    json_codec,
     lay_out,
     pick_outputs,
 )
@@ -27,14 +27,16 @@ from foldserve.service.codecs.json_fast import FastJsonCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from foldserve.service.engine.served import Status
-from foldserve.service.errors import BadRequest, ServiceError
+from foldserve.service.errors import BadRequest, NotAcceptable, ServiceError
 from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import error_body
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, find_model, find_version
 from foldserve.service.protocols.openapi import PREDICT_OPERATION
+from foldserve.service.protocols.pictures import PictureProtocol, is_picture, picture_options
 from foldserve.service.protocols.routes import Route
+from foldserve.service.protocols.top import check_count, read_top, scores_output, top_of
 
 
 class PredictProtocol:
@@ -49,14 +51,24 @@ class PredictProtocol:
         self.large_bytes = LARGE_JSON_BYTES if self.is_json else LARGE_COPY_BYTES
         self.raw = kind is BodyType.RAW
 
-    def parse(
-        self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
-    ) -> ParsedRequest:
-        """See InferenceProtocol. options: the X-Tensor-* headers."""
-        return ParsedRequest(decode(self.kind, body, signature, TensorHeaders(*options) if options else None))
+    def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
+        """See InferenceProtocol. options: the X-Tensor-* headers, and how many of the largest scores are asked for."""
+        signature = served.signature
+        if not options:
+            return ParsedRequest(decode(self.kind, body, signature))
+        *headers, top = options
+        inputs = decode(self.kind, body, signature, TensorHeaders(*headers))
+        if top is None:
+            return ParsedRequest(inputs)
+        if signature.counts_rows:
+            check_count(signature.check_inputs(inputs), int(top))
+        return ParsedRequest(inputs, reply=int(top))
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
-        """See InferenceProtocol."""
+        """See InferenceProtocol. reply: how many of the largest scores are asked for."""
+        if reply is not None:
+            top = {"top": top_of(served, outputs, reply)}
+            return Encoded(self.media_type, json_codec.encode(served.model, served.version, outputs, top))
         return encode(self.kind, served.model, served.version, outputs, served.signature)
 
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
@@ -77,6 +89,7 @@ class PredictProtocol:
 
 
 PREDICT: Final = {kind: PredictProtocol(kind) for kind in BodyType}
+PICTURE: Final = PictureProtocol(PREDICT[BodyType.JSON])
 
 PREDICT_PATHS: Final = ("/predict", "/predict/{model}", "/predict/{model}/versions/{version}")
 
@@ -106,22 +119,50 @@ class PredictCalls:
             model, version: from the path; None when it does not name them.
         Raises: ServiceError.
         """
-        query = context.query_values(("version", "output"))
+        query = context.query_values(("version", "output", "top"))
         served = find_model(self.status, model, self.default_model)
         context.model = served.name
         chosen = find_version(self.status, served, _one_version(version, query.get("version")))
         context.version = chosen.version
         headers = context.headers
-        own = body_type(headers.get("content-type"))
-        context.protocol = PREDICT[own].name
-        check_kind(own, chosen.signature)
+        content_type = headers.get("content-type")
+        plans = self.plans[served.name, chosen.version]
+        said: Options
+        if is_picture(content_type):
+            own, plan = BodyType.JSON, plans[PICTURE.key]
+            context.protocol = PICTURE.name
+            said = picture_options(content_type or "", plan.served)
+        else:
+            own = body_type(content_type)
+            plan = plans[PREDICT[own].key]
+            context.protocol = PREDICT[own].name
+            check_kind(own, chosen.signature)
+            said = context.tensor_headers()
         names = pick_outputs(chosen.signature, query.get("output"))
         kind = answer_type(headers.get("accept"), own, names)
-        plan = self.plans[served.name, chosen.version][PREDICT[own].key]
         outputs = names if len(names) < len(chosen.signature.outputs) else ()
         if outputs or kind is not own:
             plan = plan.answering(PREDICT[kind], outputs)
-        return make_head(context, target, plan, context.tensor_headers())
+        top = _top(query.get("top"), plan.served, names, kind)
+        if said or top is not None:
+            said = (*(said or _NO_TENSOR_HEADERS), top)
+        return make_head(context, target, plan, said)
+
+
+_NO_TENSOR_HEADERS: Final = (None, None, None)
+
+
+def _top(value: str | None, served: Served, names: tuple[str, ...], kind: BodyType) -> str | None:
+    """How many of the largest scores are asked for, if they can be told. Raises: BadRequest, NotAcceptable."""
+    if value is None:
+        return None
+    top = read_top(value)
+    scores_output(served, names)
+    if kind is not BodyType.JSON:
+        raise NotAcceptable(
+            f"top asks for labels, which {kind.value} cannot carry; send 'Accept: application/json', or leave top out"
+        )
+    return str(top)
 
 
 def _one_version(in_path: str | None, in_query: str | None) -> str | None:

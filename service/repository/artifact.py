@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from foldserve.service.artifact.file_sums import EXPORT, START, Sums, check_files, check_model, sums_now
 from foldserve.service.artifact.manifest import MANIFEST, TOGETHER, Manifest, read_manifest
+from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.artifact.signature import ONE_BY_ONE, Signature
 from foldserve.service.backends import BACKENDS, LoadError
 from foldserve.service.documents import shown
@@ -72,6 +73,12 @@ class Artifact:
     def labels(self) -> tuple[str, ...]:
         """Names of an output's columns; none where the manifest has none."""
         return self.manifest.labels if self.manifest else ()
+
+    @property
+    def image(self) -> PictureInput | None:
+        """How a picture becomes an input; None where the manifest does not say."""
+        image = self.manifest.image if self.manifest else None
+        return None if image is None else PictureInput.from_manifest(image)
 
     def parity(self, output: str) -> Parity | None:
         """What the export measured of an output; None without a manifest."""

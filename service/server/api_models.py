@@ -154,6 +154,7 @@ def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> Mo
         artifact.max_batch_size,
         TicketWriter(transport.queues[key.row]),
         artifact.labels,
+        artifact.image,
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from foldserve.service.ipc.records import TICKET_STRUCT, TICKETS_PER_TURN
 from foldserve.service.ipc.ticket_queue import TicketReader
 from foldserve.service.metrics.catalog import BatchReason
-from foldserve.service.worker.dequeue import Ticket, TicketConsumer
+from foldserve.service.worker.ticket_consumer import Ticket, TicketConsumer
 from foldserve.service.worker.turn import Turn
 
 

@@ -13,8 +13,8 @@ from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.worker.batcher import Batch, Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
 from foldserve.service.worker.batches.pieces import LargeRun
-from foldserve.service.worker.dequeue import TicketConsumer
-from foldserve.service.worker.gate import Gate
+from foldserve.service.worker.device_gate import Gate
+from foldserve.service.worker.ticket_consumer import TicketConsumer
 from foldserve.service.worker.times import BatchTimes
 
 

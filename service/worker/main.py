@@ -19,9 +19,9 @@ from foldserve.service.ipc.slots import slot_state
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.logs.records import flush_logs
 from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec
-from foldserve.service.worker.dequeue import WorkerMemory
 from foldserve.service.worker.model import WorkerParts
 from foldserve.service.worker.models import WorkerModels
+from foldserve.service.worker.ticket_consumer import WorkerMemory
 
 _MESSAGES: Final = 64
 """Read at a time."""

@@ -23,10 +23,10 @@ from foldserve.service.repository.loading import load_model
 from foldserve.service.repository.model_version import ModelVersion
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
-from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
-from foldserve.service.worker.gate import DeviceGate, Gate
+from foldserve.service.worker.device_gate import DeviceGate, Gate
 from foldserve.service.worker.instance import Instance, end_without_device, end_without_room
 from foldserve.service.worker.instance_loop import InstanceLoop
+from foldserve.service.worker.ticket_consumer import TicketConsumer, WorkerMemory
 from foldserve.service.worker.times import BatchTimes
 from foldserve.service.worker.turn import turn_of
 

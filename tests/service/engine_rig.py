@@ -7,6 +7,7 @@ the shared memory, and nothing of it comes afterwards.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import Dimensions
 from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketReader, TicketWriter
+from foldserve.service.repository.model_version import read_version
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
-from foldserve.service.worker.dequeue import TicketConsumer, WorkerMemory
-from foldserve.service.worker.gate import Gate
+from foldserve.service.worker.device_gate import Gate
 from foldserve.service.worker.instance_loop import InstanceLoop
+from foldserve.service.worker.ticket_consumer import TicketConsumer, WorkerMemory
 from foldserve.service.worker.times import BatchTimes
 from foldserve.service.worker.turn import turn_of
 from tests.service.repositories import model_version
@@ -135,6 +137,7 @@ class Rig:
         max_batch_size: int = 8,
         timeout_s: float = 60.0,
         names: Sequence[tuple[str, str]] = (),
+        manifests: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType({}),
     ) -> None:
         signatures = signatures or (FIXED,)
         names = names or [(f"m{row}", "1") for row in range(len(signatures))]
@@ -145,7 +148,9 @@ class Rig:
         self.board = self.transport.board.map()
         self.models = self.transport.models.map()
         for row, signature in enumerate(signatures):
-            model_version(*names[row], signature, max_batch_size).add_to(self.models)
+            said = {key: manifests.get(names[row], {}).get(key) for key in ("image", "labels")}
+            said = {key: value for key, value in said.items() if value}
+            model_version(*names[row], signature, max_batch_size, **said).add_to(self.models)
             self.renew_turn(row)
         self.signatures = signatures
         self.max_batch_size = max_batch_size
@@ -182,6 +187,8 @@ class Rig:
 
     def new_queue(self, row: int) -> ModelQueue:
         """One API server's view of a row of the model table."""
+        version = read_version(self.models, self.models.key(row))
+        assert version is not None
         return ModelQueue(
             self.models.key(row),
             layout=TensorLayout(self.signatures[row]),
@@ -190,6 +197,8 @@ class Rig:
             instances=self.transport.dimensions.workers,
             max_batch_size=self.max_batch_size,
             writer=TicketWriter(self.transport.queues[row]),
+            labels=version.artifact.labels,
+            image=version.artifact.image,
         )
 
     def work(self, worker: "RigWorker", row: int = 0) -> None:

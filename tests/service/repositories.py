@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
+from foldserve.service.artifact.manifest import Manifest
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.ipc.model_table import ModelTable
 from foldserve.service.metrics.exposition import Exposition, LiveGauges
@@ -159,12 +161,32 @@ def table_of(*versions: tuple[str, str]) -> ModelTable:
 
 
 def model_version(
-    name: str, version: str, signature: Signature, max_batch_size: int = 8, **keys: Any
+    name: str,
+    version: str,
+    signature: Signature,
+    max_batch_size: int = 8,
+    image: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
+    **keys: Any,
 ) -> ModelVersion:
-    """A version without files. keys: of config.yaml."""
+    """A version without files. image, labels: as in a manifest; keys: of config.yaml."""
     nowhere = Path("/nonexistent") / name / version
+    manifest = None
+    if image is not None or labels:
+        bare: dict[str, Any] = {"inputs": (), "outputs": (), "files": {}, "parity": {}}
+        manifest = Manifest(name=name, version=version, image=image, labels=tuple(labels), **bare)
     artifact = Artifact(
-        *(name, version, nowhere, "onnxruntime", nowhere / "model.onnx", signature, max_batch_size, None, {})
+        *(
+            name,
+            version,
+            nowhere,
+            "onnxruntime",
+            nowhere / "model.onnx",
+            signature,
+            max_batch_size,
+            manifest,
+            {},
+        )
     )
     return ModelVersion(config(**keys), artifact)
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -243,6 +245,7 @@ class Served:
         self.metrics = metrics
         self.settings = settings
         self._apps: dict[asyncio.AbstractEventLoop, AsgiApp] = {}
+        self._codecs: dict[asyncio.AbstractEventLoop, CodecProcess] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self.app()(scope, receive, send)
@@ -253,6 +256,16 @@ class Served:
         if loop not in self._apps:
             self._apps[loop] = self._made(loop)
         return self._apps[loop]
+
+    async def end(self) -> None:
+        """End the running loop's codec process, if there is one."""
+        codecs = self._codecs.get(asyncio.get_running_loop())
+        if codecs is None or codecs.pid is None:
+            return
+        os.kill(codecs.pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while codecs.pid is not None:
+                await asyncio.sleep(0.005)  # until its end is read
 
     def routes(self) -> tuple[Route, ...]:
         """All that are answered."""
@@ -270,7 +283,14 @@ class Served:
             if model in models and version in models[model].versions
         ]
         signatures = [models[model].versions[version].signature for model, version in names]
-        rig = Rig(*signatures, names=names, workers=1, **{"data_bytes": 1 << 23, **self.models.queue})
+        manifests = {(model, version): models[model].versions[version].manifest for model, version in names}
+        rig = Rig(
+            *signatures,
+            names=names,
+            manifests=manifests,
+            workers=1,
+            **{"data_bytes": 1 << 23, **self.models.queue},
+        )
         worker = rig.new_worker(sessions=[NumpySession(self.models, *name) for name in names])
         for row, (model, version) in enumerate(names):
             rig.board.ready[0, row] = models[model].versions[version].ready
@@ -288,6 +308,7 @@ class Served:
             *(dispatcher, rig.transport.models, PROTOCOLS),
             *(memory.handle.fd, memory.nbytes, LogStyle("info"), 60.0),
         )
+        self._codecs[loop] = codecs
         settings = self.settings
         if settings.access_log:
             open_access_log()
@@ -417,7 +438,7 @@ def running(app: Any) -> Iterator[int]:
         )
         server = uvicorn.Server(config)
         started = threading.Event()
-        thread = threading.Thread(target=_serve, args=(server, listener, started), daemon=True)
+        thread = threading.Thread(target=_serve, args=(app, server, listener, started), daemon=True)
         thread.start()
         assert started.wait(timeout=20)
         try:
@@ -428,7 +449,7 @@ def running(app: Any) -> Iterator[int]:
             assert not thread.is_alive()
 
 
-def _serve(server: uvicorn.Server, listener: socket.socket, started: threading.Event) -> None:
+def _serve(app: Any, server: uvicorn.Server, listener: socket.socket, started: threading.Event) -> None:
     async def main() -> None:
         begin = server.startup
 
@@ -438,5 +459,7 @@ def _serve(server: uvicorn.Server, listener: socket.socket, started: threading.E
 
         server.startup = startup  # type: ignore[method-assign]
         await server.serve(sockets=[listener])
+        if isinstance(app, Served):
+            await app.end()
 
     asyncio.run(main())

@@ -14,8 +14,8 @@ from foldserve.service.inference.request import InferenceRequest
 from foldserve.service.ipc.model_table import MappedModelTable
 from foldserve.service.ipc.slots.slot_pool import SlotAllocation, SlotPool
 from foldserve.service.server.supervisor import Supervisor
-from foldserve.service.worker.dequeue import TicketConsumer
 from foldserve.service.worker.model import LoadedModel
+from foldserve.service.worker.ticket_consumer import TicketConsumer
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Rig
 

@@ -29,19 +29,11 @@ def to_torchscript(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
 
     Raises: FormNotWritten, with the compiler's first line, when TorchScript does not take an operator.
     """
-    names: dict[str, str] = {}
-    buffers: dict[str, Tensor] = {}
-    for node in graph_module.graph.nodes:
-        if node.op != "get_attr" or str(node.target) in names:
-            continue
-        value = operator.attrgetter(str(node.target))(graph_module)
-        name = _attribute_name(str(node.target), set(names.values()))
-        names[str(node.target)] = name
-        buffers[name] = value.detach()
+    names = attribute_names(graph_module)
     source = torchscript_source(graph_module, names)
     holder = _holder_type(hashlib.sha256(source.encode()).hexdigest()[:16])()
-    for name, value in buffers.items():
-        holder.register_buffer(name, value)
+    for target, name in names.items():
+        holder.register_buffer(name, operator.attrgetter(target)(graph_module).detach())
     holder.eval()
     with suppress_output():
         scripted: Any = torch.jit.script(holder)
@@ -51,6 +43,15 @@ def to_torchscript(graph_module: fx.GraphModule) -> torch.jit.ScriptModule:
         except RuntimeError as error:
             raise FormNotWritten(f"TorchScript does not take the network: {reason(error)}") from error
     return scripted  # type: ignore[no-any-return]
+
+
+def attribute_names(graph_module: fx.GraphModule) -> dict[str, str]:
+    """Name of each weight in the graph -> its name in the file."""
+    names: dict[str, str] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr" and str(node.target) not in names:
+            names[str(node.target)] = _attribute_name(str(node.target), set(names.values()))
+    return names
 
 
 @functools.lru_cache(maxsize=256)

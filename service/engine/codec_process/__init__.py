@@ -1,7 +1,8 @@
 """Large bodies and answers are turned into arrays and text in a process of its own, one for each API server.
 
 Reading a megabyte of JSON takes ten milliseconds and more, in which Python lets nothing else of its process run; so
-what is larger than the bounds below does not happen on an API server's event loop.
+what is larger than the bounds below does not happen on an API server's event loop. Nor does the decoding of a picture,
+however few bytes it has.
 
     messages.py  the messages between the two processes
     runner.py    the work itself, over the API server's arena

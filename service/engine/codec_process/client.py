@@ -39,6 +39,13 @@ MARGIN_S: Final = 5.0
 """The process is ended when it works so much longer than its request had time: it hangs, and others wait behind it."""
 MAX_CRASHES: Final = 2
 """A job at whose work the process died so often is not tried again."""
+_ENVIRONMENT: Final = {
+    "OPENBLAS_NUM_THREADS": "1",  # it computes on one core
+    # What a picture is decoded into is as large each time. glibc would give it back to the system each time, and a
+    # quarter of the decoding be page faults.
+    "MALLOC_MMAP_THRESHOLD_": str(8 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
+}
 _NS_A_BYTE: Final = 50
 """About what decoding takes, for the order in which jobs have their turn."""
 _MOST_NS_A_BYTE: Final = 1000
@@ -303,8 +310,7 @@ class CodecProcess:
                     helper.arguments(os.getpid(), *fds),
                     stdin=subprocess.DEVNULL,
                     pass_fds=(*fds, *plan_fds),
-                    # It computes on one core: the libraries need no threads.
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                    env={**os.environ, **_ENVIRONMENT},
                 )
         except BaseException:
             ours.close()

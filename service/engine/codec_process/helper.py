@@ -37,7 +37,8 @@ def main(parent: int, channel_fd: int, plan_fd: int, arena_fd: int) -> None:
     configure_logging(plan.log_style)
     runner = CodecRunner(plan.models.map(), plan.protocols, memoryview(mmap.mmap(arena_fd, plan.arena_bytes)))
     # A body becomes millions of objects, none of which is garbage until all are: collections on the way would each
-    # walk over them. What a traceback leaves in a circle goes between two orders.
+    # walk over them. What a traceback leaves in a circle goes between two orders; what outlives
+    # one, such as a module that it was the first to need, is not walked over again.
     gc.disable()
     gc.freeze()
     with socket.socket(fileno=channel_fd) as channel:
@@ -45,6 +46,7 @@ def main(parent: int, channel_fd: int, plan_fd: int, arena_fd: int) -> None:
             if not _answer(channel, packet, runner):
                 return
             gc.collect()
+            gc.freeze()
 
 
 def _answer(channel: socket.socket, packet: bytes, runner: CodecRunner) -> bool:

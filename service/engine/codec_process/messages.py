@@ -13,6 +13,7 @@ import orjson
 from foldserve.service.codecs.protocol import InferenceProtocol, Options
 from foldserve.service.errors import (
     BadJson,
+    BadPicture,
     BadRequest,
     BadTensor,
     ModelFailed,
@@ -31,7 +32,16 @@ _MOST_TOLD: Final = 8192
 
 _ERRORS: Final = {
     error.__name__: error
-    for error in (BadJson, BadRequest, BadTensor, ModelFailed, NotReady, TooLarge, UnsupportedMediaType)
+    for error in (
+        BadJson,
+        BadPicture,
+        BadRequest,
+        BadTensor,
+        ModelFailed,
+        NotReady,
+        TooLarge,
+        UnsupportedMediaType,
+    )
 }
 
 

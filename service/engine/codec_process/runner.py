@@ -38,38 +38,37 @@ class CodecRunner:
         self, models: MappedModelTable, protocols: Mapping[str, InferenceProtocol], memory: memoryview
     ) -> None:
         self._models = models
-        self._layouts: dict[ModelKey, TensorLayout] = {}
-        self._labels: dict[ModelKey, tuple[str, ...]] = {}
+        self._versions: dict[ModelKey, tuple[Served, TensorLayout]] = {}
         self._protocols = protocols
         self.memory = memory
 
-    def _layout(self, key: ModelKey) -> TensorLayout:
-        """Where a version's tensors lie. Raises: NotReady when it was unloaded."""
-        layout = self._layouts.get(key)
-        if layout is None:
+    def _version(self, key: ModelKey) -> tuple[Served, TensorLayout]:
+        """A version, and where its tensors lie. Raises: NotReady when it was unloaded."""
+        found = self._versions.get(key)
+        if found is None:
             version = read_version(self._models, key)
             if version is None:
                 raise NotReady(
                     f"model {key.model!r} version {key.version} was unloaded while this request came"
                 )
             # What was in the row before is asked for no more.
-            self._layouts = {one: kept for one, kept in self._layouts.items() if one.row != key.row}
-            self._labels = {one: kept for one, kept in self._labels.items() if one.row != key.row}
-            self._labels[key] = version.artifact.labels
-            layout = self._layouts[key] = TensorLayout(version.artifact.signature)
-        return layout
+            self._versions = {one: kept for one, kept in self._versions.items() if one.row != key.row}
+            artifact = version.artifact
+            served = Served(key.model, key.version, artifact.signature, artifact.labels, artifact.image)
+            found = self._versions[key] = (served, TensorLayout(artifact.signature))
+        return found
 
     def parse(self, key: ModelKey, protocol: str, at: int, body: Body) -> CodecResult:
         """The inputs in a body, as they will lie in the arena.
 
         Raises: what inflating, parsing and check_inputs raise; NotReady.
         """
-        layout = self._layout(key)
+        served, layout = self._version(key)
         signature = layout.signature
         text: bytes | memoryview = self.memory[at : at + body.nbytes]
         if body.encoding:
             text = inflated(memoryview(text), body.encoding, body.limit_bytes)
-        parsed = self._protocols[protocol].parse(text, signature, body.options)
+        parsed = self._protocols[protocol].parse(text, served, body.options)
         inputs = parsed.inputs
         rows = signature.check_inputs(inputs)
         arrays = [inputs[spec.name] for spec in signature.inputs]
@@ -85,9 +84,8 @@ class CodecRunner:
         self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any
     ) -> CodecResult:
         """The answer with these outputs. Raises: ModelFailed when the protocol cannot carry a value; NotReady."""
-        layout = self._layout(key)
+        served, layout = self._version(key)
         outputs = layout.read_outputs(self.memory[at : at + nbytes], rows)
-        served = Served(key.model, key.version, layout.signature, self._labels[key])
         chosen = {name: outputs[name] for name in names}
         answer = self._protocols[protocol].render(served, chosen, reply)
         sized = Sized(len(answer.body), media_type=answer.media_type, headers=answer.headers)

@@ -59,7 +59,7 @@ def docs_page(status: Status, settings: ServeSettings, scheme: str, host: str) -
     routes = "".join(
         f"<tr><td><code>{escape(call)}</code></td><td>{escape(what)}</td></tr>"
         for call, what in (
-            ("POST /predict/{model}", "run a model; JSON, raw bytes or npy"),
+            ("POST /predict/{model}", "run a model; JSON, raw bytes, npy or a picture"),
             ("POST /predict/{model}/versions/{version}", "run one version of it"),
             ("POST /predict", "run the default model"),
             ("GET /info", "models, signatures, fold and parity reports as JSON"),
@@ -116,6 +116,13 @@ def _examples(model: str, version: ServedVersion, base: str) -> list[tuple[str, 
     signature = version.signature
     url = f"{base}/predict/{quote(model, safe='')}"
     examples = []
+    if "image" in version.manifest and len(signature.inputs) == 1:
+        examples.append(
+            (
+                "A picture, JPEG or PNG:",
+                f"curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg \\\n  {shlex.quote(f'{url}?top=5')}",
+            )
+        )
     if sum(math.prod(_example_shape(spec)) for spec in signature.inputs) <= _EXAMPLE_NUMBERS:
         body = shlex.quote(_json_example(signature))
         examples.append(

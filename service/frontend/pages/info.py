@@ -101,6 +101,11 @@ def openapi(routes: Iterable[Route]) -> dict[str, Any]:
 
 _READING: Final[dict[str, Any]] = {"parameters": [], "responses": {"200": {"description": "OK"}}}
 _TEXT: Final = {"type": "string"}
+_SCORE: Final = {
+    "type": "object",
+    "required": ["label", "score"],
+    "properties": {"label": _TEXT, "score": {"type": "number"}},
+}
 _COMPONENTS: Final[dict[str, Any]] = {
     "responses": {
         "Error": {
@@ -147,6 +152,11 @@ _COMPONENTS: Final[dict[str, Any]] = {
                 "outputs": {
                     "type": "object",
                     "additionalProperties": {"$ref": "#/components/schemas/Tensor"},
+                },
+                "top": {
+                    "type": "array",
+                    "description": "With ?top=: labels and scores, the largest first; of several rows a list for each",
+                    "items": {"oneOf": [_SCORE, {"type": "array", "items": _SCORE}]},
                 },
             },
         },

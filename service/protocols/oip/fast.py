@@ -1,7 +1,7 @@
-"""The quick way through requests of the Open Inference Protocol that differ in their numbers alone.
+"""The FastCodec of Open Inference Protocol requests that differ in their tensor data alone.
 
 A client's requests have the same JSON around the numbers, whether those follow as bytes or stand in it as "data". What
-the protocol found in one such request is kept by the bytes of that JSON, and equal bytes are not parsed again.
+the protocol found in JSON that came twice (RepeatCache) is kept by its bytes, and equal bytes are not parsed again.
 """
 
 import struct
@@ -28,11 +28,11 @@ _LARGEST_KEPT: Final = 2048
 """Bytes of JSON around the numbers."""
 _KEY: Final = b'"data"'
 _DATA: Final = b'"data":'
-_AROUND: Final = b"\x00"
+_KEY_SEPARATOR: Final = b"\x00"
 """Between what stands before and after the numbers, in a key."""
 
 
-class Known:
+class CachedEnvelope:
     """What the JSON around the numbers says."""
 
     def __init__(self, rows: int, reply: Any) -> None:
@@ -65,8 +65,8 @@ class OipFastCodec(FastCodec):
         self._input = given.name
         self._output = made
         self._names = (model, version)
-        self._binary: RepeatCache[Known] = RepeatCache(_MOST_KEPT, _LARGEST_KEPT)
-        self._json: RepeatCache[Known] = RepeatCache(_MOST_KEPT, _LARGEST_KEPT)
+        self._binary: RepeatCache[CachedEnvelope] = RepeatCache(_MOST_KEPT, _LARGEST_KEPT)
+        self._json: RepeatCache[CachedEnvelope] = RepeatCache(_MOST_KEPT, _LARGEST_KEPT)
         packer = lru_cache(maxsize=64)(self._packer)
         self._packer_of = packer
         document = lru_cache(maxsize=64)(self._document)
@@ -83,7 +83,7 @@ class OipFastCodec(FastCodec):
         start, end = _numbers_in(body)
         if start < 0:
             return None
-        known = self._json.kept.get(b"%b%b%b" % (body[:start], _AROUND, body[end:]))
+        known = self._json.kept.get(b"%b%b%b" % (body[:start], _KEY_SEPARATOR, body[end:]))
         if known is None:
             return None
         data = self._bytes_of(body[start:end], known.rows)
@@ -95,7 +95,7 @@ class OipFastCodec(FastCodec):
         """See FastCodec."""
         if reply[0] is not None:
             return  # an id, which will be another one next time
-        known = Known(len(inputs[self._input]), reply)
+        known = CachedEnvelope(len(inputs[self._input]), reply)
         if options:
             end = int(options[0] or 0)
             if end and len(body) - end == known.rows * self._row_bytes:
@@ -105,9 +105,9 @@ class OipFastCodec(FastCodec):
         if start < 0 or not self._takes_json:
             return
         before, after = body[:start], body[end:]
-        # That these are the numbers of the tensor, and not of something else that is called so.
+        # Make sure that "data" is the tensor's own key.
         if body.count(_KEY) == 1 and b"\\" not in before and b"\\" not in after:
-            self._json.add(b"%b%b%b" % (before, _AROUND, after), known)
+            self._json.add(b"%b%b%b" % (before, _KEY_SEPARATOR, after), known)
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
         """See FastCodec."""
@@ -178,5 +178,5 @@ def _numbers_in(body: bytes) -> tuple[int, int]:
     other = body.find(b'"', start, end)
     if other >= 0:
         end = other
-    # Not what only stands between the list and what follows.
+    # Without what lies between the list and the next token.
     return start, body.rfind(b"]", start, end) + 1

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.artifact.signature import TensorSpec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
@@ -46,9 +46,7 @@ class OipGrpcProtocol:
         self.key = key
         self.large_bytes = large_bytes
 
-    def parse(
-        self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
-    ) -> ParsedRequest:
+    def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """See InferenceProtocol: a ModelInferRequest. Its model was read before (wire.py)."""
         message = _request(bytes(body))
         document = {
@@ -68,7 +66,7 @@ class OipGrpcProtocol:
                 for one in message.outputs
             ],
         }
-        return parse_document(document, MessageContents(message), signature)
+        return parse_document(document, MessageContents(message), served.signature)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol: a ModelInferResponse."""

@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from foldserve.service.artifact.signature import Signature
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.json_codec import encodable
@@ -44,9 +43,7 @@ class OipProtocol:
         self.is_json = is_json
         self.large_bytes = LARGE_JSON_BYTES if is_json else LARGE_COPY_BYTES
 
-    def parse(
-        self, body: bytes | bytearray | memoryview, signature: Signature, options: Options
-    ) -> ParsedRequest:
+    def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """See InferenceProtocol. options: the value of Inference-Header-Content-Length."""
         whole = memoryview(body)
         end = int(options[0]) if options and options[0] is not None else len(whole)
@@ -55,7 +52,7 @@ class OipProtocol:
                 f"{JSON_LENGTH} is {end} and the body has {len(whole)} bytes; send the length of the JSON part"
             )
         if not end and options:
-            return parse_raw(whole, signature)
+            return parse_raw(whole, served.signature)
         text = whole[:end]
         try:
             document = orjson.loads(text)
@@ -63,7 +60,7 @@ class OipProtocol:
             why = why_not_json(bytes(text), error, _EXPECTED, _TENSOR_AS_BYTES)
             lost = not options and b'"binary_data_size"' in bytes(text)
             raise BadJson(f"{why}; {_BYTES_FOLLOW}" if lost else why) from None
-        return parse_document(document, JsonAndBytes(whole[end:]), signature)
+        return parse_document(document, JsonAndBytes(whole[end:]), served.signature)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol."""

@@ -25,7 +25,7 @@ from foldserve.service.repository.buckets import bucket_for
 from foldserve.service.worker.batches.gather import Arrays, Gatherer, copy_bytes
 from foldserve.service.worker.batches.oom_backoff import BatchLimits
 from foldserve.service.worker.batches.pieces import LargeRun, Pieces, check_output, copy_piece, overlapping
-from foldserve.service.worker.dequeue import Ticket, Timing, WorkerMemory, complete, mark_waiting
+from foldserve.service.worker.ticket_consumer import Ticket, Timing, WorkerMemory, complete, mark_waiting
 
 _log = logging.getLogger("foldserve.worker")
 

@@ -14,7 +14,7 @@ import numpy as np
 from foldserve.service.backends import Session
 from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.repository.buckets import padded
-from foldserve.service.worker.dequeue import Ticket
+from foldserve.service.worker.ticket_consumer import Ticket
 
 Arrays = dict[str, np.ndarray]
 

@@ -8,7 +8,7 @@ import numpy as np
 from foldserve.service.artifact.signature import ANY, TensorSpec
 from foldserve.service.backends.base import WrongOutput
 from foldserve.service.worker.batches.gather import Arrays
-from foldserve.service.worker.dequeue import Ticket
+from foldserve.service.worker.ticket_consumer import Ticket
 
 
 class Pieces:

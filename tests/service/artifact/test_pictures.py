@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foldserve.service.artifact.pictures import MOST_PIXELS, BadPicture, PictureInput, decode, pixels
+from foldserve.service.artifact.pictures import MOST_PIXELS, PictureInput, decode, decode_all, pixels
+from foldserve.service.errors import BadPicture
 
 RANDOM = np.random.default_rng(0)
 PHOTO = RANDOM.integers(0, 256, (30, 47, 3), dtype=np.uint8)
@@ -160,6 +161,66 @@ def test_thin_picture_that_would_grow_huge_is_refused():
     with pytest.raises(BadPicture, match="at most 50,000,000"):
         decode(png(line), PictureInput("x", size=(224, 224)))
     assert decode(png(line), PictureInput("x", size=(224, 224), resize="stretch")).shape == (224, 224, 3)
+
+
+def test_small_file_with_scans_without_end_is_refused_before_it_is_decoded():
+    whole = saved(Image.new("RGB", (1000, 1000)), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    assert decode(whole[:-2] + last * 500 + whole[-2:], PictureInput("x", size=(8, 8))).shape == (8, 8, 3)
+    with pytest.raises(
+        BadPicture, match=r"1000 x 1000 pixels in 2\d{3} scans, which take too long to decode"
+    ):
+        decode(whole[:-2] + last * 2000 + whole[-2:], PictureInput("x", size=(8, 8)))
+
+
+def test_animated_png_is_refused_and_the_second_picture_of_a_camera_is_passed_over():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    with pytest.raises(BadPicture, match="the PNG is animated; expected one picture"):
+        decode(saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), PictureInput("x"))
+    camera = decode(saved(frames[0], "MPO", save_all=True, append_images=frames[1:]), PictureInput("x"))
+    assert camera[0, 0].tolist() == decode(saved(frames[0], "JPEG"), PictureInput("x"))[0, 0].tolist()
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 8), (8, 0), (0, 0)])
+def test_picture_without_pixels_is_refused(width, height):
+    with pytest.raises(BadPicture, match=r"may be damaged|is not a JPEG or PNG"):
+        decode(claiming(width, height), PictureInput("x", size=(8, 8)))
+
+
+def test_what_stands_around_a_picture_does_not_change_it():
+    """An EXIF block as long as there can be, and another file behind the last byte, as in a polyglot."""
+    plain = saved(Image.fromarray(PHOTO), "JPEG")
+    long = saved(Image.fromarray(PHOTO), "JPEG", exif=b"Exif\0\0" + bytes(65_000))
+    expected = decode(plain, PictureInput("x"))
+    for body in (long, plain + b"PK\x03\x04" + plain, png(expected) + b"<script>"):
+        assert np.array_equal(decode(body, PictureInput("x")), expected)
+
+
+def test_format_that_is_not_expected_is_told_for_what_it_is():
+    with pytest.raises(BadPicture, match="is a PNG picture, and the request says JPEG"):
+        decode(png(PHOTO), PictureInput("x"), ("JPEG",))
+
+
+def test_pictures_that_come_together_are_bounded_together():
+    image = PictureInput("x", size=(4_500, 4_500), resize="stretch", interpolation="nearest")
+    with pytest.raises(
+        BadPicture, match="picture 2: the pictures before it and it have more than 50,000,000"
+    ):
+        decode_all([png(PHOTO)] * 3, image)
+    with pytest.raises(BadPicture, match="picture 1: the body is not a JPEG or PNG"):
+        decode_all([png(PHOTO), b"x"], PictureInput("x"))
+    rows = decode_all([png(PHOTO), saved(Image.fromarray(PHOTO), "JPEG")], PictureInput("x"))
+    assert np.array_equal(rows[0], PHOTO)
+
+
+def test_what_pillow_warns_of_is_not_printed(recwarn):
+    """It quotes the file, which is a stranger's."""
+    picture = Image.fromarray(PHOTO).convert("P")
+    picture.info["transparency"] = bytes(256)
+    decode(saved(picture, "PNG", transparency=bytes(256)), PictureInput("x", colour="grey"))
+    with pytest.raises(BadPicture):
+        decode(claiming(9_500, 9_500), PictureInput("x"))  # Pillow warns of it before it refuses more
+    assert not recwarn.list
 
 
 def test_damaged_pictures_end_in_an_error_of_ours_or_in_a_picture():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from foldserve.service.artifact.datatypes import DATATYPES
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import BodyType, TensorHeaders, answer_type, decode
+from foldserve.service.codecs.protocol import Served
 from foldserve.service.codecs.raw_codec import parse_shape
 from foldserve.service.errors import BadTensor, ServiceError
 from foldserve.service.inference.context import RequestContext, allowed_s, content_length
@@ -218,7 +219,7 @@ def ask(**given):
             allowed_s(call.headers["x-timeout-ms"], 30.0)
         content_length(call.headers.get("content-length"))
         answer_type(call.headers.get("accept"), BodyType.JSON, ("y",))
-        PREDICT[BodyType.RAW].parse(bytes(24), signature(), call.tensor_headers())
+        PREDICT[BodyType.RAW].parse(bytes(24), Served("m", "1", signature()), (*call.tensor_headers(), None))
     except ServiceError as error:
         check_short(error)
 

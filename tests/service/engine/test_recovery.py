@@ -11,7 +11,7 @@ from foldserve.service.engine import recovery
 from foldserve.service.errors import ModelCrashed
 from foldserve.service.ipc.fence import Fence
 from foldserve.service.ipc.slots.slot_state import MOVES, State
-from foldserve.service.worker import dequeue
+from foldserve.service.worker import ticket_consumer
 from tests.service.engine_rig import DYNAMIC, Rig, RigWorker, WorkerKilled
 
 
@@ -67,7 +67,7 @@ def after_done_before_record(worker: RigWorker, monkeypatch: pytest.MonkeyPatch)
     def die(*_: Any) -> None:
         raise WorkerKilled
 
-    monkeypatch.setattr(dequeue, "send_done", die)
+    monkeypatch.setattr(ticket_consumer, "send_done", die)
 
 
 def after_record(worker: RigWorker, monkeypatch: pytest.MonkeyPatch) -> None:

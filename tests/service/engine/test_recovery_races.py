@@ -14,7 +14,7 @@ import pytest
 from foldserve.service.engine.recovery import LostTickets, retry_held
 from foldserve.service.ipc.scoreboard import SETTLE_NS
 from foldserve.service.ipc.slots.slot_state import State
-from foldserve.service.worker import dequeue
+from foldserve.service.worker import ticket_consumer
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Rig, RigWorker
 
@@ -44,14 +44,14 @@ class Death:
 
 
 def between_look_and_mark(death: Death, worker: RigWorker, patch: pytest.MonkeyPatch) -> None:
-    set_state = dequeue.set_state
+    set_state = ticket_consumer.set_state
 
     def later(memory: memoryview, header: int, state: int) -> None:
         if state == State.TAKEN:
             death.begin()
         set_state(memory, header, state)
 
-    patch.setattr(dequeue, "set_state", later)
+    patch.setattr(ticket_consumer, "set_state", later)
 
 
 def between_read_and_look(death: Death, worker: RigWorker, patch: pytest.MonkeyPatch) -> None:

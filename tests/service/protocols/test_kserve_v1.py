@@ -98,7 +98,7 @@ def test_how_long_an_error_is_cannot_be_chosen_by_the_client(form):
     names = {f"name {at}" * 100: 1 for at in range(1000)}
     document = {"instances": [names, {"x": 1}]} if form == "rows of two kinds" else names
     with pytest.raises(BadJson) as refused:
-        KSERVE_V1.parse(json.dumps(document).encode(), Signature((SPEC,), (OUT,)), ())
+        KSERVE_V1.parse(json.dumps(document).encode(), Served("m", "1", Signature((SPEC,), (OUT,))), ())
     assert len(str(refused.value)) < 1000
 
 
@@ -156,15 +156,16 @@ VALUES = st.recursive(
 @given(document=VALUES | st.dictionaries(st.sampled_from(["instances", "inputs", "parameters"]), VALUES))
 def test_any_document_is_parsed_or_refused(document):
     with contextlib.suppress(BadJson, BadTensor):
-        KSERVE_V1.parse(json.dumps(document).encode(), Signature((SPEC,), (OUT,)), ())
+        KSERVE_V1.parse(json.dumps(document).encode(), Served("m", "1", Signature((SPEC,), (OUT,))), ())
 
 
 def test_rows_of_a_model_that_counts_none_are_refused_with_the_way_out():
     whole = TensorSpec("x", "FP32", (2, 2), counts_rows=False)
     signature = Signature((whole,), (TensorSpec("y", "FP32", (-1,), counts_rows=False),))
+    version = Served("m", "1", signature)
     with pytest.raises(BadTensor, match=r'\{"inputs": values\}'):
-        KSERVE_V1.parse(b'{"instances": [[1, 2]]}', signature, ())
-    parsed = KSERVE_V1.parse(b'{"inputs": [[1, 2], [3, 4]]}', signature, ())
+        KSERVE_V1.parse(b'{"instances": [[1, 2]]}', version, ())
+    parsed = KSERVE_V1.parse(b'{"inputs": [[1, 2], [3, 4]]}', version, ())
     assert parsed.inputs["x"].tolist() == [[1, 2], [3, 4]]
 
 

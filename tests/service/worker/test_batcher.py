@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from foldserve.service.ipc.records import pack_dims
 from foldserve.service.worker.batcher import choose
-from foldserve.service.worker.dequeue import Ticket
+from foldserve.service.worker.ticket_consumer import Ticket
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import DYNAMIC, Rig
 

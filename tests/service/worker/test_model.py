@@ -17,9 +17,9 @@ from foldserve.service.ipc.scoreboard import READY, RESTARTING, Dimensions
 from foldserve.service.repository.index import read_repository
 from foldserve.service.repository.model_version import versions_of
 from foldserve.service.worker import model as module
-from foldserve.service.worker.dequeue import WorkerMemory
 from foldserve.service.worker.instance import Instance
 from foldserve.service.worker.model import LoadedModel, WorkerParts
+from foldserve.service.worker.ticket_consumer import WorkerMemory
 from tests.service.engine_rig import FakeSession
 from tests.service.repositories import metrics_of, sample, save_linear
 

@@ -13,9 +13,9 @@ from foldserve.service.ipc.resources import Sizes, Transport
 from foldserve.service.ipc.scoreboard import READY, Dimensions
 from foldserve.service.server.model_control import ModelControl
 from foldserve.service.worker import models as module
-from foldserve.service.worker.dequeue import WorkerMemory
 from foldserve.service.worker.model import WorkerParts
 from foldserve.service.worker.models import WorkerModels
+from foldserve.service.worker.ticket_consumer import WorkerMemory
 from tests.service.engine_rig import FIXED, FakeSession
 from tests.service.repositories import metrics_of, model_version
 

@@ -4,8 +4,9 @@
 2. Each layer of the TorchScript file in float64 against that graph: the same kernels on the same numbers.
 3. Each layer of the ONNX file, which no runtime computes in float64, in float32.
 
-One row is enough: how a layer is computed does not hang on its numbers. What hangs on sizes and rows, and on what a
-runtime makes of a file, is proved with the outputs of all cases (parity.py). What a layer is: first_wrong_layer.py.
+One row is enough: how a layer is computed does not depend on its numbers, and its weights are compared themselves
+(check_weights.py). What depends on sizes and rows, and on what a runtime makes of a file, is proved with the outputs of
+all cases (parity.py). What a layer is: first_wrong_layer.py.
 """
 
 from collections.abc import Mapping, Sequence

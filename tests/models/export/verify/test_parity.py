@@ -11,7 +11,7 @@ from torch import nn
 from foldserve.models.errors import BadExample, NotCapturable, ParityFailed
 from foldserve.models.export import export_model, steps
 from foldserve.models.export.fold import fold_batch_norms
-from foldserve.models.export.verify import files
+from foldserve.models.export.verify import check_files
 from foldserve.models.export.writers import torchscript_source
 from foldserve.models.export.writers.onnx_writer import run_onnx, to_onnx
 from tests.models.export.support import ConvNorm, Fn, pictures
@@ -101,7 +101,7 @@ def test_a_file_that_cannot_run_is_told_with_the_shapes(tmp_path, monkeypatch):
             raise RuntimeError("no kernel")
         return run_onnx(session, inputs)
 
-    monkeypatch.setattr(files, "run_onnx", broken)
+    monkeypatch.setattr(check_files, "run_onnx", broken)
     with pytest.raises(
         ParityFailed, match=r"ONNX file fails on inputs of the shapes \[\(7, 3, 8, 8\)\].*no kernel"
     ):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from foldserve.models.errors import BadExample, ParityFailed
 from foldserve.models.export import export_model
 from foldserve.models.export.cli.summary import table
-from foldserve.models.export.verify import files
+from foldserve.models.export.verify import check_files
 from foldserve.models.export.verify.parity import check_file
 from foldserve.models.export.writers.torchscript_writer import load_torchscript
 from foldserve.models.image_input import ImageInput
@@ -104,7 +104,7 @@ def test_decoded_pictures_are_among_the_cases_that_the_files_are_compared_on(tmp
         seen.append([case for case in cases if not case.fresh][1:])
         return original(label, run, cases, *others)
 
-    monkeypatch.setattr(files, "check_file", watched)
+    monkeypatch.setattr(check_files, "check_file", watched)
     export_model(module, module.example_inputs(), tmp_path, name="m")
     assert len(seen) == 2
     for ((decoded,),) in ([case.inputs for case in cases] for cases in seen):

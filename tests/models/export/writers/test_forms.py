@@ -9,7 +9,7 @@ from foldserve.models.errors import FormNotUsable, FormNotWritten, NotCapturable
 from foldserve.models.export import export_model, steps
 from foldserve.models.export.cli.command import main
 from foldserve.models.export.precision.precision import PRECISIONS
-from foldserve.models.export.verify import files
+from foldserve.models.export.verify import check_files
 from foldserve.models.export.writers import onnx_writer
 from foldserve.models.export.writers.forms import TORCHSCRIPT, chosen_forms
 from foldserve.service.backends.base import SessionOptions
@@ -163,7 +163,7 @@ def wrong(session, inputs):
 
 @pytest.mark.parametrize("only", [None, "onnx"])
 def test_a_file_that_answers_wrong_fails_the_export_and_the_way_round_is_told(only, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "run_onnx", wrong)
+    monkeypatch.setattr(check_files, "run_onnx", wrong)
     with pytest.raises(ParityFailed, match="the ONNX file answers differently") as raised:
         export(ConvNorm(), tmp_path, only=only)
     way = "export model.pt alone, if that is right: --only torchscript (in Python only='torchscript')"
@@ -174,15 +174,15 @@ def test_a_file_that_answers_wrong_fails_the_export_and_the_way_round_is_told(on
 def test_a_wrong_file_is_no_file_that_cannot_be_written_where_its_layer_cannot_be_found(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(files, "run_onnx", wrong)
-    monkeypatch.setattr(files, "_locate_onnx", cannot)
+    monkeypatch.setattr(check_files, "run_onnx", wrong)
+    monkeypatch.setattr(check_files, "_locate_onnx", cannot)
     with pytest.raises(ParityFailed, match="Which layer it is could not be looked for: no way to write it"):
         export(ConvNorm(), tmp_path)
 
 
 def test_a_wrong_file_beside_one_that_cannot_be_written_is_told_with_both_reasons(tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "to_torchscript", cannot)
-    monkeypatch.setattr(files, "run_onnx", wrong)
+    monkeypatch.setattr(check_files, "run_onnx", wrong)
     with pytest.raises(ParityFailed, match=r"ONNX file.*model.pt alone is no way round: no way to write it"):
         export(ConvNorm(), tmp_path)
 

@@ -24,7 +24,7 @@ from foldserve.models.export.precision.convert import Converted
 from foldserve.models.export.precision.precision import PRECISIONS
 from foldserve.models.export.process.float64_mode import float64_arithmetic, widened
 from foldserve.models.export.steps import Request
-from foldserve.models.export.verify import files
+from foldserve.models.export.verify import check_files
 from foldserve.models.export.verify.layers.exactness import retyped
 from foldserve.models.export.verify.parity import check_conditioned
 from foldserve.models.export.verify.tolerance import outputs_of
@@ -217,8 +217,8 @@ class Trial:
         """False where the export would have let the file pass."""
         # Which layer it was is looked for on failure only, takes longest of all, and has its own tests.
         with (
-            mock.patch.object(files, "_locate_torchscript", return_value=None),
-            mock.patch.object(files, "_locate_onnx", return_value=None),
+            mock.patch.object(check_files, "_locate_torchscript", return_value=None),
+            mock.patch.object(check_files, "_locate_onnx", return_value=None),
         ):
             try:
                 write()

@@ -17,7 +17,7 @@ import pytest
 
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import BodyType, json_codec
-from foldserve.service.codecs.protocol import Options
+from foldserve.service.codecs.protocol import Options, Served
 from foldserve.service.engine.codec_process import client, messages
 from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
@@ -151,7 +151,7 @@ def run(test) -> None:
 
 def options(shape: str | None) -> Options:
     """What a head with this X-Tensor-Shape, if any, says."""
-    return () if shape is None else (None, None, shape)
+    return () if shape is None else (None, None, shape, None)
 
 
 def rows(count: int) -> bytes:
@@ -188,7 +188,7 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, row, shape):
             body, _ = codecs.ask(data, kind, row, shape)
             assert body.allocation is None  # it is the job's
             assert await body.end() is None
-            expected = PREDICT[kind].parse(data, SIGNATURES[row], options(shape)).inputs
+            expected = PREDICT[kind].parse(data, Served("m", "1", SIGNATURES[row]), options(shape)).inputs
             got = codecs.inputs(body)
             assert got.keys() == expected.keys()
             for name, array in expected.items():
@@ -220,7 +220,9 @@ def test_a_body_is_parsed_as_its_protocol_parses_it(data, kind, row, shape):
 )
 def test_a_body_is_refused_as_its_protocol_refuses_it(data, kind, row, shape):
     with pytest.raises(ServiceError) as expected:
-        SIGNATURES[row].check_inputs(PREDICT[kind].parse(data, SIGNATURES[row], options(shape)).inputs)
+        SIGNATURES[row].check_inputs(
+            PREDICT[kind].parse(data, Served("m", "1", SIGNATURES[row]), options(shape)).inputs
+        )
 
     async def test():
         async with open_codecs() as codecs:

@@ -11,6 +11,7 @@ import pytest
 
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.frontend.pages.docs import docs_page
+from tests.service.protocols.picture_models import picture_models
 from tests.service.support import PAIR, SETTINGS, NumpyModels, app_of, call, models, pair, running, served
 
 
@@ -115,3 +116,18 @@ def test_every_command_on_the_page_is_answered(tmp_path):
         )
     assert done.returncode == 0, done.stderr
     assert '"outputs":{"y":[[0.0,0.0,0.0]]}' in done.stdout
+
+
+def test_model_that_takes_pictures_shows_how_one_is_sent():
+    text = unescape(page(picture_models()))
+    assert "--data-binary @photo.jpg \\\n  'http://models.example:8000/predict/colours?top=5'" in text
+    assert "/predict/arrays?top=5" not in text
+
+
+def test_pictures_and_labels_are_in_the_openapi_document():
+    document = call(app_of(), "GET", "/openapi.json").json()
+    post = document["paths"]["/predict/{model}"]["post"]
+    assert post["requestBody"]["content"].keys() >= {"image/jpeg", "image/png", "multipart/form-data"}
+    assert "image/jpeg" not in post["responses"]["200"]["content"]
+    assert "top" in [parameter["name"] for parameter in post["parameters"]]
+    assert "top" in document["components"]["schemas"]["Outputs"]["properties"]

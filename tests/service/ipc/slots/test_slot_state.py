@@ -13,8 +13,8 @@ from foldserve.service.errors import DeadlinePassed, ModelCrashed, QueueFull
 from foldserve.service.ipc.slots.arena import HEADER
 from foldserve.service.ipc.slots.slot_pool import SlotAllocation
 from foldserve.service.ipc.slots.slot_state import COMPLETED, MOVES, Side, State, may_move
-from foldserve.service.worker import dequeue
-from foldserve.service.worker.dequeue import TicketConsumer
+from foldserve.service.worker import ticket_consumer
+from foldserve.service.worker.ticket_consumer import TicketConsumer
 from tests.service.engine_rig import DYNAMIC, RecordedRequest, Rig, WorkerKilled
 
 
@@ -47,7 +47,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Side, State, State]]:
         return result
 
     set_state, begin_attempt = SlotAllocation.set_state, SlotAllocation.begin_attempt
-    mark, complete = TicketConsumer._mark, dequeue.complete
+    mark, complete = TicketConsumer._mark, ticket_consumer.complete
 
     def noted_complete(shared: Any, tickets: Any, *args: Any, **keys: Any) -> None:
         befores = [State(shared.arenas[t.api][t.slot * HEADER.itemsize]) for t in tickets]
@@ -75,7 +75,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Side, State, State]]:
     monkeypatch.setattr(SlotAllocation, "begin_attempt", noted_begin)
     monkeypatch.setattr(TicketConsumer, "_mark", noted_mark)
     for module in (
-        "foldserve.service.worker.dequeue.complete",
+        "foldserve.service.worker.ticket_consumer.complete",
         "foldserve.service.worker.batches.batch_runner.complete",
     ):
         monkeypatch.setattr(module, noted_complete)
@@ -195,7 +195,7 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
     moves: set[tuple[Side, State, State]], monkeypatch: pytest.MonkeyPatch, first_seed: int
 ) -> None:
     life: list[SlotStateMachine] = []
-    real_send, real_mark = dequeue.send_done, TicketConsumer._mark
+    real_send, real_mark = ticket_consumer.send_done, TicketConsumer._mark
 
     def send(*args: Any, **keys: Any) -> None:
         life[-1].tick()
@@ -210,7 +210,7 @@ def test_random_lives_end_right_by_moves_of_the_table_alone(
 
     # One thread plays everybody: what one has written, all others see.
     monkeypatch.setattr(board_module, "SETTLE_NS", 0)
-    monkeypatch.setattr(dequeue, "send_done", send)
+    monkeypatch.setattr(ticket_consumer, "send_done", send)
     monkeypatch.setattr(TicketConsumer, "_mark", mark)
 
     async def run(seed: int) -> None:

@@ -16,6 +16,7 @@ from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.oip.request import Reply
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 2)),))
+VERSION = Served("m", "1", SIGNATURE)
 ROW = [1.0, -0.5, 3e7]
 
 
@@ -41,7 +42,7 @@ def as_binary(array: np.ndarray, **more: Any) -> tuple[bytes, Options]:
 def teach(fast: OipFastCodec, body: bytes, options: Options = ()) -> None:
     """Have the protocol look twice, as it does for a client's first two requests."""
     for _ in range(2):
-        parsed = OIP_JSON.parse(body, SIGNATURE, options)
+        parsed = OIP_JSON.parse(body, VERSION, options)
         SIGNATURE.check_inputs(parsed.inputs)
         fast.learn(body, options, parsed.inputs, parsed.reply)
 
@@ -52,7 +53,7 @@ def agree(fast: OipFastCodec, body: bytes, options: Options = ()) -> bool:
     if taken is None:
         return False
     rows, data, reply = taken
-    parsed = OIP_JSON.parse(body, SIGNATURE, options)
+    parsed = OIP_JSON.parse(body, VERSION, options)
     assert rows == SIGNATURE.check_inputs(parsed.inputs)
     assert bytes(data) == parsed.inputs["x"].tobytes()
     assert reply == parsed.reply
@@ -97,7 +98,7 @@ def test_whatever_stands_in_the_place_of_the_numbers_is_read_as_the_protocol_rea
     teach(fast, as_json(ROW))
     body = as_json(data)
     try:
-        OIP_JSON.parse(body, SIGNATURE, ())
+        OIP_JSON.parse(body, VERSION, ())
     except ServiceError:
         assert fast.decode(body, ()) is None
     else:
@@ -114,7 +115,7 @@ def test_a_changed_byte_is_read_as_the_protocol_reads_it(at, with_):
     teach(fast, body)
     changed = body[: at % len(body)] + with_ + body[at % len(body) + 1 :]
     try:
-        OIP_JSON.parse(changed, SIGNATURE, ())
+        OIP_JSON.parse(changed, VERSION, ())
     except ServiceError:
         assert fast.decode(changed, ()) is None
     else:
@@ -196,7 +197,7 @@ def test_integers_have_one_for_their_bytes_alone():
     plain = json.dumps({"inputs": [{**tensor, "data": [1, 2, 3]}]}).encode()
     for body, options in ((text + array.tobytes(), (str(len(text)),)), (plain, ())):
         for _ in range(2):
-            parsed = OIP_JSON.parse(body, signature, options)
+            parsed = OIP_JSON.parse(body, Served("m", "1", signature), options)
             fast.learn(body, options, parsed.inputs, parsed.reply)
     assert fast.decode(text + array.tobytes(), (str(len(text)),)) == (1, array.tobytes(), tuple(Reply()))
     assert fast.decode(plain, ()) is None

@@ -46,7 +46,7 @@ def pair(*, raw: bool = True, **changed: Any) -> ModelInferRequest:
 
 
 def parse(message: ModelInferRequest, signature: Signature = PAIR) -> Any:
-    return OIP_GRPC.parse(message.SerializeToString(), signature, ())
+    return OIP_GRPC.parse(message.SerializeToString(), Served("m", "1", signature), ())
 
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
@@ -171,4 +171,4 @@ def test_changed_bytes_are_parsed_or_refused_and_nothing_else(data: st.DataObjec
         if not message:
             break
     with contextlib.suppress(ServiceError):
-        PAIR.check_inputs(OIP_GRPC.parse(bytes(message), PAIR, ()).inputs)
+        PAIR.check_inputs(OIP_GRPC.parse(bytes(message), SERVED, ()).inputs)

@@ -327,6 +327,10 @@ def specs(datatype: str) -> Signature:
     return Signature((TensorSpec("x", datatype, (-1, 2)),), (TensorSpec("y", datatype, (-1, 2)),))
 
 
+def version_of(datatype: str) -> Served:
+    return Served("m", "1", specs(datatype))
+
+
 def arrays(datatype: str) -> st.SearchStrategy[np.ndarray]:
     dtype = numpy_dtype(datatype)
     elements: st.SearchStrategy[Any]
@@ -353,7 +357,7 @@ def test_every_datatype_goes_in_and_out_as_it_is(datatype, data, binary, identit
     text = json.dumps(document).encode()
     body = text + array.tobytes() if binary else text
     protocol = OIP_BINARY if binary else OIP_JSON
-    parsed = protocol.parse(body, specs(datatype), (str(len(text)),) if binary else ())
+    parsed = protocol.parse(body, version_of(datatype), (str(len(text)),) if binary else ())
     np.testing.assert_array_equal(parsed.inputs["x"], array)
     assert parsed.inputs["x"].dtype == array.dtype
     answer = protocol.render(Served("m", "1", specs(datatype)), {"y": array}, parsed.reply)
@@ -392,7 +396,7 @@ VALUES = st.recursive(
 def test_any_document_is_parsed_or_refused(document, rest):
     text = json.dumps(document).encode()
     with contextlib.suppress(BadRequest, BadJson, BadTensor):
-        OIP_BINARY.parse(text + rest, specs("FP32"), (str(len(text)),))
+        OIP_BINARY.parse(text + rest, version_of("FP32"), (str(len(text)),))
 
 
 def test_an_answer_that_json_cannot_carry_names_the_way_out():
@@ -406,7 +410,7 @@ def test_an_answer_that_json_cannot_carry_names_the_way_out():
 def test_an_fp16_output_is_refused_as_json_before_it_is_computed():
     document = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP16", "data": [1, 2]}]}
     with pytest.raises(ServiceError, match="output 'y' is FP16"):
-        OIP_JSON.parse(json.dumps(document).encode(), specs("FP16"), ())
+        OIP_JSON.parse(json.dumps(document).encode(), version_of("FP16"), ())
 
 
 def test_labels_stand_behind_the_places_of_classes():

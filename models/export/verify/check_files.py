@@ -10,6 +10,11 @@ from torch import Tensor
 from foldserve.models.export.capture.capture import CapturedGraph
 from foldserve.models.export.precision.precision import Precision
 from foldserve.models.export.verify.layers.check_layers import check_layers
+from foldserve.models.export.verify.layers.check_weights import (
+    check_weights,
+    weights_of_onnx,
+    weights_of_torchscript,
+)
 from foldserve.models.export.verify.layers.first_wrong_layer import first_wrong_layer
 from foldserve.models.export.verify.layers.onnx_values import OnnxValues, in_float32
 from foldserve.models.export.verify.layers.torchscript_values import TorchScriptValues
@@ -17,7 +22,11 @@ from foldserve.models.export.verify.parity import FOLD_TOLERANCE, Parity, check_
 from foldserve.models.export.verify.reference import ParityCase
 from foldserve.models.export.verify.tolerance import FILE_TOLERANCE, Output
 from foldserve.models.export.writers.onnx_writer import load_onnx, run_onnx
-from foldserve.models.export.writers.torchscript_writer import load_torchscript, run_torchscript
+from foldserve.models.export.writers.torchscript_writer import (
+    attribute_names,
+    load_torchscript,
+    run_torchscript,
+)
 
 
 def check_torchscript(
@@ -41,6 +50,8 @@ def check_torchscript(
 
     label, locate = "TorchScript file", functools.partial(_locate_torchscript, path, written)
     parity = check_file(label, run, cases, outputs, precision, locate)
+    weight_of = weights_of_torchscript(scripted, attribute_names(written.graph_module))
+    check_weights(label, weight_of, written.graph_module)
     values = TorchScriptValues(scripted)
     check_layers(label, values, written.graph_module, cases, FOLD_TOLERANCE, exact=True)
     return parity
@@ -68,6 +79,7 @@ def check_onnx(
     run = functools.partial(run_onnx, load_onnx(path))
     parity = check_file(label, run, cases, outputs, precision, locate)
     del run
+    check_weights(label, weights_of_onnx(path), written.graph_module)
     with _onnx_values(path, written, names, precision) as values:
         check_layers(label, values, written.graph_module, cases, FILE_TOLERANCE, exact=False)
     return parity

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from foldserve.service.worker.gate import DeviceGate, Gate
+from foldserve.service.worker.device_gate import DeviceGate, Gate
 
 SECOND_NS = 10**9
 

@@ -5,7 +5,7 @@ import time
 from foldserve.service.errors import DeadlinePassed
 from foldserve.service.ipc.records import TICKET_STRUCT
 from foldserve.service.ipc.slots.slot_state import State
-from foldserve.service.worker.dequeue import Ticket, TicketConsumer
+from foldserve.service.worker.ticket_consumer import Ticket, TicketConsumer
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import RecordedRequest, Rig
 
