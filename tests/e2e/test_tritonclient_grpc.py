@@ -164,6 +164,16 @@ def test_timeout_parameter_of_the_schedule_policy_is_kept(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("timeout", "status", "code"),
+    [("100", "DEADLINE_EXCEEDED", "deadline_passed"), ("soon", "INVALID_ARGUMENT", "bad_request")],
+)
+def test_time_can_be_given_as_metadata(client: Any, timeout: str, status: str, code: str) -> None:
+    headers = {"x-timeout-ms": timeout}
+    found, _, trailing = refused(lambda: client.infer("slow", [given(ROWS)], headers=headers))
+    assert (found, trailing["code"]) == (f"StatusCode.{status}", code)
+
+
+@pytest.mark.parametrize(
     ("model", "version", "rows", "status", "code", "text"),
     [
         ("none", "", ROWS, "NOT_FOUND", "unknown_model", "linear"),

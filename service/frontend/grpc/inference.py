@@ -30,7 +30,8 @@ _INFER_RESPONSE: Final = 2
 """Fields of ModelStreamInferResponse."""
 _ID: Final = 3
 """Of ModelInferResponse."""
-_ID_BYTES: Final = 1024
+_ID_CHARS: Final = 1024
+"""Of an id that is too long, to be told with the error."""
 _HEADERS: Final = ("x-request-id", "x-timeout-ms")
 _SHORTEST_MS: Final = 0.001
 
@@ -124,7 +125,7 @@ def _in_stream(response: Response, identity: str) -> bytes:
     """An answer as a message of the stream; of an error the text, and the request's id beside it."""
     if response.status == 200:
         return field_of_bytes(_INFER_RESPONSE, len(response.body)) + response.body
-    given = identity.encode()[:_ID_BYTES] if identity.isascii() else identity.encode()
+    given = identity[:_ID_CHARS].encode()
     named = field_of_bytes(_ID, len(given)) + given if given else b""
     text = response.body
     return b"".join(
