@@ -17,6 +17,7 @@ EXPECTED = {
     "BadRequest": (400, "bad_request"),
     "BadJson": (400, "bad_json"),
     "BadTensor": (400, "bad_tensor"),
+    "BadPicture": (400, "bad_picture"),
     "Unauthorized": (401, "unauthorized"),
     "UnknownModel": (404, "unknown_model"),
     "UnknownVersion": (404, "unknown_version"),
