@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-WHAT = ["fold", "export", "serve", "peers", "heads", "stall", "scrapes", "gpu", "soak", "published"]
+WHAT = [
+    "fold",
+    "export",
+    "serve",
+    "peers",
+    "heads",
+    "protocols",
+    "stall",
+    "scrapes",
+    "gpu",
+    "soak",
+    "published",
+]
 # Each as `python -m` runs it; one after the other in one process, as all import the same large libraries.
 EACH = """
 import runpy, sys

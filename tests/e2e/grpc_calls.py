@@ -18,7 +18,8 @@ ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
 def save_repository(folder: Path) -> None:
-    """linear in two versions, lookup, mlp; narrow has room for one row in its queue; nothing leaves slow for 20 s."""
+    """linear in two versions, lookup, mlp; narrow has room for one row in its queue; nothing leaves slow for 20 s,
+    unless it holds 64 rows, those of cancelled requests too."""
     for version in ("1", "2"):
         (folder / "linear" / version).mkdir(parents=True)
         save_exported(folder / "linear" / version, version=version)
@@ -31,7 +32,7 @@ def save_repository(folder: Path) -> None:
     (folder / "narrow" / "config.yaml").write_text("max_queue_delay_ms: 1500\nqueue: {max_rows: 1}\n")
     (folder / "slow" / "1").mkdir(parents=True)
     save_exported(folder / "slow" / "1", name="slow")
-    (folder / "slow" / "config.yaml").write_text("max_batch_size: 8\nmax_queue_delay_ms: 20000\n")
+    (folder / "slow" / "config.yaml").write_text("max_batch_size: 64\nmax_queue_delay_ms: 20000\n")
 
 
 def connected(server: ServerProcess) -> Any:
