@@ -6,7 +6,7 @@ The worker is turned by hand, so that a test decides when answers come.
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,7 @@ PATH = "/predict/m0"
 JSON = "application/json"
 RAW = "application/octet-stream"
 ASGI = "Content-Encoding: identity"
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 """A header that only the ASGI path knows, and that changes nothing."""
 LIMIT_BYTES = 100_000
 WORK_LIMIT_S = 60.0
@@ -272,3 +273,16 @@ class Connection:
             assert len(data) >= at
             found.append(Answer(int(status.split()[1]), headers, data[body:at]))
         return found
+
+
+def run(test: Callable[[ApiServerHarness], Awaitable[Any]], **rig: Any) -> Any:
+    """Run a test's body with a server on an event loop of its own."""
+
+    async def main() -> Any:
+        return await test(ApiServerHarness(**rig))
+
+    return asyncio.run(main())
+
+
+def statuses(connection: Connection) -> list[int]:
+    return [answer.status for answer in connection.answers()]
