@@ -40,5 +40,7 @@ echo "installing into .venv; the first time takes some minutes"
 # torch by itself and first, so that a build for this machine that pip is configured to find (a CPU-only one, say)
 # is taken for the pinned version before anything else asks for torch.
 pip_install setuptools torch
+# What an earlier build left beside the sources names the entry points of then, and is found before the new ones.
+rm -rf foldserve.egg-info
 # Without build isolation the pinned setuptools builds foldserve, and a later run needs no network.
 pip_install --no-build-isolation --editable '.[export,grpc,demo,test,docs]'
