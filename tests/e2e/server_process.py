@@ -84,6 +84,18 @@ class ServerProcess:
         """The ids of the worker processes."""
         return [pid for pid in self.processes() if b"spawn_main" in _command_line(pid)]
 
+    @contextlib.contextmanager
+    def workers_stopped(self) -> Iterator[None]:
+        """Within: nothing is run. Not for so long that the supervisor takes them for hung."""
+        pids = self.workers()
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     def api_servers(self) -> list[int]:
         """The ids of the processes that speak HTTP: forked, so their command line is the parent's."""
         line = _command_line(self.process.pid)

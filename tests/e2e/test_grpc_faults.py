@@ -150,13 +150,14 @@ def test_cancelled_stream_gives_back_what_it_asked_for(client: Any, server: Serv
 
 
 def test_deadline_of_the_client_ends_the_request_on_both_sides(client: Any, server: ServerProcess) -> None:
-    labels = {"model": "slow", "version": "1", "protocol": "grpc"}
+    labels = {"model": "linear", "version": "2", "protocol": "grpc"}
 
     def ended() -> float:
         return sum(server.metric("foldserve_requests_total", **labels, code=code) for code in ("499", "504"))
 
     before = ended()
-    status, _, _ = refused(lambda: client.infer("slow", [given(ROWS)], client_timeout=0.3))
+    with server.workers_stopped():
+        status, _, _ = refused(lambda: client.infer("linear", [given(ROWS)], client_timeout=0.3))
     assert status == "StatusCode.DEADLINE_EXCEEDED"
     server.until(lambda: ended() == before + 1)
 

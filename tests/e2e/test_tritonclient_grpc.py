@@ -157,8 +157,9 @@ def test_full_queue_says_when_to_come_again(client: Any, server: ServerProcess) 
     assert answered.result(START_LIMIT_S).as_numpy("y").shape == (1, 3)
 
 
-def test_timeout_parameter_of_the_schedule_policy_is_kept(client: Any) -> None:
-    status, text, trailing = refused(lambda: client.infer("slow", [given(ROWS)], timeout=100_000))
+def test_timeout_parameter_of_the_schedule_policy_is_kept(client: Any, server: ServerProcess) -> None:
+    with server.workers_stopped():
+        status, text, trailing = refused(lambda: client.infer("linear", [given(ROWS)], timeout=100_000))
     assert (status, trailing["code"]) == ("StatusCode.DEADLINE_EXCEEDED", "deadline_passed")
     assert "time" in text
 
@@ -167,9 +168,12 @@ def test_timeout_parameter_of_the_schedule_policy_is_kept(client: Any) -> None:
     ("timeout", "status", "code"),
     [("100", "DEADLINE_EXCEEDED", "deadline_passed"), ("soon", "INVALID_ARGUMENT", "bad_request")],
 )
-def test_time_can_be_given_as_metadata(client: Any, timeout: str, status: str, code: str) -> None:
+def test_time_can_be_given_as_metadata(
+    client: Any, server: ServerProcess, timeout: str, status: str, code: str
+) -> None:
     headers = {"x-timeout-ms": timeout}
-    found, _, trailing = refused(lambda: client.infer("slow", [given(ROWS)], headers=headers))
+    with server.workers_stopped():
+        found, _, trailing = refused(lambda: client.infer("linear", [given(ROWS)], headers=headers))
     assert (found, trailing["code"]) == (f"StatusCode.{status}", code)
 
 
