@@ -110,4 +110,4 @@ def lay_out(kind: BodyType, outputs: Mapping[str, np.ndarray], signature: Signat
     array = np.asarray(given, dtype=given.dtype.newbyteorder("<"), order="C")
     headers = raw_codec.tensor_headers(name, signature.outputs_by_name[name].datatype, array.shape)
     prefix = b"" if kind is BodyType.RAW else npy_codec.header_of(array)
-    return LaidOut(kind.value, prefix, array.reshape(-1).view(np.uint8).data, headers)
+    return LaidOut(kind.value, prefix, raw_codec.elements(array), headers)

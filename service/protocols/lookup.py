@@ -55,8 +55,7 @@ def check_ready(status: Status) -> None:
     """Raise Draining or NotReady, naming what is waited for, unless every model to be served is ready."""
     if status.ready():
         return
-    if status.draining():
-        raise Draining("the server is shutting down; send requests to another one")
+    check_not_draining(status)
     waiting = [model.name for model in status.models().values() if not model.ready]
     broken = list(status.broken())
     why = f"cannot be served: {', '.join(broken[:20])}; GET /info says why" if broken else ""
@@ -64,6 +63,12 @@ def check_ready(status: Status) -> None:
         named = ", ".join(waiting[:20]) or "the workers"
         why = f"waiting for {named}; try again shortly{'; ' * bool(why)}{why}"
     raise NotReady(f"not ready: {why}")
+
+
+def check_not_draining(status: Status) -> None:
+    """Raise Draining when shutdown has begun."""
+    if status.draining():
+        raise Draining("the server is shutting down; send requests to another one")
 
 
 def _cannot_be_served(what: str) -> NotReady:

@@ -9,12 +9,13 @@ from typing import Any, Final
 import numpy as np
 
 from foldserve.service.artifact.signature import TensorSpec
+from foldserve.service.codecs import raw_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from foldserve.service.errors import BadRequest, BadTensor, ServiceError
-from foldserve.service.protocols.oip.infer import classes_of, shape_of
+from foldserve.service.protocols.oip.infer import classes_of, shape_of, shape_of_classes
 from foldserve.service.protocols.oip.request import Reply, parse_document
 from foldserve.service.protocols.oip.tensors import BINARY_ONLY, from_binary, from_json, strings_to_binary
 from foldserve.service.protocols.oip.wire import field_of_bytes, malformed
@@ -77,12 +78,11 @@ class OipGrpcProtocol:
             _, classes = asked.of(name)
             if classes:
                 strings = classes_of(served, name, array, classes)
-                shape = [len(array), len(strings) // len(array)]
-                described.append({"name": name, "datatype": "BYTES", "shape": shape})
+                described.append(shape_of_classes(name, len(array), strings))
                 data: bytes | memoryview = strings_to_binary(strings)
             else:
                 described.append(shape_of(served, name, array.shape))
-                data = _bytes_of(array)
+                data = raw_codec.elements(array)
             parts += (field_of_bytes(_RAW_OUTPUT, len(data)), data)
         # The raw contents are the last of the fields, and so the message need not hold them as it is written.
         return Encoded(MEDIA_TYPE, b"".join((_response(served, asked, described), *parts)))
@@ -93,7 +93,7 @@ class OipGrpcProtocol:
         ((name, array), *others) = outputs.items()
         if others or asked.of(name)[1]:
             return None
-        data = _bytes_of(array)
+        data = raw_codec.elements(array)
         message = _response(served, asked, [shape_of(served, name, array.shape)])
         return LaidOut(MEDIA_TYPE, message + field_of_bytes(_RAW_OUTPUT, len(data)), data, ())
 
@@ -201,9 +201,3 @@ def _parameters(message: Any) -> dict[str, Any]:
         if kind is not None:
             found[name] = getattr(value, kind)
     return found
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    """The elements, little-endian and row-major; where they lie, if they lie so."""
-    ordered = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-    return ordered.reshape(-1).view(np.uint8).data

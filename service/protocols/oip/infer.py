@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from foldserve.service.codecs import raw_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.json_codec import encodable
@@ -20,7 +21,7 @@ from foldserve.service.errors import BadJson, BadRequest, ServiceError
 from foldserve.service.inference.response import JSON, error_body
 from foldserve.service.protocols.oip.fast import BINARY, JSON_LENGTH, OipFastCodec
 from foldserve.service.protocols.oip.request import JsonAndBytes, Reply, parse_document, parse_raw
-from foldserve.service.protocols.oip.tensors import strings_to_binary, to_binary
+from foldserve.service.protocols.oip.tensors import strings_to_binary
 
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 _EXPECTED: Final = 'expected {"inputs": [{"name", "shape", "datatype", "data"}, ...]}'
@@ -72,7 +73,7 @@ class OipProtocol:
             strings = classes_of(served, name, array, classes) if classes else None
             described.append(_described(served, name, array, binary, strings))
             if binary:
-                blobs.append(to_binary(array) if strings is None else strings_to_binary(strings))
+                blobs.append(raw_codec.encode(array) if strings is None else strings_to_binary(strings))
                 described[-1]["parameters"] = {"binary_data_size": len(blobs[-1])}
         document = _document(served, asked, described)
         return _encoded(document, b"".join(blobs))
@@ -80,16 +81,13 @@ class OipProtocol:
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol: of one output as bytes, whose numbers are sent from where they lie."""
         asked = Reply(*reply)
-        ((name, given), *others) = outputs.items()
+        ((name, array), *others) = outputs.items()
         binary, classes = asked.of(name)
         if others or not binary or classes:
             return None
-        array = np.asarray(given, dtype=given.dtype.newbyteorder("<"), order="C")
         described = {**shape_of(served, name, array.shape), "parameters": {"binary_data_size": array.nbytes}}
         document = _document(served, asked, [described])
-        return LaidOut(
-            BINARY, document, array.reshape(-1).view(np.uint8).data, ((JSON_LENGTH, str(len(document))),)
-        )
+        return LaidOut(BINARY, document, raw_codec.elements(array), ((JSON_LENGTH, str(len(document))),))
 
     def render_error(self, error: ServiceError) -> Encoded:
         """See InferenceProtocol."""
@@ -123,7 +121,7 @@ def _described(
 ) -> dict[str, Any]:
     """An output as the answer's JSON has it: with its values, unless they follow as bytes. strings: its classes."""
     if strings is not None:
-        described = {"name": name, "datatype": "BYTES", "shape": [len(array), len(strings) // len(array)]}
+        described = shape_of_classes(name, len(array), strings)
         return described if binary else {**described, "data": strings}
     described = shape_of(served, name, array.shape)
     if binary:
@@ -135,6 +133,11 @@ def shape_of(served: Served, name: str, shape: tuple[int, ...]) -> dict[str, Any
     """What an answer says of an output of numbers."""
     datatype = served.signature.outputs_by_name[name].datatype
     return {"name": name, "datatype": datatype, "shape": list(shape)}
+
+
+def shape_of_classes(name: str, rows: int, strings: list[str]) -> dict[str, Any]:
+    """What an answer says of an output whose classes were asked for."""
+    return {"name": name, "datatype": "BYTES", "shape": [rows, len(strings) // rows]}
 
 
 def classes_of(served: Served, name: str, array: np.ndarray, count: int) -> list[str]:

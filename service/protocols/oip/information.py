@@ -7,8 +7,8 @@ from importlib.metadata import version as distribution_version
 from typing import Any, Final
 
 from foldserve.service.engine.served import ServedModel, ServedVersion, Status
-from foldserve.service.errors import Draining, NotReady
-from foldserve.service.protocols.lookup import find_model, find_version
+from foldserve.service.errors import NotReady
+from foldserve.service.protocols.lookup import check_not_draining, find_model, find_version
 from foldserve.service.protocols.oip.documents import model_config, model_metadata
 from foldserve.service.protocols.oip.statistics import statistics
 
@@ -49,8 +49,7 @@ class Information:
     def check_model_ready(self, model: str, version: str | None) -> str:
         """The model's name. Raises: NotReady, Draining unless it is ready."""
         found, chosen = self.find(model, version)
-        if self.status.draining():
-            raise Draining("the server is shutting down; send requests to another one")
+        check_not_draining(self.status)
         if not chosen.ready:
             why = chosen.manifest.get("problem", "loading")
             raise NotReady(f"version {chosen.version} of model {found.name!r} is not ready: {why}")

@@ -67,11 +67,6 @@ def from_binary(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> n
     return array
 
 
-def to_binary(array: np.ndarray) -> bytes:
-    """The elements, little-endian and row-major."""
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
 def strings_to_binary(strings: list[str]) -> bytes:
     """The elements of a BYTES tensor: each with its length before it, four bytes, little-endian."""
     encoded = [string.encode() for string in strings]
