@@ -15,6 +15,8 @@ from typing import IO
 
 import onnx
 
+from foldserve.service.codecs.protobuf_fields import field_of_bytes
+
 # A protobuf message ends at 2 GiB; a little is left for the graph around the weights.
 LARGEST_MESSAGE_BYTES = 2**31 - 2**24
 # Of a weight that may lie in the second file, and the multiple at which it begins there: a runtime may then map it.
@@ -87,10 +89,10 @@ def _write_message(model: onnx.ModelProto, weights: Sequence[onnx.TensorProto], 
     file.write(outside.SerializeToString(deterministic=True))
     heads = [_head_of_weight(weight) for weight in weights]
     sizes = [len(head) + len(weight.raw_data) for head, weight in zip(heads, weights, strict=True)]
-    length = len(graph) + sum(len(_head(_INITIALIZER, size)) + size for size in sizes)
-    file.write(_head(_GRAPH, length) + graph)
+    length = len(graph) + sum(len(field_of_bytes(_INITIALIZER, size)) + size for size in sizes)
+    file.write(field_of_bytes(_GRAPH, length) + graph)
     for head, size, weight in zip(heads, sizes, weights, strict=True):
-        file.write(_head(_INITIALIZER, size) + head)
+        file.write(field_of_bytes(_INITIALIZER, size) + head)
         file.write(weight.raw_data)
 
 
@@ -104,7 +106,11 @@ def _head_of_weight(weight: onnx.TensorProto) -> bytes:
         if field != _NUMBERS_NAME:
             _set(head, field, value)
     message: bytes = head.SerializeToString(deterministic=True)
-    return message + _head(_NUMBERS, len(weight.raw_data)) if weight.HasField(_NUMBERS_NAME) else message
+    return (
+        message + field_of_bytes(_NUMBERS, len(weight.raw_data))
+        if weight.HasField(_NUMBERS_NAME)
+        else message
+    )
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -132,17 +138,3 @@ def _set(message: onnx.ModelProto | onnx.GraphProto | onnx.TensorProto, field: s
         held.MergeFrom(value)
     else:
         setattr(message, field, value)
-
-
-def _head(field: int, length: int) -> bytes:
-    """The key of a length-delimited field and its length, each a varint (protobuf.dev, "Encoding")."""
-    return _varint(field << 3 | 2) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    made = bytearray()
-    while number > 0x7F:
-        made.append(number & 0x7F | 0x80)
-        number >>= 7
-    made.append(number)
-    return bytes(made)

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import grpc
 
+from foldserve.service.codecs.protobuf_fields import field_of_bytes
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
 from foldserve.service.errors import Draining
 from foldserve.service.frontend.grpc.exchange import GrpcExchange
@@ -19,7 +20,7 @@ from foldserve.service.protocols.lookup import Plans
 from foldserve.service.protocols.oip.grpc_infer import OIP_GRPC, OIP_GRPC_RAW
 from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.oip.messages import INFERENCE
-from foldserve.service.protocols.oip.wire import Outline, field_of_bytes, outline
+from foldserve.service.protocols.oip.wire import Outline, outline
 
 INFER: Final = f"/{INFERENCE}/ModelInfer"
 STREAM: Final = f"/{INFERENCE}/ModelStreamInfer"

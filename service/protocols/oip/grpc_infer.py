@@ -12,13 +12,14 @@ from foldserve.service.artifact.signature import TensorSpec
 from foldserve.service.codecs import raw_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
 from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.protobuf_fields import field_of_bytes
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from foldserve.service.errors import BadRequest, BadTensor, ServiceError
 from foldserve.service.protocols.oip.infer import classes_of, shape_of, shape_of_classes
 from foldserve.service.protocols.oip.request import Reply, parse_document
 from foldserve.service.protocols.oip.tensors import BINARY_ONLY, from_binary, from_json, strings_to_binary
-from foldserve.service.protocols.oip.wire import field_of_bytes, malformed
+from foldserve.service.protocols.oip.wire import malformed
 
 MEDIA_TYPE: Final = "application/grpc"
 _RAW_OUTPUT: Final = 6

@@ -5,6 +5,7 @@ The model must be known before a message is parsed, and how much of it is but by
 
 from typing import Final, NamedTuple
 
+from foldserve.service.codecs.protobuf_fields import BYTES
 from foldserve.service.errors import BadRequest
 
 _MODEL: Final = 1
@@ -13,8 +14,7 @@ _ID: Final = 3
 _RAW: Final = 7
 """Fields of ModelInferRequest."""
 _VARINT: Final = 0
-_BYTES: Final = 2
-"""Kinds of fields."""
+"""The kind of fields that are whole numbers."""
 _FIXED: Final = {1: 8, 5: 4}
 """Bytes of those of the other kinds."""
 _VARINT_BYTES: Final = 10
@@ -43,7 +43,7 @@ def outline(message: bytes) -> Outline:
         if tag & 7 == _VARINT:
             _, at = _varint(message, at)
             size = 0
-        elif tag & 7 == _BYTES:
+        elif tag & 7 == BYTES:
             size, at = _varint(message, at)
         if size is None or at + size > end:
             raise malformed()
@@ -66,21 +66,6 @@ def malformed() -> BadRequest:
     return BadRequest(
         "the request is not a ModelInferRequest; send one as the client's library makes it of its .proto"
     )
-
-
-def varint(number: int) -> bytes:
-    """A whole number, as protobuf writes it."""
-    made = bytearray()
-    while number > 0x7F:
-        made.append(number & 0x7F | 0x80)
-        number >>= 7
-    made.append(number)
-    return bytes(made)
-
-
-def field_of_bytes(number: int, nbytes: int) -> bytes:
-    """What stands before so many bytes that are the value of a field."""
-    return varint(number << 3 | _BYTES) + varint(nbytes)
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

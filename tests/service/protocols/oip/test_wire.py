@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from foldserve.service.codecs.protobuf_fields import field_of_bytes, varint
 from foldserve.service.errors import BadRequest
-from foldserve.service.protocols.oip.wire import Outline, field_of_bytes, outline, varint
+from foldserve.service.protocols.oip.wire import Outline, outline
 
 
 @given(st.text(), st.text(), st.text(), st.lists(st.binary(), max_size=4), st.lists(st.text(), max_size=3))
