@@ -13,7 +13,7 @@ import numpy as np
 from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
 from foldserve.service.errors import ServiceError
 
 Options = Sequence[str | None]

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, final
 import numpy as np
 
 from foldserve.service.codecs.encoded import LaidOut
-from foldserve.service.codecs.fast_codec import Answer
+from foldserve.service.codecs.fast.codec import Answer
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
 from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.engine.codec_process.messages import Body

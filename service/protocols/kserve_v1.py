@@ -22,14 +22,15 @@ import orjson
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import json_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
+from foldserve.service.codecs.fast.json_rows import JsonRowsCodec
 from foldserve.service.codecs.json_diagnostics import kind_of, why_not_json
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
 from foldserve.service.engine.served import Status
 from foldserve.service.errors import BadJson, BadTensor, ServiceError
 from foldserve.service.inference.context import RequestContext
-from foldserve.service.inference.plan import RequestHead, Target
+from foldserve.service.inference.plan import RequestHead, RequestPlan, Target
 from foldserve.service.inference.response import JSON, Response, error_body, json_response
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
@@ -93,12 +94,24 @@ class KserveV1Protocol:
 
     def fast_codec(self, served: Served) -> FastCodec | None:
         """See InferenceProtocol."""
-        return None
+        return JsonRowsCodec.of(served.signature, _ROWS, (b'{"predictions":', b"}"), reply=_ROWS)
 
 
 KSERVE_V1: Final = KserveV1Protocol("v1", LARGE_JSON_BYTES)
 KSERVE_V1_PICTURES: Final = KserveV1Protocol("v1_pictures", 0)
 """To models that take pictures: no event loop is to stand still while one is decoded, of however few bytes."""
+
+V1_PATHS: Final = (
+    "/v1/models/{model}:predict",
+    "/v1/models/{model}/versions/{version}:predict",
+    "/invocations",
+)
+
+
+def plan_of(plans: Mapping[str, RequestPlan]) -> RequestPlan:
+    """What becomes of requests to a model version. plans: by the keys of their bodies' protocols."""
+    plan = plans[KSERVE_V1.key]
+    return plan if plan.served.image is None else plans[KSERVE_V1_PICTURES.key]
 
 
 @dataclass(frozen=True)
@@ -116,9 +129,18 @@ class KserveV1Calls:
             Route("GET", "/v1/models", "The models' names", self._models),
             Route("GET", of_model, "Whether a model is ready", self._state),
             Route("GET", of_version, "Whether a version of a model is ready", self._state),
-            Route("POST", f"{of_model}:predict", "Run a model (KServe v1)", head=self.head),
-            Route("POST", f"{of_version}:predict", "Run one version of a model (KServe v1)", head=self.head),
-            Route("POST", "/invocations", "Run the default model (SageMaker)", head=self.head),
+            *(
+                Route("POST", path, summary, head=self.head)
+                for path, summary in zip(
+                    V1_PATHS,
+                    (
+                        "Run a model (KServe v1)",
+                        "Run one version of a model (KServe v1)",
+                        "Run the default model (SageMaker)",
+                    ),
+                    strict=True,
+                )
+            ),
             Route("GET", "/ping", "Ready to serve (SageMaker)", self._ping),
         )
 
@@ -130,11 +152,7 @@ class KserveV1Calls:
         found = find_model(self.status, model, self.default_model)
         chosen = find_version(self.status, found, version)
         context.model, context.version = found.name, chosen.version
-        plans = self.plans[found.name, chosen.version]
-        plan = plans[KSERVE_V1.key]
-        return make_head(
-            context, target, plan if plan.served.image is None else plans[KSERVE_V1_PICTURES.key]
-        )
+        return make_head(context, target, plan_of(self.plans[found.name, chosen.version]))
 
     async def _models(self, context: RequestContext) -> Response:
         return json_response({"models": sorted(self.status.models())})

@@ -14,7 +14,7 @@ import numpy as np
 
 from foldserve.service.artifact.pictures import FORMATS, PictureInput, decode, decode_all
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
 from foldserve.service.codecs.protocol import InferenceProtocol, Options, ParsedRequest, Served
 from foldserve.service.errors import BadPicture, BadRequest, BadTensor, ServiceError, UnsupportedMediaType
 from foldserve.service.protocols.top import check_count

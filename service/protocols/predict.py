@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from foldserve.service.codecs import (
     BodyType,
@@ -22,8 +23,9 @@ from foldserve.service.codecs import (
     pick_outputs,
 )
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
-from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.codecs.fast.codec import FastCodec
+from foldserve.service.codecs.fast.json_rows import JsonRowsCodec
+from foldserve.service.codecs.fast.tensor_body import TensorBodyCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
 from foldserve.service.engine.served import Status
@@ -81,11 +83,13 @@ class PredictProtocol:
 
     def fast_codec(self, served: Served) -> FastCodec | None:
         """See InferenceProtocol."""
-        return (
-            FastJsonCodec.of(served.model, served.version, served.signature)
-            if self.kind is BodyType.JSON
-            else None
-        )
+        signature = served.signature
+        output = signature.outputs[0].name
+        if self.kind is not BodyType.JSON:
+            return TensorBodyCodec.of(signature, lambda array: lay_out(self.kind, {output: array}, signature))
+        names = tuple(map(orjson.dumps, (served.model, served.version, output)))
+        before = b'{"model":%b,"version":%b,"outputs":{%b:' % names
+        return JsonRowsCodec.of(signature, "inputs", (before, b"}}"))
 
 
 PREDICT: Final = {kind: PredictProtocol(kind) for kind in BodyType}

@@ -5,7 +5,7 @@ The table says what is to be there; changed() brings one row in line with it. Ow
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from foldserve.service.codecs import BodyType
@@ -15,7 +15,7 @@ from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.engine.models import Models, QueuedVersion
 from foldserve.service.engine.served import ServedVersion
-from foldserve.service.frontend.http1.heads.cache import OipRoute, PredictRoute, Route
+from foldserve.service.frontend.http1.heads.cache import JsonRoute, OipRoute, PredictRoute, Route
 from foldserve.service.inference.plan import BodyLimit, RequestPlan
 from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
 from foldserve.service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
@@ -24,6 +24,7 @@ from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketWriter
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.kserve_v1 import V1_PATHS, plan_of
 from foldserve.service.protocols.lookup import only_model
 from foldserve.service.protocols.oip.calls import INFER_PATHS
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
@@ -102,27 +103,44 @@ class ApiModels:
         routes: list[Route] = []
         for name, versions in by_model.items():
             default = versions[-1].queue.version
-            paths = [(f"/predict/{name}", PREDICT_PATHS[1])]
-            if name == default_model:
-                paths.append(("/predict", PREDICT_PATHS[0]))
-            targets = [(path, "", pattern, default) for path, pattern in paths]
-            for version in (one.queue.version for one in versions):
-                targets.append((f"/predict/{name}/versions/{version}", "", PREDICT_PATHS[2], version))
-                targets += [(path, f"?version={version}", pattern, version) for path, pattern in paths]
+            plans = {one.queue.version: self.plans[name, one.queue.version] for one in versions}
+            named = {"": plans[default], **{f"/versions/{version}": of for version, of in plans.items()}}
+            routes += _predict_routes(name, plans, default, name == default_model)
             routes += [
-                PredictRoute(path, query, pattern, predict_plans(self.plans[name, version]))
-                for path, query, pattern, version in targets
+                OipRoute(
+                    f"/v2/models/{name}{version}/infer",
+                    INFER_PATHS[bool(version)],
+                    of[OIP_JSON.key],
+                    of[OIP_BINARY.key],
+                )
+                for version, of in named.items()
             ]
-            of_model, of_version = INFER_PATHS
-            infer = [(f"/v2/models/{name}/infer", of_model, default)]
-            infer += [
-                (f"/v2/models/{name}/versions/{version}/infer", of_version, version)
-                for version in (one.queue.version for one in versions)
+            routes += [
+                JsonRoute(f"/v1/models/{name}{version}:predict", V1_PATHS[bool(version)], plan_of(of))
+                for version, of in named.items()
             ]
-            for path, pattern, version in infer:
-                plans = self.plans[name, version]
-                routes.append(OipRoute(path, pattern, plans[OIP_JSON.key], plans[OIP_BINARY.key]))
+            if name == default_model:
+                routes.append(JsonRoute(V1_PATHS[2], V1_PATHS[2], plan_of(plans[default])))
         return routes
+
+
+def _predict_routes(
+    name: str, plans: Mapping[str, Mapping[str, RequestPlan]], default: str, first: bool
+) -> Iterator[Route]:
+    """A model's targets of /predict: each version, by path or query, and its default version.
+
+    first: whether it is the model of requests that name none.
+    """
+    paths = [(f"/predict/{name}", PREDICT_PATHS[1])]
+    if first:
+        paths.append(("/predict", PREDICT_PATHS[0]))
+    for path, pattern in paths:
+        yield PredictRoute(path, "", pattern, predict_plans(plans[default]))
+    for version, of in plans.items():
+        path, pattern = f"/predict/{name}/versions/{version}", PREDICT_PATHS[2]
+        yield PredictRoute(path, "", pattern, predict_plans(of))
+        for path, pattern in paths:
+            yield PredictRoute(path, f"?version={version}", pattern, predict_plans(of))
 
 
 def predict_plans(plans: Mapping[str, RequestPlan]) -> dict[BodyType, RequestPlan]:

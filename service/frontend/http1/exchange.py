@@ -13,7 +13,7 @@ from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer, SendB
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
 from foldserve.service.frontend.http1.heads.cache import Head, Route
 from foldserve.service.frontend.http1.heads.reader import HeadReader
-from foldserve.service.frontend.http1.response_lines import ResponseLines
+from foldserve.service.frontend.http1.response_lines import ResponseLines, header_lines
 from foldserve.service.inference.request import InferenceRequest
 from foldserve.service.inference.response import SENT_BYTES, Response
 from foldserve.service.inference.server_context import ServerContext
@@ -172,7 +172,7 @@ class Http1Exchange:
             else response.media_type.encode(),
             response.length,
             request.id_bytes(),
-            _header_lines(response.headers) if response.headers else b"",
+            lines.headers(response.headers) if response.headers else b"",
             request.decode_s * 1e3,
             queue_s * 1e3,
             lines.batch_timing(gather_s, run_s, scatter_s),
@@ -194,7 +194,7 @@ class Http1Exchange:
                 b"\r\n" + self._http.lines.date(),
                 f"content-type: {response.media_type}\r\ncontent-length: {response.length}\r\n".encode(),
                 b"x-request-id: " + request.id_bytes() + b"\r\n",
-                _header_lines(response.headers),
+                header_lines(response.headers),
                 f"server-timing: {timing}\r\n".encode() if timing else b"",
                 self._connection_line(),
                 b"\r\n",
@@ -236,8 +236,3 @@ class Http1Exchange:
         if not self.keep_alive:
             return _CLOSE
         return _KEPT if self._head.old else b""
-
-
-def _header_lines(headers: Sequence[tuple[str, str]]) -> bytes:
-    """Headers as they go over the wire."""
-    return b"".join([f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in headers])

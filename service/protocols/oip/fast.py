@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 
 from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
-from foldserve.service.codecs.fast_codec import Answer, Decoded, FastCodec
-from foldserve.service.codecs.repeat_cache import RepeatCache
+from foldserve.service.codecs.fast.codec import Answer, Decoded, FastCodec
+from foldserve.service.codecs.fast.repeat_cache import RepeatCache
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 JSON: Final = "application/json"

@@ -11,7 +11,7 @@ import numpy as np
 from foldserve.service.artifact.signature import TensorSpec
 from foldserve.service.codecs import raw_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
 from foldserve.service.codecs.protobuf_fields import field_of_bytes
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES

@@ -12,7 +12,7 @@ import orjson
 
 from foldserve.service.codecs import raw_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
 from foldserve.service.codecs.json_codec import encodable
 from foldserve.service.codecs.json_diagnostics import why_not_json
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served

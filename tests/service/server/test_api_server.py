@@ -102,9 +102,11 @@ def test_fast_path_has_each_version_each_default_version_and_the_default_model(
         "/predict/lookup": ("lookup", "1"),
         "/predict/lookup/versions/1": ("lookup", "1"),
     }
-    expected |= {path.replace("/predict", "/v2/models") + "/infer": of for path, of in expected.items()}
+    others = {path.replace("/predict", "/v2/models") + "/infer": of for path, of in expected.items()}
+    others |= {path.replace("/predict", "/v1/models") + ":predict": of for path, of in expected.items()}
     if default_model is not None:
-        expected["/predict"] = expected[f"/predict/{default_model}"]
+        others["/predict"] = others["/invocations"] = expected[f"/predict/{default_model}"]
+    expected |= others
     assert found == expected
 
 

@@ -93,6 +93,18 @@ class PredictRoute(Route):
         return self.plans[kind] if kind >= 0 and accepts >> kind & 1 else None
 
 
+class JsonRoute(Route):
+    """Of a protocol whose bodies are JSON, whatever their type is said to be."""
+
+    def __init__(self, path: str, pattern: str, json: RequestPlan) -> None:
+        super().__init__(path, "", pattern)
+        self.json = json
+
+    def plan(self, kind: int, accepts: int, json_length: int) -> RequestPlan | None:
+        """See Route."""
+        return self.json
+
+
 class OipRoute(Route):
     """Of the Open Inference Protocol, where a header tells what a body is, and the body what the answer is."""
 

@@ -12,7 +12,7 @@ by its bytes, and equal bytes are not looked at again.
 from collections.abc import Iterable
 from typing import Final
 
-from foldserve.service.codecs.repeat_cache import RepeatCache
+from foldserve.service.codecs.fast.repeat_cache import RepeatCache
 from foldserve.service.frontend.http1.heads.cache import ID, Field, Head, Route, field_of, head_of
 
 _LARGEST_HEAD: Final = 16_384

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldserve.service.codecs import BodyType
-from foldserve.service.codecs.repeat_cache import RepeatCache
+from foldserve.service.codecs.fast.repeat_cache import RepeatCache
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.frontend.http1.heads.cache import Head, PredictRoute, field_of, head_of

@@ -1,33 +1,41 @@
 """The FastCodec of the most common JSON: one input of floats as {"inputs": [[...]]}, one output.
 
-json_codec looks at what is not taken here.
+Whether the key is "inputs" or another, and what stands around the numbers of the answer, is the protocol's. What is not
+taken here it looks at itself.
 """
 
 import struct
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from itertools import chain
 from math import isfinite, prod
-from typing import Any, Final
+from typing import Any, Final, final
 
 import numpy as np
 import orjson
 
 from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
-from foldserve.service.codecs.fast_codec import Answer, Decoded, FastCodec
+from foldserve.service.codecs.fast.codec import Answer, Decoded, FastCodec
+from foldserve.service.codecs.fast.packer import FEW, Packer
 
 _JSON: Final = "application/json"
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
-_FEW: Final = 512
-"""Numbers up to which struct is quicker than numpy, whose calls have a fixed cost."""
 
 
-class FastJsonCodec(FastCodec):
+@final
+class JsonRowsCodec(FastCodec):
     """Prepared for one model by of()."""
 
     @classmethod
-    def of(cls, model: str, version: str, signature: Signature) -> "FastJsonCodec | None":
-        """For a model with one input of floats, all of whose dims but the rows are fixed, and one output."""
+    def of(
+        cls, signature: Signature, key: str, answer: tuple[bytes, bytes], reply: Any = None
+    ) -> "JsonRowsCodec | None":
+        """For a model with one input of floats, all of whose dims but the rows are fixed, and one output.
+
+        Args:
+            key: of the rows, in the body.
+            answer: what stands before and after the numbers of the output.
+            reply: what the protocol's parse() says to render() of such a body.
+        """
         first = signature.inputs[0]
         if not signature.counts_rows:
             return None
@@ -35,37 +43,38 @@ class FastJsonCodec(FastCodec):
             return None
         if len(signature.outputs) > 1 or ANY in signature.outputs[0].row_shape:
             return None
-        names = (model, version, signature.outputs[0].name)
-        return cls(first, b'{"model":%b,"version":%b,"outputs":{%b:' % tuple(map(orjson.dumps, names)))
+        return cls(first, key, answer, reply)
 
-    def __init__(self, spec: TensorSpec, prefix: bytes) -> None:
+    def __init__(self, spec: TensorSpec, key: str, answer: tuple[bytes, bytes], reply: Any) -> None:
         self._dtype = spec.dtype
         self._row_shape = spec.row_shape
         self._row_size = prod(spec.row_shape)
         self._rank = len(spec.shape)
-        self._prefix = prefix
-        packer = lru_cache(maxsize=64)(self._packer)
-        self._packer_of: Callable[[int], Callable[..., bytes]] = packer
+        self._key = key
+        self._before, self._after = answer
+        self._reply = reply
+        self._packer = Packer(spec.dtype)
 
     def decode(self, body: bytes, options: Sequence[str | None]) -> Decoded | None:
         """See FastCodec."""
         if options:
             return None
         text = body
-        # Two quotes are those of "inputs"; without an "l" or an "r" no leaf is false, null or true. So all
+        # Two quotes are those of the key; without an "l" or an "r" after it no leaf is false, null or true. So all
         # leaves are numbers, and nothing can turn one kind of value into another. None is infinite: orjson
         # refuses them.
         if text.count(b'"') != 2 or b"l" in text or b"r" in text:
             return None
         try:
-            rows = orjson.loads(text)["inputs"]
+            rows = orjson.loads(text)[self._key]
             count = len(rows)
-            if self._rank == 2 and count * self._row_size <= _FEW:
+            if self._rank == 2 and count * self._row_size <= FEW:
                 # A number beyond the datatype's range is an OverflowError here, a list among them a struct.error.
                 if count == 1:
-                    return 1, self._packer_of(1)(*rows[0]), None
+                    return 1, self._packer.of(self._row_size)(*rows[0]), self._reply
                 if count and all(len(row) == self._row_size for row in rows):
-                    return count, self._packer_of(count)(*chain.from_iterable(rows)), None
+                    pack = self._packer.of(count * self._row_size)
+                    return count, pack(*chain.from_iterable(rows)), self._reply
                 return None
             with np.errstate(over="ignore", invalid="ignore"):
                 array = np.array(rows, self._dtype)
@@ -74,17 +83,13 @@ class FastJsonCodec(FastCodec):
             return None
         if array.ndim != self._rank or array.shape[1:] != self._row_shape or not array.size or not finite:
             return None
-        return count, array.reshape(-1).view(np.uint8).data, None
+        return count, array.reshape(-1).view(np.uint8).data, self._reply
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
-        """See FastCodec. reply: what PredictProtocol has beside the outputs."""
-        if reply is not None:
+        """See FastCodec."""
+        if reply != self._reply:
             return None
         numbers = orjson.dumps(output, option=_NUMPY)
         if b"null" in numbers:
             return None
-        return _JSON, b"%b%b}}" % (self._prefix, numbers), ()
-
-    def _packer(self, rows: int) -> Callable[..., Any]:
-        """Makes bytes of the numbers of so many rows."""
-        return struct.Struct(f"<{rows * self._row_size}{self._dtype.char}").pack
+        return _JSON, b"%b%b%b" % (self._before, numbers, self._after), ()
