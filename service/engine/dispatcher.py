@@ -168,7 +168,7 @@ class Dispatcher(ArenaMemory):
             queue.ticket_generation,
             request.crashes > 0,
             request.rows,
-            allocation.input_at,
+            allocation.input_at + request.input_offset,
             allocation.output_at,
             len(allocation.outputs),
             request.queued_ns,

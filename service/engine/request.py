@@ -19,11 +19,13 @@ NO_BOUND_S: Final = 1e9
 class PendingRequest:
     """A request with memory in the arena. Owned by the event loop thread; the Dispatcher sets the fields.
 
-    stages_s: seconds of queue, gather, run, scatter.
+    input_offset: where its inputs begin in the allocation's input bytes. stages_s: seconds of queue, gather, run,
+    scatter.
     """
 
     # Values until they are set: an object is made for every request, and each store in __init__ would show.
     allocation: SlotAllocation | None = None
+    input_offset = 0
     rows = 0
     dims: Sequence[int] = ()
     queued_ns = 0

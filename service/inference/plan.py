@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
 from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.ipc.slots.allocator import ALIGNMENT
 
 
 class BodyLimit:
@@ -67,6 +68,16 @@ class RequestPlan:
             )
         return plan
 
+    def envelope_bytes(self, length: int, options: Options) -> int:
+        """How much of a body of this length stands before whole rows, as far as its head tells; 0 when it does not."""
+        if self.parse is None or not self.queue.layout.one_fixed_input:
+            return 0
+        nbytes = self.parse.envelope_bytes(options)
+        tensor_bytes = length - nbytes
+        if nbytes <= 0 or tensor_bytes <= 0 or tensor_bytes % self.queue.layout.input_row_bytes:
+            return 0
+        return nbytes
+
     def is_rows(self, length: int) -> bool:
         """Whether a body of this length, or of an unknown one, is whole rows, to be computed with as it comes."""
         if not self.row_bytes or length <= 0:
@@ -109,3 +120,7 @@ class RequestHead:
         self.options = options
         self.encoding = encoding
         self.is_rows = not options and not encoding and plan.is_rows(length)
+        self.envelope_bytes = 0 if encoding else plan.envelope_bytes(length, options)
+        """Of the body, before its rows; 0 where it has no such thing, or does not tell."""
+        self.begin = -self.envelope_bytes % ALIGNMENT
+        """Where in its memory a body begins that comes in parts: so that its rows are aligned."""

@@ -151,8 +151,13 @@ class ReceivingRequest(PendingRequest):
 
     def _capacity(self) -> tuple[int, int]:
         """Bytes of inputs and of outputs to allocate for the body."""
-        if self.head.is_rows:
-            return self.length, self.server.dispatcher.output_capacity(self.queue, self.rows, (), self.length)
+        head, dispatcher, queue = self.head, self.server.dispatcher, self.queue
+        if head.is_rows:
+            return self.length, dispatcher.output_capacity(queue, self.rows, (), self.length)
+        if head.envelope_bytes:
+            nbytes = self.length - head.envelope_bytes
+            rows = nbytes // queue.layout.input_row_bytes
+            return head.begin + self.length, dispatcher.output_capacity(queue, rows, (), nbytes)
         return rounded(max(self.length, 0)), 0  # rounded, because the arena keeps allocations by their sizes
 
     def _feed_part(self, part: bytes) -> None:
@@ -161,6 +166,7 @@ class ReceivingRequest(PendingRequest):
         if self.length == UNKNOWN and self.received() > self.plan.limit.nbytes:
             raise self._too_large()
         if partial is None:
+            self.input_offset = self.head.begin
             partial = self._partial = self.server.bodies.begin(
                 self, self.length, self._capacity(), self._on_evicted
             )
@@ -177,7 +183,7 @@ class ReceivingRequest(PendingRequest):
         # It was kept in memory of its own.
         input_bytes, output_bytes = self._capacity()
         dispatcher = self.server.dispatcher
-        memory = dispatcher.reserve(self, input_bytes, output_bytes)
+        memory = dispatcher.reserve(self, input_bytes, output_bytes)[self.input_offset :]
 
         def go_on(at: int) -> None:
             if self.done:

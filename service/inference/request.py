@@ -91,36 +91,66 @@ class InferenceRequest(ReceivingRequest):
 
     def body_came(self) -> None:
         """See ReceivingRequest: put the inputs into the arena and queue the request."""
-        started_ns = now_ns = monotonic_ns()
-        plan, dispatcher = self.plan, self.server.dispatcher
-        if not self.head.is_rows:
-            if self.length > plan.large_bytes or self.head.encoding:
-                self._parse_elsewhere(started_ns)
-                return
-            body = self.body
-            if self.allocation is not None:
-                body = bytes(self.allocation.inputs[: self.length])
-                dispatcher.release(self)
-            options = self.head.options
-            taken = None if plan.parse is None else plan.parse.decode(body, options)
-            if taken is not None:
-                self.rows, data, self._reply = taken
-                now_ns = self._decoded(started_ns)
-                room = self.queue.layout.output_capacity(self.rows)
-                assert room is not None
-                dispatcher.reserve(self, len(data), room)[:] = data
-            else:
-                parsed = plan.reads.parse(body, plan.served, options)
-                self.rows = plan.served.signature.check_inputs(parsed.inputs)
-                self._heed(parsed.outputs, parsed.reply, parsed.queue_timeout_us)
-                if plan.parse is not None and not parsed.queue_timeout_us:
-                    plan.parse.learn(body, options, parsed.inputs, parsed.reply)
-                now_ns = self._decoded(started_ns)
-                dispatcher.put(self, parsed.inputs, self.rows)
-            self.body = b""
-        else:
+        started_ns = monotonic_ns()
+        if self.head.is_rows:
             self.decode_s = 0.0
-        self._queue(now_ns)
+            self._queue(started_ns)
+        elif self._rows_lie_in_place():
+            self._queue(self._decoded(started_ns))
+        elif self.length > self.plan.large_bytes or self.head.encoding:
+            self._parse_elsewhere(started_ns)
+        else:
+            self._queue(self._parse(started_ns))
+
+    def _rows_lie_in_place(self) -> bool:
+        """Whether the body is an envelope that is known, and rows that are read where they lie in the arena."""
+        envelope, fast = self._envelope(), self.plan.parse
+        if not envelope or fast is None:
+            return False
+        known = fast.read_envelope(envelope, self.length - len(envelope))
+        if known is None:
+            return False
+        self.rows, self._reply = known
+        self.input_offset += len(envelope)
+        return True
+
+    def _envelope(self) -> bytes:
+        """What stands before the rows of a body that lies in the arena; nothing when that is not known."""
+        nbytes, allocation = self.head.envelope_bytes, self.allocation
+        if not nbytes or allocation is None:
+            return b""
+        return bytes(allocation.inputs[self.input_offset : self.input_offset + nbytes])
+
+    def _parse(self, started_ns: int) -> int:
+        """Put the inputs of a body of ordinary length into the arena. Returns: when, CLOCK_MONOTONIC.
+
+        Raises: ServiceError.
+        """
+        plan, dispatcher = self.plan, self.server.dispatcher
+        body = self.body
+        if self.allocation is not None:
+            begin = self.input_offset
+            body = bytes(self.allocation.inputs[begin : begin + self.length])
+            dispatcher.release(self)
+            self.input_offset = 0
+        options = self.head.options
+        taken = None if plan.parse is None else plan.parse.decode(body, options)
+        if taken is not None:
+            self.rows, data, self._reply = taken
+            now_ns = self._decoded(started_ns)
+            room = self.queue.layout.output_capacity(self.rows)
+            assert room is not None
+            dispatcher.reserve(self, len(data), room)[:] = data
+        else:
+            parsed = plan.reads.parse(body, plan.served, options)
+            self.rows = plan.served.signature.check_inputs(parsed.inputs)
+            self._heed(parsed.outputs, parsed.reply, parsed.queue_timeout_us)
+            if plan.parse is not None and not parsed.queue_timeout_us:
+                plan.parse.learn(body, options, parsed.inputs, parsed.reply)
+            now_ns = self._decoded(started_ns)
+            dispatcher.put(self, parsed.inputs, self.rows)
+        self.body = b""
+        return now_ns
 
     def _heed(self, outputs: tuple[str, ...], reply: Any, queue_timeout_us: int) -> None:
         """Keep what the body asks for besides its inputs: see ParsedRequest."""
@@ -137,12 +167,16 @@ class InferenceRequest(ReceivingRequest):
         if self.allocation is None:
             server.dispatcher.reserve(self, self.length, 0)[:] = self.body
             self.body = b""
+        envelope = self._envelope()
 
         def parsed(error: Exception | None) -> None:
             sized = None if self._job is None else self._job.sized
             self._end_job()
             if error is None and sized is not None:
                 self._heed(sized.outputs, sized.reply, sized.queue_timeout_us)
+                if envelope and plan.parse is not None and not sized.queue_timeout_us:
+                    nbytes = self.length - len(envelope)
+                    plan.parse.learn_envelope(envelope, nbytes, self.rows, sized.reply)
                 self.step(lambda: self._queue(self._decoded(started_ns)))
             else:
                 self.refuse(self._client_error(error))

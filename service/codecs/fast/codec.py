@@ -29,6 +29,20 @@ class FastCodec:
         """The protocol has looked, and found these inputs, whose shapes the model takes, and nothing but `reply`
         besides."""
 
+    # -- bodies that end in the bytes of the input, which need not be moved: their envelope is what stands before
+
+    def envelope_bytes(self, options: Sequence[str | None]) -> int:
+        """The length of the envelope, as the head tells it; 0 when it does not, or there is none."""
+        return 0
+
+    def read_envelope(self, envelope: bytes, tensor_bytes: int) -> tuple[int, Any] | None:
+        """The number of rows, and what the answer needs, of a body with so many bytes of the input behind its envelope;
+        None when the protocol must look."""
+        return None
+
+    def learn_envelope(self, envelope: bytes, tensor_bytes: int, rows: int, reply: Any) -> None:
+        """The protocol has looked, and found so many rows, and nothing but `reply` besides."""
+
     @abstractmethod
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
         """The answer; None when the protocol must look."""

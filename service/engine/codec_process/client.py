@@ -132,8 +132,10 @@ class CodecProcess:
         def output_bytes(sized: Sized) -> int:
             return dispatcher.output_capacity(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = messages.parse_order(queue.key, protocol.key, allocation.input_at, body)
+        at = allocation.input_at + request.input_offset
+        order = messages.parse_order(queue.key, protocol.key, at, body)
         job = Job(request, order, output_bytes, deadline_ns, self._on_deadline, self._on_cancel, then)
+        request.input_offset = 0  # of the memory that it will have
         most = min(body.nbytes * MOST_INFLATED, body.limit_bytes) if body.encoding else body.nbytes
         return self._add(job, most)
 

@@ -60,7 +60,11 @@ def test_a_quick_answer_is_the_protocols_own(
     fast = protocol.fast_codec(of)
     assert fast is not None
     dtype = of.signature.outputs[0].dtype
-    output = np.nan_to_num(np.abs(values), posinf=0).astype(dtype) if dtype.kind != "f" else np.array(values, dtype)
+    output = (
+        np.nan_to_num(np.abs(values), posinf=0).astype(dtype)
+        if dtype.kind != "f"
+        else np.array(values, dtype)
+    )
     for reply in REPLIES[protocol.key]:
         for _ in range(2):  # the second time it is prepared
             answer = fast.encode(output, reply)
@@ -81,7 +85,9 @@ def test_an_ordinary_answer_takes_the_quick_way(kind: BodyType) -> None:
 
 
 ROWS = st.lists(
-    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3), min_size=1, max_size=4
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3),
+    min_size=1,
+    max_size=4,
 )
 BODIES = st.one_of(
     st.builds(
