@@ -28,15 +28,15 @@ START_LIMIT_S: Final = 45.0
 ANSWER_LIMIT_S: Final = 10.0
 _OURS: Final = frozenset(("PATH", "HOME", "LANG", "TMPDIR"))
 
-_CLIENT: Final = {
+CLIENT: Final = {
     "User-Agent": "python-requests/2.32.3",
     "Accept-Encoding": "gzip, deflate",
     "Accept": "*/*",
     "Connection": "keep-alive",
 }
 """What an ordinary client's head has besides: a server that is quick only for the shortest head helps nobody."""
-JSON: Final = {**_CLIENT, "Content-Type": "application/json"}
-RAW: Final = {**_CLIENT, "Content-Type": "application/octet-stream"}
+JSON: Final = {**CLIENT, "Content-Type": "application/json"}
+RAW: Final = {**CLIENT, "Content-Type": "application/octet-stream"}
 
 
 @dataclass(frozen=True)

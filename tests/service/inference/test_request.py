@@ -66,9 +66,10 @@ class Case:
         for piece in np.array_split(np.frombuffer(body[: self.sent], np.uint8), self.parts):
             self.connection.send(piece.tobytes())
 
-    async def answer(self) -> Answer:
+    async def answer(self, written: Callable[[], bool] | None = None) -> Answer:
+        """What comes back; it is whole when `written`, or shortly after its first byte."""
         async with asyncio.timeout(20):
-            while not self.connection.socket.written:
+            while not (written() if written else self.connection.socket.written):
                 await self.server.turn(lambda: bool(self.connection.socket.written), most=5)
                 await asyncio.sleep(0.0005)  # lets timers of the loop come due
         await self.server.turn(most=5)
@@ -153,7 +154,7 @@ def test_rows_behind_json_that_came_before_are_read_where_they_arrived(rows: int
         for value in (1.0, 2.0, 3.0, 4.0):
             reserved.clear()
             case.begin(value=value)
-            answer = await case.answer()
+            answer = await case.answer(lambda: case.server.free)
             numbers = case.carried.values(answer.body, answer.headers)
             np.testing.assert_array_equal(numbers, np.full((rows, 2), value + 1, "f4"))
             moved.append(bool(reserved))
