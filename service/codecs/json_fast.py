@@ -63,9 +63,9 @@ class FastJsonCodec(FastCodec):
             if self._rank == 2 and count * self._row_size <= _FEW:
                 # A number beyond the datatype's range is an OverflowError here, a list among them a struct.error.
                 if count == 1:
-                    return 1, self._packer_of(1)(*rows[0]), None
+                    return 1, self._packer_of(1)(*rows[0]), None, None
                 if count and all(len(row) == self._row_size for row in rows):
-                    return count, self._packer_of(count)(*chain.from_iterable(rows)), None
+                    return count, self._packer_of(count)(*chain.from_iterable(rows)), None, None
                 return None
             with np.errstate(over="ignore", invalid="ignore"):
                 array = np.array(rows, self._dtype)
@@ -74,7 +74,7 @@ class FastJsonCodec(FastCodec):
             return None
         if array.ndim != self._rank or array.shape[1:] != self._row_shape or not array.size or not finite:
             return None
-        return count, array.reshape(-1).view(np.uint8).data, None
+        return count, array.reshape(-1).view(np.uint8).data, None, None
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
         """See FastCodec. reply: what PredictProtocol has beside the outputs."""

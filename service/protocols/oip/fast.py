@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
-from foldserve.service.codecs.fast_codec import Answer, Decoded, FastCodec
+from foldserve.service.codecs.fast_codec import Answer, Decoded, FastCodec, Schedule
 from foldserve.service.codecs.repeat_cache import RepeatCache
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
@@ -35,9 +35,10 @@ _KEY_SEPARATOR: Final = b"\x00"
 class CachedEnvelope:
     """What the JSON around the numbers says."""
 
-    def __init__(self, rows: int, reply: Any) -> None:
+    def __init__(self, rows: int, reply: Any, schedule: Schedule | None) -> None:
         self.rows = rows
         self.reply = reply
+        self.schedule = schedule
 
 
 @final
@@ -79,7 +80,7 @@ class OipFastCodec(FastCodec):
             known = self._binary.kept.get(body[:end])
             if known is None or len(body) - end != known.rows * self._row_bytes:
                 return None
-            return known.rows, body[end:], known.reply
+            return known.rows, body[end:], known.reply, known.schedule
         start, end = _numbers_in(body)
         if start < 0:
             return None
@@ -87,15 +88,20 @@ class OipFastCodec(FastCodec):
         if known is None:
             return None
         data = self._bytes_of(body[start:end], known.rows)
-        return None if data is None else (known.rows, data, known.reply)
+        return None if data is None else (known.rows, data, known.reply, known.schedule)
 
     def learn(
-        self, body: bytes, options: Sequence[str | None], inputs: dict[str, np.ndarray], reply: Any
+        self,
+        body: bytes,
+        options: Sequence[str | None],
+        inputs: dict[str, np.ndarray],
+        reply: Any,
+        schedule: Schedule | None,
     ) -> None:
         """See FastCodec."""
         if reply[0] is not None:
             return  # an id, which will be another one next time
-        known = CachedEnvelope(len(inputs[self._input]), reply)
+        known = CachedEnvelope(len(inputs[self._input]), reply, schedule)
         if options:
             end = int(options[0] or 0)
             if end and len(body) - end == known.rows * self._row_bytes:
