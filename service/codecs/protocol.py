@@ -13,7 +13,7 @@ import numpy as np
 from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast.codec import FastCodec
+from foldserve.service.codecs.fast.codec import NO_SCHEDULE, FastCodec, Schedule
 from foldserve.service.errors import ServiceError
 
 Options = Sequence[str | None]
@@ -39,13 +39,12 @@ class ParsedRequest(NamedTuple):
 
     inputs: input name -> array, of the signature's datatypes; possibly views of the body. outputs: those to answer
     with, in this order; none for all in the model's. reply: what render() is to be given back; JSON values.
-    queue_timeout_us: the longest from being queued to the answer; 0 = what the model's config says.
     """
 
     inputs: dict[str, np.ndarray]
     outputs: tuple[str, ...] = ()
     reply: Any = None
-    queue_timeout_us: int = 0
+    schedule: Schedule = NO_SCHEDULE
 
 
 class InferenceProtocol(Protocol):

@@ -37,6 +37,7 @@ class PendingRequest:
 
     def __init__(self, queue: ModelQueue) -> None:
         self.queue = queue
+        self.level = queue.default_level
 
     def __repr__(self) -> str:
         state = "without memory" if self.allocation is None else repr(self.allocation)

@@ -24,6 +24,7 @@ CLIENT_GONE: Final = 499
 MAX_TIMEOUT_MS: Final = 86_400_000
 _REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _MILLISECONDS: Final = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
+_LEVEL: Final = re.compile(r"\d{1,15}", re.ASCII)
 _LENGTH: Final = re.compile(r"\d{1,18}", re.ASCII)
 _QUERY_BYTES: Final = 4096
 _TENSOR_HEADER_CHARS: Final = 4096
@@ -120,6 +121,18 @@ def allowed_s(header: str, bound_s: float | None) -> float:
         )
     wanted_s = float(header) / 1000
     return wanted_s if bound_s is None else min(wanted_s, bound_s)
+
+
+def priority_of(header: str | None) -> int:
+    """The level that an X-Priority header names; 0 without one. Raises BadRequest."""
+    if header is None:
+        return 0
+    if not _LEVEL.fullmatch(header):
+        raise BadRequest(
+            f"X-Priority is {header[:50]!r}; expected a priority level of the model, 1 being the first served, or 0 "
+            "for its default"
+        )
+    return int(header)
 
 
 def content_length(header: str | None) -> int:

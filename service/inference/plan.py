@@ -99,7 +99,10 @@ class RequestHead:
 
     length: of the body; partial_body.UNKNOWN where only its end tells. request_id, timeout_ms: as the client gave them;
     empty when it did not, or gave an id that is none. options: what the head says to the protocol of the body.
-    encoding: of the body, one of compression.ENCODINGS; "" where it is as it stands.
+    encoding: of the body, one of compression.ENCODINGS; "" where it is as it stands. priority: what X-Priority says; 0
+    for the model's default.
+
+    Raises: BadRequest for a priority that the model does not have.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class RequestHead:
         timeout_ms: bytes,
         options: Options = (),
         encoding: str = "",
+        priority: int = 0,
     ) -> None:
         self.target = target
         self.plan = plan
@@ -119,6 +123,7 @@ class RequestHead:
         self.timeout_ms = timeout_ms
         self.options = options
         self.encoding = encoding
+        self.level = plan.queue.level_of(priority, "X-Priority")
         self.is_rows = not options and not encoding and plan.is_rows(length)
         self.envelope_bytes = 0 if encoding else plan.envelope_bytes(length, options)
         """Of the body, before its rows; 0 where it has no such thing, or does not tell."""

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, final
 import numpy as np
 
 from foldserve.service.codecs.encoded import LaidOut
-from foldserve.service.codecs.fast.codec import Answer
+from foldserve.service.codecs.fast.codec import NO_SCHEDULE, Answer, Schedule
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
 from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.engine.codec_process.messages import Body
@@ -64,8 +64,6 @@ class InferenceRequest(ReceivingRequest):
     """Those that its body asks for; none for the plan's."""
     _reply: Any = None
     """What its body says to the protocol that renders the answer."""
-    _queue_timeout_us = 0
-    """The longest from being queued to the answer that its body allows; 0 for the plan's."""
     _completed = False
     _renders = False
     """Its job is to make its answer."""
@@ -94,13 +92,13 @@ class InferenceRequest(ReceivingRequest):
         started_ns = monotonic_ns()
         if self.head.is_rows:
             self.decode_s = 0.0
-            self._queue(started_ns)
+            self.enter_queue(started_ns)
         elif self._rows_lie_in_place():
-            self._queue(self._decoded(started_ns))
+            self.enter_queue(self._decoded(started_ns))
         elif self.length > self.plan.large_bytes or self.head.encoding:
             self._parse_elsewhere(started_ns)
         else:
-            self._queue(self._parse(started_ns))
+            self.enter_queue(self._parse(started_ns))
 
     def _rows_lie_in_place(self) -> bool:
         """Whether the body is an envelope that is known, and rows that are read where they lie in the arena."""
@@ -110,7 +108,9 @@ class InferenceRequest(ReceivingRequest):
         known = fast.read_envelope(envelope, self.length - len(envelope))
         if known is None:
             return False
-        self.rows, self._reply = known
+        self.rows, self._reply, schedule = known
+        if schedule is not None:
+            self.heed_schedule(schedule)
         self.input_offset += len(envelope)
         return True
 
@@ -136,7 +136,9 @@ class InferenceRequest(ReceivingRequest):
         options = self.head.options
         taken = None if plan.parse is None else plan.parse.decode(body, options)
         if taken is not None:
-            self.rows, data, self._reply = taken
+            self.rows, data, self._reply, schedule = taken
+            if schedule is not None:
+                self.heed_schedule(schedule)
             now_ns = self._decoded(started_ns)
             room = self.queue.layout.output_capacity(self.rows)
             assert room is not None
@@ -144,19 +146,20 @@ class InferenceRequest(ReceivingRequest):
         else:
             parsed = plan.reads.parse(body, plan.served, options)
             self.rows = plan.served.signature.check_inputs(parsed.inputs)
-            self._heed(parsed.outputs, parsed.reply, parsed.queue_timeout_us)
-            if plan.parse is not None and not parsed.queue_timeout_us:
-                plan.parse.learn(body, options, parsed.inputs, parsed.reply)
+            self._heed(parsed.outputs, parsed.reply, parsed.schedule)
+            if plan.parse is not None:
+                schedule = parsed.schedule if parsed.schedule != NO_SCHEDULE else None
+                plan.parse.learn(body, options, parsed.inputs, parsed.reply, schedule)
             now_ns = self._decoded(started_ns)
             dispatcher.put(self, parsed.inputs, self.rows)
         self.body = b""
         return now_ns
 
-    def _heed(self, outputs: tuple[str, ...], reply: Any, queue_timeout_us: int) -> None:
-        """Keep what the body asks for besides its inputs: see ParsedRequest."""
+    def _heed(self, outputs: tuple[str, ...], reply: Any, schedule: Schedule) -> None:
+        """Keep what the body asks for besides its inputs: see ParsedRequest. Raises: BadRequest."""
         self._outputs = outputs
         self._reply = reply
-        self._queue_timeout_us = queue_timeout_us
+        self.heed_schedule(schedule)
 
     def _parse_elsewhere(self, started_ns: int) -> None:
         """Have the codec process make the inputs of a body that would hold the event loop for too long.
@@ -173,28 +176,22 @@ class InferenceRequest(ReceivingRequest):
             sized = None if self._job is None else self._job.sized
             self._end_job()
             if error is None and sized is not None:
-                self._heed(sized.outputs, sized.reply, sized.queue_timeout_us)
-                if envelope and plan.parse is not None and not sized.queue_timeout_us:
-                    nbytes = self.length - len(envelope)
-                    plan.parse.learn_envelope(envelope, nbytes, self.rows, sized.reply)
-                self.step(lambda: self._queue(self._decoded(started_ns)))
+
+                def go_on() -> None:
+                    self._heed(sized.outputs, sized.reply, sized.schedule)
+                    if envelope and plan.parse is not None:
+                        schedule = sized.schedule if sized.schedule != NO_SCHEDULE else None
+                        nbytes = self.length - len(envelope)
+                        plan.parse.learn_envelope(envelope, nbytes, self.rows, sized.reply, schedule)
+                    self.enter_queue(self._decoded(started_ns))
+
+                self.step(go_on)
             else:
                 self.refuse(self._client_error(error))
 
         head = self.head
         body = Body(self.length, head.options, head.encoding, plan.limit.nbytes)
         self._job = server.codecs.parse(self, plan.reads, body, self.latest_ns(), parsed)
-
-    def _queue(self, now_ns: int) -> None:
-        """Queue the request, whose inputs are in its memory. Raises ServiceError."""
-        dispatcher = self.server.dispatcher
-        if self.done:
-            dispatcher.release(self)  # its own connection was evicted to make room for it
-            return
-        queue_ns = self.plan.queue_ns
-        if self._queue_timeout_us:
-            queue_ns = min(queue_ns, self._queue_timeout_us * 1000)
-        dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + queue_ns))
 
     def _decoded(self, started_ns: int) -> int:
         """The time, CLOCK_MONOTONIC, at which parsing has ended."""

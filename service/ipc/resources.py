@@ -51,7 +51,7 @@ class Transport:
         for pipe in self.done:
             os.set_blocking(pipe.reader.fd, False)
         self.models = ModelTable(dimensions.models)
-        self.queues = [TicketQueue() for _ in range(dimensions.models)]
+        self.queues = [TicketQueue(dimensions.levels) for _ in range(dimensions.models)]
         self.reports = Pipe(_REPORT_BYTES)
         os.set_blocking(self.reports.writer.fd, False)  # a supervisor that is stopped must stop nobody else
 

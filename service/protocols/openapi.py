@@ -26,6 +26,11 @@ def _predict() -> dict[str, Any]:
             parameter("X-Request-Id", "header", "Comes back in the answer and stands in the log"),
             parameter("X-Timeout-Ms", "header", "The time that the whole request may take, in milliseconds"),
             parameter(
+                "X-Priority",
+                "header",
+                "Its priority level in the queue, 1 = the first served, 0 = the default",
+            ),
+            parameter(
                 "X-Tensor-Shape", "header", "The shape of a raw body, when its size does not settle it"
             ),
         ],

@@ -170,15 +170,16 @@ def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> Mo
         config.queue.timeout_s,
         config.instances * transport.dimensions.workers,
         artifact.max_batch_size,
-        TicketWriter(transport.queues[key.row]),
+        [TicketWriter(pipe) for pipe in transport.queues[key.row].levels[: config.queue.priority_levels]],
         artifact.labels,
         artifact.image,
+        config.queue.default_priority_level - 1,
     )
 
 
 def served_version(version: ModelVersion) -> ServedVersion:
     """What a version looks like to the frontend; nothing is ready yet."""
-    artifact = version.artifact
+    artifact, queue = version.artifact, version.config.queue
     return ServedVersion(
         version=artifact.version,
         signature=artifact.signature,
@@ -186,4 +187,6 @@ def served_version(version: ModelVersion) -> ServedVersion:
         max_batch_size=artifact.max_batch_size if artifact.signature.counts_rows else 0,
         ready=False,
         manifest=artifact.summary(),
+        priority_levels=queue.priority_levels,
+        default_priority_level=queue.default_priority_level,
     )

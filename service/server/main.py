@@ -156,6 +156,7 @@ class Server:
                     workers=len(self._workers),
                     models=rows,
                     instances=instances + SPARE_INSTANCES * (rows - len(versions)),
+                    levels=max((one.config.queue.priority_levels for one in versions), default=1),
                 ),
                 Sizes(settings.max_in_flight, settings.arena_bytes),
             )

@@ -2,7 +2,8 @@
 model, or with its process.
 
 A request of more rows than a batch may have is run a batch at a time, with a batch of the others between: nobody waits
-for the whole of it, and it is dropped when nobody waits for its answer any more.
+for the whole of it, and it is dropped when nobody waits for its answer any more. While requests of a higher priority
+level than its own come, it goes on as ageing.py says.
 """
 
 import time
@@ -10,6 +11,7 @@ from collections import deque
 
 from foldserve.service.metrics.catalog import BatchReason
 from foldserve.service.metrics.recorder import Metrics
+from foldserve.service.worker.ageing import Ageing
 from foldserve.service.worker.batcher import Batch, Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
 from foldserve.service.worker.batches.pieces import LargeRun
@@ -24,6 +26,7 @@ class InstanceLoop:
     Args:
         model: its row of the model table.
         gate: when another batch may be begun on the device.
+        ageing: of the batches of large requests. levels: priority levels of the model.
     """
 
     def __init__(
@@ -35,6 +38,8 @@ class InstanceLoop:
         gate: Gate,
         times: BatchTimes,
         metrics: Metrics,
+        ageing: Ageing,
+        levels: int = 1,
     ) -> None:
         self._model = model
         self._consumer = consumer
@@ -43,6 +48,8 @@ class InstanceLoop:
         self._gate = gate
         self._times = times
         self._metrics = metrics
+        self._ageing = ageing
+        self._levels = levels
         self._large: deque[LargeRun] = deque()
 
     def run(self) -> None:
@@ -63,11 +70,11 @@ class InstanceLoop:
         batch = self._batcher.next(self._runner.max_batch_size, wait)
         if batch is not None:
             self._run(batch)
-        large = bool(self._large) and self._any_wanted()
-        if large:
-            self._run_on(self._large[0])
+        large = self._next_large(batch) if self._large else None
+        if large is not None:
+            self._run_on(large)
         self._consumer.rest()
-        return large or batch is not None
+        return large is not None or batch is not None
 
     def _run(self, batch: Batch) -> None:
         tickets = batch.tickets
@@ -76,7 +83,7 @@ class InstanceLoop:
             rows += ticket.rows
         most = self._runner.max_batch_size
         if rows > most and len(tickets) == 1:
-            self._large.append(self._runner.begin(tickets[0], batch.taken_ns))
+            self._large.append(self._runner.begin(tickets[0], batch.taken_ns, batch.level))
             self._consumer.mark_waiting(tickets, True)
             return
         began_s = time.monotonic()
@@ -96,19 +103,36 @@ class InstanceLoop:
         self._consumer.holds_only_present_lives(looked_ns)
         return bool(self._large)
 
+    def _next_large(self, batch: Batch | None) -> LargeRun | None:
+        """The large request that goes on after this batch, if one may."""
+        if not self._any_wanted():
+            return None
+        first: list[LargeRun | None] = [None] * self._levels
+        queued_ns = [-1] * self._levels
+        for large in self._large:
+            if first[large.level] is None:
+                first[large.level] = large
+                queued_ns[large.level] = large.taken_ns
+        due = first[self._ageing.due(queued_ns, time.monotonic_ns())]
+        if due is not None:
+            return due
+        best = min(self._large, key=lambda large: large.level)
+        return best if batch is None or batch.level >= best.level else None
+
     def _run_on(self, large: LargeRun) -> None:
         """Run the next batch of a large request; forget it when it is over."""
         tickets = (large.ticket,)
         began_s = time.monotonic()
         self._consumer.mark_waiting(tickets, False)
         self._consumer.begin_step()
+        self._ageing.took_oldest(large.level, time.monotonic_ns())
         self._gate.begin(self._times.run_ns(self._runner.max_batch_size), self._runner.gather_ns)
         try:
             rows = self._runner.run_on(large)
         finally:
             self._gate.end()
         if large.done:
-            self._large.popleft()
+            self._large.remove(large)
             self._consumer.completed(1)
         else:
             self._consumer.mark_waiting(tickets, True)

@@ -13,6 +13,7 @@ WHAT = [
     "heads",
     "protocols",
     "stall",
+    "priority",
     "scrapes",
     "gpu",
     "soak",

@@ -301,7 +301,7 @@ class Served:
                 pass
 
         for row in range(len(names)):
-            loop.add_reader(rig.transport.queues[row].reader.fd, turn, row)
+            loop.add_reader(rig.transport.queues[row].levels[0].reader.fd, turn, row)
         dispatcher = rig.dispatcher
         memory = rig.transport.arenas[0].memory
         codecs = CodecProcess(

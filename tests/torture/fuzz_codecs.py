@@ -126,7 +126,7 @@ class _Subject:
         taken = None if self.quick is None else self.quick.decode(body, ())
         if taken is None:
             return
-        rows, data, _ = taken
+        rows, data, *_ = taken
         (spec,) = self.signature.inputs
         if accepted is None or (rows, bytes(data)) != (
             len(accepted[spec.name]),

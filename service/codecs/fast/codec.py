@@ -6,12 +6,26 @@ is wrong. A test holds that whatever is taken here comes out of the protocol equ
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-Decoded = tuple[int, bytes | memoryview, Any]
-"""The number of rows, the bytes of the model's only input, and what the answer needs (ParsedRequest.reply)."""
+
+class Schedule(NamedTuple):
+    """What a body says of its request's place in the queue. 0 = what the head says, or else the model's config.
+
+    queue_timeout_us: the longest from being queued to the answer. priority: its level, 1 = the first served.
+    """
+
+    queue_timeout_us: int = 0
+    priority: int = 0
+
+
+NO_SCHEDULE: Final = Schedule()
+"""Of a body that says nothing of it."""
+Decoded = tuple[int, bytes | memoryview, Any, Schedule | None]
+"""The number of rows, the bytes of the model's only input, what the answer needs, and the body's schedule, None for
+NO_SCHEDULE (ParsedRequest)."""
 Answer = tuple[str, bytes, tuple[tuple[str, str], ...]]
 """Media type, body and headers."""
 
@@ -24,10 +38,15 @@ class FastCodec:
         """What the body says; None when the protocol must look. options: as InferenceProtocol.parse()."""
 
     def learn(
-        self, body: bytes, options: Sequence[str | None], inputs: dict[str, np.ndarray], reply: Any
+        self,
+        body: bytes,
+        options: Sequence[str | None],
+        inputs: dict[str, np.ndarray],
+        reply: Any,
+        schedule: Schedule | None,
     ) -> None:
-        """The protocol has looked, and found these inputs, whose shapes the model takes, and nothing but `reply`
-        besides."""
+        """The protocol has looked, and found these inputs, whose shapes the model takes, and nothing but `reply` and
+        `schedule` besides."""
 
     # -- bodies that end in the bytes of the input, which need not be moved: their envelope is what stands before
 
@@ -35,13 +54,15 @@ class FastCodec:
         """The length of the envelope, as the head tells it; 0 when it does not, or there is none."""
         return 0
 
-    def read_envelope(self, envelope: bytes, tensor_bytes: int) -> tuple[int, Any] | None:
-        """The number of rows, and what the answer needs, of a body with so many bytes of the input behind its envelope;
-        None when the protocol must look."""
+    def read_envelope(self, envelope: bytes, tensor_bytes: int) -> tuple[int, Any, Schedule | None] | None:
+        """What decode() tells, but for the bytes, of a body with so many of the input behind its envelope; None when
+        the protocol must look."""
         return None
 
-    def learn_envelope(self, envelope: bytes, tensor_bytes: int, rows: int, reply: Any) -> None:
-        """The protocol has looked, and found so many rows, and nothing but `reply` besides."""
+    def learn_envelope(
+        self, envelope: bytes, tensor_bytes: int, rows: int, reply: Any, schedule: Schedule | None
+    ) -> None:
+        """The protocol has looked, and found so many rows, and nothing but `reply` and `schedule` besides."""
 
     @abstractmethod
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:

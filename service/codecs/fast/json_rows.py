@@ -71,10 +71,10 @@ class JsonRowsCodec(FastCodec):
             if self._rank == 2 and count * self._row_size <= FEW:
                 # A number beyond the datatype's range is an OverflowError here, a list among them a struct.error.
                 if count == 1:
-                    return 1, self._packer.of(self._row_size)(*rows[0]), self._reply
+                    return 1, self._packer.of(self._row_size)(*rows[0]), self._reply, None
                 if count and all(len(row) == self._row_size for row in rows):
                     pack = self._packer.of(count * self._row_size)
-                    return count, pack(*chain.from_iterable(rows)), self._reply
+                    return count, pack(*chain.from_iterable(rows)), self._reply, None
                 return None
             with np.errstate(over="ignore", invalid="ignore"):
                 array = np.array(rows, self._dtype)
@@ -83,7 +83,7 @@ class JsonRowsCodec(FastCodec):
             return None
         if array.ndim != self._rank or array.shape[1:] != self._row_shape or not array.size or not finite:
             return None
-        return count, array.reshape(-1).view(np.uint8).data, self._reply
+        return count, array.reshape(-1).view(np.uint8).data, self._reply, None
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
         """See FastCodec."""

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from foldserve.service.codecs.fast.codec import NO_SCHEDULE, Schedule
 from foldserve.service.codecs.protocol import InferenceProtocol, Options
 from foldserve.service.errors import (
     BadJson,
@@ -93,7 +94,7 @@ class Sized:
     dims: tuple[int, ...] = ()
     outputs: tuple[str, ...] = ()
     reply: Any = None
-    queue_timeout_us: int = 0
+    schedule: Schedule = NO_SCHEDULE
     media_type: str = ""
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -126,15 +127,15 @@ def sized_message(sized: Sized) -> bytes:
     return pack(
         MessageType.SIZED,
         *(sized.nbytes, sized.rows, sized.dims),
-        *(sized.outputs, sized.reply, sized.queue_timeout_us),
+        *(sized.outputs, sized.reply, tuple(sized.schedule)),
         *(sized.media_type, sized.headers),
     )
 
 
 def sized_of(values: Sequence[Any]) -> Sized:
     """What such a message says."""
-    nbytes, rows, dims, outputs, reply, queue_timeout_us, media_type, headers = values
-    said = (tuple(outputs), reply, queue_timeout_us)
+    nbytes, rows, dims, outputs, reply, schedule, media_type, headers = values
+    said = (tuple(outputs), reply, Schedule(*schedule))
     return Sized(
         nbytes, rows, tuple(dims), *said, media_type, tuple((name, value) for name, value in headers)
     )

@@ -76,9 +76,7 @@ class CodecRunner:
         places = layout.input_places(rows, dims)
         parts = [(offset, array) for (offset, _), array in zip(places, arrays, strict=True)]
         nbytes = layout.input_bytes(rows, dims)
-        return CodecResult(
-            Sized(nbytes, rows, dims, parsed.outputs, parsed.reply, parsed.queue_timeout_us), parts
-        )
+        return CodecResult(Sized(nbytes, rows, dims, parsed.outputs, parsed.reply, parsed.schedule), parts)
 
     def render(
         self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any

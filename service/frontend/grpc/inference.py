@@ -33,7 +33,7 @@ _ID: Final = 3
 """Of ModelInferResponse."""
 _ID_CHARS: Final = 1024
 """Of an id that is too long, to be told with the error."""
-_HEADERS: Final = ("x-request-id", "x-timeout-ms")
+_HEADERS: Final = ("x-request-id", "x-timeout-ms", "x-priority")
 _SHORTEST_MS: Final = 0.001
 
 

@@ -52,6 +52,8 @@ def _model_info(status: Status, model: ServedModel) -> dict[str, Any]:
                 "ready": version.ready,
                 "backend": version.backend,
                 "max_batch_size": version.max_batch_size,
+                "priority_levels": version.priority_levels,
+                "default_priority_level": version.default_priority_level,
                 "inputs": [_spec_info(spec) for spec in version.signature.inputs],
                 "outputs": [_spec_info(spec) for spec in version.signature.outputs],
                 "workers": [_worker_info(by) for by in status.served_by(model.name, version.version)],

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from foldserve.service.artifact.signature import ANY, Signature, TensorSpec
-from foldserve.service.codecs.fast.codec import Answer, Decoded, FastCodec
+from foldserve.service.codecs.fast.codec import Answer, Decoded, FastCodec, Schedule
 from foldserve.service.codecs.fast.packer import FEW, Packer
 from foldserve.service.codecs.fast.repeat_cache import RepeatCache
 
@@ -39,9 +39,10 @@ _ID_FIRST: Final = re.compile(rb'\{\s?"id"\s?:\s?"([ !#-\[\]-~]{1,128})"\s?,\s?'
 class CachedEnvelope:
     """What the JSON around the numbers says, but for the id."""
 
-    def __init__(self, rows: int, reply: Any) -> None:
+    def __init__(self, rows: int, reply: Any, schedule: Schedule | None) -> None:
         _, binary, choices = reply
         self.rows = rows
+        self.schedule = schedule
         self._without_id = (None, binary, choices)
 
     def reply_to(self, identity: str | None) -> Any:
@@ -85,7 +86,7 @@ class OipFastCodec(FastCodec):
         if options:
             end = self.envelope_bytes(options)
             read = self.read_envelope(body[:end], len(body) - end)
-            return None if read is None else (read[0], body[end:], read[1])
+            return None if read is None else (read[0], body[end:], read[1], read[2])
         start, end = _numbers_in(body)
         if start < 0:
             return None
@@ -94,16 +95,21 @@ class OipFastCodec(FastCodec):
         if known is None:
             return None
         data = self._bytes_of(body[start:end], known.rows)
-        return None if data is None else (known.rows, data, known.reply_to(identity))
+        return None if data is None else (known.rows, data, known.reply_to(identity), known.schedule)
 
     def learn(
-        self, body: bytes, options: Sequence[str | None], inputs: dict[str, np.ndarray], reply: Any
+        self,
+        body: bytes,
+        options: Sequence[str | None],
+        inputs: dict[str, np.ndarray],
+        reply: Any,
+        schedule: Schedule | None,
     ) -> None:
         """See FastCodec."""
         rows = len(inputs[self._input])
         if options:
             end = self.envelope_bytes(options)
-            self.learn_envelope(body[:end], len(body) - end, rows, reply)
+            self.learn_envelope(body[:end], len(body) - end, rows, reply, schedule)
             return
         start, end = _numbers_in(body)
         if start < 0 or not self._takes_json:
@@ -113,26 +119,28 @@ class OipFastCodec(FastCodec):
         # Make sure that "data" is the tensor's own key.
         certain = body.count(_KEY) == 1 and b"\\" not in before and b"\\" not in after
         if certain and reply[0] == identity and _ID_KEY not in before and _ID_KEY not in after:
-            self._json.add(b"%b%b%b" % (before, _KEY_SEPARATOR, after), CachedEnvelope(rows, reply))
+            self._json.add(b"%b%b%b" % (before, _KEY_SEPARATOR, after), CachedEnvelope(rows, reply, schedule))
 
     def envelope_bytes(self, options: Sequence[str | None]) -> int:
         """See FastCodec."""
         return int(options[0] or 0) if options else 0
 
-    def read_envelope(self, envelope: bytes, tensor_bytes: int) -> tuple[int, Any] | None:
+    def read_envelope(self, envelope: bytes, tensor_bytes: int) -> tuple[int, Any, Schedule | None] | None:
         """See FastCodec."""
         text, identity = _without_id(envelope)
         known = self._binary.kept.get(text)
         if known is None or tensor_bytes != known.rows * self._row_bytes:
             return None
-        return known.rows, known.reply_to(identity)
+        return known.rows, known.reply_to(identity), known.schedule
 
-    def learn_envelope(self, envelope: bytes, tensor_bytes: int, rows: int, reply: Any) -> None:
+    def learn_envelope(
+        self, envelope: bytes, tensor_bytes: int, rows: int, reply: Any, schedule: Schedule | None
+    ) -> None:
         """See FastCodec."""
         text, identity = _without_id(envelope)
         # A second "id" would be the one that counts.
         if text and tensor_bytes == rows * self._row_bytes and reply[0] == identity and _ID_KEY not in text:
-            self._binary.add(text, CachedEnvelope(rows, reply))
+            self._binary.add(text, CachedEnvelope(rows, reply, schedule))
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
         """See FastCodec."""

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from foldserve.service.artifact.signature import ANY, Signature, TensorSpec, check_shape
+from foldserve.service.codecs.fast.codec import Schedule
 from foldserve.service.codecs.json_diagnostics import kind_of
 from foldserve.service.codecs.protocol import ParsedRequest
 from foldserve.service.errors import BadJson, BadRequest, BadTensor
@@ -70,8 +71,8 @@ def parse_document(document: Any, carrier: Carrier, signature: Signature) -> Par
             )
     inputs = _inputs(document, carrier, signature)
     timeout_us = _count(parameters, "timeout", "the request", "microseconds")
-    _count(parameters, "priority", "the request", "a priority")
-    return ParsedRequest(inputs, outputs, tuple(reply), timeout_us)
+    priority = _count(parameters, "priority", "the request", "a priority level")
+    return ParsedRequest(inputs, outputs, tuple(reply), Schedule(timeout_us, priority))
 
 
 def parse_raw(body: memoryview, signature: Signature) -> ParsedRequest:

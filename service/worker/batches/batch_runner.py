@@ -123,11 +123,11 @@ class BatchRunner:
 
     # -- a request of more rows than a batch may have
 
-    def begin(self, ticket: Ticket, taken_ns: int) -> "LargeRun":
+    def begin(self, ticket: Ticket, taken_ns: int, level: int) -> "LargeRun":
         """What run_on() takes, once for each batch of it."""
         began = time.monotonic()
         inputs = self._gatherer.gather((ticket,), ticket.rows, self.bucket(ticket.rows))
-        return LargeRun(ticket, taken_ns, inputs, time.monotonic() - began)
+        return LargeRun(ticket, taken_ns, level, inputs, time.monotonic() - began)
 
     def run_on(self, large: "LargeRun") -> int:
         """Run its next batch; complete it after the last, or when the model fails on it.

@@ -109,7 +109,8 @@ def test_rows_of_kserve_v1_that_are_taken_are_what_the_protocol_reads(body: byte
     taken = fast.decode(body, ())
     assert (taken is not None) == (body.startswith(b'{"instances": [[') and b"inputs" not in body)
     if taken is not None:
-        rows, data, reply = taken
+        rows, data, reply, schedule = taken
+        assert schedule is None
         parsed = KSERVE_V1.parse(body, of, ())
         assert (rows, bytes(data), reply) == (
             of.signature.check_inputs(parsed.inputs),

@@ -14,7 +14,7 @@ def read(rig: Rig) -> list[Ticket]:
     """All tickets that wait for the first model, out of the pipe."""
     import os
 
-    data = os.read(rig.transport.queues[0].reader.fd, 1 << 18)
+    data = os.read(rig.transport.queues[0].levels[0].reader.fd, 1 << 18)
     return [Ticket._make(fields) for fields in TICKET_STRUCT.iter_unpack(data)]
 
 

@@ -39,6 +39,7 @@ _TIMEOUT: Final = 6
 _HOST_LINE: Final = 7
 _CONNECTION: Final = 8
 _JSON_LENGTH: Final = 9
+_PRIORITY: Final = 10
 
 _NAMES: Final = {
     b"content-length": _LENGTH,
@@ -47,6 +48,7 @@ _NAMES: Final = {
     b"accept": _ACCEPT,
     b"x-request-id": ID,
     b"x-timeout-ms": _TIMEOUT,
+    b"x-priority": _PRIORITY,
     b"host": _HOST_LINE,
     b"connection": _CONNECTION,
     b"proxy-connection": SPECIAL,
@@ -133,8 +135,8 @@ def _ordinary(plan: RequestPlan) -> RequestPlan | None:
 class Field:
     """What one header line says.
 
-    number: of the lengths their values, of Connection the options, of Content-Type the place of its body type in
-    _KINDS, of Accept a bit for each. value: of X-Request-Id and X-Timeout-Ms.
+    number: of the lengths and X-Priority their values, of Connection the options, of Content-Type the place of its body
+    type in _KINDS, of Accept a bit for each. value: of X-Request-Id and X-Timeout-Ms.
     """
 
     def __init__(self, says: int, number: int = 0, value: bytes = b"") -> None:
@@ -157,10 +159,11 @@ class Head(RequestHead):
         request_id: bytes,
         timeout_ms: bytes,
         options: Options,
+        priority: int,
         keep_alive: bool,
         old: bool,
     ) -> None:
-        super().__init__(route, plan, length, request_id, timeout_ms, options)
+        super().__init__(route, plan, length, request_id, timeout_ms, options, "", priority)
         self.media_type = plan.media_type.encode()
         self.keep_alive = keep_alive
         self.old = old
@@ -169,7 +172,7 @@ class Head(RequestHead):
 def field_of(name: bytes, value: bytes) -> Field:
     """What a header line says. name: in lower case; value: without the white space around it."""
     says = _NAMES.get(name, IGNORED)
-    if says in (_LENGTH, _JSON_LENGTH):
+    if says in (_LENGTH, _JSON_LENGTH, _PRIORITY):
         if not value.isdigit() or len(value) > _LENGTH_DIGITS:
             return _SPECIAL_FIELD
         return Field(says, int(value))
@@ -224,6 +227,7 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
     """What an ordinary head says; None when the call must go through ASGI. old: HTTP/1.0."""
     seen = connection = 0
     length = kind = json_length = -1
+    priority = 0
     accepts = _ANY
     request_id = timeout_ms = b""
     for field in fields:
@@ -248,6 +252,8 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
             connection = field.number
         elif says == _JSON_LENGTH:
             json_length = field.number
+        elif says == _PRIORITY:
+            priority = field.number
     if not (old or seen & (1 << _HOST_LINE)):
         return None
     plan = route.plan(kind, accepts, json_length)
@@ -255,6 +261,8 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
         return None
     if plan.reads.raw and not plan.is_rows(length):
         return None
+    if priority > len(plan.queue.levels):
+        return None
     keep_alive = connection == _KEEP if old else connection != _CLOSE
     options = route.options(json_length)
-    return Head(route, plan, length, request_id, timeout_ms, options, keep_alive, old)
+    return Head(route, plan, length, request_id, timeout_ms, options, priority, keep_alive, old)

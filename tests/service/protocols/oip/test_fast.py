@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs.fast.codec import NO_SCHEDULE
 from foldserve.service.codecs.protocol import Options, Served
 from foldserve.service.errors import ServiceError
 from foldserve.service.protocols.oip.fast import OipFastCodec
@@ -44,7 +45,8 @@ def teach(fast: OipFastCodec, body: bytes, options: Options = ()) -> None:
     for _ in range(2):
         parsed = OIP_JSON.parse(body, VERSION, options)
         SIGNATURE.check_inputs(parsed.inputs)
-        fast.learn(body, options, parsed.inputs, parsed.reply)
+        schedule = None if parsed.schedule == NO_SCHEDULE else parsed.schedule
+        fast.learn(body, options, parsed.inputs, parsed.reply, schedule)
 
 
 def agree(fast: OipFastCodec, body: bytes, options: Options = ()) -> bool:
@@ -52,11 +54,12 @@ def agree(fast: OipFastCodec, body: bytes, options: Options = ()) -> bool:
     taken = fast.decode(body, options)
     if taken is None:
         return False
-    rows, data, reply = taken
+    rows, data, reply, schedule = taken
     parsed = OIP_JSON.parse(body, VERSION, options)
     assert rows == SIGNATURE.check_inputs(parsed.inputs)
     assert bytes(data) == parsed.inputs["x"].tobytes()
     assert reply == parsed.reply
+    assert (schedule or NO_SCHEDULE) == parsed.schedule
     return True
 
 
@@ -253,6 +256,7 @@ def test_integers_have_one_for_their_bytes_alone():
     for body, options in ((text + array.tobytes(), (str(len(text)),)), (plain, ())):
         for _ in range(2):
             parsed = OIP_JSON.parse(body, Served("m", "1", signature), options)
-            fast.learn(body, options, parsed.inputs, parsed.reply)
-    assert fast.decode(text + array.tobytes(), (str(len(text)),)) == (1, array.tobytes(), tuple(Reply()))
+            fast.learn(body, options, parsed.inputs, parsed.reply, None)
+    taken = fast.decode(text + array.tobytes(), (str(len(text)),))
+    assert taken == (1, array.tobytes(), tuple(Reply()), None)
     assert fast.decode(plain, ()) is None

@@ -211,7 +211,7 @@ def test_a_timeout_bounds_the_time_in_the_queue(timeout_us):
 
 def test_parameters_of_others_are_passed_over():
     document = {
-        "model_name": "other", "inputs": [tensor("x", ROWS)], "parameters": {"priority": 3, "trace": "yes", "k": 0.5}
+        "model_name": "other", "inputs": [tensor("x", ROWS)], "parameters": {"sequence_id": 3, "trace": "yes", "k": 0.5}
     }  # fmt: skip
     assert infer(document).status == 200
 

@@ -29,7 +29,7 @@ QUEUE = ModelQueue(
     timeout_s=1.0,
     instances=1,
     max_batch_size=8,
-    writer=TicketWriter(TicketQueue()),
+    writers=[TicketWriter(TicketQueue().levels[0])],
 )
 PLANS = {
     kind: RequestPlan(
