@@ -71,6 +71,11 @@ class Batcher:
         """Tickets of a level that may be in hand: others must find room in the turn, however many of one wait."""
         self._rows_per_ticket = [1.0] * levels
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has a window in which the first request of a batch waits for others."""
+        return self._window_ns > 0
+
     def next(self, most: int, wait: bool) -> Batch | None:
         """The next batch, of `most` rows at most.
 

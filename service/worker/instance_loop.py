@@ -8,16 +8,22 @@ level than its own come, it goes on as ageing.py says.
 
 import time
 from collections import deque
+from typing import Final
 
 from foldserve.service.metrics.catalog import BatchReason
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.worker.ageing import Ageing
 from foldserve.service.worker.batcher import Batch, Batcher
-from foldserve.service.worker.batches.batch_runner import BatchRunner
+from foldserve.service.worker.batches.batch_runner import BatchRunner, ComputedBatch
 from foldserve.service.worker.batches.pieces import LargeRun
 from foldserve.service.worker.device_gate import Gate
+from foldserve.service.worker.output_thread import OutputThread
 from foldserve.service.worker.ticket_consumer import TicketConsumer
 from foldserve.service.worker.times import BatchTimes
+
+OVERLAPPED_NS: Final = 1_000_000
+"""After a longer run its outputs are given out while the next one runs. Of a shorter one that would cost more than it
+saves."""
 
 
 class InstanceLoop:
@@ -51,11 +57,15 @@ class InstanceLoop:
         self._ageing = ageing
         self._levels = levels
         self._large: deque[LargeRun] = deque()
+        self._output_thread = OutputThread(runner.give)
+        self._computed: ComputedBatch | None = None
+        """The last batch, while its outputs are not given out yet."""
 
     def run(self) -> None:
         """Serve until the model is unloaded, or the process ends."""
         while not self._consumer.is_unloaded():
             self.step()
+        self._output_thread.end()
 
     def step(self, wait: bool = True) -> bool:
         """Run the next batch, and then one of the large request that is under way, if there is any.
@@ -64,37 +74,63 @@ class InstanceLoop:
             wait: for tickets, when there is nothing else to do.
         Returns: whether there was anything to run.
         """
-        wait = wait and not self._large
+        wait = wait and not self._large and self._computed is None
         if wait:
             self._gate.wait()
+        looked_ns = time.monotonic_ns()
         batch = self._batcher.next(self._runner.max_batch_size, wait)
+        computed = self._computed
         if batch is not None:
-            self._run(batch)
+            self._run(batch, looked_ns)
+        elif computed is not None:
+            self._give(computed)
         large = self._next_large(batch) if self._large else None
         if large is not None:
             self._run_on(large)
         self._consumer.rest()
-        return large is not None or batch is not None
+        return large is not None or batch is not None or computed is not None
 
-    def _run(self, batch: Batch) -> None:
-        tickets = batch.tickets
+    def _run(self, batch: Batch, looked_ns: int) -> None:
+        """Run a batch, whose tickets were seen, after looked_ns, to be of their API servers' present lives."""
+        tickets, before = batch.tickets, self._computed
         rows = 0
         for ticket in tickets:
             rows += ticket.rows
         most = self._runner.max_batch_size
         if rows > most and len(tickets) == 1:
+            if before is not None:
+                self._give(before)
             self._large.append(self._runner.begin(tickets[0], batch.taken_ns, batch.level))
             self._consumer.mark_waiting(tickets, True)
             return
         began_s = time.monotonic()
-        self._consumer.begin_step()
-        self._gate.begin(self._times.run_ns(self._runner.bucket(rows)), self._runner.gather_ns)
+        run_ns = self._times.run_ns(self._runner.bucket(rows))
+        self._gate.begin(run_ns, self._runner.gather_ns)
+        if before is not None:
+            self._output_thread.begin(before)
         try:
-            self._runner.run(tickets, batch.taken_ns)
+            computed = self._runner.run(tickets, batch.taken_ns)
         finally:
             self._gate.end()
-        self._consumer.completed(len(tickets))
+        if before is not None:
+            self._output_thread.wait()
+            self._computed = None
+            self._consumer.completed(len(before.tickets))
+            self._consumer.holds_only_present_lives(looked_ns)
+        if computed is None:
+            self._consumer.completed(len(tickets))
+        elif computed.kept and run_ns >= OVERLAPPED_NS and not self._batcher.waits and not self._large:
+            self._computed = computed
+        else:
+            self._give(computed)
         self._count(time.monotonic() - began_s, rows, "full" if rows >= most else batch.reason)
+
+    def _give(self, computed: ComputedBatch) -> None:
+        """Give out the outputs of a batch here and now."""
+        self._consumer.begin_step()
+        self._runner.give(computed)
+        self._computed = None
+        self._consumer.completed(len(computed.tickets))
 
     def _any_wanted(self) -> bool:
         """Whether there still is a large request for whose answer somebody waits; the others are dropped."""

@@ -80,6 +80,7 @@ class FakeSession:
     on_run: Callable[[np.ndarray], Any] = lambda x: None
     batches: list[np.ndarray] = field(default_factory=list)
     notes: Sequence[str] = ()
+    keeps_outputs = True
     pinned: bool = False
     """Whether it has memory of its own, `host`, in which batches are put together."""
     host: dict[str, np.ndarray] = field(default_factory=dict)

@@ -84,6 +84,7 @@ class NumpySession:
     """Runs a function, and notes the rows of each run."""
 
     notes: Sequence[str] = ()
+    keeps_outputs = True
 
     def __init__(self, models: "NumpyModels", model: str, version: str) -> None:
         self._models = models
