@@ -71,6 +71,9 @@ def make_repository(folder: Path, models: tuple[str, ...] = MODELS) -> Path:
     """These models in a repository."""
     if "linear" in models:
         save_linear(folder / "linear" / "1" / "model.onnx")
+        (folder / "linear" / "config.yaml").write_text(
+            "queue: {priority_levels: 3, default_priority_level: 2}\n"
+        )
     if "digits" in models:
         save_lookup(folder / "digits" / "1" / "model.onnx")
     if "pair" in models:
@@ -184,17 +187,18 @@ def _encoded(
 ) -> Request:
     kind = JSON if len(inputs) > 1 else kind or chosen.choice((JSON, RAW, NPY))
     accept = accept or chosen.choice(("", "", JSON, RAW, NPY))
+    level = (f"x-priority: {chosen.randint(0, 3)}",) if model == "linear" else ()
     if kind == JSON:
         values = {name: array.tolist() for name, array in inputs.items()}
         given = values if len(values) > 1 or chosen.random() < 0.3 else next(iter(values.values()))
-        return Request(model, kind, json.dumps({"inputs": given}).encode(), wanted, y, accept=accept)
+        return Request(model, kind, json.dumps({"inputs": given}).encode(), wanted, y, level, accept)
     (array,) = inputs.values()
     if kind == NPY:
         file = io.BytesIO()
         np.save(file, array)
-        return Request(model, kind, file.getvalue(), wanted, y, accept=accept)
+        return Request(model, kind, file.getvalue(), wanted, y, level, accept)
     shape = f"x-tensor-shape: {','.join(map(str, array.shape))}"
-    headers = () if model == "linear" else (shape,)
+    headers = level if model == "linear" else (shape,)
     return Request(model, kind, array.tobytes(), wanted, y, headers, accept)
 
 

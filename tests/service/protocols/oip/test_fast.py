@@ -78,7 +78,11 @@ def test_ordinary_json_is_taken_from_the_third_time_on(nested, rows, more):
 
 
 @pytest.mark.parametrize("rows", [1, 400])
-@pytest.mark.parametrize("more", [{}, {"parameters": {"binary_data_output": True}}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"parameters": {"binary_data_output": True}}, {"parameters": {"priority": 2, "timeout": 5}}],
+    ids=str,
+)
 def test_ordinary_bytes_are_taken_from_the_third_time_on(rows, more):
     fast = codec()
     array = np.random.default_rng(0).standard_normal((rows, 3)).astype("f4")
