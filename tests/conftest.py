@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
 
 import pytest
@@ -71,3 +72,30 @@ def nginx() -> str:
     if tried.returncode:
         pytest.skip(f"{path} does not run here: {tried.stderr.strip()}")
     return path
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The path of Node.js."""
+    return _tool("node", "nodejs")
+
+
+@pytest.fixture(scope="session")
+def java() -> str:
+    """The path of Java, with its compiler: it runs sources."""
+    return _tool("java", "default-jdk-headless")
+
+
+@pytest.fixture(scope="session")
+def go() -> str:
+    """The path of Go."""
+    return _tool("go", "golang-go")
+
+
+@pytest.fixture(scope="session")
+def with_kserve() -> dict[str, str]:
+    """An environment in which Python finds KServe's client."""
+    folder = os.path.join(sys.prefix, "lib", "kserve")
+    if not os.path.isdir(folder):
+        pytest.skip("kserve is not there; deploy/dev/get-kserve.sh gets it where it can be had")
+    return {**os.environ, "PYTHONPATH": folder}

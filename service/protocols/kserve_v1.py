@@ -126,6 +126,7 @@ class KserveV1Calls:
         """Every call."""
         of_model, of_version = "/v1/models/{model}", "/v1/models/{model}/versions/{version}"
         return (
+            Route("GET", "/", "The process answers (KServe v1)", self._alive),
             Route("GET", "/v1/models", "The models' names", self._models),
             Route("GET", of_model, "Whether a model is ready", self._state),
             Route("GET", of_version, "Whether a version of a model is ready", self._state),
@@ -171,6 +172,9 @@ class KserveV1Calls:
         ready = all(one.ready for one in asked)
         body = {"name": found.name, "ready": ready, "model_version_status": states}
         return json_response(body, status=200 if ready else 503)
+
+    async def _alive(self, context: RequestContext) -> Response:
+        return json_response({"status": "alive"})
 
     async def _ping(self, context: RequestContext) -> Response:
         check_ready(self.status)

@@ -37,7 +37,7 @@ def test_a_draining_server_is_not_ready_but_live(path):
     assert call(app, "GET", "/v2/health/live").status == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/predict/a/b", "/v3/models/double/infer", "/predict/"])
+@pytest.mark.parametrize("path", ["/nothing", "/predict/a/b", "/v3/models/double/infer", "/predict/"])
 def test_a_path_that_is_not_there_is_404_in_the_one_shape(path):
     assert call(app_of(), "POST", path).error() == (404, "not_found")
 
