@@ -33,6 +33,7 @@ from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import JSON, Response, error_body, json_response
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
+from foldserve.service.protocols.openapi import kserve_v1 as described
 from foldserve.service.protocols.pictures import decode_rows, has_pictures
 from foldserve.service.protocols.routes import Route
 
@@ -112,14 +113,30 @@ class KserveV1Calls:
     def routes(self) -> tuple[Route, ...]:
         """Every call."""
         of_model, of_version = "/v1/models/{model}", "/v1/models/{model}/versions/{version}"
+        run = (
+            (f"{of_model}:predict", "Run a model (KServe v1)"),
+            (f"{of_version}:predict", "Run one version of a model (KServe v1)"),
+            ("/invocations", "Run the default model (SageMaker)"),
+        )
+        states = (
+            (of_model, "Whether a model is ready"),
+            (of_version, "Whether a version of a model is ready"),
+        )
         return (
-            Route("GET", "/v1/models", "The models' names", self._models),
-            Route("GET", of_model, "Whether a model is ready", self._state),
-            Route("GET", of_version, "Whether a version of a model is ready", self._state),
-            Route("POST", f"{of_model}:predict", "Run a model (KServe v1)", head=self.head),
-            Route("POST", f"{of_version}:predict", "Run one version of a model (KServe v1)", head=self.head),
-            Route("POST", "/invocations", "Run the default model (SageMaker)", head=self.head),
-            Route("GET", "/ping", "Ready to serve (SageMaker)", self._ping),
+            Route("GET", "/v1/models", "The models' names", self._models, operation=described.MODELS),
+            *(Route("GET", path, what, self._state, operation=described.STATE) for path, what in states),
+            *(
+                Route(
+                    "POST",
+                    path,
+                    what,
+                    head=self.head,
+                    operation=described.PREDICT_ANY,
+                    of_model=described.predict_of,
+                )
+                for path, what in run
+            ),
+            Route("GET", "/ping", "Ready to serve (SageMaker)", self._ping, operation=described.PING),
         )
 
     def head(

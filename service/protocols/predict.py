@@ -33,7 +33,7 @@ from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import error_body
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, find_model, find_version
-from foldserve.service.protocols.openapi import PREDICT_OPERATION
+from foldserve.service.protocols.openapi import predict as described
 from foldserve.service.protocols.pictures import PictureProtocol, is_picture, picture_options
 from foldserve.service.protocols.routes import Route
 from foldserve.service.protocols.top import check_count, read_top, scores_output, top_of
@@ -106,7 +106,14 @@ class PredictCalls:
         """Every call, by PREDICT_PATHS."""
         summaries = ("Run the default model", "Run a model's default version", "Run one version of a model")
         return tuple(
-            Route("POST", path, summary, head=self.head, operation=PREDICT_OPERATION)
+            Route(
+                "POST",
+                path,
+                summary,
+                head=self.head,
+                operation=described.ANY_MODEL,
+                of_model=described.of_model,
+            )
             for path, summary in zip(PREDICT_PATHS, summaries, strict=True)
         )
 
