@@ -105,16 +105,11 @@ class PredictCalls:
     def routes(self) -> tuple[Route, ...]:
         """Every call, by PREDICT_PATHS."""
         summaries = ("Run the default model", "Run a model's default version", "Run one version of a model")
+        of_model = (described.ANY_MODEL, described.of_model)
+        said = (of_model, of_model, (described.ANY_VERSION, described.of_version))
         return tuple(
-            Route(
-                "POST",
-                path,
-                summary,
-                head=self.head,
-                operation=described.ANY_MODEL,
-                of_model=described.of_model,
-            )
-            for path, summary in zip(PREDICT_PATHS, summaries, strict=True)
+            Route("POST", path, summary, head=self.head, operation=operation, of_model=of_model)
+            for path, summary, (operation, of_model) in zip(PREDICT_PATHS, summaries, said, strict=True)
         )
 
     def head(

@@ -15,8 +15,9 @@ import orjson
 
 from foldserve.service.engine.served import ServedModel, ServedVersion, Status
 from foldserve.service.frontend.pages.info import default_model
+from foldserve.service.frontend.pages.site import page_files
 from foldserve.service.protocols.openapi import oip, predict
-from foldserve.service.protocols.openapi.responses import COMPONENTS
+from foldserve.service.protocols.openapi.responses import COMPONENTS, VERSION
 from foldserve.service.protocols.routes import Route
 from foldserve.service.settings import ServeSettings
 
@@ -26,6 +27,7 @@ _MOST_VERSIONS: Final = 250
 """Versions that are described: the document has a few megabytes then."""
 _SERVER: Final = "The server"
 _ANY: Final = "Any model"
+_IN_PATH: Final = "path-"
 
 Paths = dict[str, dict[str, Any]]
 
@@ -68,7 +70,7 @@ class OpenApiDocument:
                 parts[name] = _Part(model, name == default, self._routes)
                 await asyncio.sleep(0)  # requests first
         self._parts = parts
-        return _document(self._fixed, parts.values(), skipped)
+        return _document(self._fixed, parts.values(), skipped, models)
 
 
 class _Part:
@@ -109,7 +111,9 @@ def _tag_text(model: ServedModel, version: ServedVersion) -> str:
     return f"Version {version.version} of {', '.join(model.versions)}: {inputs} -> {outputs}"
 
 
-def _document(fixed: Paths, parts: Iterable[_Part], skipped: Sequence[str]) -> bytes:
+def _document(
+    fixed: Paths, parts: Iterable[_Part], skipped: Sequence[str], models: Mapping[str, ServedModel]
+) -> bytes:
     parts = list(parts)
     text = (
         "The calls of this server. Those of each model that is loaded now are described with its names and shapes "
@@ -134,10 +138,13 @@ def _document(fixed: Paths, parts: Iterable[_Part], skipped: Sequence[str]) -> b
                 "description": text,
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
-            "servers": [{"url": "."}],
             "tags": tags,
             "paths": paths,
-            "components": {**COMPONENTS, "schemas": {**predict.SCHEMAS, **oip.SCHEMAS}},
+            "components": {
+                **COMPONENTS,
+                "parameters": {**COMPONENTS["parameters"], **_path_parameters(models)},
+                "schemas": {**predict.SCHEMAS, **oip.SCHEMAS},
+            },
         }
     )
 
@@ -168,9 +175,24 @@ def _model_paths(model: ServedModel, is_default: bool, routes: Iterable[Route]) 
     return paths
 
 
+def _path_parameters(models: Mapping[str, ServedModel]) -> dict[str, Any]:
+    """What stands in braces in a path."""
+    versions = {name for model in models.values() for name in model.versions}
+    few = 0 < len(models) <= _MOST_VERSIONS and len(versions) <= _MOST_VERSIONS
+    schemas: dict[str, Any] = {
+        "model": {"enum": sorted(models)} if few else {"type": "string"},
+        "version": {"enum": sorted(versions, key=int)} if few else VERSION,
+        "file": {"enum": [*page_files()]},
+    }
+    return {
+        f"{_IN_PATH}{name}": {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in schemas.items()
+    }
+
+
 def _operation(route: Route, said: Mapping[str, Any], tag: str, path: str = "") -> dict[str, Any]:
     in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[^/]+$"}}
+        {"$ref": f"#/components/parameters/{_IN_PATH}{name}"}
         for name in re.findall(r"\{(\w+)\}", path or route.path)
     ]
     return {

@@ -45,9 +45,14 @@ def page() -> Response:
     return _response(_PAGE)
 
 
+def page_files() -> tuple[str, ...]:
+    """The names of the files that it loads."""
+    return tuple(sorted(set(_FILES) - {_PAGE}))
+
+
 def page_file(name: str) -> Response:
     """One of the files that it loads. Raises: NotFound."""
-    if name not in _FILES or name == _PAGE:
+    if name not in page_files():
         raise NotFound(f"there is no file {name[:100]!r} of the page at /docs; GET /docs is the page")
     return _response(name)
 

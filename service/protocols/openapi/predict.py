@@ -26,7 +26,7 @@ from foldserve.service.protocols.pictures import FORM, PICTURE_TYPES
 from foldserve.service.protocols.top import scores_output
 
 _ERRORS: Final = (*responses.INFERENCE, 406)
-_COMMON: Final = tuple(map(parameter, ("version", "X-Request-Id", "X-Timeout-Ms")))
+_COMMON: Final = tuple(map(parameter, ("X-Request-Id", "X-Timeout-Ms")))
 _PICTURES: Final[Mapping[str, Schema]] = {
     **{kind: {"schema": BINARY} for kind in PICTURE_TYPES},
     FORM: {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}}},
@@ -46,18 +46,25 @@ def _any_model() -> dict[str, Any]:
     inputs = named({"inputs": {"anyOf": [ANY_TENSOR, every]}})
     names = ("output", "top", "X-Tensor-Shape")
     return {
-        "parameters": [*_COMMON, *map(parameter, names)],
+        "parameters": [*map(parameter, names), *_COMMON],
         "requestBody": _request({"schema": inputs}, several=False, pictures=True),
         "responses": _responses(every, several=False),
     }
 
 
 def of_model(model: ServedModel, version: ServedVersion) -> dict[str, Any]:
+    """Of a model's default version, beside which the query may name another."""
+    said = of_version(model, version)
+    chosen = {**_inline("version"), "schema": {"enum": list(model.versions)}}
+    return {**said, "parameters": [chosen, *said["parameters"]]}
+
+
+def of_version(model: ServedModel, version: ServedVersion) -> dict[str, Any]:
     """Of one version."""
     signature = version.signature
     several = len(signature.outputs) > 1
     whole = Served(model.name, version.version, signature, tuple(version.manifest.get("labels", ())))
-    parameters = [*_COMMON]
+    parameters = []
     if several:
         parameters.append({**_inline("output"), "schema": {"enum": list(signature.outputs_by_name)}})
     if _has_scores(whole, signature.outputs_by_name):
@@ -70,7 +77,7 @@ def of_model(model: ServedModel, version: ServedVersion) -> dict[str, Any]:
     return {
         # For the page at /docs, where an example has too many numbers for this document.
         "x-example-shapes": {name: list(shape) for name, shape in example_shapes(signature).items()},
-        "parameters": parameters,
+        "parameters": [*parameters, *_COMMON],
         "requestBody": _request(
             _json_request(model, version),
             several=len(signature.inputs) > 1,
@@ -143,4 +150,5 @@ def _responses(outputs: Schema, *, several: bool) -> Schema:
     return {"200": ok, **responses.refusals(_ERRORS)}
 
 
-ANY_MODEL: Final = _any_model()
+ANY_VERSION: Final = _any_model()
+ANY_MODEL: Final = {**ANY_VERSION, "parameters": [parameter("version"), *ANY_VERSION["parameters"]]}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from foldserve.service import errors
+from foldserve.service.artifact.names import VERSION_NAME
 from foldserve.service.errors import ServiceError
 from foldserve.service.inference.response import JSON
 
@@ -33,6 +34,7 @@ _LATER: Final = (429, 503)
 """Those that may say when to ask again."""
 BINARY: Final[Schema] = {"type": "string", "format": "binary"}
 TEXT: Final[Schema] = {"type": "string"}
+VERSION: Final[Schema] = {"type": "string", "pattern": f"^{VERSION_NAME.pattern}$"}
 
 
 def _reference(kind: str, name: str) -> Schema:
@@ -134,8 +136,8 @@ def _parameter(name: str, where: str, description: str, value: Schema) -> Schema
 PARAMETERS: Final = {
     name: _parameter(name, where, description, schema)
     for name, where, description, schema in (
-        ("version", "query", "The version to run; the default one otherwise", TEXT),
-        ("output", "query", "Answer with this output only", TEXT),
+        ("version", "query", "The version to run; the default one otherwise", VERSION),
+        ("output", "query", "Answer with this output only", {"type": "string", "minLength": 1}),
         (
             "top",
             "query",
@@ -151,8 +153,8 @@ PARAMETERS: Final = {
         (
             "X-Timeout-Ms",
             "header",
-            "The time that the whole request may take, in milliseconds",
-            {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400_000},
+            "The time that the whole request may take, in milliseconds; up to six decimals are read too",
+            {"type": "integer", "minimum": 1, "maximum": 86_400_000},
         ),
         (
             "X-Tensor-Shape",

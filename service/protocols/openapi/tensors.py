@@ -49,8 +49,10 @@ def leaf(spec: TensorSpec, *, bounded: bool = True) -> Schema:
     if kind == "f":
         if not bounded or spec.dtype.itemsize == 8:  # every number that JSON parsers read is one
             return {"type": "number"}
-        most = float(np.finfo(spec.dtype).max)  # type: ignore[type-var]  # of a float type
-        return {"type": "number", "minimum": -most, "maximum": most}
+        format_ = np.finfo(spec.dtype)  # type: ignore[type-var]  # of a float type
+        # What is nearer to the largest number than to infinity is read as that number.
+        beyond = 2.0**format_.maxexp - 2.0 ** (format_.maxexp - format_.nmant - 2)
+        return {"type": "number", "exclusiveMinimum": -beyond, "exclusiveMaximum": beyond}
     limits = np.iinfo(spec.dtype)  # type: ignore[type-var]  # of an integer type
     return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
 

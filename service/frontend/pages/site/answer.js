@@ -6,28 +6,26 @@ import { el } from "./dom.js";
 const MOST_CHARS = 20000;
 const MOST_NUMBERS = 1000;
 
-// answer: {response, buffer, took}; took: milliseconds as the browser saw them.
-export function shown(answer) {
-  const { response, buffer, took } = answer;
+// took: milliseconds as the browser saw them. Returns the line that says how it went, and the rest.
+export function shown({ response, buffer, took }) {
   const stages = timing(response.headers.get("server-timing") || "");
   const batch = stages.find((stage) => stage.name === "batch");
-  const badge = el("span", { className: `badge ${response.ok ? "good" : "bad"}` }, `${response.status} ${response.statusText}`);
-  badge.style.marginLeft = "0";
+  const status = `${response.status} ${response.statusText}`;
+  const badge = el("span", { className: `badge ${response.ok ? "good" : "bad"}` }, status);
   const said = ` ${took.toFixed(1)} ms, ${buffer.byteLength.toLocaleString("en")} bytes`;
   const rows = batch ? `, in a batch of ${batch.text} row${batch.text === "1" ? "" : "s"}` : "";
   const value = valueOf(response, buffer);
-  const parts = [el("p", { className: "outcome" }, badge, said + rows)];
+  const parts = [];
   const run = stages.filter((stage) => stage.ms !== null);
   if (run.length) parts.push(bar(run));
   if (value.top) parts.push(...(Array.isArray(value.top[0]) ? value.top.slice(0, 10) : [value.top]).map(scores));
   parts.push(el("pre", { tabIndex: 0 }, value.text));
-  return parts;
+  return { outcome: [badge, said + rows], parts };
 }
 
 export function failed(error) {
-  return [
-    el("p", { className: "why" }, `No answer: ${error.message}. Is the server still running, and this page its own?`),
-  ];
+  const text = `No answer: ${error.message}. Is the server still running, and this page its own?`;
+  return { outcome: [el("span", { className: "why" }, text)], parts: [] };
 }
 
 // The entries of a Server-Timing header: name;dur=1.5, batch;desc="8".

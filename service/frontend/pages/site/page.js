@@ -79,8 +79,12 @@ function bodyOf(model, version, info, api) {
   );
 }
 
-// /predict first, then the others; what names no model last.
-const rank = (path) => ["/predict/", "/v2/", "/v1/"].findIndex((start) => path.startsWith(start)) + (path.includes("/versions/") ? 10 : 0) || 5;
+// /predict first, then the others; what names no model after them, and one version last.
+const STARTS = ["/predict/", "/v2/", "/v1/"];
+function rank(path) {
+  const at = STARTS.findIndex((start) => path.startsWith(start));
+  return (at < 0 ? STARTS.length : at) + (path.includes("/versions/") ? 10 : 0);
+}
 
 function facts(model, version, info) {
   const { fold, parity, image, labels } = version.manifest;

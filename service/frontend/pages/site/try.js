@@ -1,7 +1,7 @@
 // The try-it of one model: which call, what to send, the answer, and the lines of the same call.
 
 import { failed, pretty, shown } from "./answer.js";
-import { count, encode, itemBytes } from "./bytes.js";
+import { count, encode, itemBytes, numpyType } from "./bytes.js";
 import * as code from "./code.js";
 import { el, field } from "./dom.js";
 
@@ -16,7 +16,9 @@ export function tryIt(calls, version, base, key) {
   const ways = calls.flatMap((call) => waysOf(call, version));
   const choice = el("select", {}, ...ways.map((way, at) => el("option", { value: String(at) }, way.name)));
   const request = el("div", { className: "request" });
-  const answer = el("div", { className: "answer", role: "status", ariaLive: "polite" });
+  const outcome = el("p", { className: "outcome", role: "status" }, "Nothing was sent yet.");
+  const parts = el("div", { className: "parts" });
+  const answer = el("div", { className: "answer" }, el("h3", {}, "Answer"), outcome, parts);
   const lines = codeBlock();
   const send = el("button", { className: "send", type: "submit" }, "Send");
   const form = el("form", {}, el("h3", {}, "Request"), field("Call", choice), request, send);
@@ -34,16 +36,14 @@ export function tryIt(calls, version, base, key) {
     const what = await sender.body();
     if (what === null) return;
     send.disabled = true;
-    answer.replaceChildren(el("p", {}, "Waiting for the answer …"));
-    try {
-      answer.replaceChildren(el("h3", {}, "Answer"), ...shown(await ask(sender.call(), what, key())));
-    } catch (error) {
-      answer.replaceChildren(el("h3", {}, "Answer"), ...failed(error));
-    } finally {
-      send.disabled = false;
-    }
+    parts.replaceChildren();
+    outcome.replaceChildren("Waiting for the answer …");
+    const told = await ask(sender.call(), what, key()).then(shown).catch(failed);
+    outcome.replaceChildren(...told.outcome);
+    parts.replaceChildren(...told.parts);
+    send.disabled = false;
+    answer.scrollIntoView({ block: "nearest" });
   });
-  answer.append(el("h3", {}, "Answer"), el("p", { className: "facts" }, "Nothing was sent yet."));
   choose();
   return el("div", { className: "try" }, form, answer, lines.element);
 }
@@ -61,8 +61,9 @@ async function ask(call, body, key) {
 function waysOf({ path, operation }, version) {
   const content = operation.requestBody?.content || {};
   const shapes = operation["x-example-shapes"] || {};
-  const takes = Object.fromEntries((operation.parameters || []).map((one) => [one.name || one.$ref.split("/").pop(), one]));
-  const common = { path, takes, shapes, inputs: version.inputs, outputs: version.outputs };
+  const takes = new Set((operation.parameters || []).map((one) => one.name || one.$ref.split("/").pop()));
+  const labels = takes.has("top") && Boolean(version.manifest.labels);
+  const common = { path, labels, shaped: takes.has("X-Tensor-Shape"), shapes, inputs: version.inputs, outputs: version.outputs };
   const numbers = Object.values(shapes).reduce((sum, shape) => sum + count(shape), 0);
   const ways = [];
   if (content[PICTURES[0]]) ways.push({ ...common, kind: "picture", name: `Picture, POST ${path}` });
@@ -80,7 +81,7 @@ function senderOf(way, base, changed) {
   const controls = [];
   const query = new URLSearchParams();
   let top = null;
-  if (way.takes.top && way.kind !== "raw") {
+  if (way.labels && way.kind !== "raw") {
     top = el("input", { type: "number", min: "1", max: "4096", value: "5", required: true });
     top.addEventListener("input", changed);
   }
@@ -97,7 +98,9 @@ function senderOf(way, base, changed) {
 }
 
 function jsonSender(way, url, query, changed) {
-  const text = el("textarea", { spellcheck: false, value: pretty(way.example || zeros(way)) });
+  const value = pretty(way.example || zeros(way));
+  const rows = Math.min(24, Math.max(6, value.split("\n").length + 2));
+  const text = el("textarea", { spellcheck: false, value, rows });
   text.addEventListener("input", changed);
   return {
     controls: [el("label", { className: "body-field" }, "Body", text)],
@@ -121,13 +124,15 @@ function rawSender(way, url, query) {
   const shape = way.shapes[spec.name];
   const numbers = way.example ? [way.example.inputs].flat(Infinity) : null;
   const size = count(shape) * itemBytes(spec.datatype);
-  const headers = spec.shape.slice(1).includes(-1) || (spec.shape[0] === -1 && shape.length === 0) ? { "X-Tensor-Shape": shape.join(",") } : {};
+  const headers = way.shaped ? { "X-Tensor-Shape": shape.join(",") } : {};
   if (way.outputs.length > 1) query.set("output", way.outputs[0].name);
+  const bytes = encode(spec.datatype, shape, numbers);
+  const array = { numbers, numpy: numpyType(spec.datatype), size, bytes };
   const what = numbers ? `the numbers ${shortened(numbers)}` : "zeros";
   return {
     controls: [el("p", { className: "facts" }, `${size.toLocaleString("en")} bytes: ${spec.name} ${spec.datatype} [${shape.join(", ")}], ${what}, little-endian.`)],
-    call: () => ({ url: url(), type: RAW_TYPE, headers, file: "x.bin", size, answerFile: "y.bin" }),
-    body: async () => ({ content: encode(spec.datatype, shape, numbers) }),
+    call: () => ({ url: url(), type: RAW_TYPE, headers, array }),
+    body: async () => ({ content: bytes }),
   };
 }
 
