@@ -230,6 +230,8 @@ def test_the_lines_to_be_copied_make_the_same_call(
     for name in ("clipped", "hostile", "lengths", "photos", "several"):
         section = shown.model(name)
         for option in section.get_by_label("Call").locator("option").all_inner_texts():
+            if "/versions/" in option:  # the same with another path
+                continue
             section.get_by_label("Call").select_option(label=option)
             text = lines(section, language)
             if "of an <input type=file>" in text:  # which is a browser's
@@ -241,7 +243,7 @@ def test_the_lines_to_be_copied_make_the_same_call(
             assert done.returncode == 0, (option, text, done.stderr)
             assert not re.search(r"\berror\b", done.stdout), (option, done.stdout)
             ran += 1
-    assert ran >= 20
+    assert ran >= 14
     assert not (tmp_path / "pwned").exists()
 
 

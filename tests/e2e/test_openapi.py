@@ -166,4 +166,4 @@ def test_it_is_what_the_server_does(
     tested = re.search(r"Tested: (\d+)", done.stdout)
     operations = sum(map(len, server.get("/openapi.json").json()["paths"].values()))
     assert tested is not None
-    assert int(tested[1]) == operations
+    assert int(tested[1]) == operations - 1, "all but the document's own address"
