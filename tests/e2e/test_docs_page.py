@@ -207,6 +207,25 @@ def lines(section: Locator, language: str) -> str:
     return section.locator(".code pre").inner_text()
 
 
+def test_a_key_is_asked_for_where_the_document_has_one_and_sent_with_every_call(
+    shown: Shown, server: ServerProcess
+) -> None:
+    expect(shown.page.get_by_label("API key")).to_be_hidden()
+    document = server.get("/openapi.json").json()
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    shown.page.route("**/openapi.json", lambda route: route.fulfill(json=document))
+    shown.page.reload()
+    shown.page.get_by_label("API key").fill("secret")
+    with shown.page.expect_request("**/info") as asked:
+        shown.page.get_by_role("button", name="Use").click()
+    assert asked.value.headers["authorization"] == "Bearer secret"
+    clipped = shown.model("clipped")
+    with shown.page.expect_request("**/predict/clipped") as asked:
+        clipped.locator(".send").click()
+    assert asked.value.headers["authorization"] == "Bearer secret"
+    assert "secret" not in lines(clipped, "curl")
+
+
 def command_of(language: str, text: str) -> list[str]:
     """What runs these lines."""
     if language == "Python":

@@ -11,6 +11,7 @@ const keyValue = () => find("key-value").value;
 async function read(path) {
   const headers = keyValue() ? { Authorization: `Bearer ${keyValue()}` } : {};
   const response = await fetch(new URL(path, base), { headers });
+  if (response.status === 401) find("key").hidden = false;
   if (!response.ok) throw new Error((await response.json()).error);
   return response.json();
 }
