@@ -41,6 +41,7 @@ test: install ## all tests; ARGS='-k name -x' for some of them
 	@sh deploy/dev/get-tool.sh nginx nginx usr/sbin/nginx
 	@sh deploy/dev/get-perf-analyzer.sh
 	@sh deploy/dev/get-kserve.sh
+	@sh deploy/dev/get-browser.sh
 	@exec $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 compiled: wheel ## the end-to-end, fault and torture tests again, on servers from the compiled wheel

@@ -40,6 +40,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--openapi-examples", default="10", help="of each call, for tests/e2e/test_openapi.py")
+
+
 def _tool(name: str, package: str) -> str:
     """The path of a program: from PATH, or where deploy/dev/get-tool.sh (`make test`) puts it."""
     folders = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", sysconfig.get_path("scripts")))
@@ -53,6 +57,16 @@ def _tool(name: str, package: str) -> str:
 def promtool() -> str:
     """The path of promtool."""
     return _tool("promtool", "prometheus")
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """The path of a Chromium."""
+    folders = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))
+    for name in ("chromium-headless-shell", "chromium", "google-chrome"):
+        if path := shutil.which(name, path=folders):
+            return path
+    pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
 
 
 @pytest.fixture(scope="session")

@@ -103,15 +103,15 @@ class ModelQueue:
             waiting.large += large
 
     def level_of(self, priority: int, said_by: str) -> QueueLevel:
-        """The level of a request with this priority; 0 = the default. said_by: what gave it. Raises: BadRequest."""
+        """The level of a request with this priority; 0 = the default. Where there is one level, any priority is of it:
+        clients send theirs to every model. said_by: what gave it. Raises: BadRequest."""
         count = len(self.levels)
-        if not priority:
+        if not priority or count == 1:
             return self.default_level
         if priority > count:
-            has = "one priority level" if count == 1 else f"priority levels 1 to {count}"
             raise BadRequest(
-                f"{said_by} is {priority} and model {self.model!r} has {has} (queue.priority_levels in its "
-                "config.yaml); send one of them, or 0 or nothing for the model's default"
+                f"{said_by} is {priority} and model {self.model!r} has priority levels 1 to {count} "
+                "(queue.priority_levels in its config.yaml); send one of them, or 0 or nothing for the model's default"
             )
         return self.levels[priority - 1]
 

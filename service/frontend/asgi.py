@@ -12,8 +12,8 @@ from foldserve.service.engine.served import Status
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.frontend.asgi_channel import WIRE, Channel, Receive, Scope, Send
 from foldserve.service.frontend.asgi_exchange import AsgiExchange
-from foldserve.service.frontend.pages import info
-from foldserve.service.frontend.pages.docs import docs_page
+from foldserve.service.frontend.pages import info, operations, site
+from foldserve.service.frontend.pages.openapi import OpenApiDocument
 from foldserve.service.frontend.routing import RouteTable
 from foldserve.service.inference.context import REFUSAL, RequestContext
 from foldserve.service.inference.response import Response, error_response, json_response
@@ -61,13 +61,25 @@ class AsgiApp:
         self.settings = settings
         self.exposition = exposition
         own = (
-            Route("GET", "/health", "Ready to serve", self._ready),
-            Route("GET", "/info", "Models, versions, signatures, limits", self._info),
-            Route("GET", "/metrics", "Prometheus metrics, text or OpenMetrics by Accept", self._metrics),
-            Route("GET", "/docs", "This server's page for people", self._docs),
-            Route("GET", "/openapi.json", "This description", self._openapi),
+            ("/health", "Ready to serve", self._ready, operations.READY),
+            ("/info", "Models, versions, signatures, limits", self._info, operations.INFO),
+            (
+                "/metrics",
+                "Prometheus metrics, text or OpenMetrics by Accept",
+                self._metrics,
+                operations.METRICS,
+            ),
+            ("/docs", "This server's page for people", self._docs, operations.PAGE),
+            ("/docs/{file}", "What that page is made of", self._docs_file, operations.FILES),
+            ("/openapi.json", "This description", self._openapi, operations.DOCUMENT),
         )
-        self.routes = RouteTable((*(route for of in calls for route in of.routes()), *own))
+        self.routes = RouteTable(
+            (
+                *(route for of in calls for route in of.routes()),
+                *(Route("GET", path, what, handler, operation=said) for path, what, handler, said in own),
+            )
+        )
+        self._document = OpenApiDocument(self.routes.routes, status, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the ASGI entry."""
@@ -132,13 +144,13 @@ class AsgiApp:
         return Response(200, body, content_type)
 
     async def _docs(self, context: RequestContext) -> Response:
-        page = docs_page(self.status, self.settings, context.scheme, context.headers.get("host", ""))
-        # The page is made of names from model files: whatever they hold, the browser runs and loads nothing.
-        policy = ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-        return Response(200, page.encode(), "text/html; charset=utf-8", (policy,))
+        return site.page()
+
+    async def _docs_file(self, context: RequestContext, file: str) -> Response:
+        return site.page_file(file)
 
     async def _openapi(self, context: RequestContext) -> Response:
-        return json_response(info.openapi(self.routes.routes))
+        return Response(200, await self._document.body())
 
 
 def _context_of(scope: Scope) -> RequestContext:
@@ -156,7 +168,6 @@ def _context_of(scope: Scope) -> RequestContext:
         path=scope["path"],
         query=scope["query_string"].decode("latin-1"),
         headers=headers,
-        scheme=scope.get("scheme", "http"),
     )
 
 

@@ -41,7 +41,6 @@ class RequestContext:
     path: str
     query: str
     headers: Mapping[str, str]
-    scheme: str = "http"
     request_id: str = ""
     started_s: float = field(default_factory=time.monotonic)
 

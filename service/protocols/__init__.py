@@ -5,6 +5,7 @@
     top.py        the largest scores of an answer, with their labels
     oip/          /v2, and over gRPC: the Open Inference Protocol
     kserve_v1.py  /v1: the protocol of TensorFlow Serving and KServe v1; SageMaker's calls
+    openapi/      what /openapi.json says of their calls
     lookup.py     which model version a call asks for
     heads.py      what the heads of inference requests have in common
     routes.py     one call that the server answers

@@ -34,6 +34,7 @@ from foldserve.service.inference.plan import RequestHead, RequestPlan, Target
 from foldserve.service.inference.response import JSON, Response, error_body, json_response
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
+from foldserve.service.protocols.openapi import kserve_v1 as described
 from foldserve.service.protocols.pictures import decode_rows, has_pictures
 from foldserve.service.protocols.routes import Route
 
@@ -101,6 +102,11 @@ KSERVE_V1: Final = KserveV1Protocol("v1", LARGE_JSON_BYTES)
 KSERVE_V1_PICTURES: Final = KserveV1Protocol("v1_pictures", 0)
 """To models that take pictures: no event loop is to stand still while one is decoded, of however few bytes."""
 
+_SUMMARIES: Final = (
+    "Run a model (KServe v1)",
+    "Run one version of a model (KServe v1)",
+    "Run the default model (SageMaker)",
+)
 V1_PATHS: Final = (
     "/v1/models/{model}:predict",
     "/v1/models/{model}/versions/{version}:predict",
@@ -125,24 +131,27 @@ class KserveV1Calls:
     def routes(self) -> tuple[Route, ...]:
         """Every call."""
         of_model, of_version = "/v1/models/{model}", "/v1/models/{model}/versions/{version}"
+        run = zip(V1_PATHS, _SUMMARIES, strict=True)
+        states = (
+            (of_model, "Whether a model is ready"),
+            (of_version, "Whether a version of a model is ready"),
+        )
         return (
-            Route("GET", "/", "The process answers (KServe v1)", self._alive),
-            Route("GET", "/v1/models", "The models' names", self._models),
-            Route("GET", of_model, "Whether a model is ready", self._state),
-            Route("GET", of_version, "Whether a version of a model is ready", self._state),
+            Route("GET", "/", "The process answers (KServe v1)", self._alive, operation=described.ALIVE),
+            Route("GET", "/v1/models", "The models' names", self._models, operation=described.MODELS),
+            *(Route("GET", path, what, self._state, operation=described.STATE) for path, what in states),
             *(
-                Route("POST", path, summary, head=self.head)
-                for path, summary in zip(
-                    V1_PATHS,
-                    (
-                        "Run a model (KServe v1)",
-                        "Run one version of a model (KServe v1)",
-                        "Run the default model (SageMaker)",
-                    ),
-                    strict=True,
+                Route(
+                    "POST",
+                    path,
+                    what,
+                    head=self.head,
+                    operation=described.PREDICT_ANY,
+                    of_model=described.predict_of,
                 )
+                for path, what in run
             ),
-            Route("GET", "/ping", "Ready to serve (SageMaker)", self._ping),
+            Route("GET", "/ping", "Ready to serve (SageMaker)", self._ping, operation=described.PING),
         )
 
     def head(

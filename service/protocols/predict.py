@@ -35,7 +35,7 @@ from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import error_body
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, find_model, find_version
-from foldserve.service.protocols.openapi import PREDICT_OPERATION
+from foldserve.service.protocols.openapi import predict as described
 from foldserve.service.protocols.pictures import PictureProtocol, is_picture, picture_options
 from foldserve.service.protocols.routes import Route
 from foldserve.service.protocols.top import check_count, read_top, scores_output, top_of
@@ -109,9 +109,11 @@ class PredictCalls:
     def routes(self) -> tuple[Route, ...]:
         """Every call, by PREDICT_PATHS."""
         summaries = ("Run the default model", "Run a model's default version", "Run one version of a model")
+        of_model = (described.ANY_MODEL, described.of_model)
+        said = (of_model, of_model, (described.ANY_VERSION, described.of_version))
         return tuple(
-            Route("POST", path, summary, head=self.head, operation=PREDICT_OPERATION)
-            for path, summary in zip(PREDICT_PATHS, summaries, strict=True)
+            Route("POST", path, summary, head=self.head, operation=operation, of_model=of_model)
+            for path, summary, (operation, of_model) in zip(PREDICT_PATHS, summaries, said, strict=True)
         )
 
     def head(

@@ -261,7 +261,7 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
         return None
     if plan.reads.raw and not plan.is_rows(length):
         return None
-    if priority > len(plan.queue.levels):
+    if 1 < len(plan.queue.levels) < priority:
         return None
     keep_alive = connection == _KEEP if old else connection != _CLOSE
     options = route.options(json_length)
