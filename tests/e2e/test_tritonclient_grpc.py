@@ -210,12 +210,6 @@ def test_calls_that_are_not_served_say_what_is(client: Any) -> None:
         assert "ModelInfer" in text
 
 
-def test_compressed_messages_are_refused_and_what_follows_is_served(client: Any) -> None:
-    compressed = refused(lambda: client.infer("linear", [given(ROWS)], compression_algorithm="gzip"))
-    assert compressed[0] == "StatusCode.UNIMPLEMENTED"
-    client.infer("linear", [given(ROWS)])
-
-
 def test_standard_health_service_answers(server: ServerProcess) -> None:
     with grpc.insecure_channel(server.grpc) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
