@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
+from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served, SharedRegions
 from foldserve.service.engine.model_queue import ModelQueue
 
 
@@ -21,6 +21,7 @@ class RequestPlan:
         reads, writes: the protocols of the request's body and of its answer.
         counter: Metrics.answered_counter of `reads` and the model version.
         outputs: those to answer with; none for all.
+        regions: see Served.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class RequestPlan:
         counter: Callable[..., None],
         limit: BodyLimit,
         outputs: tuple[str, ...] = (),
+        regions: SharedRegions | None = None,
     ) -> None:
         signature = queue.layout.signature
         self.queue = queue
@@ -39,7 +41,7 @@ class RequestPlan:
         self.counter = counter
         self.limit = limit
         self.outputs = outputs
-        self.served = Served(queue.model, queue.version, signature, queue.labels, queue.image)
+        self.served = Served(queue.model, queue.version, signature, queue.labels, queue.image, regions)
         self.media_type = writes.media_type
         fast = reads.fast_codec(self.served)
         self.parse = fast
@@ -63,7 +65,7 @@ class RequestPlan:
         plan = self._answering.get(key)
         if plan is None:
             plan = self._answering[key] = RequestPlan(
-                self.queue, self.reads, writes, self.counter, self.limit, outputs
+                self.queue, self.reads, writes, self.counter, self.limit, outputs, self.served.regions
             )
         return plan
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from foldserve.service.codecs.encoded import LaidOut
 from foldserve.service.codecs.fast_codec import Answer
+from foldserve.service.codecs.protocol import TakesLong
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
 from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.engine.codec_process.messages import Body
@@ -110,10 +111,15 @@ class InferenceRequest(ReceivingRequest):
                 assert room is not None
                 dispatcher.reserve(self, len(data), room)[:] = data
             else:
-                parsed = plan.reads.parse(body, plan.served, options)
+                try:
+                    parsed = plan.reads.parse(body, plan.served, options)
+                except TakesLong:
+                    self.body = body
+                    self._parse_elsewhere(started_ns)
+                    return
                 self.rows = plan.served.signature.check_inputs(parsed.inputs)
                 self._heed(parsed.outputs, parsed.reply, parsed.queue_timeout_us)
-                if plan.parse is not None and not parsed.queue_timeout_us:
+                if plan.parse is not None and parsed.repeats and not parsed.queue_timeout_us:
                     plan.parse.learn(body, options, parsed.inputs, parsed.reply)
                 now_ns = self._decoded(started_ns)
                 dispatcher.put(self, parsed.inputs, self.rows)

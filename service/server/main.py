@@ -158,6 +158,7 @@ class Server:
                     instances=instances + SPARE_INSTANCES * (rows - len(versions)),
                 ),
                 Sizes(settings.max_in_flight, settings.arena_bytes),
+                client_shared_memory=settings.client_shared_memory,
             )
             connections = descriptors.for_connections(
                 len(self._api_servers) + len(self._workers), len(self._api_servers)

@@ -226,6 +226,7 @@ SETTINGS = ServeSettings(
     request_timeout_ms=30_000,
     drain_grace_s=0.0,
     access_log=False,
+    client_shared_memory=False,
     check_moves=False,
     log_level="info",
     log_format="text",

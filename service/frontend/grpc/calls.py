@@ -17,6 +17,7 @@ from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
 from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.oip.messages import HEALTH, INFERENCE, REFLECTIONS, SERVICES, methods
+from foldserve.service.protocols.oip.region_calls import RegionCalls
 
 Document = dict[str, Any]
 Read = Callable[[Any], Awaitable[Document]]
@@ -27,8 +28,11 @@ Stream = Callable[[Any, Any], Coroutine[Any, Any, None]]
 class GrpcCalls:
     """Of one API server."""
 
-    def __init__(self, information: Information, observers: Observers, streams: Streams) -> None:
+    def __init__(
+        self, information: Information, regions: RegionCalls, observers: Observers, streams: Streams
+    ) -> None:
         self._information = information
+        self._regions = regions
         self._health = HealthWatch(information.status)
         self._streams = streams
         self._observers = observers
@@ -42,6 +46,9 @@ class GrpcCalls:
                 "ModelConfig": self._model_config,
                 "ModelStatistics": self._model_statistics,
                 "RepositoryIndex": self._repository_index,
+                "SystemSharedMemoryStatus": self._regions_status,
+                "SystemSharedMemoryRegister": self._regions_register,
+                "SystemSharedMemoryUnregister": self._regions_unregister,
             },
             HEALTH: {"Check": self._check},
         }
@@ -123,6 +130,17 @@ class GrpcCalls:
 
     async def _repository_index(self, request: Any) -> Document:
         return {"models": self._information.index(request.ready)}
+
+    async def _regions_status(self, request: Any) -> Document:
+        return {"regions": {one["name"]: one for one in self._regions.status(request.name or None)}}
+
+    async def _regions_register(self, request: Any) -> Document:
+        await self._regions.register(request.name, request.key, request.offset, request.byte_size)
+        return {}
+
+    async def _regions_unregister(self, request: Any) -> Document:
+        await self._regions.unregister(request.name or None)
+        return {}
 
     async def _check(self, request: Any) -> Document:
         if request.service not in ("", *SERVICES):

@@ -12,6 +12,7 @@ from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.protocols.lookup import Plans
 from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.oip.messages import SERVICES
+from foldserve.service.protocols.oip.region_calls import RegionCalls
 
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 1),
@@ -36,6 +37,7 @@ class GrpcServer:
         self,
         server: ServerContext,
         information: Information,
+        regions: RegionCalls,
         plans: Plans,
         addresses: Sequence[str],
         max_message_bytes: int,
@@ -51,7 +53,7 @@ class GrpcServer:
         self._streams = Streams()
         inference = GrpcInference(server, information, plans, self._streams)
         handlers = {
-            **GrpcCalls(information, server.observers, self._streams).handlers(),
+            **GrpcCalls(information, regions, server.observers, self._streams).handlers(),
             INFER: grpc.unary_unary_rpc_method_handler(inference.infer),
             STREAM: grpc.stream_stream_rpc_method_handler(inference.stream),
         }

@@ -111,8 +111,8 @@ class OipFastCodec(FastCodec):
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
         """See FastCodec."""
-        identity, all_binary, choices = reply
-        if identity is not None:
+        identity, all_binary, choices, places = reply
+        if identity is not None or places:
             return None
         binary = all_binary
         if choices:

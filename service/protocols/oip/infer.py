@@ -21,6 +21,7 @@ from foldserve.service.errors import BadJson, BadRequest, ServiceError
 from foldserve.service.inference.response import JSON, error_body
 from foldserve.service.protocols.oip.fast import BINARY, JSON_LENGTH, OipFastCodec
 from foldserve.service.protocols.oip.request import JsonAndBytes, Reply, parse_document, parse_raw
+from foldserve.service.protocols.oip.shared_memory import write_output
 from foldserve.service.protocols.oip.tensors import strings_to_binary
 
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
@@ -61,7 +62,7 @@ class OipProtocol:
             why = why_not_json(bytes(text), error, _EXPECTED, _TENSOR_AS_BYTES)
             lost = not options and b'"binary_data_size"' in bytes(text)
             raise BadJson(f"{why}; {_BYTES_FOLLOW}" if lost else why) from None
-        return parse_document(document, JsonAndBytes(whole[end:]), served.signature)
+        return parse_document(document, JsonAndBytes(whole[end:]), served)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol."""
@@ -69,6 +70,10 @@ class OipProtocol:
         described: list[dict[str, Any]] = []
         blobs: list[bytes] = []
         for name, array in outputs.items():
+            if name in asked.places:
+                told = write_output(asked.places[name], name, array, served.regions)
+                described.append({**shape_of(served, name, array.shape), "parameters": told})
+                continue
             binary, classes = asked.of(name)
             strings = classes_of(served, name, array, classes) if classes else None
             described.append(_described(served, name, array, binary, strings))
@@ -83,7 +88,7 @@ class OipProtocol:
         asked = Reply(*reply)
         ((name, array), *others) = outputs.items()
         binary, classes = asked.of(name)
-        if others or not binary or classes:
+        if others or not binary or classes or name in asked.places:
             return None
         described = {**shape_of(served, name, array.shape), "parameters": {"binary_data_size": array.nbytes}}
         document = _document(served, asked, [described])

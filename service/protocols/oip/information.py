@@ -10,12 +10,14 @@ from foldserve.service.engine.served import ServedModel, ServedVersion, Status
 from foldserve.service.errors import NotReady
 from foldserve.service.protocols.lookup import check_not_draining, find_model, find_version
 from foldserve.service.protocols.oip.documents import model_config, model_metadata
+from foldserve.service.protocols.oip.shared_memory import EXTENSION as SHARED_MEMORY
 from foldserve.service.protocols.oip.statistics import statistics
 
-EXTENSIONS: Final = (
+_EXTENSIONS: Final = (
     "classification",
     "schedule_policy",
     "model_configuration",
+    SHARED_MEMORY,
     "binary_tensor_data",
     "parameters",
     "statistics",
@@ -28,10 +30,14 @@ Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 @dataclass(frozen=True)
 class Information:
-    """Of one API server. model: by name; version: None for the default one. Methods raise ServiceError."""
+    """Of one API server. model: by name; version: None for the default one. Methods raise ServiceError.
+
+    shared_memory: whether that of clients is read and written.
+    """
 
     status: Status
     exposition: Exposition
+    shared_memory: bool = False
 
     def find(self, model: str, version: str | None) -> tuple[ServedModel, ServedVersion]:
         """The model version that a call asks for."""
@@ -43,7 +49,7 @@ class Information:
         return {
             "name": "foldserve",
             "version": distribution_version("foldserve"),
-            "extensions": EXTENSIONS,
+            "extensions": [one for one in _EXTENSIONS if self.shared_memory or one != SHARED_MEMORY],
         }
 
     def check_model_ready(self, model: str, version: str | None) -> str:

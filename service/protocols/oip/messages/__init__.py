@@ -71,3 +71,4 @@ def is_message(name: str) -> bool:
 
 ModelInferRequest: Final = message("inference.ModelInferRequest")
 ModelInferResponse: Final = message("inference.ModelInferResponse")
+InferParameter: Final = message("inference.InferParameter")

@@ -249,7 +249,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "data and bytes": ({"inputs": [{**GOOD, "parameters": {"binary_data_size": 24}}]}, '"data" and "binary'),
     "shared memory": (
         {"inputs": [{**tensor("x", ROWS, binary=True), "parameters": {"shared_memory_region": "r"}}]},
-        "lies in shared memory",
+        "--client-shared-memory",
     ),
     "bytes that are not there": (
         {"inputs": [tensor("x", ROWS, binary=True)]},
@@ -262,7 +262,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "an unknown output": ({"inputs": [GOOD], "outputs": [{"name": "q"}]}, "output 'q' is asked for"),
     "an output in shared memory": (
         {"inputs": [GOOD], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
-        "shared memory",
+        "--client-shared-memory",
     ),
     "a bad choice": (
         {"inputs": [GOOD], "outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]},
