@@ -82,7 +82,8 @@ class InferenceProtocol(Protocol):
 
     key: its own among all of them. name: its value of the metrics' label `protocol`. media_type: of its answers that
     say no other. is_json: bodies are all text, and bounded as such. large_bytes: bodies of more are not parsed on the
-    event loop. raw: whether a body is the rows' own bytes, which need no parsing.
+    event loop. raw: whether a body is the rows' own bytes, which need no parsing. at_once_bytes: outputs of no more are
+    rendered on the event loop, whatever is asked; of others render_ns() tells.
     """
 
     key: str
@@ -91,6 +92,7 @@ class InferenceProtocol(Protocol):
     is_json: bool
     large_bytes: int
     raw: bool
+    at_once_bytes: int
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """What the body says to this model version. Raises: ServiceError; on an event loop also TakesLong."""
@@ -98,6 +100,10 @@ class InferenceProtocol(Protocol):
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """The answer with these outputs. reply: ParsedRequest.reply. Raises: ServiceError."""
+        ...
+
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """About how long that takes, in nanoseconds: see engine/codec_process/rendering_time.py."""
         ...
 
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:

@@ -55,6 +55,7 @@ class RequestPlan:
         """Bytes of a row in a body that needs no look at its values; 0 when there is no such thing."""
         self.counts_rows = signature.counts_rows
         self.large_bytes = reads.large_bytes
+        self.at_once_bytes = writes.at_once_bytes
         self.queue_ns = int(queue.timeout_s * 1e9)
         """The longest from being queued to the answer."""
         self._answering: dict[tuple[str, tuple[str, ...]], RequestPlan] = {}
@@ -79,7 +80,8 @@ class RequestPlan:
 class Target:
     """What a request line asks for. query: with the question mark; "" for none. pattern: the route that it is of."""
 
-    def __init__(self, path: str, query: str, pattern: str) -> None:
+    def __init__(self, path: str, query: str, pattern: str, method: str = "POST") -> None:
+        self.method = method
         self.path = path
         self.query = query
         self.pattern = pattern

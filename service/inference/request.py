@@ -17,9 +17,10 @@ import numpy as np
 from foldserve.service.codecs.encoded import LaidOut
 from foldserve.service.codecs.fast_codec import Answer
 from foldserve.service.codecs.protocol import TakesLong
-from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
 from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.engine.codec_process.messages import Body
+from foldserve.service.engine.codec_process.rendering_time import AT_ONCE_NS
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
 from foldserve.service.inference.plan import RequestHead
@@ -191,7 +192,7 @@ class InferenceRequest(ReceivingRequest):
             if names:
                 outputs = {name: outputs[name] for name in names}
             assert self.allocation is not None
-            if len(self.allocation.outputs) > LARGE_RESPONSE_BYTES and self._respond_in_parts(
+            if len(self.allocation.outputs) > plan.at_once_bytes and self._respond_in_parts(
                 outputs, started_ns
             ):
                 return
@@ -214,14 +215,14 @@ class InferenceRequest(ReceivingRequest):
         self._finish(200, None)
 
     def _respond_in_parts(self, outputs: Mapping[str, np.ndarray], started_ns: int) -> bool:
-        """Respond without a copy of the whole: where the protocol must write the numbers anew, by way of the codec
-        process. False for what is not large."""
-        plan, nbytes = self.plan, sum(array.nbytes for array in outputs.values())
-        if nbytes <= LARGE_RESPONSE_BYTES:
+        """Respond without a copy of the whole, or by way of the codec process, which writes the numbers anew. False for
+        what can be written at once."""
+        plan = self.plan
+        if plan.writes.render_ns(plan.served, outputs, self._reply) <= AT_ONCE_NS:
             return False
         laid = plan.writes.lay_out(plan.served, outputs, self._reply)
         if laid is not None:
-            if nbytes <= LARGE_COPY_BYTES:
+            if len(laid.numbers) <= LARGE_COPY_BYTES:
                 return False
             self._respond_from_arena(laid, started_ns)
             return True
@@ -319,7 +320,7 @@ class InferenceRequest(ReceivingRequest):
     def context(self) -> RequestContext:
         """What is known of it."""
         target, queue = self.head.target, self.queue
-        context = RequestContext("POST", target.path, target.query[1:], {}, request_id=self.request_id)
+        context = RequestContext(target.method, target.path, target.query[1:], {}, request_id=self.request_id)
         context.route, context.model, context.version = target.pattern, queue.model, queue.version
         context.protocol = self.plan.reads.name
         context.rows, context.batch_rows = self.rows, self.batch_rows
@@ -344,8 +345,8 @@ class InferenceRequest(ReceivingRequest):
     def fault(self) -> Internal:
         """See ReceivingRequest."""
         _log.exception(
-            "request %s failed: POST %s",
-            *(self.request_id, self.head.target.path[:200]),
+            "request %s failed: %s %s",
+            *(self.request_id, self.head.target.method, self.head.target.path[:200]),
             extra=with_id(self.request_id),
         )
         return self._internal_error()

@@ -26,6 +26,7 @@ from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.json_fast import FastJsonCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES, copy_ns, json_ns, largest_ns
 from foldserve.service.engine.served import Status
 from foldserve.service.errors import BadRequest, NotAcceptable, ServiceError
 from foldserve.service.inference.context import RequestContext
@@ -50,6 +51,7 @@ class PredictProtocol:
         self.is_json = kind is BodyType.JSON
         self.large_bytes = LARGE_JSON_BYTES if self.is_json else LARGE_COPY_BYTES
         self.raw = kind is BodyType.RAW
+        self.at_once_bytes = SMALL_BYTES if self.is_json else LARGE_COPY_BYTES
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """See InferenceProtocol. options: the X-Tensor-* headers, and how many of the largest scores are asked for."""
@@ -70,6 +72,13 @@ class PredictProtocol:
             top = {"top": top_of(served, outputs, reply)}
             return Encoded(self.media_type, json_codec.encode(served.model, served.version, outputs, top))
         return encode(self.kind, served.model, served.version, outputs, served.signature)
+
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        if not self.is_json:
+            return copy_ns(outputs.values())
+        top_ns = 0 if reply is None else largest_ns(outputs[scores_output(served, outputs)], reply)
+        return top_ns + json_ns(outputs.values())
 
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol."""

@@ -43,6 +43,7 @@ from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.oip.region_calls import RegionCalls
 from foldserve.service.protocols.predict import PredictCalls
+from foldserve.service.protocols.torchserve import TorchServeCalls
 from foldserve.service.server.api_models import ApiModels
 from foldserve.service.settings import ServeSettings
 
@@ -174,6 +175,7 @@ def make_api_server(
         OipCalls(information, api_models.plans),
         region_calls,
         KserveV1Calls(status, api_models.plans, settings.default_model),
+        TorchServeCalls(status, api_models.plans),
     )
     app = AsgiApp(status, server, calls, settings, scrapes)
     routes = api_models.routes(settings.default_model, broken)

@@ -32,6 +32,7 @@ from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.protocols.routes import Route
+from foldserve.service.protocols.torchserve import TorchServeCalls
 from foldserve.service.server.api_models import make_plans
 from foldserve.service.settings import ServeSettings
 from tests.service.engine_rig import Rig
@@ -329,6 +330,7 @@ class Served:
                 PredictCalls(self.models, plans, settings.default_model),
                 OipCalls(Information(self.models, exposition), plans),
                 KserveV1Calls(self.models, plans, settings.default_model),
+                TorchServeCalls(self.models, plans),
             ),
             settings,
             exposition,

@@ -15,8 +15,9 @@ from foldserve.service.codecs.fast_codec import FastCodec
 from foldserve.service.codecs.protobuf_fields import field_of_bytes
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES
 from foldserve.service.errors import BadRequest, BadTensor, ServiceError
-from foldserve.service.protocols.oip.infer import classes_of, shape_of, shape_of_classes
+from foldserve.service.protocols.oip.infer import answer_ns, classes_of, shape_of, shape_of_classes
 from foldserve.service.protocols.oip.request import Reply, parse_document
 from foldserve.service.protocols.oip.shared_memory import write_output
 from foldserve.service.protocols.oip.tensors import BINARY_ONLY, from_binary, from_json, strings_to_binary
@@ -44,6 +45,7 @@ class OipGrpcProtocol:
     media_type = MEDIA_TYPE
     is_json = False
     raw = False
+    at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, large_bytes: int) -> None:
         self.key = key
@@ -92,6 +94,10 @@ class OipGrpcProtocol:
             parts += (field_of_bytes(_RAW_OUTPUT, len(data)), data)
         # The raw contents are the last of the fields, and so the message need not hold them as it is written.
         return Encoded(MEDIA_TYPE, b"".join((_response(served, asked, described), *parts)))
+
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        return answer_ns(outputs, Reply(*reply))
 
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol: of one output, whose numbers are sent from where they lie."""

@@ -17,6 +17,7 @@ from foldserve.service.codecs.json_codec import encodable
 from foldserve.service.codecs.json_diagnostics import why_not_json
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES, copy_ns, json_ns, largest_ns
 from foldserve.service.errors import BadJson, BadRequest, ServiceError
 from foldserve.service.inference.response import JSON, error_body
 from foldserve.service.protocols.oip.fast import BINARY, JSON_LENGTH, OipFastCodec
@@ -39,6 +40,7 @@ class OipProtocol:
     name = "oip"
     media_type = JSON
     raw = False
+    at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, *, is_json: bool) -> None:
         self.key = key
@@ -82,6 +84,10 @@ class OipProtocol:
                 described[-1]["parameters"] = {"binary_data_size": len(blobs[-1])}
         document = _document(served, asked, described)
         return _encoded(document, b"".join(blobs))
+
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        return answer_ns(outputs, Reply(*reply))
 
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol: of one output as bytes, whose numbers are sent from where they lie."""
@@ -132,6 +138,20 @@ def _described(
     if binary:
         return described
     return {**described, "data": encodable(name, array, _AS_BINARY).reshape(-1)}
+
+
+def answer_ns(outputs: Mapping[str, np.ndarray], asked: Reply) -> int:
+    """About how long an answer takes: see InferenceProtocol.render_ns()."""
+    total = 0
+    for name, array in outputs.items():
+        binary, classes = asked.of(name)
+        if classes:
+            total += largest_ns(array, classes)
+        elif binary or name in asked.places:
+            total += copy_ns((array,))
+        else:
+            total += json_ns((array,))
+    return total
 
 
 def shape_of(served: Served, name: str, shape: tuple[int, ...]) -> dict[str, Any]:

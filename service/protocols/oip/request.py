@@ -21,6 +21,8 @@ from foldserve.service.protocols.oip.tensors import BINARY_ONLY, from_binary, fr
 _ID_CHARS: Final = 1024
 _LARGEST_INT: Final = 2**63 - 1
 _MOST_TENSORS: Final = 1024
+_MOST_PLACES: Final = 64
+"""Outputs in shared memory: the messages of the codec process have room for their names."""
 
 
 class Reply(NamedTuple):
@@ -245,6 +247,10 @@ def _outputs(
                     f"{where} is to be classified, and shared memory takes numbers; ask for one of the two"
                 )
             places[name] = place
+            if len(places) > _MOST_PLACES:
+                raise BadRequest(
+                    f"more than {_MOST_PLACES} outputs are to lie in shared memory; ask for fewer"
+                )
         choices[name] = (_flag(parameters, "binary_data", where, binary), classes)
     return tuple(choices), choices, places
 
