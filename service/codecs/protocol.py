@@ -83,7 +83,8 @@ class InferenceProtocol(Protocol):
     key: its own among all of them. name: its value of the metrics' label `protocol`. media_type: of its answers that
     say no other. is_json: bodies are all text, and bounded as such. large_bytes: bodies of more are not parsed on the
     event loop. raw: whether a body is the rows' own bytes, which need no parsing. at_once_bytes: outputs of no more are
-    rendered on the event loop, whatever is asked; of others render_ns() tells.
+    rendered on the event loop, whatever is asked; of others render_ns() tells. shorter: what a client can do whose body
+    is too long, for the error.
     """
 
     key: str
@@ -93,6 +94,7 @@ class InferenceProtocol(Protocol):
     large_bytes: int
     raw: bool
     at_once_bytes: int
+    shorter: str
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """What the body says to this model version. Raises: ServiceError; on an event loop also TakesLong."""

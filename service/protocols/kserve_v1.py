@@ -52,6 +52,7 @@ class KserveV1Protocol:
     media_type = JSON
     is_json = True
     raw = False
+    shorter = "send fewer rows; this protocol has JSON alone, and /predict takes raw bytes (application/octet-stream)"
     at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, large_bytes: int) -> None:

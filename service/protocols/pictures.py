@@ -34,6 +34,7 @@ class PictureProtocol:
     is_json = False
     large_bytes = 0
     raw = False
+    shorter = "send a smaller picture"
 
     def __init__(self, answers: InferenceProtocol) -> None:
         self._answers = answers

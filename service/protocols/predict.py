@@ -39,6 +39,10 @@ from foldserve.service.protocols.pictures import PictureProtocol, is_picture, pi
 from foldserve.service.protocols.routes import Route
 from foldserve.service.protocols.top import check_count, read_top, scores_output, top_of
 
+_NOT_AS_JSON: Final = (
+    "send fewer rows, or raw bytes (application/octet-stream, application/x-npy) instead of JSON"
+)
+
 
 class PredictProtocol:
     """Implements InferenceProtocol: bodies of one type, which is also that of their answers unless Accept says
@@ -51,6 +55,7 @@ class PredictProtocol:
         self.is_json = kind is BodyType.JSON
         self.large_bytes = LARGE_JSON_BYTES if self.is_json else LARGE_COPY_BYTES
         self.raw = kind is BodyType.RAW
+        self.shorter = _NOT_AS_JSON if self.is_json else "send fewer rows"
         self.at_once_bytes = SMALL_BYTES if self.is_json else LARGE_COPY_BYTES
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:

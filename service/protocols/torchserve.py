@@ -60,6 +60,7 @@ class TorchServeProtocol:
     name = "torchserve"
     media_type = JSON
     raw = False
+    shorter = "send fewer rows, or a smaller picture; /predict takes raw bytes (application/octet-stream)"
     at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, *, is_json: bool, large_bytes: int) -> None:

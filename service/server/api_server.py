@@ -168,7 +168,7 @@ def make_api_server(
             settings.log_style,
         )
     )
-    information = Information(status, scrapes, shared_memory=regions is not None)
+    information = Information(status, scrapes.counts, shared_memory=regions is not None)
     region_calls = RegionCalls(regions)
     calls = (
         PredictCalls(status, api_models.plans, settings.default_model),

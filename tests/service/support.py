@@ -26,6 +26,7 @@ from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.metrics.catalog import STAGES
+from foldserve.service.metrics.counts import ModelCounts
 from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
@@ -234,6 +235,10 @@ SETTINGS = ServeSettings(
 )
 
 
+async def counts() -> dict[tuple[str, str], ModelCounts]:
+    return {}
+
+
 async def exposition(accept: str) -> tuple[bytes, str]:
     """Stands for the metrics page; says what was accepted."""
     return f"# accept {accept}\n".encode(), "text/plain; version=0.0.4"
@@ -328,7 +333,7 @@ class Served:
             context,
             (
                 PredictCalls(self.models, plans, settings.default_model),
-                OipCalls(Information(self.models, exposition), plans),
+                OipCalls(Information(self.models, counts), plans),
                 KserveV1Calls(self.models, plans, settings.default_model),
                 TorchServeCalls(self.models, plans),
             ),

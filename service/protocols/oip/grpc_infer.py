@@ -45,6 +45,7 @@ class OipGrpcProtocol:
     media_type = MEDIA_TYPE
     is_json = False
     raw = False
+    shorter = "send fewer rows, in raw_input_contents"
     at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, large_bytes: int) -> None:

@@ -29,6 +29,9 @@ _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 _EXPECTED: Final = 'expected {"inputs": [{"name", "shape", "datatype", "data"}, ...]}'
 _TENSOR_AS_BYTES: Final = 'send the tensor\'s bytes after the JSON, with "binary_data_size" in its parameters'
 _BYTES_FOLLOW: Final = f"where bytes follow the JSON, say in {JSON_LENGTH} how long that is"
+_NOT_AS_JSON: Final = (
+    f', or binary data behind the JSON ("binary_data_size", {JSON_LENGTH}) instead of "data"'
+)
 _AS_BINARY: Final = (
     'To get the numbers as they are, ask for the output with "binary_data": true in its parameters'
 )
@@ -45,6 +48,7 @@ class OipProtocol:
     def __init__(self, key: str, *, is_json: bool) -> None:
         self.key = key
         self.is_json = is_json
+        self.shorter = f"send fewer rows{_NOT_AS_JSON if is_json else ''}"
         self.large_bytes = LARGE_JSON_BYTES if is_json else LARGE_COPY_BYTES
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:

@@ -1,13 +1,14 @@
 """What the protocol's calls tell besides inference, as documents: the same over REST (calls.py) and over gRPC
 (frontend/grpc/calls.py)."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from typing import Any, Final
 
 from foldserve.service.engine.served import ServedModel, ServedVersion, Status
 from foldserve.service.errors import NotReady
+from foldserve.service.metrics.counts import ModelCounts, nothing_counted
 from foldserve.service.protocols.lookup import check_not_draining, find_model, find_version
 from foldserve.service.protocols.oip.documents import model_config, model_metadata
 from foldserve.service.protocols.oip.shared_memory import EXTENSION as SHARED_MEMORY
@@ -24,8 +25,8 @@ _EXTENSIONS: Final = (
 )
 """Those of Triton's that are served, in its order."""
 
-Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
-"""Accept header -> body and content type of GET /metrics."""
+Counts = Callable[[], Awaitable[Mapping[tuple[str, str], ModelCounts]]]
+"""What was counted, by model and version."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Information:
     """
 
     status: Status
-    exposition: Exposition
+    counts: Counts
     shared_memory: bool = False
 
     def find(self, model: str, version: str | None) -> tuple[ServedModel, ServedVersion]:
@@ -84,8 +85,8 @@ class Information:
                 found.versions if version is None else (find_version(self.status, found, version).version,)
             )
             asked = [(found.name, one) for one in chosen]
-        text, _ = await self.exposition("text/plain")
-        return {"model_stats": statistics(text.decode(), asked)}
+        counted = await self.counts()
+        return {"model_stats": [statistics(counted.get(key) or nothing_counted(*key)) for key in asked]}
 
     def index(self, ready_only: bool) -> list[dict[str, Any]]:
         """Every version, its state and the reason for it."""

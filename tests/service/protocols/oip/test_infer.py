@@ -420,3 +420,20 @@ def test_labels_stand_behind_the_places_of_classes():
         "outputs"
     ]
     assert output["data"] == ["0.500000:1:dog"]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        (DOUBLE, "binary_data_size"),
+        ("/v1/models/double:predict", "fewer rows"),
+        ("/predictions/double", "fewer rows"),
+        ("/predict/double", "application/x-npy"),
+    ],
+)
+def test_body_that_is_too_long_says_what_its_protocol_can_do(path, says):
+    body, headers = b"[" + b" " * 2**21 + b"]", {"Content-Type": "application/json"}
+    reply = call(app_of(), "POST", path, body, headers)
+    assert reply.error() == (413, "too_large")
+    assert says in reply.json()["error"]
+    assert ("npy" in reply.json()["error"]) == (path == "/predict/double")
