@@ -4,6 +4,8 @@ Implements codecs.protocol.SharedRegions, and the calls that register. Everythin
 a BadRequest with the region's name.
 """
 
+from typing import Final
+
 from foldserve.service.errors import BadRequest, NotReady, TooLarge
 from foldserve.service.host.shared_objects import ObjectError, object_name, read_at, size_of, write_at
 from foldserve.service.ipc.region_table import (
@@ -15,7 +17,7 @@ from foldserve.service.ipc.region_table import (
     TableFull,
 )
 
-_LARGEST: int = 2**63 - 1
+_LARGEST: Final = 2**63 - 1
 
 
 class SharedRegions:
@@ -88,11 +90,10 @@ class SharedRegions:
             raise BadRequest(
                 f"{what} has offset {offset} and byte_size {byte_size}; expected an offset from 0 and a size from 1"
             )
-        region = Region(key, offset, byte_size, 0)
         try:
             size = size_of(object_name(key))
         except ObjectError as error:
-            raise _unusable(name, region, "it", error) from None
+            raise BadRequest(f"{what} cannot have object {key[:100]!r}: {error}") from None
         if offset + byte_size > size:
             raise BadRequest(
                 f"{what} is to have {byte_size} bytes from byte {offset} of object {key[:100]!r}, which has {size}; "
