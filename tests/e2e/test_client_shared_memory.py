@@ -287,13 +287,16 @@ def test_region_unregistered_while_a_request_uses_it_gets_nothing_written(server
         for again in (False, True):
             client.register_system_shared_memory("region", key, 4096)
             answered: Future[Any] = Future()
-            labels = {"model": "narrow", "version": "1"}
-            asked = placed(over_grpc, 1)
-            client.async_infer("narrow", [asked], into(answered), outputs=[wanted(over_grpc, 12, 48)])
-            server.until(lambda: server.metric("foldserve_inflight_requests", **labels) == 1)  # noqa: B023
-            client.unregister_system_shared_memory("region")
-            if again:
-                client.register_system_shared_memory("region", key, 4096)
+            labels = {"model": "linear", "version": "2"}
+            with server.workers_stopped():
+                outputs = [wanted(over_grpc, 12, 48)]
+                client.async_infer("linear", [placed(over_grpc, 1)], into(answered), outputs=outputs)
+                server.until(
+                    lambda labels=labels: server.metric("foldserve_inflight_requests", **labels) == 1
+                )
+                client.unregister_system_shared_memory("region")
+                if again:
+                    client.register_system_shared_memory("region", key, 4096)
             with pytest.raises(InferenceServerException, match="unregister it when the requests"):
                 answered.result(START_LIMIT_S)
             client.unregister_system_shared_memory("region")
