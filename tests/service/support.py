@@ -31,6 +31,7 @@ from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.oip.information import Information
+from foldserve.service.protocols.oip.region_calls import RegionCalls
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.protocols.routes import Route
 from foldserve.service.protocols.torchserve import TorchServeCalls
@@ -334,6 +335,7 @@ class Served:
             (
                 PredictCalls(self.models, plans, settings.default_model),
                 OipCalls(Information(self.models, counts), plans),
+                RegionCalls(None),
                 KserveV1Calls(self.models, plans, settings.default_model),
                 TorchServeCalls(self.models, plans),
             ),
