@@ -51,6 +51,7 @@ class ServeSettings:
     access_log: bool
     log_level: str
     log_format: str
+    client_shared_memory: bool
     check_moves: bool
 
     @property
@@ -219,6 +220,15 @@ SETTINGS: Final[tuple[Option, ...]] = (
         "--log-format",
         "format",
         "text, or json: every record on stderr, and what is served, as one JSON object",
+    ),
+    Option(
+        "client_shared_memory",
+        parse_boolean,
+        False,
+        "--client-shared-memory",
+        "true/false",
+        "let clients on this host pass tensors in shared memory that they register; trusts whoever can send a request "
+        "with every object in /dev/shm that the server's user may read and write",
     ),
     Option(
         "check_moves",

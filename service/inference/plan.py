@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
+from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served, SharedRegions
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.ipc.slots.allocator import ALIGNMENT
 
@@ -22,6 +22,7 @@ class RequestPlan:
         reads, writes: the protocols of the request's body and of its answer.
         counter: Metrics.answered_counter of `reads` and the model version.
         outputs: those to answer with; none for all.
+        regions: see Served.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class RequestPlan:
         counter: Callable[..., None],
         limit: BodyLimit,
         outputs: tuple[str, ...] = (),
+        regions: SharedRegions | None = None,
     ) -> None:
         signature = queue.layout.signature
         self.queue = queue
@@ -40,7 +42,7 @@ class RequestPlan:
         self.counter = counter
         self.limit = limit
         self.outputs = outputs
-        self.served = Served(queue.model, queue.version, signature, queue.labels, queue.image)
+        self.served = Served(queue.model, queue.version, signature, queue.labels, queue.image, regions)
         self.media_type = writes.media_type
         fast = reads.fast_codec(self.served)
         self.parse = fast
@@ -54,6 +56,7 @@ class RequestPlan:
         """Bytes of a row in a body that needs no look at its values; 0 when there is no such thing."""
         self.counts_rows = signature.counts_rows
         self.large_bytes = reads.large_bytes
+        self.at_once_bytes = writes.at_once_bytes
         self.queue_ns = int(queue.timeout_s * 1e9)
         """The longest from being queued to the answer."""
         self._answering: dict[tuple[str, tuple[str, ...]], RequestPlan] = {}
@@ -64,7 +67,7 @@ class RequestPlan:
         plan = self._answering.get(key)
         if plan is None:
             plan = self._answering[key] = RequestPlan(
-                self.queue, self.reads, writes, self.counter, self.limit, outputs
+                self.queue, self.reads, writes, self.counter, self.limit, outputs, self.served.regions
             )
         return plan
 
@@ -88,7 +91,8 @@ class RequestPlan:
 class Target:
     """What a request line asks for. query: with the question mark; "" for none. pattern: the route that it is of."""
 
-    def __init__(self, path: str, query: str, pattern: str) -> None:
+    def __init__(self, path: str, query: str, pattern: str, method: str = "POST") -> None:
+        self.method = method
         self.path = path
         self.query = query
         self.pattern = pattern

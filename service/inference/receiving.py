@@ -225,7 +225,7 @@ class ReceivingRequest(PendingRequest):
 
     def _too_large(self) -> BodyTooLarge:
         limit = self.plan.limit
-        return BodyTooLarge.than(limit.nbytes, limit.setting)
+        return BodyTooLarge.than(limit.nbytes, limit.setting, self.plan.reads.shorter)
 
     def _on_evicted(self) -> None:
         """The body was evicted, because the budget of bodies is full."""

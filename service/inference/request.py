@@ -16,9 +16,11 @@ import numpy as np
 
 from foldserve.service.codecs.encoded import LaidOut
 from foldserve.service.codecs.fast.codec import NO_SCHEDULE, Answer, Schedule
-from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
+from foldserve.service.codecs.protocol import TakesLong
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
 from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.engine.codec_process.messages import Body
+from foldserve.service.engine.codec_process.rendering_time import AT_ONCE_NS
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
 from foldserve.service.inference.plan import RequestHead
@@ -98,7 +100,7 @@ class InferenceRequest(ReceivingRequest):
         elif self.length > self.plan.large_bytes or self.head.encoding:
             self._parse_elsewhere(started_ns)
         else:
-            self.enter_queue(self._parse(started_ns))
+            self._parse_here(started_ns)
 
     def _rows_lie_in_place(self) -> bool:
         """Whether the body is an envelope that is known, and rows that are read where they lie in the arena."""
@@ -121,11 +123,8 @@ class InferenceRequest(ReceivingRequest):
             return b""
         return bytes(allocation.inputs[self.input_offset : self.input_offset + nbytes])
 
-    def _parse(self, started_ns: int) -> int:
-        """Put the inputs of a body of ordinary length into the arena. Returns: when, CLOCK_MONOTONIC.
-
-        Raises: ServiceError.
-        """
+    def _parse_here(self, started_ns: int) -> None:
+        """Put the inputs of a body of ordinary length into the arena. Raises: ServiceError."""
         plan, dispatcher = self.plan, self.server.dispatcher
         body = self.body
         if self.allocation is not None:
@@ -144,16 +143,21 @@ class InferenceRequest(ReceivingRequest):
             assert room is not None
             dispatcher.reserve(self, len(data), room)[:] = data
         else:
-            parsed = plan.reads.parse(body, plan.served, options)
+            try:
+                parsed = plan.reads.parse(body, plan.served, options)
+            except TakesLong:
+                self.body = body
+                self._parse_elsewhere(started_ns)
+                return
             self.rows = plan.served.signature.check_inputs(parsed.inputs)
             self._heed(parsed.outputs, parsed.reply, parsed.schedule)
-            if plan.parse is not None:
+            if plan.parse is not None and parsed.repeats:
                 schedule = parsed.schedule if parsed.schedule != NO_SCHEDULE else None
                 plan.parse.learn(body, options, parsed.inputs, parsed.reply, schedule)
             now_ns = self._decoded(started_ns)
             dispatcher.put(self, parsed.inputs, self.rows)
         self.body = b""
-        return now_ns
+        self.enter_queue(now_ns)
 
     def _heed(self, outputs: tuple[str, ...], reply: Any, schedule: Schedule) -> None:
         """Keep what the body asks for besides its inputs: see ParsedRequest. Raises: BadRequest."""
@@ -216,7 +220,7 @@ class InferenceRequest(ReceivingRequest):
             if names:
                 outputs = {name: outputs[name] for name in names}
             assert self.allocation is not None
-            if len(self.allocation.outputs) > LARGE_RESPONSE_BYTES and self._respond_in_parts(
+            if len(self.allocation.outputs) > plan.at_once_bytes and self._respond_in_parts(
                 outputs, started_ns
             ):
                 return
@@ -239,14 +243,14 @@ class InferenceRequest(ReceivingRequest):
         self._finish(200, None)
 
     def _respond_in_parts(self, outputs: Mapping[str, np.ndarray], started_ns: int) -> bool:
-        """Respond without a copy of the whole: where the protocol must write the numbers anew, by way of the codec
-        process. False for what is not large."""
-        plan, nbytes = self.plan, sum(array.nbytes for array in outputs.values())
-        if nbytes <= LARGE_RESPONSE_BYTES:
+        """Respond without a copy of the whole, or by way of the codec process, which writes the numbers anew. False for
+        what can be written at once."""
+        plan = self.plan
+        if plan.writes.render_ns(plan.served, outputs, self._reply) <= AT_ONCE_NS:
             return False
         laid = plan.writes.lay_out(plan.served, outputs, self._reply)
         if laid is not None:
-            if nbytes <= LARGE_COPY_BYTES:
+            if len(laid.numbers) <= LARGE_COPY_BYTES:
                 return False
             self._respond_from_arena(laid, started_ns)
             return True
@@ -344,7 +348,7 @@ class InferenceRequest(ReceivingRequest):
     def context(self) -> RequestContext:
         """What is known of it."""
         target, queue = self.head.target, self.queue
-        context = RequestContext("POST", target.path, target.query[1:], {}, request_id=self.request_id)
+        context = RequestContext(target.method, target.path, target.query[1:], {}, request_id=self.request_id)
         context.route, context.model, context.version = target.pattern, queue.model, queue.version
         context.protocol = self.plan.reads.name
         context.rows, context.batch_rows = self.rows, self.batch_rows
@@ -369,8 +373,8 @@ class InferenceRequest(ReceivingRequest):
     def fault(self) -> Internal:
         """See ReceivingRequest."""
         _log.exception(
-            "request %s failed: POST %s",
-            *(self.request_id, self.head.target.path[:200]),
+            "request %s failed: %s %s",
+            *(self.request_id, self.head.target.method, self.head.target.path[:200]),
             extra=with_id(self.request_id),
         )
         return self._internal_error()

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from foldserve.service.metrics.store import MODEL_LABELS, Metric
 
-PROTOCOLS: Final = ("json", "raw", "npy", "picture", "oip", "grpc", "v1", "other")
+PROTOCOLS: Final = ("json", "raw", "npy", "picture", "oip", "grpc", "v1", "torchserve", "other")
 
 CODES: Final = (
     *(

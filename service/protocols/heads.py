@@ -19,7 +19,7 @@ def make_head(
         allowed_s(timeout_ms, None)  # raises for an empty one too
     length = content_length(headers.get("content-length"))
     if length > plan.limit.nbytes:
-        raise BodyTooLarge.than(plan.limit.nbytes, plan.limit.setting, length)
+        raise BodyTooLarge.than(plan.limit.nbytes, plan.limit.setting, plan.reads.shorter, length)
     request_id = context.request_id.encode()
     timeout = (timeout_ms or "").encode("latin-1")
     priority = priority_of(headers.get("x-priority"))

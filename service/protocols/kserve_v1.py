@@ -27,6 +27,7 @@ from foldserve.service.codecs.fast.json_rows import JsonRowsCodec
 from foldserve.service.codecs.json_diagnostics import kind_of, why_not_json
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES, json_ns, objects_ns
 from foldserve.service.engine.served import Status
 from foldserve.service.errors import BadJson, BadTensor, ServiceError
 from foldserve.service.inference.context import RequestContext
@@ -53,6 +54,8 @@ class KserveV1Protocol:
     media_type = JSON
     is_json = True
     raw = False
+    shorter = "send fewer rows; this protocol has JSON alone, and /predict takes raw bytes (application/octet-stream)"
+    at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, large_bytes: int) -> None:
         self.key = key
@@ -84,6 +87,11 @@ class KserveV1Protocol:
             rows = zip(*(array.tolist() for array in arrays.values()), strict=True)
             answer = {"predictions": [dict(zip(arrays, row, strict=True)) for row in rows]}
         return Encoded(JSON, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        one_by_one = reply == _ROWS and len(outputs) > 1
+        return objects_ns(outputs.values()) if one_by_one else json_ns(outputs.values())
 
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol."""

@@ -28,6 +28,7 @@ from foldserve.service.codecs.fast.json_rows import JsonRowsCodec
 from foldserve.service.codecs.fast.tensor_body import TensorBodyCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES, copy_ns, json_ns, largest_ns
 from foldserve.service.engine.served import Status
 from foldserve.service.errors import BadRequest, NotAcceptable, ServiceError
 from foldserve.service.inference.context import RequestContext
@@ -39,6 +40,10 @@ from foldserve.service.protocols.openapi import predict as described
 from foldserve.service.protocols.pictures import PictureProtocol, is_picture, picture_options
 from foldserve.service.protocols.routes import Route
 from foldserve.service.protocols.top import check_count, read_top, scores_output, top_of
+
+_NOT_AS_JSON: Final = (
+    "send fewer rows, or raw bytes (application/octet-stream, application/x-npy) instead of JSON"
+)
 
 
 class PredictProtocol:
@@ -52,6 +57,8 @@ class PredictProtocol:
         self.is_json = kind is BodyType.JSON
         self.large_bytes = LARGE_JSON_BYTES if self.is_json else LARGE_COPY_BYTES
         self.raw = kind is BodyType.RAW
+        self.shorter = _NOT_AS_JSON if self.is_json else "send fewer rows"
+        self.at_once_bytes = SMALL_BYTES if self.is_json else LARGE_COPY_BYTES
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """See InferenceProtocol. options: the X-Tensor-* headers, and how many of the largest scores are asked for."""
@@ -72,6 +79,13 @@ class PredictProtocol:
             top = {"top": top_of(served, outputs, reply)}
             return Encoded(self.media_type, json_codec.encode(served.model, served.version, outputs, top))
         return encode(self.kind, served.model, served.version, outputs, served.signature)
+
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        if not self.is_json:
+            return copy_ns(outputs.values())
+        top_ns = 0 if reply is None else largest_ns(outputs[scores_output(served, outputs)], reply)
+        return top_ns + json_ns(outputs.values())
 
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol."""

@@ -42,4 +42,4 @@ def read_head(route: Route, context: RequestContext, parameters: Mapping[str, st
     """What the head of an inference request asks for. Raises: ServiceError."""
     assert route.head is not None
     query = f"?{context.query}" if context.query else ""
-    return route.head(context, Target(context.path, query, route.path), **parameters)
+    return route.head(context, Target(context.path, query, route.path, context.method), **parameters)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from foldserve.service.codecs import BodyType
-from foldserve.service.codecs.protocol import InferenceProtocol
+from foldserve.service.codecs.protocol import InferenceProtocol, SharedRegions
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.model_queue import ModelQueue
@@ -42,12 +42,18 @@ class ApiModels:
     """What there is for each version is made when its row says so, and is gone when the last request has left it."""
 
     def __init__(
-        self, transport: Transport, dispatcher: Dispatcher, metrics: Metrics, settings: ServeSettings
+        self,
+        transport: Transport,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        settings: ServeSettings,
+        regions: SharedRegions | None = None,
     ) -> None:
         self.models = Models()
         self.plans: dict[tuple[str, str], dict[str, RequestPlan]] = {}
         """What becomes of requests to each version, by the keys of their bodies' protocols."""
         self._settings = settings
+        self._regions = regions
         self._transport = transport
         self._table: MappedModelTable = transport.models.map()
         self._dispatcher = dispatcher
@@ -77,7 +83,7 @@ class ApiModels:
         queue = make_queue(key, version, self._transport)
         self._dispatcher.add_queue(queue)
         self._metrics.rows[key.model, key.version] = row
-        self.plans[key.model, key.version] = make_plans(queue, self._settings, self._metrics)
+        self.plans[key.model, key.version] = make_plans(queue, self._settings, self._metrics, self._regions)
         self.models.add(QueuedVersion(queue, served_version(version), version.config.batch_buckets))
 
     def _close(self, version: QueuedVersion) -> None:
@@ -148,14 +154,17 @@ def predict_plans(plans: Mapping[str, RequestPlan]) -> dict[BodyType, RequestPla
     return {kind: plans[protocol.key] for kind, protocol in PREDICT.items()}
 
 
-def make_plans(queue: ModelQueue, settings: ServeSettings, metrics: Metrics) -> dict[str, RequestPlan]:
+def make_plans(
+    queue: ModelQueue, settings: ServeSettings, metrics: Metrics, regions: SharedRegions | None = None
+) -> dict[str, RequestPlan]:
     """What becomes of requests to a version, by the keys of their bodies' protocols."""
     body = BodyLimit(settings.max_body_bytes, "--max-body-bytes")
     json = min(body, BodyLimit(settings.max_json_bytes, "--max-json-bytes"), key=lambda limit: limit.nbytes)
 
     def plan(protocol: InferenceProtocol) -> RequestPlan:
         counter = metrics.answered_counter(protocol.name, queue.row)
-        return RequestPlan(queue, protocol, protocol, counter, json if protocol.is_json else body)
+        limit = json if protocol.is_json else body
+        return RequestPlan(queue, protocol, protocol, counter, limit, regions=regions)
 
     return {protocol.key: plan(protocol) for protocol in PROTOCOLS}
 

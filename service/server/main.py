@@ -159,6 +159,7 @@ class Server:
                     levels=max((one.config.queue.priority_levels for one in versions), default=1),
                 ),
                 Sizes(settings.max_in_flight, settings.arena_bytes),
+                client_shared_memory=settings.client_shared_memory,
             )
             connections = descriptors.for_connections(
                 len(self._api_servers) + len(self._workers), len(self._api_servers)

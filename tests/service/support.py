@@ -26,12 +26,15 @@ from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.metrics.catalog import STAGES
+from foldserve.service.metrics.counts import ModelCounts
 from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.oip.information import Information
+from foldserve.service.protocols.oip.region_calls import RegionCalls
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.protocols.routes import Route
+from foldserve.service.protocols.torchserve import TorchServeCalls
 from foldserve.service.server.api_models import make_plans
 from foldserve.service.settings import ServeSettings
 from tests.service.engine_rig import Rig
@@ -227,10 +230,15 @@ SETTINGS = ServeSettings(
     request_timeout_ms=30_000,
     drain_grace_s=0.0,
     access_log=False,
+    client_shared_memory=False,
     check_moves=False,
     log_level="info",
     log_format="text",
 )
+
+
+async def counts() -> dict[tuple[str, str], ModelCounts]:
+    return {}
 
 
 async def exposition(accept: str) -> tuple[bytes, str]:
@@ -327,8 +335,10 @@ class Served:
             context,
             (
                 PredictCalls(self.models, plans, settings.default_model),
-                OipCalls(Information(self.models, exposition), plans),
+                OipCalls(Information(self.models, counts), plans),
+                RegionCalls(None),
                 KserveV1Calls(self.models, plans, settings.default_model),
+                TorchServeCalls(self.models, plans),
             ),
             settings,
             exposition,

@@ -24,6 +24,7 @@ from foldserve.service.errors import (
     UnsupportedMediaType,
 )
 from foldserve.service.ipc.model_table import ModelKey, ModelTable
+from foldserve.service.ipc.region_table import RegionTable
 from foldserve.service.logs.lines import LogStyle
 
 PACKET_BYTES: Final = 65_536
@@ -65,13 +66,16 @@ class CodecPlan:
     """What the process is given when it starts. Picklable by handles.pickled_for_exec(), with the memory that it names.
 
     models: where it reads what a version's tensors are. protocols: by their names. arena_bytes: of the whole arena,
-    headers included.
+    headers included. regions, region_limit_bytes: the shared memory of clients, where it is read, and the most of
+    one tensor in it.
     """
 
     models: ModelTable
     protocols: Mapping[str, InferenceProtocol]
     arena_bytes: int
     log_style: LogStyle
+    regions: RegionTable | None = None
+    region_limit_bytes: int = 0
 
 
 class Body(NamedTuple):

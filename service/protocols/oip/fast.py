@@ -40,10 +40,10 @@ class CachedEnvelope:
     """What the JSON around the numbers says, but for the id."""
 
     def __init__(self, rows: int, reply: Any, schedule: Schedule | None) -> None:
-        _, binary, choices = reply
+        _, binary, choices, _ = reply
         self.rows = rows
         self.schedule = schedule
-        self._without_id = (None, binary, choices)
+        self._without_id: tuple[Any, ...] = (None, binary, choices, {})
 
     def reply_to(self, identity: str | None) -> Any:
         """What the answer to a request with this id needs; None for none."""
@@ -138,13 +138,17 @@ class OipFastCodec(FastCodec):
     ) -> None:
         """See FastCodec."""
         text, identity = _without_id(envelope)
+        if reply[3]:
+            return  # outputs that go into shared memory, where a client may want others next time
         # A second "id" would be the one that counts.
         if text and tensor_bytes == rows * self._row_bytes and reply[0] == identity and _ID_KEY not in text:
             self._binary.add(text, CachedEnvelope(rows, reply, schedule))
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:
         """See FastCodec."""
-        identity, all_binary, choices = reply
+        identity, all_binary, choices, places = reply
+        if places:
+            return None
         binary = all_binary
         if choices:
             binary, classes = choices[self._output.name]

@@ -30,12 +30,14 @@ from foldserve.service.inference.observers import Observers
 from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.lines import LogStyle
+from foldserve.service.metrics.counts import ModelCounts
 from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.kserve_v1 import V1_PATHS, KserveV1Calls, plan_of
 from foldserve.service.protocols.oip.calls import INFER_PATHS, OipCalls
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.predict import PredictCalls
+from foldserve.service.protocols.torchserve import TorchServeCalls
 from foldserve.service.server.api_models import make_plans, predict_plans
 from tests.service.engine_rig import FIXED, Rig
 from tests.service.repositories import metrics_of
@@ -145,6 +147,10 @@ async def no_metrics(accept: str) -> tuple[bytes, str]:
     return b"", ""
 
 
+async def nothing_counted() -> dict[tuple[str, str], ModelCounts]:
+    return {}
+
+
 class ApiServerHarness:
     """An API server without sockets. Make it on a running event loop."""
 
@@ -185,8 +191,9 @@ class ApiServerHarness:
             context,
             (
                 PredictCalls(status, plans, "m0"),
-                OipCalls(Information(status, no_metrics), plans),
+                OipCalls(Information(status, nothing_counted), plans),
                 KserveV1Calls(status, plans, "m0"),
+                TorchServeCalls(status, plans),
             ),
             settings,
             no_metrics,
