@@ -13,18 +13,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from foldserve.service.engine.admission import admit, is_large, queue_share
+from foldserve.service.engine.callers import check_quota
 from foldserve.service.engine.memory.arena_memory import ArenaMemory
 from foldserve.service.engine.model_queue import ModelQueue, View, unloaded
 from foldserve.service.engine.request import PendingRequest, failure
 from foldserve.service.engine.watchdog import Watchdog
-from foldserve.service.errors import (
-    DeadlinePassed,
-    Internal,
-    QueueFull,
-    ServiceError,
-    TooLarge,
-    new_error_id,
-)
+from foldserve.service.errors import DeadlinePassed, Internal, QueueFull, ServiceError, TooLarge, new_error_id
 from foldserve.service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, pack_dims
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots.arena import MappedArena
@@ -115,13 +109,15 @@ class Dispatcher(ArenaMemory):
         Args:
             now_ns: CLOCK_MONOTONIC, since when it counts as queued.
             deadline_ns: CLOCK_MONOTONIC after which no worker begins it.
-        Raises: QueueFull, TooLarge, DeadlinePassed, NotReady: it was not queued, and the caller releases it.
+        Raises: QueueFull (RateLimited), TooLarge, DeadlinePassed, NotReady: it was not queued, the caller releases it.
         """
         allocation, queue = request.allocation, request.queue
         assert allocation is not None
         if queue.closed:
             raise unloaded(queue)
-        rows, nbytes, bounds = request.rows, len(allocation.inputs), queue.bounds
+        rows, nbytes, bounds, quota = request.rows, len(allocation.inputs), queue.bounds, request.quota
+        if quota is not None:
+            check_quota(quota, queue, self.load(queue), rows, now_ns)
         view = queue.view or self._view(queue)
         budget_s = (deadline_ns - now_ns) / 1e9
         # What admit() checks, in the few operations that suffice for nearly every request.
@@ -141,6 +137,8 @@ class Dispatcher(ArenaMemory):
         queue.requests += 1
         self._count(request, 1)
         self.enqueue(request)
+        if quota is not None:
+            quota.take(rows, now_ns)
         if deadline_ns < self.watchdog.next_ns:
             self.watchdog.schedule(deadline_ns, now_ns)
 
@@ -304,12 +302,8 @@ class Dispatcher(ArenaMemory):
             self._rerun_with_more_memory(request, needed)
             return
         request.batch_rows = batch_rows
-        request.stages_s = (
-            (taken_ns - request.queued_ns) / 1e9 if taken_ns else 0.0,
-            gather_s,
-            run_s,
-            scatter_s,
-        )
+        queue_s = (taken_ns - request.queued_ns) / 1e9 if taken_ns else 0.0
+        request.stages_s = (queue_s, gather_s, run_s, scatter_s)
         self.complete(request, None if state == _DONE else failure(request, reason))
 
     def _rerun_with_more_memory(self, request: PendingRequest, needed: int) -> None:
@@ -338,6 +332,8 @@ class Dispatcher(ArenaMemory):
         if not small and is_large(rows, nbytes, queue.max_batch_size, queue.bounds):
             queue.large += sign
             rows, nbytes = queue_share(rows, nbytes, queue.max_batch_size)
+        if request.quota is not None:
+            request.quota.count(queue.row, sign * rows)
         queue.rows += sign * rows
         queue.nbytes += sign * nbytes
         self._changed.add(queue)

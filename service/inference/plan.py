@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from foldserve.service.access.keyring import Caller
+from foldserve.service.access.quotas import Quota
 from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served
 from foldserve.service.engine.model_queue import ModelQueue
 
@@ -88,7 +90,8 @@ class RequestHead:
 
     length: of the body; partial_body.UNKNOWN where only its end tells. request_id, timeout_ms: as the client gave them;
     empty when it did not, or gave an id that is none. options: what the head says to the protocol of the body.
-    encoding: of the body, one of compression.ENCODINGS; "" where it is as it stands.
+    encoding: of the body, one of compression.ENCODINGS; "" where it is as it stands. key_name, quota: of who asks,
+    where a key is asked for.
     """
 
     def __init__(
@@ -108,4 +111,11 @@ class RequestHead:
         self.timeout_ms = timeout_ms
         self.options = options
         self.encoding = encoding
+        self.key_name = ""
+        self.quota: Quota | None = None
         self.is_rows = not options and not encoding and plan.is_rows(length)
+
+    def made_by(self, caller: Caller) -> None:
+        """This caller asks."""
+        self.key_name = caller.name
+        self.quota = caller.quota

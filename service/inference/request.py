@@ -160,6 +160,7 @@ class InferenceRequest(ReceivingRequest):
         queue_ns = self.plan.queue_ns
         if self._queue_timeout_us:
             queue_ns = min(queue_ns, self._queue_timeout_us * 1000)
+        self.quota = self.head.quota
         dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + queue_ns))
 
     def _decoded(self, started_ns: int) -> int:
@@ -316,6 +317,7 @@ class InferenceRequest(ReceivingRequest):
         context = RequestContext("POST", target.path, target.query[1:], {}, request_id=self.request_id)
         context.route, context.model, context.version = target.pattern, queue.model, queue.version
         context.protocol = self.plan.reads.name
+        context.key = self.head.key_name
         context.rows, context.batch_rows = self.rows, self.batch_rows
         context.body_bytes = 0 if self.missing else self.length
         if self.decode_s >= 0.0:

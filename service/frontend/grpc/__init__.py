@@ -5,6 +5,7 @@
     inference.py  ModelInfer and ModelStreamInfer
     exchange.py   one inference request
     calls.py      the other calls
+    callers.py    who makes a call; credentials.py: TLS
     statuses.py   what a client is told of an error
 
 grpcio and protobuf come with the extra `grpc`. Only API servers that serve gRPC import them, and only after they were

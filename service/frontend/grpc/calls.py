@@ -1,12 +1,14 @@
 """The calls besides inference: the documents of REST (protocols/oip/information.py) as messages; and gRPC's health."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
+from foldserve.service.access.gate import Gate
+from foldserve.service.access.scopes import scope_of
 from foldserve.service.errors import (
     BadRequest,
     Draining,
@@ -14,11 +16,17 @@ from foldserve.service.errors import (
     NotImplementedHere,
     NotReady,
 )
+from foldserve.service.frontend.grpc.callers import admit
 from foldserve.service.frontend.grpc.statuses import abort, client_error
 from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
 from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.oip.messages import HEALTH, INFERENCE, methods
+
+OF_MODEL: Final = frozenset(
+    f"/{INFERENCE}/{call}" for call in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+)
+"""Calls whose request names a model."""
 
 Document = dict[str, Any]
 Read = Callable[[Any], Awaitable[Document]]
@@ -27,7 +35,8 @@ Read = Callable[[Any], Awaitable[Document]]
 class GrpcCalls:
     """Of one API server."""
 
-    def __init__(self, information: Information, observers: Observers) -> None:
+    def __init__(self, information: Information, observers: Observers, gate: Gate) -> None:
+        self._gate = gate
         self._information = information
         self._observers = observers
         self._methods = {
@@ -60,7 +69,11 @@ class GrpcCalls:
             context = RequestContext("POST", path, "", {})
             context.route = path
             try:
-                document = await read(_parsed(request, message))
+                caller = admit(self._gate, context, grpc_context.invocation_metadata())
+                parsed = _parsed(request, message)
+                if caller is not None and path in OF_MODEL:
+                    caller.check(scope_of(path), parsed.name)
+                document = await read(parsed)
                 written: bytes = ParseDict(document, response()).SerializeToString()
             except Exception as raised:
                 error = client_error(raised, context)

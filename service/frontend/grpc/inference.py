@@ -6,9 +6,12 @@ from typing import Any, Final
 
 import grpc
 
+from foldserve.service.access.gate import Gate
+from foldserve.service.access.scopes import INFER as INFER_SCOPE
 from foldserve.service.codecs.protobuf_fields import field_of_bytes
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
 from foldserve.service.errors import Draining
+from foldserve.service.frontend.grpc.callers import admit
 from foldserve.service.frontend.grpc.exchange import GrpcExchange
 from foldserve.service.frontend.grpc.statuses import abort, client_error, refusal
 from foldserve.service.inference.context import MAX_TIMEOUT_MS, RequestContext
@@ -40,8 +43,9 @@ _SHORTEST_MS: Final = 0.001
 class GrpcInference:
     """Of one API server. Messages are bytes: what they say is the protocol's."""
 
-    def __init__(self, server: ServerContext, information: Information, plans: Plans) -> None:
+    def __init__(self, server: ServerContext, information: Information, plans: Plans, gate: Gate) -> None:
         self._server = server
+        self._gate = gate
         self._information = information
         self._plans = plans
         self._readers: set[asyncio.Task[None]] = set()
@@ -105,8 +109,14 @@ class GrpcInference:
         context.route, context.protocol = path, OIP_GRPC.name
         said: Outline | None = None
         try:
+            # Again for each message of a stream: the keys may have changed since it was opened.
+            caller = admit(self._gate, context, call.invocation_metadata())
             said = outline(message)
-            exchange = GrpcExchange(self._server, self._head(context, said, len(message)))
+            head = self._head(context, said, len(message))
+            if caller is not None:
+                caller.check(INFER_SCOPE, context.model)
+                head.made_by(caller)
+            exchange = GrpcExchange(self._server, head)
             return await exchange.answer(message), said.id
         except Exception as raised:
             error = client_error(raised, context)
