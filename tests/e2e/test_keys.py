@@ -293,7 +293,7 @@ def test_share_of_the_queue_is_a_callers_over_both_api_servers(server: ServerPro
             timeout=START_LIMIT_S,
         )
 
-    with server.workers_stopped(), ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(16) as pool, server.workers_stopped():
         waiting = [pool.submit(ask, "a-share") for _ in range(12)]
         server.until(lambda: sum(one.done() for one in waiting) == 4)
         server.until(lambda: server.metric("foldserve_inflight_requests", model="mlp", version="1") == 8)
