@@ -305,3 +305,83 @@ def test_share_of_the_queue_is_a_callers_over_both_api_servers(server: ServerPro
         server.until(lambda: server.metric("foldserve_inflight_requests", model="mlp", version="1") == 9)
     assert other.result(START_LIMIT_S).status_code == 200
     assert [one.result().status_code for one in waiting].count(200) == 8
+
+
+@pytest.fixture(scope="module")
+def pages(keys_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that pages of one origin may ask, with a key."""
+    repository, output = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("server") / "output"
+    save_repository(repository)
+    options = ("--keys", str(keys_file), "--cors-origins", "https://app.example,http://localhost:3000")
+    with serving(repository, output, *options) as running:
+        running.headers = {"x-api-key": KEYS["all"]}
+        running.wait_until("/v2/health/ready", 200)
+        yield running
+
+
+@pytest.mark.parametrize("path", ["/predict/mlp", "/v2/models/mlp/infer", "/nothing", "/metrics"])
+@pytest.mark.parametrize("origin", ["https://app.example", "https://evil.example"])
+def test_browser_that_asks_first_is_answered_without_a_key(
+    pages: ServerProcess, origin: str, path: str
+) -> None:
+    headers = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    answer = httpx.options(pages.url + path, headers=headers, verify=False)
+    assert (answer.status_code, answer.content) == (204, b"")
+    allowed = origin == "https://app.example"
+    assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
+    assert ("authorization" in answer.headers.get("access-control-allow-headers", "").lower()) == allowed
+    assert answer.headers["vary"] == "Origin"
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("call", ["fast path", "fast path, OIP", "ASGI path", "metadata", "live"])
+def test_answers_and_refusals_say_which_page_may_read_them(pages: ServerProcess, call: str) -> None:
+    for key in ({"x-api-key": KEYS["inferring"]}, {}):
+        answer = sent(pages, call, {"origin": "https://app.example", **key})
+        assert answer.status_code == (200 if key or call in OPEN else 401)
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "retry-after" in answer.headers["access-control-expose-headers"].lower()
+        other = sent(pages, call, {"origin": "https://evil.example", **key})
+        assert "access-control-allow-origin" not in other.headers
+        assert other.headers["vary"] == "Origin"
+
+
+def test_without_the_setting_nothing_is_said_of_origins(server: ServerProcess) -> None:
+    answer = sent(server, "fast path", {"origin": "https://app.example", "x-api-key": KEYS["inferring"]})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert httpx.options(f"{server.url}/predict/mlp", headers=server.headers, verify=False).status_code == 405
+
+
+def test_very_many_keys_and_huge_headers_cost_no_memory_and_disturb_nobody(server: ServerProcess) -> None:
+    def memory() -> int:
+        pages_of = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.api_servers()]
+        return sum(pages_of) * 4096
+
+    def flood(first: int) -> set[int]:
+        with httpx.Client(verify=False, timeout=START_LIMIT_S) as client:
+            return {
+                client.post(
+                    f"{server.url}/predict/mlp",
+                    content=json.dumps({"inputs": ROW.tolist()}),
+                    headers={**JSON, "x-api-key": f"guess-{first + number}-" + "x" * 1500},
+                ).status_code
+                for number in range(1000)
+            }
+
+    flood(0)
+    before = memory()
+    with ThreadPoolExecutor(4) as pool:
+        floods = [pool.submit(flood, 10_000 * one) for one in range(1, 5)]
+        while not all(one.done() for one in floods):
+            assert sent(server, "fast path", {"x-api-key": KEYS["inferring"]}).status_code == 200
+    assert {status for one in floods for status in one.result()} == {401}
+    assert memory() - before < 4 * 2**20  # the keys alone are 6 MB
+    huge = sent(server, "fast path", {"authorization": "Bearer " + "x" * 60_000})
+    assert huge.status_code == 401
+    too_large = sent(server, "fast path", {"x-api-key": "x" * 600_000})
+    assert too_large.status_code == 400
+    assert "xxxx" not in huge.text + too_large.text

@@ -94,9 +94,9 @@ def test_keys_change_under_load_and_no_request_fails(server: ServerProcess, keys
     replace(keys_file, written(ALWAYS, NEW))
     server.until(lambda: all(status(server, OLD, client) == 401 for client in kept))
     assert {status(server, NEW, client) for client in kept} == {200}
-    with connected(server) as client:
-        client.infer("mlp", [given(ROW)], headers={"x-api-key": NEW})
-        assert refused(lambda: client.infer("mlp", [given(ROW)], headers={"x-api-key": OLD}))[0].endswith(
+    with connected(server) as caller:
+        caller.infer("mlp", [given(ROW)], headers={"x-api-key": NEW})
+        assert refused(lambda: caller.infer("mlp", [given(ROW)], headers={"x-api-key": OLD}))[0].endswith(
             "CATED"
         )
     for turn in range(20):
