@@ -71,8 +71,11 @@ def _connections(environ: Mapping[str, str]) -> Iterator[http.client.HTTPConnect
 
 
 def _context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
-    """As the server speaks TLS; None where it does not. Whom it claims to be is not looked at: it is this machine. Where
-    it asks for a certificate, it is shown its own, which must be signed by one of those that it trusts."""
+    """As the server speaks TLS; None where it does not.
+
+    Whom it claims to be is not looked at: it is this machine. Where it asks for a certificate, it is shown its own,
+    which must be signed by one of those that it trusts.
+    """
     certificate, key = environ.get("FOLDSERVE_TLS_CERTIFICATE"), environ.get("FOLDSERVE_TLS_KEY")
     if not certificate:
         return None
