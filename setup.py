@@ -19,11 +19,15 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 COMPILED = (
+    "foldserve/service/access/gate.py",
+    "foldserve/service/access/keyring.py",
+    "foldserve/service/access/quotas.py",
     "foldserve/service/engine/admission.py",
     "foldserve/service/repository/buckets.py",
     "foldserve/service/codecs/fast_codec.py",
     "foldserve/service/codecs/json_fast.py",
     "foldserve/service/codecs/repeat_cache.py",
+    "foldserve/service/engine/callers.py",
     "foldserve/service/engine/dispatcher.py",
     "foldserve/service/engine/memory/arena_memory.py",
     "foldserve/service/engine/queue_load.py",
