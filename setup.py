@@ -19,6 +19,9 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 COMPILED = (
+    "foldserve/service/access/gate.py",
+    "foldserve/service/access/keyring.py",
+    "foldserve/service/access/quotas.py",
     "foldserve/service/engine/admission.py",
     "foldserve/service/repository/buckets.py",
     "foldserve/service/codecs/fast/codec.py",
@@ -26,6 +29,7 @@ COMPILED = (
     "foldserve/service/codecs/fast/packer.py",
     "foldserve/service/codecs/fast/repeat_cache.py",
     "foldserve/service/codecs/fast/tensor_body.py",
+    "foldserve/service/engine/callers.py",
     "foldserve/service/engine/dispatcher.py",
     "foldserve/service/engine/memory/arena_memory.py",
     "foldserve/service/engine/queue_load.py",

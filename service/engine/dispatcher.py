@@ -13,19 +13,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from foldserve.service.engine.admission import admit
+from foldserve.service.engine.callers import check_quota
 from foldserve.service.engine.memory.arena_memory import ArenaMemory
 from foldserve.service.engine.model_queue import ModelQueue, unloaded
 from foldserve.service.engine.queue_level import QueueLevel, View
 from foldserve.service.engine.request import PendingRequest, failure
 from foldserve.service.engine.watchdog import Watchdog
-from foldserve.service.errors import (
-    DeadlinePassed,
-    Internal,
-    QueueFull,
-    ServiceError,
-    TooLarge,
-    new_error_id,
-)
+from foldserve.service.errors import DeadlinePassed, Internal, QueueFull, ServiceError, TooLarge, new_error_id
 from foldserve.service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, pack_dims
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots.arena import MappedArena
@@ -116,13 +110,15 @@ class Dispatcher(ArenaMemory):
         Args:
             now_ns: CLOCK_MONOTONIC, since when it counts as queued.
             deadline_ns: CLOCK_MONOTONIC after which no worker begins it.
-        Raises: QueueFull, TooLarge, DeadlinePassed, NotReady: it was not queued, and the caller releases it.
+        Raises: QueueFull (RateLimited), TooLarge, DeadlinePassed, NotReady: it was not queued, the caller releases it.
         """
         allocation, queue, level = request.allocation, request.queue, request.level
         assert allocation is not None
         if queue.closed:
             raise unloaded(queue)
-        rows, nbytes, bounds = request.rows, len(allocation.inputs), queue.bounds
+        rows, nbytes, bounds, quota = request.rows, len(allocation.inputs), queue.bounds, request.quota
+        if quota is not None:
+            check_quota(quota, queue, self.load(queue, level), rows, now_ns)
         view = level.view or self._view(queue, level)
         budget_s = (deadline_ns - now_ns) / 1e9
         # What admit() checks, in the few operations that suffice for nearly every request.
@@ -142,6 +138,8 @@ class Dispatcher(ArenaMemory):
         queue.requests += 1
         self._count(request, 1)
         self.enqueue(request)
+        if quota is not None:
+            quota.take(rows, now_ns)
         if deadline_ns < self.watchdog.next_ns:
             self.watchdog.schedule(deadline_ns, now_ns)
 
@@ -305,12 +303,8 @@ class Dispatcher(ArenaMemory):
             self._rerun_with_more_memory(request, needed)
             return
         request.batch_rows = batch_rows
-        request.stages_s = (
-            (taken_ns - request.queued_ns) / 1e9 if taken_ns else 0.0,
-            gather_s,
-            run_s,
-            scatter_s,
-        )
+        queue_s = (taken_ns - request.queued_ns) / 1e9 if taken_ns else 0.0
+        request.stages_s = (queue_s, gather_s, run_s, scatter_s)
         self.complete(request, None if state == _DONE else failure(request, reason))
 
     def _rerun_with_more_memory(self, request: PendingRequest, needed: int) -> None:
@@ -332,8 +326,11 @@ class Dispatcher(ArenaMemory):
     def _count(self, request: PendingRequest, sign: int) -> None:
         """Count a request that waits or runs (+1), or count it no longer (-1)."""
         assert request.allocation is not None
-        request.queue.count(request.level.index, request.rows, len(request.allocation.inputs), sign)
-        self._changed.add(request.queue)
+        queue = request.queue
+        rows = queue.count(request.level.index, request.rows, len(request.allocation.inputs), sign)
+        if request.quota is not None:
+            request.quota.count(queue.row, rows)
+        self._changed.add(queue)
 
     def _show(self) -> None:
         board, me = self.board, self.index

@@ -88,8 +88,11 @@ class ModelQueue:
         """Whether the model version is being unloaded, or is: its row may be another's already."""
         return self.drained is not None
 
-    def count(self, level: int, rows: int, nbytes: int, sign: int) -> None:
-        """Count a request that waits or runs (+1), or count it no longer (-1), for all levels that wait for it."""
+    def count(self, level: int, rows: int, nbytes: int, sign: int) -> int:
+        """Count a request that waits or runs (+1), or count it no longer (-1), for all levels that wait for it.
+
+        Returns: the rows that it counts for, with that sign.
+        """
         self.held_bytes += sign * nbytes
         large = 0
         small = rows <= self.small_rows and nbytes <= self.small_bytes
@@ -101,6 +104,7 @@ class ModelQueue:
             waiting.rows += sign * rows
             waiting.nbytes += sign * nbytes
             waiting.large += large
+        return sign * rows
 
     def level_of(self, priority: int, said_by: str) -> QueueLevel:
         """The level of a request with this priority; 0 = the default. Where there is one level, any priority is of it:

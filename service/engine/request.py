@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
+from foldserve.service.access.quotas import Quota
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.errors import DeadlinePassed, ModelFailed, ServiceError
 from foldserve.service.ipc.records import Reason
@@ -34,6 +35,8 @@ class PendingRequest:
     cancelled = False
     stages_s = (0.0, 0.0, 0.0, 0.0)
     batch_rows = 0
+    quota: Quota | None = None
+    """The limits of who asks; None where there are none."""
 
     def __init__(self, queue: ModelQueue) -> None:
         self.queue = queue

@@ -8,6 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
+from foldserve.service.access.gate import WIDE_OPEN, Gate
+from foldserve.service.access.keyring import Caller
+from foldserve.service.access.scopes import INFER, scope_of
 from foldserve.service.engine.served import Status
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.frontend.asgi_channel import WIRE, Channel, Receive, Scope, Send
@@ -47,6 +50,7 @@ class AsgiApp:
         calls: Sequence[Calls],
         settings: ServeSettings,
         exposition: Callable[[str], Awaitable[tuple[bytes, str]]],
+        gate: Gate = WIDE_OPEN,
     ) -> None:
         """
         Args:
@@ -54,7 +58,9 @@ class AsgiApp:
             inference: what inference requests need; its observers learn of every other request too.
             calls: of each protocol.
             exposition: Accept header -> body and content type of GET /metrics.
+            gate: what is asked of a request before it is served.
         """
+        self.gate = gate
         self.status = status
         self.inference = inference
         self.observers = inference.observers
@@ -90,23 +96,18 @@ class AsgiApp:
             await send({"type": "websocket.close", "code": 1000})
             return
         context = _context_of(scope)
-        channel = Channel(receive, send, scope.get("extensions", {}).get(WIRE))
-        route: Route | None = None
+        cross_origin = self.gate.cross_origin
+        headers = () if cross_origin is None else cross_origin.headers(context.headers.get("origin"))
+        channel = Channel(receive, send, scope.get("extensions", {}).get(WIRE), headers)
         exchange: AsgiExchange | None = None
         try:
             if REFUSAL in scope:
                 raise scope[REFUSAL]
-            route, parameters = self.routes.match(context.method, context.path)
-            context.route = route.path
-            if route.handler is None:
-                head = read_head(route, context, parameters)
-                exchange = AsgiExchange(self.inference, head, context, channel)
-            elif route.reads_body:
-                body = await channel.read_small_body(_SMALL_BODY_BYTES)
-                context.body_bytes = len(body)
-                response = await route.handler(context, body=body, **parameters)
+            answered = self._preflight(context) or await self._answer(context, channel)
+            if isinstance(answered, AsgiExchange):
+                exchange = answered
             else:
-                response = await route.handler(context, **parameters)
+                response = answered
         except ServiceError as error:
             context.error_code = error.code
             response = error_response(error)
@@ -127,10 +128,56 @@ class AsgiApp:
             await exchange.run()
             return
         await channel.send_whole(response, context, self.status.draining())
-        if route is None or route.handler is None:  # or what asked for nothing that there is
+        if context.counted:
             self.observers.finished(context, response.status, context.elapsed_s())
         else:
             self.observers.notify(context, response.status, context.elapsed_s())
+
+    async def _answer(self, context: RequestContext, channel: Channel) -> Response | AsgiExchange:
+        """The response to a call, or the exchange of an inference request. Raises: ServiceError."""
+        route, parameters, caller = self._admit(context)
+        context.counted = route.handler is None
+        if route.handler is None:
+            head = read_head(route, context, parameters)
+            if caller is not None:
+                caller.check(INFER, context.model)
+                head.made_by(caller)
+            return AsgiExchange(self.inference, head, context, channel)
+        if route.reads_body:
+            body = await channel.read_small_body(_SMALL_BODY_BYTES)
+            context.body_bytes = len(body)
+            return await route.handler(context, body=body, **parameters)
+        return await route.handler(context, **parameters)
+
+    def _admit(self, context: RequestContext) -> tuple[Route, dict[str, str], Caller | None]:
+        """What a request asks for, and who asks. Raises: ServiceError; who has no key is not told what there is."""
+        authorization, key = context.headers.get("authorization"), context.headers.get("x-api-key")
+        try:
+            route, parameters = self.routes.match(context.method, context.path)
+        except ServiceError:
+            if self.gate.keys is not None:
+                context.key = self.gate.keys.caller(authorization, key).name
+            raise
+        context.route = route.path
+        scope = scope_of(route.path)
+        caller = self.gate.caller(scope, authorization, key)
+        if caller is not None:
+            context.key = caller.name
+            caller.check(scope, parameters.get("model", ""))
+        return route, parameters, caller
+
+    def _preflight(self, context: RequestContext) -> Response | None:
+        """The answer to a browser that asks whether a page may ask; None for any other request."""
+        headers, cross_origin = context.headers, self.gate.cross_origin
+        if (
+            cross_origin is None
+            or context.method != "OPTIONS"
+            or "access-control-request-method" not in headers
+        ):
+            return None
+        methods = ("GET", "HEAD", "POST", "OPTIONS")
+        context.counted = False
+        return Response(204, b"", "text/plain", cross_origin.preflight(headers.get("origin"), methods))
 
     async def _ready(self, context: RequestContext) -> Response:
         check_ready(self.status)

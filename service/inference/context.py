@@ -34,7 +34,7 @@ _TENSOR_HEADER_CHARS: Final = 4096
 class RequestContext:
     """The head of a request, and what has been learned of it.
 
-    headers: by lower-case name. started_s: CLOCK_MONOTONIC when the head was seen.
+    headers: by lower-case name. key: the name of the caller's. started_s: CLOCK_MONOTONIC when the head was seen.
     """
 
     method: str
@@ -48,11 +48,14 @@ class RequestContext:
     protocol: str = "other"
     model: str = ""
     version: str = ""
+    key: str = ""
     rows: int = 0
     batch_rows: int = 0
     body_bytes: int = 0
     stages_s: dict[str, float] = field(default_factory=dict)
     error_code: str | None = None
+    counted: bool = True
+    """Whether the metrics count it: not the pages that the server shows of itself."""
 
     def __post_init__(self) -> None:
         if not self.request_id:

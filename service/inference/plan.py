@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from foldserve.service.access.keyring import Caller
+from foldserve.service.access.quotas import Quota
 from foldserve.service.codecs.protocol import InferenceProtocol, Options, Served, SharedRegions
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.ipc.slots.allocator import ALIGNMENT
@@ -104,7 +106,7 @@ class RequestHead:
     length: of the body; partial_body.UNKNOWN where only its end tells. request_id, timeout_ms: as the client gave them;
     empty when it did not, or gave an id that is none. options: what the head says to the protocol of the body.
     encoding: of the body, one of compression.ENCODINGS; "" where it is as it stands. priority: what X-Priority says; 0
-    for the model's default.
+    for the model's default. key_name, quota: of who asks, where a key is asked for.
 
     Raises: BadRequest for a priority that the model does not have.
     """
@@ -127,9 +129,16 @@ class RequestHead:
         self.timeout_ms = timeout_ms
         self.options = options
         self.encoding = encoding
+        self.key_name = ""
+        self.quota: Quota | None = None
         self.level = plan.queue.level_of(priority, "X-Priority")
         self.is_rows = not options and not encoding and plan.is_rows(length)
         self.envelope_bytes = 0 if encoding else plan.envelope_bytes(length, options)
         """Of the body, before its rows; 0 where it has no such thing, or does not tell."""
         self.begin = -self.envelope_bytes % ALIGNMENT
         """Where in its memory a body begins that comes in parts: so that its rows are aligned."""
+
+    def made_by(self, caller: Caller) -> None:
+        """This caller asks."""
+        self.key_name = caller.name
+        self.quota = caller.quota

@@ -217,6 +217,7 @@ class ReceivingRequest(PendingRequest):
         queue_ns = self.plan.queue_ns
         if self._queue_timeout_us:
             queue_ns = min(queue_ns, self._queue_timeout_us * 1000)
+        self.quota = self.head.quota
         dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + queue_ns))
 
     def received(self) -> int:

@@ -351,6 +351,7 @@ class InferenceRequest(ReceivingRequest):
         context = RequestContext(target.method, target.path, target.query[1:], {}, request_id=self.request_id)
         context.route, context.model, context.version = target.pattern, queue.model, queue.version
         context.protocol = self.plan.reads.name
+        context.key = self.head.key_name
         context.rows, context.batch_rows = self.rows, self.batch_rows
         context.body_bytes = 0 if self.missing else self.length
         if self.decode_s >= 0.0:

@@ -44,6 +44,7 @@ from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.oip.region_calls import RegionCalls
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.protocols.torchserve import TorchServeCalls
+from foldserve.service.server.access.control import Access, ApiAccess
 from foldserve.service.server.api_models import ApiModels
 from foldserve.service.settings import ServeSettings
 
@@ -64,7 +65,7 @@ class ServedDevices:
 @dataclass(frozen=True)
 class ApiServer:
     """What an API server's process holds. app: the ASGI path; http: the fast path; shares: who has how many
-    connections; model_changed: called with a row of the model table; grpc: None where it is off."""
+    connections; model_changed: called with a row of the model table; door: who may ask; grpc: None where it is off."""
 
     dispatcher: Dispatcher
     app: AsgiApp
@@ -72,6 +73,7 @@ class ApiServer:
     shares: Shares
     metrics: Metrics
     model_changed: Callable[[int], None]
+    door: ApiAccess
     grpc: "GrpcServer | None" = None
 
     def listen(self, fd: int, stop: Callable[[], None]) -> None:
@@ -99,6 +101,11 @@ class ApiServer:
             self.model_changed(number)
         elif word == ControlMessage.ARE_YOU_ALIVE:
             self.dispatcher.board.answer(False, self.dispatcher.index)
+        elif word == ControlMessage.KEYS_CHANGED:
+            if self.door.take_keys():
+                self.http.keys_changed()
+        elif word == ControlMessage.CERTIFICATE_CHANGED:
+            self.door.take_certificate()
         elif word == ControlMessage.STOP:
             stop()
 
@@ -111,9 +118,10 @@ def make_api_server(
     devices: ServedDevices,
     broken: Mapping[str, str] = NOTHING_BROKEN,
     grpc_addresses: Sequence[str] = (),
+    access: Access | None = None,
 ) -> ApiServer:
     """Put an API server together; called in its process, on its event loop. broken: see engine/served.py;
-    grpc_addresses: see frontend/grpc/ports.py."""
+    grpc_addresses: see frontend/grpc/ports.py; access: None where everybody may ask."""
     board = transport.board.map()
 
     def report_hang(worker: int) -> None:
@@ -177,9 +185,10 @@ def make_api_server(
         KserveV1Calls(status, api_models.plans, settings.default_model),
         TorchServeCalls(status, api_models.plans),
     )
-    app = AsgiApp(status, server, calls, settings, scrapes)
+    door = ApiAccess(access or Access(settings, board.dimensions), index)
+    app = AsgiApp(status, server, calls, settings, scrapes, door.gate)
     routes = api_models.routes(settings.default_model, broken)
-    http = Http1Context(server, routes, RefusalThrottle(), unread, ResponseLines())
+    http = Http1Context(server, routes, RefusalThrottle(), unread, ResponseLines(), door.gate)
 
     def model_changed(row: int) -> None:
         if api_models.changed(row):
@@ -190,5 +199,6 @@ def make_api_server(
         from foldserve.service.frontend.grpc.server import GrpcServer  # not before: see frontend/grpc/
 
         bounds = (settings.max_body_bytes, settings.max_in_flight)
-        grpc = GrpcServer(server, information, region_calls, api_models.plans, grpc_addresses, *bounds)
-    return ApiServer(dispatcher, app, http, Shares(board, index), metrics, model_changed, grpc)
+        given = (*bounds, door.gate, door.tls)
+        grpc = GrpcServer(server, information, region_calls, api_models.plans, grpc_addresses, *given)
+    return ApiServer(dispatcher, app, http, Shares(board, index), metrics, model_changed, door, grpc)

@@ -2,12 +2,15 @@
 
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
 
+from foldserve.service.access.gate import Gate
+from foldserve.service.access.scopes import scope_of
 from foldserve.service.errors import Draining, NotFound, NotImplementedHere, NotReady
+from foldserve.service.frontend.grpc.callers import admit
 from foldserve.service.frontend.grpc.health import HealthWatch
 from foldserve.service.frontend.grpc.received import parsed
 from foldserve.service.frontend.grpc.reflection import CALL, answer_all
@@ -19,6 +22,11 @@ from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.oip.messages import HEALTH, INFERENCE, REFLECTIONS, SERVICES, methods
 from foldserve.service.protocols.oip.region_calls import RegionCalls
 
+OF_MODEL: Final = frozenset(
+    f"/{INFERENCE}/{call}" for call in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+)
+"""Calls whose request names a model."""
+
 Document = dict[str, Any]
 Read = Callable[[Any], Awaitable[Document]]
 Stream = Callable[[Any, Any], Coroutine[Any, Any, None]]
@@ -29,8 +37,14 @@ class GrpcCalls:
     """Of one API server."""
 
     def __init__(
-        self, information: Information, regions: RegionCalls, observers: Observers, streams: Streams
+        self,
+        information: Information,
+        regions: RegionCalls,
+        observers: Observers,
+        streams: Streams,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._information = information
         self._regions = regions
         self._health = HealthWatch(information.status)
@@ -75,7 +89,11 @@ class GrpcCalls:
             context = RequestContext("POST", path, "", {})
             context.route = path
             try:
-                document = await read(parsed(request, message))
+                caller = admit(self._gate, context, grpc_context.invocation_metadata())
+                asked = parsed(request, message)
+                if caller is not None and path in OF_MODEL:
+                    caller.check(scope_of(path), asked.name)
+                document = await read(asked)
                 written: bytes = ParseDict(document, response()).SerializeToString()
             except Exception as raised:
                 error = client_error(raised, context)

@@ -6,8 +6,11 @@ from typing import Any, Final
 
 import grpc
 
+from foldserve.service.access.gate import Gate
+from foldserve.service.access.scopes import INFER as INFER_SCOPE
 from foldserve.service.codecs.protobuf_fields import field_of_bytes
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
+from foldserve.service.frontend.grpc.callers import admit
 from foldserve.service.frontend.grpc.exchange import GrpcExchange
 from foldserve.service.frontend.grpc.received import start_of
 from foldserve.service.frontend.grpc.statuses import abort, client_error, refusal
@@ -42,9 +45,10 @@ class GrpcInference:
     """Of one API server. Messages are bytes: what they say is the protocol's."""
 
     def __init__(
-        self, server: ServerContext, information: Information, plans: Plans, streams: Streams
+        self, server: ServerContext, information: Information, plans: Plans, streams: Streams, gate: Gate
     ) -> None:
         self._server = server
+        self._gate = gate
         self._information = information
         self._plans = plans
         self._streams = streams
@@ -97,6 +101,8 @@ class GrpcInference:
         context.route, context.protocol = path, OIP_GRPC.name
         said: Outline | None = None
         try:
+            # Again for each message of a stream: the keys may have changed since it was opened.
+            caller = admit(self._gate, context, call.invocation_metadata())
             start, encoding = start_of(message)
             if encoding:
                 headers["content-encoding"] = encoding
@@ -104,7 +110,11 @@ class GrpcInference:
                 message = start
             headers["content-length"] = str(len(message))
             said = outline(start, cut=bool(encoding))
-            exchange = GrpcExchange(self._server, self._head(context, said, len(message)))
+            head = self._head(context, said, len(message))
+            if caller is not None:
+                caller.check(INFER_SCOPE, context.model)
+                head.made_by(caller)
+            exchange = GrpcExchange(self._server, head)
             return await exchange.answer(message), said.id
         except Exception as raised:
             error = client_error(raised, context)

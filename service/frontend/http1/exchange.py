@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
+from foldserve.service.access.gate import WIDE_OPEN, Gate
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer, SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
 from foldserve.service.frontend.http1.heads.cache import Head, Route
@@ -59,7 +60,10 @@ class Connection(Protocol):
 
 
 class Http1Context:
-    """What the connections of an API server share. routes: by the exact bytes of the request target."""
+    """What the connections of an API server share.
+
+    routes: by the exact bytes of the request target. gate: what is asked of a head.
+    """
 
     def __init__(
         self,
@@ -68,15 +72,21 @@ class Http1Context:
         throttle: RefusalThrottle,
         unread: SendBuffers,
         lines: ResponseLines,
+        gate: Gate = WIDE_OPEN,
     ) -> None:
         self.server = server
+        self.gate = gate
         self.routes: dict[bytes, Route] = {}
-        self.heads = HeadReader(())
+        self.heads = HeadReader((), gate)
         self.serve(routes)
         self.throttle = throttle
         self.unread = unread
         self.lines = lines
         self.draining: Sequence[Any] = server.dispatcher.board.draining
+
+    def keys_changed(self) -> None:
+        """Others may ask from now on: what heads said is forgotten."""
+        self.heads.serve(list(self.routes.values()))
 
     def serve(self, routes: Sequence[Route]) -> None:
         """Have these targets of the fast path from now on, and no others."""

@@ -185,7 +185,7 @@ class Parent:
         def changed(row: int) -> None:
             self.done.append(("model", row))
 
-        ApiServer(dispatcher, nothing, nothing, nothing, self.metrics, changed).listen(
+        ApiServer(dispatcher, nothing, nothing, nothing, self.metrics, changed, nothing).listen(
             self.read_fd, self.stop.set
         )
         await asyncio.wait_for(self.stop.wait(), 10)
