@@ -127,6 +127,14 @@ def save_exported(
     x = np.arange(28, dtype=np.float32).reshape(7, 4)
     y = x @ WEIGHT
     np.savez(folder / "reference.npz", **{"input.x": x, "output.y": y + error * np.abs(y).max()})
+    return write_manifest(folder, name, version)
+
+
+def write_manifest(folder: Path, name: str, version: str = "1", **keys: Any) -> dict[str, Any]:
+    """Write the manifest.json of the files that lie there, those of the linear model unless `keys` say something else.
+
+    Returns: it.
+    """
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
         for path in sorted(folder.iterdir())
@@ -147,6 +155,7 @@ def save_exported(
         "parameter_count": 12,
         "fold": {"found": 0, "folded": 0, "left": []},
         "parity": {"torchscript": parity, "onnx": parity},
+        **keys,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return manifest
