@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-import tritonclient.http as triton
-
 from benchmarks.serve import machine
 from benchmarks.serving import process_tree, wrk
+from benchmarks.serving.oip import infer
 from benchmarks.serving.runs import measure
 from benchmarks.serving.servers import FOLDSERVE, JSON, RAW, Request, Running, compile_foldserve, running
 from benchmarks.serving.workloads import WORKS, Work, export_models
@@ -62,25 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def requests_of(work: Work) -> dict[str, Request]:
     """The row of a workload in each kind of request."""
     row = work.row
-    tensor = triton.InferInput("x", list(row.shape), "FP32")
-
-    def infer(binary: bool, identity: str = "") -> Request:
-        tensor.set_data_from_numpy(row, binary_data=binary)
-        output = triton.InferRequestedOutput("y", binary_data=binary)
-        body, length = triton.InferenceServerClient.generate_request_body(
-            [tensor], outputs=[output], request_id=identity
-        )
-        headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
-        return Request(f"/v2/models/{work.key}/infer", headers, body)
-
     rows = json.dumps({"instances": row.tolist()}).encode()
     return {
         "/predict, JSON": Request(f"/predict/{work.key}", JSON, work.json_body()),
-        "OIP, JSON": infer(binary=False),
+        "OIP, JSON": infer(work, binary=False),
         "KServe v1": Request(f"/v1/models/{work.key}:predict", JSON, rows),
         "/predict, raw": Request(f"/predict/{work.key}", RAW, work.raw_body()),
-        "OIP, binary": infer(binary=True),
-        "OIP, binary, an id": infer(binary=True, identity="0123456789"),
+        "OIP, binary": infer(work, binary=True),
+        "OIP, binary, an id": infer(work, binary=True, identity="0123456789"),
     }
 
 

@@ -130,11 +130,12 @@ class Clients:
         if self._misbehave and chosen.random() < _LEAVING:
             return await self._leave(link, chosen)
         requests = [self._drawn(link.carried, chosen) for _ in range(chosen.randint(1, link.depth))]
-        waiting = list(requests)
+        waiting, sent_s = list(requests), None
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 for request in requests:
                     await link.send(request, chosen)
+                sent_s = time.monotonic()
                 while waiting:
                     answer = await link.answer()
                     self.counts.answered_in(time.monotonic() - began_s)
@@ -144,7 +145,7 @@ class Clients:
                 self.counts.add("hung", f"{_shown(request)}: no answer in {ANSWER_LIMIT_S:g} s")
             return False
         except (OSError, EOFError) as error:
-            if began_s < self.due_until_s - link.slow_s or link.owes:
+            if (sent_s or time.monotonic()) < self.due_until_s - link.slow_s or link.owes:
                 for request in waiting:
                     self.counts.add("broken", f"{_shown(request)}: {type(error).__name__} {error}")
             return False

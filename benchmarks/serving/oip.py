@@ -1,0 +1,46 @@
+"""A row of a workload in the Open Inference Protocol: tritonclient's own bytes, and the numbers of an answer."""
+
+import json
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import tritonclient.http as triton
+
+from benchmarks.serving.servers import JSON, RAW, Read, Request
+from benchmarks.serving.workloads import WORKS, Work
+
+_MLP, _, _LIGHT = WORKS
+OIP_WORKS: Final = (
+    _MLP,
+    replace(_MLP, key="mlp-binary", title="MLP 10→20→5, binary", raw=True),
+    replace(_LIGHT, title="light net, 3x224x224 binary (602 KB)"),
+)
+"""What servers of the protocol are compared with."""
+
+
+def infer(work: Work, *, binary: bool, identity: str = "") -> Request:
+    """The request with the row of a workload, in and out as JSON or as bytes."""
+    tensor = triton.InferInput("x", list(work.row.shape), "FP32")
+    tensor.set_data_from_numpy(work.row, binary_data=binary)
+    output = triton.InferRequestedOutput("y", binary_data=binary)
+    body, length = triton.InferenceServerClient.generate_request_body(
+        [tensor], outputs=[output], request_id=identity
+    )
+    headers = JSON if length is None else {**RAW, "Inference-Header-Content-Length": str(length)}
+    return Request(f"/v2/models/{work.model}/infer", headers, body)
+
+
+def ask(work: Work) -> tuple[Request, Read]:
+    """As a Contender asks: binary where the workload is raw."""
+    return infer(work, binary=work.raw), _numbers
+
+
+def _numbers(body: bytes) -> np.ndarray:
+    text = body.decode("latin-1")  # a byte a character, so that the place in one is that in the other
+    document, end = json.JSONDecoder().raw_decode(text)
+    (output,) = document["outputs"]
+    if "data" in output:
+        return np.array(output["data"], np.float32)
+    size = output["parameters"]["binary_data_size"]
+    return np.frombuffer(body[end : end + size], np.float32)
