@@ -2,6 +2,7 @@
 
     python -m benchmarks.protocols
     python -m benchmarks.protocols --rounds 3 --seconds 1 --connections 64
+    python -m benchmarks.protocols --work light            a row of 602 KB, in the protocols that carry bytes
 
 The bodies of the Open Inference Protocol are those that tritonclient makes. One server answers each kind of request in
 turn, second by second, from wrk; what counts is the CPU time per request of the whole server, and the median over the
@@ -20,7 +21,15 @@ from benchmarks.serve import machine
 from benchmarks.serving import process_tree, wrk
 from benchmarks.serving.oip import infer
 from benchmarks.serving.runs import measure
-from benchmarks.serving.servers import FOLDSERVE, JSON, RAW, Request, Running, compile_foldserve, running
+from benchmarks.serving.servers import (
+    FOLDSERVE,
+    JSON,
+    RAW,
+    Request,
+    Running,
+    compile_foldserve,
+    running,
+)
 from benchmarks.serving.workloads import WORKS, Work, export_models
 
 CONNECTIONS: Final = (16, 64)
@@ -42,13 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=9, help="how often each is sent (default: 9)")
     parser.add_argument("--seconds", type=int, default=1, help="of each (default: 1)")
+    parser.add_argument("--work", choices=[work.key for work in WORKS], default="mlp", help="(default: mlp)")
     parser.add_argument("--connections", default=",".join(map(str, CONNECTIONS)), help="(default: 16,64)")
     options = parser.parse_args(arguments)
     wrk.check_installed()
     process_tree.adopt_orphans()
     compile_foldserve()
     export_models()
-    work = WORKS[0]
+    (work,) = [one for one in WORKS if one.key == options.work]
     found = {}
     with running(FOLDSERVE[0], work) as server:
         for connections in map(int, options.connections.split(",")):
@@ -61,14 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def requests_of(work: Work) -> dict[str, Request]:
     """The row of a workload in each kind of request."""
     row = work.row
-    rows = json.dumps({"instances": row.tolist()}).encode()
-    return {
-        "/predict, JSON": Request(f"/predict/{work.key}", JSON, work.json_body()),
-        "OIP, JSON": infer(work, binary=False),
-        "KServe v1": Request(f"/v1/models/{work.key}:predict", JSON, rows),
-        "/predict, raw": Request(f"/predict/{work.key}", RAW, work.raw_body()),
+    in_bytes = {
+        "/predict, raw": Request(f"/predict/{work.model}", RAW, work.raw_body()),
         "OIP, binary": infer(work, binary=True),
         "OIP, binary, an id": infer(work, binary=True, identity="0123456789"),
+    }
+    if work.raw:
+        return in_bytes
+    rows = json.dumps({"instances": row.tolist()}).encode()
+    return {
+        "/predict, JSON": Request(f"/predict/{work.model}", JSON, work.json_body()),
+        "OIP, JSON": infer(work, binary=False),
+        "KServe v1": Request(f"/v1/models/{work.model}:predict", JSON, rows),
+        **in_bytes,
     }
 
 
@@ -100,7 +115,7 @@ def table(found: Mapping[int, Mapping[str, tuple[float, float]]]) -> str:
     """A line per kind of request, two columns per number of connections."""
     heads = [f"CPU µs, ratio, c={connections}" for connections in found]
     lines = ["| request | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for name in BASES:
+    for name in (one for one in BASES if one in next(iter(found.values()))):
         cells = [f"{of[name][0]:.1f}, {of[name][1]:.2f}" for of in found.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

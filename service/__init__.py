@@ -9,7 +9,7 @@ The folders are layers. A folder imports from those below it and never from one 
     inference/     one request while it is answered
     engine/        queues and recovery in an API server | worker/: batches in a worker | commands/: inspect, predict
     client/        asks a server, from Python
-    metrics/       what is counted | repository/: what is served
+    metrics/       what is counted | repository/: what is served | access/: who may ask for what
     ipc/           memory and pipes that processes share | backends/: runs models | codecs/: bytes and arrays
     setting_sources.py  resolves settings from command line, environment and file | arguments.py: argparse as it is used
     settings.py    the table of settings | artifact/: the contract with the export

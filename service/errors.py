@@ -60,6 +60,13 @@ class Unauthorized(ServiceError):
         return {"WWW-Authenticate": "Bearer"}
 
 
+class Forbidden(ServiceError):
+    """The key is one of ours, and not for this call or model."""
+
+    status = 403
+    code = "forbidden"
+
+
 class UnknownModel(ServiceError):
     """No model of that name is served."""
 
@@ -117,7 +124,8 @@ class UnsupportedMediaType(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """The model's queue is at its bound; `retry_after_s` is when there is likely to be room."""
+    """The model's queue is at its bound, or its caller's share of it; `retry_after_s` is when there is likely to be
+    room."""
 
     status = 429
     code = "queue_full"
@@ -129,6 +137,12 @@ class QueueFull(ServiceError):
     def headers(self) -> dict[str, str]:
         # Retry-After counts whole seconds (RFC 9110, 10.2.3): rounded up, and never 0, which means "at once".
         return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class RateLimited(QueueFull):
+    """The caller has asked for as many rows as its key may in this time: its own queue is full, so to say."""
+
+    code = "rate_limited"
 
 
 class ModelFailed(ServiceError):

@@ -164,6 +164,32 @@ def parse_hosts(value: Any) -> str:
     return text
 
 
+def parse_file(value: Any) -> Path:
+    """A file that exists; whole, for the working folder may be taken away."""
+    if not isinstance(value, str | Path) or not str(value) or not Path(value).is_file():
+        raise ValueError("a file that exists")
+    return Path(value).absolute()
+
+
+def parse_keys(value: Any) -> Any:
+    """What the setting `keys` may be. What is wrong with it is told by who reads the keys: the error made of this
+    parser's would show them."""
+    return value
+
+
+def parse_origins(value: Any) -> str:
+    """Origins of pages, separated by commas."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else parse_text(value)
+    origins = [one.strip() for one in text.split(",")]
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("either * or origins, not both")
+    if not all(one == "*" or re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", one) for one in origins):
+        raise ValueError(
+            "origins as browsers send them, as in https://app.example or http://localhost:3000, or *"
+        )
+    return ",".join(origins)
+
+
 def parse_device(value: Any) -> str:
     """Devices to serve on."""
     text = str(value).strip().lower()

@@ -4,9 +4,9 @@ SETTINGS is the table: the command line, --help, the environment, the file and d
 Where a value is taken from: setting_sources.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from foldserve.service.logs.lines import LOG_FORMATS, LogStyle
 from foldserve.service.options import (
@@ -15,8 +15,11 @@ from foldserve.service.options import (
     number,
     parse_boolean,
     parse_device,
+    parse_file,
     parse_folder,
     parse_hosts,
+    parse_keys,
+    parse_origins,
     parse_size,
     parse_text,
     whole_number,
@@ -33,6 +36,11 @@ class ServeSettings:
     host: str
     port: int
     grpc_port: int
+    keys: Any = field(repr=False)  # may be keys themselves
+    tls_certificate: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    cors_origins: str | None
     device: str
     api_servers: int
     workers_per_device: int
@@ -51,6 +59,7 @@ class ServeSettings:
     access_log: bool
     log_level: str
     log_format: str
+    client_shared_memory: bool
     check_moves: bool
 
     @property
@@ -90,6 +99,41 @@ SETTINGS: Final[tuple[Option, ...]] = (
         "--grpc-port",
         "port",
         "TCP port of the Open Inference Protocol over gRPC, at the same addresses; 0 = off; needs the extra `grpc`",
+    ),
+    Option(
+        "keys",
+        parse_keys,
+        None,
+        "--keys",
+        "file",
+        "YAML file of the keys that clients must present, or in the environment and the settings file the keys "
+        "themselves (docs/security.md); unless given, everybody may send requests",
+    ),
+    Option(
+        "tls_certificate",
+        parse_file,
+        None,
+        "--tls-certificate",
+        "file",
+        "PEM file of the server's certificate and those that it is signed by; HTTP and gRPC speak TLS then",
+    ),
+    Option("tls_key", parse_file, None, "--tls-key", "file", "PEM file of the certificate's private key"),
+    Option(
+        "tls_client_ca",
+        parse_file,
+        None,
+        "--tls-client-ca",
+        "file",
+        "PEM file of certificates, by one of which a client's must be signed (mutual TLS)",
+    ),
+    Option(
+        "cors_origins",
+        parse_origins,
+        None,
+        "--cors-origins",
+        "origins",
+        "origins whose pages browsers let read answers, with commas, as in https://app.example; * = any; unless "
+        "given, none",
     ),
     Option(
         "device",
@@ -219,6 +263,15 @@ SETTINGS: Final[tuple[Option, ...]] = (
         "--log-format",
         "format",
         "text, or json: every record on stderr, and what is served, as one JSON object",
+    ),
+    Option(
+        "client_shared_memory",
+        parse_boolean,
+        False,
+        "--client-shared-memory",
+        "true/false",
+        "let clients on this host pass tensors in shared memory that they register; trusts whoever can send a request "
+        "with every object in /dev/shm that the server's user may read and write",
     ),
     Option(
         "check_moves",

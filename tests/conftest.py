@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
 
 import pytest
@@ -39,6 +40,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--openapi-examples", default="10", help="of each call, for tests/e2e/test_openapi.py")
+
+
 def _tool(name: str, package: str) -> str:
     """The path of a program: from PATH, or where deploy/dev/get-tool.sh (`make test`) puts it."""
     folders = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", sysconfig.get_path("scripts")))
@@ -52,6 +57,16 @@ def _tool(name: str, package: str) -> str:
 def promtool() -> str:
     """The path of promtool."""
     return _tool("promtool", "prometheus")
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """The path of a Chromium."""
+    folders = os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts")))
+    for name in ("chromium-headless-shell", "chromium", "google-chrome"):
+        if path := shutil.which(name, path=folders):
+            return path
+    pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +86,30 @@ def nginx() -> str:
     if tried.returncode:
         pytest.skip(f"{path} does not run here: {tried.stderr.strip()}")
     return path
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The path of Node.js."""
+    return _tool("node", "nodejs")
+
+
+@pytest.fixture(scope="session")
+def java() -> str:
+    """The path of Java, with its compiler: it runs sources."""
+    return _tool("java", "default-jdk-headless")
+
+
+@pytest.fixture(scope="session")
+def go() -> str:
+    """The path of Go."""
+    return _tool("go", "golang-go")
+
+
+@pytest.fixture(scope="session")
+def with_kserve() -> dict[str, str]:
+    """An environment in which Python finds KServe's client."""
+    folder = os.path.join(sys.prefix, "lib", "kserve")
+    if not os.path.isdir(folder):
+        pytest.skip("kserve is not there; deploy/dev/get-kserve.sh gets it where it can be had")
+    return {**os.environ, "PYTHONPATH": folder}

@@ -7,8 +7,9 @@ from typing import Final
 import numpy as np
 import tritonclient.http as triton
 
-from benchmarks.serving.servers import JSON, RAW, Read, Request
+from benchmarks.serving.servers import CLIENT, Read, Request
 from benchmarks.serving.workloads import WORKS, Work
+from foldserve.service.backends.onnxruntime.cpu_session import read_signature
 
 _MLP, _, _LIGHT = WORKS
 OIP_WORKS: Final = (
@@ -21,14 +22,15 @@ OIP_WORKS: Final = (
 
 def infer(work: Work, *, binary: bool, identity: str = "") -> Request:
     """The request with the row of a workload, in and out as JSON or as bytes."""
-    tensor = triton.InferInput("x", list(work.row.shape), "FP32")
+    signature = read_signature(work.onnx)
+    tensor = triton.InferInput(signature.inputs[0].name, list(work.row.shape), "FP32")
     tensor.set_data_from_numpy(work.row, binary_data=binary)
-    output = triton.InferRequestedOutput("y", binary_data=binary)
+    output = triton.InferRequestedOutput(signature.outputs[0].name, binary_data=binary)
     body, length = triton.InferenceServerClient.generate_request_body(
         [tensor], outputs=[output], request_id=identity
     )
-    headers = JSON if length is None else {**RAW, "Inference-Header-Content-Length": str(length)}
-    return Request(f"/v2/models/{work.model}/infer", headers, body)
+    told = {} if length is None else {"Inference-Header-Content-Length": str(length)}
+    return Request(f"/v2/models/{work.model}/infer", {**CLIENT, **told}, body)
 
 
 def ask(work: Work) -> tuple[Request, Read]:

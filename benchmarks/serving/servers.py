@@ -7,6 +7,7 @@ gone at the end.
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -28,8 +29,15 @@ START_LIMIT_S: Final = 45.0
 ANSWER_LIMIT_S: Final = 10.0
 _OURS: Final = frozenset(("PATH", "HOME", "LANG", "TMPDIR"))
 
-JSON: Final = {"Content-Type": "application/json"}
-RAW: Final = {"Content-Type": "application/octet-stream"}
+CLIENT: Final = {
+    "User-Agent": "python-requests/2.32.3",
+    "Accept-Encoding": "gzip, deflate",
+    "Accept": "*/*",
+    "Connection": "keep-alive",
+}
+"""What an ordinary client's head has besides: a server that is quick only for the shortest head helps nobody."""
+JSON: Final = {**CLIENT, "Content-Type": "application/json"}
+RAW: Final = {**CLIENT, "Content-Type": "application/octet-stream"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Request:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    scheme: str = "http"
 
 
 Read = Callable[[bytes], np.ndarray | None]
@@ -241,9 +250,10 @@ def free_port() -> int:
 
 def post(port: int, request: Request) -> bytes:
     """One request. Raises: OSError."""
-    url = f"http://127.0.0.1:{port}{request.path}"
+    url = f"{request.scheme}://127.0.0.1:{port}{request.path}"
     asked = urllib.request.Request(url, request.body, dict(request.headers), method="POST")
-    with urllib.request.urlopen(asked, timeout=ANSWER_LIMIT_S) as answer:
+    any_certificate = ssl._create_unverified_context() if request.scheme == "https" else None
+    with urllib.request.urlopen(asked, timeout=ANSWER_LIMIT_S, context=any_certificate) as answer:
         body: bytes = answer.read()
     return body
 

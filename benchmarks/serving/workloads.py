@@ -72,6 +72,7 @@ class Work:
 
 WORKS: Final = (
     Work("mlp", "MLP 10→20→5, JSON", "mlp", ("mlp",), False, (10,)),
+    Work("raw", "MLP 10→20→5, raw (40 bytes)", "mlp", ("mlp",), True, (10,)),
     Work("resnet", "small ResNet, 3x32x32 raw (12 KB)", "resnet_small", ("resnet_small",), True, (3, 32, 32)),
     Work(
         "light",

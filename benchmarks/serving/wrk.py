@@ -53,7 +53,7 @@ def run(port: int, request: Request, connections: int, seconds: int) -> Load:
         body.write_bytes(request.body)
         headers = "\n".join(f"wrk.headers[{_lua(k)}] = {_lua(v)}" for k, v in request.headers.items())
         script.write_text(_SCRIPT % {"body": _lua(str(body)), "headers": headers} + FIGURES)
-        return load(f"http://127.0.0.1:{port}{request.path}", script, connections, seconds)
+        return load(f"{request.scheme}://127.0.0.1:{port}{request.path}", script, connections, seconds)
 
 
 def load(url: str, script: Path, connections: int, seconds: int) -> Load:

@@ -92,9 +92,11 @@ class Session(Protocol):
     """A loaded model. It is used by the thread that made it: on a GPU, what is prepared belongs to that thread.
 
     notes: what an operator should know of how it runs, such as why CUDA graphs are not used; for the log and /info.
+    keeps_outputs: whether what run() returns stays as it is during further runs, unless it is an input's own memory.
     """
 
     notes: Sequence[str]
+    keeps_outputs: bool
 
     def host_buffers(self, rows: int) -> Mapping[str, np.ndarray] | None:
         """Memory in which a batch of so many rows is best put together; None when any memory will do.
@@ -112,7 +114,7 @@ class Session(Protocol):
                 as they were afterwards, also after an error: the caller may run them again. A model that works in
                 place is given copies.
         Returns: output name -> array, the rows in the order of the inputs' rows. It may be the session's own memory,
-            or an input's: good until the next run(), or the inputs' next change.
+            or an input's: good until the next run() (but see keeps_outputs), or the inputs' next change.
         Raises: OutOfMemory, DeviceLost; any other exception when the model fails on these rows, and the session
             stays usable.
         """

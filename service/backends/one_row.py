@@ -16,6 +16,7 @@ class OneRowSession:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.notes: Sequence[str] = session.notes
+        self.keeps_outputs = session.keeps_outputs
 
     def host_buffers(self, rows: int) -> None:
         """See base.Session."""

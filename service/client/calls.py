@@ -1,154 +1,129 @@
-"""What a client sends and what it makes of the answer. Pure: bytes and arrays, no connections."""
+"""One HTTP request of each kind, without the address of the server. Pure."""
 
 import io
+import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from tokenize import TokenError
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import orjson
 
-from foldserve.service.codecs import BodyType
-from foldserve.service.codecs.npy_codec import encode as encode_npy
+from foldserve.service.client.deadline import servers_part_s
+from foldserve.service.client.errors import BadInput
+from foldserve.service.client.pictures import Picture
+from foldserve.service.client.tensors import Tensor
 
-# npy keeps datatype and every bit; a model with several outputs can only answer all of them in JSON.
-_ACCEPT: Final = f"{BodyType.NPY.value}, {BodyType.JSON.value};q=0.5"
-_AGAIN: Final = (429, 503)
-_SOONEST_S: Final = 0.05
-"""No server is asked again sooner, also where it says "Retry-After: 0"."""
+HEAD_LENGTH: Final = "Inference-Header-Content-Length"
+RAW: Final = "application/octet-stream"
+NPY: Final = "application/x-npy"
+JSON: Final = "application/json"
+_PICTURES_ACCEPT: Final = f"{RAW}, {JSON};q=0.5"
+"""Raw numbers, or of several outputs JSON, which alone holds them all."""
 _MAX_TIMEOUT_MS: Final = 86_400_000
 """The most that a server lets X-Timeout-Ms say; more is as good as no bound."""
-_NPY: Final = b"\x93NUMPY"
-_UNREADABLE: Final = (
-    *(ValueError, KeyError, TypeError, AttributeError),
-    *(EOFError, MemoryError, OverflowError, SyntaxError, TokenError),  # numpy's, of files that are none
-)
-
-
-class ClientError(Exception):
-    """The request could not be made, or the server refused it."""
-
-
-class ServerRefused(ClientError):
-    """The server answered with an error.
-
-    status: the HTTP status. code: the error's stable word; "" when the answer is not foldserve's. retry_after_s:
-    seconds after which it is worth another try; None where it is not.
-    """
-
-    def __init__(self, text: str, status: int, code: str, retry_after_s: float | None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.code = code
-        self.retry_after_s = retry_after_s
-
-
-class ServerUnreachable(ClientError):
-    """No answer came."""
+_ID_CHARS: Final = 128
 
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request, without the address of the server."""
+    """body: None for a GET."""
 
-    method: str
     path: str
     headers: Mapping[str, str]
     body: bytes | None = None
 
+    @property
+    def method(self) -> str:
+        """GET or POST."""
+        return "GET" if self.body is None else "POST"
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model answered. outputs: by name. server_timing: the header that tells where the time went; "" without."""
-
-    outputs: dict[str, np.ndarray]
-    server_timing: str
-
-    def value(self) -> np.ndarray | dict[str, np.ndarray]:
-        """The one output, or all by name."""
-        return next(iter(self.outputs.values())) if len(self.outputs) == 1 else self.outputs
+    def bounded(self, left_s: float) -> "Call":
+        """The same, with the time that the server has for it."""
+        timeout_ms = min(servers_part_s(left_s) * 1000, _MAX_TIMEOUT_MS)
+        return Call(
+            self.path, {**self.headers, "X-Timeout-Ms": f"{timeout_ms:.3f}"}, self.body
+        )  # never as 1e+06
 
 
-def predict_call(
-    model: str, inputs: Mapping[str, np.ndarray], version: str | None, output: str | None, timeout_s: float
+def infer_call(model: str, version: str | None, tensors: Sequence[Tensor], outputs: Sequence[str]) -> Call:
+    """Of the Open Inference Protocol, with the tensors' bytes behind the JSON. outputs: none for all."""
+    described = tuple((one.name, one.datatype, one.array.shape, one.array.nbytes) for one in tensors)
+    head = _infer_head(described, tuple(outputs))
+    body = b"".join((head, *(one.array.data for one in tensors)))
+    headers = {"Content-Type": RAW, HEAD_LENGTH: str(len(head))}
+    return Call(f"{_model_path('/v2/models', model, version)}/infer", headers, body)
+
+
+@lru_cache(maxsize=256)
+def _infer_head(
+    described: tuple[tuple[str, str, tuple[int, ...], int], ...], outputs: tuple[str, ...]
+) -> bytes:
+    """The JSON of requests for such tensors: name, datatype, shape, bytes."""
+    inputs = [
+        {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+        for name, datatype, shape, size in described
+    ]
+    document: dict[str, object] = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    if outputs:
+        document["outputs"] = [{"name": name} for name in outputs]
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def picture_call(
+    model: str, version: str | None, picture: Picture, output: str | None, top: int | None
 ) -> Call:
-    """A call of /predict. inputs: by name; {"": array} for a model with one input, which goes as a NumPy file."""
-    asked = {name: value for name, value in (("version", version), ("output", output)) if value is not None}
-    query = f"?{urllib.parse.urlencode(asked)}" if asked else ""
-    path = f"/predict/{urllib.parse.quote(model, safe='')}{query}"
-    if inputs.keys() == {""}:
-        kind, body = BodyType.NPY, encode_npy(np.asarray(inputs[""]))
-    else:
-        kind = BodyType.JSON
-        values = {name: _written(array) for name, array in inputs.items()}
-        body = orjson.dumps({"inputs": values}, option=orjson.OPT_SERIALIZE_NUMPY)
-    timeout_ms = f"{min(timeout_s * 1000, _MAX_TIMEOUT_MS):.3f}"  # never as 1e+06
-    return Call(
-        "POST", path, {"Content-Type": kind.value, "Accept": _ACCEPT, "X-Timeout-Ms": timeout_ms}, body
-    )
+    """A picture, to be answered with numbers, or with the labels of so many of the largest scores."""
+    accept = _PICTURES_ACCEPT if top is None else JSON
+    headers = {"Content-Type": picture.media_type, "Accept": accept}
+    return Call(_predict_path(model, version, output, top), headers, picture.body)
 
 
-def _written(array: np.ndarray) -> object:
-    """An array as orjson takes it: C-contiguous, in the machine's byte order, and no array where it has no dims."""
-    if not array.ndim:
-        return array.item()
-    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+def labels_call(model: str, version: str | None, rows: np.ndarray, output: str | None, top: int) -> Call:
+    """Rows of a model's one input, to be answered with labels."""
+    file = io.BytesIO()
+    np.save(file, rows, allow_pickle=False)
+    headers = {"Content-Type": NPY, "Accept": JSON}
+    return Call(_predict_path(model, version, output, top), headers, file.getvalue())
 
 
 def info_call() -> Call:
-    """A call of /info."""
-    return Call("GET", "/info", {})
+    """What the server says of itself and all models."""
+    return Call("/info", {})
 
 
-def ready_call() -> Call:
-    """A call of /v2/health/ready."""
-    return Call("GET", "/v2/health/ready", {})
+def metadata_call(model: str, version: str | None) -> Call:
+    """A model's inputs and outputs."""
+    return Call(_model_path("/v2/models", model, version), {})
 
 
-def read_prediction(status: int, headers: Mapping[str, str], content: bytes) -> Prediction:
-    """The answer to predict_call(). Raises: ClientError."""
-    if status != 200:
-        raise refusal(status, headers, content)
-    try:
-        if headers.get("content-type", "").partition(";")[0].strip() == BodyType.NPY.value:
-            name = urllib.parse.unquote(headers.get("x-tensor-name", "output"))
-            if not content.startswith(_NPY):
-                raise ValueError("no NumPy file")  # np.load() would also take archives
-            outputs = {name: np.load(io.BytesIO(content), allow_pickle=False)}
-        else:
-            outputs = {name: np.array(value) for name, value in orjson.loads(content)["outputs"].items()}
-    except _UNREADABLE as error:
-        raise not_foldserves(error) from None
-    return Prediction(outputs, headers.get("server-timing", ""))
+def ready_call(model: str | None) -> Call:
+    """Whether a model is ready; None for all."""
+    return Call(
+        "/v2/health/ready" if model is None else f"{_model_path('/v2/models', model, None)}/ready", {}
+    )
 
 
-def read_json(status: int, headers: Mapping[str, str], content: bytes) -> object:
-    """The JSON of an answer. Raises: ClientError."""
-    if status != 200:
-        raise refusal(status, headers, content)
-    try:
-        return orjson.loads(content)
-    except ValueError as error:
-        raise not_foldserves(error) from None
+def check_request_id(request_id: str) -> str:
+    """Raises: BadInput for one that no header can carry."""
+    if (
+        not request_id
+        or len(request_id) > _ID_CHARS
+        or not (request_id.isascii() and request_id.isprintable())
+    ):
+        raise BadInput(
+            f"request_id is {request_id[:_ID_CHARS]!r}; expected 1 to {_ID_CHARS} printable ASCII characters"
+        )
+    return request_id
 
 
-def not_foldserves(error: Exception) -> ClientError:
-    """For an answer that cannot be read."""
-    return ClientError(f"the answer is not foldserve's ({error}); is the URL right?")
+def _model_path(prefix: str, model: str, version: str | None) -> str:
+    path = f"{prefix}/{urllib.parse.quote(model, safe='')}"
+    return path if version is None else f"{path}/versions/{urllib.parse.quote(version, safe='')}"
 
 
-def refusal(status: int, headers: Mapping[str, str], content: bytes) -> ServerRefused:
-    """What the server says in an answer that is no success."""
-    try:
-        told = orjson.loads(content)
-        text, code = f"{status} {told['code']}: {told['error']}", str(told["code"])
-    except (ValueError, KeyError, TypeError):
-        text = f"{status}: {content[:200].decode(errors='replace')}; is this a foldserve server?"
-        code = ""
-    after = headers.get("retry-after", "")
-    seconds = max(float(after), _SOONEST_S) if after.isascii() and after.isdigit() else None
-    if seconds is None and status in _AGAIN:
-        seconds = 1.0
-    return ServerRefused(text, status, code, seconds if status in _AGAIN else None)
+def _predict_path(model: str, version: str | None, output: str | None, top: int | None) -> str:
+    asked = {name: value for name, value in (("output", output), ("top", top)) if value is not None}
+    query = f"?{urllib.parse.urlencode(asked)}" if asked else ""
+    return _model_path("/predict", model, version) + query

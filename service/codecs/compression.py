@@ -30,12 +30,25 @@ def encoding_of(header: str | None) -> str:
     return _NAMES[name]
 
 
+def beginning(body: memoryview, encoding: str, nbytes: int) -> tuple[bytes, bool]:
+    """At most so many bytes of the body as it was before it was compressed, and whether that is all of it.
+
+    Raises: BadRequest when it is something else.
+    """
+    stream = zlib.decompressobj(_wbits(body, encoding))
+    try:
+        start = stream.decompress(body[:nbytes], nbytes)
+    except zlib.error as error:
+        raise _not_compressed(encoding, error) from None
+    return start, stream.eof and len(body) <= nbytes and not stream.unused_data
+
+
 def inflated(body: memoryview, encoding: str, limit_bytes: int) -> bytes:
     """The body as it was before it was compressed.
 
     Raises: BadRequest when it is not whole, or something else; TooLarge when it has more than limit_bytes.
     """
-    wbits = _RAW if encoding == "deflate" and not _has_frame(body) else _GZIP_OR_ZLIB
+    wbits = _wbits(body, encoding)
     parts: list[bytes] = []
     at, piece, left = 0, _FIRST_PIECE, limit_bytes
     stream = zlib.decompressobj(wbits)
@@ -48,9 +61,7 @@ def inflated(body: memoryview, encoding: str, limit_bytes: int) -> bytes:
         try:
             part = stream.decompress(given, left + 1)
         except zlib.error as error:
-            raise BadRequest(
-                f"the body is not {encoding} ({error}); send it as Content-Encoding says, or without that header"
-            ) from None
+            raise _not_compressed(encoding, error) from None
         if len(part) > left:
             raise TooLarge(
                 f"the body has more than {limit_bytes} bytes when inflated; send less in one request"
@@ -60,6 +71,16 @@ def inflated(body: memoryview, encoding: str, limit_bytes: int) -> bytes:
         at += len(given) - len(stream.unused_data)
         piece = min(2 * piece, _LARGEST_PIECE)
     return b"".join(parts)
+
+
+def _wbits(body: memoryview, encoding: str) -> int:
+    return _RAW if encoding == "deflate" and not _has_frame(body) else _GZIP_OR_ZLIB
+
+
+def _not_compressed(encoding: str, error: zlib.error) -> BadRequest:
+    return BadRequest(
+        f"the body is not {encoding} ({error}); send it as Content-Encoding says, or without that header"
+    )
 
 
 def _has_frame(body: memoryview) -> bool:

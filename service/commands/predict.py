@@ -14,8 +14,9 @@ import numpy as np
 
 from foldserve.service.artifact.model_card import ModelCard, model_card
 from foldserve.service.artifact.pictures import PictureInput, decode
-from foldserve.service.client.calls import ClientError, not_foldserves
-from foldserve.service.client.clients import BadUrl, Client
+from foldserve.service.client.answers import not_foldserves
+from foldserve.service.client.client import Client
+from foldserve.service.client.errors import BadUrl, ClientError
 from foldserve.service.documents import printable
 from foldserve.service.errors import BadPicture, ConfigError
 
@@ -85,7 +86,10 @@ def _ask(
             arrays = {name: _array(value, card, model) for name, value in values.items()}
             began_s = time.perf_counter()
             reply = client.prediction(
-                model, arrays[""] if arrays.keys() == {""} else arrays, version=version, output=output
+                model,
+                arrays[""] if arrays.keys() == {""} else arrays,
+                version=version,
+                outputs=() if output is None else output,
             )
             milliseconds = (time.perf_counter() - began_s) * 1000
         except ClientError as error:

@@ -12,19 +12,14 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from foldserve.service.engine.admission import admit, is_large, queue_share
+from foldserve.service.engine.admission import admit
+from foldserve.service.engine.callers import check_quota
 from foldserve.service.engine.memory.arena_memory import ArenaMemory
-from foldserve.service.engine.model_queue import ModelQueue, View, unloaded
+from foldserve.service.engine.model_queue import ModelQueue, unloaded
+from foldserve.service.engine.queue_level import QueueLevel, View
 from foldserve.service.engine.request import PendingRequest, failure
 from foldserve.service.engine.watchdog import Watchdog
-from foldserve.service.errors import (
-    DeadlinePassed,
-    Internal,
-    QueueFull,
-    ServiceError,
-    TooLarge,
-    new_error_id,
-)
+from foldserve.service.errors import DeadlinePassed, Internal, QueueFull, ServiceError, TooLarge, new_error_id
 from foldserve.service.ipc.records import DONE, DONE_STRUCT, EPOCHS, TICKET_STRUCT, pack_dims
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.slots.arena import MappedArena
@@ -66,10 +61,10 @@ class Dispatcher(ArenaMemory):
         self._done_fd = done_fd
         self._flush_planned = False
         # Only these models cost anything in a turn of the loop.
-        self._unsent: list[ModelQueue] = []
-        self._viewed: list[ModelQueue] = []
+        self._unsent: list[QueueLevel] = []
+        self._viewed: list[QueueLevel] = []
         self._changed: set[ModelQueue] = set()
-        self._overflowing: set[ModelQueue] = set()
+        self._overflowing: set[QueueLevel] = set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(done_fd, self.receive)
         self.watchdog = Watchdog(
@@ -115,41 +110,45 @@ class Dispatcher(ArenaMemory):
         Args:
             now_ns: CLOCK_MONOTONIC, since when it counts as queued.
             deadline_ns: CLOCK_MONOTONIC after which no worker begins it.
-        Raises: QueueFull, TooLarge, DeadlinePassed, NotReady: it was not queued, and the caller releases it.
+        Raises: QueueFull (RateLimited), TooLarge, DeadlinePassed, NotReady: it was not queued, the caller releases it.
         """
-        allocation, queue = request.allocation, request.queue
+        allocation, queue, level = request.allocation, request.queue, request.level
         assert allocation is not None
         if queue.closed:
             raise unloaded(queue)
-        rows, nbytes, bounds = request.rows, len(allocation.inputs), queue.bounds
-        view = queue.view or self._view(queue)
+        rows, nbytes, bounds, quota = request.rows, len(allocation.inputs), queue.bounds, request.quota
+        if quota is not None:
+            check_quota(quota, queue, self.load(queue, level), rows, now_ns)
+        view = level.view or self._view(queue, level)
         budget_s = (deadline_ns - now_ns) / 1e9
         # What admit() checks, in the few operations that suffice for nearly every request.
-        waiting = queue.rows + view.rows + rows
+        waiting = level.rows + view.rows + rows
         if (
             rows > view.small_rows
             or waiting > bounds.max_rows
-            or queue.nbytes + view.nbytes + nbytes > bounds.max_bytes
+            or level.nbytes + view.nbytes + nbytes > bounds.max_bytes
             or (waiting - view.begun) * view.row_s >= budget_s
             or view.full_s >= budget_s
         ):
             doubt = now_ns - queue.doubted_ns >= _DOUBT_NS
-            if admit(queue.model, rows, nbytes, self.load(queue), bounds, budget_s, doubt):
+            if admit(queue.model, rows, nbytes, self.load(queue, level), bounds, budget_s, doubt):
                 queue.doubted_ns = now_ns
         request.queued_ns, request.deadline_ns = now_ns, deadline_ns
         self.in_flight[allocation.slot] = request
         queue.requests += 1
         self._count(request, 1)
         self.enqueue(request)
+        if quota is not None:
+            quota.take(rows, now_ns)
         if deadline_ns < self.watchdog.next_ns:
             self.watchdog.schedule(deadline_ns, now_ns)
 
-    def _view(self, queue: ModelQueue) -> View:
-        """The queue's view; cached until the flush at the end of this turn, if one is planned."""
-        view = self.new_view(queue)
+    def _view(self, queue: ModelQueue, level: QueueLevel) -> View:
+        """The level's view; cached until the flush at the end of this turn, if one is planned."""
+        view = self.new_view(queue, level)
         if self._flush_planned:
-            queue.view = view
-            self._viewed.append(queue)
+            level.view = view
+            self._viewed.append(level)
         return view
 
     def enqueue(self, request: PendingRequest) -> None:
@@ -157,9 +156,9 @@ class Dispatcher(ArenaMemory):
         allocation, queue = request.allocation, request.queue
         assert allocation is not None
         allocation.begin_attempt(queue.row, queue.generation, request.rows)
-        outbox = queue.outbox
+        outbox = request.level.outbox
         if not outbox:
-            self._unsent.append(queue)
+            self._unsent.append(request.level)
         outbox += TICKET_STRUCT.pack(
             allocation.slot,
             allocation.attempt,
@@ -168,7 +167,7 @@ class Dispatcher(ArenaMemory):
             queue.ticket_generation,
             request.crashes > 0,
             request.rows,
-            allocation.input_at,
+            allocation.input_at + request.input_offset,
             allocation.output_at,
             len(allocation.outputs),
             request.queued_ns,
@@ -186,35 +185,35 @@ class Dispatcher(ArenaMemory):
     def flush(self) -> None:
         """Send the tickets of this turn of the loop, and write to the scoreboard what is queued."""
         self._flush_planned = False
-        for queue in self._viewed:
-            queue.view = None
+        for level in self._viewed:
+            level.view = None
         self._viewed.clear()
-        for queue in self._unsent:
-            queue.writer.write(queue.outbox)
-            queue.outbox.clear()
-            if queue.writer.overflow:
-                self._await_writable(queue)
+        for level in self._unsent:
+            level.writer.write(level.outbox)
+            level.outbox.clear()
+            if level.writer.overflow:
+                self._await_writable(level)
         self._unsent.clear()
         self._show()
 
     def drop_unsent(self) -> None:
         """Drop the tickets that have not reached their pipes; the requests stay queued, for recovery.py."""
-        for queue in self._unsent:
-            queue.outbox.clear()
+        for level in self._unsent:
+            level.outbox.clear()
         self._unsent.clear()
-        for queue in tuple(self._overflowing):
-            queue.writer.drop()
-            self._await_writable(queue)
+        for level in tuple(self._overflowing):
+            level.writer.drop()
+            self._await_writable(level)
 
-    def _await_writable(self, queue: ModelQueue) -> None:
+    def _await_writable(self, level: QueueLevel) -> None:
         """The pipe is full: go on as soon as it can be written."""
-        writer = queue.writer
+        writer = level.writer
         writer.flush()
-        if writer.overflow and queue not in self._overflowing:
-            self._overflowing.add(queue)
-            self._loop.add_writer(writer.fd, self._await_writable, queue)
-        elif not writer.overflow and queue in self._overflowing:
-            self._overflowing.remove(queue)
+        if writer.overflow and level not in self._overflowing:
+            self._overflowing.add(level)
+            self._loop.add_writer(writer.fd, self._await_writable, level)
+        elif not writer.overflow and level in self._overflowing:
+            self._overflowing.remove(level)
             self._loop.remove_writer(writer.fd)
 
     # -- out of the queue
@@ -304,12 +303,8 @@ class Dispatcher(ArenaMemory):
             self._rerun_with_more_memory(request, needed)
             return
         request.batch_rows = batch_rows
-        request.stages_s = (
-            (taken_ns - request.queued_ns) / 1e9 if taken_ns else 0.0,
-            gather_s,
-            run_s,
-            scatter_s,
-        )
+        queue_s = (taken_ns - request.queued_ns) / 1e9 if taken_ns else 0.0
+        request.stages_s = (queue_s, gather_s, run_s, scatter_s)
         self.complete(request, None if state == _DONE else failure(request, reason))
 
     def _rerun_with_more_memory(self, request: PendingRequest, needed: int) -> None:
@@ -324,27 +319,23 @@ class Dispatcher(ArenaMemory):
             return
         full = QueueFull(
             f"no memory available for an answer of {needed} bytes: other requests are using it; try again later",
-            retry_after_s=self.load(request.queue).wait_s(0),
+            retry_after_s=self.load(request.queue, request.level).wait_s(0),
         )
         self.complete(request, full)
 
     def _count(self, request: PendingRequest, sign: int) -> None:
         """Count a request that waits or runs (+1), or count it no longer (-1)."""
-        queue, rows = request.queue, request.rows
         assert request.allocation is not None
-        nbytes = len(request.allocation.inputs)
-        queue.held_bytes += sign * nbytes
-        small = rows <= queue.small_rows and nbytes <= queue.small_bytes
-        if not small and is_large(rows, nbytes, queue.max_batch_size, queue.bounds):
-            queue.large += sign
-            rows, nbytes = queue_share(rows, nbytes, queue.max_batch_size)
-        queue.rows += sign * rows
-        queue.nbytes += sign * nbytes
+        queue = request.queue
+        rows = queue.count(request.level.index, request.rows, len(request.allocation.inputs), sign)
+        if request.quota is not None:
+            request.quota.count(queue.row, rows)
         self._changed.add(queue)
 
     def _show(self) -> None:
         board, me = self.board, self.index
         for queue in self._changed:
-            board.queued_rows[me, queue.row] = queue.rows
-            board.queued_bytes[me, queue.row] = queue.nbytes
+            for level in queue.levels:
+                board.queued_rows[me, queue.row, level.index] = level.rows
+                board.queued_bytes[me, queue.row, level.index] = level.nbytes
         self._changed.clear()

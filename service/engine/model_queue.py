@@ -4,11 +4,12 @@ A view of one row of the model table (ipc/model_table.py), for as long as the ro
 event loop thread; the Dispatcher sets the counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from foldserve.service.artifact.pictures import PictureInput
-from foldserve.service.engine.admission import Bounds, Load
-from foldserve.service.errors import NotReady
+from foldserve.service.engine.admission import Bounds, is_large, queue_share
+from foldserve.service.engine.queue_level import QueueLevel
+from foldserve.service.errors import BadRequest, NotReady
 from foldserve.service.ipc.model_table import ModelKey
 from foldserve.service.ipc.records import GENERATIONS
 from foldserve.service.ipc.run_time import UNKNOWN
@@ -16,38 +17,20 @@ from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketWriter
 
 
-class View:
-    """What the scoreboard says of a queue; valid for one turn of the event loop.
-
-    rows, nbytes: queued by the other API servers. row_s, full_s: seconds per queued row, and for a full batch.
-    begun: rows that may be in running batches. small_rows: requests of at most so many rows are not large.
-    """
-
-    __slots__ = ("begun", "full_s", "nbytes", "ready", "row_s", "rows", "small_rows")
-
-    def __init__(self, ready: bool, load: Load, own_rows: int, own_bytes: int, bounds: Bounds) -> None:
-        self.ready = ready
-        self.rows, self.nbytes = load.rows - own_rows, load.nbytes - own_bytes
-        self.full_s = load.run_time.of(load.max_batch_size) / 1e9
-        self.row_s = load.row_s()
-        self.begun = load.begun
-        most = bounds.max_request_rows
-        self.small_rows = load.max_batch_size if most is None else min(load.max_batch_size, most)
-
-
 class ModelQueue:
     """One model version's queue.
 
-    requests: in flight. rows, nbytes: what they count in the queue (admission.queue_share); large: how many are large.
-    held_bytes: of their inputs. small_rows, small_bytes: a request of no more than these is not large.
+    requests: in flight. held_bytes: of their inputs. small_rows, small_bytes: a request of no more than these is not
+    large.
 
     Args:
         key: its row of the model table, and what it is called.
         timeout_s: the longest that a request may take since it was queued.
         instances: how many serve the queue, over all workers.
         max_batch_size: rows that one run takes at most.
-        writer: this API server's end of the pipe of tickets.
+        writers: this API server's ends of the pipes of tickets, by priority level.
         labels, image: see codecs.protocol.Served.
+        default_level: the index of the level of requests that name none.
     """
 
     def __init__(
@@ -58,9 +41,10 @@ class ModelQueue:
         timeout_s: float,
         instances: int,
         max_batch_size: int,
-        writer: TicketWriter,
+        writers: Sequence[TicketWriter],
         labels: tuple[str, ...] = (),
         image: PictureInput | None = None,
+        default_level: int = 0,
     ) -> None:
         self.key = key
         self.row = key.row
@@ -75,14 +59,10 @@ class ModelQueue:
         self.max_batch_size = max_batch_size
         self.labels = labels
         self.image = image
-        self.writer = writer
-        self.outbox = bytearray()
-        """Tickets of this turn of the event loop."""
-        self.view: View | None = None
+        self.levels = [QueueLevel(index, writer) for index, writer in enumerate(writers)]
+        """The first is served first."""
+        self.default_level = self.levels[default_level]
         self.requests = 0
-        self.rows = 0
-        self.nbytes = 0
-        self.large = 0
         self.rendering = 0
         """Requests that were run, and whose responses the codec process is rendering: it still needs the version."""
         self.held_bytes = 0
@@ -100,13 +80,44 @@ class ModelQueue:
         closed = ", closed" if self.closed else ""
         return (
             f"<ModelQueue {self.model}/{self.version} in row {self.row}.{self.generation}: {self.requests} requests, "
-            f"{self.rows} rows, {self.nbytes} bytes, {self.large} large{closed}>"
+            f"{self.levels}{closed}>"
         )
 
     @property
     def closed(self) -> bool:
         """Whether the model version is being unloaded, or is: its row may be another's already."""
         return self.drained is not None
+
+    def count(self, level: int, rows: int, nbytes: int, sign: int) -> int:
+        """Count a request that waits or runs (+1), or count it no longer (-1), for all levels that wait for it.
+
+        Returns: the rows that it counts for, with that sign.
+        """
+        self.held_bytes += sign * nbytes
+        large = 0
+        small = rows <= self.small_rows and nbytes <= self.small_bytes
+        if not small and is_large(rows, nbytes, self.max_batch_size, self.bounds):
+            large = sign
+            rows, nbytes = queue_share(rows, nbytes, self.max_batch_size)
+        for index in range(level, len(self.levels)):
+            waiting = self.levels[index]
+            waiting.rows += sign * rows
+            waiting.nbytes += sign * nbytes
+            waiting.large += large
+        return sign * rows
+
+    def level_of(self, priority: int, said_by: str) -> QueueLevel:
+        """The level of a request with this priority; 0 = the default. Where there is one level, any priority is of it:
+        clients send theirs to every model. said_by: what gave it. Raises: BadRequest."""
+        count = len(self.levels)
+        if not priority or count == 1:
+            return self.default_level
+        if priority > count:
+            raise BadRequest(
+                f"{said_by} is {priority} and model {self.model!r} has priority levels 1 to {count} "
+                "(queue.priority_levels in its config.yaml); send one of them, or 0 or nothing for the model's default"
+            )
+        return self.levels[priority - 1]
 
 
 def unloaded(queue: ModelQueue) -> NotReady:

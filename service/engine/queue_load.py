@@ -7,7 +7,8 @@ import time
 from typing import Final
 
 from foldserve.service.engine.admission import Load
-from foldserve.service.engine.model_queue import ModelQueue, View
+from foldserve.service.engine.model_queue import ModelQueue
+from foldserve.service.engine.queue_level import QueueLevel, View
 from foldserve.service.ipc.run_time import RunTime, combined
 from foldserve.service.ipc.scoreboard import READY, MappedScoreboard
 
@@ -33,24 +34,24 @@ class QueueLoads:
         """Whether requests are taken: some worker serves the model, or died and is being started again."""
         if queue.closed:
             return False
-        view = queue.view
+        view = queue.default_level.view
         if view is not None:
             return view.ready
         ready, row = self.board.ready, queue.row
         return any(ready[worker, row] for worker in self._workers)
 
-    def load(self, queue: ModelQueue) -> Load:
-        """What the queue holds, over all API servers, and how quickly it is served."""
-        return self._load(queue, self._forecast(queue, time.monotonic_ns()))
+    def load(self, queue: ModelQueue, level: QueueLevel) -> Load:
+        """What the queue holds before a request of this level, over all API servers, and how quickly it is served."""
+        return self._load(queue, level, self._forecast(queue, time.monotonic_ns()))
 
-    def _load(self, queue: ModelQueue, run_time: RunTime) -> Load:
+    def _load(self, queue: ModelQueue, level: QueueLevel, run_time: RunTime) -> Load:
         board, row = self.board, queue.row
-        rows, nbytes = queue.rows, queue.nbytes
+        rows, nbytes = level.rows, level.nbytes
         for api in self._api_servers:
             if api != self.index:
-                rows += board.queued_rows[api, row]
-                nbytes += board.queued_bytes[api, row]
-        return Load(rows, nbytes, queue.max_batch_size, queue.instances, run_time, queue.large > 0)
+                rows += board.queued_rows[api, row, level.index]
+                nbytes += board.queued_bytes[api, row, level.index]
+        return Load(rows, nbytes, queue.max_batch_size, queue.instances, run_time, level.large > 0)
 
     def _forecast(self, queue: ModelQueue, now_ns: int) -> RunTime:
         """What a batch of the model takes."""
@@ -62,10 +63,11 @@ class QueueLoads:
         queue.forecast, queue.forecast_ns = combined(of_workers, now_ns), now_ns
         return queue.forecast
 
-    def new_view(self, queue: ModelQueue) -> View:
-        """What the scoreboard says of a queue at this moment."""
+    def new_view(self, queue: ModelQueue, level: QueueLevel) -> View:
+        """What the scoreboard says of a queue at this moment, to a request of this level."""
         now_ns = time.monotonic_ns()
         forecast = queue.forecast
         if now_ns - queue.forecast_ns >= _FORECAST_NS:
             forecast = self._forecast(queue, now_ns)
-        return View(self.ready(queue), self._load(queue, forecast), queue.rows, queue.nbytes, queue.bounds)
+        load = self._load(queue, level, forecast)
+        return View(self.ready(queue), load, level.rows, level.nbytes, queue.bounds)

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
+from foldserve.service.access.quotas import Quota
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.errors import DeadlinePassed, ModelFailed, ServiceError
 from foldserve.service.ipc.records import Reason
@@ -19,11 +20,13 @@ NO_BOUND_S: Final = 1e9
 class PendingRequest:
     """A request with memory in the arena. Owned by the event loop thread; the Dispatcher sets the fields.
 
-    stages_s: seconds of queue, gather, run, scatter.
+    input_offset: where its inputs begin in the allocation's input bytes. stages_s: seconds of queue, gather, run,
+    scatter.
     """
 
     # Values until they are set: an object is made for every request, and each store in __init__ would show.
     allocation: SlotAllocation | None = None
+    input_offset = 0
     rows = 0
     dims: Sequence[int] = ()
     queued_ns = 0
@@ -32,9 +35,12 @@ class PendingRequest:
     cancelled = False
     stages_s = (0.0, 0.0, 0.0, 0.0)
     batch_rows = 0
+    quota: Quota | None = None
+    """The limits of who asks; None where there are none."""
 
     def __init__(self, queue: ModelQueue) -> None:
         self.queue = queue
+        self.level = queue.default_level
 
     def __repr__(self) -> str:
         state = "without memory" if self.allocation is None else repr(self.allocation)

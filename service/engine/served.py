@@ -19,6 +19,7 @@ class ServedVersion:
     max_batch_size: rows that one run takes at most (a bigger request is split by the worker); 0 = the model counts
         no rows, and a run takes one request.
     ready: loaded, warmed and in agreement with its reference.
+    priority_levels, default_priority_level: of its queue; levels count from 1, which is served first.
     restarting: it was ready, its worker died and is being started again; requests are taken and wait.
     manifest: what /info tells of the artifact (JSON values only); empty when foldserve did not export it.
     """
@@ -30,6 +31,8 @@ class ServedVersion:
     ready: bool
     manifest: Mapping[str, Any] = field(default_factory=dict)
     restarting: bool = False
+    priority_levels: int = 1
+    default_priority_level: int = 1
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
+from foldserve.service.access.gate import WIDE_OPEN, Gate
+from foldserve.service.access.keyring import Caller
+from foldserve.service.access.scopes import INFER, scope_of
 from foldserve.service.engine.served import Status
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.frontend.asgi_channel import WIRE, Channel, Receive, Scope, Send
 from foldserve.service.frontend.asgi_exchange import AsgiExchange
-from foldserve.service.frontend.pages import info
-from foldserve.service.frontend.pages.docs import docs_page
+from foldserve.service.frontend.pages import info, operations, site
+from foldserve.service.frontend.pages.openapi import OpenApiDocument
 from foldserve.service.frontend.routing import RouteTable
 from foldserve.service.inference.context import REFUSAL, RequestContext
 from foldserve.service.inference.response import Response, error_response, json_response
@@ -47,6 +50,7 @@ class AsgiApp:
         calls: Sequence[Calls],
         settings: ServeSettings,
         exposition: Callable[[str], Awaitable[tuple[bytes, str]]],
+        gate: Gate = WIDE_OPEN,
     ) -> None:
         """
         Args:
@@ -54,20 +58,34 @@ class AsgiApp:
             inference: what inference requests need; its observers learn of every other request too.
             calls: of each protocol.
             exposition: Accept header -> body and content type of GET /metrics.
+            gate: what is asked of a request before it is served.
         """
+        self.gate = gate
         self.status = status
         self.inference = inference
         self.observers = inference.observers
         self.settings = settings
         self.exposition = exposition
         own = (
-            Route("GET", "/health", "Ready to serve", self._ready),
-            Route("GET", "/info", "Models, versions, signatures, limits", self._info),
-            Route("GET", "/metrics", "Prometheus metrics, text or OpenMetrics by Accept", self._metrics),
-            Route("GET", "/docs", "This server's page for people", self._docs),
-            Route("GET", "/openapi.json", "This description", self._openapi),
+            ("/health", "Ready to serve", self._ready, operations.READY),
+            ("/info", "Models, versions, signatures, limits", self._info, operations.INFO),
+            (
+                "/metrics",
+                "Prometheus metrics, text or OpenMetrics by Accept",
+                self._metrics,
+                operations.METRICS,
+            ),
+            ("/docs", "This server's page for people", self._docs, operations.PAGE),
+            ("/docs/{file}", "What that page is made of", self._docs_file, operations.FILES),
+            ("/openapi.json", "This description", self._openapi, operations.DOCUMENT),
         )
-        self.routes = RouteTable((*(route for of in calls for route in of.routes()), *own))
+        self.routes = RouteTable(
+            (
+                *(route for of in calls for route in of.routes()),
+                *(Route("GET", path, what, handler, operation=said) for path, what, handler, said in own),
+            )
+        )
+        self._document = OpenApiDocument(self.routes.routes, status, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the ASGI entry."""
@@ -78,23 +96,18 @@ class AsgiApp:
             await send({"type": "websocket.close", "code": 1000})
             return
         context = _context_of(scope)
-        channel = Channel(receive, send, scope.get("extensions", {}).get(WIRE))
-        route: Route | None = None
+        cross_origin = self.gate.cross_origin
+        headers = () if cross_origin is None else cross_origin.headers(context.headers.get("origin"))
+        channel = Channel(receive, send, scope.get("extensions", {}).get(WIRE), headers)
         exchange: AsgiExchange | None = None
         try:
             if REFUSAL in scope:
                 raise scope[REFUSAL]
-            route, parameters = self.routes.match(context.method, context.path)
-            context.route = route.path
-            if route.handler is None:
-                head = read_head(route, context, parameters)
-                exchange = AsgiExchange(self.inference, head, context, channel)
-            elif route.reads_body:
-                body = await channel.read_small_body(_SMALL_BODY_BYTES)
-                context.body_bytes = len(body)
-                response = await route.handler(context, body=body, **parameters)
+            answered = self._preflight(context) or await self._answer(context, channel)
+            if isinstance(answered, AsgiExchange):
+                exchange = answered
             else:
-                response = await route.handler(context, **parameters)
+                response = answered
         except ServiceError as error:
             context.error_code = error.code
             response = error_response(error)
@@ -115,10 +128,56 @@ class AsgiApp:
             await exchange.run()
             return
         await channel.send_whole(response, context, self.status.draining())
-        if route is None or route.handler is None:  # or what asked for nothing that there is
+        if context.counted:
             self.observers.finished(context, response.status, context.elapsed_s())
         else:
             self.observers.notify(context, response.status, context.elapsed_s())
+
+    async def _answer(self, context: RequestContext, channel: Channel) -> Response | AsgiExchange:
+        """The response to a call, or the exchange of an inference request. Raises: ServiceError."""
+        route, parameters, caller = self._admit(context)
+        context.counted = route.handler is None
+        if route.handler is None:
+            head = read_head(route, context, parameters)
+            if caller is not None:
+                caller.check(INFER, context.model)
+                head.made_by(caller)
+            return AsgiExchange(self.inference, head, context, channel)
+        if route.reads_body:
+            body = await channel.read_small_body(_SMALL_BODY_BYTES)
+            context.body_bytes = len(body)
+            return await route.handler(context, body=body, **parameters)
+        return await route.handler(context, **parameters)
+
+    def _admit(self, context: RequestContext) -> tuple[Route, dict[str, str], Caller | None]:
+        """What a request asks for, and who asks. Raises: ServiceError; who has no key is not told what there is."""
+        authorization, key = context.headers.get("authorization"), context.headers.get("x-api-key")
+        try:
+            route, parameters = self.routes.match(context.method, context.path)
+        except ServiceError:
+            if self.gate.keys is not None:
+                context.key = self.gate.keys.caller(authorization, key).name
+            raise
+        context.route = route.path
+        scope = scope_of(route.path)
+        caller = self.gate.caller(scope, authorization, key)
+        if caller is not None:
+            context.key = caller.name
+            caller.check(scope, parameters.get("model", ""))
+        return route, parameters, caller
+
+    def _preflight(self, context: RequestContext) -> Response | None:
+        """The answer to a browser that asks whether a page may ask; None for any other request."""
+        headers, cross_origin = context.headers, self.gate.cross_origin
+        if (
+            cross_origin is None
+            or context.method != "OPTIONS"
+            or "access-control-request-method" not in headers
+        ):
+            return None
+        methods = ("GET", "HEAD", "POST", "OPTIONS")
+        context.counted = False
+        return Response(204, b"", "text/plain", cross_origin.preflight(headers.get("origin"), methods))
 
     async def _ready(self, context: RequestContext) -> Response:
         check_ready(self.status)
@@ -132,13 +191,13 @@ class AsgiApp:
         return Response(200, body, content_type)
 
     async def _docs(self, context: RequestContext) -> Response:
-        page = docs_page(self.status, self.settings, context.scheme, context.headers.get("host", ""))
-        # The page is made of names from model files: whatever they hold, the browser runs and loads nothing.
-        policy = ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-        return Response(200, page.encode(), "text/html; charset=utf-8", (policy,))
+        return site.page()
+
+    async def _docs_file(self, context: RequestContext, file: str) -> Response:
+        return site.page_file(file)
 
     async def _openapi(self, context: RequestContext) -> Response:
-        return json_response(info.openapi(self.routes.routes))
+        return Response(200, await self._document.body())
 
 
 def _context_of(scope: Scope) -> RequestContext:
@@ -156,7 +215,6 @@ def _context_of(scope: Scope) -> RequestContext:
         path=scope["path"],
         query=scope["query_string"].decode("latin-1"),
         headers=headers,
-        scheme=scope.get("scheme", "http"),
     )
 
 

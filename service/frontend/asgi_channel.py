@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, Protocol
 
 from foldserve.service.errors import BadRequest, DeadlinePassed, ServiceError
@@ -53,9 +53,12 @@ class Wire(Protocol):
 
 
 class Channel:
-    """Of one request. wire: None where the server is not ours."""
+    """Of one request. wire: None where the server is not ours. headers: of every response, besides its own."""
 
-    def __init__(self, receive: Receive, send: Send, wire: Wire | None) -> None:
+    def __init__(
+        self, receive: Receive, send: Send, wire: Wire | None, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.headers = headers
         self.receive = receive
         self.send = send
         self.wire = wire
@@ -68,7 +71,8 @@ class Channel:
             (b"x-request-id", context.request_id.encode("ascii")),
         ]
         headers += [
-            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in (*response.headers, *self.headers)
         ]
         if context.stages_s:
             headers.append((b"server-timing", context.server_timing().encode("ascii")))

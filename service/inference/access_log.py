@@ -27,6 +27,7 @@ def log_access(context: RequestContext, status: int, duration_s: float) -> None:
         "protocol": context.protocol,
         "model": context.model,
         "version": context.version,
+        "key": context.key,
         "status": status,
         "code": context.error_code or "",
         "rows": context.rows,

@@ -8,12 +8,12 @@ class BodyTooLarge(TooLarge):
     """TooLarge, found before the whole body was read: the connection holds the rest of it."""
 
     @classmethod
-    def than(cls, limit_bytes: int, setting: str, nbytes: int | None = None) -> "BodyTooLarge":
-        """For a body beyond the limit, which comes from that setting. nbytes: its length, where that is known."""
+    def than(cls, limit_bytes: int, setting: str, shorter: str, nbytes: int | None = None) -> "BodyTooLarge":
+        """For a body beyond the limit, which comes from that setting. shorter: InferenceProtocol.shorter; nbytes: its
+        length, where that is known."""
         found = "the body is larger" if nbytes is None else f"the body has {nbytes} bytes"
         return cls(
-            f"{found}; expected at most {limit_bytes} bytes: send fewer rows, or raw bytes (application/octet-stream, "
-            f"application/x-npy) instead of JSON, or raise {setting} on the server"
+            f"{found}; expected at most {limit_bytes} bytes: {shorter}, or raise {setting} on the server"
         )
 
 

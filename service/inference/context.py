@@ -24,6 +24,7 @@ CLIENT_GONE: Final = 499
 MAX_TIMEOUT_MS: Final = 86_400_000
 _REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _MILLISECONDS: Final = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
+_LEVEL: Final = re.compile(r"\d{1,15}", re.ASCII)
 _LENGTH: Final = re.compile(r"\d{1,18}", re.ASCII)
 _QUERY_BYTES: Final = 4096
 _TENSOR_HEADER_CHARS: Final = 4096
@@ -33,14 +34,13 @@ _TENSOR_HEADER_CHARS: Final = 4096
 class RequestContext:
     """The head of a request, and what has been learned of it.
 
-    headers: by lower-case name. started_s: CLOCK_MONOTONIC when the head was seen.
+    headers: by lower-case name. key: the name of the caller's. started_s: CLOCK_MONOTONIC when the head was seen.
     """
 
     method: str
     path: str
     query: str
     headers: Mapping[str, str]
-    scheme: str = "http"
     request_id: str = ""
     started_s: float = field(default_factory=time.monotonic)
 
@@ -48,11 +48,14 @@ class RequestContext:
     protocol: str = "other"
     model: str = ""
     version: str = ""
+    key: str = ""
     rows: int = 0
     batch_rows: int = 0
     body_bytes: int = 0
     stages_s: dict[str, float] = field(default_factory=dict)
     error_code: str | None = None
+    counted: bool = True
+    """Whether the metrics count it: not the pages that the server shows of itself."""
 
     def __post_init__(self) -> None:
         if not self.request_id:
@@ -120,6 +123,18 @@ def allowed_s(header: str, bound_s: float | None) -> float:
         )
     wanted_s = float(header) / 1000
     return wanted_s if bound_s is None else min(wanted_s, bound_s)
+
+
+def priority_of(header: str | None) -> int:
+    """The level that an X-Priority header names; 0 without one. Raises BadRequest."""
+    if header is None:
+        return 0
+    if not _LEVEL.fullmatch(header):
+        raise BadRequest(
+            f"X-Priority is {header[:50]!r}; expected a priority level of the model, 1 being the first served, or 0 "
+            "for its default"
+        )
+    return int(header)
 
 
 def content_length(header: str | None) -> int:

@@ -81,12 +81,14 @@ class PartialBodies:
 class PartialBody:
     """One body, from its first part until end()."""
 
-    __slots__ = ("_at", "_holding", "_of", "_parts", "_request")
+    __slots__ = ("_at", "_begin", "_holding", "_of", "_parts", "_request")
 
     def __init__(self, of: PartialBodies, request: PendingRequest, on_evicted: Callable[[], None]) -> None:
         self._of = of
         self._request = request
         self._holding = of.budget.open(on_evicted)
+        self._begin = request.input_offset
+        """Where it begins in the memory of the arena."""
         self._at = 0
         self._parts: list[bytearray] = []
 
@@ -96,7 +98,7 @@ class PartialBody:
         self.filled(len(chunk))
         allocation = self._request.allocation  # not before: filled() may evict others
         if allocation is not None:
-            allocation.inputs[at : self._at] = chunk
+            allocation.inputs[self._begin + at : self._begin + self._at] = chunk
         else:
             self._append(chunk)
 
@@ -111,7 +113,8 @@ class PartialBody:
     def rest(self, nbytes: int) -> memoryview | None:
         """Where the next bytes go, as many at most: valid until the next call here. None outside of the arena."""
         allocation = self._request.allocation
-        return None if allocation is None else allocation.inputs[self._at : self._at + nbytes]
+        at = self._begin + self._at
+        return None if allocation is None else allocation.inputs[at : at + nbytes]
 
     def filled(self, nbytes: int) -> None:
         """So many bytes were written into rest(). Raises: QueueFull."""
@@ -123,7 +126,7 @@ class PartialBody:
         """Free its memory of the arena; keep what has come in memory of its own."""
         allocation = self._request.allocation
         assert allocation is not None
-        self._parts = [bytearray(allocation.inputs[: self._at])]
+        self._parts = [bytearray(allocation.inputs[self._begin : self._begin + self._at])]
         self._of.end_loan(self)
         self._of.dispatcher.release(self._request)
 

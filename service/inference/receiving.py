@@ -1,4 +1,4 @@
-"""A request while its body arrives: into the arena where possible, bounded in memory and time.
+"""A request while its body arrives: into the arena where possible, bounded in memory and time; then into the queue.
 
 Owned by the event loop thread.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Final
 
+from foldserve.service.codecs.fast.codec import Schedule
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, Internal, NotReady, ServiceError
@@ -31,6 +32,8 @@ class ReceivingRequest(PendingRequest):
     """Answered or cancelled: nothing of it is left but what its client may still send."""
     body: bytes = b""
     """Set when it came whole and is to be parsed."""
+    _queue_timeout_us = 0
+    """The longest from being queued to the answer that its body allows; 0 for the plan's."""
 
     def __init__(self, server: ServerContext, head: RequestHead) -> None:
         self.began_ns = monotonic_ns()
@@ -38,6 +41,7 @@ class ReceivingRequest(PendingRequest):
         self.head = head
         self.plan = head.plan
         self.queue = head.plan.queue
+        self.level = head.level
         self.length = head.length
         """Of the body."""
         self.missing = head.length if head.length != UNKNOWN else _ENDLESS
@@ -151,8 +155,13 @@ class ReceivingRequest(PendingRequest):
 
     def _capacity(self) -> tuple[int, int]:
         """Bytes of inputs and of outputs to allocate for the body."""
-        if self.head.is_rows:
-            return self.length, self.server.dispatcher.output_capacity(self.queue, self.rows, (), self.length)
+        head, dispatcher, queue = self.head, self.server.dispatcher, self.queue
+        if head.is_rows:
+            return self.length, dispatcher.output_capacity(queue, self.rows, (), self.length)
+        if head.envelope_bytes:
+            nbytes = self.length - head.envelope_bytes
+            rows = nbytes // queue.layout.input_row_bytes
+            return head.begin + self.length, dispatcher.output_capacity(queue, rows, (), nbytes)
         return rounded(max(self.length, 0)), 0  # rounded, because the arena keeps allocations by their sizes
 
     def _feed_part(self, part: bytes) -> None:
@@ -161,6 +170,7 @@ class ReceivingRequest(PendingRequest):
         if self.length == UNKNOWN and self.received() > self.plan.limit.nbytes:
             raise self._too_large()
         if partial is None:
+            self.input_offset = self.head.begin
             partial = self._partial = self.server.bodies.begin(
                 self, self.length, self._capacity(), self._on_evicted
             )
@@ -177,7 +187,7 @@ class ReceivingRequest(PendingRequest):
         # It was kept in memory of its own.
         input_bytes, output_bytes = self._capacity()
         dispatcher = self.server.dispatcher
-        memory = dispatcher.reserve(self, input_bytes, output_bytes)
+        memory = dispatcher.reserve(self, input_bytes, output_bytes)[self.input_offset :]
 
         def go_on(at: int) -> None:
             if self.done:
@@ -192,13 +202,31 @@ class ReceivingRequest(PendingRequest):
 
         go_on(0)
 
+    def heed_schedule(self, schedule: Schedule) -> None:
+        """Keep what the body says of its place in the queue. Raises: BadRequest."""
+        self._queue_timeout_us = schedule.queue_timeout_us
+        if schedule.priority:
+            self.level = self.queue.level_of(schedule.priority, "parameter 'priority' of the request")
+
+    def enter_queue(self, now_ns: int) -> None:
+        """Queue the request, whose inputs are in its memory. Raises ServiceError."""
+        dispatcher = self.server.dispatcher
+        if self.done:
+            dispatcher.release(self)  # its own connection was evicted to make room for it
+            return
+        queue_ns = self.plan.queue_ns
+        if self._queue_timeout_us:
+            queue_ns = min(queue_ns, self._queue_timeout_us * 1000)
+        self.quota = self.head.quota
+        dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + queue_ns))
+
     def received(self) -> int:
         """Bytes of the body that have come."""
         return (_ENDLESS if self.length == UNKNOWN else self.length) - self.missing
 
     def _too_large(self) -> BodyTooLarge:
         limit = self.plan.limit
-        return BodyTooLarge.than(limit.nbytes, limit.setting)
+        return BodyTooLarge.than(limit.nbytes, limit.setting, self.plan.reads.shorter)
 
     def _on_evicted(self) -> None:
         """The body was evicted, because the budget of bodies is full."""

@@ -15,10 +15,12 @@ from typing import Any, Final, Protocol, final
 import numpy as np
 
 from foldserve.service.codecs.encoded import LaidOut
-from foldserve.service.codecs.fast_codec import Answer
-from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_RESPONSE_BYTES
+from foldserve.service.codecs.fast.codec import NO_SCHEDULE, Answer, Schedule
+from foldserve.service.codecs.protocol import TakesLong
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
 from foldserve.service.engine.codec_process.job import Job
 from foldserve.service.engine.codec_process.messages import Body
+from foldserve.service.engine.codec_process.rendering_time import AT_ONCE_NS
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
 from foldserve.service.inference.plan import RequestHead
@@ -64,8 +66,6 @@ class InferenceRequest(ReceivingRequest):
     """Those that its body asks for; none for the plan's."""
     _reply: Any = None
     """What its body says to the protocol that renders the answer."""
-    _queue_timeout_us = 0
-    """The longest from being queued to the answer that its body allows; 0 for the plan's."""
     _completed = False
     _renders = False
     """Its job is to make its answer."""
@@ -91,42 +91,79 @@ class InferenceRequest(ReceivingRequest):
 
     def body_came(self) -> None:
         """See ReceivingRequest: put the inputs into the arena and queue the request."""
-        started_ns = now_ns = monotonic_ns()
+        started_ns = monotonic_ns()
+        if self.head.is_rows:
+            self.decode_s = 0.0
+            self.enter_queue(started_ns)
+        elif self._rows_lie_in_place():
+            self.enter_queue(self._decoded(started_ns))
+        elif self.length > self.plan.large_bytes or self.head.encoding:
+            self._parse_elsewhere(started_ns)
+        else:
+            self._parse_here(started_ns)
+
+    def _rows_lie_in_place(self) -> bool:
+        """Whether the body is an envelope that is known, and rows that are read where they lie in the arena."""
+        envelope, fast = self._envelope(), self.plan.parse
+        if not envelope or fast is None:
+            return False
+        known = fast.read_envelope(envelope, self.length - len(envelope))
+        if known is None:
+            return False
+        self.rows, self._reply, schedule = known
+        if schedule is not None:
+            self.heed_schedule(schedule)
+        self.input_offset += len(envelope)
+        return True
+
+    def _envelope(self) -> bytes:
+        """What stands before the rows of a body that lies in the arena; nothing when that is not known."""
+        nbytes, allocation = self.head.envelope_bytes, self.allocation
+        if not nbytes or allocation is None:
+            return b""
+        return bytes(allocation.inputs[self.input_offset : self.input_offset + nbytes])
+
+    def _parse_here(self, started_ns: int) -> None:
+        """Put the inputs of a body of ordinary length into the arena. Raises: ServiceError."""
         plan, dispatcher = self.plan, self.server.dispatcher
-        if not self.head.is_rows:
-            if self.length > plan.large_bytes or self.head.encoding:
+        body = self.body
+        if self.allocation is not None:
+            begin = self.input_offset
+            body = bytes(self.allocation.inputs[begin : begin + self.length])
+            dispatcher.release(self)
+            self.input_offset = 0
+        options = self.head.options
+        taken = None if plan.parse is None else plan.parse.decode(body, options)
+        if taken is not None:
+            self.rows, data, self._reply, schedule = taken
+            if schedule is not None:
+                self.heed_schedule(schedule)
+            now_ns = self._decoded(started_ns)
+            room = self.queue.layout.output_capacity(self.rows)
+            assert room is not None
+            dispatcher.reserve(self, len(data), room)[:] = data
+        else:
+            try:
+                parsed = plan.reads.parse(body, plan.served, options)
+            except TakesLong:
+                self.body = body
                 self._parse_elsewhere(started_ns)
                 return
-            body = self.body
-            if self.allocation is not None:
-                body = bytes(self.allocation.inputs[: self.length])
-                dispatcher.release(self)
-            options = self.head.options
-            taken = None if plan.parse is None else plan.parse.decode(body, options)
-            if taken is not None:
-                self.rows, data, self._reply = taken
-                now_ns = self._decoded(started_ns)
-                room = self.queue.layout.output_capacity(self.rows)
-                assert room is not None
-                dispatcher.reserve(self, len(data), room)[:] = data
-            else:
-                parsed = plan.reads.parse(body, plan.served, options)
-                self.rows = plan.served.signature.check_inputs(parsed.inputs)
-                self._heed(parsed.outputs, parsed.reply, parsed.queue_timeout_us)
-                if plan.parse is not None and not parsed.queue_timeout_us:
-                    plan.parse.learn(body, options, parsed.inputs, parsed.reply)
-                now_ns = self._decoded(started_ns)
-                dispatcher.put(self, parsed.inputs, self.rows)
-            self.body = b""
-        else:
-            self.decode_s = 0.0
-        self._queue(now_ns)
+            self.rows = plan.served.signature.check_inputs(parsed.inputs)
+            self._heed(parsed.outputs, parsed.reply, parsed.schedule)
+            if plan.parse is not None and parsed.repeats:
+                schedule = parsed.schedule if parsed.schedule != NO_SCHEDULE else None
+                plan.parse.learn(body, options, parsed.inputs, parsed.reply, schedule)
+            now_ns = self._decoded(started_ns)
+            dispatcher.put(self, parsed.inputs, self.rows)
+        self.body = b""
+        self.enter_queue(now_ns)
 
-    def _heed(self, outputs: tuple[str, ...], reply: Any, queue_timeout_us: int) -> None:
-        """Keep what the body asks for besides its inputs: see ParsedRequest."""
+    def _heed(self, outputs: tuple[str, ...], reply: Any, schedule: Schedule) -> None:
+        """Keep what the body asks for besides its inputs: see ParsedRequest. Raises: BadRequest."""
         self._outputs = outputs
         self._reply = reply
-        self._queue_timeout_us = queue_timeout_us
+        self.heed_schedule(schedule)
 
     def _parse_elsewhere(self, started_ns: int) -> None:
         """Have the codec process make the inputs of a body that would hold the event loop for too long.
@@ -137,30 +174,28 @@ class InferenceRequest(ReceivingRequest):
         if self.allocation is None:
             server.dispatcher.reserve(self, self.length, 0)[:] = self.body
             self.body = b""
+        envelope = self._envelope()
 
         def parsed(error: Exception | None) -> None:
             sized = None if self._job is None else self._job.sized
             self._end_job()
             if error is None and sized is not None:
-                self._heed(sized.outputs, sized.reply, sized.queue_timeout_us)
-                self.step(lambda: self._queue(self._decoded(started_ns)))
+
+                def go_on() -> None:
+                    self._heed(sized.outputs, sized.reply, sized.schedule)
+                    if envelope and plan.parse is not None:
+                        schedule = sized.schedule if sized.schedule != NO_SCHEDULE else None
+                        nbytes = self.length - len(envelope)
+                        plan.parse.learn_envelope(envelope, nbytes, self.rows, sized.reply, schedule)
+                    self.enter_queue(self._decoded(started_ns))
+
+                self.step(go_on)
             else:
                 self.refuse(self._client_error(error))
 
         head = self.head
         body = Body(self.length, head.options, head.encoding, plan.limit.nbytes)
         self._job = server.codecs.parse(self, plan.reads, body, self.latest_ns(), parsed)
-
-    def _queue(self, now_ns: int) -> None:
-        """Queue the request, whose inputs are in its memory. Raises ServiceError."""
-        dispatcher = self.server.dispatcher
-        if self.done:
-            dispatcher.release(self)  # its own connection was evicted to make room for it
-            return
-        queue_ns = self.plan.queue_ns
-        if self._queue_timeout_us:
-            queue_ns = min(queue_ns, self._queue_timeout_us * 1000)
-        dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + queue_ns))
 
     def _decoded(self, started_ns: int) -> int:
         """The time, CLOCK_MONOTONIC, at which parsing has ended."""
@@ -185,7 +220,7 @@ class InferenceRequest(ReceivingRequest):
             if names:
                 outputs = {name: outputs[name] for name in names}
             assert self.allocation is not None
-            if len(self.allocation.outputs) > LARGE_RESPONSE_BYTES and self._respond_in_parts(
+            if len(self.allocation.outputs) > plan.at_once_bytes and self._respond_in_parts(
                 outputs, started_ns
             ):
                 return
@@ -208,14 +243,14 @@ class InferenceRequest(ReceivingRequest):
         self._finish(200, None)
 
     def _respond_in_parts(self, outputs: Mapping[str, np.ndarray], started_ns: int) -> bool:
-        """Respond without a copy of the whole: where the protocol must write the numbers anew, by way of the codec
-        process. False for what is not large."""
-        plan, nbytes = self.plan, sum(array.nbytes for array in outputs.values())
-        if nbytes <= LARGE_RESPONSE_BYTES:
+        """Respond without a copy of the whole, or by way of the codec process, which writes the numbers anew. False for
+        what can be written at once."""
+        plan = self.plan
+        if plan.writes.render_ns(plan.served, outputs, self._reply) <= AT_ONCE_NS:
             return False
         laid = plan.writes.lay_out(plan.served, outputs, self._reply)
         if laid is not None:
-            if nbytes <= LARGE_COPY_BYTES:
+            if len(laid.numbers) <= LARGE_COPY_BYTES:
                 return False
             self._respond_from_arena(laid, started_ns)
             return True
@@ -313,9 +348,10 @@ class InferenceRequest(ReceivingRequest):
     def context(self) -> RequestContext:
         """What is known of it."""
         target, queue = self.head.target, self.queue
-        context = RequestContext("POST", target.path, target.query[1:], {}, request_id=self.request_id)
+        context = RequestContext(target.method, target.path, target.query[1:], {}, request_id=self.request_id)
         context.route, context.model, context.version = target.pattern, queue.model, queue.version
         context.protocol = self.plan.reads.name
+        context.key = self.head.key_name
         context.rows, context.batch_rows = self.rows, self.batch_rows
         context.body_bytes = 0 if self.missing else self.length
         if self.decode_s >= 0.0:
@@ -338,8 +374,8 @@ class InferenceRequest(ReceivingRequest):
     def fault(self) -> Internal:
         """See ReceivingRequest."""
         _log.exception(
-            "request %s failed: POST %s",
-            *(self.request_id, self.head.target.path[:200]),
+            "request %s failed: %s %s",
+            *(self.request_id, self.head.target.method, self.head.target.path[:200]),
             extra=with_id(self.request_id),
         )
         return self._internal_error()

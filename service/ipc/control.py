@@ -23,6 +23,10 @@ class ControlMessage(IntEnum):
     """To API servers: accept nothing new, finish what there is, end."""
     QUEUE_STALLED = 6
     """From an API server: nobody takes the tickets of the model in this row of the model table."""
+    KEYS_CHANGED = 8
+    """To API servers: others may ask from now on; who, is in access/key_table.py."""
+    CERTIFICATE_CHANGED = 9
+    """To API servers: the files of the certificate hold another one."""
     MODEL_CHANGED = 7
     """To every child: this row of the model table is another, or in another state. From a child: its part in this row,
     as the scoreboard has it, is another."""

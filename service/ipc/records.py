@@ -42,9 +42,11 @@ DIMS_STRUCT: Final = struct.Struct(f"<{MAX_DYNAMIC_DIMS}I")
 TICKET_STRUCT: Final = struct.Struct(f"<IIBBBBIQQQQQ{DIMS_STRUCT.size}s")
 TICKETS_PER_WRITE: Final = PIPE_BUF // TICKET.itemsize
 
+MAX_LEVELS: Final = 8
+"""Priority levels that a queue may have: each is a pipe of its own."""
 TURN_STRUCT: Final = struct.Struct("<Q")
-"""The head of a model's turn: its generation; whole tickets follow."""
-TICKETS_PER_TURN: Final = (PIPE_BUF - TURN_STRUCT.size) // TICKET.itemsize
+"""The head of a model's turn: its generation; how many tickets of each level follow, and whole tickets (turn.py)."""
+TICKETS_PER_TURN: Final = (PIPE_BUF - TURN_STRUCT.size - MAX_LEVELS) // TICKET.itemsize
 
 DONE: Final = np.dtype(
     [

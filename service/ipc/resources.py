@@ -9,6 +9,7 @@ from typing import Final
 from foldserve.service.ipc.handles import Handle
 from foldserve.service.ipc.model_table import ModelTable
 from foldserve.service.ipc.records import DONE
+from foldserve.service.ipc.region_table import RegionTable
 from foldserve.service.ipc.scoreboard import Dimensions, Scoreboard
 from foldserve.service.ipc.slots.arena import Arena
 from foldserve.service.ipc.ticket_queue import TicketQueue
@@ -34,14 +35,15 @@ class Pipe:
 
 
 class Transport:
-    """Arenas and done pipes by API server, the model table and a queue for each of its rows, the scoreboard, and the
-    pipe of reports to the parent.
+    """Arenas and done pipes by API server, the model table and a queue for each of its rows, the scoreboard, the pipe
+    of reports to the parent, and, where it is on, the table of clients' shared memory.
 
     Picklable while a worker is being spawned; inherited by forked API servers.
     """
 
-    def __init__(self, dimensions: Dimensions, sizes: Sizes) -> None:
+    def __init__(self, dimensions: Dimensions, sizes: Sizes, *, client_shared_memory: bool = False) -> None:
         self.dimensions = dimensions
+        self.regions = RegionTable() if client_shared_memory else None
         self.board = Scoreboard(dimensions)
         self.arenas = [Arena(index, sizes.slots, sizes.data_bytes) for index in range(dimensions.api_servers)]
         # Room for a record of every slot, so that a worker never waits for an API server that is slow or stopped.
@@ -51,7 +53,7 @@ class Transport:
         for pipe in self.done:
             os.set_blocking(pipe.reader.fd, False)
         self.models = ModelTable(dimensions.models)
-        self.queues = [TicketQueue() for _ in range(dimensions.models)]
+        self.queues = [TicketQueue(dimensions.levels) for _ in range(dimensions.models)]
         self.reports = Pipe(_REPORT_BYTES)
         os.set_blocking(self.reports.writer.fd, False)  # a supervisor that is stopped must stop nobody else
 

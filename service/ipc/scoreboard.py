@@ -15,13 +15,15 @@ from foldserve.service.ipc.handles import SharedMemory
 
 @dataclass(frozen=True)
 class Dimensions:
-    """How many of each there are at most; fixed when the server starts. models: rows of the model table."""
+    """How many of each there are at most; fixed when the server starts. models: rows of the model table. levels:
+    priority levels of a queue."""
 
     api_servers: int
     workers: int
     models: int
     instances: int
     """Instances per worker, over all its models."""
+    levels: int = 1
 
 
 class Scoreboard:
@@ -62,8 +64,8 @@ def _shapes(of: Dimensions) -> dict[str, tuple[int, ...]]:
         "draining": (1,),
         "epoch": (of.api_servers,),
         "connections": (of.api_servers,),
-        "queued_rows": (of.api_servers, of.models),
-        "queued_bytes": (of.api_servers, of.models),
+        "queued_rows": (of.api_servers, of.models, of.levels),
+        "queued_bytes": (of.api_servers, of.models, of.levels),
         "ready": (of.workers, of.models),
         "busy_since_ns": (of.workers, of.instances),
         "marking_since_ns": (of.workers, of.instances),
@@ -86,7 +88,8 @@ class MappedScoreboard:
     epoch: which life of an API server; tickets of its earlier lives are void (supervisor).
     connections: [api server] 1 + how many it has open (that API server); 0 when it takes none (it, and the supervisor,
         once it is dead).
-    queued_rows, queued_bytes: [api server, model] what it has queued or in a batch (that API server).
+    queued_rows, queued_bytes: [api server, model, level] what it has queued or in a batch, of this priority level and
+        of those before it (that API server).
     ready: [worker, model] READY when it serves the model, loaded, warmed and agreeing with its reference (that worker);
         RESTARTING when it had (the supervisor, once the worker is dead); else 0.
     busy_since_ns: [worker, instance] CLOCK_MONOTONIC since when the tickets that it holds are known to be of their API
@@ -259,7 +262,8 @@ class MappedScoreboard:
     def api_server_died(self, api_server: int) -> None:
         """It has nothing queued any more, and no connection."""
         for model in range(self._models):
-            self.queued_rows[api_server, model] = self.queued_bytes[api_server, model] = 0
+            for level in range(self.dimensions.levels):
+                self.queued_rows[api_server, model, level] = self.queued_bytes[api_server, model, level] = 0
         self.connections[api_server] = 0
 
     def worker_cannot_load(self, worker: int, why: str) -> None:

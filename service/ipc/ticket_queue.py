@@ -1,4 +1,4 @@
-"""One model's queue: a pipe of tickets, and the turn of the instance that may read them.
+"""One model's queue: a pipe of tickets for each priority level, and the turn of the instance that may read them.
 
 API servers write tickets; a write of at most PIPE_BUF bytes is atomic, and so is a read: a ticket is in the pipe or in
 one reader's hands, never in two. No lock is held anywhere: what a reader does with a ticket is decided by the slot's
@@ -16,6 +16,7 @@ import os
 import select
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -31,12 +32,8 @@ _TURN_PIPE_BYTES: Final = 1 << 14
 _MS_NS: Final = 1_000_000
 
 
-class TicketQueue:
-    """The shared part: pipe ends. Made by the parent for a row of the model table, given to every process.
-
-    O_NONBLOCK belongs to the open file description, and each end of a pipe has its own: all ends but the reading one of
-    the turn are non-blocking.
-    """
+class TicketPipe:
+    """The tickets of one priority level."""
 
     def __init__(self) -> None:
         read_fd, write_fd = os.pipe()
@@ -45,6 +42,18 @@ class TicketQueue:
         _resize(write_fd, _PIPE_BYTES)
         self.reader = Handle(read_fd)
         self.writer = Handle(write_fd)
+
+
+class TicketQueue:
+    """The shared part: pipe ends. Made by the parent for a row of the model table, given to every process.
+
+    O_NONBLOCK belongs to the open file description, and each end of a pipe has its own: all ends but the reading one of
+    the turn are non-blocking.
+    """
+
+    def __init__(self, levels: int = 1) -> None:
+        self.levels = [TicketPipe() for _ in range(levels)]
+        """By priority level, the first served first."""
         # O_DIRECT: each write is a packet, and a read takes one (pipe(2)).
         read_fd, write_fd = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
         os.set_blocking(write_fd, False)
@@ -81,11 +90,11 @@ class TicketQueue:
         void = np.zeros(1, TICKET)
         void["generation"] = (generation + 1) % GENERATIONS
         with contextlib.suppress(BlockingIOError):
-            os.write(self.writer.fd, void.tobytes())
+            os.write(self.levels[0].writer.fd, void.tobytes())
 
     def empty(self) -> None:
         """Drop whatever nobody will read any more: for the supervisor, when no reader and no writer is left."""
-        for end in (self.reader, self.turn_reader):
+        for end in (*(level.reader for level in self.levels), self.turn_reader):
             while _waits(end.fd):
                 os.read(end.fd, _PIPE_BYTES)
 
@@ -104,49 +113,55 @@ def _resize(fd: int, nbytes: int) -> None:
 
 
 class TicketReader:
-    """A worker's end of the queue."""
+    """A worker's end of the queue. levels: how many the model has; numbered from 0."""
 
-    def __init__(self, queue: TicketQueue) -> None:
-        self._fd = queue.reader.fd
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
+    def __init__(self, queue: TicketQueue, levels: int = 1) -> None:
+        self._fds = [level.reader.fd for level in queue.levels[:levels]]
+        self._polls = [_poll_of(self._fds[: level + 1]) for level in range(levels)]
 
     def wait(self) -> None:
-        """Block until a ticket seems to wait."""
-        self._poll.poll()
+        """Block until a ticket of any level seems to wait."""
+        self._polls[-1].poll()
 
-    def wait_ns(self, left_ns: int) -> None:
-        """Block until a ticket seems to wait or the time is up."""
+    def wait_ns(self, left_ns: int, level: int = 0) -> None:
+        """Block until a ticket of this level, or of one before it, seems to wait or the time is up."""
         if left_ns >= _MS_NS:
-            self._poll.poll(left_ns // _MS_NS)
+            self._polls[level].poll(left_ns // _MS_NS)
         elif left_ns > 0:
             time.sleep(
                 left_ns / 1e9
             )  # poll(2) counts in milliseconds; of what comes meanwhile nothing is lost
 
-    def read(self, at_most: int) -> bytes:
-        """Up to at_most whole tickets, without waiting."""
+    def read(self, at_most: int, level: int = 0) -> bytes:
+        """Up to at_most whole tickets of this level, without waiting."""
         try:
-            return os.read(self._fd, at_most * TICKET.itemsize)
+            return os.read(self._fds[level], at_most * TICKET.itemsize)
         except BlockingIOError:
             return b""
 
 
+def _poll_of(fds: Iterable[int]) -> select.poll:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return poll
+
+
 class TicketWriter:
-    """An API server's end of the queue. Owned by its event loop thread.
+    """An API server's end of one level of the queue. Owned by its event loop thread.
 
     Tickets that find the pipe full wait here in order; `overflow` says that there are some, and flush() tries
     again: to be called when the pipe has room.
     """
 
-    def __init__(self, queue: TicketQueue) -> None:
-        self._queue = queue
+    def __init__(self, pipe: TicketPipe) -> None:
+        self._pipe = pipe
         self._waiting: deque[bytes] = deque()
 
     @property
     def fd(self) -> int:
         """The pipe's writing end: writable when there is room."""
-        return self._queue.writer.fd
+        return self._pipe.writer.fd
 
     @property
     def overflow(self) -> bool:
@@ -175,7 +190,7 @@ class TicketWriter:
     def _send(self, tickets: bytes | bytearray) -> bool:
         assert len(tickets) <= PIPE_BUF
         try:
-            os.write(self._queue.writer.fd, tickets)  # all or nothing: at most PIPE_BUF, non-blocking
+            os.write(self._pipe.writer.fd, tickets)  # all or nothing: at most PIPE_BUF, non-blocking
         except BlockingIOError:
             return False
         return True

@@ -5,13 +5,14 @@ from typing import Final, Literal
 
 from foldserve.service.metrics.store import MODEL_LABELS, Metric
 
-PROTOCOLS: Final = ("json", "raw", "npy", "picture", "oip", "grpc", "v1", "other")
+PROTOCOLS: Final = ("json", "raw", "npy", "picture", "oip", "grpc", "v1", "torchserve", "other")
 
 CODES: Final = (
     *(
         "200",
         "400",
         "401",
+        "403",
         "404",
         "405",
         "406",
@@ -34,9 +35,14 @@ BATCH_REASONS: Final = ("full", "waited", "drained")
 
 FAILED: Final = "failed"
 CROWDED: Final = "crowded"
-CONNECTION_REFUSALS: Final = (FAILED, CROWDED)
-"""Why a connection was not taken: the system refused it for now; there were too many, and it was answered 503."""
-REJECTIONS: Final = ("queue_full", "too_large", "not_ready", "draining", "deadline_passed", "unauthorized")
+HANDSHAKE: Final = "handshake"
+CONNECTION_REFUSALS: Final = (FAILED, CROWDED, HANDSHAKE)
+"""Why a connection was not taken: the system refused it for now; there were too many, and it was answered 503; its
+TLS handshake failed."""
+REJECTIONS: Final = (
+    *("queue_full", "rate_limited", "too_large", "not_ready", "draining", "deadline_passed"),
+    *("unauthorized", "forbidden"),
+)
 
 BatchReason = Literal["full", "waited", "drained"]
 
@@ -139,7 +145,8 @@ WORKER_RESTARTS: Final = Metric(
 CONNECTIONS_REFUSED: Final = Metric(
     "foldserve_connections_refused_total",
     "counter",
-    "Connections that could not be taken at the first try (failed), or were sent away with 503 (crowded).",
+    "Connections that could not be taken at the first try (failed), were sent away with 503 (crowded), or whose TLS "
+    "handshake failed (handshake).",
     ("reason",),
 )
 

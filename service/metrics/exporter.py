@@ -34,6 +34,8 @@ _NICE: Final = 10
 """Once it has started: requests go before scrapes where cores are short."""
 FORMATS: Final = {b"t": "", b"o": "application/openmetrics-text"}
 """What is asked for, and the Accept header that means it."""
+COUNTS: Final = b"c"
+"""What is asked for to compute with: counts.py."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def main(asked: socket.socket) -> None:
     freeze_garbage()
     os.nice(_NICE)
     while wanted := asked.recv(1):
-        body, _ = exposition(FORMATS[wanted])
+        body = exposition.counts() if wanted == COUNTS else exposition(FORMATS[wanted])[0]
         asked.sendall(len(body).to_bytes(LENGTH_BYTES, "little"))
         asked.sendall(body)
 

@@ -25,6 +25,7 @@ from prometheus_client.utils import floatToGoString
 
 from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
 from foldserve.service.metrics.catalog import BATCH_CEILING, EXPOSED, INFLIGHT, MODEL_READY, QUEUE_ROWS
+from foldserve.service.metrics.counts import write_counts
 from foldserve.service.metrics.process import process_families
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.metrics.store import CellLayout, Kind, Metric
@@ -100,6 +101,10 @@ class Exposition:
         ours = lines[content_type.startswith(_OPENMETRICS)].fill(self.totals())
         others = chain(self._devices(), process_families(self._supervisor_pid))
         return ours.encode() + encoder(_Families(others)), content_type
+
+    def counts(self) -> bytes:
+        """What was counted of each model version: counts.py."""
+        return write_counts(self._metrics.store.totals(), self._metrics.store.layout, self._models.find_all())
 
     def totals(self) -> np.ndarray:
         """Every cell as it is now, the gauges that are looked at among them."""

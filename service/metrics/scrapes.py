@@ -18,7 +18,8 @@ from prometheus_client.exposition import choose_encoder
 
 from foldserve.service.errors import MetricsUnavailable
 from foldserve.service.ipc.handles import pickled_for_exec
-from foldserve.service.metrics.exporter import FORMATS, LENGTH_BYTES, ExporterPlan
+from foldserve.service.metrics.counts import ModelCounts, read_counts
+from foldserve.service.metrics.exporter import COUNTS, FORMATS, LENGTH_BYTES, ExporterPlan
 
 _log = logging.getLogger("foldserve.scrapes")
 _T = TypeVar("_T")
@@ -51,14 +52,21 @@ class Scrapes:
     async def __call__(self, accept: str) -> tuple[bytes, str]:
         """The body and its content type for a scraper's Accept header. Raises: MetricsUnavailable."""
         _, content_type = choose_encoder(accept)
-        wanted = b"o" if content_type.startswith(FORMATS[b"o"]) else b"t"
+        return await self._shared(b"o" if content_type.startswith(FORMATS[b"o"]) else b"t"), content_type
+
+    async def counts(self) -> dict[tuple[str, str], ModelCounts]:
+        """What was counted, by model and version. Raises: MetricsUnavailable."""
+        return read_counts(await self._shared(COUNTS))
+
+    async def _shared(self, wanted: bytes) -> bytes:
+        """What is written for all who ask for it meanwhile."""
         task = self._next.get(wanted)
         if task is None:
             task = self._next[wanted] = asyncio.create_task(self._exposition(wanted))
             task.add_done_callback(_take_note)
         try:
             async with asyncio.timeout(self._answer_s):
-                return await asyncio.shield(task), content_type
+                return await asyncio.shield(task)
         except TimeoutError:
             raise MetricsUnavailable(
                 f"the metrics were not written within {self._answer_s:g} s; ask again: the process that does it may "

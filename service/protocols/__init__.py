@@ -5,6 +5,8 @@
     top.py        the largest scores of an answer, with their labels
     oip/          /v2, and over gRPC: the Open Inference Protocol
     kserve_v1.py  /v1: the protocol of TensorFlow Serving and KServe v1; SageMaker's calls
+    torchserve.py /predictions: TorchServe's calls
+    openapi/      what /openapi.json says of their calls
     lookup.py     which model version a call asks for
     heads.py      what the heads of inference requests have in common
     routes.py     one call that the server answers
@@ -19,6 +21,7 @@ from foldserve.service.protocols.kserve_v1 import KSERVE_V1, KSERVE_V1_PICTURES
 from foldserve.service.protocols.oip.grpc_infer import OIP_GRPC, OIP_GRPC_RAW
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.predict import PICTURE, PREDICT
+from foldserve.service.protocols.torchserve import TORCHSERVE, TORCHSERVE_ANY, TORCHSERVE_PICTURE
 
 PROTOCOLS: Final[tuple[InferenceProtocol, ...]] = (
     *PREDICT.values(),
@@ -29,4 +32,7 @@ PROTOCOLS: Final[tuple[InferenceProtocol, ...]] = (
     OIP_GRPC_RAW,
     KSERVE_V1,
     KSERVE_V1_PICTURES,
+    TORCHSERVE,
+    TORCHSERVE_ANY,
+    TORCHSERVE_PICTURE,
 )

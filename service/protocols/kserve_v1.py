@@ -22,17 +22,20 @@ import orjson
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs import json_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
+from foldserve.service.codecs.fast.json_rows import JsonRowsCodec
 from foldserve.service.codecs.json_diagnostics import kind_of, why_not_json
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES, json_ns, objects_ns
 from foldserve.service.engine.served import Status
 from foldserve.service.errors import BadJson, BadTensor, ServiceError
 from foldserve.service.inference.context import RequestContext
-from foldserve.service.inference.plan import RequestHead, Target
+from foldserve.service.inference.plan import RequestHead, RequestPlan, Target
 from foldserve.service.inference.response import JSON, Response, error_body, json_response
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
+from foldserve.service.protocols.openapi import kserve_v1 as described
 from foldserve.service.protocols.pictures import decode_rows, has_pictures
 from foldserve.service.protocols.routes import Route
 
@@ -51,6 +54,8 @@ class KserveV1Protocol:
     media_type = JSON
     is_json = True
     raw = False
+    shorter = "send fewer rows; this protocol has JSON alone, and /predict takes raw bytes (application/octet-stream)"
+    at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, large_bytes: int) -> None:
         self.key = key
@@ -83,6 +88,11 @@ class KserveV1Protocol:
             answer = {"predictions": [dict(zip(arrays, row, strict=True)) for row in rows]}
         return Encoded(JSON, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY))
 
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        one_by_one = reply == _ROWS and len(outputs) > 1
+        return objects_ns(outputs.values()) if one_by_one else json_ns(outputs.values())
+
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol."""
         return None
@@ -93,12 +103,29 @@ class KserveV1Protocol:
 
     def fast_codec(self, served: Served) -> FastCodec | None:
         """See InferenceProtocol."""
-        return None
+        return JsonRowsCodec.of(served.signature, _ROWS, (b'{"predictions":', b"}"), reply=_ROWS)
 
 
 KSERVE_V1: Final = KserveV1Protocol("v1", LARGE_JSON_BYTES)
 KSERVE_V1_PICTURES: Final = KserveV1Protocol("v1_pictures", 0)
 """To models that take pictures: no event loop is to stand still while one is decoded, of however few bytes."""
+
+_SUMMARIES: Final = (
+    "Run a model (KServe v1)",
+    "Run one version of a model (KServe v1)",
+    "Run the default model (SageMaker)",
+)
+V1_PATHS: Final = (
+    "/v1/models/{model}:predict",
+    "/v1/models/{model}/versions/{version}:predict",
+    "/invocations",
+)
+
+
+def plan_of(plans: Mapping[str, RequestPlan]) -> RequestPlan:
+    """What becomes of requests to a model version. plans: by the keys of their bodies' protocols."""
+    plan = plans[KSERVE_V1.key]
+    return plan if plan.served.image is None else plans[KSERVE_V1_PICTURES.key]
 
 
 @dataclass(frozen=True)
@@ -112,14 +139,27 @@ class KserveV1Calls:
     def routes(self) -> tuple[Route, ...]:
         """Every call."""
         of_model, of_version = "/v1/models/{model}", "/v1/models/{model}/versions/{version}"
+        run = zip(V1_PATHS, _SUMMARIES, strict=True)
+        states = (
+            (of_model, "Whether a model is ready"),
+            (of_version, "Whether a version of a model is ready"),
+        )
         return (
-            Route("GET", "/v1/models", "The models' names", self._models),
-            Route("GET", of_model, "Whether a model is ready", self._state),
-            Route("GET", of_version, "Whether a version of a model is ready", self._state),
-            Route("POST", f"{of_model}:predict", "Run a model (KServe v1)", head=self.head),
-            Route("POST", f"{of_version}:predict", "Run one version of a model (KServe v1)", head=self.head),
-            Route("POST", "/invocations", "Run the default model (SageMaker)", head=self.head),
-            Route("GET", "/ping", "Ready to serve (SageMaker)", self._ping),
+            Route("GET", "/", "The process answers (KServe v1)", self._alive, operation=described.ALIVE),
+            Route("GET", "/v1/models", "The models' names", self._models, operation=described.MODELS),
+            *(Route("GET", path, what, self._state, operation=described.STATE) for path, what in states),
+            *(
+                Route(
+                    "POST",
+                    path,
+                    what,
+                    head=self.head,
+                    operation=described.PREDICT_ANY,
+                    of_model=described.predict_of,
+                )
+                for path, what in run
+            ),
+            Route("GET", "/ping", "Ready to serve (SageMaker)", self._ping, operation=described.PING),
         )
 
     def head(
@@ -130,11 +170,7 @@ class KserveV1Calls:
         found = find_model(self.status, model, self.default_model)
         chosen = find_version(self.status, found, version)
         context.model, context.version = found.name, chosen.version
-        plans = self.plans[found.name, chosen.version]
-        plan = plans[KSERVE_V1.key]
-        return make_head(
-            context, target, plan if plan.served.image is None else plans[KSERVE_V1_PICTURES.key]
-        )
+        return make_head(context, target, plan_of(self.plans[found.name, chosen.version]))
 
     async def _models(self, context: RequestContext) -> Response:
         return json_response({"models": sorted(self.status.models())})
@@ -153,6 +189,9 @@ class KserveV1Calls:
         ready = all(one.ready for one in asked)
         body = {"name": found.name, "ready": ready, "model_version_status": states}
         return json_response(body, status=200 if ready else 503)
+
+    async def _alive(self, context: RequestContext) -> Response:
+        return json_response({"status": "alive"})
 
     async def _ping(self, context: RequestContext) -> Response:
         check_ready(self.status)

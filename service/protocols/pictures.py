@@ -14,7 +14,7 @@ import numpy as np
 
 from foldserve.service.artifact.pictures import FORMATS, PictureInput, decode, decode_all
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
 from foldserve.service.codecs.protocol import InferenceProtocol, Options, ParsedRequest, Served
 from foldserve.service.errors import BadPicture, BadRequest, BadTensor, ServiceError, UnsupportedMediaType
 from foldserve.service.protocols.top import check_count
@@ -34,24 +34,20 @@ class PictureProtocol:
     is_json = False
     large_bytes = 0
     raw = False
+    shorter = "send a smaller picture"
 
     def __init__(self, answers: InferenceProtocol) -> None:
         self._answers = answers
         self.media_type = answers.media_type
+        self.at_once_bytes = answers.at_once_bytes
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """See InferenceProtocol. options: those of picture_options(), and how many of the largest scores are asked
         for."""
-        kind, boundary, top = options
+        *said, top = options
         image = served.image
         assert image is not None  # as picture_options() has seen
-        content = bytes(body)
-        formats: Sequence[str] = FORMATS
-        if boundary is None:
-            formats = (kind or "",)
-        else:
-            content = only_part(content, boundary)
-        row = decode(content, image, formats)
+        row = decode_body(bytes(body), said, image)
         if top is not None:
             check_count(1, int(top))
         return ParsedRequest({image.input: row[None]}, reply=None if top is None else int(top))
@@ -59,6 +55,10 @@ class PictureProtocol:
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol."""
         return self._answers.render(served, outputs, reply)
+
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        return self._answers.render_ns(served, outputs, reply)
 
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol."""
@@ -110,6 +110,14 @@ def picture_options(content_type: str, served: Served) -> tuple[str | None, str 
             "let the client write this header itself, as curl -F does"
         )
     return None, found[1] or found[2]
+
+
+def decode_body(body: bytes, options: Options, image: PictureInput) -> np.ndarray:
+    """The row that a body is. options: those of picture_options(). Raises: BadPicture, BadRequest."""
+    kind, boundary = options
+    if boundary is not None:
+        return decode(only_part(body, boundary), image, FORMATS)
+    return decode(body, image, (kind or "",))
 
 
 def only_part(body: bytes, boundary: str) -> bytes:

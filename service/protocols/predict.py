@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from foldserve.service.codecs import (
     BodyType,
@@ -22,10 +23,12 @@ from foldserve.service.codecs import (
     pick_outputs,
 )
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
-from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.codecs.fast.codec import FastCodec
+from foldserve.service.codecs.fast.json_rows import JsonRowsCodec
+from foldserve.service.codecs.fast.tensor_body import TensorBodyCodec
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES, copy_ns, json_ns, largest_ns
 from foldserve.service.engine.served import Status
 from foldserve.service.errors import BadRequest, NotAcceptable, ServiceError
 from foldserve.service.inference.context import RequestContext
@@ -33,10 +36,14 @@ from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import error_body
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, find_model, find_version
-from foldserve.service.protocols.openapi import PREDICT_OPERATION
+from foldserve.service.protocols.openapi import predict as described
 from foldserve.service.protocols.pictures import PictureProtocol, is_picture, picture_options
 from foldserve.service.protocols.routes import Route
 from foldserve.service.protocols.top import check_count, read_top, scores_output, top_of
+
+_NOT_AS_JSON: Final = (
+    "send fewer rows, or raw bytes (application/octet-stream, application/x-npy) instead of JSON"
+)
 
 
 class PredictProtocol:
@@ -50,6 +57,8 @@ class PredictProtocol:
         self.is_json = kind is BodyType.JSON
         self.large_bytes = LARGE_JSON_BYTES if self.is_json else LARGE_COPY_BYTES
         self.raw = kind is BodyType.RAW
+        self.shorter = _NOT_AS_JSON if self.is_json else "send fewer rows"
+        self.at_once_bytes = SMALL_BYTES if self.is_json else LARGE_COPY_BYTES
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
         """See InferenceProtocol. options: the X-Tensor-* headers, and how many of the largest scores are asked for."""
@@ -71,6 +80,13 @@ class PredictProtocol:
             return Encoded(self.media_type, json_codec.encode(served.model, served.version, outputs, top))
         return encode(self.kind, served.model, served.version, outputs, served.signature)
 
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        if not self.is_json:
+            return copy_ns(outputs.values())
+        top_ns = 0 if reply is None else largest_ns(outputs[scores_output(served, outputs)], reply)
+        return top_ns + json_ns(outputs.values())
+
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol."""
         return None if self.kind is BodyType.JSON else lay_out(self.kind, outputs, served.signature)
@@ -81,11 +97,13 @@ class PredictProtocol:
 
     def fast_codec(self, served: Served) -> FastCodec | None:
         """See InferenceProtocol."""
-        return (
-            FastJsonCodec.of(served.model, served.version, served.signature)
-            if self.kind is BodyType.JSON
-            else None
-        )
+        signature = served.signature
+        output = signature.outputs[0].name
+        if self.kind is not BodyType.JSON:
+            return TensorBodyCodec.of(signature, lambda array: lay_out(self.kind, {output: array}, signature))
+        names = tuple(map(orjson.dumps, (served.model, served.version, output)))
+        before = b'{"model":%b,"version":%b,"outputs":{%b:' % names
+        return JsonRowsCodec.of(signature, "inputs", (before, b"}}"))
 
 
 PREDICT: Final = {kind: PredictProtocol(kind) for kind in BodyType}
@@ -105,9 +123,11 @@ class PredictCalls:
     def routes(self) -> tuple[Route, ...]:
         """Every call, by PREDICT_PATHS."""
         summaries = ("Run the default model", "Run a model's default version", "Run one version of a model")
+        of_model = (described.ANY_MODEL, described.of_model)
+        said = (of_model, of_model, (described.ANY_VERSION, described.of_version))
         return tuple(
-            Route("POST", path, summary, head=self.head, operation=PREDICT_OPERATION)
-            for path, summary in zip(PREDICT_PATHS, summaries, strict=True)
+            Route("POST", path, summary, head=self.head, operation=operation, of_model=of_model)
+            for path, summary, (operation, of_model) in zip(PREDICT_PATHS, summaries, said, strict=True)
         )
 
     def head(

@@ -31,8 +31,7 @@ def read_top(value: str) -> int:
 
 def scores_output(served: Served, names: Iterable[str]) -> str:
     """The output, of these, that has the scores. Raises: BadRequest where it is none or not one."""
-    outputs, labels = served.signature.outputs_by_name, len(served.labels)
-    found = [name for name in names if _has_scores(outputs[name], labels)]
+    found = scores_outputs(served, names)
     if len(found) == 1:
         return found[0]
     columns = f"{len(served.labels)} columns, one for each label" if served.labels else "scores in columns"
@@ -41,6 +40,12 @@ def scores_output(served: Served, names: Iterable[str]) -> str:
     else:
         have, mend = "no output that is asked for has", "leave top out, or ask for the output that has them"
     raise BadRequest(f"top asks for the largest scores, and {have} rows with {columns}; {mend}")
+
+
+def scores_outputs(served: Served, names: Iterable[str]) -> list[str]:
+    """The outputs, of these, that look like the scores."""
+    outputs, labels = served.signature.outputs_by_name, len(served.labels)
+    return [name for name in names if _has_scores(outputs[name], labels)]
 
 
 def check_count(rows: int, top: int) -> None:

@@ -16,6 +16,7 @@ from foldserve.service.backends import BACKENDS, SessionOptions
 from foldserve.service.did_you_mean import did_you_mean
 from foldserve.service.documents import BadDocument, parse_yaml, read_regular, shown
 from foldserve.service.errors import ConfigError
+from foldserve.service.ipc.records import MAX_LEVELS
 from foldserve.service.options import (
     Option,
     choice,
@@ -53,12 +54,18 @@ class QueueConfig:
     max_rows, max_bytes: rows and input bytes that may wait. max_rows_per_request: more in one request are answered 413;
     None = any number. timeout_s: how long a request may take from being
     queued to its answer when the client sets no bound of its own.
+    priority_levels: of which the last is bulk (worker/batcher.py); 1 = no order but that of arrival.
+    default_priority_level: of requests that name none; 1 = the first served. priority_age_s: how long the oldest
+    request of a level is passed over before a batch begins with it.
     """
 
     max_rows: int
     max_rows_per_request: int | None
     max_bytes: int
     timeout_s: float
+    priority_levels: int = 1
+    default_priority_level: int = 1
+    priority_age_s: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,9 @@ def parse_model_config(given: Any, where: str) -> ModelConfig:
             max_bytes=values["queue.max_bytes"],
             max_rows_per_request=values["queue.max_rows_per_request"],
             timeout_s=values["queue.timeout_ms"] / 1000,
+            priority_levels=values["queue.priority_levels"],
+            default_priority_level=values["queue.default_priority_level"],
+            priority_age_s=values["queue.priority_age_ms"] / 1000,
         ),
         instances=values["instances"] or 1,
         instances_given=values["instances"] is not None,
@@ -179,6 +189,12 @@ def _disagreements(values: Mapping[str, Any], where: str) -> list[str]:
         problems.append(
             f"{where}: queue.max_rows is {values['queue.max_rows']}, less than max_batch_size {largest}; "
             "expected at least one full batch"
+        )
+    levels, default = values["queue.priority_levels"], values["queue.default_priority_level"]
+    if default > levels:
+        problems.append(
+            f"{where}: queue.default_priority_level is {default} and queue.priority_levels is {levels}; expected a "
+            f"level from 1 to {levels}: change one"
         )
     return problems
 
@@ -247,6 +263,9 @@ KEYS: Final[tuple[Option, ...]] = (
     Option("queue.max_rows_per_request", whole_number(1, of="rows")),
     Option("queue.max_bytes", parse_size, 256 * 2**20),
     Option("queue.timeout_ms", number(1, _LONGEST_MS, "milliseconds"), 30_000.0),
+    Option("queue.priority_levels", whole_number(1, MAX_LEVELS), 1),
+    Option("queue.default_priority_level", whole_number(1, MAX_LEVELS), 1),
+    Option("queue.priority_age_ms", number(1, _LONGEST_MS, "milliseconds"), 1000.0),
     Option("instances", whole_number(1, 64)),
     Option(
         "version_policy",

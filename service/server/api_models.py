@@ -5,17 +5,17 @@ The table says what is to be there; changed() brings one row in line with it. Ow
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from foldserve.service.codecs import BodyType
-from foldserve.service.codecs.protocol import InferenceProtocol
+from foldserve.service.codecs.protocol import InferenceProtocol, SharedRegions
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.engine.models import Models, QueuedVersion
 from foldserve.service.engine.served import ServedVersion
-from foldserve.service.frontend.http1.heads.cache import OipRoute, PredictRoute, Route
+from foldserve.service.frontend.http1.heads.cache import JsonRoute, OipRoute, PredictRoute, Route
 from foldserve.service.inference.plan import BodyLimit, RequestPlan
 from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
 from foldserve.service.ipc.model_table import LEAVING, SERVED, MappedModelTable, ModelKey
@@ -24,6 +24,7 @@ from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketWriter
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.protocols import PROTOCOLS
+from foldserve.service.protocols.kserve_v1 import V1_PATHS, plan_of
 from foldserve.service.protocols.lookup import only_model
 from foldserve.service.protocols.oip.calls import INFER_PATHS
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
@@ -41,12 +42,18 @@ class ApiModels:
     """What there is for each version is made when its row says so, and is gone when the last request has left it."""
 
     def __init__(
-        self, transport: Transport, dispatcher: Dispatcher, metrics: Metrics, settings: ServeSettings
+        self,
+        transport: Transport,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        settings: ServeSettings,
+        regions: SharedRegions | None = None,
     ) -> None:
         self.models = Models()
         self.plans: dict[tuple[str, str], dict[str, RequestPlan]] = {}
         """What becomes of requests to each version, by the keys of their bodies' protocols."""
         self._settings = settings
+        self._regions = regions
         self._transport = transport
         self._table: MappedModelTable = transport.models.map()
         self._dispatcher = dispatcher
@@ -76,7 +83,7 @@ class ApiModels:
         queue = make_queue(key, version, self._transport)
         self._dispatcher.add_queue(queue)
         self._metrics.rows[key.model, key.version] = row
-        self.plans[key.model, key.version] = make_plans(queue, self._settings, self._metrics)
+        self.plans[key.model, key.version] = make_plans(queue, self._settings, self._metrics, self._regions)
         self.models.add(QueuedVersion(queue, served_version(version), version.config.batch_buckets))
 
     def _close(self, version: QueuedVersion) -> None:
@@ -102,27 +109,44 @@ class ApiModels:
         routes: list[Route] = []
         for name, versions in by_model.items():
             default = versions[-1].queue.version
-            paths = [(f"/predict/{name}", PREDICT_PATHS[1])]
-            if name == default_model:
-                paths.append(("/predict", PREDICT_PATHS[0]))
-            targets = [(path, "", pattern, default) for path, pattern in paths]
-            for version in (one.queue.version for one in versions):
-                targets.append((f"/predict/{name}/versions/{version}", "", PREDICT_PATHS[2], version))
-                targets += [(path, f"?version={version}", pattern, version) for path, pattern in paths]
+            plans = {one.queue.version: self.plans[name, one.queue.version] for one in versions}
+            named = {"": plans[default], **{f"/versions/{version}": of for version, of in plans.items()}}
+            routes += _predict_routes(name, plans, default, name == default_model)
             routes += [
-                PredictRoute(path, query, pattern, predict_plans(self.plans[name, version]))
-                for path, query, pattern, version in targets
+                OipRoute(
+                    f"/v2/models/{name}{version}/infer",
+                    INFER_PATHS[bool(version)],
+                    of[OIP_JSON.key],
+                    of[OIP_BINARY.key],
+                )
+                for version, of in named.items()
             ]
-            of_model, of_version = INFER_PATHS
-            infer = [(f"/v2/models/{name}/infer", of_model, default)]
-            infer += [
-                (f"/v2/models/{name}/versions/{version}/infer", of_version, version)
-                for version in (one.queue.version for one in versions)
+            routes += [
+                JsonRoute(f"/v1/models/{name}{version}:predict", V1_PATHS[bool(version)], plan_of(of))
+                for version, of in named.items()
             ]
-            for path, pattern, version in infer:
-                plans = self.plans[name, version]
-                routes.append(OipRoute(path, pattern, plans[OIP_JSON.key], plans[OIP_BINARY.key]))
+            if name == default_model:
+                routes.append(JsonRoute(V1_PATHS[2], V1_PATHS[2], plan_of(plans[default])))
         return routes
+
+
+def _predict_routes(
+    name: str, plans: Mapping[str, Mapping[str, RequestPlan]], default: str, first: bool
+) -> Iterator[Route]:
+    """A model's targets of /predict: each version, by path or query, and its default version.
+
+    first: whether it is the model of requests that name none.
+    """
+    paths = [(f"/predict/{name}", PREDICT_PATHS[1])]
+    if first:
+        paths.append(("/predict", PREDICT_PATHS[0]))
+    for path, pattern in paths:
+        yield PredictRoute(path, "", pattern, predict_plans(plans[default]))
+    for version, of in plans.items():
+        path, pattern = f"/predict/{name}/versions/{version}", PREDICT_PATHS[2]
+        yield PredictRoute(path, "", pattern, predict_plans(of))
+        for path, pattern in paths:
+            yield PredictRoute(path, f"?version={version}", pattern, predict_plans(of))
 
 
 def predict_plans(plans: Mapping[str, RequestPlan]) -> dict[BodyType, RequestPlan]:
@@ -130,14 +154,17 @@ def predict_plans(plans: Mapping[str, RequestPlan]) -> dict[BodyType, RequestPla
     return {kind: plans[protocol.key] for kind, protocol in PREDICT.items()}
 
 
-def make_plans(queue: ModelQueue, settings: ServeSettings, metrics: Metrics) -> dict[str, RequestPlan]:
+def make_plans(
+    queue: ModelQueue, settings: ServeSettings, metrics: Metrics, regions: SharedRegions | None = None
+) -> dict[str, RequestPlan]:
     """What becomes of requests to a version, by the keys of their bodies' protocols."""
     body = BodyLimit(settings.max_body_bytes, "--max-body-bytes")
     json = min(body, BodyLimit(settings.max_json_bytes, "--max-json-bytes"), key=lambda limit: limit.nbytes)
 
     def plan(protocol: InferenceProtocol) -> RequestPlan:
         counter = metrics.answered_counter(protocol.name, queue.row)
-        return RequestPlan(queue, protocol, protocol, counter, json if protocol.is_json else body)
+        limit = json if protocol.is_json else body
+        return RequestPlan(queue, protocol, protocol, counter, limit, regions=regions)
 
     return {protocol.key: plan(protocol) for protocol in PROTOCOLS}
 
@@ -152,15 +179,16 @@ def make_queue(key: ModelKey, version: ModelVersion, transport: Transport) -> Mo
         config.queue.timeout_s,
         config.instances * transport.dimensions.workers,
         artifact.max_batch_size,
-        TicketWriter(transport.queues[key.row]),
+        [TicketWriter(pipe) for pipe in transport.queues[key.row].levels[: config.queue.priority_levels]],
         artifact.labels,
         artifact.image,
+        config.queue.default_priority_level - 1,
     )
 
 
 def served_version(version: ModelVersion) -> ServedVersion:
     """What a version looks like to the frontend; nothing is ready yet."""
-    artifact = version.artifact
+    artifact, queue = version.artifact, version.config.queue
     return ServedVersion(
         version=artifact.version,
         signature=artifact.signature,
@@ -168,4 +196,6 @@ def served_version(version: ModelVersion) -> ServedVersion:
         max_batch_size=artifact.max_batch_size if artifact.signature.counts_rows else 0,
         ready=False,
         manifest=artifact.summary(),
+        priority_levels=queue.priority_levels,
+        default_priority_level=queue.default_priority_level,
     )

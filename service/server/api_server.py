@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foldserve.service.engine import recovery
+from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
 from foldserve.service.engine.codec_process.client import CodecProcess
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.served import NOTHING_BROKEN
@@ -32,6 +33,7 @@ from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.ipc.control import CONTROL_STRUCT, ControlMessage
 from foldserve.service.ipc.resources import Transport
+from foldserve.service.ipc.shared_regions import SharedRegions
 from foldserve.service.metrics.exporter import ExporterPlan
 from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.metrics.scrapes import Scrapes
@@ -39,7 +41,10 @@ from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.oip.information import Information
+from foldserve.service.protocols.oip.region_calls import RegionCalls
 from foldserve.service.protocols.predict import PredictCalls
+from foldserve.service.protocols.torchserve import TorchServeCalls
+from foldserve.service.server.access.control import Access, ApiAccess
 from foldserve.service.server.api_models import ApiModels
 from foldserve.service.settings import ServeSettings
 
@@ -60,7 +65,7 @@ class ServedDevices:
 @dataclass(frozen=True)
 class ApiServer:
     """What an API server's process holds. app: the ASGI path; http: the fast path; shares: who has how many
-    connections; model_changed: called with a row of the model table; grpc: None where it is off."""
+    connections; model_changed: called with a row of the model table; door: who may ask; grpc: None where it is off."""
 
     dispatcher: Dispatcher
     app: AsgiApp
@@ -68,6 +73,7 @@ class ApiServer:
     shares: Shares
     metrics: Metrics
     model_changed: Callable[[int], None]
+    door: ApiAccess
     grpc: "GrpcServer | None" = None
 
     def listen(self, fd: int, stop: Callable[[], None]) -> None:
@@ -95,6 +101,11 @@ class ApiServer:
             self.model_changed(number)
         elif word == ControlMessage.ARE_YOU_ALIVE:
             self.dispatcher.board.answer(False, self.dispatcher.index)
+        elif word == ControlMessage.KEYS_CHANGED:
+            if self.door.take_keys():
+                self.http.keys_changed()
+        elif word == ControlMessage.CERTIFICATE_CHANGED:
+            self.door.take_certificate()
         elif word == ControlMessage.STOP:
             stop()
 
@@ -107,9 +118,10 @@ def make_api_server(
     devices: ServedDevices,
     broken: Mapping[str, str] = NOTHING_BROKEN,
     grpc_addresses: Sequence[str] = (),
+    access: Access | None = None,
 ) -> ApiServer:
     """Put an API server together; called in its process, on its event loop. broken: see engine/served.py;
-    grpc_addresses: see frontend/grpc/ports.py."""
+    grpc_addresses: see frontend/grpc/ports.py; access: None where everybody may ask."""
     board = transport.board.map()
 
     def report_hang(worker: int) -> None:
@@ -127,7 +139,10 @@ def make_api_server(
         report_hang,
         report_stall,
     )
-    api_models = ApiModels(transport, dispatcher, metrics, settings)
+    regions = None
+    if transport.regions is not None:
+        regions = SharedRegions(transport.regions.map(), LARGE_COPY_BYTES, settings.max_body_bytes)
+    api_models = ApiModels(transport, dispatcher, metrics, settings, regions)
     memory = transport.arenas[index].memory
     codecs = CodecProcess(
         dispatcher,
@@ -137,6 +152,8 @@ def make_api_server(
         memory.nbytes,
         settings.log_style,
         settings.run_limit_s,
+        transport.regions,
+        settings.max_body_bytes,
     )
     status = BoardStatus(dispatcher, api_models.models, devices.of_workers, broken)
     unread = SendBuffers(settings.receive_bytes)
@@ -159,15 +176,19 @@ def make_api_server(
             settings.log_style,
         )
     )
-    information = Information(status, scrapes)
+    information = Information(status, scrapes.counts, shared_memory=regions is not None)
+    region_calls = RegionCalls(regions)
     calls = (
         PredictCalls(status, api_models.plans, settings.default_model),
         OipCalls(information, api_models.plans),
+        region_calls,
         KserveV1Calls(status, api_models.plans, settings.default_model),
+        TorchServeCalls(status, api_models.plans),
     )
-    app = AsgiApp(status, server, calls, settings, scrapes)
+    door = ApiAccess(access or Access(settings, board.dimensions), index)
+    app = AsgiApp(status, server, calls, settings, scrapes, door.gate)
     routes = api_models.routes(settings.default_model, broken)
-    http = Http1Context(server, routes, RefusalThrottle(), unread, ResponseLines())
+    http = Http1Context(server, routes, RefusalThrottle(), unread, ResponseLines(), door.gate)
 
     def model_changed(row: int) -> None:
         if api_models.changed(row):
@@ -178,5 +199,6 @@ def make_api_server(
         from foldserve.service.frontend.grpc.server import GrpcServer  # not before: see frontend/grpc/
 
         bounds = (settings.max_body_bytes, settings.max_in_flight)
-        grpc = GrpcServer(server, information, api_models.plans, grpc_addresses, *bounds)
-    return ApiServer(dispatcher, app, http, Shares(board, index), metrics, model_changed, grpc)
+        given = (*bounds, door.gate, door.tls)
+        grpc = GrpcServer(server, information, region_calls, api_models.plans, grpc_addresses, *given)
+    return ApiServer(dispatcher, app, http, Shares(board, index), metrics, model_changed, door, grpc)

@@ -316,6 +316,7 @@ class FoldServer(LitServer):  # type: ignore[misc]
             flush_logs()
             os._exit(1)
         refused = self.api_server.metrics.connection_refused
-        door = Acceptor(listeners, make_protocol, self.api_server.shares, room, refused)
+        shares, tls = self.api_server.shares, self.api_server.door.tls
+        door = Acceptor(listeners, make_protocol, shares, room, refused, tls)
         Http1Protocol.left = door.left
         return door

@@ -30,6 +30,7 @@ from foldserve.service.metrics.recorder import Metrics, MetricsLayoutSpec, build
 from foldserve.service.repository.index import Repository, scan_repository
 from foldserve.service.repository.model_version import read_version, versions_of
 from foldserve.service.repository.travel import without_what_cannot_travel
+from foldserve.service.server.access.control import Access, warn_of_open_door
 from foldserve.service.server.api_server import ApiServer, ServedDevices, make_api_server
 from foldserve.service.server.children import LOAD_ATTEMPTS, Child, Role
 from foldserve.service.server.listeners import close_listeners
@@ -82,6 +83,7 @@ def _prepare(settings: ServeSettings, stop: StopSignals, pipes: LogPipes) -> int
     entries = tuple(replace(entry, config=entry.config.on(devices.names[0])) for entry in found.entries)
     found = replace(found, entries=entries)
     sockets = bind(settings.host, settings.port)
+    warn_of_open_door(settings, sockets)
     try:
         with contextlib.closing(GrpcPort(settings.grpc_port, sockets)) as grpc:
             return _serve(settings, found, devices, sockets, grpc.addresses, stop, pipes)
@@ -156,9 +158,12 @@ class Server:
                     workers=len(self._workers),
                     models=rows,
                     instances=instances + SPARE_INSTANCES * (rows - len(versions)),
+                    levels=max((one.config.queue.priority_levels for one in versions), default=1),
                 ),
                 Sizes(settings.max_in_flight, settings.arena_bytes),
+                client_shared_memory=settings.client_shared_memory,
             )
+            self._access = Access(settings, self.transport.dimensions)
             connections = descriptors.for_connections(
                 len(self._api_servers) + len(self._workers), len(self._api_servers)
             )
@@ -185,6 +190,9 @@ class Server:
             grace_s=settings.drain_grace_s,
             close_s=API_SERVER_DRAIN_S + 5.0,
         )
+        files = self._access.watched(self.supervisor.tell_api_servers)
+        if files is not None:
+            self.supervisor.watch(files)
 
     def run(self) -> int:
         """Serve until a signal. Returns: the exit code."""
@@ -208,7 +216,7 @@ class Server:
         self._metrics.write_as(self._api_servers[index])
         served = ServedDevices(self._worker_devices, self._devices.uuids)
         made = (index, self.transport, self._settings, self._metrics, served, self._broken)
-        return make_api_server(*made, self._grpc_addresses)
+        return make_api_server(*made, self._grpc_addresses, self._access)
 
     def _on_child_exit(self, child: Child) -> None:
         if child.role is Role.WORKER:
@@ -218,6 +226,7 @@ class Server:
             self.models.renew_turns()
         else:
             self._board.api_server_died(child.index)
+            self._access.api_server_died(child.index)
 
     def _on_load_failed(self, child: Child) -> None:
         self._board.worker_cannot_load(
@@ -225,9 +234,10 @@ class Server:
         )
 
     def _print_startup_summary(self) -> bool:
+        grpc = [f"grpc://{address}" for address in self._grpc_addresses]
         return print_startup_summary(
             self._settings,
-            [*urls(self._sockets), *(f"grpc://{address}" for address in self._grpc_addresses)],
+            [*urls(self._sockets, self._access.tls is not None), *grpc],
             self._devices,
             self.models.table,
             self._metrics,

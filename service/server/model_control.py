@@ -30,6 +30,12 @@ class ModelControl:
 
     def add(self, version: ModelVersion) -> ModelKey:
         """Give a version a row. Raises: TableFull; ValueError when it has one already, or does not fit."""
+        levels, most = version.config.queue.priority_levels, self._board.dimensions.levels
+        if levels > most:
+            raise ValueError(
+                f"model {version.artifact.model} has {levels} priority levels, and this server was started for models "
+                f"of {most} at most; set a smaller queue.priority_levels in its config.yaml, or start the server again"
+            )
         key = version.add_to(self.table)
         self._board.clear_model(key.row)
         self._metrics.restart_model(key.row)

@@ -131,6 +131,10 @@ class Supervisor:
         for index in range(count):
             self._children.launch(Role.API_SERVER, index)
 
+    def tell_api_servers(self, message: ControlMessage) -> None:
+        """Send a message to every API server; one that starts later finds for itself what it tells of."""
+        self._children.send(Role.API_SERVER, CONTROL_STRUCT.pack(message, 0))
+
     def watch(self, helper: Helper) -> None:
         """Have a helper started again whenever it ends."""
         self._helpers.watch(helper)

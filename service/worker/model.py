@@ -21,6 +21,7 @@ from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.repository.buckets import buckets_for
 from foldserve.service.repository.loading import load_model
 from foldserve.service.repository.model_version import ModelVersion
+from foldserve.service.worker.ageing import Ageing
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
 from foldserve.service.worker.device_gate import DeviceGate, Gate
@@ -179,13 +180,6 @@ class LoadedModel:
         queue, shared = worker.transport.queues[row], worker.shared
         readers = config.instances * worker.transport.dimensions.workers
         consumer = TicketConsumer(shared, row, self.key.generation, number)
-        batcher = Batcher(
-            TicketReader(queue),
-            turn_of(queue, shared.board, row, readers),
-            consumer,
-            int(config.max_queue_delay_s * 1e9),
-            self._times.run_ns,
-        )
         runner = BatchRunner(
             self.key.model,
             worker.device,
@@ -198,9 +192,19 @@ class LoadedModel:
             partial(worker.metrics.retried, row),
             partial(self._batch_limit.moved, number),
         )
-        return InstanceLoop(
-            row, consumer, batcher, runner, self._gate, self._times, worker.metrics
-        ), session.notes
+        levels, age_ns = config.queue.priority_levels, int(config.queue.priority_age_s * 1e9)
+        batcher = Batcher(
+            TicketReader(queue, levels),
+            turn_of(queue, shared.board, row, readers),
+            consumer,
+            int(config.max_queue_delay_s * 1e9),
+            self._times.run_ns,
+            runner.bucket,
+            levels,
+            age_ns,
+        )
+        parts = (consumer, batcher, runner, self._gate, self._times, worker.metrics)
+        return InstanceLoop(row, *parts, Ageing(levels, age_ns), levels), session.notes
 
 
 def drop(instances: list[Instance]) -> None:

@@ -2,16 +2,40 @@
 
 import os
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from foldserve.service.ipc.records import PIPE_BUF, TURN_STRUCT
+from foldserve.service.ipc.records import PIPE_BUF, TICKET_STRUCT, TURN_STRUCT
 from foldserve.service.ipc.scoreboard import MappedScoreboard
 from foldserve.service.ipc.ticket_queue import TicketQueue
+from foldserve.service.worker.ticket_consumer import Ticket
 
 Packed: TypeAlias = bytes
-"""Whole tickets, one after the other."""
+"""How many tickets there are of each priority level, a byte each, and those whole, one after the other; empty for
+none."""
 
 _NOTHING: Final = b""
+
+
+def pack_waiting(waiting: Sequence[Sequence[Ticket]]) -> Packed:
+    """The tickets that wait, by level, as they travel."""
+    if not any(waiting):
+        return _NOTHING
+    counts = bytes([len(tickets) for tickets in waiting])
+    return counts + b"".join([TICKET_STRUCT.pack(*ticket) for tickets in waiting for ticket in tickets])
+
+
+def unpack_waiting(packed: Packed, levels: int) -> list[list[Ticket]]:
+    """The tickets of each of so many levels."""
+    if not packed:
+        return [[] for _ in range(levels)]
+    tickets = list(map(Ticket._make, TICKET_STRUCT.iter_unpack(packed[levels:])))
+    waiting: list[list[Ticket]] = []
+    at = 0
+    for level in range(levels):
+        waiting.append(tickets[at : at + packed[level]])
+        at += packed[level]
+    return waiting
 
 
 class Turn:
@@ -24,8 +48,8 @@ class Turn:
     def acquire(self, wait: bool) -> Packed | None:
         """Acquire the turn.
 
-        Returns: the tickets that came with it, which are older than any in the pipe; None when another instance has it,
-            which only happens without `wait`.
+        Returns: the tickets that came with it, which are older than any in their pipes; None when another instance has
+            it, which only happens without `wait`.
         """
 
     @abstractmethod

@@ -14,6 +14,7 @@ WHAT = [
     "heads",
     "protocols",
     "stall",
+    "priority",
     "scrapes",
     "gpu",
     "soak",

@@ -30,12 +30,17 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """One running server. grpc: its address for gRPC, where that is on."""
+    """One running server. grpc: its address for gRPC, where that is on. headers: of every question below, such as a
+    key."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, output: Path, grpc: str = "") -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], port: int, output: Path, grpc: str = "", scheme: str = "http"
+    ) -> None:
         self.process = process
         self.grpc = grpc
-        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.url = f"{scheme}://127.0.0.1:{port}"
+        self.headers: dict[str, str] = {}
         self._output = output
 
     @property
@@ -45,8 +50,8 @@ class ServerProcess:
 
     def get(self, path: str) -> httpx.Response:
         """Ask on a connection of its own."""
-        # Nothing is encrypted here, and reading the trusted certificates for each question would take most of its time.
-        return httpx.get(self.url + path, timeout=START_LIMIT_S, verify=False)
+        # Whom to trust is not the question here, and reading the certificates for each would take most of its time.
+        return httpx.get(self.url + path, timeout=START_LIMIT_S, verify=False, headers=self.headers)
 
     def post(self, path: str, **what: Any) -> httpx.Response:
         """Send on a connection of its own; `what` as httpx.post takes it."""
@@ -91,6 +96,7 @@ class ServerProcess:
         try:
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
+            self.until(lambda: all(_state(pid) == "T" for pid in pids))  # a signal takes its time
             yield
         finally:
             for pid in pids:
@@ -113,6 +119,11 @@ class ServerProcess:
     def metric(self, name: str, **labels: str) -> float:
         """One sample of a scrape; 0 when it is not exposed."""
         return self.metrics().get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+def _state(pid: int) -> str:
+    """As /proc has it: "T" for a process that is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _command_line(pid: int) -> bytes:
@@ -140,7 +151,8 @@ def serving(repository: Path, output: Path, *options: str, grpc: bool = False) -
             start_new_session=True,
         )
     try:
-        yield ServerProcess(process, port, output, f"127.0.0.1:{grpc_port}" if grpc else "")
+        scheme = "https" if "--tls-certificate" in options else "http"
+        yield ServerProcess(process, port, output, f"127.0.0.1:{grpc_port}" if grpc else "", scheme)
     finally:
         if process.poll() is None:
             process.kill()

@@ -116,6 +116,20 @@ def test_the_answer_to_a_file_is_eagers_to_the_decoded_picture(pictured: Picture
         assert np.abs(np.array(again) - expected).max() <= close, name
 
 
+def test_torchserves_clients_put_the_file_and_are_told_labels_with_probabilities(pictured: Pictured) -> None:
+    for name, body in photos().items():
+        answer = httpx.put(
+            f"{pictured.server.url}/predictions/photos", content=body, timeout=START_LIMIT_S, verify=False
+        )
+        assert answer.status_code == 200, (name, answer.text)
+        (expected,) = torch.from_numpy(pictured.eager(body)).softmax(dim=1).tolist()
+        order = sorted(range(3), key=lambda at: -expected[at])
+        assert list(answer.json()) == [LABELS[at] for at in order], name
+        # The scores agree to 1e-4 of the largest, and a probability changes less than they do.
+        found = [answer.json()[label] for label in LABELS]
+        assert found == pytest.approx(expected, abs=1e-3), name
+
+
 def test_many_at_once_get_their_own_answers_beside_files_that_are_refused(pictured: Pictured) -> None:
     """Over both API servers: the connections are shared between them."""
     random = np.random.default_rng(3)

@@ -92,7 +92,7 @@ def test_it_reads_the_answers_that_it_asked_for(
         model_version=version,
         outputs=outputs,
         request_id="find me",
-        priority=2,
+        priority=1,
         timeout=5_000_000,
     )
     # float32 sums of four terms on either side

@@ -202,18 +202,12 @@ def test_message_beyond_the_limit_is_refused(client: Any) -> None:
 def test_calls_that_are_not_served_say_what_is(client: Any) -> None:
     for call in (
         lambda: client.load_model("linear"),
-        lambda: client.get_system_shared_memory_status(),
+        lambda: client.get_cuda_shared_memory_status(),
         lambda: client.get_trace_settings(),
     ):
         status, text, trailing = refused(call)
         assert (status, trailing["code"]) == ("StatusCode.UNIMPLEMENTED", "not_implemented")
         assert "ModelInfer" in text
-
-
-def test_compressed_messages_are_refused_and_what_follows_is_served(client: Any) -> None:
-    compressed = refused(lambda: client.infer("linear", [given(ROWS)], compression_algorithm="gzip"))
-    assert compressed[0] == "StatusCode.UNIMPLEMENTED"
-    client.infer("linear", [given(ROWS)])
 
 
 def test_standard_health_service_answers(server: ServerProcess) -> None:

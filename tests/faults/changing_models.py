@@ -61,7 +61,7 @@ class Commands:
         ticket["attempt"], ticket["rows"] = 1, 1
         ticket["deadline_ns"] = 1 << 62
         ticket["generation"] = (self._server.models.table.generation[int(row)] - 1) % GENERATIONS
-        os.write(self._server.transport.queues[int(row)].writer.fd, ticket.tobytes())
+        os.write(self._server.transport.queues[int(row)].levels[0].writer.fd, ticket.tobytes())
         return "sent"
 
 

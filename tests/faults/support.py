@@ -46,6 +46,7 @@ lost_at = int(os.environ.get("TEST_LOST_AT", "0"))
 
 class Session:
     notes = ("a session of the tests",)
+    keeps_outputs = False
 
     def __init__(self, session):
         self.session = session

@@ -24,6 +24,7 @@ from foldserve.service.ipc.scoreboard import Dimensions
 from foldserve.service.ipc.slots.tensor_layout import TensorLayout
 from foldserve.service.ipc.ticket_queue import TicketReader, TicketWriter
 from foldserve.service.repository.model_version import read_version
+from foldserve.service.worker.ageing import Ageing
 from foldserve.service.worker.batcher import Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner
 from foldserve.service.worker.device_gate import Gate
@@ -79,6 +80,7 @@ class FakeSession:
     on_run: Callable[[np.ndarray], Any] = lambda x: None
     batches: list[np.ndarray] = field(default_factory=list)
     notes: Sequence[str] = ()
+    keeps_outputs = True
     pinned: bool = False
     """Whether it has memory of its own, `host`, in which batches are put together."""
     host: dict[str, np.ndarray] = field(default_factory=dict)
@@ -138,13 +140,18 @@ class Rig:
         timeout_s: float = 60.0,
         names: Sequence[tuple[str, str]] = (),
         manifests: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType({}),
+        levels: int = 1,
+        default_level: int = 0,
+        age_s: float = 1.0,
     ) -> None:
         signatures = signatures or (FIXED,)
         names = names or [(f"m{row}", "1") for row in range(len(signatures))]
         models = len(signatures)
         self.transport = Transport(
-            Dimensions(api_servers, workers, models, instances=models), Sizes(slots, data_bytes)
+            Dimensions(api_servers, workers, models, instances=models, levels=levels),
+            Sizes(slots, data_bytes),
         )
+        self.levels, self.default_level, self.age_ns = levels, default_level, int(age_s * 1e9)
         self.board = self.transport.board.map()
         self.models = self.transport.models.map()
         for row, signature in enumerate(signatures):
@@ -196,7 +203,8 @@ class Rig:
             timeout_s=self.timeout_s,
             instances=self.transport.dimensions.workers,
             max_batch_size=self.max_batch_size,
-            writer=TicketWriter(self.transport.queues[row]),
+            writers=[TicketWriter(pipe) for pipe in self.transport.queues[row].levels],
+            default_level=self.default_level,
             labels=version.artifact.labels,
             image=version.artifact.image,
         )
@@ -260,13 +268,6 @@ class Rig:
             queue = self.transport.queues[row]
             consumer = TicketConsumer(shared, row, 0, row)
             times = BatchTimes(self.board, index, row)
-            batcher = Batcher(
-                TicketReader(queue),
-                turn_of(queue, self.board, row, self.transport.dimensions.workers),
-                consumer,
-                int(window_s * 1e9),
-                times.run_ns,
-            )
             runner = BatchRunner(
                 f"m{row}",
                 "cuda:0",
@@ -279,10 +280,22 @@ class Rig:
                 retried.append,
                 batch_limits.append,
             )
+            batcher = Batcher(
+                TicketReader(queue, self.levels),
+                turn_of(queue, self.board, row, self.transport.dimensions.workers),
+                consumer,
+                int(window_s * 1e9),
+                times.run_ns,
+                runner.bucket,
+                self.levels,
+                self.age_ns,
+            )
+            ageing = Ageing(self.levels, self.age_ns)
+            counts: Any = metrics
             consumers.append(consumer)
             batchers.append(batcher)
             loops.append(
-                InstanceLoop(row, consumer, batcher, runner, Gate(), times, metrics)  # type: ignore[arg-type]
+                InstanceLoop(row, consumer, batcher, runner, Gate(), times, counts, ageing, self.levels)
             )
             self.board.ready[index, row] = 1
         return RigWorker(
@@ -306,6 +319,7 @@ class Rig:
         length: int = 2,
         deadline_ns: int | None = None,
         flush: bool = True,
+        priority: int = 0,
     ) -> RecordedRequest:
         """Queue a request of one row per value."""
         import time
@@ -314,6 +328,7 @@ class Rig:
         x = np.repeat(np.float32(values)[:, None], length, axis=1)
         request = RecordedRequest(dispatcher.queues[row], x)
         request.dispatcher = dispatcher
+        request.level = request.queue.level_of(priority, "priority")
         dispatcher.put(request, {"x": x}, len(x))
         now_ns = time.monotonic_ns()
         dispatcher.submit(request, now_ns, now_ns + MINUTE_NS if deadline_ns is None else deadline_ns)

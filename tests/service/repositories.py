@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
 from foldserve.service.artifact.manifest import Manifest
+from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.ipc.model_table import ModelTable
 from foldserve.service.metrics.exposition import Exposition, LiveGauges
@@ -127,14 +128,46 @@ def save_exported(
     x = np.arange(28, dtype=np.float32).reshape(7, 4)
     y = x @ WEIGHT
     np.savez(folder / "reference.npz", **{"input.x": x, "output.y": y + error * np.abs(y).max()})
-    return write_manifest(folder, name, version)
+    return save_manifest(
+        folder,
+        name,
+        version,
+        inputs=[{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+        outputs=[{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+    )
 
 
-def write_manifest(folder: Path, name: str, version: str = "1", **keys: Any) -> dict[str, Any]:
-    """Write the manifest.json of the files that lie there, those of the linear model unless `keys` say something else.
+def save_colours(folder: Path) -> dict[str, Any]:
+    """A model that takes pictures, as the export leaves it: how red, green and blue one is, with those labels.
 
-    Returns: it.
+    Returns: the manifest.
     """
+    save_onnx(
+        folder / "model.onnx",
+        [
+            helper.make_node("Cast", ["pictures"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["numbers"], ["y"], axes=[1, 2], keepdims=0),
+        ],
+        [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["rows", 4, 6, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 3])],
+        {},
+    )
+    pictures = np.arange(7 * 72, dtype=np.uint8).reshape(7, 4, 6, 3)
+    y = pictures.mean(axis=(1, 2), dtype=np.float32)
+    np.savez(folder / "reference.npz", **{"input.pictures": pictures, "output.y": y})
+    return save_manifest(
+        folder,
+        "colours",
+        "1",
+        inputs=[{"name": "pictures", "datatype": "UINT8", "shape": [-1, 4, 6, 3]}],
+        outputs=[{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+        image=PictureInput("pictures", size=(4, 6)).to_manifest(),
+        labels=["red", "green", "blue"],
+    )
+
+
+def save_manifest(folder: Path, name: str, version: str, **keys: Any) -> dict[str, Any]:
+    """Beside the files of an export. keys: of the manifest, its inputs and outputs among them."""
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
         for path in sorted(folder.iterdir())
@@ -146,8 +179,6 @@ def write_manifest(folder: Path, name: str, version: str = "1", **keys: Any) -> 
         "version": version,
         "created": "2026-01-01T00:00:00Z",
         "source": "tests",
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
-        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
         "opset": 17,
         "tool_versions": {},
         "max_batch_size": 8,

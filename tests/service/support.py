@@ -26,12 +26,15 @@ from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.lines import LogStyle
 from foldserve.service.metrics.catalog import STAGES
+from foldserve.service.metrics.counts import ModelCounts
 from foldserve.service.protocols import PROTOCOLS
 from foldserve.service.protocols.kserve_v1 import KserveV1Calls
 from foldserve.service.protocols.oip.calls import OipCalls
 from foldserve.service.protocols.oip.information import Information
+from foldserve.service.protocols.oip.region_calls import RegionCalls
 from foldserve.service.protocols.predict import PredictCalls
 from foldserve.service.protocols.routes import Route
+from foldserve.service.protocols.torchserve import TorchServeCalls
 from foldserve.service.server.api_models import make_plans
 from foldserve.service.settings import ServeSettings
 from tests.service.engine_rig import Rig
@@ -84,6 +87,7 @@ class NumpySession:
     """Runs a function, and notes the rows of each run."""
 
     notes: Sequence[str] = ()
+    keeps_outputs = True
 
     def __init__(self, models: "NumpyModels", model: str, version: str) -> None:
         self._models = models
@@ -210,6 +214,11 @@ SETTINGS = ServeSettings(
     host="127.0.0.1",
     port=8000,
     grpc_port=0,
+    keys=None,
+    tls_certificate=None,
+    tls_key=None,
+    tls_client_ca=None,
+    cors_origins=None,
     device="cpu",
     api_servers=1,
     workers_per_device=1,
@@ -226,10 +235,15 @@ SETTINGS = ServeSettings(
     request_timeout_ms=30_000,
     drain_grace_s=0.0,
     access_log=False,
+    client_shared_memory=False,
     check_moves=False,
     log_level="info",
     log_format="text",
 )
+
+
+async def counts() -> dict[tuple[str, str], ModelCounts]:
+    return {}
 
 
 async def exposition(accept: str) -> tuple[bytes, str]:
@@ -301,7 +315,7 @@ class Served:
                 pass
 
         for row in range(len(names)):
-            loop.add_reader(rig.transport.queues[row].reader.fd, turn, row)
+            loop.add_reader(rig.transport.queues[row].levels[0].reader.fd, turn, row)
         dispatcher = rig.dispatcher
         memory = rig.transport.arenas[0].memory
         codecs = CodecProcess(
@@ -326,8 +340,10 @@ class Served:
             context,
             (
                 PredictCalls(self.models, plans, settings.default_model),
-                OipCalls(Information(self.models, exposition), plans),
+                OipCalls(Information(self.models, counts), plans),
+                RegionCalls(None),
                 KserveV1Calls(self.models, plans, settings.default_model),
+                TorchServeCalls(self.models, plans),
             ),
             settings,
             exposition,

@@ -16,7 +16,7 @@ LAYERS = (
     ("inference",),
     ("engine", "worker", "commands"),
     ("client",),
-    ("metrics", "repository"),
+    ("metrics", "repository", "access"),
     ("ipc", "backends", "codecs"),
     ("setting_sources", "arguments"),
     ("settings", "artifact"),

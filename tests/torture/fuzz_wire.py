@@ -37,6 +37,7 @@ _TOKENS: Final = (
     b"connection: keep-alive\r\n", b"expect: 100-continue\r\n", b"expect: x\r\n",
     b"content-encoding: gzip\r\n", b"host: a\r\n", b"host: \r\n", b"trailer: x\r\n", b"te: trailers\r\n",
     b"accept: application/x-npy\r\n", b"accept: */*;q=0\r\n", b"accept: ,;q=\r\n", b"x-timeout-ms: 0\r\n",
+    b"x-priority: 0\r\n", b"x-priority: 1\r\n", b"x-priority: 9\r\n", b"x-priority: x\r\n",
     b"x-timeout-ms: 1e9\r\n", b"x-timeout-ms: nan\r\n", b"x-tensor-shape: 1,4\r\n",
     b"x-tensor-shape: -1\r\n", b"x-request-id: \r\n", b"x-request-id: " + b"a" * 129 + b"\r\n", b"?output=y",
     b"?output=", b"?version=1", b"?version=-1", b"/versions/1", b"/versions/99999999999999999999",

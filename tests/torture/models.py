@@ -18,7 +18,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from foldserve.service.artifact.pictures import PictureInput
-from tests.service.repositories import TABLE, WEIGHT, save_linear, save_lookup, save_onnx, write_manifest
+from tests.service.repositories import TABLE, WEIGHT, save_linear, save_lookup, save_manifest, save_onnx
 from tests.torture.protocols.seam import Asked, Carried, Request, Wanted
 from tests.torture.protocols.table import that_take
 
@@ -33,6 +33,9 @@ def make_repository(folder: Path, models: tuple[str, ...] = MODELS) -> Path:
     """These models in a repository."""
     if "linear" in models:
         save_linear(folder / "linear" / "1" / "model.onnx")
+        (folder / "linear" / "config.yaml").write_text(
+            "queue: {priority_levels: 3, default_priority_level: 2}\n"
+        )
     if "digits" in models:
         save_lookup(folder / "digits" / "1" / "model.onnx")
     if "pair" in models:
@@ -63,7 +66,8 @@ def _save_colours(folder: Path) -> None:
     )
     image = PictureInput("pictures", size=PICTURE).to_manifest()
     inputs = [{"name": "pictures", "datatype": "UINT8", "shape": [-1, *PICTURE, 3]}]
-    write_manifest(folder, "colours", inputs=inputs, image=image, max_batch_size=32)
+    outputs = [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]
+    save_manifest(folder, "colours", "1", inputs=inputs, outputs=outputs, image=image, max_batch_size=32)
 
 
 def _save_inplace(folder: Path) -> None:
@@ -123,7 +127,8 @@ def asked(
     """A question that no other number asks; of some rows if it is not said of how many."""
     rows = rows or chosen.choice((1, 1, 1, 2, 3, 5))
     inputs, y = inputs_of(model, number, rows, chosen.randint(7, 12))
-    return Asked(model, inputs, y, id_of(number), wanted, late_ms)
+    level = chosen.randint(0, 3) if model == "linear" else None
+    return Asked(model, inputs, y, id_of(number), wanted, late_ms, level)
 
 
 def id_of(number: int) -> str:

@@ -50,6 +50,7 @@ class OnnxSession:
     """A model in ONNX Runtime on the CPU. run() may be called from several threads (onnxruntime allows it)."""
 
     notes: Sequence[str] = ()
+    keeps_outputs = True  # every run has outputs of its own
 
     def __init__(self, session: ort.InferenceSession, outputs: tuple[str, ...]) -> None:
         self._session = session

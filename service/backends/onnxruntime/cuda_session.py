@@ -68,6 +68,8 @@ class OnnxCudaSession:
         rows: of the largest batch that is to be bound; larger ones are run plainly. 0 = nothing may be bound.
     """
 
+    keeps_outputs = False
+
     def __init__(
         self,
         session: ort.InferenceSession,

@@ -28,6 +28,7 @@ class TorchScriptSession:
     """A scripted module on the CPU."""
 
     notes: Sequence[str] = ()
+    keeps_outputs = False  # a module may give out its buffers, and change them in the next run
 
     def __init__(self, module: torch.jit.ScriptModule, signature: Signature) -> None:
         self._module = module

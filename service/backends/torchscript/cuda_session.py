@@ -33,6 +33,8 @@ class TorchScriptCudaSession:
         rows: of the largest batch for which pinned memory is kept; 0 = none.
     """
 
+    keeps_outputs = False
+
     def __init__(
         self, module: Any, signature: Signature, device: torch.device, rows: int, notes: Sequence[str] = ()
     ) -> None:

@@ -2,12 +2,13 @@
 
 Reading a megabyte of JSON takes ten milliseconds and more, in which Python lets nothing else of its process run; so
 what is larger than the bounds below does not happen on an API server's event loop. Nor does the decoding of a picture,
-however few bytes it has.
+however few bytes it has; nor the writing of an answer that takes longer than rendering_time.py allows.
 
     messages.py  the messages between the two processes
     runner.py    the work itself, over the API server's arena
     helper.py    the process: takes an order, works, asks for memory, writes into it
     client.py    the API server's side: the orders that wait, the process, what happens when it dies
+    rendering_time.py  about how long answers take to be written
     job.py       one of those orders, with the memory that it holds
 
 A body lies in the arena already when it is to be parsed, and a model's outputs when they are to be rendered;
@@ -23,8 +24,6 @@ from typing import Final
 
 LARGE_JSON_BYTES: Final = 64 * 1024
 """A longer JSON body. So much is decoded in 0.5 ms, or refused in 8 at the worst, where a core is quiet."""
-LARGE_RESPONSE_BYTES: Final = 256 * 1024
-"""Outputs that hold more and are wanted as JSON. So much is encoded in 1.5 ms."""
 LARGE_COPY_BYTES: Final = 2 * 2**20
 """A longer body, or longer outputs, whose bytes are copied as they are: about 1 ms a copy."""
 PIECE_BYTES: Final = 2**20

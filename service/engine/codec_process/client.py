@@ -29,6 +29,7 @@ from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, Servic
 from foldserve.service.host.processes import stop_signals_blocked
 from foldserve.service.ipc.handles import pickled_for_exec
 from foldserve.service.ipc.model_table import ModelTable
+from foldserve.service.ipc.region_table import RegionTable
 from foldserve.service.logs.lines import LogStyle
 
 _log = logging.getLogger("foldserve.codecs")
@@ -62,6 +63,7 @@ class CodecProcess:
         arena_fd, arena_bytes: the arena's memory, as the process maps it.
         work_limit_s: how long the process may work on a job beyond what its size may need, however much time the
             request has; then it hangs.
+        regions, region_limit_bytes: see CodecPlan.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class CodecProcess:
         arena_bytes: int,
         log_style: LogStyle,
         work_limit_s: float,
+        regions: RegionTable | None = None,
+        region_limit_bytes: int = 0,
     ) -> None:
         self._dispatcher = dispatcher
         self._arena_fd = arena_fd
@@ -81,6 +85,8 @@ class CodecProcess:
             {protocol.key: protocol for protocol in protocols},
             arena_bytes,
             log_style,
+            regions,
+            region_limit_bytes,
         )
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, int, Job]] = []
@@ -132,8 +138,10 @@ class CodecProcess:
         def output_bytes(sized: Sized) -> int:
             return dispatcher.output_capacity(queue, sized.rows, sized.dims, sized.nbytes)
 
-        order = messages.parse_order(queue.key, protocol.key, allocation.input_at, body)
+        at = allocation.input_at + request.input_offset
+        order = messages.parse_order(queue.key, protocol.key, at, body)
         job = Job(request, order, output_bytes, deadline_ns, self._on_deadline, self._on_cancel, then)
+        request.input_offset = 0  # of the memory that it will have
         most = min(body.nbytes * MOST_INFLATED, body.limit_bytes) if body.encoding else body.nbytes
         return self._add(job, most)
 

@@ -20,6 +20,7 @@ from foldserve.service.engine.codec_process.runner import CodecResult, CodecRunn
 from foldserve.service.errors import ServiceError
 from foldserve.service.host.processes import die_with_parent
 from foldserve.service.ipc.model_table import ModelKey
+from foldserve.service.ipc.shared_regions import SharedRegions
 from foldserve.service.logs.records import configure_logging
 
 _log = logging.getLogger("foldserve.codecs")
@@ -35,7 +36,10 @@ def main(parent: int, channel_fd: int, plan_fd: int, arena_fd: int) -> None:
     with open(plan_fd, "rb") as file:
         plan: CodecPlan = pickle.load(file)  # our own parent's
     configure_logging(plan.log_style)
-    runner = CodecRunner(plan.models.map(), plan.protocols, memoryview(mmap.mmap(arena_fd, plan.arena_bytes)))
+    memory = memoryview(mmap.mmap(arena_fd, plan.arena_bytes))
+    limit = plan.region_limit_bytes
+    regions = None if plan.regions is None else SharedRegions(plan.regions.map(), limit, limit)
+    runner = CodecRunner(plan.models.map(), plan.protocols, memory, regions)
     # A body becomes millions of objects, none of which is garbage until all are: collections on the way would each
     # walk over them. What a traceback leaves in a circle goes between two orders; what outlives
     # one, such as a module that it was the first to need, is not walked over again.

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from foldserve.service.codecs.fast.codec import NO_SCHEDULE, Schedule
 from foldserve.service.codecs.protocol import InferenceProtocol, Options
 from foldserve.service.errors import (
     BadJson,
@@ -23,6 +24,7 @@ from foldserve.service.errors import (
     UnsupportedMediaType,
 )
 from foldserve.service.ipc.model_table import ModelKey, ModelTable
+from foldserve.service.ipc.region_table import RegionTable
 from foldserve.service.logs.lines import LogStyle
 
 PACKET_BYTES: Final = 65_536
@@ -64,13 +66,16 @@ class CodecPlan:
     """What the process is given when it starts. Picklable by handles.pickled_for_exec(), with the memory that it names.
 
     models: where it reads what a version's tensors are. protocols: by their names. arena_bytes: of the whole arena,
-    headers included.
+    headers included. regions, region_limit_bytes: the shared memory of clients, where it is read, and the most of
+    one tensor in it.
     """
 
     models: ModelTable
     protocols: Mapping[str, InferenceProtocol]
     arena_bytes: int
     log_style: LogStyle
+    regions: RegionTable | None = None
+    region_limit_bytes: int = 0
 
 
 class Body(NamedTuple):
@@ -93,7 +98,7 @@ class Sized:
     dims: tuple[int, ...] = ()
     outputs: tuple[str, ...] = ()
     reply: Any = None
-    queue_timeout_us: int = 0
+    schedule: Schedule = NO_SCHEDULE
     media_type: str = ""
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -126,15 +131,15 @@ def sized_message(sized: Sized) -> bytes:
     return pack(
         MessageType.SIZED,
         *(sized.nbytes, sized.rows, sized.dims),
-        *(sized.outputs, sized.reply, sized.queue_timeout_us),
+        *(sized.outputs, sized.reply, tuple(sized.schedule)),
         *(sized.media_type, sized.headers),
     )
 
 
 def sized_of(values: Sequence[Any]) -> Sized:
     """What such a message says."""
-    nbytes, rows, dims, outputs, reply, queue_timeout_us, media_type, headers = values
-    said = (tuple(outputs), reply, queue_timeout_us)
+    nbytes, rows, dims, outputs, reply, schedule, media_type, headers = values
+    said = (tuple(outputs), reply, Schedule(*schedule))
     return Sized(
         nbytes, rows, tuple(dims), *said, media_type, tuple((name, value) for name, value in headers)
     )

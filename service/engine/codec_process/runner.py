@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from foldserve.service.codecs.compression import inflated
-from foldserve.service.codecs.protocol import InferenceProtocol, Served
+from foldserve.service.codecs.protocol import InferenceProtocol, Served, SharedRegions
 from foldserve.service.engine.codec_process.messages import Body, Sized
 from foldserve.service.errors import NotReady
 from foldserve.service.ipc.model_table import MappedModelTable, ModelKey
@@ -35,12 +35,17 @@ class CodecRunner:
     """Works for the models of one API server, over its arena."""
 
     def __init__(
-        self, models: MappedModelTable, protocols: Mapping[str, InferenceProtocol], memory: memoryview
+        self,
+        models: MappedModelTable,
+        protocols: Mapping[str, InferenceProtocol],
+        memory: memoryview,
+        regions: SharedRegions | None = None,
     ) -> None:
         self._models = models
         self._versions: dict[ModelKey, tuple[Served, TensorLayout]] = {}
         self._protocols = protocols
         self.memory = memory
+        self._regions = regions
 
     def _version(self, key: ModelKey) -> tuple[Served, TensorLayout]:
         """A version, and where its tensors lie. Raises: NotReady when it was unloaded."""
@@ -54,7 +59,10 @@ class CodecRunner:
             # What was in the row before is asked for no more.
             self._versions = {one: kept for one, kept in self._versions.items() if one.row != key.row}
             artifact = version.artifact
-            served = Served(key.model, key.version, artifact.signature, artifact.labels, artifact.image)
+            served = Served(
+                *(key.model, key.version, artifact.signature, artifact.labels, artifact.image),
+                regions=self._regions,
+            )
             found = self._versions[key] = (served, TensorLayout(artifact.signature))
         return found
 
@@ -76,9 +84,7 @@ class CodecRunner:
         places = layout.input_places(rows, dims)
         parts = [(offset, array) for (offset, _), array in zip(places, arrays, strict=True)]
         nbytes = layout.input_bytes(rows, dims)
-        return CodecResult(
-            Sized(nbytes, rows, dims, parsed.outputs, parsed.reply, parsed.queue_timeout_us), parts
-        )
+        return CodecResult(Sized(nbytes, rows, dims, parsed.outputs, parsed.reply, parsed.schedule), parts)
 
     def render(
         self, key: ModelKey, protocol: str, rows: int, at: int, nbytes: int, names: Sequence[str], reply: Any

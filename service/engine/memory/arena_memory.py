@@ -19,6 +19,8 @@ from foldserve.service.ipc.slots.slot_pool import SlotPool
 
 _SCARCE: Final = 7 / 8
 """When so much of an arena is in use, each model is limited to its own share of it."""
+_KEPT: Final = 1 / 16
+"""Of an arena, kept from each priority level for the one before it."""
 
 
 class ArenaMemory(QueueLoads):
@@ -54,7 +56,7 @@ class ArenaMemory(QueueLoads):
         Raises: TooLarge when an empty arena would not have that much; QueueFull when the arena has no slot or not
             enough memory left.
         """
-        modest = not self._over_its_share(request.queue)
+        modest = not self._over_its_share(request.queue, request.level.index)
         allocation = self._pool.acquire(input_bytes, output_bytes) if modest else None
         if allocation is None:
             self.check_fits(request, input_bytes, output_bytes)  # before others are evicted for nothing
@@ -64,7 +66,7 @@ class ArenaMemory(QueueLoads):
             raise QueueFull(
                 f"no memory available for a request of {input_bytes} bytes: {len(self.in_flight)} requests are in "
                 f"flight and {self._pool.used_bytes} of {self.arena.data_bytes} bytes in use; try again later",
-                retry_after_s=self.load(request.queue).wait_s(0),
+                retry_after_s=self.load(request.queue, request.level).wait_s(0),
             )
         request.allocation = allocation
         return allocation.inputs
@@ -97,13 +99,21 @@ class ArenaMemory(QueueLoads):
             found = self._pool.grow_outputs(allocation, needed)
         return found
 
-    def _over_its_share(self, queue: ModelQueue) -> bool:
-        """Whether the arena is nearly full and this model has its share: one busy model must not shut out another."""
+    def _over_its_share(self, queue: ModelQueue, level: int) -> bool:
+        """Whether the arena is nearly full and this model has its share: one busy model must not shut out another. Or
+        so full that the rest is kept for higher levels: what waits behind a request must not keep it out."""
         models = len(self.queues)
-        if models == 1:
+        if models == 1 and not level:
             return False
         arena = self.arena
         slots = len(arena.state)
+        if level:
+            share = 1 - level * _KEPT
+            if (
+                len(self.in_flight) > slots * share
+                or self._pool.allocated_bytes - self.lent_bytes > arena.data_bytes * share
+            ):
+                return True
         return (len(self.in_flight) > slots * _SCARCE and queue.requests * models > slots) or (
             self._pool.allocated_bytes - self.lent_bytes > arena.data_bytes * _SCARCE
             and queue.held_bytes * models > arena.data_bytes

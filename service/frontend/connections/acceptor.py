@@ -17,7 +17,9 @@ from typing import Final
 
 from foldserve.service.frontend.connections.descriptors import FIX, ConnectionLimits
 from foldserve.service.frontend.connections.guests import Guests
+from foldserve.service.frontend.connections.handshakes import Handshakes
 from foldserve.service.frontend.connections.shares import Shares
+from foldserve.service.frontend.connections.tls import Tls
 from foldserve.service.metrics.catalog import CROWDED, FAILED
 
 _log = logging.getLogger("foldserve.connections")
@@ -49,7 +51,9 @@ class Acceptor:
         listeners: bound, listening, not blocking.
         make_protocol: makes what talks on a connection; it calls left() when its connection is lost.
         room: how many connections, and guests beside them, the process can hold.
-        refused: called for each connection that could not be taken now (FAILED), or was sent away (CROWDED).
+        refused: called for each connection that could not be taken now (FAILED), was sent away (CROWDED), or whose TLS
+            failed (HANDSHAKE).
+        tls: None where no connection is encrypted; those of sockets in the file system never are.
     """
 
     def __init__(
@@ -59,8 +63,10 @@ class Acceptor:
         shares: Shares,
         room: ConnectionLimits,
         refused: Callable[[str], None],
+        tls: Tls | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._handshakes = None if tls is None else Handshakes(tls, refused)
         self._listeners = list(listeners)
         self._make_protocol = make_protocol
         self._shares = shares
@@ -185,7 +191,10 @@ class Acceptor:
         self, connection: socket.socket, protocol: asyncio.Protocol, failed: Callable[[], None]
     ) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, connection)
+            if self._handshakes is None or connection.family == socket.AF_UNIX:
+                await self._loop.connect_accepted_socket(lambda: protocol, connection)
+            elif not await self._handshakes.connect(protocol, connection):
+                failed()
         except OSError as error:  # it has gone already
             connection.close()
             failed()

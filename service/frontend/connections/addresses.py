@@ -231,8 +231,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def urls(sockets: list[socket.socket]) -> list[str]:
-    """How to reach each socket from this machine, in the order of the sockets."""
+def urls(sockets: list[socket.socket], encrypted: bool = False) -> list[str]:
+    """How to reach each socket from this machine, in the order of the sockets. encrypted: those of TCP speak TLS."""
     found = []
     for bound in sockets:
         if bound.family == socket.AF_UNIX:
@@ -242,5 +242,5 @@ def urls(sockets: list[socket.socket]) -> list[str]:
         host = {_ANY_V4: "127.0.0.1", _ANY_V6: "[::1]"}.get(
             host, f"[{quote(host, ':')}]" if ":" in host else host
         )
-        found.append(f"http://{host}:{port}")
+        found.append(f"http{'s' * encrypted}://{host}:{port}")
     return found

@@ -1,34 +1,54 @@
-"""The calls besides inference: the documents of REST (protocols/oip/information.py) as messages; and gRPC's health."""
+"""The calls besides inference: the documents of REST (protocols/oip/information.py) as messages, and gRPC's own."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final
 
 import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError
 
-from foldserve.service.errors import (
-    BadRequest,
-    Draining,
-    NotFound,
-    NotImplementedHere,
-    NotReady,
-)
+from foldserve.service.access.gate import Gate
+from foldserve.service.access.scopes import scope_of
+from foldserve.service.errors import Draining, NotFound, NotImplementedHere, NotReady
+from foldserve.service.frontend.grpc.callers import admit
+from foldserve.service.frontend.grpc.health import HealthWatch
+from foldserve.service.frontend.grpc.received import parsed
+from foldserve.service.frontend.grpc.reflection import CALL, answer_all
 from foldserve.service.frontend.grpc.statuses import abort, client_error
+from foldserve.service.frontend.grpc.streams import Streams
 from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
 from foldserve.service.protocols.oip.information import Information
-from foldserve.service.protocols.oip.messages import HEALTH, INFERENCE, methods
+from foldserve.service.protocols.oip.messages import HEALTH, INFERENCE, REFLECTIONS, SERVICES, methods
+from foldserve.service.protocols.oip.region_calls import RegionCalls
+
+OF_MODEL: Final = frozenset(
+    f"/{INFERENCE}/{call}" for call in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+)
+"""Calls whose request names a model."""
 
 Document = dict[str, Any]
 Read = Callable[[Any], Awaitable[Document]]
+Stream = Callable[[Any, Any], Coroutine[Any, Any, None]]
+"""Answers a stream: (the message or messages that came, the call's context)."""
 
 
 class GrpcCalls:
     """Of one API server."""
 
-    def __init__(self, information: Information, observers: Observers) -> None:
+    def __init__(
+        self,
+        information: Information,
+        regions: RegionCalls,
+        observers: Observers,
+        streams: Streams,
+        gate: Gate,
+    ) -> None:
+        self._gate = gate
         self._information = information
+        self._regions = regions
+        self._health = HealthWatch(information.status)
+        self._streams = streams
         self._observers = observers
         self._methods = {
             INFERENCE: {
@@ -40,19 +60,28 @@ class GrpcCalls:
                 "ModelConfig": self._model_config,
                 "ModelStatistics": self._model_statistics,
                 "RepositoryIndex": self._repository_index,
+                "SystemSharedMemoryStatus": self._regions_status,
+                "SystemSharedMemoryRegister": self._regions_register,
+                "SystemSharedMemoryUnregister": self._regions_unregister,
             },
             HEALTH: {"Check": self._check},
         }
 
     def handlers(self) -> dict[str, Any]:
         """What answers each call, by its path."""
-        made = {}
+        made: dict[str, Any] = {}
         for service, served in self._methods.items():
             messages = methods(service)
             for name, read in served.items():
                 path = f"/{service}/{name}"
                 request, response = messages[name]
                 made[path] = grpc.unary_unary_rpc_method_handler(self._call(path, read, request, response))
+        watch = f"/{HEALTH}/Watch"
+        made[watch] = grpc.unary_stream_rpc_method_handler(self._stream(watch, self._watch))
+        for service in REFLECTIONS:
+            path = f"/{service}/{CALL}"
+            answer = partial(_reflect, service)
+            made[path] = grpc.stream_stream_rpc_method_handler(self._stream(path, answer))
         return made
 
     def _call(self, path: str, read: Read, request: Any, response: Any) -> Callable[..., Awaitable[bytes]]:
@@ -60,7 +89,11 @@ class GrpcCalls:
             context = RequestContext("POST", path, "", {})
             context.route = path
             try:
-                document = await read(_parsed(request, message))
+                caller = admit(self._gate, context, grpc_context.invocation_metadata())
+                asked = parsed(request, message)
+                if caller is not None and path in OF_MODEL:
+                    caller.check(scope_of(path), asked.name)
+                document = await read(asked)
                 written: bytes = ParseDict(document, response()).SerializeToString()
             except Exception as raised:
                 error = client_error(raised, context)
@@ -68,6 +101,20 @@ class GrpcCalls:
                 await abort(grpc_context, error)
             self._observers.notify(context, 200, context.elapsed_s())
             return written
+
+        return call
+
+    def _stream(self, path: str, answer: Stream) -> Callable[..., Awaitable[None]]:
+        async def call(came: Any, grpc_context: Any) -> None:
+            context = RequestContext("POST", path, "", {})
+            context.route = path
+            try:
+                await self._streams.run(answer(came, grpc_context))
+            except Exception as raised:
+                error = client_error(raised, context)
+                self._observers.notify(context, error.status, context.elapsed_s())
+                await abort(grpc_context, error)
+            self._observers.notify(context, 200, context.elapsed_s())
 
         return call
 
@@ -102,12 +149,31 @@ class GrpcCalls:
     async def _repository_index(self, request: Any) -> Document:
         return {"models": self._information.index(request.ready)}
 
+    async def _regions_status(self, request: Any) -> Document:
+        return {"regions": {one["name"]: one for one in self._regions.status(request.name or None)}}
+
+    async def _regions_register(self, request: Any) -> Document:
+        await self._regions.register(request.name, request.key, request.offset, request.byte_size)
+        return {}
+
+    async def _regions_unregister(self, request: Any) -> Document:
+        await self._regions.unregister(request.name or None)
+        return {}
+
     async def _check(self, request: Any) -> Document:
-        if request.service not in ("", INFERENCE, HEALTH):
+        if request.service not in ("", *SERVICES):
             raise NotFound(
                 f"there is no service {request.service[:100]!r}; ask for {INFERENCE}, or for none in particular"
             )
-        return {"status": "SERVING" if self._information.status.ready() else "NOT_SERVING"}
+        return {"status": self._health.status(request.service)}
+
+    async def _watch(self, message: bytes, grpc_context: Any) -> None:
+        request, _ = methods(HEALTH)["Watch"]
+        await self._health.watch(parsed(request, message).service, grpc_context)
+
+
+async def _reflect(service: str, messages: Any, grpc_context: Any) -> None:
+    await answer_all(service, grpc_context)
 
 
 def refuse_call(path: str) -> Any:
@@ -121,14 +187,3 @@ def refuse_call(path: str) -> Any:
         )
 
     return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-def _parsed(request: Any, message: bytes) -> Any:
-    """The message of a call. Raises: BadRequest."""
-    try:
-        return request.FromString(message)
-    except DecodeError:
-        name = request.DESCRIPTOR.name
-        raise BadRequest(
-            f"the request is not a {name}; send one as the client's library makes it of its .proto"
-        ) from None

@@ -6,11 +6,15 @@ from typing import Any, Final
 
 import grpc
 
+from foldserve.service.access.gate import Gate
+from foldserve.service.access.scopes import INFER as INFER_SCOPE
 from foldserve.service.codecs.protobuf_fields import field_of_bytes
 from foldserve.service.engine.codec_process import LARGE_JSON_BYTES
-from foldserve.service.errors import Draining
+from foldserve.service.frontend.grpc.callers import admit
 from foldserve.service.frontend.grpc.exchange import GrpcExchange
+from foldserve.service.frontend.grpc.received import start_of
 from foldserve.service.frontend.grpc.statuses import abort, client_error, refusal
+from foldserve.service.frontend.grpc.streams import Streams, ended
 from foldserve.service.inference.context import MAX_TIMEOUT_MS, RequestContext
 from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import Response, error_response
@@ -33,24 +37,21 @@ _ID: Final = 3
 """Of ModelInferResponse."""
 _ID_CHARS: Final = 1024
 """Of an id that is too long, to be told with the error."""
-_HEADERS: Final = ("x-request-id", "x-timeout-ms")
+_HEADERS: Final = ("x-request-id", "x-timeout-ms", "x-priority")
 _SHORTEST_MS: Final = 0.001
 
 
 class GrpcInference:
     """Of one API server. Messages are bytes: what they say is the protocol's."""
 
-    def __init__(self, server: ServerContext, information: Information, plans: Plans) -> None:
+    def __init__(
+        self, server: ServerContext, information: Information, plans: Plans, streams: Streams, gate: Gate
+    ) -> None:
         self._server = server
+        self._gate = gate
         self._information = information
         self._plans = plans
-        self._readers: set[asyncio.Task[None]] = set()
-        """One for each open stream."""
-
-    def end(self) -> None:
-        """Read no more of streams: they answer what they have read, and end."""
-        for reader in self._readers:
-            reader.cancel()
+        self._streams = streams
 
     async def infer(self, message: bytes, context: Any) -> bytes:
         """ModelInfer."""
@@ -65,24 +66,20 @@ class GrpcInference:
         room = asyncio.Semaphore(STREAM_WINDOW)
 
         async def read() -> None:
-            try:
-                while True:
-                    await room.acquire()
-                    message = await context.read()
-                    if message is grpc.aio.EOF:
-                        break
-                    answers.put_nowait(asyncio.create_task(self._answer(message, context, STREAM)))
-            finally:
-                answers.put_nowait(None)
+            while True:
+                await room.acquire()
+                message = await context.read()
+                if message is grpc.aio.EOF:
+                    break
+                answers.put_nowait(asyncio.create_task(self._answer(message, context, STREAM)))
 
-        reader = asyncio.create_task(read())
-        self._readers.add(reader)
+        reader = self._streams.begin(read())
+        reader.add_done_callback(lambda _: answers.put_nowait(None))
         try:
             while (answer := await answers.get()) is not None:
                 await context.write(_in_stream(*await answer))
                 room.release()
         finally:
-            self._readers.discard(reader)
             reader.cancel()
             while not answers.empty():
                 left = answers.get_nowait()
@@ -90,13 +87,12 @@ class GrpcInference:
                     left.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
-        if reader.cancelled():  # by end(): more might have come
-            await abort(context, Draining("the server is shutting down; open the stream to another one"))
+        if reader.cancelled():  # what was read is answered, and more might have come
+            await abort(context, ended())
 
     async def _answer(self, message: bytes, call: Any, path: str) -> tuple[Response, str]:
         """The response to a request, and the id that it gave itself."""
         headers = {name: value for name, value in call.invocation_metadata() or () if name in _HEADERS}
-        headers["content-length"] = str(len(message))
         left_s = call.time_remaining()
         if left_s is not None and "x-timeout-ms" not in headers:
             left_ms = min(max(left_s * 1000, _SHORTEST_MS), MAX_TIMEOUT_MS)
@@ -105,8 +101,20 @@ class GrpcInference:
         context.route, context.protocol = path, OIP_GRPC.name
         said: Outline | None = None
         try:
-            said = outline(message)
-            exchange = GrpcExchange(self._server, self._head(context, said, len(message)))
+            # Again for each message of a stream: the keys may have changed since it was opened.
+            caller = admit(self._gate, context, call.invocation_metadata())
+            start, encoding = start_of(message)
+            if encoding:
+                headers["content-encoding"] = encoding
+            else:
+                message = start
+            headers["content-length"] = str(len(message))
+            said = outline(start, cut=bool(encoding))
+            head = self._head(context, said, len(message))
+            if caller is not None:
+                caller.check(INFER_SCOPE, context.model)
+                head.made_by(caller)
+            exchange = GrpcExchange(self._server, head)
             return await exchange.answer(message), said.id
         except Exception as raised:
             error = client_error(raised, context)

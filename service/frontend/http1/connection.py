@@ -83,7 +83,7 @@ class Http1Protocol(MessageParsing):
         ):
             return None
         fields = [field_of(name, value) for name, value in self.headers]
-        return head_of(route, version == "1.0", fields)
+        return head_of(route, version == "1.0", fields, self.http.gate)
 
     def _begin(self, head: Head) -> Http1Exchange:
         self._own = self.cycle = self._running = own = Http1Exchange(self.http, head, self)
@@ -138,8 +138,9 @@ class Http1Protocol(MessageParsing):
             self._end_own(own)
 
     def _fill(self, own: Http1Exchange) -> None:
-        """Have the rest of a large body read into its memory of the arena, if it has any."""
-        if own.rest(1) is not None and not self.transport.is_closing():
+        """Have the rest of a large body read into its memory of the arena, if it has any. Not where it comes encrypted:
+        TLS has its own memory in between."""
+        if own.rest(1) is not None and not self.transport.is_closing() and not self._encrypted:
             if self._direct_read is None:
                 self._direct_read = DirectRead(self.transport, self)
             self._direct_read.begin(own)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
+from foldserve.service.access.gate import WIDE_OPEN, Gate
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffer, SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
 from foldserve.service.frontend.http1.heads.cache import Head, Route
 from foldserve.service.frontend.http1.heads.reader import HeadReader
-from foldserve.service.frontend.http1.response_lines import ResponseLines
+from foldserve.service.frontend.http1.response_lines import ResponseLines, header_lines
 from foldserve.service.inference.request import InferenceRequest
 from foldserve.service.inference.response import SENT_BYTES, Response
 from foldserve.service.inference.server_context import ServerContext
@@ -59,7 +60,10 @@ class Connection(Protocol):
 
 
 class Http1Context:
-    """What the connections of an API server share. routes: by the exact bytes of the request target."""
+    """What the connections of an API server share.
+
+    routes: by the exact bytes of the request target. gate: what is asked of a head.
+    """
 
     def __init__(
         self,
@@ -68,15 +72,21 @@ class Http1Context:
         throttle: RefusalThrottle,
         unread: SendBuffers,
         lines: ResponseLines,
+        gate: Gate = WIDE_OPEN,
     ) -> None:
         self.server = server
+        self.gate = gate
         self.routes: dict[bytes, Route] = {}
-        self.heads = HeadReader(())
+        self.heads = HeadReader((), gate)
         self.serve(routes)
         self.throttle = throttle
         self.unread = unread
         self.lines = lines
         self.draining: Sequence[Any] = server.dispatcher.board.draining
+
+    def keys_changed(self) -> None:
+        """Others may ask from now on: what heads said is forgotten."""
+        self.heads.serve(list(self.routes.values()))
 
     def serve(self, routes: Sequence[Route]) -> None:
         """Have these targets of the fast path from now on, and no others."""
@@ -172,7 +182,7 @@ class Http1Exchange:
             else response.media_type.encode(),
             response.length,
             request.id_bytes(),
-            _header_lines(response.headers) if response.headers else b"",
+            lines.headers(response.headers) if response.headers else b"",
             request.decode_s * 1e3,
             queue_s * 1e3,
             lines.batch_timing(gather_s, run_s, scatter_s),
@@ -194,7 +204,7 @@ class Http1Exchange:
                 b"\r\n" + self._http.lines.date(),
                 f"content-type: {response.media_type}\r\ncontent-length: {response.length}\r\n".encode(),
                 b"x-request-id: " + request.id_bytes() + b"\r\n",
-                _header_lines(response.headers),
+                header_lines(response.headers),
                 f"server-timing: {timing}\r\n".encode() if timing else b"",
                 self._connection_line(),
                 b"\r\n",
@@ -236,8 +246,3 @@ class Http1Exchange:
         if not self.keep_alive:
             return _CLOSE
         return _KEPT if self._head.old else b""
-
-
-def _header_lines(headers: Sequence[tuple[str, str]]) -> bytes:
-    """Headers as they go over the wire."""
-    return b"".join([f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in headers])

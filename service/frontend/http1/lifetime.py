@@ -38,6 +38,8 @@ class ConnectionLifetime(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle: Any  # None at first; an AsgiCycle, or an Http1Exchange: of the last request that has come
+        self._encrypted = False
+        """Whether it is TLS."""
         self._idle_since_s = 0.0
         self._ended = False
         """Whether the client sends no more, and what it has sent is still being parsed."""
@@ -73,6 +75,7 @@ class ConnectionLifetime(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
+        self._encrypted = self.scheme == "https"
         send_buffer = SendBuffer(self.http.unread, transport, self.abort)
         self.flow = self._flow = Flow(transport, self.pipeline, send_buffer, self._go_on)
         # Also for the first head: who never sends it is gone after as long as one who was answered.
@@ -80,7 +83,12 @@ class ConnectionLifetime(HttpToolsProtocol):
         self._arm_keep_alive(self.timeout_keep_alive)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """See asyncio.Protocol. The client sends no more: what came whole is answered, then the connection closed."""
+        """See asyncio.Protocol. The client sends no more: what came whole is answered, then the connection closed.
+
+        TLS of asyncio and uvloop cannot send after that: there it is as if the client had gone.
+        """
+        if self._encrypted:
+            return False
         if self._flow.kept:
             self._ended = True  # what was read is parsed first
             self._ask_whether_gone()

@@ -3,6 +3,10 @@
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from typing import Final
+
+_MOST_HEADERS: Final = 256
+"""Sets of headers that are kept as lines. When they are full, they start anew."""
 
 
 class ResponseLines:
@@ -15,6 +19,7 @@ class ResponseLines:
         self._date = b""
         self._gather_s = self._run_s = self._scatter_s = -1.0
         self._batch_timing = b""
+        self._headers: dict[tuple[tuple[str, str], ...], bytes] = {}
 
     def date(self) -> bytes:
         """The Date line of this second, with its end."""
@@ -41,3 +46,17 @@ class ResponseLines:
                 scatter_s * 1e3,
             )
         return self._batch_timing
+
+    def headers(self, headers: tuple[tuple[str, str], ...]) -> bytes:
+        """The lines of these headers, which are those of many answers."""
+        lines = self._headers.get(headers)
+        if lines is None:
+            if len(self._headers) == _MOST_HEADERS:
+                self._headers.clear()
+            lines = self._headers[headers] = header_lines(headers)
+        return lines
+
+
+def header_lines(headers: tuple[tuple[str, str], ...]) -> bytes:
+    """Headers as they go over the wire."""
+    return b"".join([f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in headers])

@@ -1,1 +1,7 @@
-"""What the server says about itself: to programs (info.py) and to people (docs.py)."""
+"""What the server says about itself.
+
+info.py        to programs: /info
+openapi.py     to programs: /openapi.json, from the routes and the models that are loaded
+operations.py  what that says of the calls that no protocol has
+site.py        to people: the page at /docs, and what it is made of (site/)
+"""

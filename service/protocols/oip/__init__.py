@@ -1,11 +1,14 @@
 """The Open Inference Protocol (v2) over REST and gRPC, with Triton's binary tensors, statistics, configuration,
-classification and schedule-policy extensions: what `tritonclient`, KServe's clients and `perf_analyzer` speak.
+classification, schedule-policy and system shared memory extensions: what `tritonclient`, KServe's clients and
+`perf_analyzer` speak.
 
     calls.py       the calls of /v2, and what the head of an inference request asks for
     infer.py       the InferenceProtocol: a body in, an answer out
     request.py     the JSON part of a request, with its bounds
     tensors.py     the elements of one tensor, as JSON and as bytes
     fast.py        the quick way through requests that differ in their numbers alone
+    shared_memory.py tensors in shared memory of clients
+    region_calls.py  the calls that register it
     information.py what is told besides inference, as documents
     documents.py   what metadata and configuration say of a model
     statistics.py  what was counted of a model, as cumulative counts and nanoseconds

@@ -22,6 +22,7 @@ from foldserve.service.protocols.lookup import Plans, check_ready
 from foldserve.service.protocols.oip.fast import JSON_LENGTH
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.oip.information import Information
+from foldserve.service.protocols.openapi import oip as described
 from foldserve.service.protocols.routes import Route
 
 INFER_PATHS: Final = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
@@ -38,29 +39,56 @@ class OipCalls:
     def routes(self) -> tuple[Route, ...]:
         """Every call; inference by INFER_PATHS."""
         of_model = (
-            ("", "Metadata", self._metadata),
-            ("/ready", "Whether it is ready", self._model_ready),
-            ("/config", "Configuration, as Triton has it", self._config),
-            ("/stats", "Cumulative statistics", self._statistics),
+            ("", "Metadata", self._metadata, described.METADATA),
+            ("/ready", "Whether it is ready", self._model_ready, described.MODEL_READY),
+            ("/config", "Configuration, as Triton has it", self._config, described.CONFIG),
+            ("/stats", "Cumulative statistics", self._statistics, described.STATISTICS),
         )
+        of_server = (
+            ("/v2", "Server metadata", self._server, described.SERVER),
+            ("/v2/", "Server metadata", self._server, described.SERVER),
+            ("/v2/health/live", "The process answers", self._live, described.LIVE),
+            ("/v2/health/ready", "Ready to serve", self._ready, described.READY),
+            ("/v2/models", "The models' names", self._models, described.MODELS),
+            (
+                "/v2/models/stats",
+                "Cumulative statistics of every model",
+                self._statistics,
+                described.STATISTICS,
+            ),
+        )
+        infer = zip(INFER_PATHS, ("a model", "one version of a model"), strict=True)
         return (
-            Route("GET", "/v2", "Server metadata", self._server),
-            Route("GET", "/v2/", "Server metadata", self._server),
-            Route("GET", "/v2/health/live", "The process answers", self._live),
-            Route("GET", "/v2/health/ready", "Ready to serve", self._ready),
-            Route("GET", "/v2/models", "The models' names", self._models),
-            Route("GET", "/v2/models/stats", "Cumulative statistics of every model", self._statistics),
+            *(Route("GET", path, what, handler, operation=said) for path, what, handler, said in of_server),
             Route(
-                "POST", "/v2/repository/index", "Every version and its state", self._index, reads_body=True
+                "POST",
+                "/v2/repository/index",
+                "Every version and its state",
+                self._index,
+                reads_body=True,
+                operation=described.INDEX,
             ),
             *(
-                Route("GET", f"/v2/models/{{model}}{version}{path}", f"{what} of a {of}", handler)
+                Route(
+                    "GET",
+                    f"/v2/models/{{model}}{version}{path}",
+                    f"{what} of a {of}",
+                    handler,
+                    operation=said,
+                )
                 for version, of in (("", "model"), ("/versions/{version}", "version of a model"))
-                for path, what, handler in of_model
+                for path, what, handler, said in of_model
             ),
             *(
-                Route("POST", path, f"Run {what} (Open Inference Protocol)", head=self.head)
-                for path, what in zip(INFER_PATHS, ("a model", "one version of a model"), strict=True)
+                Route(
+                    "POST",
+                    path,
+                    f"Run {what} (Open Inference Protocol)",
+                    head=self.head,
+                    operation=described.INFER_ANY,
+                    of_model=described.infer_of,
+                )
+                for path, what in infer
             ),
         )
 

@@ -49,8 +49,17 @@ def model_config(model: ServedModel, version: ServedVersion, served_by: Sequence
                 "gpus": gpus,
             }
         ],
-        **({"dynamic_batching": {"preferred_batch_size": buckets}} if batches else {}),
+        **_dynamic_batching(version, buckets),
     }
+
+
+def _dynamic_batching(version: ServedVersion, buckets: list[int]) -> dict[str, Any]:
+    """Of a model that batches, or has priority levels: Triton's word for what orders a queue, too."""
+    said: dict[str, Any] = {"preferred_batch_size": buckets} if version.max_batch_size > 0 else {}
+    if version.priority_levels > 1:
+        said["priority_levels"] = version.priority_levels
+        said["default_priority_level"] = version.default_priority_level
+    return {"dynamic_batching": said} if said else {}
 
 
 def _config_tensor(spec: TensorSpec, batches: bool) -> dict[str, Any]:

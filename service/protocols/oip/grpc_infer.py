@@ -11,13 +11,15 @@ import numpy as np
 from foldserve.service.artifact.signature import TensorSpec
 from foldserve.service.codecs import raw_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
 from foldserve.service.codecs.protobuf_fields import field_of_bytes
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES
 from foldserve.service.errors import BadRequest, BadTensor, ServiceError
-from foldserve.service.protocols.oip.infer import classes_of, shape_of, shape_of_classes
+from foldserve.service.protocols.oip.infer import answer_ns, classes_of, shape_of, shape_of_classes
 from foldserve.service.protocols.oip.request import Reply, parse_document
+from foldserve.service.protocols.oip.shared_memory import write_output
 from foldserve.service.protocols.oip.tensors import BINARY_ONLY, from_binary, from_json, strings_to_binary
 from foldserve.service.protocols.oip.wire import malformed
 
@@ -43,6 +45,8 @@ class OipGrpcProtocol:
     media_type = MEDIA_TYPE
     is_json = False
     raw = False
+    shorter = "send fewer rows, in raw_input_contents"
+    at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, large_bytes: int) -> None:
         self.key = key
@@ -68,7 +72,7 @@ class OipGrpcProtocol:
                 for one in message.outputs
             ],
         }
-        return parse_document(document, MessageContents(message), served.signature)
+        return parse_document(document, MessageContents(message), served)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol: a ModelInferResponse."""
@@ -77,10 +81,14 @@ class OipGrpcProtocol:
         parts: list[bytes | memoryview] = []
         for name, array in outputs.items():
             _, classes = asked.of(name)
-            if classes:
+            data: bytes | memoryview = b""
+            if name in asked.places:
+                told = write_output(asked.places[name], name, array, served.regions)
+                described.append({**shape_of(served, name, array.shape), "parameters": _as_message(told)})
+            elif classes:
                 strings = classes_of(served, name, array, classes)
                 described.append(shape_of_classes(name, len(array), strings))
-                data: bytes | memoryview = strings_to_binary(strings)
+                data = strings_to_binary(strings)
             else:
                 described.append(shape_of(served, name, array.shape))
                 data = raw_codec.elements(array)
@@ -88,11 +96,15 @@ class OipGrpcProtocol:
         # The raw contents are the last of the fields, and so the message need not hold them as it is written.
         return Encoded(MEDIA_TYPE, b"".join((_response(served, asked, described), *parts)))
 
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        return answer_ns(outputs, Reply(*reply))
+
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol: of one output, whose numbers are sent from where they lie."""
         asked = Reply(*reply)
         ((name, array), *others) = outputs.items()
-        if others or asked.of(name)[1]:
+        if others or asked.of(name)[1] or name in asked.places:
             return None
         data = raw_codec.elements(array)
         message = _response(served, asked, [shape_of(served, name, array.shape)])
@@ -122,12 +134,12 @@ class MessageContents:
         self._count = len(self._raw)
         self._at = 0
 
+    def holds(self, tensor: Mapping[str, Any]) -> str:
+        """See Carrier."""
+        return "".join(field.name for field, _ in self._inputs[tensor["name"]].contents.ListFields()[:1])
+
     def read(self, tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
         """See Carrier."""
-        if any(name.startswith("shared_memory_") for name in tensor["parameters"]):
-            raise BadRequest(
-                f"input {spec.name!r} lies in shared memory, which is not served here; send its data in the request"
-            )
         contents = self._inputs[spec.name].contents
         filled = [field.name for field, _ in contents.ListFields()]
         if not self._count:
@@ -192,6 +204,18 @@ def _response(served: Served, asked: Reply, described: Iterable[Mapping[str, Any
     )
     written: bytes = message.SerializeToString()
     return written
+
+
+def _as_message(parameters: Mapping[str, str | int]) -> dict[str, Any]:
+    """The same as a map of InferParameter."""
+    from foldserve.service.protocols.oip.messages import InferParameter
+
+    return {
+        name: InferParameter(string_param=value)
+        if isinstance(value, str)
+        else InferParameter(int64_param=value)
+        for name, value in parameters.items()
+    }
 
 
 def _parameters(message: Any) -> dict[str, Any]:

@@ -12,21 +12,26 @@ import orjson
 
 from foldserve.service.codecs import raw_codec
 from foldserve.service.codecs.encoded import Encoded, LaidOut
-from foldserve.service.codecs.fast_codec import FastCodec
+from foldserve.service.codecs.fast.codec import FastCodec
 from foldserve.service.codecs.json_codec import encodable
 from foldserve.service.codecs.json_diagnostics import why_not_json
 from foldserve.service.codecs.protocol import Options, ParsedRequest, Served
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES, LARGE_JSON_BYTES
+from foldserve.service.engine.codec_process.rendering_time import SMALL_BYTES, copy_ns, json_ns, largest_ns
 from foldserve.service.errors import BadJson, BadRequest, ServiceError
 from foldserve.service.inference.response import JSON, error_body
 from foldserve.service.protocols.oip.fast import BINARY, JSON_LENGTH, OipFastCodec
 from foldserve.service.protocols.oip.request import JsonAndBytes, Reply, parse_document, parse_raw
+from foldserve.service.protocols.oip.shared_memory import write_output
 from foldserve.service.protocols.oip.tensors import strings_to_binary
 
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 _EXPECTED: Final = 'expected {"inputs": [{"name", "shape", "datatype", "data"}, ...]}'
 _TENSOR_AS_BYTES: Final = 'send the tensor\'s bytes after the JSON, with "binary_data_size" in its parameters'
 _BYTES_FOLLOW: Final = f"where bytes follow the JSON, say in {JSON_LENGTH} how long that is"
+_NOT_AS_JSON: Final = (
+    f', or binary data behind the JSON ("binary_data_size", {JSON_LENGTH}) instead of "data"'
+)
 _AS_BINARY: Final = (
     'To get the numbers as they are, ask for the output with "binary_data": true in its parameters'
 )
@@ -38,10 +43,12 @@ class OipProtocol:
     name = "oip"
     media_type = JSON
     raw = False
+    at_once_bytes = SMALL_BYTES
 
     def __init__(self, key: str, *, is_json: bool) -> None:
         self.key = key
         self.is_json = is_json
+        self.shorter = f"send fewer rows{_NOT_AS_JSON if is_json else ''}"
         self.large_bytes = LARGE_JSON_BYTES if is_json else LARGE_COPY_BYTES
 
     def parse(self, body: bytes | bytearray | memoryview, served: Served, options: Options) -> ParsedRequest:
@@ -61,7 +68,7 @@ class OipProtocol:
             why = why_not_json(bytes(text), error, _EXPECTED, _TENSOR_AS_BYTES)
             lost = not options and b'"binary_data_size"' in bytes(text)
             raise BadJson(f"{why}; {_BYTES_FOLLOW}" if lost else why) from None
-        return parse_document(document, JsonAndBytes(whole[end:]), served.signature)
+        return parse_document(document, JsonAndBytes(whole[end:]), served)
 
     def render(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> Encoded:
         """See InferenceProtocol."""
@@ -69,6 +76,10 @@ class OipProtocol:
         described: list[dict[str, Any]] = []
         blobs: list[bytes] = []
         for name, array in outputs.items():
+            if name in asked.places:
+                told = write_output(asked.places[name], name, array, served.regions)
+                described.append({**shape_of(served, name, array.shape), "parameters": told})
+                continue
             binary, classes = asked.of(name)
             strings = classes_of(served, name, array, classes) if classes else None
             described.append(_described(served, name, array, binary, strings))
@@ -78,12 +89,16 @@ class OipProtocol:
         document = _document(served, asked, described)
         return _encoded(document, b"".join(blobs))
 
+    def render_ns(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> int:
+        """See InferenceProtocol."""
+        return answer_ns(outputs, Reply(*reply))
+
     def lay_out(self, served: Served, outputs: Mapping[str, np.ndarray], reply: Any) -> LaidOut | None:
         """See InferenceProtocol: of one output as bytes, whose numbers are sent from where they lie."""
         asked = Reply(*reply)
         ((name, array), *others) = outputs.items()
         binary, classes = asked.of(name)
-        if others or not binary or classes:
+        if others or not binary or classes or name in asked.places:
             return None
         described = {**shape_of(served, name, array.shape), "parameters": {"binary_data_size": array.nbytes}}
         document = _document(served, asked, [described])
@@ -127,6 +142,20 @@ def _described(
     if binary:
         return described
     return {**described, "data": encodable(name, array, _AS_BINARY).reshape(-1)}
+
+
+def answer_ns(outputs: Mapping[str, np.ndarray], asked: Reply) -> int:
+    """About how long an answer takes: see InferenceProtocol.render_ns()."""
+    total = 0
+    for name, array in outputs.items():
+        binary, classes = asked.of(name)
+        if classes:
+            total += largest_ns(array, classes)
+        elif binary or name in asked.places:
+            total += copy_ns((array,))
+        else:
+            total += json_ns((array,))
+    return total
 
 
 def shape_of(served: Served, name: str, shape: tuple[int, ...]) -> dict[str, Any]:

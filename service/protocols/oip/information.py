@@ -1,37 +1,44 @@
 """What the protocol's calls tell besides inference, as documents: the same over REST (calls.py) and over gRPC
 (frontend/grpc/calls.py)."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from typing import Any, Final
 
 from foldserve.service.engine.served import ServedModel, ServedVersion, Status
 from foldserve.service.errors import NotReady
+from foldserve.service.metrics.counts import ModelCounts, nothing_counted
 from foldserve.service.protocols.lookup import check_not_draining, find_model, find_version
 from foldserve.service.protocols.oip.documents import model_config, model_metadata
+from foldserve.service.protocols.oip.shared_memory import EXTENSION as SHARED_MEMORY
 from foldserve.service.protocols.oip.statistics import statistics
 
-EXTENSIONS: Final = (
+_EXTENSIONS: Final = (
     "classification",
     "schedule_policy",
     "model_configuration",
+    SHARED_MEMORY,
     "binary_tensor_data",
     "parameters",
     "statistics",
 )
 """Those of Triton's that are served, in its order."""
 
-Exposition = Callable[[str], Awaitable[tuple[bytes, str]]]
-"""Accept header -> body and content type of GET /metrics."""
+Counts = Callable[[], Awaitable[Mapping[tuple[str, str], ModelCounts]]]
+"""What was counted, by model and version."""
 
 
 @dataclass(frozen=True)
 class Information:
-    """Of one API server. model: by name; version: None for the default one. Methods raise ServiceError."""
+    """Of one API server. model: by name; version: None for the default one. Methods raise ServiceError.
+
+    shared_memory: whether that of clients is read and written.
+    """
 
     status: Status
-    exposition: Exposition
+    counts: Counts
+    shared_memory: bool = False
 
     def find(self, model: str, version: str | None) -> tuple[ServedModel, ServedVersion]:
         """The model version that a call asks for."""
@@ -43,7 +50,7 @@ class Information:
         return {
             "name": "foldserve",
             "version": distribution_version("foldserve"),
-            "extensions": EXTENSIONS,
+            "extensions": [one for one in _EXTENSIONS if self.shared_memory or one != SHARED_MEMORY],
         }
 
     def check_model_ready(self, model: str, version: str | None) -> str:
@@ -78,8 +85,8 @@ class Information:
                 found.versions if version is None else (find_version(self.status, found, version).version,)
             )
             asked = [(found.name, one) for one in chosen]
-        text, _ = await self.exposition("text/plain")
-        return {"model_stats": statistics(text.decode(), asked)}
+        counted = await self.counts()
+        return {"model_stats": [statistics(counted.get(key) or nothing_counted(*key)) for key in asked]}
 
     def index(self, ready_only: bool) -> list[dict[str, Any]]:
         """Every version, its state and the reason for it."""

@@ -12,15 +12,18 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from foldserve.service.artifact.signature import ANY, Signature, TensorSpec, check_shape
+from foldserve.service.codecs.fast.codec import Schedule
 from foldserve.service.codecs.json_diagnostics import kind_of
-from foldserve.service.codecs.protocol import ParsedRequest
+from foldserve.service.codecs.protocol import ParsedRequest, Served
 from foldserve.service.errors import BadJson, BadRequest, BadTensor
+from foldserve.service.protocols.oip.shared_memory import Place, place_of, read_input
 from foldserve.service.protocols.oip.tensors import BINARY_ONLY, from_binary, from_json
 
 _ID_CHARS: Final = 1024
 _LARGEST_INT: Final = 2**63 - 1
 _MOST_TENSORS: Final = 1024
-_CARRIERS: Final = ("data", "binary_data_size", "shared_memory_region")
+_MOST_PLACES: Final = 64
+"""Outputs in shared memory: the messages of the codec process have room for their names."""
 
 
 class Reply(NamedTuple):
@@ -33,6 +36,7 @@ class Reply(NamedTuple):
     id: str | None = None
     binary: bool = False
     choices: Mapping[str, tuple[bool, int]] = {}
+    places: Mapping[str, Place] = {}
 
     def of(self, output: str) -> tuple[bool, int]:
         """Whether this output goes out as bytes, and as how many classes."""
@@ -41,7 +45,11 @@ class Reply(NamedTuple):
 
 
 class Carrier(Protocol):
-    """Where the elements of a request's tensors are."""
+    """Where the elements of a request's tensors are, unless they are in shared memory."""
+
+    def holds(self, tensor: Mapping[str, Any]) -> str:
+        """What a request holds of an input; "" for nothing."""
+        ...
 
     def read(self, tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
         """Those of the next input. tensor: what the request says of it. Raises: ServiceError."""
@@ -52,26 +60,28 @@ class Carrier(Protocol):
         ...
 
 
-def parse_document(document: Any, carrier: Carrier, signature: Signature) -> ParsedRequest:
-    """What a request says. Raises: BadJson, BadRequest, BadTensor."""
+def parse_document(document: Any, carrier: Carrier, served: Served) -> ParsedRequest:
+    """What a request says. Raises: BadJson, BadRequest, BadTensor, TakesLong, TooLarge."""
+    signature = served.signature
     if not isinstance(document, dict):
         raise BadJson(f'the request is {kind_of(document)}; expected an object with "inputs"')
     parameters = _parameters(document, "the request")
     binary_output = _flag(parameters, "binary_data_output", "the request")
-    outputs, choices = _outputs(document, signature, binary_output)
-    reply = Reply(_id(document), binary_output, choices)
+    outputs, choices, places = _outputs(document, served, binary_output)
+    reply = Reply(_id(document), binary_output, choices, places)
     for name in outputs or signature.outputs_by_name:
         as_bytes, classes = reply.of(name)
         datatype = signature.outputs_by_name[name].datatype
-        if datatype in BINARY_ONLY and not as_bytes and not classes:
+        if datatype in BINARY_ONLY and not as_bytes and not classes and name not in places:
             raise BadRequest(
                 f"output {name!r} is {datatype}, which JSON cannot carry in this protocol; ask for it as binary data, "
                 'with "binary_data": true in its parameters'
             )
-    inputs = _inputs(document, carrier, signature)
     timeout_us = _count(parameters, "timeout", "the request", "microseconds")
-    _count(parameters, "priority", "the request", "a priority")
-    return ParsedRequest(inputs, outputs, tuple(reply), timeout_us)
+    priority = _count(parameters, "priority", "the request", "a priority level")
+    inputs, shared = _inputs(document, carrier, served)
+    schedule = Schedule(timeout_us, priority)
+    return ParsedRequest(inputs, outputs, tuple(reply), schedule, not shared and not places)
 
 
 def parse_raw(body: memoryview, signature: Signature) -> ParsedRequest:
@@ -110,7 +120,11 @@ def _raw_shape(nbytes: int, spec: TensorSpec) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _inputs(document: Mapping[str, Any], carrier: Carrier, signature: Signature) -> dict[str, np.ndarray]:
+def _inputs(
+    document: Mapping[str, Any], carrier: Carrier, served: Served
+) -> tuple[dict[str, np.ndarray], bool]:
+    """The inputs, and whether one of them was in shared memory."""
+    signature, shared = served.signature, False
     given = _tensors(document, "inputs")
     if given is None:
         raise BadJson('"inputs" is missing; expected a list of tensors, one for each input of the model')
@@ -118,9 +132,17 @@ def _inputs(document: Mapping[str, Any], carrier: Carrier, signature: Signature)
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in given.items():
         spec = signature.inputs_by_name[name]
-        arrays[name] = carrier.read(tensor, spec, _shape(tensor, spec))
+        where = f"input {name!r}"
+        place = place_of(_parameters(tensor, where), where, served.regions)
+        if place is None:
+            arrays[name] = carrier.read(tensor, spec, _shape(tensor, spec))
+            continue
+        shared = True
+        if held := carrier.holds(tensor):
+            raise BadRequest(f"{where} lies in shared memory and has {held}; send it in one of the two ways")
+        arrays[name] = read_input(place, spec, _shape(tensor, spec), served.regions)
     carrier.end()
-    return arrays
+    return arrays, shared
 
 
 class JsonAndBytes:
@@ -129,6 +151,19 @@ class JsonAndBytes:
     def __init__(self, binary: memoryview) -> None:
         self._binary = binary
         self._at = 0
+
+    def holds(self, tensor: Mapping[str, Any]) -> str:
+        """See Carrier."""
+        parameters = tensor.get("parameters") or {}
+        found = (tensor.get("data"), parameters.get("binary_data_size"))
+        return next(
+            (
+                f'"{name}"'
+                for name, one in zip(("data", "binary_data_size"), found, strict=True)
+                if one is not None
+            ),
+            "",
+        )
 
     def read(self, tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
         """See Carrier."""
@@ -157,15 +192,11 @@ def _carrier(tensor: Mapping[str, Any], name: str) -> tuple[int | None, Any]:
     """The number of bytes that an input has behind the JSON, or None and its values."""
     where = f"input {name!r}"
     parameters = _parameters(tensor, where)
-    found = [one for one in _CARRIERS if (tensor if one == "data" else parameters).get(one) is not None]
-    if "shared_memory_region" in found:
-        raise BadRequest(
-            f"{where} lies in shared memory, which is not served here; send its data in the request"
-        )
-    if len(found) != 1:
-        has = " and ".join(f'"{one}"' for one in found) or "neither"
+    has_data, has_bytes = tensor.get("data") is not None, "binary_data_size" in parameters
+    if has_data == has_bytes:
+        has = '"data" and "binary_data_size"' if has_data else "neither"
         raise BadRequest(f'{where} has {has}; expected either "data" or the parameter "binary_data_size"')
-    if found == ["data"]:
+    if has_data:
         return None, tensor["data"]
     return _count(parameters, "binary_data_size", where, "a number of bytes"), None
 
@@ -191,11 +222,12 @@ def _shape(tensor: Mapping[str, Any], spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _outputs(
-    document: Mapping[str, Any], signature: Signature, binary: bool
-) -> tuple[tuple[str, ...], dict[str, tuple[bool, int]]]:
-    """The outputs that a request asks for, none for all, and what it asks of each."""
-    given = _tensors(document, "outputs")
+    document: Mapping[str, Any], served: Served, binary: bool
+) -> tuple[tuple[str, ...], dict[str, tuple[bool, int]], dict[str, Place]]:
+    """The outputs that a request asks for, none for all, what it asks of each, and those that go into shared memory."""
+    given, signature = _tensors(document, "outputs"), served.signature
     choices: dict[str, tuple[bool, int]] = {}
+    places: dict[str, Place] = {}
     for name, output in (given or {}).items():
         where = f"output {name[:100]!r}"
         spec = signature.outputs_by_name.get(name)
@@ -205,17 +237,24 @@ def _outputs(
                 f"{where} is asked for; the model has {names}: name one of them, or none for all"
             )
         parameters = _parameters(output, where)
-        if "shared_memory_region" in parameters:
-            raise BadRequest(
-                f"{where} is to lie in shared memory, which is not served here; take it from the answer"
-            )
+        place = place_of(parameters, where, served.regions)
         classes = _count(parameters, "classification", where, "a number of classes")
         if classes and (not spec.counts_rows or spec.datatype == "BOOL"):
             raise BadRequest(
                 f"{where} cannot be classified: {spec} does not hold scores of rows; ask for its numbers"
             )
+        if place is not None:
+            if classes:
+                raise BadRequest(
+                    f"{where} is to be classified, and shared memory takes numbers; ask for one of the two"
+                )
+            places[name] = place
+            if len(places) > _MOST_PLACES:
+                raise BadRequest(
+                    f"more than {_MOST_PLACES} outputs are to lie in shared memory; ask for fewer"
+                )
         choices[name] = (_flag(parameters, "binary_data", where, binary), classes)
-    return tuple(choices), choices
+    return tuple(choices), choices, places
 
 
 def _tensors(document: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]] | None:

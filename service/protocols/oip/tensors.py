@@ -56,15 +56,20 @@ def from_json(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray
 
 def from_binary(data: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
     """The array whose bytes these are; a view of them where they lie at a multiple of their size. Raises: BadTensor."""
-    expected = math.prod(shape) * spec.dtype.itemsize
-    if data.nbytes != expected:
-        raise BadTensor(
-            f"input {spec.name!r} has {data.nbytes} bytes of data; its shape {shown_shape(shape)} of {spec.datatype} "
-            f"takes {expected}: correct one of them"
-        )
+    check_bytes(data.nbytes, spec, shape)
     array = aligned(np.frombuffer(data, dtype=spec.dtype).reshape(shape))
     check_booleans(array, spec)
     return array
+
+
+def check_bytes(nbytes: int, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    """Raise BadTensor unless an array of this shape has so many bytes."""
+    expected = math.prod(shape) * spec.dtype.itemsize
+    if nbytes != expected:
+        raise BadTensor(
+            f"input {spec.name!r} has {nbytes} bytes of data; its shape {shown_shape(shape)} of {spec.datatype} "
+            f"takes {expected}: correct one of them"
+        )
 
 
 def strings_to_binary(strings: list[str]) -> bytes:

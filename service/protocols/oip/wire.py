@@ -18,6 +18,8 @@ _VARINT: Final = 0
 _FIXED: Final = {1: 8, 5: 4}
 """Bytes of those of the other kinds."""
 _VARINT_BYTES: Final = 10
+_HEAD_BYTES: Final = 2 * _VARINT_BYTES
+"""A tag and a size have no more."""
 _MOST_FIELDS: Final = 4096
 """Of a message: 1024 inputs, as many outputs and contents, and some parameters."""
 
@@ -31,34 +33,57 @@ class Outline(NamedTuple):
     raw_bytes: int
 
 
-def outline(message: bytes) -> Outline:
-    """The names in a ModelInferRequest, and how much of it is raw. Raises: BadRequest."""
+def outline(message: bytes, *, cut: bool = False) -> Outline:
+    """The names in a ModelInferRequest, and how much of it is raw. Raises: BadRequest.
+
+    cut: the message goes on behind these bytes, in which its names must stand, as its first fields do.
+    """
     texts = {_MODEL: b"", _VERSION: b"", _ID: b""}
     at, end, raw_bytes = 0, len(message), 0
     for _ in range(_MOST_FIELDS):
         if at >= end:
             break
-        tag, at = _varint(message, at)
-        size = _FIXED.get(tag & 7)
-        if tag & 7 == _VARINT:
-            _, at = _varint(message, at)
-            size = 0
-        elif tag & 7 == BYTES:
-            size, at = _varint(message, at)
-        if size is None or at + size > end:
+        try:
+            tag, at, size = _field(message, at)
+        except BadRequest:
+            if cut and end - at < _HEAD_BYTES:
+                break
+            raise
+        if at + size > end:
+            if cut:
+                break
             raise malformed()
         if tag >> 3 == _RAW:
             raw_bytes += size
         elif tag >> 3 in texts:
             texts[tag >> 3] = message[at : at + size]
         at += size
-    if at < end:
+    if at < end and not cut:
         raise BadRequest(f"the request has more than {_MOST_FIELDS} fields; send fewer inputs and parameters")
+    if cut and not texts[_MODEL]:
+        raise BadRequest(
+            f"a compressed request has no model_name in its first {end} bytes; serialize its fields in their order, or "
+            "send it uncompressed"
+        )
     try:
         model, version, identity = (text.decode() for text in texts.values())
         return Outline(model, version, identity, raw_bytes)
     except UnicodeDecodeError:
         raise malformed() from None
+
+
+def _field(message: bytes, at: int) -> tuple[int, int, int]:
+    """The tag of the field that begins there, where its content does, and the content's size. Raises: BadRequest."""
+    tag, at = _varint(message, at)
+    size = _FIXED.get(tag & 7)
+    if tag & 7 == _VARINT:
+        _, at = _varint(message, at)
+        size = 0
+    elif tag & 7 == BYTES:
+        size, at = _varint(message, at)
+    if size is None:
+        raise malformed()
+    return tag, at, size
 
 
 def malformed() -> BadRequest:

@@ -33,6 +33,18 @@ _TEXT_BYTES: Final = 1000
 """Of an error's text, UTF-8; every slot's output bytes have room for it."""
 
 
+class ComputedBatch:
+    """A batch that has run, and its outputs. kept: whether they stay as they are while other batches run."""
+
+    def __init__(
+        self, tickets: Sequence[Ticket], outputs: list[np.ndarray], timing: Timing, kept: bool
+    ) -> None:
+        self.tickets = tickets
+        self.outputs = outputs
+        self.timing = timing
+        self.kept = kept
+
+
 class BatchRunner:
     """Runs the batches of one instance. Used by its thread alone.
 
@@ -89,11 +101,13 @@ class BatchRunner:
         rest = rows if rows <= self.max_batch_size else rows % self.max_batch_size
         return self.bucket(rest) - rest if rest else 0
 
-    def run(self, tickets: Sequence[Ticket], taken_ns: int) -> None:
-        """Run tickets that share their dynamic dims and fit into one batch, or one that is larger; complete each.
+    def run(self, tickets: Sequence[Ticket], taken_ns: int) -> "ComputedBatch | None":
+        """Run tickets that share their dynamic dims and fit into one batch, or one that is larger.
 
+        Returns: what give() takes; None when the run raised, and they are completed otherwise.
         Raises: DeviceLost, with the tickets not completed.
         """
+        self._begin_step()
         started = time.monotonic()
         rows = sum(ticket.rows for ticket in tickets)
         try:
@@ -104,16 +118,25 @@ class BatchRunner:
             raise
         except Exception as error:
             self._bisect(tickets, taken_ns, error)
-            return
+            return None
         ran = time.monotonic()
         self.gather_ns += (int((gathered - started) * 1e9) - self.gather_ns) // 8
-        self._give_outputs(tickets, outputs, Timing(rows, taken_ns, gathered - started, ran - gathered))
-
-    def _give_outputs(self, tickets: Sequence[Ticket], outputs: list[np.ndarray], timing: Timing) -> None:
-        """Give each request its part of the outputs."""
         self._begin_step()
+        timing = Timing(rows, taken_ns, gathered - started, ran - gathered)
+        return ComputedBatch(tickets, outputs, timing, self._are_kept(inputs, outputs))
+
+    def _are_kept(self, inputs: Arrays, outputs: list[np.ndarray]) -> bool:
+        """Whether outputs stay as they are while other batches are gathered and run."""
+        if not self._session.keeps_outputs:
+            return False
+        # A model that gives an input back may give its memory back.
+        return not any(np.may_share_memory(output, given) for output in outputs for given in inputs.values())
+
+    def give(self, batch: "ComputedBatch") -> None:
+        """Give each request its part of the outputs, and complete it. Of a batch that is kept, on any thread."""
+        tickets, timing = batch.tickets, batch.timing
         began = time.monotonic()
-        needed = self._scatter(tickets, outputs)
+        needed = self._scatter(tickets, batch.outputs)
         timing = timing._replace(scatter_s=time.monotonic() - began)
         if needed:
             for i, nbytes in needed.items():
@@ -123,11 +146,11 @@ class BatchRunner:
 
     # -- a request of more rows than a batch may have
 
-    def begin(self, ticket: Ticket, taken_ns: int) -> "LargeRun":
+    def begin(self, ticket: Ticket, taken_ns: int, level: int) -> "LargeRun":
         """What run_on() takes, once for each batch of it."""
         began = time.monotonic()
         inputs = self._gatherer.gather((ticket,), ticket.rows, self.bucket(ticket.rows))
-        return LargeRun(ticket, taken_ns, inputs, time.monotonic() - began)
+        return LargeRun(ticket, taken_ns, level, inputs, time.monotonic() - began)
 
     def run_on(self, large: "LargeRun") -> int:
         """Run its next batch; complete it after the last, or when the model fails on it.
@@ -156,7 +179,8 @@ class BatchRunner:
         if pieces.at == ticket.rows:
             large.done = True
             timing = Timing(self.max_batch_size, large.taken_ns, large.gather_s, large.run_s)
-            self._give_outputs((ticket,), pieces.outputs, timing)
+            self._begin_step()
+            self.give(ComputedBatch((ticket,), pieces.outputs, timing, False))
         return rows
 
     def _fail(self, large: "LargeRun", error: Exception) -> None:
@@ -214,9 +238,9 @@ class BatchRunner:
             self._retried(len(tickets))
             half = len(tickets) // 2
             mark_waiting(self._shared, tickets[half:], True)
-            self.run(tickets[:half], taken_ns)
+            self._run_and_give(tickets[:half], taken_ns)
             mark_waiting(self._shared, tickets[half:], False)
-            self.run(tickets[half:], taken_ns)
+            self._run_and_give(tickets[half:], taken_ns)
             return
         error_id = new_error_id()
         _log.warning(
@@ -230,6 +254,11 @@ class BatchRunner:
         memory, at = self._memory[ticket.api], ticket.output_at
         memory[at : at + 4 + len(text)] = len(text).to_bytes(4, "little") + text
         complete(self._shared, tickets, State.FAILED, Timing(ticket.rows, taken_ns), Reason.MODEL_FAILED)
+
+    def _run_and_give(self, tickets: Sequence[Ticket], taken_ns: int) -> None:
+        computed = self.run(tickets, taken_ns)
+        if computed is not None:
+            self.give(computed)
 
     def _told(self, error: Exception, error_id: str) -> str:
         """What the client reads: a text of ours. Those of runtimes hold the model's source, node names and paths."""

@@ -22,11 +22,13 @@ class Pieces:
 
 
 class LargeRun:
-    """A request of more rows than a batch may have, under way. done: whether it is completed."""
+    """A request of more rows than a batch may have, under way. level: its priority level. done: whether it is
+    completed."""
 
-    def __init__(self, ticket: Ticket, taken_ns: int, inputs: Arrays, gather_s: float) -> None:
+    def __init__(self, ticket: Ticket, taken_ns: int, level: int, inputs: Arrays, gather_s: float) -> None:
         self.ticket = ticket
         self.taken_ns = taken_ns
+        self.level = level
         self.pieces = Pieces(inputs, ticket.rows)
         self.gather_s = gather_s
         self.run_s = 0.0

@@ -60,7 +60,7 @@ def test_named_files_are_the_inputs_of_one_request(url, file):
     np.save("b.npy", np.array([10, 20]))
     code, shown = ask(url, "pair", "a=a.npy", "b=b.npy")
     assert code == 0
-    assert "sum float64 [2, 2]" in shown
+    assert "sum float32 [2, 2]" in shown
     assert "count int64 [2]" in shown
     assert "[11 21]" in shown
     code, shown = ask(url, "pair", "a=a.npy", "b=b.npy", output="count")
@@ -142,8 +142,6 @@ def test_no_proxy_is_asked(url, file, variable, monkeypatch):
             nobody.accept()
 
 
-# httpcore leaves the socket of a path that nobody listens at to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_server_is_reached_through_a_socket_in_the_file_system(file, tmp_path):
     with bound_to(tmp_path / "s.sock", app_of()):
         assert ask(f"unix:{tmp_path}/s.sock", "double", file)[0] == 0

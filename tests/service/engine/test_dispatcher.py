@@ -43,11 +43,11 @@ async def test_cancel_and_expiry_make_room_on_the_board_at_once() -> None:
     second = rig.ask(1.0, 2.0, api=0)
     rig.dispatchers[0].cancel(first)
     await asyncio.sleep(0)
-    assert rig.board.queued_rows[0, 0] == 2
+    assert rig.board.queued_rows[0, 0, 0] == 2
     second.deadline_ns = 1
     rig.dispatchers[0].watchdog.expire()
     await asyncio.sleep(0)
-    assert (rig.board.queued_rows[0, 0], rig.board.queued_bytes[0, 0]) == (0, 0)
+    assert (rig.board.queued_rows[0, 0, 0], rig.board.queued_bytes[0, 0, 0]) == (0, 0)
     rig.ask(1.0, 2.0, 3.0, 4.0, api=1)
 
 
@@ -235,7 +235,7 @@ async def test_tickets_past_a_full_pipe_go_on_when_it_has_room_again() -> None:
     rig = Rig(slots=6000, data_bytes=1 << 24, max_rows=6000, max_batch_size=512)
     asked = [rig.ask(float(i % 7), flush=False) for i in range(5000)]
     rig.dispatcher.flush()
-    assert rig.dispatcher.queues[0].writer.overflow
+    assert rig.dispatcher.queues[0].levels[0].writer.overflow
     worker = rig.new_worker()
     for _ in range(200):
         worker.loops[0].step(wait=False)
@@ -290,11 +290,11 @@ async def test_epochs_wrap_without_an_error() -> None:
 async def test_load_tells_the_batches_of_all_workers() -> None:
     rig = Rig()
     request = rig.ask(1.0, 2.0)
-    load = rig.dispatcher.load(rig.dispatcher.queues[0])
+    load = rig.dispatcher.load(rig.dispatcher.queues[0], rig.dispatcher.queues[0].levels[0])
     assert (load.rows, load.nbytes, load.run_time.known) == (2, 16, False)
     rig.new_worker().loops[0].step(wait=False)
     rig.dispatcher.receive()
-    load = rig.dispatcher.load(rig.dispatcher.queues[0])
+    load = rig.dispatcher.load(rig.dispatcher.queues[0], rig.dispatcher.queues[0].levels[0])
     assert (load.rows, load.nbytes, load.run_time.known) == (0, 0, True)
     assert request.stages_s[0] > 0
 

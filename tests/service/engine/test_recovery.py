@@ -95,6 +95,24 @@ async def test_death_at_any_point_costs_no_request(point: Any) -> None:
     assert rig.all_free()
 
 
+@pytest.mark.parametrize("point", POINTS)
+@on_loop
+async def test_death_at_any_point_costs_no_request_of_any_level_and_no_order(point: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        rig = Rig(levels=3, max_batch_size=2, age_s=3600)
+        first = rig.new_worker()
+        asked = [(at % 3, rig.ask(float(at), priority=1 + at % 3)) for at in range(18)]
+        point(first, patch)
+        dies(first, rig)
+    await rig.recover(first)
+    rig.work(second := rig.new_worker())
+    assert all(request.right for _, request in asked)
+    ran = [int(value) % 3 for batch in second.sessions[0].batches for value in batch[:, 0]]
+    # Those of the batch that is run again are alone, as suspects may be, and whole: what is left is in order.
+    assert ran[2:] == sorted(ran[2:])
+    assert rig.all_free()
+
+
 @on_loop
 async def test_what_a_dead_worker_held_is_queued_again_at_once() -> None:
     rig = Rig()

@@ -18,6 +18,8 @@ DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "http.md").read_text()
 PROTOCOLS = (DOCS / "protocols.md").read_text().partition("\n## gRPC\n")[0]
 """The section on gRPC is run by tests/e2e/test_tritonclient_grpc.py."""
+SHARED_MEMORY = re.compile(r"\n## Shared memory of clients\n.*?(?=\n## )", re.DOTALL)
+"""Run by tests/e2e/test_client_shared_memory.py."""
 MLP = Signature((TensorSpec("x", "FP32", (-1, 10)),), (TensorSpec("y", "FP32", (-1, 5)),))
 
 
@@ -55,7 +57,7 @@ def test_every_example_runs(text, calls, printed, tmp_path):
         script = "\n".join(blocks(text, "sh")).replace("localhost:8000", here)
         script = script.replace("X-Timeout-Ms: 2000", "X-Timeout-Ms: 60000")
         script = script.replace("curl ", "curl -sSf ").replace("python3 ", f"{sys.executable} ")
-        python = "".join(blocks(text, "python")).replace("localhost:8000", here)
+        python = "".join(blocks(SHARED_MEMORY.sub("", text), "python")).replace("localhost:8000", here)
         script = script.replace("pip install", ": the tests have")
         assert script.count("curl") >= calls
         said = []

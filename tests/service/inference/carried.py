@@ -9,6 +9,7 @@ import numpy as np
 
 ROUTE = "/predict/{model}"
 INFER = "/v2/models/{model}/infer"
+PREDICTIONS = "/predictions/{model}"
 V1 = "/v1/models/{model}:predict"
 OIP_TENSOR = {"name": "x", "datatype": "FP32"}
 
@@ -88,5 +89,11 @@ CARRIED = {
         V1,
         lambda x: json.dumps({"instances": x.tolist()}).encode(),
         lambda body, _: np.array(json.loads(body)["predictions"], "f4"),
+    ),
+    "torchserve": Carried(
+        "torchserve",
+        PREDICTIONS,
+        lambda x: json.dumps(x.tolist()).encode(),
+        lambda body, _: np.array(json.loads(body), "f4"),
     ),
 }

@@ -26,6 +26,7 @@ def test_a_request_is_one_line_with_what_it_was(lines):
         "protocol": "json",
         "model": "double",
         "version": "2",
+        "key": "",
         "status": 200,
         "code": "",
         "rows": 1,

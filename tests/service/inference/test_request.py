@@ -44,9 +44,9 @@ class Case:
     server: ApiServerHarness = field(init=False)
     connection: Connection = field(init=False)
 
-    def begin(self, part: float = 1.0) -> None:
+    def begin(self, part: float = 1.0, value: float = 1.0) -> None:
         """Send the head and so much of the body."""
-        x, carried = np.ones((self.rows, 2), "f4"), self.carried
+        x, carried = np.full((self.rows, 2), value, "f4"), self.carried
         body = carried.body(x)
         lines = [f"POST {carried.path} HTTP/1.1", "Host: test", "X-Request-Id: find-me"]
         lines += [*carried.headers(x), *self.headers, *self.extra]
@@ -66,9 +66,10 @@ class Case:
         for piece in np.array_split(np.frombuffer(body[: self.sent], np.uint8), self.parts):
             self.connection.send(piece.tobytes())
 
-    async def answer(self) -> Answer:
+    async def answer(self, written: Callable[[], bool] | None = None) -> Answer:
+        """What comes back; it is whole when `written`, or shortly after its first byte."""
         async with asyncio.timeout(20):
-            while not self.connection.socket.written:
+            while not (written() if written else self.connection.socket.written):
                 await self.server.turn(lambda: bool(self.connection.socket.written), most=5)
                 await asyncio.sleep(0.0005)  # lets timers of the loop come due
         await self.server.turn(most=5)
@@ -133,6 +134,37 @@ def test_request_is_answered_with_its_own_numbers(
         case,
         test,
         (200,),
+        limit_bytes=1 << 22,
+        data_bytes=1 << 24,
+        max_rows=1 << 20,
+        max_bytes=1 << 24,
+        max_batch_size=1 << 15,
+    )
+
+
+@pytest.mark.parametrize("rows", [3, 30_000, 300_000], ids=["few", "some", "too many for the event loop"])
+def test_rows_behind_json_that_came_before_are_read_where_they_arrived(rows: int) -> None:
+    case = Case(CARRIED["oip binary"], (), rows, parts=3)
+
+    async def test(case: Case) -> None:
+        dispatcher = case.server.rig.dispatcher
+        reserve, reserved = dispatcher.reserve, []
+        dispatcher.reserve = lambda *given: reserved.append(given) or reserve(*given)  # type: ignore[method-assign]
+        moved = []
+        for value in (1.0, 2.0, 3.0, 4.0):
+            reserved.clear()
+            case.begin(value=value)
+            answer = await case.answer(lambda: case.server.free)
+            numbers = case.carried.values(answer.body, answer.headers)
+            np.testing.assert_array_equal(numbers, np.full((rows, 2), value + 1, "f4"))
+            moved.append(bool(reserved))
+            case.connection.socket.written.clear()
+        assert moved == [True, True, False, False]  # known when it came twice
+
+    run(
+        case,
+        test,
+        (200,) * 4,
         limit_bytes=1 << 22,
         data_bytes=1 << 24,
         max_rows=1 << 20,

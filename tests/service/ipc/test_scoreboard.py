@@ -8,10 +8,10 @@ DIMENSIONS = Dimensions(api_servers=2, workers=3, models=2, instances=4)
 def test_cells_of_two_views_are_the_same_and_of_two_names_are_not() -> None:
     shared = Scoreboard(DIMENSIONS)
     one, two = shared.map(), shared.map()
-    one.queued_rows[1, 1] = 5
+    one.queued_rows[1, 1, 0] = 5
     one.run_fixed_ns[2, 1] = 2**40
-    assert (two.queued_rows[1, 1], two.run_fixed_ns[2, 1]) == (5, 2**40)
-    assert two.queued_bytes[1, 1] == two.run_row_ns[2, 1] == two.step_since_ns[2, 3] == 0
+    assert (two.queued_rows[1, 1, 0], two.run_fixed_ns[2, 1]) == (5, 2**40)
+    assert two.queued_bytes[1, 1, 0] == two.run_row_ns[2, 1] == two.step_since_ns[2, 3] == 0
 
 
 def test_notes_are_cut_to_their_room_and_taken_back() -> None:

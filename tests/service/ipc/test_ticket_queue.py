@@ -20,7 +20,7 @@ from foldserve.service.ipc.ticket_queue import TicketQueue, TicketReader, Ticket
 
 def make() -> tuple[TicketQueue, TicketWriter, TicketReader]:
     queue = TicketQueue()
-    return queue, TicketWriter(queue), TicketReader(queue)
+    return queue, TicketWriter(queue.levels[0]), TicketReader(queue)
 
 
 def tickets(first: int, count: int, api: int = 0) -> bytes:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from foldserve.service.codecs.json_fast import FastJsonCodec
+from foldserve.service.codecs.fast.json_rows import JsonRowsCodec
 from tests.service.support import (
     DOUBLE,
     JSON,
@@ -265,7 +265,7 @@ def test_a_fault_of_the_server_is_500_with_nothing_of_its_cause(caplog, monkeypa
     def fail(*arguments):
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(FastJsonCodec, "decode", fail)
+    monkeypatch.setattr(JsonRowsCodec, "decode", fail)
     reply = post(app_of(), "/predict/double", {"inputs": ROWS.tolist()}, X_Request_Id="id-7")
     assert reply.error() == (500, "internal")
     assert b"secret" not in reply.body

@@ -141,6 +141,12 @@ def test_value_is_written_as_in_the_settings_of_the_server() -> None:
             "{name, datatype, shape}: datatype 'FP31' cannot be served",
         ),
         ({"max_batchsize": 4}, "'max_batchsize' is not a key; did you mean max_batch_size?"),
+        (
+            {"queue": {"priority_levels": 2, "default_priority_level": 3}},
+            "queue.default_priority_level is 3 and queue.priority_levels is 2; expected a level from 1 to 2",
+        ),
+        ({"queue": {"priority_levels": 9}}, "a whole number from 1 to 8"),
+        ({"queue": {"priority_age_ms": 0}}, "a number of milliseconds from 1"),
         ({"queue": {"rows": 4}}, "'queue.rows' is not a key; did you mean queue.max_rows?"),
         ({"zzz": 4}, "'zzz' is not a key; expected one of"),
         ([1], "holds a list; expected a mapping"),

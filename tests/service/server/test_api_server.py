@@ -102,9 +102,11 @@ def test_fast_path_has_each_version_each_default_version_and_the_default_model(
         "/predict/lookup": ("lookup", "1"),
         "/predict/lookup/versions/1": ("lookup", "1"),
     }
-    expected |= {path.replace("/predict", "/v2/models") + "/infer": of for path, of in expected.items()}
+    others = {path.replace("/predict", "/v2/models") + "/infer": of for path, of in expected.items()}
+    others |= {path.replace("/predict", "/v1/models") + ":predict": of for path, of in expected.items()}
     if default_model is not None:
-        expected["/predict"] = expected[f"/predict/{default_model}"]
+        others["/predict"] = others["/invocations"] = expected[f"/predict/{default_model}"]
+    expected |= others
     assert found == expected
 
 
@@ -183,7 +185,7 @@ class Parent:
         def changed(row: int) -> None:
             self.done.append(("model", row))
 
-        ApiServer(dispatcher, nothing, nothing, nothing, self.metrics, changed).listen(
+        ApiServer(dispatcher, nothing, nothing, nothing, self.metrics, changed, nothing).listen(
             self.read_fd, self.stop.set
         )
         await asyncio.wait_for(self.stop.wait(), 10)

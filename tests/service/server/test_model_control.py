@@ -56,6 +56,14 @@ def test_a_model_is_ready_when_one_worker_has_it_and_failed_when_none_could_load
     assert (rig.state, rig.models.table.error(0)) == (state, error)
 
 
+def test_a_model_of_more_levels_than_the_server_has_pipes_for_is_refused() -> None:
+    rig = Rig()
+    with pytest.raises(
+        ValueError, match=r"model n has 3 priority levels, .* for models of 1 at most; set a smaller"
+    ):
+        rig.models.add(model_version("n", "1", FIXED, queue={"priority_levels": 3}))
+
+
 def test_a_model_that_failed_is_ready_once_a_worker_that_is_started_again_has_loaded_it() -> None:
     rig = Rig()
     for worker in (0, 1):

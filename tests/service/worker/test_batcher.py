@@ -106,7 +106,7 @@ async def test_window_runs_from_the_first_requests_arrival(monkeypatch: pytest.M
     time.sleep(0.06)  # it has waited longer than the window already
     worker = rig.new_worker(window_s=0.05)
     waits: list[int] = []
-    monkeypatch.setattr(worker.batchers[0]._reader, "wait_ns", waits.append)
+    monkeypatch.setattr(worker.batchers[0]._reader, "wait_ns", lambda left_ns, level: waits.append(left_ns))
     worker.loops[0].step()
     assert waits == []
     rig.dispatcher.receive()
@@ -121,7 +121,7 @@ async def test_only_the_instance_whose_turn_it_is_holds_a_batch_open() -> None:
     rig.ask(1.0)
     seen: list[Any] = []
 
-    def come_later(left_ns: int) -> None:
+    def come_later(left_ns: int, level: int) -> None:
         rig.ask(2.0)
         seen.append(second.batchers[0].next(8, wait=False))
 
@@ -157,7 +157,7 @@ async def test_request_given_up_within_the_window_takes_no_place() -> None:
     rig = Rig(workers=1)
     gone, good = rig.ask(1.0), rig.ask(2.0)
     worker = rig.new_worker(window_s=0.05)
-    worker.batchers[0]._reader.wait_ns = lambda left_ns: rig.dispatcher.cancel(gone)  # type: ignore[method-assign]
+    worker.batchers[0]._reader.wait_ns = lambda left_ns, level: rig.dispatcher.cancel(gone)  # type: ignore[method-assign]
     worker.loops[0].step()
     rig.dispatcher.receive()
     assert good.right

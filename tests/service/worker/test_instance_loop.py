@@ -4,9 +4,16 @@ import time
 
 import numpy as np
 
+from foldserve.service.engine.admission import Load
 from foldserve.service.ipc.slots.slot_state import State
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import FIXED, Rig
+
+
+def load(rig: Rig) -> Load:
+    """What an API server sees of the queue."""
+    queue = rig.dispatcher.queues[0]
+    return rig.dispatcher.load(queue, queue.default_level)
 
 
 @on_loop
@@ -166,11 +173,13 @@ async def test_board_learns_what_batches_take_and_forgets_it_when_the_worker_die
     for rows in (1, 8, 1, 8):
         rig.ask(*range(rows))
         rig.work(worker)
-    run_time = rig.dispatcher.load(rig.dispatcher.queues[0]).run_time
+    run_time = load(rig).run_time
     assert 0.016 <= run_time.of(8) / 1e9 < 1.0  # at least what it sleeps; above, only how busy the machine is
     assert run_time.of(1) < run_time.of(8)
     rig.worker_dies(worker)
-    assert not rig.dispatcher.load(rig.dispatcher.queues[0]).run_time.known
+    assert not rig.dispatcher.load(
+        rig.dispatcher.queues[0], rig.dispatcher.queues[0].levels[0]
+    ).run_time.known
 
 
 @on_loop
@@ -188,4 +197,4 @@ async def test_one_slow_batch_shuts_out_nobody_with_a_deadline() -> None:
         assert (
             request.right or request.ends[0].code == "deadline_passed"
         )  # a machine that is busy for so long
-    assert rig.dispatcher.load(rig.dispatcher.queues[0]).run_time.of(1) < 200_000_000
+    assert load(rig).run_time.of(1) < 200_000_000

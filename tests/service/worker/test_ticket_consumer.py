@@ -14,7 +14,7 @@ def read(rig: Rig) -> list[Ticket]:
     """All tickets that wait for the first model, out of the pipe."""
     import os
 
-    data = os.read(rig.transport.queues[0].reader.fd, 1 << 18)
+    data = os.read(rig.transport.queues[0].levels[0].reader.fd, 1 << 18)
     return [Ticket._make(fields) for fields in TICKET_STRUCT.iter_unpack(data)]
 
 
@@ -136,6 +136,8 @@ async def test_ticket_is_somebodys_when_it_was_looked_at_before_it_was_made_void
     (ticket,) = read(rig)
     assert consumer.mark((ticket,)) == [ticket]
     allocation.void_attempt()
-    worker.loops[0]._runner.run((ticket,), 0)
+    computed = worker.loops[0]._runner.run((ticket,), 0)
+    assert computed is not None
+    worker.loops[0]._runner.give(computed)
     rig.dispatcher.receive()
     assert request.right

@@ -183,7 +183,7 @@ def hogs() -> tuple[Hog, ...]:
     small = [
         Hog("scrape", b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"),
         Hog("info", b"GET /info HTTP/1.1\r\nhost: x\r\n\r\n"),
-        Hog("docs", b"GET /docs HTTP/1.1\r\nhost: x\r\n\r\n"),
+        Hog("document", b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"),
         Hog("spaces in a shape", _post(bytes(16), RAW, f"x-tensor-shape: 1{' ' * 16_000}x")),
         Hog("more spaces in a shape", _post(bytes(16), RAW, f"x-tensor-shape: 1,{' ' * 60_000}4x")),
         Hog("digits in a shape", _post(bytes(16), RAW, f"x-tensor-shape: {'1,' * 25_000}4")),

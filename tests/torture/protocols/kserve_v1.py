@@ -17,7 +17,7 @@ from tests.torture.protocols.seam import (
     Protocol,
     Request,
     finite,
-    late_header,
+    queue_headers,
 )
 from tests.torture.wire import Answer
 
@@ -36,7 +36,7 @@ def _read(answer: Answer, like: np.ndarray) -> np.ndarray:
 
 def _request(asked: Asked, document: Any) -> Request:
     path = f"/v1/models/{asked.model}:predict"
-    return Request(asked, "v1", json.dumps(document).encode(), _read, path, JSON, late_header(asked))
+    return Request(asked, "v1", json.dumps(document).encode(), _read, path, JSON, queue_headers(asked))
 
 
 def _write(asked: Asked, chosen: Random) -> Request:

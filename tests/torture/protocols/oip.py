@@ -16,8 +16,8 @@ from tests.torture.protocols.seam import (
     Request,
     Swapped,
     finite,
-    late_header,
     one_input,
+    queue_headers,
 )
 from tests.torture.wire import Answer
 
@@ -51,8 +51,10 @@ def reader(request_id: str) -> Any:
 
 
 def parameters(asked: Asked) -> dict[str, Any]:
-    """How this protocol says how long a request may wait."""
-    return {} if asked.timeout_ms is None else {"timeout": asked.timeout_ms * 1000}
+    """How this protocol says how long a request may wait, and with what priority."""
+    timeout_us = None if asked.timeout_ms is None else asked.timeout_ms * 1000
+    said = {"timeout": timeout_us, "priority": asked.level}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _document(asked: Asked, tensors: list[Tensor], chosen: Random, *, binary: bool) -> tuple[bytes, bytes]:
@@ -100,7 +102,7 @@ def _spoil_binary(asked: Asked, chosen: Random) -> Request:
 
 
 def _bare_headers(asked: Asked) -> tuple[str, ...]:
-    return f"{LENGTH}: 0", *late_header(asked)
+    return f"{LENGTH}: 0", *queue_headers(asked)
 
 
 def _bare_reader(answer: Answer, like: np.ndarray) -> np.ndarray:

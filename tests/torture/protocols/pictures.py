@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tests.torture.protocols.predict import accepted, read
-from tests.torture.protocols.seam import Asked, Carried, Protocol, Request, late_header
+from tests.torture.protocols.seam import Asked, Carried, Protocol, Request, queue_headers
 
 _BOUNDARY: Final = "torture"
 _BEHIND: Final = 24
@@ -46,7 +46,7 @@ def _request(asked: Asked, chosen: Random, kind: str, body: bytes) -> Request:
     headers = (f"accept: {accept}",) if accept else ()
     path = f"/predict/{asked.model}"
     media_type = types.get(kind, f"image/{kind.lower()}")
-    return Request(asked, kind, body, read, path, media_type, (*headers, *late_header(asked)))
+    return Request(asked, kind, body, read, path, media_type, (*headers, *queue_headers(asked)))
 
 
 def _form(file: bytes) -> bytes:

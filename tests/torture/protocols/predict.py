@@ -15,8 +15,8 @@ from tests.torture.protocols.seam import (
     Protocol,
     Request,
     finite,
-    late_header,
     one_input,
+    queue_headers,
 )
 from tests.torture.wire import Answer
 
@@ -60,7 +60,7 @@ def _request(asked: Asked, chosen: Random, kind: str, body: bytes, *headers: str
     accept = accepted(asked, chosen)
     asks = (f"accept: {accept}",) if accept else ()
     name = {JSON: "json", RAW: "raw", NPY: "npy"}[kind]
-    headers = (*headers, *asks, *late_header(asked))
+    headers = (*headers, *asks, *queue_headers(asked))
     return Request(asked, name, body, read, f"/predict/{asked.model}", kind, headers)
 
 

@@ -38,7 +38,10 @@ class Swapped(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, however it is put. y: its right answer. timeout_ms: for how long it may wait; None: no limit."""
+    """A question, however it is put.
+
+    y: its right answer. timeout_ms: for how long it may wait; None: no limit. level: its priority, if it says any.
+    """
 
     model: str
     inputs: dict[str, np.ndarray]
@@ -46,6 +49,7 @@ class Asked:
     request_id: str
     wanted: Wanted = Wanted.RIGHT
     timeout_ms: int | None = None
+    level: int | None = None
 
 
 Read = Callable[[Answer, np.ndarray], np.ndarray]
@@ -101,6 +105,7 @@ def finite(asked: Asked) -> bool:
     return all(bool(np.isfinite(array).all()) for array in known)
 
 
-def late_header(asked: Asked) -> tuple[str, ...]:
-    """How HTTP says how long a request may wait."""
-    return () if asked.timeout_ms is None else (f"x-timeout-ms: {asked.timeout_ms}",)
+def queue_headers(asked: Asked) -> tuple[str, ...]:
+    """How HTTP says how long a request may wait, and with what priority."""
+    said = {"x-timeout-ms": asked.timeout_ms, "x-priority": asked.level}
+    return tuple(f"{name}: {value}" for name, value in said.items() if value is not None)

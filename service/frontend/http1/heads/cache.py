@@ -10,6 +10,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Final
 
+from foldserve.service.access.gate import WIDE_OPEN, Gate
+from foldserve.service.access.keyring import Keyring, presented_digest
+from foldserve.service.access.scopes import INFER
 from foldserve.service.codecs import BodyType, body_type
 from foldserve.service.codecs.media_types import answer_types
 from foldserve.service.codecs.protocol import Options
@@ -39,6 +42,9 @@ _TIMEOUT: Final = 6
 _HOST_LINE: Final = 7
 _CONNECTION: Final = 8
 _JSON_LENGTH: Final = 9
+_PRIORITY: Final = 10
+KEY: Final = 11
+_ORIGIN: Final = 12
 
 _NAMES: Final = {
     b"content-length": _LENGTH,
@@ -47,8 +53,12 @@ _NAMES: Final = {
     b"accept": _ACCEPT,
     b"x-request-id": ID,
     b"x-timeout-ms": _TIMEOUT,
+    b"x-priority": _PRIORITY,
     b"host": _HOST_LINE,
     b"connection": _CONNECTION,
+    b"authorization": KEY,
+    b"x-api-key": KEY,
+    b"origin": _ORIGIN,
     b"proxy-connection": SPECIAL,
     b"transfer-encoding": SPECIAL,
     b"content-encoding": SPECIAL,
@@ -93,6 +103,18 @@ class PredictRoute(Route):
         return self.plans[kind] if kind >= 0 and accepts >> kind & 1 else None
 
 
+class JsonRoute(Route):
+    """Of a protocol whose bodies are JSON, whatever their type is said to be."""
+
+    def __init__(self, path: str, pattern: str, json: RequestPlan) -> None:
+        super().__init__(path, "", pattern)
+        self.json = json
+
+    def plan(self, kind: int, accepts: int, json_length: int) -> RequestPlan | None:
+        """See Route."""
+        return self.json
+
+
 class OipRoute(Route):
     """Of the Open Inference Protocol, where a header tells what a body is, and the body what the answer is."""
 
@@ -121,8 +143,8 @@ def _ordinary(plan: RequestPlan) -> RequestPlan | None:
 class Field:
     """What one header line says.
 
-    number: of the lengths their values, of Connection the options, of Content-Type the place of its body type in
-    _KINDS, of Accept a bit for each. value: of X-Request-Id and X-Timeout-Ms.
+    number: of the lengths and X-Priority their values, of Connection the options, of Content-Type the place of its body
+    type in _KINDS, of Accept a bit for each. value: of X-Request-Id and X-Timeout-Ms; of a key its digest.
     """
 
     def __init__(self, says: int, number: int = 0, value: bytes = b"") -> None:
@@ -145,10 +167,11 @@ class Head(RequestHead):
         request_id: bytes,
         timeout_ms: bytes,
         options: Options,
+        priority: int,
         keep_alive: bool,
         old: bool,
     ) -> None:
-        super().__init__(route, plan, length, request_id, timeout_ms, options)
+        super().__init__(route, plan, length, request_id, timeout_ms, options, "", priority)
         self.media_type = plan.media_type.encode()
         self.keep_alive = keep_alive
         self.old = old
@@ -157,7 +180,7 @@ class Head(RequestHead):
 def field_of(name: bytes, value: bytes) -> Field:
     """What a header line says. name: in lower case; value: without the white space around it."""
     says = _NAMES.get(name, IGNORED)
-    if says in (_LENGTH, _JSON_LENGTH):
+    if says in (_LENGTH, _JSON_LENGTH, _PRIORITY):
         if not value.isdigit() or len(value) > _LENGTH_DIGITS:
             return _SPECIAL_FIELD
         return Field(says, int(value))
@@ -177,6 +200,11 @@ def field_of(name: bytes, value: bytes) -> Field:
         return Field(says) if is_host(value) else _SPECIAL_FIELD
     if says == _CONNECTION:
         return _connection(value)
+    if says == KEY:
+        digest = presented_digest(value, name == b"authorization")
+        return _IGNORED_FIELD if digest is None else Field(says, value=digest)
+    if says == _ORIGIN:
+        return Field(says)
     return _SPECIAL_FIELD if says == SPECIAL else _IGNORED_FIELD
 
 
@@ -208,18 +236,20 @@ def _connection(value: bytes) -> Field:
     return Field(_CONNECTION, _CLOSE if b"close" in options else _KEEP if b"keep-alive" in options else 0)
 
 
-def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
-    """What an ordinary head says; None when the call must go through ASGI. old: HTTP/1.0."""
+def head_of(route: Route, old: bool, fields: list[Field], gate: Gate = WIDE_OPEN) -> Head | None:
+    """What an ordinary head says; None when the call must go through ASGI. old: HTTP/1.0; gate: what is asked of it."""
+    keys, cross_origin = gate.keys, gate.cross_origin is not None
     seen = connection = 0
     length = kind = json_length = -1
+    priority = 0
     accepts = _ANY
-    request_id = timeout_ms = b""
+    request_id = timeout_ms = digest = b""
     for field in fields:
         says = field.says
-        if says == IGNORED:
+        if says == IGNORED or (says == KEY and keys is None) or (says == _ORIGIN and not cross_origin):
             continue
         bit = 1 << says
-        if says == SPECIAL or seen & bit:
+        if says in (SPECIAL, _ORIGIN) or seen & bit:
             return None  # a second line of the same name: the ASGI path knows what that means
         seen |= bit
         if says == _LENGTH:
@@ -236,6 +266,10 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
             connection = field.number
         elif says == _JSON_LENGTH:
             json_length = field.number
+        elif says == _PRIORITY:
+            priority = field.number
+        elif says == KEY:
+            digest = field.value
     if not (old or seen & (1 << _HOST_LINE)):
         return None
     plan = route.plan(kind, accepts, json_length)
@@ -243,6 +277,18 @@ def head_of(route: Route, old: bool, fields: list[Field]) -> Head | None:
         return None
     if plan.reads.raw and not plan.is_rows(length):
         return None
+    if 1 < len(plan.queue.levels) < priority:
+        return None
     keep_alive = connection == _KEEP if old else connection != _CLOSE
     options = route.options(json_length)
-    return Head(route, plan, length, request_id, timeout_ms, options, keep_alive, old)
+    head = Head(route, plan, length, request_id, timeout_ms, options, priority, keep_alive, old)
+    return head if keys is None or _admitted(head, keys, digest) else None
+
+
+def _admitted(head: Head, keys: Keyring, digest: bytes) -> bool:
+    """Note in a head who its caller is. False for one that is to be refused: by the ASGI path."""
+    caller = keys.find(digest)
+    if caller is None or not caller.may(INFER, head.plan.queue.model):
+        return False
+    head.made_by(caller)
+    return True

@@ -12,8 +12,9 @@ by its bytes, and equal bytes are not looked at again.
 from collections.abc import Iterable
 from typing import Final
 
-from foldserve.service.codecs.repeat_cache import RepeatCache
-from foldserve.service.frontend.http1.heads.cache import ID, Field, Head, Route, field_of, head_of
+from foldserve.service.access.gate import WIDE_OPEN, Gate
+from foldserve.service.codecs.fast.repeat_cache import RepeatCache
+from foldserve.service.frontend.http1.heads.cache import ID, KEY, Field, Head, Route, field_of, head_of
 
 _LARGEST_HEAD: Final = 16_384
 """Bytes: longer ones are not read here."""
@@ -24,16 +25,21 @@ _VISIBLE: Final = bytes(range(0x20, 0x7F))
 
 
 class HeadReader:
-    """Of one API server."""
+    """Of one API server.
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    gate: what is asked of a head. One that was let in is let in until the keys change: who changes them calls serve().
+    """
+
+    def __init__(self, routes: Iterable[Route], gate: Gate = WIDE_OPEN) -> None:
+        self.gate = gate
         self.heads: RepeatCache[Head]
-        self.lines: RepeatCache[Field] = RepeatCache(1024, 4096)
+        self.lines: RepeatCache[Field]
         self.serve(routes)
 
     def serve(self, routes: Iterable[Route]) -> None:
-        """Have these targets of the fast path from now on, and no others: what heads said of others is forgotten."""
+        """Have these targets of the fast path from now on, and no others: what heads said is forgotten."""
         self.heads = RepeatCache(1024, 1024)
+        self.lines = RepeatCache(1024, 4096)
         self._new: dict[bytes, Route] = {}
         self._old: dict[bytes, Route] = {}
         for route in routes:
@@ -67,7 +73,7 @@ class HeadReader:
                 if field is None:
                     return None
             fields.append(field)
-        found = head_of(route, old, fields)
+        found = head_of(route, old, fields, self.gate)
         if found is not None and not found.request_id:
             self.heads.add(head, found)
         return found
@@ -84,6 +90,11 @@ class HeadReader:
         if value.startswith(b" ") or value.endswith(b" "):
             return None
         field = field_of(name.lower(), value)
-        if field.says != ID:
+        if field.says != ID and (field.says != KEY or self._is_key(field.value)):
             self.lines.add(line, field)
         return field
+
+    def _is_key(self, digest: bytes) -> bool:
+        """Whether a key is known: others, of which a client may send any number, are not kept."""
+        keys = self.gate.keys
+        return keys is None or keys.find(digest) is not None

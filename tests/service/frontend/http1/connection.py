@@ -21,7 +21,7 @@ from foldserve.service.frontend.http1.connection import Http1Protocol
 from foldserve.service.frontend.http1.exchange import Http1Context
 from foldserve.service.frontend.http1.flow.send_buffers import SendBuffers
 from foldserve.service.frontend.http1.flow.throttle import RefusalThrottle
-from foldserve.service.frontend.http1.heads.cache import OipRoute, PredictRoute
+from foldserve.service.frontend.http1.heads.cache import JsonRoute, OipRoute, PredictRoute
 from foldserve.service.frontend.http1.parsing import MessageParsing
 from foldserve.service.frontend.http1.response_lines import ResponseLines
 from foldserve.service.inference.body_budget import BodyBudget
@@ -30,12 +30,14 @@ from foldserve.service.inference.observers import Observers
 from foldserve.service.inference.partial_body import PartialBodies
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.lines import LogStyle
+from foldserve.service.metrics.counts import ModelCounts
 from foldserve.service.protocols import PROTOCOLS
-from foldserve.service.protocols.kserve_v1 import KserveV1Calls
+from foldserve.service.protocols.kserve_v1 import V1_PATHS, KserveV1Calls, plan_of
 from foldserve.service.protocols.oip.calls import INFER_PATHS, OipCalls
 from foldserve.service.protocols.oip.infer import OIP_BINARY, OIP_JSON
 from foldserve.service.protocols.oip.information import Information
 from foldserve.service.protocols.predict import PredictCalls
+from foldserve.service.protocols.torchserve import TorchServeCalls
 from foldserve.service.server.api_models import make_plans, predict_plans
 from tests.service.engine_rig import FIXED, Rig
 from tests.service.repositories import metrics_of
@@ -145,6 +147,10 @@ async def no_metrics(accept: str) -> tuple[bytes, str]:
     return b"", ""
 
 
+async def nothing_counted() -> dict[tuple[str, str], ModelCounts]:
+    return {}
+
+
 class ApiServerHarness:
     """An API server without sockets. Make it on a running event loop."""
 
@@ -185,8 +191,9 @@ class ApiServerHarness:
             context,
             (
                 PredictCalls(status, plans, "m0"),
-                OipCalls(Information(status, no_metrics), plans),
+                OipCalls(Information(status, nothing_counted), plans),
                 KserveV1Calls(status, plans, "m0"),
+                TorchServeCalls(status, plans),
             ),
             settings,
             no_metrics,
@@ -195,6 +202,7 @@ class ApiServerHarness:
         routes = [
             PredictRoute(PATH, "", "/predict/{model}", predict_plans(of_model)),
             OipRoute("/v2/models/m0/infer", INFER_PATHS[0], of_model[OIP_JSON.key], of_model[OIP_BINARY.key]),
+            JsonRoute("/v1/models/m0:predict", V1_PATHS[0], plan_of(of_model)),
         ]
         throttle = RefusalThrottle(time.monotonic)  # a thread that never has time to spare
         self.http = Http1Context(context, routes, throttle, self.unread, ResponseLines())

@@ -154,7 +154,9 @@ def test_a_client_that_leaves_frees_its_place_and_counts_once_as_499(
         labels = {"model": "m0", "version": "1", "protocol": "json", "code": "499"}
         assert sample(server.metrics, "foldserve_requests_total", **labels) == 1
         if taken:
-            server.worker.loops[0]._runner.run(taken, 1)
+            computed = server.worker.loops[0]._runner.run(taken, 1)
+            assert computed is not None
+            server.worker.loops[0]._runner.give(computed)
         await server.turn(lambda: server.free)
         assert server.free
         if where == "in the queue":

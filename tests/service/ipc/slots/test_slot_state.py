@@ -87,7 +87,8 @@ class SlotStateMachine:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.rig = Rig(DYNAMIC, api_servers=2, workers=2, slots=64, data_bytes=1 << 18)
+        levels = {"levels": self.random.choice([1, 2, 3]), "age_s": self.random.choice([0.0, 60.0])}
+        self.rig = Rig(DYNAMIC, api_servers=2, workers=2, slots=64, data_bytes=1 << 18, **levels)
         self.workers = [self.new_worker(index) for index in (0, 1)]
         self.asked: list[RecordedRequest] = []
         self.cancelled: list[RecordedRequest] = []
@@ -95,7 +96,8 @@ class SlotStateMachine:
         self.searches: list[LostTickets] = []
 
     def new_worker(self, index: int) -> Any:
-        return self.rig.new_worker(index, on_run=self.on_run)
+        buckets = (1, 4, 8) if self.rig.levels > 1 else ()
+        return self.rig.new_worker(index, on_run=self.on_run, buckets=buckets)
 
     def on_run(self, x: np.ndarray) -> Any:
         self.tick()
@@ -117,7 +119,8 @@ class SlotStateMachine:
         rows = [float(value)] * self.random.choice([1, 1, 3, 11])
         late = self.random.random() < 0.1
         try:
-            request = self.rig.ask(*rows, api=api, length=length, deadline_ns=None)
+            priority = self.random.randint(0, self.rig.levels)
+            request = self.rig.ask(*rows, api=api, length=length, deadline_ns=None, priority=priority)
         except QueueFull:
             return
         if late:

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs.fast.codec import NO_SCHEDULE
 from foldserve.service.codecs.protocol import Options, Served
 from foldserve.service.errors import ServiceError
 from foldserve.service.protocols.oip.fast import OipFastCodec
@@ -44,7 +45,8 @@ def teach(fast: OipFastCodec, body: bytes, options: Options = ()) -> None:
     for _ in range(2):
         parsed = OIP_JSON.parse(body, VERSION, options)
         SIGNATURE.check_inputs(parsed.inputs)
-        fast.learn(body, options, parsed.inputs, parsed.reply)
+        schedule = None if parsed.schedule == NO_SCHEDULE else parsed.schedule
+        fast.learn(body, options, parsed.inputs, parsed.reply, schedule)
 
 
 def agree(fast: OipFastCodec, body: bytes, options: Options = ()) -> bool:
@@ -52,11 +54,12 @@ def agree(fast: OipFastCodec, body: bytes, options: Options = ()) -> bool:
     taken = fast.decode(body, options)
     if taken is None:
         return False
-    rows, data, reply = taken
+    rows, data, reply, schedule = taken
     parsed = OIP_JSON.parse(body, VERSION, options)
     assert rows == SIGNATURE.check_inputs(parsed.inputs)
     assert bytes(data) == parsed.inputs["x"].tobytes()
     assert reply == parsed.reply
+    assert (schedule or NO_SCHEDULE) == parsed.schedule
     return True
 
 
@@ -75,7 +78,11 @@ def test_ordinary_json_is_taken_from_the_third_time_on(nested, rows, more):
 
 
 @pytest.mark.parametrize("rows", [1, 400])
-@pytest.mark.parametrize("more", [{}, {"parameters": {"binary_data_output": True}}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"parameters": {"binary_data_output": True}}, {"parameters": {"priority": 2, "timeout": 5}}],
+    ids=str,
+)
 def test_ordinary_bytes_are_taken_from_the_third_time_on(rows, more):
     fast = codec()
     array = np.random.default_rng(0).standard_normal((rows, 3)).astype("f4")
@@ -135,7 +142,8 @@ def test_bytes_of_another_length_are_left_to_the_protocol():
 @pytest.mark.parametrize(
     "body",
     [
-        as_json(ROW, id="a"),  # another one each time
+        as_json(ROW, id="a"),  # another one each time, and not where ids are looked for
+        b'{"id": "a", "id": "a", ' + as_json(ROW)[1:],  # the last counts
         as_json(ROW, parameters={"data": 1}),  # which of the two?
         as_json(ROW).replace(b'"data"', b'"d\\u0061ta"'),
         as_json(ROW, id='x"data":[1,2,3]'),
@@ -151,6 +159,8 @@ def test_what_might_mean_something_else_next_time_is_not_kept(body):
     "reply",
     [
         Reply(),
+        Reply(id="a"),
+        Reply(id='"\u20ac\\', binary=True),
         Reply(binary=True),
         Reply(choices={"y": (True, 0)}),
         Reply(binary=True, choices={"y": (False, 0)}),
@@ -169,9 +179,61 @@ def test_answers_are_the_protocols(reply, values):
         assert made == tuple(expected)
 
 
-@pytest.mark.parametrize("reply", [Reply(id="a"), Reply(choices={"y": (False, 2)})])
-def test_ids_and_classes_are_left_to_the_protocol(reply):
-    assert codec().encode(np.float32([[1, 2]]), tuple(reply)) is None
+def test_classes_are_left_to_the_protocol():
+    assert codec().encode(np.float32([[1, 2]]), tuple(Reply(choices={"y": (False, 2)}))) is None
+
+
+def with_id(body: bytes, identity: bytes) -> bytes:
+    """As clients write it: first of all."""
+    return b'{"id": %b, %b' % (identity, body.removeprefix(b"{"))
+
+
+def with_id_and_bytes(array: np.ndarray, identity: bytes) -> tuple[bytes, Options]:
+    body, options = as_binary(array)
+    changed = with_id(body, identity)
+    return changed, (str(int(options[0] or 0) + len(changed) - len(body)),)
+
+
+@pytest.mark.parametrize("first", [b'"a-1"', b'"2"'])
+@pytest.mark.parametrize("then", [b'"another one"', b'"7"'])
+def test_requests_that_differ_in_their_ids_are_taken_with_their_own(first, then):
+    fast = codec()
+    teach(fast, with_id(as_json(ROW), first))
+    assert agree(fast, with_id(as_json(ROW), then))
+    assert agree(fast, as_json(ROW))
+    array = np.float32([ROW])
+    teach(fast, *with_id_and_bytes(array, first))
+    assert agree(fast, *with_id_and_bytes(array * 2, then))
+    assert agree(fast, *as_binary(array))
+
+
+IDS = st.one_of(
+    st.builds(lambda text: json.dumps(text).encode(), st.text(max_size=4)),
+    st.text(max_size=4).map(lambda text: json.dumps(text, ensure_ascii=False).encode()),
+    st.sampled_from(
+        [b"null", b"7", b'"a', b'"\\u0061"', b'"a\\"b"', b'"a","id":"b"', b'"a" , "data" : [1]', b'""']
+    ),
+)
+
+
+@given(learned=IDS, asked=IDS)
+@example(learned=b'"a","id":"a"', asked=b'"b","id":"a"')
+def test_whatever_stands_in_the_place_of_the_id_is_read_as_the_protocol_reads_it(learned, asked):
+    fast = codec()
+    bodies = [(with_id(as_json(ROW), one), ()) for one in (learned, asked)]
+    bodies += [with_id_and_bytes(np.float32([ROW]), one) for one in (learned, asked)]
+    for body, options in bodies[::2]:
+        try:
+            teach(fast, body, options)
+        except ServiceError:
+            continue
+    for body, options in bodies[1::2]:
+        try:
+            OIP_JSON.parse(body, VERSION, options)
+        except ServiceError:
+            assert fast.decode(body, options) is None
+        else:
+            agree(fast, body, options)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +260,7 @@ def test_integers_have_one_for_their_bytes_alone():
     for body, options in ((text + array.tobytes(), (str(len(text)),)), (plain, ())):
         for _ in range(2):
             parsed = OIP_JSON.parse(body, Served("m", "1", signature), options)
-            fast.learn(body, options, parsed.inputs, parsed.reply)
-    assert fast.decode(text + array.tobytes(), (str(len(text)),)) == (1, array.tobytes(), tuple(Reply()))
+            fast.learn(body, options, parsed.inputs, parsed.reply, None)
+    taken = fast.decode(text + array.tobytes(), (str(len(text)),))
+    assert taken == (1, array.tobytes(), tuple(Reply()), None)
     assert fast.decode(plain, ()) is None

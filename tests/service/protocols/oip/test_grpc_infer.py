@@ -11,6 +11,7 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from foldserve.service.artifact.datatypes import DATATYPES, numpy_dtype
 from foldserve.service.artifact.signature import Signature, TensorSpec
+from foldserve.service.codecs.fast.codec import Schedule
 from foldserve.service.codecs.protocol import Served
 from foldserve.service.errors import BadRequest, BadTensor, ServiceError
 from foldserve.service.protocols.oip.grpc_infer import OIP_GRPC
@@ -61,8 +62,9 @@ def test_outputs_are_chosen_in_order_with_classes_of_one() -> None:
     message.outputs.add(name="t")
     message.outputs.add(name="s").parameters["classification"].int64_param = 2
     message.parameters["timeout"].int64_param = 250
+    message.parameters["priority"].uint64_param = 2
     parsed = parse(message)
-    assert (parsed.outputs, parsed.queue_timeout_us) == (("t", "s"), 250)
+    assert (parsed.outputs, parsed.schedule) == (("t", "s"), Schedule(250, 2))
     outputs = {"t": np.array([1, 2], "f2"), "s": np.array([[0.5, 2, 1], [9, 8, 7]], "f4")}
     answer = ModelInferResponse.FromString(OIP_GRPC.render(SERVED, outputs, parsed.reply).body)
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "an id")

@@ -211,7 +211,7 @@ def test_a_timeout_bounds_the_time_in_the_queue(timeout_us):
 
 def test_parameters_of_others_are_passed_over():
     document = {
-        "model_name": "other", "inputs": [tensor("x", ROWS)], "parameters": {"priority": 3, "trace": "yes", "k": 0.5}
+        "model_name": "other", "inputs": [tensor("x", ROWS)], "parameters": {"sequence_id": 3, "trace": "yes", "k": 0.5}
     }  # fmt: skip
     assert infer(document).status == 200
 
@@ -249,7 +249,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "data and bytes": ({"inputs": [{**GOOD, "parameters": {"binary_data_size": 24}}]}, '"data" and "binary'),
     "shared memory": (
         {"inputs": [{**tensor("x", ROWS, binary=True), "parameters": {"shared_memory_region": "r"}}]},
-        "lies in shared memory",
+        "--client-shared-memory",
     ),
     "bytes that are not there": (
         {"inputs": [tensor("x", ROWS, binary=True)]},
@@ -262,7 +262,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "an unknown output": ({"inputs": [GOOD], "outputs": [{"name": "q"}]}, "output 'q' is asked for"),
     "an output in shared memory": (
         {"inputs": [GOOD], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
-        "shared memory",
+        "--client-shared-memory",
     ),
     "a bad choice": (
         {"inputs": [GOOD], "outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]},
@@ -420,3 +420,20 @@ def test_labels_stand_behind_the_places_of_classes():
         "outputs"
     ]
     assert output["data"] == ["0.500000:1:dog"]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        (DOUBLE, "binary_data_size"),
+        ("/v1/models/double:predict", "fewer rows"),
+        ("/predictions/double", "fewer rows"),
+        ("/predict/double", "application/x-npy"),
+    ],
+)
+def test_body_that_is_too_long_says_what_its_protocol_can_do(path, says):
+    body, headers = b"[" + b" " * 2**21 + b"]", {"Content-Type": "application/json"}
+    reply = call(app_of(), "POST", path, body, headers)
+    assert reply.error() == (413, "too_large")
+    assert says in reply.json()["error"]
+    assert ("npy" in reply.json()["error"]) == (path == "/predict/double")

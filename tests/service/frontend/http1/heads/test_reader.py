@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldserve.service.codecs import BodyType
-from foldserve.service.codecs.repeat_cache import RepeatCache
+from foldserve.service.codecs.fast.repeat_cache import RepeatCache
 from foldserve.service.engine.admission import Bounds
 from foldserve.service.engine.model_queue import ModelQueue
 from foldserve.service.frontend.http1.heads.cache import Head, PredictRoute, field_of, head_of
@@ -29,7 +29,7 @@ QUEUE = ModelQueue(
     timeout_s=1.0,
     instances=1,
     max_batch_size=8,
-    writer=TicketWriter(TicketQueue()),
+    writers=[TicketWriter(TicketQueue().levels[0])],
 )
 PLANS = {
     kind: RequestPlan(
@@ -76,7 +76,7 @@ def said(head: Head | None) -> tuple[Any, ...] | None:
         return None
     return (
         *(head.target, head.plan, head.length, head.request_id, head.timeout_ms, head.keep_alive, head.old),
-        *(head.is_rows, head.media_type),
+        *(head.is_rows, head.media_type, head.level.index),
     )
 
 
@@ -178,6 +178,13 @@ LINES = [
         b"X-Timeout-Ms: 5",
     ),
     *(
+        b"X-Priority: 0",
+        b"X-Priority: 1",
+        b"X-Priority: 2",
+        b"X-Priority: -1",
+        b"X-Priority:",
+    ),
+    *(
         b"X-Timeout-Ms:",
         b"Expect: 100-continue",
         b"Content-Encoding: gzip",
@@ -265,6 +272,7 @@ USUAL = {
     "gateway": [b"X-Request-Id: 5", b"X-Forwarded-For: 10.0.0.1", b"Authorization: Bearer a.b.c", b"Cookie: a=b"],
     "trailer and te": [b"TE: trailers", b"Trailer: x-checksum"],
     "time": [b"X-Timeout-Ms: 250"],
+    "priority": [b"X-Priority: 1"],
 }  # fmt: skip
 
 
@@ -273,6 +281,22 @@ USUAL = {
 def test_the_usual_heads_are_accepted(name: str, first: bytes) -> None:
     head = b"\r\n".join([first, *NEEDED, *USUAL[name], b"", b""])
     assert agree(HeadReader(ROUTES), head)
+
+
+@pytest.mark.parametrize(
+    ("given", "level"), [(b"1", 0), (b"2", 1), (b"003", 2), (b"0", 1), (b"", None), (b"4", None)]
+)
+def test_a_priority_is_the_level_of_the_queue_or_for_others_to_refuse(
+    given: bytes, level: int | None
+) -> None:
+    pipes = TicketQueue(3).levels
+    writers = [TicketWriter(pipe) for pipe in pipes]
+    queue = ModelQueue(QUEUE.key, QUEUE.layout, QUEUE.bounds, 1.0, 1, 8, writers, default_level=1)
+    plans = {kind: RequestPlan(queue, of.reads, of.writes, print, of.limit) for kind, of in PLANS.items()}
+    route = PredictRoute("/predict/m0", "", "/predict/{model}", plans)
+    data = b"\r\n".join([FIRST[0], *NEEDED, b"X-Priority: " + given, b"", b""])
+    head = HeadReader([route]).read(data, len(data))
+    assert level == (None if head is None else head.level.index)
 
 
 @pytest.mark.parametrize("value", [b"application/json; charset=utf-8", b"application/json;charset=UTF-8"])
