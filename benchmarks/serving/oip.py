@@ -11,7 +11,8 @@ from benchmarks.serving.servers import CLIENT, Read, Request
 from benchmarks.serving.workloads import WORKS, Work
 from foldserve.service.backends.onnxruntime.cpu_session import read_signature
 
-_MLP, _, _LIGHT = WORKS
+_BY_KEY: Final = {work.key: work for work in WORKS}
+_MLP, _LIGHT = _BY_KEY["mlp"], _BY_KEY["light"]
 OIP_WORKS: Final = (
     _MLP,
     replace(_MLP, key="mlp-binary", title="MLP 10→20→5, binary", raw=True),

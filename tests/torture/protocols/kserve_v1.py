@@ -34,9 +34,9 @@ def _read(answer: Answer, like: np.ndarray) -> np.ndarray:
     return np.array(values, like.dtype)
 
 
-def _request(asked: Asked, document: Any) -> Request:
+def _request(asked: Asked, document: Any, name: str = "v1") -> Request:
     path = f"/v1/models/{asked.model}:predict"
-    return Request(asked, "v1", json.dumps(document).encode(), _read, path, JSON, queue_headers(asked))
+    return Request(asked, name, json.dumps(document).encode(), _read, path, JSON, queue_headers(asked))
 
 
 def _write(asked: Asked, chosen: Random) -> Request:
@@ -57,14 +57,14 @@ def _spoil(asked: Asked, chosen: Random) -> Request:
 def _write_b64(asked: Asked, chosen: Random) -> Request:
     (rows,) = asked.inputs.values()
     files = [base64.b64encode(file_of(row, "PNG")).decode() for row in rows]
-    return _request(asked, {"instances": [{"b64": one} for one in files]})
+    return _request(asked, {"instances": [{"b64": one} for one in files]}, "v1 b64")
 
 
 def _spoil_b64(asked: Asked, chosen: Random) -> Request:
     document = json.loads(_write_b64(asked, chosen).body)
     row = chosen.choice(document["instances"])
     row["b64"] = chosen.choice(("", "====", row["b64"][:40], row["b64"] + "A", 7, None))
-    return _request(asked, document).to_be_refused()
+    return _request(asked, document, "v1 b64").to_be_refused()
 
 
 KSERVE_V1: Final = (
