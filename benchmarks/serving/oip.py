@@ -8,15 +8,13 @@ import numpy as np
 import tritonclient.http as triton
 
 from benchmarks.serving.servers import CLIENT, Read, Request
-from benchmarks.serving.workloads import WORKS, Work
+from benchmarks.serving.workloads import LIGHT, MLP, Work
 from foldserve.service.backends.onnxruntime.cpu_session import read_signature
 
-_BY_KEY: Final = {work.key: work for work in WORKS}
-_MLP, _LIGHT = _BY_KEY["mlp"], _BY_KEY["light"]
 OIP_WORKS: Final = (
-    _MLP,
-    replace(_MLP, key="mlp-binary", title="MLP 10→20→5, binary", raw=True),
-    replace(_LIGHT, title="light net, 3x224x224 binary (602 KB)"),
+    MLP,
+    replace(MLP, key="mlp-binary", title="MLP 10→20→5, binary", raw=True),
+    replace(LIGHT, title="light net, 3x224x224 binary (602 KB)"),
 )
 """What servers of the protocol are compared with."""
 
