@@ -8,6 +8,7 @@ instance.py         an instance's thread: loads the session, then serves
 instance_loop.py    an instance's loop: a batch, then a part of the large request under way, and again
 device_gate.py      when an instance may begin its next batch, where several share a device
 batcher.py          the next batch: the batch window, and which waiting tickets go together
+ageing.py           when a batch begins with a lower priority level
 turn.py             whose turn it is to read the queue
 ticket_consumer.py  marks the slots of an instance's tickets, drops expired ones; sends done records
 batches/            one batch: gathered, run, scattered

@@ -15,9 +15,9 @@ from foldserve.service.metrics.recorder import Metrics
 from foldserve.service.worker.ageing import Ageing
 from foldserve.service.worker.batcher import Batch, Batcher
 from foldserve.service.worker.batches.batch_runner import BatchRunner, ComputedBatch
+from foldserve.service.worker.batches.output_thread import OutputThread
 from foldserve.service.worker.batches.pieces import LargeRun
 from foldserve.service.worker.device_gate import Gate
-from foldserve.service.worker.output_thread import OutputThread
 from foldserve.service.worker.ticket_consumer import TicketConsumer
 from foldserve.service.worker.times import BatchTimes
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from foldserve.service.ipc.fence import Fence
+from foldserve.service.worker.batches.output_thread import OutputThread
 from foldserve.service.worker.instance_loop import OVERLAPPED_NS
-from foldserve.service.worker.output_thread import OutputThread
 from tests.service.engine.test_recovery import on_loop
 from tests.service.engine_rig import Rig, RigWorker, WorkerKilled
 
