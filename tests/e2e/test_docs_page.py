@@ -84,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         )
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"junk")
-    with serving(repository, folder / "output", "--api-servers", "2") as running:
+    with serving(repository, folder / "output", "--api-servers", "1") as running:
         for name in ("mlp", "photos", "hostile", "wide"):
             running.wait_until(f"/v2/models/{name}/ready", 200)
         yield running

@@ -1,5 +1,6 @@
 """Keys on a real server with two API servers: every scope on every kind of call of every protocol, and their limits."""
 
+import contextlib
 import itertools
 import json
 import threading
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
 
 from foldserve.service.access.key_file import digest_of
 from tests.e2e.grpc_calls import connected, given, refused, save_repository
@@ -209,7 +211,9 @@ def test_stream_of_grpc_needs_a_key_too(server: ServerProcess) -> None:
                 done.set()
 
             client.start_stream(on, headers=headers)
-            client.async_stream_infer("mlp", [given(ROW)])
+            # What is refused may have ended before the first request is given to it.
+            with contextlib.suppress(InferenceServerException):
+                client.async_stream_infer("mlp", [given(ROW)])
             assert done.wait(START_LIMIT_S)
             client.stop_stream()
             assert came[0] == (1, 5) if headers else "no key" in came[0].message()
@@ -249,7 +253,7 @@ def test_access_log_and_metrics_name_the_key_and_never_show_it(server: ServerPro
 def test_rows_per_second_are_those_of_both_api_servers_together(server: ServerProcess) -> None:
     headers = {**JSON, "x-api-key": key_of("hundred")}
     body = json.dumps({"inputs": ROW.tolist()})
-    seconds = 1.5
+    seconds = 1.0
 
     def ask(_: int) -> list[tuple[int, str]]:
         with httpx.Client(verify=False, timeout=START_LIMIT_S) as client:
@@ -269,7 +273,7 @@ def test_rows_per_second_are_those_of_both_api_servers_together(server: ServerPr
     # The bucket holds a second's. What two API servers admit in the same microsecond may go uncounted: hardly one.
     assert admitted <= 100 * (took_s + 1) + 3
     if (
-        len(answers) > 1000
+        len(answers) > 600
     ):  # clients that ask for three times as much, whatever else the machine does, get all of theirs
         assert admitted >= 100 * seconds
     assert (
