@@ -73,7 +73,7 @@ wheel: install ## dist/: foldserve with the way of a request compiled; needs a C
 release: install ## check that this commit is a release, and build its wheels: docs/releasing.md
 	@sh deploy/dev/make-release.sh
 
-bench: install ## tables of benchmarks/README.md: WHAT=fold (default), export, serve, peers, heads, protocols, security, stall, priority, published or gpu; ARGS='--help' for options
+bench: install ## tables of benchmarks/README.md: WHAT=fold (default), export, serve, peers, oip_peers, heads, protocols, security, stall, priority, published or gpu; ARGS='--help' for options
 	@exec $(PY) -m benchmarks.$(WHAT) $(ARGS)
 
 torture: wheel ## ten minutes of fuzzing, kills, stops and greedy clients: docs/reliability.md; ARGS='--seconds 60' for less

@@ -42,6 +42,7 @@ COMPILED = (
     "foldserve/service/inference/body_budget.py",
     "foldserve/service/inference/holdings.py",
     "foldserve/service/inference/observers.py",
+    "foldserve/service/inference/parsing.py",
     "foldserve/service/inference/partial_body.py",
     "foldserve/service/inference/plan.py",
     "foldserve/service/inference/receiving.py",

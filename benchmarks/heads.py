@@ -21,7 +21,7 @@ from typing import Final
 from benchmarks.serve import machine
 from benchmarks.serving import process_tree, wrk
 from benchmarks.serving.servers import BARE, FOLDSERVE, SOURCE, Running, compile_foldserve, running
-from benchmarks.serving.workloads import WORKS, export_models
+from benchmarks.serving.workloads import MLP, export_models
 
 CONNECTIONS: Final = 64
 NEW: Final = "{new}"
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export_models()
     found = {}
     for key in options.servers.split(","):
-        with running(servers[key], WORKS[0]) as server:
+        with running(servers[key], MLP) as server:
             found[key] = measure(server, options.rounds, options.seconds)
     print(
         f"{machine()}; medians of {options.rounds} rounds of {options.seconds} s, {CONNECTIONS} connections.\n"

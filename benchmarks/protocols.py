@@ -17,13 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-import tritonclient.http as triton
-
 from benchmarks.serve import machine
 from benchmarks.serving import process_tree, wrk
+from benchmarks.serving.oip import infer
 from benchmarks.serving.runs import measure
 from benchmarks.serving.servers import (
-    CLIENT,
     FOLDSERVE,
     JSON,
     RAW,
@@ -33,7 +31,6 @@ from benchmarks.serving.servers import (
     running,
 )
 from benchmarks.serving.workloads import WORKS, Work, export_models
-from foldserve.service.backends.onnxruntime.cpu_session import read_signature
 
 CONNECTIONS: Final = (16, 64)
 BASES: Final = {
@@ -73,31 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def requests_of(work: Work) -> dict[str, Request]:
     """The row of a workload in each kind of request."""
-    row, signature = work.row, read_signature(work.onnx)
-    tensor = triton.InferInput(signature.inputs[0].name, list(row.shape), "FP32")
-
-    def infer(binary: bool, identity: str = "") -> Request:
-        tensor.set_data_from_numpy(row, binary_data=binary)
-        output = triton.InferRequestedOutput(signature.outputs[0].name, binary_data=binary)
-        body, length = triton.InferenceServerClient.generate_request_body(
-            [tensor], outputs=[output], request_id=identity
-        )
-        headers = (
-            dict(CLIENT) if length is None else {**CLIENT, "Inference-Header-Content-Length": str(length)}
-        )
-        return Request(f"/v2/models/{work.model}/infer", headers, body)
-
+    row = work.row
     in_bytes = {
         "/predict, raw": Request(f"/predict/{work.model}", RAW, work.raw_body()),
-        "OIP, binary": infer(binary=True),
-        "OIP, binary, an id": infer(binary=True, identity="0123456789"),
+        "OIP, binary": infer(work, binary=True),
+        "OIP, binary, an id": infer(work, binary=True, identity="0123456789"),
     }
     if work.raw:
         return in_bytes
     rows = json.dumps({"instances": row.tolist()}).encode()
     return {
         "/predict, JSON": Request(f"/predict/{work.model}", JSON, work.json_body()),
-        "OIP, JSON": infer(binary=False),
+        "OIP, JSON": infer(work, binary=False),
         "KServe v1": Request(f"/v1/models/{work.model}:predict", JSON, rows),
         **in_bytes,
     }

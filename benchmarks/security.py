@@ -32,7 +32,7 @@ from benchmarks.serving.servers import (
     running,
 )
 from benchmarks.serving.stats import Measured
-from benchmarks.serving.workloads import BENCH, WORKS, Work, export_models
+from benchmarks.serving.workloads import BENCH, LIGHT, MLP, Work, export_models
 
 KEY: Final = "0123456789abcdef0123456789abcdef"
 CONNECTIONS: Final = (16, 64)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compile_foldserve()
     export_models()
     found: dict[tuple[str, int], list[list[Measured]]] = {}
-    for work in (WORKS[0], WORKS[-1]):
+    for work in (MLP, LIGHT):
         with contextlib.ExitStack() as stack:
             servers = [stack.enter_context(running(contender(one), work)) for one in GUARDED]
             for connections in map(int, options.connections.split(",")):

@@ -28,7 +28,7 @@ from benchmarks.serving.runs import Plan, Results, run
 from benchmarks.serving.servers import CONTENDERS, FOLDSERVE, Contender, compile_foldserve
 from benchmarks.serving.stats import Findings, checks_table, table
 from benchmarks.serving.thresholds import checks
-from benchmarks.serving.workloads import WORKS, Work, export_models
+from benchmarks.serving.workloads import MLP, WORKS, Work, export_models
 from foldserve.service.backends.onnxruntime.library import onnxruntime
 
 ROUNDS = 3
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None, contenders: Sequence[Contender]
     extra: list[Findings] = []
     if options.limits:
         extra.append(measure_pairs(first))
-        extra.append(measure_limits(first(WORKS[0], 64), options.seconds, rounds))
+        extra.append(measure_limits(first(MLP, 64), options.seconds, rounds))
     show(
         report(results, wanted, works, options.connections, rounds, options.seconds, extra), options.markdown
     )

@@ -30,8 +30,8 @@ The life of a request:
     the request until it ends.
  2. Its body is received (inference/receiving.py, partial_body.py). Raw rows go straight into a slot and bytes of the
     API server's arena, allocated for it (engine/memory/arena_memory.py, ipc/slots/slot_pool.py, arena.py). JSON and npy
-    are parsed by the request's protocol (codecs/protocol.py, protocols/), large and compressed ones in the API server's
-    codec process (engine/codec_process/).
+    are parsed (inference/parsing.py) by the request's protocol (codecs/protocol.py, protocols/), large and compressed
+    ones in the API server's codec process (engine/codec_process/).
  3. What was parsed is checked against the model's signature (artifact/signature.py), and copied into the arena: an
     invalid request is refused here, before it shares a batch with others.
  4. It is admitted, or refused with a Retry-After (engine/admission.py), and its ticket, a record

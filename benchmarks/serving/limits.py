@@ -21,7 +21,7 @@ from benchmarks.serving.servers import (
     serving,
 )
 from benchmarks.serving.stats import Check, Findings, Measured, medians
-from benchmarks.serving.workloads import BENCH, REPOSITORY, WORKS, Work, repository_of
+from benchmarks.serving.workloads import BENCH, LIGHT, MLP, REPOSITORY, RESNET, Work, repository_of
 
 STEADY: Final = 0.7
 STEADY_ROUNDS: Final = 7
@@ -37,9 +37,8 @@ def measure_limits(contender: Contender, seconds: int, rounds: int) -> Findings:
     """All of them; `contender` is the foldserve that serves small JSON best."""
     limits = Findings()
     program = open_loop.build()
-    mlp, resnet, _ = WORKS
-    _steady(limits, program, contender, mlp, seconds, rounds)
-    for work in (resnet, mlp):
+    _steady(limits, program, contender, MLP, seconds, rounds)
+    for work in (RESNET, MLP):
         _overload(limits, program, work, seconds, rounds)
     _idle(limits)
     return limits
@@ -119,7 +118,7 @@ def _idle(limits: Findings) -> None:
     """Three models loaded and asked once, then nobody comes."""
     port = free_port()
     with serving(foldserve_command(REPOSITORY, 1, port), COMPILED, "foldserve-idle"):
-        for work in WORKS:
+        for work in (MLP, RESNET, LIGHT):
             request, _ = plain(f"/predict/{work.model}")(work)
             _until_answered(port, request)
         before = process_tree.sample(process_tree.descendants(os.getpid()))

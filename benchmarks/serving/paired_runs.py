@@ -15,7 +15,7 @@ from benchmarks.serving import open_loop, wrk
 from benchmarks.serving.runs import in_process, measure, note
 from benchmarks.serving.servers import BARE, Contender, Running, running
 from benchmarks.serving.stats import Check, Findings, Measured
-from benchmarks.serving.workloads import WORKS, Work
+from benchmarks.serving.workloads import MLP, RESNET, Work
 
 PAIRS: Final = 15
 SECONDS: Final = 1
@@ -27,10 +27,9 @@ LOOP_BATCH: Final = 8
 def measure_pairs(first: Callable[[Work, int], Contender]) -> Findings:
     """All of them; `first` is the foldserve that serves a workload best at so many connections."""
     pairs = Findings()
-    mlp, resnet, _ = WORKS
     for connections in (64, 1):
-        contender = first(mlp, connections)
-        with running(BARE, mlp) as bare, running(contender, mlp) as ours:
+        contender = first(MLP, connections)
+        with running(BARE, MLP) as bare, running(contender, MLP) as ours:
             both = [(half(ours, connections), half(bare, connections)) for _ in range(PAIRS)]
         what = f"mlp, {connections} connection{'s' * (connections > 1)}, in turn"
         _note(pairs, f"{what}: {contender.key}", "the bare ASGI app", both)
@@ -38,14 +37,14 @@ def measure_pairs(first: Callable[[Work, int], Contender]) -> Findings:
             pairs.checks.append(Check(f"{what}: p50 / bare ASGI", _ratio(both, "p50_ms"), 1.6, least=False))
         else:
             pairs.checks.append(Check(f"{what}: CPU / bare ASGI", _ratio(both, "cpu_us"), 0.85, least=False))
-    contender = first(resnet, 16)
-    with running(contender, resnet) as ours:
-        both = [(half(ours, 16), _loop(resnet)) for _ in range(PAIRS)]
+    contender = first(RESNET, 16)
+    with running(contender, RESNET) as ours:
+        both = [(half(ours, 16), _loop(RESNET)) for _ in range(PAIRS)]
     what = "resnet, 16 connections, in turn"
     _note(pairs, f"{what}: {contender.key}", "the loop without a server", both)
     pairs.checks.append(Check(f"{what}: rows/s / loop", _ratio(both, "req_s"), 0.97, least=True))
     pairs.checks.append(Check(f"{what}: CPU per row / loop", _ratio(both, "cpu_us"), 1.1, least=False))
-    _loop_beside_load(pairs, open_loop.build(), resnet)
+    _loop_beside_load(pairs, open_loop.build(), RESNET)
     return pairs
 
 

@@ -29,10 +29,11 @@ COMMON: Final = ("numpy==2.4.6", "onnxruntime==1.31.1")
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment. name: of its folder. packages: what it has besides COMMON."""
+    """A virtual environment. name: of its folder. packages: what it has besides `common`."""
 
     name: str
     packages: tuple[str, ...]
+    common: tuple[str, ...] = COMMON
 
     @property
     def python(self) -> Path:
@@ -45,7 +46,7 @@ class Environment:
 
     def ready(self) -> bool:
         """Whether it has just these packages."""
-        return self._stamp.exists() and self._stamp.read_text().split() == [*COMMON, *self.packages]
+        return self._stamp.exists() and self._stamp.read_text().split() == [*self.common, *self.packages]
 
     def make(self) -> None:
         """Make it, or mend it; minutes the first time, from PyPI."""
@@ -58,8 +59,8 @@ class Environment:
         )
         subprocess.run([sys.executable, "-m", "venv", ENVIRONMENTS / self.name], check=True)
         pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-        subprocess.run([*pip, *COMMON, *self.packages], check=True)
-        self._stamp.write_text("\n".join([*COMMON, *self.packages]) + "\n")
+        subprocess.run([*pip, *self.common, *self.packages], check=True)
+        self._stamp.write_text("\n".join([*self.common, *self.packages]) + "\n")
 
 
 MOSEC: Final = Environment("mosec", ("mosec==0.9.8",))

@@ -70,19 +70,20 @@ class Work:
         return None if worst <= TOLERANCE else f"off by {worst:.2g}, at most {TOLERANCE:g} is allowed"
 
 
-WORKS: Final = (
-    Work("mlp", "MLP 10→20→5, JSON", "mlp", ("mlp",), False, (10,)),
-    Work("raw", "MLP 10→20→5, raw (40 bytes)", "mlp", ("mlp",), True, (10,)),
-    Work("resnet", "small ResNet, 3x32x32 raw (12 KB)", "resnet_small", ("resnet_small",), True, (3, 32, 32)),
-    Work(
-        "light",
-        "light net, 3x224x224 raw (602 KB)",
-        "light_net",
-        ("benchmarks.serving.light_net:build", "--name", "light_net"),
-        True,
-        (3, 224, 224),
-    ),
+MLP: Final = Work("mlp", "MLP 10→20→5, JSON", "mlp", ("mlp",), False, (10,))
+RAW_MLP: Final = Work("raw", "MLP 10→20→5, raw (40 bytes)", "mlp", ("mlp",), True, (10,))
+RESNET: Final = Work(
+    "resnet", "small ResNet, 3x32x32 raw (12 KB)", "resnet_small", ("resnet_small",), True, (3, 32, 32)
 )
+LIGHT: Final = Work(
+    "light",
+    "light net, 3x224x224 raw (602 KB)",
+    "light_net",
+    ("benchmarks.serving.light_net:build", "--name", "light_net"),
+    True,
+    (3, 224, 224),
+)
+WORKS: Final = (MLP, RAW_MLP, RESNET, LIGHT)
 
 
 def export_models() -> None:

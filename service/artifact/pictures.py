@@ -32,6 +32,9 @@ MOST_PIXELS: Final = 50_000_000
 _MOST_SCANNED: Final = 20 * MOST_PIXELS
 """Pixels times scans of a JPEG: a progressive one has about ten, each a walk over the whole picture, and a small file
 can hold thousands."""
+_MOST_READS: Final = 100_000
+"""Of a file, a few for each of its parts. Pillow walks over them in Python, some microseconds each, and a file can have
+millions of empty ones."""
 _START_OF_SCAN: Final = b"\xff\xda"
 _STARTS: Final = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
 _SHOWN_CHARS: Final = 200
@@ -165,7 +168,7 @@ def _open(body: bytes, formats: Sequence[str]) -> "Image.Image":
         raise BadPicture(f"pictures need the package pillow ({error}): pip install pillow") from error
     with _pillows_errors():
         try:
-            picture = Image.open(io.BytesIO(body), formats=tuple(formats))
+            picture = Image.open(_Reads(body), formats=tuple(formats))
         except UnidentifiedImageError as error:
             raise BadPicture(_no_picture(body, formats)) from error
         except Image.DecompressionBombError as error:
@@ -173,6 +176,23 @@ def _open(body: bytes, formats: Sequence[str]) -> "Image.Image":
         _check_pixels(*picture.size)
         _check_work(picture, body)
     return picture
+
+
+class _Reads(io.BytesIO):
+    """A file that can be read so often and no more."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self._left = _MOST_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See io.BytesIO. Raises: BadPicture."""
+        self._left -= 1
+        if self._left < 0:
+            raise BadPicture(
+                "the picture's file has too many parts, which take too long to read; save it anew with any program"
+            )
+        return super().read(size)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A request while its body arrives: into the arena where possible, bounded in memory and time; then into the queue.
+"""A request while its body arrives: into the arena where possible, bounded in memory and time.
 
 Owned by the event loop thread.
 """
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Final
 
-from foldserve.service.codecs.fast.codec import Schedule
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, Internal, NotReady, ServiceError
@@ -32,8 +31,6 @@ class ReceivingRequest(PendingRequest):
     """Answered or cancelled: nothing of it is left but what its client may still send."""
     body: bytes = b""
     """Set when it came whole and is to be parsed."""
-    _queue_timeout_us = 0
-    """The longest from being queued to the answer that its body allows; 0 for the plan's."""
 
     def __init__(self, server: ServerContext, head: RequestHead) -> None:
         self.began_ns = monotonic_ns()
@@ -201,24 +198,6 @@ class ReceivingRequest(PendingRequest):
             self.step(self.body_came)
 
         go_on(0)
-
-    def heed_schedule(self, schedule: Schedule) -> None:
-        """Keep what the body says of its place in the queue. Raises: BadRequest."""
-        self._queue_timeout_us = schedule.queue_timeout_us
-        if schedule.priority:
-            self.level = self.queue.level_of(schedule.priority, "parameter 'priority' of the request")
-
-    def enter_queue(self, now_ns: int) -> None:
-        """Queue the request, whose inputs are in its memory. Raises ServiceError."""
-        dispatcher = self.server.dispatcher
-        if self.done:
-            dispatcher.release(self)  # its own connection was evicted to make room for it
-            return
-        queue_ns = self.plan.queue_ns
-        if self._queue_timeout_us:
-            queue_ns = min(queue_ns, self._queue_timeout_us * 1000)
-        self.quota = self.head.quota
-        dispatcher.submit(self, now_ns, min(self.latest_ns(), now_ns + queue_ns))
 
     def received(self) -> int:
         """Bytes of the body that have come."""

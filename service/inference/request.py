@@ -1,8 +1,8 @@
-"""The life of one inference request, on every path: its body, its memory, its ticket, its response, its end.
+"""One inference request, on every path: from the dispatcher's record to the answer, and its end.
 
 Whoever carries bytes between a client and the server (a Responder) makes one when a head is there, feeds it the body
-and is given one response. Its protocols decide what the bytes mean (codecs/protocol.py). To the dispatcher it is
-what is queued. It may be cancelled at any time, and ends once: _finish().
+(receiving.py, parsing.py) and is given one response. Its protocols decide what the bytes mean (codecs/protocol.py). To
+the dispatcher it is what is queued. It may be cancelled at any time, and ends once: _finish().
 
 Owned by the event loop thread.
 """
@@ -10,21 +10,18 @@ Owned by the event loop thread.
 import logging
 from collections.abc import Mapping
 from time import monotonic_ns
-from typing import Any, Final, Protocol, final
+from typing import Final, Protocol, final
 
 import numpy as np
 
 from foldserve.service.codecs.encoded import LaidOut
-from foldserve.service.codecs.fast.codec import NO_SCHEDULE, Answer, Schedule
-from foldserve.service.codecs.protocol import TakesLong
+from foldserve.service.codecs.fast.codec import Answer
 from foldserve.service.engine.codec_process import LARGE_COPY_BYTES
-from foldserve.service.engine.codec_process.job import Job
-from foldserve.service.engine.codec_process.messages import Body
 from foldserve.service.engine.codec_process.rendering_time import AT_ONCE_NS
 from foldserve.service.errors import Internal, ServiceError
 from foldserve.service.inference.context import CLIENT_GONE, RequestContext
+from foldserve.service.inference.parsing import ParsingRequest
 from foldserve.service.inference.plan import RequestHead
-from foldserve.service.inference.receiving import ReceivingRequest
 from foldserve.service.inference.response import Response, error_response
 from foldserve.service.inference.server_context import ServerContext
 from foldserve.service.logs.limits import with_id
@@ -53,19 +50,13 @@ _NOBODY: Final = _Nobody()
 
 
 @final
-class InferenceRequest(ReceivingRequest):
+class InferenceRequest(ParsingRequest):
     """One request, from its head to its end."""
 
     # Values until they are set, as in PendingRequest.
-    decode_s = -1.0
-    """Seconds of parsing; negative until the body is parsed."""
     encode_s = -1.0
-    """Seconds of rendering; likewise."""
+    """Seconds of rendering; negative until the answer is rendered."""
     _id = b""
-    _outputs: tuple[str, ...] = ()
-    """Those that its body asks for; none for the plan's."""
-    _reply: Any = None
-    """What its body says to the protocol that renders the answer."""
     _completed = False
     _renders = False
     """Its job is to make its answer."""
@@ -73,8 +64,7 @@ class InferenceRequest(ReceivingRequest):
     def __init__(self, server: ServerContext, head: RequestHead, responder: Responder) -> None:
         super().__init__(server, head)
         self._responder = responder
-        self._job: Job | None = None
-        """Its body or its answer is in the codec process."""
+        self._job = None
 
     @property
     def request_id(self) -> str:
@@ -86,122 +76,6 @@ class InferenceRequest(ReceivingRequest):
         if not self._id:
             self._id = self.head.request_id or self.server.ids.make()
         return self._id
-
-    # -- into the queue
-
-    def body_came(self) -> None:
-        """See ReceivingRequest: put the inputs into the arena and queue the request."""
-        started_ns = monotonic_ns()
-        if self.head.is_rows:
-            self.decode_s = 0.0
-            self.enter_queue(started_ns)
-        elif self._rows_lie_in_place():
-            self.enter_queue(self._decoded(started_ns))
-        elif self.length > self.plan.large_bytes or self.head.encoding:
-            self._parse_elsewhere(started_ns)
-        else:
-            self._parse_here(started_ns)
-
-    def _rows_lie_in_place(self) -> bool:
-        """Whether the body is an envelope that is known, and rows that are read where they lie in the arena."""
-        envelope, fast = self._envelope(), self.plan.parse
-        if not envelope or fast is None:
-            return False
-        known = fast.read_envelope(envelope, self.length - len(envelope))
-        if known is None:
-            return False
-        self.rows, self._reply, schedule = known
-        if schedule is not None:
-            self.heed_schedule(schedule)
-        self.input_offset += len(envelope)
-        return True
-
-    def _envelope(self) -> bytes:
-        """What stands before the rows of a body that lies in the arena; nothing when that is not known."""
-        nbytes, allocation = self.head.envelope_bytes, self.allocation
-        if not nbytes or allocation is None:
-            return b""
-        return bytes(allocation.inputs[self.input_offset : self.input_offset + nbytes])
-
-    def _parse_here(self, started_ns: int) -> None:
-        """Put the inputs of a body of ordinary length into the arena. Raises: ServiceError."""
-        plan, dispatcher = self.plan, self.server.dispatcher
-        body = self.body
-        if self.allocation is not None:
-            begin = self.input_offset
-            body = bytes(self.allocation.inputs[begin : begin + self.length])
-            dispatcher.release(self)
-            self.input_offset = 0
-        options = self.head.options
-        taken = None if plan.parse is None else plan.parse.decode(body, options)
-        if taken is not None:
-            self.rows, data, self._reply, schedule = taken
-            if schedule is not None:
-                self.heed_schedule(schedule)
-            now_ns = self._decoded(started_ns)
-            room = self.queue.layout.output_capacity(self.rows)
-            assert room is not None
-            dispatcher.reserve(self, len(data), room)[:] = data
-        else:
-            try:
-                parsed = plan.reads.parse(body, plan.served, options)
-            except TakesLong:
-                self.body = body
-                self._parse_elsewhere(started_ns)
-                return
-            self.rows = plan.served.signature.check_inputs(parsed.inputs)
-            self._heed(parsed.outputs, parsed.reply, parsed.schedule)
-            if plan.parse is not None and parsed.repeats:
-                schedule = parsed.schedule if parsed.schedule != NO_SCHEDULE else None
-                plan.parse.learn(body, options, parsed.inputs, parsed.reply, schedule)
-            now_ns = self._decoded(started_ns)
-            dispatcher.put(self, parsed.inputs, self.rows)
-        self.body = b""
-        self.enter_queue(now_ns)
-
-    def _heed(self, outputs: tuple[str, ...], reply: Any, schedule: Schedule) -> None:
-        """Keep what the body asks for besides its inputs: see ParsedRequest. Raises: BadRequest."""
-        self._outputs = outputs
-        self._reply = reply
-        self.heed_schedule(schedule)
-
-    def _parse_elsewhere(self, started_ns: int) -> None:
-        """Have the codec process make the inputs of a body that would hold the event loop for too long.
-
-        Raises: ServiceError.
-        """
-        plan, server = self.plan, self.server
-        if self.allocation is None:
-            server.dispatcher.reserve(self, self.length, 0)[:] = self.body
-            self.body = b""
-        envelope = self._envelope()
-
-        def parsed(error: Exception | None) -> None:
-            sized = None if self._job is None else self._job.sized
-            self._end_job()
-            if error is None and sized is not None:
-
-                def go_on() -> None:
-                    self._heed(sized.outputs, sized.reply, sized.schedule)
-                    if envelope and plan.parse is not None:
-                        schedule = sized.schedule if sized.schedule != NO_SCHEDULE else None
-                        nbytes = self.length - len(envelope)
-                        plan.parse.learn_envelope(envelope, nbytes, self.rows, sized.reply, schedule)
-                    self.enter_queue(self._decoded(started_ns))
-
-                self.step(go_on)
-            else:
-                self.refuse(self._client_error(error))
-
-        head = self.head
-        body = Body(self.length, head.options, head.encoding, plan.limit.nbytes)
-        self._job = server.codecs.parse(self, plan.reads, body, self.latest_ns(), parsed)
-
-    def _decoded(self, started_ns: int) -> int:
-        """The time, CLOCK_MONOTONIC, at which parsing has ended."""
-        now_ns = monotonic_ns()
-        self.decode_s = (now_ns - started_ns) / 1e9
-        return now_ns
 
     # -- out of the queue
 
@@ -263,7 +137,7 @@ class InferenceRequest(ReceivingRequest):
                 laid = LaidOut(made.media_type, b"", allocation.inputs, made.headers)
                 self.step(lambda: self._respond_from_arena(laid, started_ns))
             else:
-                self.refuse(self._client_error(error))
+                self.refuse(self.codec_error(error))
 
         names, reply = list(outputs), self._reply
         self._job = self.server.codecs.render(self, plan.writes, names, reply, self.latest_ns(), rendered)
@@ -364,8 +238,8 @@ class InferenceRequest(ReceivingRequest):
 
     # -- errors
 
-    def _client_error(self, error: Exception | None) -> ServiceError:
-        """The error for the client when the codec process has failed."""
+    def codec_error(self, error: Exception | None) -> ServiceError:
+        """See ParsingRequest."""
         if isinstance(error, ServiceError):
             return error
         _log.error("request %s failed: %s", self.request_id, error, extra=with_id(self.request_id))

@@ -69,8 +69,10 @@ def serve(identity: WorkerIdentity, device: str, transport: Transport, plan: Wor
 
     def loaded() -> None:
         freeze_garbage()  # once: what loading left is never looked at again
+        room = select.poll()  # not select.select, which takes no descriptor above 1023
+        room.register(transport.reports.writer.fd, select.POLLOUT)
         while not transport.report(CONTROL_STRUCT.pack(ControlMessage.WORKER_READY, identity.index)):
-            select.select([], [transport.reports.writer.fd], [])
+            room.poll()
 
     models.load_held(loaded)
     while data := os.read(identity.lifeline.fd, CONTROL_STRUCT.size * _MESSAGES):

@@ -10,6 +10,7 @@ WHAT = [
     "export",
     "serve",
     "peers",
+    "oip_peers",
     "heads",
     "protocols",
     "stall",

@@ -12,9 +12,7 @@ from benchmarks.serving.peers import FAMILIES, PEERS
 from benchmarks.serving.runs import Results
 from benchmarks.serving.servers import CONTENDERS, plain
 from benchmarks.serving.stats import Measured
-from benchmarks.serving.workloads import TOLERANCE, WORKS, Work
-
-MLP, RESNET, LIGHT = WORKS
+from benchmarks.serving.workloads import LIGHT, MLP, RESNET, TOLERANCE, Work
 
 
 class Doubling:

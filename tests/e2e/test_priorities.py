@@ -227,12 +227,12 @@ def test_refusal_over_grpc_is_an_invalid_argument(server: ServerProcess) -> None
         asyncio.run(run())
 
 
-def test_model_without_levels_has_one(server: ServerProcess) -> None:
+def test_model_without_levels_takes_any(server: ServerProcess) -> None:
     def status(priority: str) -> int:
         body = {"inputs": [[1, 2, 3, 4]]}
         return server.post("/predict/plain", json=body, headers={"X-Priority": priority}).status_code
 
-    assert [status(priority) for priority in ("0", "1", "2")] == [200, 200, 400]
+    assert [status(priority) for priority in ("0", "1", "2", "no level")] == [200, 200, 200, 400]
 
 
 def test_levels_are_shown(server: ServerProcess) -> None:

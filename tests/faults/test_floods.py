@@ -152,7 +152,7 @@ def test_a_pipeline_behind_a_slow_request_takes_hardly_more_than_its_bytes(
         (pid,) = server.api_servers()
         before = resident_bytes(pid)
         slow = json.dumps({"inputs": [[GATED, 0.0, 0.0, 0.0]]}).encode()
-        pipeline = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 9000
+        pipeline = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" * 9000
         flood = await connected(server, 40, head_of(len(slow), "application/json") + slow + pipeline)
         # Until the server has taken what it takes.
         await until(

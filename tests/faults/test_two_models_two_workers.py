@@ -12,7 +12,8 @@ import pytest
 from tests.torture import models
 from tests.torture.asking import Clients
 from tests.torture.counts import Counts
-from tests.torture.running import OPTIONS, check_calm, port_of, running
+from tests.torture.links.seam import Ports
+from tests.torture.running import OPTIONS, check_calm, ports_of, running
 
 pytestmark = pytest.mark.e2e
 
@@ -24,14 +25,14 @@ ANSWERS = 25_000
 def test_two_workers_with_three_models_live_through_plain_load(tmp_path: Path) -> None:
     counts = Counts("plain load")
 
-    async def run(port: int) -> None:
-        clients = Clients(port, counts, 1, SERVED, misbehave=False)
+    async def run(ports: Ports) -> None:
+        clients = Clients(ports, counts, 1, SERVED, misbehave=False)
         async with clients.asking(32):
             await clients.until(lambda: counts.verified >= ANSWERS, 240.0)
 
     repository = models.make_repository(tmp_path / "repository", SERVED)
     with running(repository, tmp_path / "output", counts, *OPTIONS) as family:
-        asyncio.run(run(port_of(family.server)))
+        asyncio.run(run(ports_of(family.server)))
         assert family.server.metric("foldserve_worker_restarts_total", device="cpu") == 0
         check_calm(family.server, counts, SERVED)
     assert counts.broken_bounds() == [], counts.examples

@@ -128,7 +128,7 @@ def save_exported(
     x = np.arange(28, dtype=np.float32).reshape(7, 4)
     y = x @ WEIGHT
     np.savez(folder / "reference.npz", **{"input.x": x, "output.y": y + error * np.abs(y).max()})
-    return _save_manifest(
+    return save_manifest(
         folder,
         name,
         version,
@@ -155,7 +155,7 @@ def save_colours(folder: Path) -> dict[str, Any]:
     pictures = np.arange(7 * 72, dtype=np.uint8).reshape(7, 4, 6, 3)
     y = pictures.mean(axis=(1, 2), dtype=np.float32)
     np.savez(folder / "reference.npz", **{"input.pictures": pictures, "output.y": y})
-    return _save_manifest(
+    return save_manifest(
         folder,
         "colours",
         "1",
@@ -166,7 +166,7 @@ def save_colours(folder: Path) -> dict[str, Any]:
     )
 
 
-def _save_manifest(folder: Path, name: str, version: str, **keys: Any) -> dict[str, Any]:
+def save_manifest(folder: Path, name: str, version: str, **keys: Any) -> dict[str, Any]:
     """Beside the files of an export. keys: of the manifest, its inputs and outputs among them."""
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}

@@ -39,7 +39,10 @@ async def test_api_server_shows_its_requests_its_queues_and_its_memory() -> None
         f"<RecordedRequest {request.request_id} to m0/1: 2 rows, 0 crashes, "
         f"<SlotAllocation slot 0 QUEUED, attempt 1: 16 bytes at 256, {len(request.allocation.outputs)} at 320>>"
     )
-    assert repr(request.queue) == "<ModelQueue m0/1 in row 0.0: 1 requests, 2 rows, 16 bytes, 0 large>"
+    assert (
+        repr(request.queue)
+        == "<ModelQueue m0/1 in row 0.0: 1 requests, [<QueueLevel 0: 2 rows, 16 bytes, 0 large>]>"
+    )
     shown = repr(rig.dispatcher)
     assert shown.startswith("<Dispatcher of API server 0, epoch 0: 1 requests in flight, 0 full pipes, ")
     assert repr(request.queue) in shown

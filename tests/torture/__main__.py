@@ -4,9 +4,10 @@
     make torture ARGS='--seconds 60 --parts unharmed'        some of it; `--seed 7` for another course
     python -m tests.torture --seconds 60                     on the server as it lies here, not compiled
 
-Two API servers, two workers, four models. Prints one line of counts for each part; ends with 1 when a bound is broken:
-nothing wrong, swapped or hung, no 5xx from input, no death that nobody caused, and /v2/health/live never later than
-100 ms while nothing is killed. docs/reliability.md says what else is promised, and has the counts of the last long run.
+Two API servers, two workers, five models, all protocols. Prints one line of counts for each part; ends with 1 when a
+bound is broken: nothing wrong, swapped or hung, no 5xx from input, no death that nobody caused, and /v2/health/live
+never later than 100 ms while nothing is killed. docs/reliability.md says what else is promised, and has the counts of
+the last long run.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from foldserve.service.engine import dispatcher
 from tests.torture import hostile, models, trouble
 from tests.torture.counts import NEVER, Counts
 from tests.torture.fuzz_codecs import fuzz_codecs
-from tests.torture.hogs import hogs
-from tests.torture.parts import Budget, ended, fuzzed, harmed, unharmed
+from tests.torture.greedy.runner import all_kinds
+from tests.torture.parts import Budget, ended, fuzzed, fuzzed_bodies, harmed, unharmed
 
 _TOGETHER = 3
 """Hostile folders in one repository: few enough to see which it was."""
@@ -38,9 +39,10 @@ def _hostile(folder: Path, names: list[str]) -> Counts:
 def _parts(seed: int, seconds: float) -> dict[str, Callable[[Path], Counts]]:
     """By name, each with its share of the time. The hostile repositories take what they take."""
     return {
-        "codecs": lambda folder: fuzz_codecs(seed, seconds=seconds * 0.1),
-        "wire": lambda folder: fuzzed(folder, seed, models.MODELS, seconds=seconds * 0.1),
-        "unharmed": lambda folder: unharmed(folder, Budget(seconds * 0.3), seed, hogs()),
+        "codecs": lambda folder: fuzz_codecs(seed, seconds=seconds * 0.05),
+        "wire": lambda folder: fuzzed(folder, seed, models.MODELS, seconds=seconds * 0.05),
+        "bodies": lambda folder: fuzzed_bodies(folder, seed, models.MODELS, seconds=seconds * 0.1),
+        "unharmed": lambda folder: unharmed(folder, Budget(seconds * 0.3), seed, all_kinds()),
         "workers": lambda folder: harmed(
             folder,
             Budget(seconds * 0.1),
@@ -68,7 +70,9 @@ def _parts(seed: int, seconds: float) -> dict[str, Callable[[Path], Counts]]:
         "everything": lambda folder: harmed(
             folder, Budget(seconds * 0.12), seed, trouble.EVERYTHING, part="everything killed and stopped"
         ),
-        "ended": lambda folder: ended(folder, max(1, int(seconds / 60)), seed, ("linear", "digits", "pair")),
+        "ended": lambda folder: ended(
+            folder, max(1, int(seconds / 60)), seed, ("linear", "digits", "pair", "colours")
+        ),
         "hostile": lambda folder: _hostile(folder, list(hostile.cases())),
     }
 

@@ -1,8 +1,9 @@
 """Clients that ask without a pause and compare every answer with their own input, among clients that misbehave.
 
-Each client has one connection at a time. What it asks is drawn by luck: mostly good requests in any encoding and on
-both paths through the server, and rows of NaN, requests that cannot be read, requests on which the model raises,
-deadlines of some milliseconds, and clients that leave before their answer.
+Each client has one connection at a time, of HTTP or gRPC. What it asks is drawn by luck: mostly good requests in any
+protocol that its connection carries, over HTTP on both paths through the server, and rows of NaN, requests that cannot
+be read, requests on which the model raises, deadlines of some milliseconds, and clients that leave before their answer.
+All ask the same models, so the rows of all protocols share batches.
 """
 
 import asyncio
@@ -12,21 +13,26 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from random import Random
 from typing import Final
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from tests.torture import models
 from tests.torture.counts import Counts
-from tests.torture.models import JSON, Request, Wanted, numbers_in
-from tests.torture.wire import ANSWER_LIMIT_S, Answer, Wire
+from tests.torture.links.seam import Link, Ports
+from tests.torture.links.table import Open, of_clients
+from tests.torture.protocols.seam import Carried, Request, Swapped, Wanted
+from tests.torture.wire import ANSWER_LIMIT_S, Answer
 
 _REMEMBERED: Final = 20_000
 """Answers that are remembered, to tell another request's answer from a wrong one."""
+_LEAVING: Final = 0.07
+"""Of the clients, those that leave before their answer."""
 _LEAVE_WITHIN_S: Final = 0.005
 _RECONNECT_S: Final = 0.02
+_LATE_MS: Final = (1, 2, 5, 10, 20)
 
 
 class Recent:
@@ -51,21 +57,21 @@ def _key(y: np.ndarray) -> bytes:
 
 
 class Clients:
-    """So many clients of one server; `port` may change when another server takes its place.
+    """So many clients of one server; `ports` may change when another server takes its place.
 
     served: the models to ask. misbehave: whether bad requests, deadlines and leaving clients are among them.
     """
 
     def __init__(
         self,
-        port: int,
+        ports: Ports,
         counts: Counts,
         seed: int,
         served: tuple[str, ...] = models.MODELS,
         *,
         misbehave: bool = True,
     ) -> None:
-        self.port = port
+        self.ports = ports
         self.counts = counts
         self.served = served
         self.due_until_s = float("inf")
@@ -82,7 +88,8 @@ class Clients:
     async def asking(self, connections: int) -> AsyncIterator[None]:
         """They ask meanwhile."""
         luck = [Random(self._seed * 1000 + i) for i in range(connections)]
-        self._tasks = [asyncio.create_task(self._ask_on(chosen)) for chosen in luck]
+        opened = zip(luck, of_clients(connections), strict=True)
+        self._tasks = [asyncio.create_task(self._ask_on(chosen, opener)) for chosen, opener in opened]
         try:
             yield
         finally:
@@ -102,78 +109,86 @@ class Clients:
                 return
             await asyncio.sleep(0.02)  # between two looks
 
-    async def _ask_on(self, chosen: Random) -> None:
-        wire: Wire | None = None
+    async def _ask_on(self, chosen: Random, opener: Open) -> None:
+        link: Link | None = None
         while not self._stopping:
             try:
-                if wire is None:
-                    wire = await Wire.open(self.port)
+                if link is None:
+                    link = await opener(self.ports)
             except OSError:
                 await asyncio.sleep(_RECONNECT_S)  # nobody listens: a server is being started
                 continue
-            wire = await self._ask(wire, chosen)
-        if wire is not None:
-            wire.close()
+            if not await self._ask(link, chosen):
+                await link.close()
+                link = None
+        if link is not None:
+            await link.close()
 
-    async def _ask(self, wire: Wire, chosen: Random) -> Wire | None:
-        """One request. Returns: the connection, if it can be used again."""
-        number = next(self._numbers)
-        request_id = f"torture-{number}"
-        request, leaves = self._draw(number, chosen)
-        counts = self.counts
-        counts.requests += 1
-        if request.y is not None:
-            self.recent.remember(request.y, request_id)
-        message = request.message(request_id, long_way=chosen.random() < 0.25, chunked=chosen.random() < 0.1)
+    async def _ask(self, link: Link, chosen: Random) -> bool:
+        """As many requests as are put at once on such a link. Returns: whether it can be used again."""
         began_s = time.monotonic()
+        if self._misbehave and chosen.random() < _LEAVING:
+            return await self._leave(link, chosen)
+        requests = [self._drawn(link.carried, chosen) for _ in range(chosen.randint(1, link.depth))]
+        waiting, sent_s = list(requests), None
         try:
-            if leaves:
-                wire.send(message if chosen.random() < 0.8 else message[: chosen.randrange(len(message))])
-                await asyncio.sleep(chosen.random() * _LEAVE_WITHIN_S)  # the moment of leaving
-                wire.close()
-                counts.cancelled += 1
-                return None
-            wire.send(message)
             async with asyncio.timeout(ANSWER_LIMIT_S):
-                answer = await wire.answer()
+                for request in requests:
+                    await link.send(request, chosen)
+                sent_s = time.monotonic()
+                while waiting:
+                    answer = await link.answer()
+                    self.counts.answered_in(time.monotonic() - began_s)
+                    self.judge(waiting.pop(0), answer)
         except TimeoutError:
-            counts.add("hung", f"{request.model} {request.wanted}: no answer in {ANSWER_LIMIT_S:g} s")
-            wire.close()
-            return None
+            for request in waiting:
+                self.counts.add("hung", f"{_shown(request)}: no answer in {ANSWER_LIMIT_S:g} s")
+            return False
         except (OSError, EOFError) as error:
-            if began_s < self.due_until_s or wire.used:
-                counts.add("broken", f"{request.model} {request.wanted.name}: {type(error).__name__} {error}")
-            wire.close()
-            return None
-        counts.answered_in(time.monotonic() - began_s)
-        self.judge(request, request_id, answer)
-        if answer.headers.get("connection") == "close":
-            wire.close()
-            return None
-        return wire
+            if (sent_s or time.monotonic()) < self.due_until_s - link.slow_s or link.owes:
+                for request in waiting:
+                    self.counts.add("broken", f"{_shown(request)}: {type(error).__name__} {error}")
+            return False
+        return answer.headers.get("connection") != "close"
 
-    def _draw(self, number: int, chosen: Random) -> tuple[Request, bool]:
-        """A request, and whether its client leaves before the answer."""
+    async def _leave(self, link: Link, chosen: Random) -> bool:
+        request = models.good(chosen.choice(self.served), next(self._numbers), chosen, link.carried)
+        self._note(request)
+        try:
+            useful = await link.leave(request, chosen, chosen.random() * _LEAVE_WITHIN_S)
+        except (OSError, EOFError):
+            return False  # whoever leaves is owed nothing
+        self.counts.cancelled += 1
+        return useful
+
+    def _drawn(self, carried: Carried, chosen: Random) -> Request:
+        """A request, good or bad."""
+        request = self._by_luck(next(self._numbers), carried, chosen)
+        self._note(request)
+        return request
+
+    def _note(self, request: Request) -> None:
+        self.counts.requests += 1
+        if request.asked.y is not None:
+            self.recent.remember(request.asked.y, request.asked.request_id)
+
+    def _by_luck(self, number: int, carried: Carried, chosen: Random) -> Request:
         model, luck = chosen.choice(self.served), chosen.random()
-        if not self._misbehave or luck < 0.7:
-            return models.good(model, number, chosen), False
-        if luck < 0.75 and "linear" in self.served:
-            return models.with_nan(number, chosen), False
-        if luck < 0.83:
-            return models.bad(model, number, chosen), False
-        if luck < 0.86 and "digits" in self.served:
-            return models.guilty(number, chosen), False
-        if luck < 0.93:
-            late = models.good(model, number, chosen, Wanted.RIGHT_OR_LATE)
-            wait = f"x-timeout-ms: {chosen.choice((1, 2, 5, 10, 20))}"
-            return replace(late, headers=(*late.headers, wait)), False
-        return models.good(model, number, chosen), True
+        if not self._misbehave or luck < 0.77:
+            return models.good(model, number, chosen, carried)
+        if luck < 0.82 and "linear" in self.served:
+            return models.with_nan(number, chosen, carried)
+        if luck < 0.9:
+            return models.bad(model, number, chosen, carried)
+        if luck < 0.93 and "digits" in self.served:
+            return models.guilty(number, chosen, carried)
+        return models.good(model, number, chosen, carried, chosen.choice(_LATE_MS))
 
-    def judge(self, request: Request, request_id: str, answer: Answer) -> None:
+    def judge(self, request: Request, answer: Answer) -> None:
         """Count the answer as what it is."""
-        counts, wanted = self.counts, request.wanted
-        shown = f"{request.model} wants {wanted.value}; got {answer.status} {answer.body[:160]!r}"
-        code = _code(answer)
+        counts, wanted, request_id = self.counts, request.asked.wanted, request.asked.request_id
+        shown = f"{_shown(request)}; got {answer.status} {answer.body[:160]!r}"
+        code = code_of(answer)
         if answer.headers.get("x-request-id") != request_id:
             counts.add("swapped", f"asked as {request_id}, answered as {answer.headers.get('x-request-id')}")
         elif answer.status == 200:
@@ -196,29 +211,37 @@ class Clients:
             counts.add("input_5xx" if answer.status >= 500 else "refused", shown)
 
     def _compare(self, request: Request, answer: Answer, shown: str) -> None:
-        counts, y = self.counts, request.y
-        if y is None or request.wanted not in (Wanted.RIGHT, Wanted.RIGHT_OR_LATE):
+        counts, y = self.counts, request.asked.y
+        if y is None or request.asked.wanted not in (Wanted.RIGHT, Wanted.RIGHT_OR_LATE):
             counts.add("wrong", shown)
             return
         try:
-            got = numbers_in(answer.kind, answer.headers, answer.body, y)
-        except (ValueError, KeyError, TypeError) as error:
+            got = request.read(answer, y)
+        except Swapped as swapped:
+            counts.add("swapped", f"{swapped}: {shown}")
+            return
+        except (ValueError, KeyError, TypeError, DecodeError) as error:
             counts.add("wrong", f"{error}: {shown}")
             return
         if got.dtype == y.dtype and got.shape == y.shape and np.array_equal(got, y, equal_nan=True):
             counts.verified += 1
+            counts.by_protocol[request.protocol] += 1
             return
         owner = self.recent.whose(got)
-        what = f"{request.model}: got {got.shape} {got.ravel()[:6]}, wanted {y.shape} {y.ravel()[:6]}"
+        what = f"{_shown(request)}: got {got.shape} {got.ravel()[:6]}, wanted {y.shape} {y.ravel()[:6]}"
         counts.add(
             "wrong" if owner is None else "swapped", what if owner is None else f"{what}, which is {owner}'s"
         )
 
 
-def _code(answer: Answer) -> str:
-    """The stable word of an error."""
-    if answer.kind != JSON or answer.status == 200:
-        return ""
+def _shown(request: Request) -> str:
+    return f"{request.protocol} to {request.asked.model} wants {request.asked.wanted.value}"
+
+
+def code_of(answer: Answer) -> str:
+    """The stable word of an error; none where there is none."""
+    if answer.status == 200 or "code" in answer.headers:
+        return answer.headers.get("code", "")
     with contextlib.suppress(ValueError):
         return str(json.loads(answer.body).get("code", ""))
     return ""

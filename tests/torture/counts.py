@@ -1,5 +1,6 @@
 """What a part of the torture saw, in numbers, and which of its bounds are broken. Knows nothing of servers."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -73,6 +74,8 @@ class Counts:
     """Longest wait for the echo process beside it."""
     quiet_ms: float = 0.0
     """Longest wait for /v2/health/live before there was any load."""
+    by_protocol: Counter[str] = field(default_factory=Counter)
+    """Of the verified answers, how many each protocol gave."""
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, name: str, example: str = "") -> None:
@@ -124,6 +127,9 @@ class Counts:
                 f"longest stall {self.stall_ms:.0f} ms (seen {self.seen_stall_ms:.0f}, "
                 f"control {self.control_ms:.0f}, quiet {self.quiet_ms:.0f})"
             )
+        if self.by_protocol:
+            shares = [f"{name} {count}" for name, count in sorted(self.by_protocol.items())]
+            words.append(f"right by protocol: {', '.join(shares)}")
         if self.peak_mib:
             words.append(f"largest process {self.peak_mib:.0f} MiB")
         words.append(f"longest answer {self.longest_s:.3g} s")

@@ -23,6 +23,7 @@ from foldserve.service.codecs.raw_codec import TensorHeaders
 from foldserve.service.errors import ServiceError
 from tests.torture.counts import Counts
 from tests.torture.mutations import mutated
+from tests.torture.protocols.predict import JSON_TOKENS, NPY_TOKENS, RAW_TOKENS
 
 CPU_LIMIT_S: Final = 0.1
 """Of CPU for one body of at most 64 KiB: a loop that is held up longer keeps others waiting."""
@@ -56,25 +57,10 @@ SIGNATURES: Final = tuple(
     )
 )
 
-_JSON_TOKENS: Final = (
-    b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b'"inputs"', b'"x"', b"true", b"false", b"null", b"NaN",
-    b"Infinity", b"-0", b"-0.0", b"1e400", b"1e39", b"-1e39", b"65520", b"1e-400", b"9223372036854775807",
-    b"9223372036854775808", b"-9223372036854775809", b"18446744073709551615", b"18446744073709551616",
-    b"9007199254740993", b"1.0", b"1e0", b"01", b"128", b"-129", b"256", b"[]", b"{}", b"\xef\xbb\xbf",
-    b"\xff", b"\x00", b"\\u0000", b"\\ud800", b" ", b"\t\r\n", b"[[[[", b"]]]]",
-)  # fmt: skip
-_NPY_TOKENS: Final = (
-    b"'descr'", b"'fortran_order'", b"'shape'", b"True", b"False", b"'<f4'", b"'>f4'", b"'|b1'", b"'<b2'",
-    b"'b8'", b"'f1'", b"'<i8'", b"'|i1'", b"'>u8'", b"'<f2'", b"'|O'", b"'<U9'", b"[('a', '<f4')]", b"(",
-    b")", b",", b", ", b" ", b"   ", b"\n", b"L", b"0", b"-1", b"4", b"1000000000000000000",
-    b"999999999999999999, ", b"{", b"}", b":", b"'", b'"', b"\\", b"__import__('os')", b"\x93NUMPY",
-    b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x04\x00", b"\xff\xff", b"v\x00",
-)  # fmt: skip
 _SHAPE_TOKENS: Final = (
     b",", b" ", b"[", b"]", b"-1", b"0", b"1", b"4", b"\t", b"\xc2\xb2", b"1e3", b"0x4", b"_", b"+",
     b"999999999999999999", b"1000000000000000000", b",,", b"()", b"L", b"     ",
 )  # fmt: skip
-_RAW_TOKENS: Final = (b"\x00", b"\x01", b"\x02", b"\xff", b"\x00\x00\xc0\x7f", b"\x00" * 16)
 
 Read = Callable[[], dict[str, np.ndarray]]
 
@@ -119,7 +105,7 @@ class _Subject:
 
     def try_json(self, counts: Counts, chosen: Random) -> None:
         """json_codec against json and numpy; and the quick way against json_codec."""
-        body = mutated(self.json, _JSON_TOKENS, chosen)
+        body = mutated(self.json, JSON_TOKENS, chosen)
         accepted = _try(counts, body, lambda: json_codec.decode(body, self.signature))
         if accepted is not None:
             _compare(counts, body, accepted, lambda: self._by_json(body))
@@ -136,7 +122,7 @@ class _Subject:
 
     def try_npy(self, counts: Counts, chosen: Random) -> None:
         """npy_codec against numpy.load, where that reads the file."""
-        body = mutated(self.npy, _NPY_TOKENS, chosen)
+        body = mutated(self.npy, NPY_TOKENS, chosen)
         headers = self._headers(chosen) if chosen.random() < 0.2 else None
         accepted = _try(counts, body, lambda: npy_codec.decode(body, self.signature, headers), headers)
         if accepted is not None:
@@ -144,7 +130,7 @@ class _Subject:
 
     def try_raw(self, counts: Counts, chosen: Random) -> None:
         """raw_codec against numpy.frombuffer."""
-        body = mutated(self.raw, _RAW_TOKENS, chosen) if chosen.random() < 0.5 else chosen.choice(self.raw)
+        body = mutated(self.raw, RAW_TOKENS, chosen) if chosen.random() < 0.5 else chosen.choice(self.raw)
         headers = self._headers(chosen) if chosen.random() < 0.7 else None
         accepted = _try(counts, body, lambda: raw_codec.decode(body, self.signature, headers), headers)
         if accepted is not None:
@@ -157,7 +143,7 @@ class _Subject:
             else chosen.choice(self.shapes)
         )
         (first, *_) = self.signature.inputs
-        name = mutated([first.name.encode()], _JSON_TOKENS, chosen) if chosen.random() < 0.05 else None
+        name = mutated([first.name.encode()], JSON_TOKENS, chosen) if chosen.random() < 0.05 else None
         return TensorHeaders(None if name is None else name.decode("latin-1"), None, shape.decode("latin-1"))
 
     def _by_json(self, body: bytes) -> dict[str, np.ndarray]:

@@ -12,8 +12,10 @@ from typing import Final
 
 from tests.torture import models
 from tests.torture.counts import Counts
-from tests.torture.models import JSON
+from tests.torture.links.http_link import message
 from tests.torture.mutations import mutated
+from tests.torture.protocols.predict import NPY, RAW
+from tests.torture.protocols.seam import JSON
 from tests.torture.wire import Wire, parse_head
 
 END_LIMIT_S: Final = 60.0
@@ -40,7 +42,11 @@ _TOKENS: Final = (
     b"x-tensor-shape: -1\r\n", b"x-request-id: \r\n", b"x-request-id: " + b"a" * 129 + b"\r\n", b"?output=y",
     b"?output=", b"?version=1", b"?version=-1", b"/versions/1", b"/versions/99999999999999999999",
     b"5\r\nhello\r\n", b"0\r\n\r\n", b"ffffffffffffffff\r\n", b"1;a=b\r\nx\r\n", b"{", b"[", b"]", b'"',
-    b"NaN", models . JSON . encode ( ), models . RAW . encode ( ), models . NPY . encode ( ),
+    b"NaN", JSON.encode(), RAW.encode(), NPY.encode(),
+    b"/v2/models/linear/infer", b"/v2/models", b"/v1/models/linear:predict", b"/v2/repository/index", b":predict",
+    b"inference-header-content-length: 0\r\n", b"inference-header-content-length: -1\r\n", b"/invocations",
+    b"inference-header-content-length: 99999999999999999999\r\n", b"content-encoding: deflate\r\n", b"?top=5",
+    b"?top=99999999999", b"image/jpeg", b"image/png", b"multipart/form-data; boundary=", b'"b64"', b'"instances"',
     b"application/json; charset=utf-16", b"text/plain", b"multipart/form-data",
 )  # fmt: skip
 
@@ -48,10 +54,9 @@ _TOKENS: Final = (
 def seeds(chosen: Random, served: tuple[str, ...]) -> list[bytes]:
     """Good requests of every kind, on both paths, and a few of them behind each other."""
     found = []
-    for number in range(24):
+    for number in range(48):
         request = models.good(chosen.choice(served), number, chosen)
-        long_way, chunked = bool(number % 2), number % 5 == 0
-        found.append(request.message(f"seed-{number}", long_way=long_way, chunked=chunked))
+        found.append(message(request, long_way=bool(number % 2), chunked=number % 5 == 0))
     for path in ("/health", "/v2/health/live", "/v2/health/ready", "/info", "/docs", "/openapi.json"):
         found.append(f"GET {path} HTTP/1.1\r\nhost: x\r\naccept: */*\r\n\r\n".encode())
     return [*found, found[0] + found[3] + found[-1], found[1] + found[2]]
@@ -68,9 +73,9 @@ async def fuzz_wire(
     async def send_on() -> None:
         while counts.requests < requests or time.monotonic() < until_s:
             counts.requests += 1
-            message = mutated(messages, _TOKENS, chosen)
-            if not await _send(port, message, counts) and message in whole:
-                counts.add("refused", f"not changed, and not answered with 200: {message[:200]!r}")
+            sent = mutated(messages, _TOKENS, chosen)
+            if not await _send(port, sent, counts) and sent in whole:
+                counts.add("refused", f"not changed, and not answered with 200: {sent[:200]!r}")
 
     await asyncio.gather(*(send_on() for _ in range(_AT_ONCE)))
 

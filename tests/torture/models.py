@@ -1,15 +1,15 @@
-"""Four models whose answers identify their inputs, and requests to them with the answer that each must get.
+"""Five models whose answers identify their inputs, and requests to them with the answer that each must get.
 
 `linear` (ONNX) has fixed dims, `digits` (ONNX) a dim of any length and fails on indices past its table, `pair` (ONNX)
-two inputs of one length, `inplace` (TorchScript) works in place on its input and gives more than it takes. All numbers
-are exact in float32, whatever the batch: an answer is right to the bit, or wrong.
+two inputs of one length, `colours` (ONNX) takes pictures, `inplace` (TorchScript) works in place on its input and gives
+more than it takes. All numbers are exact in float32, whatever the batch: an answer is right to the bit, or wrong.
 """
 
-import io
-import json
+import gzip
 import warnings
-from dataclasses import dataclass
-from enum import Enum
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -17,54 +17,16 @@ from typing import Final
 import numpy as np
 from onnx import TensorProto, helper
 
-from tests.service.repositories import TABLE, WEIGHT, save_linear, save_lookup, save_onnx
+from foldserve.service.artifact.pictures import PictureInput
+from tests.service.repositories import TABLE, WEIGHT, save_linear, save_lookup, save_manifest, save_onnx
+from tests.torture.protocols.seam import Asked, Carried, Request, Wanted
+from tests.torture.protocols.table import that_take
 
-JSON: Final = "application/json"
-RAW: Final = "application/octet-stream"
-NPY: Final = "application/x-npy"
+PICTURE: Final = (4, 8)
+"""Height and width of what `colours` takes."""
 REPEATS: Final = 8
 """How often `inplace` repeats a row: more than the room that is set aside for an answer of unknown size."""
-MODELS: Final = ("linear", "digits", "pair", "inplace")
-
-
-class Wanted(Enum):
-    """What a request must get."""
-
-    RIGHT = "200 with its own numbers"
-    RIGHT_OR_LATE = "200 with its own numbers, or 504"
-    REFUSED = "400"
-    FAILED = "500 model_failed, alone of its batch"
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request: everything but its id, and what must come back."""
-
-    model: str
-    kind: str
-    body: bytes
-    wanted: Wanted
-    y: np.ndarray | None = None
-    headers: tuple[str, ...] = ()
-    accept: str = ""
-
-    def message(self, request_id: str, *, long_way: bool, chunked: bool) -> bytes:
-        """As it goes over the wire. long_way: with a header that only the ASGI application knows."""
-        lines = [f"POST /predict/{self.model} HTTP/1.1", "host: x", f"content-type: {self.kind}"]
-        lines += [f"x-request-id: {request_id}", *self.headers]
-        if self.accept:
-            lines.append(f"accept: {self.accept}")
-        if long_way:
-            lines.append("trailer: none")
-        body = self.body
-        if chunked:
-            lines.append("transfer-encoding: chunked")
-            half = len(body) // 2
-            parts = [part for part in (body[:half], body[half:]) if part]
-            body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
-        else:
-            lines.append(f"content-length: {len(body)}")
-        return "\r\n".join([*lines, "", ""]).encode() + body
+MODELS: Final = ("linear", "digits", "pair", "colours", "inplace")
 
 
 def make_repository(folder: Path, models: tuple[str, ...] = MODELS) -> Path:
@@ -83,9 +45,29 @@ def make_repository(folder: Path, models: tuple[str, ...] = MODELS) -> Path:
         path = folder / "pair" / "1" / "model.onnx"
         node = helper.make_node("Sub", ["a", "b"], ["y"])
         save_onnx(path, [node], [tensors["a"], tensors["b"]], [tensors["y"]], {})
+    if "colours" in models:
+        _save_colours(folder / "colours" / "1")
     if "inplace" in models:
         _save_inplace(folder / "inplace")
     return folder
+
+
+def _save_colours(folder: Path) -> None:
+    """The sums of red, green and blue: pictures UINT8 [-1, 4, 8, 3], y FP32 [-1, 3]."""
+    save_onnx(
+        folder / "model.onnx",
+        [
+            helper.make_node("Cast", ["pictures"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceSum", ["pixels", "axes"], ["y"], keepdims=0),
+        ],
+        [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["rows", *PICTURE, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 3])],
+        {"axes": np.array([1, 2])},
+    )
+    image = PictureInput("pictures", size=PICTURE).to_manifest()
+    inputs = [{"name": "pictures", "datatype": "UINT8", "shape": [-1, *PICTURE, 3]}]
+    outputs = [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]
+    save_manifest(folder, "colours", "1", inputs=inputs, outputs=outputs, image=image, max_batch_size=32)
 
 
 def _save_inplace(folder: Path) -> None:
@@ -117,6 +99,8 @@ def inputs_of(model: str, number: int, rows: int, length: int) -> tuple[dict[str
     if model == "digits":
         index = (digits[None, :] + place) % 10
         return {"index": index.astype(np.int64)}, TABLE[index]
+    if model == "colours":
+        return _pictures(number, rows)
     x = np.array(number % 1_000_000 + digits[None, :] * 16 + place, np.float32)
     if model == "pair":
         b = np.array(digits[None, :] + place, np.float32)
@@ -124,89 +108,79 @@ def inputs_of(model: str, number: int, rows: int, length: int) -> tuple[dict[str
     return {"x": x}, np.tile(2 * x, (1, REPEATS))
 
 
-def good(model: str, number: int, chosen: Random, wanted: Wanted = Wanted.RIGHT) -> Request:
-    """A request that must be answered, in an encoding by luck."""
-    rows = chosen.choice((1, 1, 1, 2, 3, 5))
-    inputs, y = inputs_of(model, number, rows, chosen.randint(7, 12))
-    return _encoded(model, inputs, y, chosen, wanted)
+def _pictures(number: int, rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Of one colour each: one of 64 a channel, so far apart that JPEG tells them apart; and a pixel for the row."""
+    colour = np.array([number // 4096 % 64, number // 64 % 64, number % 64]) * 4
+    pictures = np.broadcast_to(colour, (rows, *PICTURE, 3)).astype(np.uint8)
+    pictures[:, 0, 0, 0] = np.arange(rows)
+    return {"pictures": pictures}, pictures.sum(axis=(1, 2), dtype=np.float32)
 
 
-def with_nan(number: int, chosen: Random) -> Request:
-    """Good rows with one of NaN among them, whose answer is NaN; JSON has no word for either."""
-    inputs, _ = inputs_of("linear", number, 3, 0)
-    inputs["x"][chosen.randrange(3), chosen.randrange(4)] = np.nan
-    y = inputs["x"] @ WEIGHT
-    kind = chosen.choice((RAW, NPY))
-    return _encoded("linear", inputs, y, chosen, Wanted.RIGHT, kind, chosen.choice((RAW, NPY)))
-
-
-def guilty(number: int, chosen: Random) -> Request:
-    """A request that is well-formed and on which the model raises."""
-    inputs, y = inputs_of("digits", number, 2, 9)
-    inputs["index"][1, chosen.randrange(9)] = 99
-    return _encoded("digits", inputs, y, chosen, Wanted.FAILED)
-
-
-def bad(model: str, number: int, chosen: Random) -> Request:
-    """A request that does not fit the model, and must be told so before it shares a batch."""
-    inputs, _ = inputs_of(model, number, 2, 9)
-    ways = ["ragged", "kind", "depth", "cut"]
-    if model == "pair":
-        ways += ["lengths", "one of the lengths", "rows"]
-    if model == "linear":
-        ways += ["dim", "left over"]
-    way = chosen.choice(ways)
-    values = {name: array.tolist() for name, array in inputs.items()}
-    name = chosen.choice(list(values))
-    if way == "ragged":
-        values[name][1].append(1)
-    elif way == "kind":
-        values[name][-1][-1] = chosen.choice((True, None, "1", {}, [1]))
-    elif way == "depth":
-        values[name] = values[name][0]
-    elif way in ("dim", "lengths"):
-        values[name] = [row[:-1] for row in values[name]]
-    elif way == "one of the lengths":
-        values[name] = [row[:1] for row in values[name]]  # which numpy would stretch
-    elif way == "rows":
-        values[name] = values[name][:1]
-    elif way == "left over":
-        return Request(model, RAW, inputs[name].tobytes() + b"\0", Wanted.REFUSED)
-    body = json.dumps({"inputs": values}).encode()
-    return Request(model, JSON, body[:-2] if way == "cut" else body, Wanted.REFUSED)
-
-
-def _encoded(
+def asked(
     model: str,
-    inputs: dict[str, np.ndarray],
-    y: np.ndarray,
+    number: int,
     chosen: Random,
-    wanted: Wanted,
-    kind: str = "",
-    accept: str = "",
+    rows: int = 0,
+    wanted: Wanted = Wanted.RIGHT,
+    late_ms: int | None = None,
+) -> Asked:
+    """A question that no other number asks; of some rows if it is not said of how many."""
+    rows = rows or chosen.choice((1, 1, 1, 2, 3, 5))
+    inputs, y = inputs_of(model, number, rows, chosen.randint(7, 12))
+    level = chosen.randint(0, 3) if model == "linear" else None
+    return Asked(model, inputs, y, id_of(number), wanted, late_ms, level)
+
+
+def id_of(number: int) -> str:
+    """The id of a request."""
+    return f"torture-{number}"
+
+
+def good(
+    model: str, number: int, chosen: Random, carried: Carried = Carried.HTTP, late_ms: int | None = None
 ) -> Request:
-    kind = JSON if len(inputs) > 1 else kind or chosen.choice((JSON, RAW, NPY))
-    accept = accept or chosen.choice(("", "", JSON, RAW, NPY))
-    level = (f"x-priority: {chosen.randint(0, 3)}",) if model == "linear" else ()
-    if kind == JSON:
-        values = {name: array.tolist() for name, array in inputs.items()}
-        given = values if len(values) > 1 or chosen.random() < 0.3 else next(iter(values.values()))
-        return Request(model, kind, json.dumps({"inputs": given}).encode(), wanted, y, level, accept)
-    (array,) = inputs.values()
-    if kind == NPY:
-        file = io.BytesIO()
-        np.save(file, array)
-        return Request(model, kind, file.getvalue(), wanted, y, level, accept)
-    shape = f"x-tensor-shape: {','.join(map(str, array.shape))}"
-    headers = level if model == "linear" else (shape,)
-    return Request(model, kind, array.tobytes(), wanted, y, headers, accept)
+    """A request that must be answered, in a protocol by luck. late_ms: unless so much time passes before."""
+    wanted = Wanted.RIGHT if late_ms is None else Wanted.RIGHT_OR_LATE
+    return _written(asked(model, number, chosen, wanted=wanted, late_ms=late_ms), chosen, carried)
 
 
-def numbers_in(kind: str, headers: dict[str, str], body: bytes, like: np.ndarray) -> np.ndarray:
-    """The tensor in an answer. Raises: ValueError or KeyError when it is not what its headers say."""
-    if kind == JSON:
-        return np.array(json.loads(body)["outputs"]["y"], like.dtype)
-    if kind == NPY:
-        return np.load(io.BytesIO(body), allow_pickle=False)
-    shape = [int(word) for word in headers["x-tensor-shape"].split(",")]
-    return np.frombuffer(body, like.dtype).reshape(shape)
+def with_nan(number: int, chosen: Random, carried: Carried = Carried.HTTP) -> Request:
+    """Good rows with one of NaN among them, whose answer is NaN; JSON has no word for either."""
+    question = asked("linear", number, chosen, 3)
+    x = question.inputs["x"]
+    x[chosen.randrange(3), chosen.randrange(4)] = np.nan
+    return _written(replace(question, y=x @ WEIGHT), chosen, carried)
+
+
+def guilty(number: int, chosen: Random, carried: Carried = Carried.HTTP) -> Request:
+    """A request that is well-formed and on which the model raises."""
+    question = asked("digits", number, chosen, 2, Wanted.FAILED)
+    index = question.inputs["index"]
+    index[1, chosen.randrange(index.shape[1])] = 99
+    return _written(question, chosen, carried)
+
+
+def bad(model: str, number: int, chosen: Random, carried: Carried = Carried.HTTP) -> Request:
+    """A request that does not fit the model, and must be told so before it shares a batch."""
+    alone = asked(model, number, chosen, 1)
+    protocol = chosen.choice(that_take(alone, carried))
+    two = asked(model, number, chosen, 2)
+    return protocol.spoil(two if protocol.takes(two) else alone, chosen)
+
+
+def _written(question: Asked, chosen: Random, carried: Carried) -> Request:
+    request = chosen.choice(that_take(question, carried)).write(question, chosen)
+    return request if carried is Carried.GRPC or chosen.random() < 0.9 else compressed(request, chosen)
+
+
+def compressed(request: Request, chosen: Random) -> Request:
+    """The same request with a compressed body."""
+    encoding = chosen.choice(("gzip", "deflate"))
+    body = gzip.compress(request.body, 1) if encoding == "gzip" else zlib.compress(request.body, 1)
+    return replace(request, body=body, headers=(*request.headers, f"content-encoding: {encoding}"))
+
+
+def in_every_protocol(model: str, carried: Carried, chosen: Random) -> Sequence[Request]:
+    """A good request of one row in each protocol that the model can be asked in so, with numbers of its own."""
+    protocols = that_take(asked(model, 0, chosen, 1), carried)
+    return [one.write(asked(model, number, chosen, 1), chosen) for number, one in enumerate(protocols)]

@@ -16,15 +16,18 @@ from tests.torture import models
 from tests.torture.asking import Clients
 from tests.torture.counts import NEVER, Counts
 from tests.torture.family import Family
+from tests.torture.fuzz_bodies import fuzz_bodies
 from tests.torture.fuzz_wire import fuzz_wire
-from tests.torture.hogs import Hog, Hogs
+from tests.torture.greedy.runner import Greedy, Hogs
+from tests.torture.links.seam import Ports
 from tests.torture.running import (
     OPTIONS,
     check_calm,
     check_descriptors,
+    check_log,
     end,
     open_descriptors,
-    port_of,
+    ports_of,
     running,
 )
 from tests.torture.stalls import Prober
@@ -65,21 +68,21 @@ def unharmed(
     folder: Path,
     budget: Budget,
     seed: int,
-    hogs: tuple[Hog, ...],
+    hogs: tuple[Greedy, ...],
     served: tuple[str, ...] = models.MODELS,
 ) -> Counts:
     """Nothing is killed: whatever is asked beside them, good requests get their own answers, and nobody waits long."""
     counts = Counts("nothing killed")
     repository = models.make_repository(folder / "repository", served)
     with running(repository, folder / "output", counts, *OPTIONS) as family:
-        port, pids = port_of(family.server), family.server.api_servers()
-        with Prober(port, pids) as before:
+        ports, pids = ports_of(family.server), family.server.api_servers()
+        with Prober(ports.http, pids) as before:
             time.sleep(_QUIET_S)  # the time in which nothing happens is what is measured
         counts.quiet_ms = before["seen_ms"]
         descriptors = open_descriptors(pids)
-        sent = Hogs(port, counts, seed, hogs)
-        with Prober(port, pids) as prober:
-            asyncio.run(_ask_beside(Clients(port, counts, seed, served), budget, sent))
+        sent = Hogs(ports, counts, seed, hogs)
+        with Prober(ports.http, pids) as prober:
+            asyncio.run(_ask_beside(Clients(ports, counts, seed, served), budget, sent))
         prober.put_into(counts)
         counts.examples["stall_ms"] = [
             f"beside {name}" for name in sent.beside(prober["from_s"], prober["to_s"])
@@ -103,11 +106,24 @@ def fuzzed(
     counts = Counts("wire")
     repository = models.make_repository(folder / "repository", served)
     with running(repository, folder / "output", counts, *OPTIONS) as family:
-        port = port_of(family.server)
+        port = ports_of(family.server).http
         asyncio.run(fuzz_wire(port, counts, seed, served, requests=requests, seconds=seconds))
         check_calm(family.server, counts, served)
-        if "Fatal error" in family.server.output:
-            counts.add("broken_promises", "the log has a fatal error of a connection")
+        check_log(family.server, counts)
+    return counts
+
+
+def fuzzed_bodies(
+    folder: Path, seed: int, served: tuple[str, ...], *, bodies: int = 0, seconds: float = 0.0
+) -> Counts:
+    """Mutated bodies and messages of every protocol; afterwards the server is as it was."""
+    counts = Counts("bodies")
+    repository = models.make_repository(folder / "repository", served)
+    with running(repository, folder / "output", counts, *OPTIONS) as family:
+        ports = ports_of(family.server)
+        asyncio.run(fuzz_bodies(ports, counts, seed, served, bodies=bodies, seconds=seconds))
+        check_calm(family.server, counts, served)
+        check_log(family.server, counts)
     return counts
 
 
@@ -130,7 +146,7 @@ def harmed(
     repository = models.make_repository(folder / "repository", served)
 
     async def run() -> None:
-        clients = Clients(0, counts, seed, served)
+        clients = Clients(Ports(0, 0), counts, seed, served)
         left = budget
         async with clients.asking(CONNECTIONS):
             for life in itertools.count(1):
@@ -150,9 +166,9 @@ def ended(folder: Path, rounds: int, seed: int, served: tuple[str, ...]) -> Coun
     repository = models.make_repository(folder / "repository", served)
     for number in range(rounds):
         options = (*OPTIONS, "--drain-grace", str(_GRACE_S))
-        with serving(repository, folder / f"output-{number}", *options) as server:
+        with serving(repository, folder / f"output-{number}", *options, grpc=True) as server:
             server.wait_until("/v2/health/ready", 200)
-            asyncio.run(_end_under_load(server, Clients(port_of(server), counts, seed + number, served)))
+            asyncio.run(_end_under_load(server, Clients(ports_of(server), counts, seed + number, served)))
     return counts
 
 
@@ -177,7 +193,7 @@ async def _life(
         # In a thread, as all that blocks: the clients' answers come in meanwhile.
         family = await asyncio.to_thread(stack.enter_context, start)
         server = family.server
-        clients.port = port_of(server)
+        clients.ports = ports_of(server)
         making = asyncio.create_task(trouble(family, appetite, counts, chosen))
         spending = asyncio.create_task(budget.spend(clients))
         await asyncio.wait((making, spending), return_when=asyncio.FIRST_COMPLETED)

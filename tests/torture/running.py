@@ -1,5 +1,6 @@
 """A server for one part of the torture: it must come up, be whole again at the end, and end in order."""
 
+import asyncio
 import contextlib
 import signal
 import subprocess
@@ -12,6 +13,9 @@ from tests.e2e.server_process import STOP_LIMIT_S, ServerProcess, serving, wait_
 from tests.torture import models
 from tests.torture.counts import Counts
 from tests.torture.family import Family
+from tests.torture.links.grpc_links import CallLink, StreamLink
+from tests.torture.links.http_link import HttpLink
+from tests.torture.links.seam import Ports
 
 WORKERS: Final = 2
 OPTIONS: Final = ("--api-servers", "2", "--workers-per-device", str(WORKERS))
@@ -23,7 +27,7 @@ _SPARE_DESCRIPTORS: Final = 24
 @contextlib.contextmanager
 def running(repository: Path, output: Path, counts: Counts, *options: str) -> Iterator[Family]:
     """The server, ready with all its workers. Its deaths are counted; at the end it is ended, if it is still there."""
-    with serving(repository, output, *options) as server:
+    with serving(repository, output, *options, grpc=True) as server:
         server.wait_until("/v2/health/ready", 200)
         server.until(lambda: _ready_workers(server) >= WORKERS)
         with Family(server, counts) as family:
@@ -32,9 +36,9 @@ def running(repository: Path, output: Path, counts: Counts, *options: str) -> It
             end(server, counts)
 
 
-def port_of(server: ServerProcess) -> int:
+def ports_of(server: ServerProcess) -> Ports:
     """Where it listens."""
-    return int(server.url.rpartition(":")[2])
+    return Ports(*(int(url.rpartition(":")[2]) for url in (server.url, server.grpc)))
 
 
 def check_calm(server: ServerProcess, counts: Counts, served: tuple[str, ...]) -> None:
@@ -48,17 +52,24 @@ def check_calm(server: ServerProcess, counts: Counts, served: tuple[str, ...]) -
             "broken_promises",
             f"not calm: {_ready_workers(server)} workers are ready, {_left_in_gauges(server)} requests under way",
         )
-    for number, model in enumerate(served):
-        request = models.good(model, number, Random(number))
-        kind = {
-            "content-type": request.kind,
-            "accept": models.JSON,
-            **dict(h.split(": ") for h in request.headers),
-        }
-        answer = server.post(f"/predict/{model}", content=request.body, headers=kind)
-        assert request.y is not None
-        if answer.status_code != 200 or answer.json()["outputs"]["y"] != request.y.tolist():
-            counts.add("broken_promises", f"{model} afterwards: {answer.status_code} {answer.text[:200]}")
+    asyncio.run(_check_answers(server, counts, served))
+
+
+async def _check_answers(server: ServerProcess, counts: Counts, served: tuple[str, ...]) -> None:
+    """Every model answers rightly, in every protocol."""
+    chosen = Random(1)
+    for opener in (HttpLink.open, CallLink.open, StreamLink.open):
+        link = await opener(ports_of(server))
+        for model in served:
+            for request in models.in_every_protocol(model, link.carried, chosen):
+                await link.send(request, chosen)
+                answer = await link.answer()
+                y = request.asked.y
+                assert y is not None
+                if answer.status != 200 or request.read(answer, y).tolist() != y.tolist():
+                    shown = f"{answer.status} {answer.body[:200]!r}"
+                    counts.add("broken_promises", f"{model} afterwards, {request.protocol}: {shown}")
+        await link.close()
 
 
 def open_descriptors(pids: Sequence[int]) -> int:
@@ -72,6 +83,15 @@ def check_descriptors(server: ServerProcess, pids: Sequence[int], counts: Counts
         server.until(lambda: open_descriptors(pids) <= before + _SPARE_DESCRIPTORS)
     except AssertionError:
         counts.add("broken_promises", f"{open_descriptors(pids)} descriptors are open, {before} were before")
+
+
+def check_log(server: ServerProcess, counts: Counts) -> None:
+    """Nothing that was sent is told as a fault of the server's: only a model may raise."""
+    before = ""
+    for line in server.output.splitlines():
+        if "Fatal error" in line or ("Traceback" in line and "failed on one request" not in before):
+            counts.add("broken_promises", f"the log has {line!r} after {before!r}")
+        before = line
 
 
 def _ready_workers(server: ServerProcess) -> int:

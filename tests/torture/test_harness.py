@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.e2e.server_process import alive, free_port, serving
@@ -18,7 +20,11 @@ from tests.torture import models
 from tests.torture.asking import Clients
 from tests.torture.counts import STALL_LIMIT_MS, Counts
 from tests.torture.family import Family
-from tests.torture.models import JSON, Request, Wanted
+from tests.torture.links.seam import Ports
+from tests.torture.protocols.oip import OIP
+from tests.torture.protocols.predict import write_json
+from tests.torture.protocols.seam import JSON, Protocol, Request, Wanted
+from tests.torture.protocols.table import PROTOCOLS
 from tests.torture.stalls import Prober
 from tests.torture.wire import Answer
 
@@ -34,35 +40,67 @@ while connection.recv(4096):
 """
 
 
+NOWHERE = Ports(0, 0)
+
+
 def answer_to(request: Request, request_id: str, status: int = 200, **changes: object) -> Answer:
-    assert request.y is not None
-    body = {"outputs": {"y": request.y.tolist()}, **changes}
+    y = request.asked.y
+    assert y is not None
+    body = {"outputs": {"y": y.tolist()}, **changes}
     return Answer(status, {"content-type": JSON, "x-request-id": request_id}, json.dumps(body).encode())
 
 
-def asked(clients: Clients, number: int) -> Request:
-    request = models.good("linear", number, Random(number))
-    assert request.y is not None
-    clients.recent.remember(request.y, f"torture-{number}")
-    return request
+def asked(number: int, wanted: Wanted = Wanted.RIGHT) -> Request:
+    return write_json(models.asked("linear", number, Random(number), wanted=wanted), Random(number))
+
+
+def of(request: Request, **changes: Any) -> Request:
+    return dataclasses.replace(request, asked=dataclasses.replace(request.asked, **changes))
 
 
 def test_right_wrong_and_swapped_answers_are_told_apart() -> None:
     counts = Counts("test")
-    clients = Clients(0, counts, 1)
-    mine, other = asked(clients, 1), asked(clients, 2)
-    assert mine.y is not None
-    clients.judge(mine, "torture-1", answer_to(mine, "torture-1"))
+    clients = Clients(NOWHERE, counts, 1)
+    mine, other = asked(1), asked(2)
+    for request in (mine, other):
+        assert request.asked.y is not None
+        clients.recent.remember(request.asked.y, request.asked.request_id)
+    clients.judge(mine, answer_to(mine, "torture-1"))
     assert (counts.verified, counts.broken_bounds()) == (1, [])
-    clients.judge(mine, "torture-1", answer_to(other, "torture-1"))
-    clients.judge(mine, "torture-1", answer_to(mine, "torture-2"))
+    clients.judge(mine, answer_to(other, "torture-1"))
+    clients.judge(mine, answer_to(mine, "torture-2"))
     assert (counts.verified, counts.wrong, counts.swapped) == (1, 0, 2)
-    off = dataclasses.replace(mine, y=mine.y + mine.y.dtype.type(0.125))
-    clients.judge(mine, "torture-1", answer_to(off, "torture-1"))
-    clients.judge(
-        dataclasses.replace(mine, wanted=Wanted.REFUSED, y=None), "torture-1", answer_to(mine, "torture-1")
-    )
+    assert mine.asked.y is not None
+    clients.judge(mine, answer_to(of(mine, y=mine.asked.y + np.float32(0.125)), "torture-1"))
+    clients.judge(of(mine, wanted=Wanted.REFUSED, y=None), answer_to(mine, "torture-1"))
     assert (counts.verified, counts.wrong, counts.swapped) == (1, 2, 2)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
+def test_no_two_requests_of_a_protocol_are_alike_and_a_spoilt_one_is_another(protocol: Protocol) -> None:
+    chosen = Random(1)
+    for model in models.MODELS:
+        questions = [models.asked(model, number, chosen, 1) for number in range(1000, 1004)]
+        written = [protocol.write(one, chosen) for one in questions if protocol.takes(one)]
+        assert len({one.body for one in written}) == len(written)
+        answers = [one.asked.y for one in written]
+        assert len({y.tobytes() for y in answers if y is not None}) == len(written)
+        for one in written:
+            rows = models.asked(model, 1000, chosen, 2)
+            spoilt = protocol.spoil(rows if protocol.takes(rows) else one.asked, chosen)
+            assert (spoilt.asked.wanted, spoilt.asked.y) == (Wanted.REFUSED, None)
+
+
+def test_answer_that_names_another_request_is_swapped_and_not_wrong() -> None:
+    counts = Counts("test")
+    (json_infer, *_) = OIP
+    request = json_infer.write(models.asked("linear", 7, Random(1), 1), Random(1))
+    assert request.asked.y is not None
+    output = {"name": "y", "datatype": "FP32", "shape": [1, 3], "data": request.asked.y.ravel().tolist()}
+    for identity in ("torture-7", "torture-8"):
+        body = json.dumps({"id": identity, "outputs": [output]}).encode()
+        Clients(NOWHERE, counts, 1).judge(request, Answer(200, {"x-request-id": "torture-7"}, body))
+    assert (counts.verified, counts.wrong, counts.swapped) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +122,8 @@ def test_refusals_are_counted_by_what_the_request_had_to_get(
     status: int, code: str, wanted: Wanted, counted: str
 ) -> None:
     counts = Counts("test")
-    request = dataclasses.replace(models.good("linear", 1, Random(1)), wanted=wanted)
-    Clients(0, counts, 1).judge(request, "me", answer_to(request, "me", status, code=code))
+    request = asked(1, wanted)
+    Clients(NOWHERE, counts, 1).judge(request, answer_to(request, "torture-1", status, code=code))
     assert getattr(counts, counted) == 1
     assert bool(counts.broken_bounds()) == (counted not in ("right_refusals", "deadlines"))
 

@@ -7,7 +7,8 @@ however few bytes it has; nor the writing of an answer that takes longer than re
     messages.py  the messages between the two processes
     runner.py    the work itself, over the API server's arena
     helper.py    the process: takes an order, works, asks for memory, writes into it
-    client.py    the API server's side: the orders that wait, the process, what happens when it dies
+    client.py    the API server's side: the orders that wait, their memory, what happens when it dies
+    child.py     the process, as client.py holds it: its start, its socket, its end
     rendering_time.py  about how long answers take to be written
     job.py       one of those orders, with the memory that it holds
 

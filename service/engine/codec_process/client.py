@@ -1,4 +1,4 @@
-"""The API server's side of its codec process: the orders that wait, the process, and what happens when it dies.
+"""The API server's side of its codec process: the orders that wait, their memory, and what happens when it dies.
 
 Owned by the event loop thread; nothing here blocks. The process is started with the first order and works on one at a
 time. A job owns the memory that it reads and the memory that is written until the process can touch neither any more,
@@ -7,27 +7,22 @@ work does not wait behind long work: orders are sorted by the time at which they
 """
 
 import asyncio
-import contextlib
 import heapq
 import itertools
 import logging
-import os
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from foldserve.service.codecs.compression import MOST_INFLATED
 from foldserve.service.codecs.protocol import InferenceProtocol
-from foldserve.service.engine.codec_process import helper, messages
+from foldserve.service.engine.codec_process import messages
+from foldserve.service.engine.codec_process.child import Helper
 from foldserve.service.engine.codec_process.job import CodecsFailed, Job
 from foldserve.service.engine.codec_process.messages import Body, CodecPlan, MessageType, Sized
 from foldserve.service.engine.dispatcher import Dispatcher
 from foldserve.service.engine.request import PendingRequest
 from foldserve.service.errors import DeadlinePassed, NotReady, QueueFull, ServiceError
-from foldserve.service.host.processes import stop_signals_blocked
-from foldserve.service.ipc.handles import pickled_for_exec
 from foldserve.service.ipc.model_table import ModelTable
 from foldserve.service.ipc.region_table import RegionTable
 from foldserve.service.logs.lines import LogStyle
@@ -40,13 +35,6 @@ MARGIN_S: Final = 5.0
 """The process is ended when it works so much longer than its request had time: it hangs, and others wait behind it."""
 MAX_CRASHES: Final = 2
 """A job at whose work the process died so often is not tried again."""
-_ENVIRONMENT: Final = {
-    "OPENBLAS_NUM_THREADS": "1",  # it computes on one core
-    # What a picture is decoded into is as large each time. glibc would give it back to the system each time, and a
-    # quarter of the decoding be page faults.
-    "MALLOC_MMAP_THRESHOLD_": str(8 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
-}
 _NS_A_BYTE: Final = 50
 """About what decoding takes, for the order in which jobs have their turn."""
 _MOST_NS_A_BYTE: Final = 1000
@@ -79,16 +67,10 @@ class CodecProcess:
         region_limit_bytes: int = 0,
     ) -> None:
         self._dispatcher = dispatcher
-        self._arena_fd = arena_fd
-        self._plan = CodecPlan(
-            models,
-            {protocol.key: protocol for protocol in protocols},
-            arena_bytes,
-            log_style,
-            regions,
-            region_limit_bytes,
-        )
+        keyed = {protocol.key: protocol for protocol in protocols}
+        plan = CodecPlan(models, keyed, arena_bytes, log_style, regions, region_limit_bytes)
         self._loop = asyncio.get_running_loop()
+        self._helper = Helper(self._loop, plan, arena_fd, self._receive, self._on_exit)
         self._waiting: list[tuple[int, int, Job]] = []
         self._numbers = itertools.count()
         self._job: Job | None = None
@@ -96,13 +78,11 @@ class CodecProcess:
         self._work_limit_s = work_limit_s
         self._limit: asyncio.TimerHandle | None = None
         """When it has worked on that for too long."""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
 
     @property
     def pid(self) -> int | None:
         """The process, when there is one."""
-        return None if self._process is None else self._process.pid
+        return self._helper.pid
 
     def __repr__(self) -> str:
         working = "idle" if self._job is None else f"working on {self._job!r}"
@@ -188,9 +168,9 @@ class CodecProcess:
         job.finish(DeadlinePassed.after(None))
 
     def _on_timeout(self, job: Job) -> None:
-        if job is self._job and self._process is not None:
-            _log.error("the codec process %d hangs: it is ended and started again", self._process.pid)
-            self._process.kill()  # what it held is freed when it is gone
+        if job is self._job and self.pid is not None:
+            _log.error("the codec process %d hangs: it is ended and started again", self.pid)
+            self._helper.kill()  # what it held is freed when it is gone
 
     def _free(self, job: Job) -> None:
         """The process cannot touch the job's memory any more."""
@@ -212,10 +192,9 @@ class CodecProcess:
             if not job.wanted:
                 continue
             try:
-                channel = self._channel or self._start()
-                channel.send(job.order)
+                self._helper.order(job.order)
             except OSError as error:
-                if self._process is None:
+                if self.pid is None:
                     _log.error("the codec process cannot be started: %s", error)
                     self._free(job)
                     job.finish(
@@ -231,24 +210,13 @@ class CodecProcess:
 
     # -- what the process says
 
-    def _receive(self) -> None:
-        channel = self._channel
-        assert channel is not None
-        try:
-            packet = channel.recv(messages.PACKET_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            packet = b""
-        if not packet:
-            self._on_exit()
-            return
+    def _receive(self, packet: bytes) -> None:
         message_type, values = messages.unpack(packet)
         job = self._job
         assert job is not None
         if message_type == MessageType.SIZED:
             job.sized = messages.sized_of(values)
-            self._give_memory(job, channel)
+            self._give_memory(job)
         elif message_type == MessageType.DONE:
             self._on_done(job)
         elif message_type == MessageType.REFUSED:
@@ -256,7 +224,7 @@ class CodecProcess:
         else:
             self._end(job, CodecsFailed("the codec process failed on it; its log says why"))
 
-    def _give_memory(self, job: Job, channel: socket.socket) -> None:
+    def _give_memory(self, job: Job) -> None:
         error: ServiceError | None = None
         if job.wanted:
             try:
@@ -264,12 +232,11 @@ class CodecProcess:
             except ServiceError as refused:
                 error = refused
         allocation = job.result.allocation
-        with contextlib.suppress(OSError):  # it died this moment: its end is read next
-            channel.send(
-                messages.pack(MessageType.DROP)
-                if allocation is None
-                else messages.pack(MessageType.PUT, allocation.input_at)
-            )
+        self._helper.tell(
+            messages.pack(MessageType.DROP)
+            if allocation is None
+            else messages.pack(MessageType.PUT, allocation.input_at)
+        )
         if allocation is None:
             self._end(job, error)
 
@@ -301,52 +268,10 @@ class CodecProcess:
         job.finish(error)
         self._next()
 
-    # -- the process
-
-    def _start(self) -> socket.socket:
-        """Start the process. Raises: OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        plan_fd = os.memfd_create("foldserve-codecs", os.MFD_CLOEXEC)
-        try:
-            plan, plan_fds = pickled_for_exec(self._plan)
-            with open(plan_fd, "wb", closefd=False) as file:
-                file.write(plan)
-            os.lseek(plan_fd, 0, os.SEEK_SET)
-            fds = (theirs.fileno(), plan_fd, self._arena_fd)
-            with stop_signals_blocked():
-                process = subprocess.Popen(
-                    helper.arguments(os.getpid(), *fds),
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(*fds, *plan_fds),
-                    env={**os.environ, **_ENVIRONMENT},
-                )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(plan_fd)
-        ours.setblocking(False)
-        self._process, self._channel = process, ours
-        self._loop.add_reader(ours.fileno(), self._receive)
-        return ours
-
     def _on_exit(self) -> None:
-        """The process is gone, and its job is done again by the next one.
-
-        A dying process lets go of its memory before its descriptors: who sees this end of the socket close knows that
-        nothing of the arena will be touched any more.
-        """
-        process, channel, job = self._process, self._channel, self._job
-        assert process is not None
-        assert channel is not None
-        self._loop.remove_reader(channel.fileno())
-        channel.close()
-        process.kill()  # it may have closed the socket itself, on its way out after a fault
-        code = process.wait()
-        self._process = self._channel = None
+        """The process is gone, and touches nothing of the arena any more: its job is done again by the next one."""
+        job = self._job
         self._rests()
-        _log.warning("the codec process %d ended with code %d", process.pid, code)
         if job is not None:
             job.crashes += 1
             if job.wanted and job.crashes < MAX_CRASHES:

@@ -1,6 +1,6 @@
 """The codec process: takes an order, works, asks for room, writes into it; one at a time, until its API server is gone.
 
-Started by client.py with descriptors of three things: the socket, the plan, the arena. Knows no HTTP and no queue; what
+Started by child.py with descriptors of three things: the socket, the plan, the arena. Knows no HTTP and no queue; what
 it is asked for and how long it may take is its API server's to say.
 """
 

@@ -4,7 +4,9 @@ import io
 import json
 import subprocess
 import sys
+import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -171,6 +173,24 @@ def test_small_file_with_scans_without_end_is_refused_before_it_is_decoded():
         BadPicture, match=r"1000 x 1000 pixels in 2\d{3} scans, which take too long to decode"
     ):
         decode(whole[:-2] + last * 2000 + whole[-2:], PictureInput("x", size=(8, 8)))
+
+
+def parts_without_end() -> Iterator[tuple[str, bytes]]:
+    """Files that are right but for millions of empty parts, by the kind of these."""
+    whole, jpeg = png(PHOTO), saved(Image.fromarray(PHOTO), "JPEG")
+    for kind in (b"abcd", b"tEXt", b"IDAT"):
+        part = bytes(4) + kind + zlib.crc32(kind).to_bytes(4, "big")
+        yield "PNG", whole[:33] + part * 300_000 + whole[33:]
+    for part in (b"\xff\xfe\0\2", b"\xff\xe1\0\2", b"\xff", b"\xff\xd0"):
+        yield "JPEG", jpeg[:2] + part * 300_000 + jpeg[2:]
+
+
+@pytest.mark.parametrize(("kind", "body"), [*parts_without_end()])
+def test_file_of_parts_without_end_is_refused_in_bounded_time(kind, body):
+    began_s = time.thread_time()
+    with pytest.raises(BadPicture, match="too many parts"):
+        decode(body, PictureInput("x", size=(8, 8)), (kind,))
+    assert time.thread_time() - began_s < 3  # it would be 60 for the largest body
 
 
 def test_animated_png_is_refused_and_the_second_picture_of_a_camera_is_passed_over():

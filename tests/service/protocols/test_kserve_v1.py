@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
+from foldserve.service.artifact.datatypes import DATATYPES, numpy_dtype
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.codecs.protocol import Served
 from foldserve.service.errors import BadJson, BadTensor, ModelFailed
@@ -174,3 +176,20 @@ def test_an_answer_that_json_cannot_carry_is_an_error():
         KSERVE_V1.render(
             Served("m", "1", Signature((SPEC,), (OUT,))), {"y": np.array([[1, np.inf]], "f4")}, "instances"
         )
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(data=st.data(), rows=st.booleans())
+def test_every_datatype_goes_in_and_out_as_it_is(data, rows):
+    word = data.draw(st.sampled_from(DATATYPES))
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=4))
+    finite = {"allow_nan": False, "allow_infinity": False} if word.startswith(("FP", "BF")) else None
+    array = data.draw(hnp.arrays(numpy_dtype(word), shape, elements=finite))
+    spec = TensorSpec("t", word, (-1, *shape[1:]))
+    version = Served("m", "1", Signature((spec,), (spec,)))
+    body = json.dumps({"instances" if rows else "inputs": array.tolist()}).encode()
+    parsed = KSERVE_V1.parse(body, version, ())
+    assert (parsed.inputs["t"].dtype, parsed.inputs["t"].shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(parsed.inputs["t"], array)
+    (answer,) = json.loads(bytes(KSERVE_V1.render(version, {"t": array}, parsed.reply).body)).values()
+    np.testing.assert_array_equal(np.array(answer, array.dtype).reshape(shape), array)

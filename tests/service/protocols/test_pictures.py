@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from foldserve.service.artifact.pictures import decode
@@ -290,3 +291,14 @@ def test_any_bytes_become_an_input_or_are_refused_as_the_clients_fault(whole, cu
         assert 400 <= refused.status < 500
         assert re.search("expected|may be damaged|send|save", str(refused))
         assert len(str(refused)) < 500
+
+
+@settings(max_examples=100)
+@given(pixels=hnp.arrays(np.uint8, (4, 6, 3)), as_form=st.booleans())
+def test_every_pixel_of_a_png_is_an_element_of_the_input(pixels, as_form):
+    body, options = saved(Image.fromarray(pixels), "PNG"), ("PNG", None, None)
+    if as_form:
+        body, _ = form((FILE, body))
+        options = (None, BOUNDARY, None)
+    parsed = PICTURE.parse(body, VERSIONS[0], options)
+    np.testing.assert_array_equal(parsed.inputs["pictures"], pixels[None])
