@@ -78,6 +78,7 @@ bench: install ## tables of benchmarks/README.md: WHAT=fold (default), export, s
 
 torture: wheel ## ten minutes of fuzzing, kills, stops and greedy clients: docs/reliability.md; ARGS='--seconds 60' for less
 	@PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(PY) -P -m tests.torture $(ARGS)
+	@PYTHONPATH=$(CURDIR)/build/compiled $(PY) -m pytest -q tests/e2e/test_openapi.py --openapi-examples 100
 	@exec $(PY) -m tests.models.export.wrong $(FAULTS)
 
 soak: wheel ## a million requests of mixed sizes, memory must stay flat; ARGS='--requests 20000' to try it

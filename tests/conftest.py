@@ -41,7 +41,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--openapi-examples", default="10", help="of each call, for tests/e2e/test_openapi.py")
+    parser.addoption(
+        "--openapi-examples", default="0", help="random requests of each call, for tests/e2e/test_openapi.py"
+    )
 
 
 def _tool(name: str, package: str) -> str:

@@ -48,7 +48,7 @@ NEEDED: Final = {
             *("/v2/models/{model}/config", "/v2/models/{model}/versions/{version}/config"),
             *("/v2/models/{model}/stats", "/v2/models/{model}/versions/{version}/stats"),
             *("/v1/models", "/v1/models/{model}", "/v1/models/{model}/versions/{version}"),
-            *("/models", "/models/{model}", "/models/{model}/{version}"),
+            *("/models", "/models/{model}", "/models/{model}/{versions}"),
             *(f"{_SHARED}status", f"{_SHARED}region/{{name}}/status", f"{_GRPC}SystemSharedMemoryStatus"),
             *(f"/grpc.reflection.{of}.ServerReflection/ServerReflectionInfo" for of in ("v1", "v1alpha")),
             *(f"{_GRPC}{call}" for call in ("ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig")),

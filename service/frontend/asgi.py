@@ -85,7 +85,9 @@ class AsgiApp:
                 *(Route("GET", path, what, handler, operation=said) for path, what, handler, said in own),
             )
         )
-        self._document = OpenApiDocument(self.routes.routes, status, settings)
+        self._document = OpenApiDocument(
+            self.routes.routes, status, settings, asks_keys=gate.keys is not None
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the ASGI entry."""
@@ -175,9 +177,9 @@ class AsgiApp:
             or "access-control-request-method" not in headers
         ):
             return None
-        methods = ("GET", "HEAD", "POST", "OPTIONS")
         context.counted = False
-        return Response(204, b"", "text/plain", cross_origin.preflight(headers.get("origin"), methods))
+        allowed = cross_origin.preflight(headers.get("origin"), self.routes.methods)
+        return Response(204, b"", "text/plain", allowed)
 
     async def _ready(self, context: RequestContext) -> Response:
         check_ready(self.status)

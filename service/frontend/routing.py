@@ -23,6 +23,8 @@ class RouteTable:
 
     def __init__(self, routes: tuple[Route, ...]) -> None:
         self.routes = routes
+        self.methods = (*sorted({route.method for route in routes}), "HEAD", "OPTIONS")
+        """Of any path."""
         self._by_path: dict[str, dict[str, Route]] = {}
         for route in routes:
             methods = self._by_path.setdefault(route.path, {})

@@ -34,6 +34,7 @@ from foldserve.service.inference.response import JSON, Response, error_body, jso
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.kserve_v1 import KSERVE_V1
 from foldserve.service.protocols.lookup import Plans, find_model, find_version
+from foldserve.service.protocols.openapi import torchserve as described
 from foldserve.service.protocols.pictures import (
     decode_body,
     decode_rows,
@@ -145,12 +146,34 @@ class TorchServeCalls:
             ("/predictions/{model}", "Run a model (TorchServe)"),
             ("/predictions/{model}/{version}", "Run one version of a model (TorchServe)"),
         )
-        return (
-            *(Route(method, path, of, head=self.head) for path, of in paths for method in ("POST", "PUT")),
-            Route("GET", "/models", "The models (TorchServe)", self._models),
-            Route("GET", "/models/{model}", "A model's default version (TorchServe)", self._described),
-            Route("GET", "/models/{model}/{version}", "A version, or all (TorchServe)", self._described),
+        run = [
+            Route(
+                method,
+                path,
+                what,
+                head=self.head,
+                operation=described.PREDICT_ANY,
+                of_model=of_model,
+            )
+            for path, what in paths
+            for method, of_model in (("POST", described.predict_of), ("PUT", described.put_of))
+        ]
+        told = (
+            ("/models", "The models (TorchServe)", self._models, described.MODELS),
+            (
+                "/models/{model}",
+                "A model's default version (TorchServe)",
+                self._described,
+                described.DESCRIBED,
+            ),
+            (
+                "/models/{model}/{versions}",
+                "One version of a model, or all (TorchServe)",
+                self._described,
+                described.DESCRIBED,
+            ),
         )
+        return (*run, *(Route("GET", path, what, by, operation=said) for path, what, by, said in told))
 
     def head(
         self, context: RequestContext, target: Target, model: str, version: str | None = None
@@ -171,13 +194,13 @@ class TorchServeCalls:
         names = sorted(self.status.models())
         return json_response({"models": [{"modelName": name, "modelUrl": name} for name in names]})
 
-    async def _described(self, context: RequestContext, model: str, version: str | None = None) -> Response:
+    async def _described(self, context: RequestContext, model: str, versions: str | None = None) -> Response:
         found = find_model(self.status, model, None)
-        asked = None if version == "all" else version
-        versions = (
-            list(found.versions.values()) if version == "all" else [find_version(self.status, found, asked)]
-        )
-        return json_response([self._description(found, one) for one in versions])
+        if versions == described.ALL:
+            asked = list(found.versions.values())
+        else:
+            asked = [find_version(self.status, found, versions)]
+        return json_response([self._description(found, one) for one in asked])
 
     def _description(self, model: ServedModel, version: ServedVersion) -> dict[str, Any]:
         """What TorchServe tells of a version, as far as it is so here."""

@@ -11,6 +11,7 @@ JSON = "application/json"
 EXACT = os.environ["EXACT_PATHS"].split()
 """Of the calls of which the document tells all that a JSON body must be. Elsewhere it cannot: that two inputs have as
 many rows, or that a whole number is written without a decimal point."""
+_UNKNOWN = "x-schemathesis-unknown-property"
 _MOST_LABELS = "top asks for"
 
 
@@ -33,6 +34,7 @@ def before_call(context, case, kwargs) -> None:
     """A time that is too short is answered 504, as it should be: here any 5xx is a fault. And a length of 0 says that a
     body is raw numbers, whatever its type."""
     headers = case.headers or {}
+    headers.pop("Authorization", None)  # a second key: the one that counts is given to all
     given = headers.get("X-Timeout-Ms", "")
     if given.replace(".", "", 1).isdigit() and 0 < float(given) < 10_000:
         headers["X-Timeout-Ms"] = "60000"
@@ -43,6 +45,8 @@ def before_call(context, case, kwargs) -> None:
         and parameters["timeout"] > 0
     ):
         parameters["timeout"] = 60_000_000
+    if _UNKNOWN in headers:  # is nothing to refuse, which schemathesis forgets beside a whole number
+        headers.pop("X-Priority", None)
     if case.media_type == JSON:
         headers.pop("Inference-Header-Content-Length", None)
 

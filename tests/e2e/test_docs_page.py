@@ -3,7 +3,9 @@
 Clicks what a person clicks. The lines that it shows to be copied are run as they are.
 """
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,10 +25,15 @@ from foldserve.models import mlp
 from foldserve.models.export import export_model
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving
 from tests.e2e.test_openapi import save_models
-from tests.service.repositories import save_onnx
+from tests.service.repositories import save_linear, save_onnx
 
 pytestmark = pytest.mark.e2e
+expect.set_options(timeout=1000 * START_LIMIT_S)
 
+LANGUAGES = {"curl": "curl", "Python": "python3", "JavaScript": "node"}
+"""The program that each needs."""
+BETWEEN = "--- next ---"
+KEYS = {"me": ("my-key-0123456789", "infer"), "operator": ("operators-key-0123456789", "control")}
 PHONE = {"width": 390, "height": 844}
 HOSTILE = "</td><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
 OUTPUT = "'\"$(touch pwned)`&<b>"
@@ -49,6 +56,7 @@ class Shown:
         section = self.page.locator(f"[id='model-{name}']")
         if section.get_attribute("open") is None:
             section.locator("summary").click()
+        section.locator(".send").wait_for()
         return section
 
     def check(self) -> None:
@@ -76,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         )
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"junk")
-    with serving(repository, folder / "output", "--api-servers", "2") as running:
+    with serving(repository, folder / "output", "--api-servers", "1") as running:
         for name in ("mlp", "photos", "hostile", "wide"):
             running.wait_until(f"/v2/models/{name}/ready", 200)
         yield running
@@ -91,19 +99,26 @@ def browser(browser_path: str) -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture
-def shown(server: ServerProcess, browser: Browser) -> Iterator[Shown]:
+@contextlib.contextmanager
+def opened(url: str, browser: Browser) -> Iterator[Shown]:
+    """The page, before anything is known of what has come."""
     with browser.new_context() as context:
         # Nothing but the server is there.
-        context.route(lambda url: not url.startswith((server.url, "blob:")), lambda route: route.abort())
+        context.route(lambda asked: not asked.startswith((url, "blob:")), lambda route: route.abort())
         page = context.new_page()
         page.set_default_timeout(1000 * START_LIMIT_S)
         page.add_init_script(NOTE_VIOLATIONS)
         found = Shown(page)
         page.on("console", lambda line: found.said.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: found.said.append(str(error)))
-        page.goto(f"{server.url}/docs")
-        expect(page.locator("details.model[open] .send").first).to_be_visible(timeout=1000 * START_LIMIT_S)
+        page.goto(f"{url}/docs")
+        yield found
+
+
+@pytest.fixture
+def shown(server: ServerProcess, browser: Browser) -> Iterator[Shown]:
+    with opened(server.url, browser) as found:
+        expect(found.page.locator("details.model[open] .send").first).to_be_visible()
         yield found
 
 
@@ -111,7 +126,7 @@ def send(section: Locator) -> str:
     """Send what is there; returns the line that says how it went."""
     section.locator(".send").click()
     badge = section.locator(".outcome .badge")
-    expect(badge).to_be_visible(timeout=1000 * START_LIMIT_S)
+    expect(badge).to_be_visible()
     return section.locator(".outcome").inner_text()
 
 
@@ -207,62 +222,111 @@ def lines(section: Locator, language: str) -> str:
     return section.locator(".code pre").inner_text()
 
 
-def test_a_key_is_asked_for_where_the_document_has_one_and_sent_with_every_call(
-    shown: Shown, server: ServerProcess
-) -> None:
+def test_without_keys_none_is_asked_for(shown: Shown) -> None:
     expect(shown.page.get_by_label("API key")).to_be_hidden()
-    document = server.get("/openapi.json").json()
-    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    shown.page.route("**/openapi.json", lambda route: route.fulfill(json=document))
-    shown.page.reload()
-    shown.page.get_by_label("API key").fill("secret")
-    with shown.page.expect_request("**/info") as asked:
-        shown.page.get_by_role("button", name="Use").click()
-    assert asked.value.headers["authorization"] == "Bearer secret"
-    clipped = shown.model("clipped")
-    with shown.page.expect_request("**/predict/clipped") as asked:
-        clipped.locator(".send").click()
-    assert asked.value.headers["authorization"] == "Bearer secret"
-    assert "secret" not in lines(clipped, "curl")
+    assert "KEY" not in lines(shown.model("clipped"), "curl")
 
 
-def command_of(language: str, text: str) -> list[str]:
-    """What runs these lines."""
-    if language == "Python":
-        return [sys.executable, "-c", text]
-    if language == "JavaScript":
-        return ["node", "--input-type=module", "--eval", text]
-    # Our python3 has numpy, and curl tells what was refused.
-    return ["bash", "-ec", text.replace("curl ", "curl -sSf ").replace("python3 ", f"{sys.executable} ")]
-
-
-@pytest.mark.parametrize(
-    ("language", "program"), [("curl", "curl"), ("Python", "python3"), ("JavaScript", "node")]
-)
-def test_the_lines_to_be_copied_make_the_same_call(
-    shown: Shown, tmp_path: Path, language: str, program: str
+def test_where_the_server_asks_for_a_key_the_page_does_and_sends_it(
+    browser: Browser, tmp_path: Path, programs: list[str]
 ) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+    for name, weight in (("linear", 1.0), ("other", 2.0)):
+        save_linear(tmp_path / "repository" / name / "1" / "model.onnx", np.full((10, 5), weight, np.float32))
+    keys = [{"name": name, "key": key, "scopes": [scope]} for name, (key, scope) in KEYS.items()]
+    (tmp_path / "keys.yaml").write_text(json.dumps(keys))
+    options = ("--api-servers", "1", "--keys", str(tmp_path / "keys.yaml"))
+    with serving(tmp_path / "repository", tmp_path / "output", *options) as server:
+        server.headers = {"x-api-key": KEYS["me"][0]}
+        server.wait_until("/v2/health/ready", 200)
+        with opened(server.url, browser) as shown:
+            state, field = shown.page.locator("#state"), shown.page.get_by_label("API key")
+
+            def use(key: str) -> None:
+                field.fill(key)
+                shown.page.get_by_role("button", name="Use").click()
+
+            expect(state).to_contain_text("needs a key the request has no key")
+            expect(field).to_be_visible()
+            expect(shown.page.locator(".model")).to_have_count(0)
+            use("a-key-that-nobody-gave")
+            expect(state).to_contain_text("needs a key the key is not one of this server's")
+            use(KEYS["operator"][0])
+            expect(state).to_contain_text("not with this key this call needs a key with the scope infer")
+            use(KEYS["me"][0])
+            expect(state).to_contain_text("ready")
+            expect(field).to_be_visible()
+            linear = shown.model("linear")
+            assert send(linear).startswith("200 OK")
+            for language in programs:
+                text = lines(linear, language)
+                assert KEYS["me"][0] not in text
+                assert "'linear'" in run(language, [text], tmp_path, KEY=KEYS["me"][0]).replace('"', "'")
+            # Every refusal is noted by the browser, and nothing else.
+            assert shown.said
+            assert all("401" in line or "403" in line for line in shown.said)
+            assert shown.page.evaluate("window.violations") == []
+        assert not [key for key, _ in KEYS.values() if key in server.output]
+
+
+def run(language: str, texts: list[str], folder: Path, **environ: str) -> str:
+    """What the lines print, one call after the other in one process, with a line between two."""
+    if language == "Python":
+        command = [sys.executable, "-c", f"\nprint({BETWEEN!r})\n".join(texts)]
+    elif language == "JavaScript":
+        blocks = "".join(f"{{\n{text}\nconsole.log({BETWEEN!r});\n}}\n" for text in texts)
+        command = ["node", "--input-type=module", "--eval", blocks]
+    else:
+        # Our python3 has numpy, and curl tells what was refused.
+        text = f"\necho; echo {BETWEEN}\n".join(texts)
+        text = text.replace("curl ", "curl -sSf ").replace("python3 ", f"{sys.executable} ")
+        command = ["bash", "-ec", text]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=START_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout.split(BETWEEN)[-1], done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def programs() -> list[str]:
+    """The languages that are here."""
+    return [language for language, program in LANGUAGES.items() if shutil.which(program)]
+
+
+@pytest.fixture(scope="module")
+def copied(server: ServerProcess, browser: Browser) -> dict[str, list[str]]:
+    """The lines of every call, by language."""
+    found: dict[str, list[str]] = {language: [] for language in LANGUAGES}
+    with opened(server.url, browser) as shown:
+        for name in ("clipped", "hostile", "lengths", "photos", "several"):
+            section = shown.model(name)
+            for option in section.get_by_label("Call").locator("option").all_inner_texts():
+                # The others are the same with another path.
+                if "/versions/" not in option and not option.endswith(("/1", "/2")):
+                    section.get_by_label("Call").select_option(label=option)
+                    for language, texts in found.items():
+                        texts.append(lines(section, language))
+    return found
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_lines_to_be_copied_make_the_same_call(
+    copied: dict[str, list[str]], programs: list[str], tmp_path: Path, language: str
+) -> None:
+    if language not in programs:
+        pytest.skip(f"{LANGUAGES[language]} is not installed")
     Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "photo.jpg")
-    ran = 0
-    for name in ("clipped", "hostile", "lengths", "photos", "several"):
-        section = shown.model(name)
-        for option in section.get_by_label("Call").locator("option").all_inner_texts():
-            if "/versions/" in option:  # the same with another path
-                continue
-            section.get_by_label("Call").select_option(label=option)
-            text = lines(section, language)
-            if "of an <input type=file>" in text:  # which is a browser's
-                continue
-            command = command_of(language, text)
-            done = subprocess.run(
-                command, cwd=tmp_path, capture_output=True, text=True, timeout=START_LIMIT_S, check=False
-            )
-            assert done.returncode == 0, (option, text, done.stderr)
-            assert not re.search(r"\berror\b", done.stdout), (option, done.stdout)
-            ran += 1
-    assert ran >= 14
+    # A file of an <input> is a browser's.
+    texts = [text for text in copied[language] if "of an <input type=file>" not in text]
+    printed = run(language, texts, tmp_path)
+    assert not re.search(r"\berror\b", printed), printed
+    assert len(texts) >= 18
     assert not (tmp_path / "pwned").exists()
 
 
@@ -271,8 +335,7 @@ def test_raw_numbers_of_the_page_are_those_of_its_lines(shown: Shown, tmp_path: 
     clipped.get_by_label("Call").select_option(label="Raw bytes, POST /predict/clipped")
     send(clipped)
     there = clipped.locator(".parts pre").inner_text().splitlines()[1]
-    command = command_of("curl", lines(clipped, "curl"))
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=START_LIMIT_S)
+    run("curl", [lines(clipped, "curl")], tmp_path)
     copied = np.fromfile(tmp_path / "y.bin", "<f4")
     np.testing.assert_array_equal(np.float32([float(number) for number in there.split(", ")]), copied)
 

@@ -1,11 +1,13 @@
 """Keys on a real server with two API servers: every scope on every kind of call of every protocol, and their limits."""
 
+import contextlib
 import itertools
 import json
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
 
 from foldserve.service.access.key_file import digest_of
 from tests.e2e.grpc_calls import connected, given, refused, save_repository
@@ -42,16 +45,22 @@ CALLS: dict[str, tuple[str, str, Any, dict[str, str]]] = {
     "KServe v1": ("POST", "/v1/models/mlp:predict", json.dumps({"instances": ROW.tolist()}), JSON),
     "metadata": ("GET", "/v2/models/mlp", None, {}),
     "info": ("GET", "/info", None, {}),
-    "docs": ("GET", "/docs", None, {}),
+    "page": ("GET", "/docs", None, {}),
+    "page's script": ("GET", "/docs/page.js", None, {}),
     "document": ("GET", "/openapi.json", None, {}),
     "index": ("POST", "/v2/repository/index", None, {}),
+    "TorchServe": ("PUT", "/predictions/mlp", json.dumps(ROW.tolist()), {}),
+    "TorchServe's list": ("GET", "/models", None, {}),
+    "regions": ("GET", "/v2/systemsharedmemory/status", None, {}),
+    "unregister": ("POST", "/v2/systemsharedmemory/unregister", None, {}),
     "metrics": ("GET", "/metrics", None, {}),
     "health": ("GET", "/health", None, {}),
     "live": ("GET", "/v2/health/live", None, {}),
     "ready": ("GET", "/v2/health/ready", None, {}),
     "ping": ("GET", "/ping", None, {}),
 }
-OPEN = {"health", "live", "ready", "ping"}
+OPEN = {"page", "page's script", "health", "live", "ready", "ping"}
+OTHER_SCOPES = {"metrics": "metrics", "unregister": "control"}
 
 
 def written(**more: Any) -> str:
@@ -87,7 +96,7 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(keys_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     repository, output = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("server") / "output"
     save_repository(repository)
-    options = ("--api-servers", "2", "--keys", str(keys_file), "--access-log")
+    options = ("--api-servers", "2", "--keys", str(keys_file), "--access-log", "--client-shared-memory")
     with serving(repository, output, *options, grpc=True) as running:
         running.headers = {"x-api-key": KEYS["all"]}
         running.wait_until("/v2/health/ready", 200)
@@ -111,7 +120,7 @@ def sent(server: ServerProcess, call: str, headers: dict[str, str]) -> httpx.Res
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", [*SCOPES, None])
 def test_each_scope_opens_its_calls_and_no_others(server: ServerProcess, call: str, name: str | None) -> None:
-    needed = "metrics" if call == "metrics" else "infer"
+    needed = OTHER_SCOPES.get(call, "infer")
     for headers in ({"authorization": f"Bearer {KEYS[name]}"}, {"x-api-key": KEYS[name]}) if name else ({},):
         answer = sent(server, call, headers)
         if call in OPEN or (name and needed in SCOPES[name]):
@@ -202,7 +211,9 @@ def test_stream_of_grpc_needs_a_key_too(server: ServerProcess) -> None:
                 done.set()
 
             client.start_stream(on, headers=headers)
-            client.async_stream_infer("mlp", [given(ROW)])
+            # What is refused may have ended before the first request is given to it.
+            with contextlib.suppress(InferenceServerException):
+                client.async_stream_infer("mlp", [given(ROW)])
             assert done.wait(START_LIMIT_S)
             client.stop_stream()
             assert came[0] == (1, 5) if headers else "no key" in came[0].message()
@@ -242,7 +253,7 @@ def test_access_log_and_metrics_name_the_key_and_never_show_it(server: ServerPro
 def test_rows_per_second_are_those_of_both_api_servers_together(server: ServerProcess) -> None:
     headers = {**JSON, "x-api-key": key_of("hundred")}
     body = json.dumps({"inputs": ROW.tolist()})
-    seconds = 3.0
+    seconds = 1.0
 
     def ask(_: int) -> list[tuple[int, str]]:
         with httpx.Client(verify=False, timeout=START_LIMIT_S) as client:
@@ -262,7 +273,7 @@ def test_rows_per_second_are_those_of_both_api_servers_together(server: ServerPr
     # The bucket holds a second's. What two API servers admit in the same microsecond may go uncounted: hardly one.
     assert admitted <= 100 * (took_s + 1) + 3
     if (
-        len(answers) > 1000
+        len(answers) > 600
     ):  # clients that ask for three times as much, whatever else the machine does, get all of theirs
         assert admitted >= 100 * seconds
     assert (
@@ -316,7 +327,8 @@ def pages(keys_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A server that pages of one origin may ask, with a key."""
     repository, output = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("server") / "output"
     save_repository(repository)
-    options = ("--keys", str(keys_file), "--cors-origins", "https://app.example,http://localhost:3000")
+    origins = "https://app.example,http://localhost:3000"
+    options = ("--api-servers", "1", "--keys", str(keys_file), "--cors-origins", origins)
     with serving(repository, output, *options) as running:
         running.headers = {"x-api-key": KEYS["all"]}
         running.wait_until("/v2/health/ready", 200)
@@ -337,6 +349,7 @@ def test_browser_that_asks_first_is_answered_without_a_key(
     assert (answer.status_code, answer.content) == (204, b"")
     allowed = origin == "https://app.example"
     assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
+    assert ("PUT" in answer.headers.get("access-control-allow-methods", "")) == allowed
     assert ("authorization" in answer.headers.get("access-control-allow-headers", "").lower()) == allowed
     assert answer.headers["vary"] == "Origin"
     assert "access-control-allow-credentials" not in answer.headers
@@ -365,16 +378,19 @@ def test_very_many_keys_and_huge_headers_cost_no_memory_and_disturb_nobody(serve
         pages_of = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.api_servers()]
         return sum(pages_of) * 4096
 
+    body = json.dumps({"inputs": ROW.tolist()})
+
     def flood(first: int) -> set[int]:
-        with httpx.Client(verify=False, timeout=START_LIMIT_S) as client:
-            return {
-                client.post(
-                    f"{server.url}/predict/mlp",
-                    content=json.dumps({"inputs": ROW.tolist()}),
-                    headers={**JSON, "x-api-key": f"guess-{first + number}-" + "x" * 1500},
-                ).status_code
-                for number in range(1000)
-            }
+        found = set()
+        client = HTTPConnection("127.0.0.1", server.port, timeout=START_LIMIT_S)  # of those here the cheapest
+        for number in range(1000):
+            headers = {**JSON, "x-api-key": f"guess-{first + number}-" + "x" * 1500}
+            client.request("POST", "/predict/mlp", body, headers)
+            answer = client.getresponse()
+            answer.read()
+            found.add(answer.status)
+        client.close()
+        return found
 
     flood(0)
     before = memory()

@@ -341,12 +341,14 @@ def test_renegotiation_is_refused(server: ServerProcess, authority: Authority) -
     assert post(server, authority.certificate).status_code == 200
 
 
-def test_certificate_of_a_client_is_asked_for_and_others_are_refused(
+def test_certificate_of_a_client_is_asked_for_but_on_unix_sockets_and_others_are_refused(
     tmp_path: Path, repository: Path, files: Installed, authority: Authority, stranger: Authority
 ) -> None:
     clients = Authority(tmp_path / "clients", "clients")
     good, bad = clients.sign("a-client"), stranger.sign("a-stranger")
-    with encrypted(tmp_path, repository, files, "--tls-client-ca", str(clients.certificate)) as server:
+    path = tmp_path / "s"
+    options = ("--tls-client-ca", str(clients.certificate), "--host", f"unix:{path},127.0.0.1")
+    with encrypted(tmp_path, repository, files, *options) as server:
         pair = (str(good.certificate), str(good.key))
 
         def ready() -> bool:
@@ -358,6 +360,8 @@ def test_certificate_of_a_client_is_asked_for_and_others_are_refused(
         for cert in (None, (str(bad.certificate), str(bad.key))):
             with pytest.raises(requests.ConnectionError):
                 post(server, authority.certificate, cert)
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as plain:
+            assert plain.post("http://x/predict/mlp", content=BODY, headers=JSON).status_code == 200
         root = authority.certificate.read_bytes()
         for chain, served in ((good, True), (bad, False), (None, False)):
             own = (None, None) if chain is None else (chain.key.read_bytes(), chain.certificate.read_bytes())
@@ -370,39 +374,13 @@ def test_certificate_of_a_client_is_asked_for_and_others_are_refused(
                         check(b"", timeout=5)
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (("--tls-certificate", "{certificate}"), "TLS needs both"),
-        (("--tls-client-ca", "{certificate}"), "TLS needs both"),
-        (("--tls-certificate", "{certificate}", "--tls-key", "{certificate}"), "cannot be used"),
-        (("--tls-certificate", "{certificate}", "--tls-key", "{other}"), "KEY_VALUES_MISMATCH"),
-        (("--tls-certificate", "{certificate}", "--tls-key", "{locked}"), "without a password"),
-        (
-            ("--tls-certificate", "{certificate}", "--tls-key", "{key}", "--tls-client-ca", "{key}"),
-            "--tls-client-ca",
-        ),
-        (("--tls-certificate", "/nowhere", "--tls-key", "{key}"), "expected a file that exists"),
-    ],
-)
 def test_files_that_cannot_be_used_are_told_at_the_start(
-    tmp_path: Path, repository: Path, authority: Authority, options: tuple[str, ...], text: str
+    tmp_path: Path, repository: Path, authority: Authority
 ) -> None:
+    """Each kind: tests/service/frontend/connections/test_tls.py."""
     mine, other = authority.sign("mine"), authority.sign("other")
-    locked = tmp_path / "locked.key"
-    subprocess.run(
-        ["openssl", "ec", "-aes128", "-passout", "pass:x", "-in", mine.key, "-out", locked], check=True
-    )
-    named = {"certificate": mine.certificate, "key": mine.key, "other": other.key, "locked": locked}
-    with serving(repository, tmp_path / "output", *(option.format(**named) for option in options)) as server:
+    options = ("--tls-certificate", str(mine.certificate), "--tls-key", str(other.key))
+    with serving(repository, tmp_path / "output", *options) as server:
         assert server.process.wait(START_LIMIT_S) == 2
-        assert text in server.output
+        assert "KEY_VALUES_MISMATCH" in server.output
         assert "Traceback" not in server.output
-
-
-def test_unix_sockets_are_not_encrypted(tmp_path: Path, repository: Path, files: Installed) -> None:
-    path = tmp_path / "s"
-    with encrypted(tmp_path, repository, files, "--host", f"unix:{path},127.0.0.1") as server:
-        server.wait_until("/v2/health/ready", 200)
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
-            assert client.post("http://x/predict/mlp", content=BODY, headers=JSON).status_code == 200

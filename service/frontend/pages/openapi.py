@@ -15,8 +15,9 @@ import orjson
 
 from foldserve.service.engine.served import ServedModel, ServedVersion, Status
 from foldserve.service.frontend.pages.info import default_model
+from foldserve.service.frontend.pages.security import SCHEMES, USUAL, secured
 from foldserve.service.frontend.pages.site import page_files
-from foldserve.service.protocols.openapi import oip, predict
+from foldserve.service.protocols.openapi import oip, predict, regions, torchserve
 from foldserve.service.protocols.openapi.responses import COMPONENTS, VERSION
 from foldserve.service.protocols.routes import Route
 from foldserve.service.settings import ServeSettings
@@ -35,11 +36,14 @@ Paths = dict[str, dict[str, Any]]
 class OpenApiDocument:
     """The document of one API server, made again when what is served has changed."""
 
-    def __init__(self, routes: Sequence[Route], status: Status, settings: ServeSettings) -> None:
+    def __init__(
+        self, routes: Sequence[Route], status: Status, settings: ServeSettings, asks_keys: bool = False
+    ) -> None:
         self._routes = routes
         self._status = status
         self._settings = settings
-        self._fixed = _fixed_paths(routes)
+        self._asks_keys = asks_keys
+        self._fixed = _fixed_paths(routes, asks_keys)
         self._parts: dict[str, _Part] = {}
         self._seen: tuple[object, ...] = ()
         self._body = b""
@@ -67,20 +71,22 @@ class OpenApiDocument:
             if known is not None and known.holds_for(model, name == default):
                 parts[name] = known
             else:
-                parts[name] = _Part(model, name == default, self._routes)
+                parts[name] = _Part(model, name == default, self._routes, self._asks_keys)
                 await asyncio.sleep(0)  # requests first
         self._parts = parts
-        return _document(self._fixed, parts.values(), skipped, models)
+        return _document(self._fixed, parts.values(), skipped, models, self._asks_keys)
 
 
 class _Part:
     """What is said of one model."""
 
-    def __init__(self, model: ServedModel, is_default: bool, routes: Iterable[Route]) -> None:
+    def __init__(
+        self, model: ServedModel, is_default: bool, routes: Iterable[Route], asks_keys: bool
+    ) -> None:
         self._of = (_described(model), is_default)
         self.paths = {
             path: orjson.Fragment(orjson.dumps(methods))
-            for path, methods in _model_paths(model, is_default, routes).items()
+            for path, methods in _model_paths(model, is_default, routes, asks_keys).items()
         }
         version = model.versions[model.default_version]
         self.tag = {"name": model.name, "description": _tag_text(model, version)}
@@ -112,7 +118,11 @@ def _tag_text(model: ServedModel, version: ServedVersion) -> str:
 
 
 def _document(
-    fixed: Paths, parts: Iterable[_Part], skipped: Sequence[str], models: Mapping[str, ServedModel]
+    fixed: Paths,
+    parts: Iterable[_Part],
+    skipped: Sequence[str],
+    models: Mapping[str, ServedModel],
+    asks_keys: bool,
 ) -> bytes:
     parts = list(parts)
     text = (
@@ -139,28 +149,30 @@ def _document(
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "tags": tags,
+            **({"security": USUAL} if asks_keys else {}),
             "paths": paths,
             "components": {
                 **COMPONENTS,
                 "parameters": {**COMPONENTS["parameters"], **_path_parameters(models)},
                 "schemas": {**predict.SCHEMAS, **oip.SCHEMAS},
+                **({"securitySchemes": SCHEMES} if asks_keys else {}),
             },
         }
     )
 
 
-def _fixed_paths(routes: Iterable[Route]) -> Paths:
+def _fixed_paths(routes: Iterable[Route], asks_keys: bool) -> Paths:
     """What is said whatever is served: every route but those of a default model, which need not be there."""
     paths: Paths = {}
     for route in routes:
         if route.of_model is None or "{model}" in route.path:
             tag = _ANY if "{model}" in route.path else _SERVER
             methods = paths.setdefault(route.path, {})
-            methods[route.method.lower()] = _operation(route, route.operation, tag)
+            methods[route.method.lower()] = _operation(route, route.operation, tag, asks_keys)
     return paths
 
 
-def _model_paths(model: ServedModel, is_default: bool, routes: Iterable[Route]) -> Paths:
+def _model_paths(model: ServedModel, is_default: bool, routes: Iterable[Route], asks_keys: bool) -> Paths:
     paths: Paths = {}
     for route in routes:
         if route.of_model is None or ("{model}" not in route.path and not is_default):
@@ -170,7 +182,7 @@ def _model_paths(model: ServedModel, is_default: bool, routes: Iterable[Route]) 
             versions = [*model.versions.values()] if len(model.versions) > 1 else []
         for version in versions:
             path = route.path.replace("{model}", model.name).replace("{version}", version.version)
-            said = _operation(route, route.of_model(model, version), model.name, path)
+            said = _operation(route, route.of_model(model, version), model.name, asks_keys, path)
             paths.setdefault(path, {})[route.method.lower()] = said
     return paths
 
@@ -179,10 +191,13 @@ def _path_parameters(models: Mapping[str, ServedModel]) -> dict[str, Any]:
     """What stands in braces in a path."""
     versions = {name for model in models.values() for name in model.versions}
     few = 0 < len(models) <= _MOST_VERSIONS and len(versions) <= _MOST_VERSIONS
+    version = {"enum": sorted(versions, key=int)} if few else VERSION
     schemas: dict[str, Any] = {
         "model": {"enum": sorted(models)} if few else {"type": "string"},
-        "version": {"enum": sorted(versions, key=int)} if few else VERSION,
+        "version": version,
+        "versions": {"anyOf": [version, {"const": torchserve.ALL}]},
         "file": {"enum": [*page_files()]},
+        "name": regions.NAME,
     }
     return {
         f"{_IN_PATH}{name}": {"name": name, "in": "path", "required": True, "schema": schema}
@@ -190,7 +205,9 @@ def _path_parameters(models: Mapping[str, ServedModel]) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, said: Mapping[str, Any], tag: str, path: str = "") -> dict[str, Any]:
+def _operation(
+    route: Route, said: Mapping[str, Any], tag: str, asks_keys: bool, path: str = ""
+) -> dict[str, Any]:
     in_path = [
         {"$ref": f"#/components/parameters/{_IN_PATH}{name}"}
         for name in re.findall(r"\{(\w+)\}", path or route.path)
@@ -198,7 +215,6 @@ def _operation(route: Route, said: Mapping[str, Any], tag: str, path: str = "") 
     return {
         "tags": [tag],
         "summary": route.summary,
-        **said,
-        "parameters": [*in_path, *said.get("parameters", ())],
-        "responses": said.get("responses", {"200": {"description": "OK"}}),
+        **(secured(route, said) if asks_keys else said),
+        "parameters": [*in_path, *said["parameters"]],
     }

@@ -25,6 +25,8 @@ _VERSION: Final = named(
         "ready": _FLAG,
         "backend": TEXT,
         "max_batch_size": _WHOLE,
+        "priority_levels": _WHOLE,
+        "default_priority_level": _WHOLE,
         "inputs": {"type": "array", "items": _TENSOR},
         "outputs": {"type": "array", "items": _TENSOR},
         "workers": {"type": "array", "items": _WORKER},

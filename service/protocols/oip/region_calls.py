@@ -16,6 +16,7 @@ from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.response import JSON, Response, json_response
 from foldserve.service.ipc.shared_regions import SharedRegions
 from foldserve.service.protocols.oip.shared_memory import given
+from foldserve.service.protocols.openapi import regions as described
 from foldserve.service.protocols.routes import Route
 
 _TRIES: Final = 40
@@ -33,18 +34,17 @@ class RegionCalls:
     def routes(self) -> tuple[Route, ...]:
         """Every call over REST."""
         all_of_them, one = "/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{name}"
-        return (
-            Route("GET", f"{all_of_them}/status", "The regions of shared memory", self._status),
-            Route("GET", f"{one}/status", "One region of shared memory", self._status),
-            Route("POST", f"{one}/register", "Register shared memory", self._register, reads_body=True),
-            Route("POST", f"{one}/unregister", "Unregister shared memory", self._unregister, reads_body=True),
-            Route(
-                "POST",
-                f"{all_of_them}/unregister",
-                "Unregister all shared memory",
-                self._unregister,
-                reads_body=True,
-            ),
+        status, off = described.STATUS, described.UNREGISTER
+        every = (
+            ("GET", f"{all_of_them}/status", "The regions of shared memory", self._status, status),
+            ("GET", f"{one}/status", "One region of shared memory", self._status, status),
+            ("POST", f"{one}/register", "Register shared memory", self._register, described.REGISTER),
+            ("POST", f"{one}/unregister", "Unregister shared memory", self._unregister, off),
+            ("POST", f"{all_of_them}/unregister", "Unregister all shared memory", self._unregister, off),
+        )
+        return tuple(
+            Route(method, path, what, handler, reads_body=method == "POST", operation=said)
+            for method, path, what, handler, said in every
         )
 
     def status(self, name: str | None) -> list[dict[str, Any]]:

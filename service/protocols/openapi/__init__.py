@@ -4,7 +4,9 @@
     responses.py  what every call may answer: the errors by status, the headers
     predict.py    the calls of /predict
     oip.py        those of /v2
+    regions.py    those that register shared memory of clients
     kserve_v1.py  those of /v1, and SageMaker's
+    torchserve.py those of /predictions and /models
 
 Each is described twice: for any model, which the path names, and for one that is loaded, with its names, shapes and
 labels. Pure functions from signatures to JSON values; a route has its description (protocols/routes.py), and

@@ -22,15 +22,10 @@ from foldserve.service.protocols.openapi.tensors import (
     one_of,
     title,
 )
-from foldserve.service.protocols.pictures import FORM, PICTURE_TYPES
 from foldserve.service.protocols.top import scores_output
 
 _ERRORS: Final = (*responses.INFERENCE, 406)
 _COMMON: Final = tuple(map(parameter, ("X-Request-Id", "X-Timeout-Ms", "X-Priority")))
-_PICTURES: Final[Mapping[str, Schema]] = {
-    **{kind: {"schema": BINARY} for kind in PICTURE_TYPES},
-    FORM: {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}}},
-}
 _SCORE: Final = named({"label": TEXT, "score": {"type": "number"}})
 SCHEMAS: Final[Mapping[str, Schema]] = {
     "Top": {
@@ -134,7 +129,7 @@ def _request(json: Schema, *, several: bool, pictures: bool, raw: str = "One ten
     if not several:
         content[BodyType.RAW.value] = {"schema": {**BINARY, "description": raw}}
         content[BodyType.NPY.value] = {"schema": {**BINARY, "description": "A file of numpy.save's"}}
-        content.update(_PICTURES if pictures else {})
+        content.update(responses.PICTURES if pictures else {})
     return {"required": True, "content": content}
 
 

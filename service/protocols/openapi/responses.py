@@ -10,6 +10,7 @@ from foldserve.service import errors
 from foldserve.service.artifact.names import VERSION_NAME
 from foldserve.service.errors import ServiceError
 from foldserve.service.inference.response import JSON
+from foldserve.service.protocols.pictures import FORM, PICTURE_TYPES
 
 Schema = dict[str, Any]
 
@@ -29,11 +30,17 @@ def _codes() -> dict[int, dict[str, str]]:
     return by_status
 
 
+UNAUTHORIZED: Final = errors.Unauthorized.status
 CODES: Final = _codes()
 _LATER: Final = (429, 503)
 """Those that may say when to ask again."""
 BINARY: Final[Schema] = {"type": "string", "format": "binary"}
 TEXT: Final[Schema] = {"type": "string"}
+PICTURES: Final[Mapping[str, Schema]] = {
+    **{kind: {"schema": BINARY} for kind in PICTURE_TYPES},
+    FORM: {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}}},
+}
+"""Bodies of models that take them."""
 VERSION: Final[Schema] = {"type": "string", "pattern": f"^{VERSION_NAME.pattern}$"}
 
 
@@ -90,7 +97,8 @@ def _name(status: int) -> str:
 
 
 def _error(status: int, codes: Mapping[str, str]) -> Schema:
-    names = ("X-Request-Id", "Server-Timing", *(("Retry-After",) if status in _LATER else ()))
+    names = ["X-Request-Id", "Server-Timing"]
+    names += ["Retry-After"] if status in _LATER else ["WWW-Authenticate"] if status == UNAUTHORIZED else []
     headers = {name: header(name) for name in names}
     body = {
         "type": "object",
@@ -120,6 +128,7 @@ HEADERS: Final = {
         TEXT,
     ),
     "Retry-After": _header("Seconds until a place is likely to be free", {"type": "integer", "minimum": 1}),
+    "WWW-Authenticate": _header("How a key is sent: `Bearer`", TEXT),
     "X-Tensor-Name": _header("Which output a raw or npy answer holds", TEXT),
     "X-Tensor-Datatype": _header("The datatype of a raw or npy answer", TEXT),
     "X-Tensor-Shape": _header("The shape of a raw or npy answer: `2,5`", TEXT),
@@ -160,7 +169,7 @@ PARAMETERS: Final = {
             "X-Priority",
             "header",
             "Its priority level in the queue, where the model has several: 1 = the first served, 0 = the default",
-            {"type": "integer", "minimum": 0, "maximum": 99},
+            {"type": "integer", "minimum": 0, "maximum": 10**15 - 1},
         ),
         (
             "X-Tensor-Shape",

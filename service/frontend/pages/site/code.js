@@ -1,13 +1,20 @@
 // The lines that make the same call from a shell, from Python and from JavaScript, to be copied.
 // A call: {url, type, headers} and its body: `text`, which is JSON; `file`, a picture; or `array` {numbers, numpy, size},
-// raw numbers, null for zeros in so many bytes, which are answered with such.
+// raw numbers, null for zeros in so many bytes, which are answered with such. `keyed`: it needs a key, which the lines take
+// from the environment (KEY) and never show.
+
+const BEARER = "Bearer $KEY";
+const keyOf = (call) => (call.keyed ? { Authorization: BEARER } : {});
+// What a language writes instead of the text.
+const withKey = (lines, written) => lines.replace(JSON.stringify(BEARER), () => written);
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 export function curl(call) {
   const headers = Object.entries({ "Content-Type": call.type, ...call.headers });
   const body = call.text === undefined ? `--data-binary @${call.file || "x.bin -o y.bin"}` : `-d ${quoted(call.text)}`;
-  const lines = [...headers.map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`), body];
+  const key = call.keyed ? [`-H "Authorization: ${BEARER}"`] : [];
+  const lines = [...key, ...headers.map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`), body];
   return `${call.array ? fileOf(call.array) : ""}curl ${lines.join(" \\\n  ")} \\\n  ${quoted(call.url)}`;
 }
 
@@ -18,16 +25,18 @@ function fileOf({ numbers, numpy, size }) {
 }
 
 export function python(call) {
-  const typed = { "Content-Type": call.type, ...call.headers };
-  const [body, headers] = pythonBody(call, typed);
-  const given = Object.keys(headers).length ? `,\n    headers=${literal(headers)}` : "";
-  const numpy = call.array?.numbers ? "import numpy as np\n" : "";
+  const needed = { ...keyOf(call), ...call.headers };
+  const [body, headers] = pythonBody(call, needed);
+  const written = withKey(literal(headers), '"Bearer " + os.environ["KEY"]');
+  const given = Object.keys(headers).length ? `,\n    headers=${written}` : "";
+  const imports = `${call.keyed ? "import os\n\n" : ""}${call.array?.numbers ? "import numpy as np\n" : ""}`;
   const after = call.array ? "answer.raise_for_status()\nprint(answer.headers, answer.content)" : "print(answer.json())";
-  return `${numpy}import requests\n\nanswer = requests.post(\n    ${JSON.stringify(call.url)},\n    ${body}${given},\n)\n${after}`;
+  return `${imports}import requests\n\nanswer = requests.post(\n    ${JSON.stringify(call.url)},\n    ${body}${given},\n)\n${after}`;
 }
 
 // The body as an argument, and the headers that it needs.
-function pythonBody({ text, file, array, headers }, typed) {
+function pythonBody({ type, text, file, array }, headers) {
+  const typed = { "Content-Type": type, ...headers };
   if (file) return [`data=open("${file}", "rb")`, typed];
   if (array?.numbers) return [`data=np.array(${literal(array.numbers)}, "${array.numpy}").tobytes()`, typed];
   if (array) return [`data=bytes(${array.size})`, typed];
@@ -37,7 +46,8 @@ function pythonBody({ text, file, array, headers }, typed) {
 }
 
 export function javascript(call) {
-  const headers = JSON.stringify({ "Content-Type": call.type, ...call.headers });
+  const given = JSON.stringify({ ...keyOf(call), "Content-Type": call.type, ...call.headers });
+  const headers = withKey(given, "`Bearer ${process.env.KEY}`");
   const reading = call.array ? "await answer.arrayBuffer()" : "await answer.json()";
   return `const answer = await fetch(${JSON.stringify(call.url)}, {\n  method: "POST",\n  headers: ${headers},\n  body: ${javascriptBody(call)}\n});\nconsole.log(${reading});`;
 }

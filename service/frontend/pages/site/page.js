@@ -6,14 +6,16 @@ import { tryIt } from "./try.js";
 const base = new URL(".", document.baseURI);
 const MANY = 8; // models, from which on one searches
 const find = (id) => document.getElementById(id);
+const SHORT = { 401: "needs a key", 403: "not with this key" };
 const keyValue = () => find("key-value").value;
 
 async function read(path) {
   const headers = keyValue() ? { Authorization: `Bearer ${keyValue()}` } : {};
   const response = await fetch(new URL(path, base), { headers });
+  if (response.ok) return response.json();
   if (response.status === 401) find("key").hidden = false;
-  if (!response.ok) throw new Error((await response.json()).error);
-  return response.json();
+  const { error } = await response.json();
+  throw Object.assign(new Error(error), { short: SHORT[response.status] });
 }
 
 async function load() {
@@ -21,12 +23,14 @@ async function load() {
     const [info, api] = await Promise.all([read("info"), read("openapi.json")]);
     show(info, api);
   } catch (error) {
-    find("state").replaceChildren(badge(false, "no answer"), ` ${error.message}`);
+    find("state").replaceChildren(badge(false, error.short || "no answer"), ` ${error.message}`);
   }
 }
 
+const asksKeys = (api) => Boolean(api.components?.securitySchemes);
+
 function show(info, api) {
-  find("key").hidden = !api.components?.securitySchemes;
+  find("key").hidden = !asksKeys(api);
   const number = info.models.length + info.broken.length;
   const models = `${number} model${number === 1 ? "" : "s"}`;
   const state = badge(info.ready, info.draining ? "shutting down" : info.ready ? "ready" : "not ready");
@@ -75,16 +79,17 @@ function bodyOf(model, version, info, api) {
     el("p", { className: "facts" }, facts(model, version, info)),
     el("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: `Signature of ${model.name}` }, signature(version)),
     calls.length
-      ? tryIt(calls, version, base, keyValue)
+      ? tryIt(calls, version, base, asksKeys(api) ? keyValue : null)
       : el("p", { className: "facts" }, "This model is too large for /openapi.json to describe; /info has its signature."),
   );
 }
 
 // /predict first, then the others; what names no model after them, and one version last.
-const STARTS = ["/predict/", "/v2/", "/v1/"];
+const STARTS = ["/predict/", "/v2/", "/v1/", "/predictions/"];
+const VERSION = /\/versions\/|^\/predictions\/.*\//;
 function rank(path) {
   const at = STARTS.findIndex((start) => path.startsWith(start));
-  return (at < 0 ? STARTS.length : at) + (path.includes("/versions/") ? 10 : 0);
+  return (at < 0 ? STARTS.length : at) + (VERSION.test(path) ? 10 : 0);
 }
 
 function facts(model, version, info) {

@@ -11,7 +11,8 @@ const PICTURES = ["image/jpeg", "image/png"];
 const MOST_ZEROS = 4096; // numbers of an example that is made here, in a text that one edits
 const LANGUAGES = [["curl", code.curl], ["Python", code.python], ["JavaScript", code.javascript]];
 
-// calls: [{path, operation}] of this model; version: its default one, of /info.
+// calls: [{path, operation}] of this model; version: its default one, of /info; key: gives the key, null where none is
+// asked for.
 export function tryIt(calls, version, base, key) {
   const ways = calls.flatMap((call) => waysOf(call, version));
   const choice = el("select", {}, ...ways.map((way, at) => el("option", { value: String(at) }, way.name)));
@@ -24,11 +25,11 @@ export function tryIt(calls, version, base, key) {
   const form = el("form", {}, el("h3", {}, "Request"), field("Call", choice), request, send);
   let sender = null;
 
+  const update = () => lines.show({ ...sender.call(), keyed: key !== null });
   function choose() {
-    const way = ways[Number(choice.value)];
-    sender = senderOf(way, base, () => lines.show(sender.call()));
+    sender = senderOf(ways[Number(choice.value)], base, update);
     request.replaceChildren(...sender.controls);
-    lines.show(sender.call());
+    update();
   }
   choice.addEventListener("change", choose);
   form.addEventListener("submit", async (event) => {
@@ -38,7 +39,7 @@ export function tryIt(calls, version, base, key) {
     send.disabled = true;
     parts.replaceChildren();
     outcome.replaceChildren("Waiting for the answer …");
-    const told = await ask(sender.call(), what, key()).then(shown).catch(failed);
+    const told = await ask(sender.call(), what, key?.()).then(shown).catch(failed);
     outcome.replaceChildren(...told.outcome);
     parts.replaceChildren(...told.parts);
     send.disabled = false;

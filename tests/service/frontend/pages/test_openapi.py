@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 
+import jsonschema
 import pytest
 
 from foldserve.service.artifact.dims import DimLink, DimRange
@@ -93,6 +94,37 @@ def test_what_has_no_room_is_said_and_described_for_any_model():
     assert "/predict/m0000" in document["paths"]
     assert "51 more models" in document["info"]["description"]
     assert "/predict/{model}" in document["paths"]
+
+
+def test_keys_are_spoken_of_only_where_the_server_asks_for_them():
+    routes = app_of().routes()
+    without = made(of(one_model()))
+    assert "security" not in without
+    assert "securitySchemes" not in without["components"]
+    responses = {
+        status for path in without["paths"].values() for one in path.values() for status in one["responses"]
+    }
+    assert not {"401", "403"} & responses
+    keyed = made(OpenApiDocument(routes, one_model(), SETTINGS, asks_keys=True))
+    assert keyed["security"] == [{"bearer": ["infer"]}, {"header": ["infer"]}]
+    for path, methods in keyed["paths"].items():
+        for said in methods.values():
+            is_open = said.get("security") == []
+            assert is_open == ("401" not in said["responses"]), path
+    assert keyed["paths"]["/metrics"]["get"]["security"] == [{"bearer": ["metrics"]}, {"header": ["metrics"]}]
+    assert keyed["paths"]["/docs"]["get"]["security"] == []
+
+
+def test_a_torchserve_body_is_a_row_rows_or_an_object_of_one_known_key():
+    paths = call(app_of(), "GET", "/openapi.json").json()["paths"]
+    schema = paths["/predictions/double"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    row = [1.0, 2.0, 3.0]
+    for body in (row, [row, row], {"data": row}, {"body": [row]}, {"instances": [row]}, {"inputs": [row]}):
+        jsonschema.validate(body, schema)
+    for body in ([], 1, {"data": row, "body": row}, {"x": row}, [[1.0]], {"instances": row}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(body, schema)
+    assert paths["/predictions/double"].keys() == {"post", "put"}
 
 
 def test_pictures_and_labels_are_of_the_models_that_have_them():
