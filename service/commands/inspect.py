@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, TextIO
 
-from foldserve.service.artifact.file_sums import EXPORT, FileCheck, check_files, check_model
+from foldserve.service.artifact.file_sums import EXPORT, FileCheck, check_files, check_model, size_text
 from foldserve.service.artifact.manifest import Fold, FormParity, Manifest
 from foldserve.service.artifact.names import VERSION_NAME
 from foldserve.service.artifact.pictures import PictureInput
@@ -127,7 +127,7 @@ def _file_lines(manifest: Manifest, checks: list[FileCheck]) -> Iterator[str]:
         stated = manifest.files.get(check.name)
         digest = stated.sha256[:_DIGEST_CHARS] if stated else "?"
         state = f"DAMAGED: {check.problem}" if check.problem else "ok"
-        yield f"  file     {check.name}  {_size(check.size_bytes)}  sha256 {digest}...  {state}"
+        yield f"  file     {check.name}  {size_text(check.size_bytes)}  sha256 {digest}...  {state}"
     if manifest.tool_versions:
         yield "  tools    " + ", ".join(
             f"{name} {version}" for name, version in manifest.tool_versions.items()
@@ -155,7 +155,7 @@ def _precision_lines(manifest: Manifest) -> Iterator[str]:
         return
     memory = manifest.memory
     needs = (
-        f", weights {_size(memory.weights_bytes)}, at most {_size(memory.row_bytes)} for each row"
+        f", weights {size_text(memory.weights_bytes)}, at most {size_text(memory.row_bytes)} for each row"
         if memory
         else ""
     )
@@ -196,9 +196,3 @@ def _parity_lines(parity: Mapping[str, FormParity]) -> Iterator[str]:
 
 def _parameters(count: int | None) -> str:
     return "? parameters" if count is None else f"{count:,} parameters"
-
-
-def _size(size_bytes: int) -> str:
-    if size_bytes < 2**20:
-        return f"{size_bytes / 2**10:.1f} KiB"
-    return f"{size_bytes / 2**20:.1f} MiB"

@@ -220,7 +220,8 @@ def test_standard_health_service_answers(server: ServerProcess) -> None:
 
 
 def test_example_of_the_page_runs(server: ServerProcess) -> None:
-    section = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text().partition("\n## gRPC\n")[2]
+    page = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
+    section = page.partition("\n## gRPC\n")[2].partition("\n## ")[0]
     (example,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     example = example.replace("localhost:8001", server.grpc)
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from foldserve.service.artifact.file_sums import size_text
+
 if TYPE_CHECKING:
     from foldserve.models.export.pipeline import ExportResult
 
@@ -37,7 +39,7 @@ def table(result: "ExportResult") -> str:
         *(("warning", text) for text in report.get("warnings", ())),
         *(("", note) for note in _notes(report["parity"])),
         ("memory", _memory(report["memory"])),
-        ("sizes", ", ".join(f"{name} {_size(entry['size'])}" for name, entry in report["files"].items())),
+        ("sizes", ", ".join(f"{name} {size_text(entry['size'])}" for name, entry in report["files"].items())),
         ("time", f"{sum(result.seconds.values()):.1f} s, {_slowest(result.seconds)}"),
     ]
     width = max(len(label) for label, _ in rows)
@@ -83,7 +85,8 @@ def _notes(parity: Mapping[str, Any]) -> list[str]:
 
 
 def _memory(memory: Mapping[str, int]) -> str:
-    return f"weights {_size(memory['weights_bytes'])}, and {_size(memory['row_bytes'])} at most for each row of a batch"
+    weights, row = size_text(memory["weights_bytes"]), size_text(memory["row_bytes"])
+    return f"weights {weights}, and {row} at most for each row of a batch"
 
 
 def _signature(specs: Sequence[Mapping[str, Any]]) -> str:
@@ -115,15 +118,6 @@ def _parity(parity: Mapping[str, Any]) -> str:
     return (
         f"max difference {parity['max_rel']:.1e} relative, tolerance {parity['tolerance']:.0e}, rows {rows}"
     )
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
 
 
 def _slowest(seconds: Mapping[str, float]) -> str:

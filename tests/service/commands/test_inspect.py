@@ -153,7 +153,7 @@ def test_a_version_is_described(repository):
         "fixed mask = None",
         "left out loss: it is None",
         "left out t = 2.5: constant",
-        "computes fp16, weights 3.0 MiB, at most 1.5 KiB for each row",
+        "computes fp16, weights 3.1 MB, at most 1.5 kB for each row",
         "in fp32 head: its results go up to 1e+05",
         "fold     3 batch norms found, 2 folded, 1 left",
         "left layer1.bn: it feeds two places",

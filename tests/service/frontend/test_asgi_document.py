@@ -16,7 +16,7 @@ from tests.service.support import NumpyModels, app_of, running, served
 
 DOCS = Path(__file__).parents[3] / "docs"
 TEXT = (DOCS / "http.md").read_text()
-PROTOCOLS = (DOCS / "protocols.md").read_text().partition("\n## gRPC\n")[0]
+PROTOCOLS = re.sub(r"\n## gRPC\n.*?(?=\n## )", "", (DOCS / "protocols.md").read_text(), flags=re.DOTALL)
 """The section on gRPC is run by tests/e2e/test_tritonclient_grpc.py."""
 SHARED_MEMORY = re.compile(r"\n## Shared memory of clients\n.*?(?=\n## )", re.DOTALL)
 """Run by tests/e2e/test_client_shared_memory.py."""

@@ -38,9 +38,14 @@ function show(info, api) {
   find("models").replaceChildren(...info.models.map((model) => section(model, info, api)), ...info.broken.map(broken));
   find("find").hidden = number <= MANY;
   find("routes").replaceChildren(...routes(api));
+  openAsked(find("models").firstElementChild);
+}
+
+// The model that the address names (#model-NAME), or else this one.
+function openAsked(otherwise) {
   const asked = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const first = asked?.classList.contains("model") ? asked : find("models").firstElementChild;
-  if (first instanceof HTMLDetailsElement) first.open = true;
+  const one = asked?.classList.contains("model") ? asked : otherwise;
+  if (one instanceof HTMLDetailsElement) one.open = true;
 }
 
 const badge = (good, text) => el("span", { className: `badge ${good ? "good" : "bad"}` }, text);
@@ -142,4 +147,5 @@ find("find-value").addEventListener("input", (event) => {
   const wanted = event.target.value.toLowerCase();
   for (const one of find("models").children) one.hidden = !(one.dataset.name || "").toLowerCase().includes(wanted);
 });
+addEventListener("hashchange", () => openAsked(null));
 load();
