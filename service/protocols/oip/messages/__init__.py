@@ -54,6 +54,9 @@ def file_named(name: str) -> bytes | None:
 
 def file_of(symbol: str) -> bytes | None:
     """The descriptor of the file that has this service, call, message or field."""
+    service, _, call = symbol.rpartition(".")
+    if service in SERVICES and call in methods(service):
+        symbol = service  # protobuf's pool knows no calls as symbols
     try:
         return _FILES[_POOL.FindFileContainingSymbol(symbol).name]
     except KeyError:
