@@ -74,4 +74,3 @@ def is_message(name: str) -> bool:
 
 ModelInferRequest: Final = message("inference.ModelInferRequest")
 ModelInferResponse: Final = message("inference.ModelInferResponse")
-InferParameter: Final = message("inference.InferParameter")
