@@ -16,6 +16,8 @@ from foldserve.service.ipc.handles import SharedMemory
 BUCKET_NS: Final = 1_000_000_000
 """The bucket holds the rows of so long a time."""
 NO_SLOT: Final = -1
+_FARTHEST_NS: Final = 2**63 - 1
+"""What a clock can hold: 292 years, which millions of rows at one row in a quarter of an hour would pass."""
 
 
 class Quotas:
@@ -86,7 +88,8 @@ class Quota:
         """So many rows were asked for."""
         if self._row_ns:
             full_at_ns: int = self._full_at_ns[self._slot]
-            self._full_at_ns[self._slot] = max(full_at_ns, now_ns) + int(rows * self._row_ns)
+            paid_ns = max(full_at_ns, now_ns) + int(rows * self._row_ns)
+            self._full_at_ns[self._slot] = min(paid_ns, _FARTHEST_NS)
 
     def most_rows(self, queue_rows: int) -> int:
         """That it may have waiting in a queue with room for so many."""

@@ -119,6 +119,7 @@ class InstanceLoop:
         if computed is None:
             self._consumer.completed(len(tickets))
         elif computed.kept and run_ns >= OVERLAPPED_NS and not self._batcher.waits and not self._large:
+            self._consumer.mark_waiting(tickets, True)  # what the next run does is not their fault
             self._computed = computed
         else:
             self._give(computed)

@@ -34,8 +34,10 @@ _DATA: Final = b'"data":'
 _KEY_SEPARATOR: Final = b"\x00"
 """Between what stands before and after the numbers, in a key."""
 _ID_KEY: Final = b'"id"'
-_ID_FIRST: Final = re.compile(rb'\{\s?"id"\s?:\s?"([ !#-\[\]-~]{1,128})"\s?,\s?')
-"""An id as clients write it: before everything else."""
+_ID_FIRST: Final = re.compile(
+    rb'\{[ \t\n\r]?"id"[ \t\n\r]?:[ \t\n\r]?"([ !#-\[\]-~]{1,128})"[ \t\n\r]?,[ \t\n\r]?'
+)
+"""An id as clients write it: before everything else, with JSON's white space, which is less than \\s."""
 
 
 class CachedEnvelope:
@@ -143,8 +145,9 @@ class OipFastCodec(FastCodec):
         text, identity = _without_id(envelope)
         if reply[3]:
             return  # outputs that go into shared memory, where a client may want others next time
-        # A second "id" would be the one that counts.
-        if text and tensor_bytes == rows * self._row_bytes and reply[0] == identity and _ID_KEY not in text:
+        # A second "id" would be the one that counts, written plainly or with an escape.
+        certain = reply[0] == identity and _ID_KEY not in text and b"\\" not in text
+        if certain and text and tensor_bytes == rows * self._row_bytes:
             self._binary.add(text, CachedEnvelope(rows, reply, schedule))
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:

@@ -228,6 +228,8 @@ IDS = st.one_of(
 
 @given(learned=IDS, asked=IDS)
 @example(learned=b'"a","id":"a"', asked=b'"b","id":"a"')
+@example(learned=b'"a","\\u0069d":"a"', asked=b'"b","\\u0069d":"a"')
+@example(learned=b'"a"', asked=b'"b"\x0b')
 def test_whatever_stands_in_the_place_of_the_id_is_read_as_the_protocol_reads_it(learned, asked):
     fast = codec()
     bodies = [(with_id(as_json(ROW), one), ()) for one in (learned, asked)]
