@@ -55,10 +55,7 @@ class MappedQuotas:
     def api_server_died(self, index: int) -> None:
         """It has nothing waiting any more."""
         nbytes = len(self._waiting) // self.api_servers
-        mine = self._waiting[index * nbytes : (index + 1) * nbytes]
-        for at in range(0, nbytes, 4096):  # pages that nobody touched stay untouched
-            if any(mine[at : at + 4096]):
-                mine[at : at + 4096] = bytes(len(mine[at : at + 4096]))
+        self._waiting[index * nbytes : (index + 1) * nbytes] = bytes(nbytes)
 
     def of(self, key: Key, slot: int, api_server: int) -> "Quota | None":
         """A key's limits in an API server; None for a key without."""

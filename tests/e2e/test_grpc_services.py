@@ -84,6 +84,9 @@ def test_reflection_lists_and_describes_what_is_served(channel: Any, version: st
     )
     for name in SERVICES:
         for method in pool.FindServiceByName(name).methods:
+            (described,) = reflect(channel, version, {"file_containing_symbol": method.full_name})
+            (file,) = described.file_descriptor_response.file_descriptor_proto
+            assert FileDescriptorProto.FromString(file).name == method.containing_service.file.name
             # Whatever is described is served.
             assert status_of(channel, f"/{name}/{method.name}") is not grpc.StatusCode.UNIMPLEMENTED
 

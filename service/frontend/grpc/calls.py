@@ -64,6 +64,8 @@ class GrpcCalls:
                 "SystemSharedMemoryStatus": self._regions_status,
                 "SystemSharedMemoryRegister": self._regions_register,
                 "SystemSharedMemoryUnregister": self._regions_unregister,
+                "CudaSharedMemoryStatus": self._cuda_status,
+                "CudaSharedMemoryUnregister": self._cuda_unregister,
             },
             HEALTH: {"Check": self._check},
         }
@@ -160,6 +162,14 @@ class GrpcCalls:
 
     async def _regions_unregister(self, request: Any) -> Document:
         await self._regions.unregister(request.name or None)
+        return {}
+
+    async def _cuda_status(self, request: Any) -> Document:
+        self._regions.cuda_status(request.name or None)
+        return {}
+
+    async def _cuda_unregister(self, request: Any) -> Document:
+        self._regions.cuda_unregister()
         return {}
 
     async def _check(self, request: Any) -> Document:

@@ -27,6 +27,8 @@ _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 _MOST_KEPT: Final = 256
 _LARGEST_KEPT: Final = 2048
 """Bytes of JSON around the numbers."""
+_LARGEST_ENVELOPE: Final = _LARGEST_KEPT + 256
+"""With the id before it: a longer one is not kept, and must not be copied and looked up."""
 _KEY: Final = b'"data"'
 _DATA: Final = b'"data":'
 _KEY_SEPARATOR: Final = b"\x00"
@@ -87,7 +89,7 @@ class OipFastCodec(FastCodec):
         """See FastCodec."""
         if options:
             end = self.envelope_bytes(options)
-            read = self.read_envelope(body[:end], len(body) - end)
+            read = self.read_envelope(body[:end], len(body) - end) if end else None
             return None if read is None else (read[0], body[end:], read[1], read[2])
         start, end = _numbers_in(body)
         if start < 0:
@@ -125,7 +127,8 @@ class OipFastCodec(FastCodec):
 
     def envelope_bytes(self, options: Sequence[str | None]) -> int:
         """See FastCodec."""
-        return int(options[0] or 0) if options else 0
+        nbytes = int(options[0] or 0) if options else 0
+        return nbytes if nbytes <= _LARGEST_ENVELOPE else 0
 
     def read_envelope(self, envelope: bytes, tensor_bytes: int) -> tuple[int, Any, Schedule | None] | None:
         """See FastCodec."""
