@@ -136,13 +136,24 @@ class PredictCommand:
             default=30_000.0,
             help="how long to wait for each answer [milliseconds; default %(default)g]",
         )
+        parser.add_argument(
+            "--key-file",
+            metavar="FILE",
+            help="holds the key that the server asks for (docs/security.md); on the command line others could read it",
+        )
+        parser.add_argument(
+            "--ca",
+            metavar="FILE",
+            help="PEM file of the certificates to trust of an https:// server [default: the system's]",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
-        from foldserve.service.commands.predict import predict_files
+        from foldserve.service.commands.predict import connect, predict_files
 
-        return predict_files(
-            args.url, args.model, args.files, args.version, args.output, args.timeout_ms, sys.stdout, args.top
-        )
+        with connect(args.url, args.timeout_ms, args.key_file, args.ca) as client:
+            return predict_files(
+                client, args.model, args.files, args.version, args.output, sys.stdout, args.top
+            )
 
 
 class _Missing:

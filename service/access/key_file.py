@@ -181,8 +181,9 @@ def _read_key(place: str, entry: Any, problems: list[str]) -> Key | None:
     before = len(problems)
     for unknown in (one for one in entry if one not in known):
         near = similar(unknown, known) if isinstance(unknown, str) else []
-        hint = f" like {near[0]!r}" if near else ""
-        problems.append(f"{place} has a field{hint} that there is not; expected only {', '.join(known)}")
+        # Not the word itself: it may be a secret that went to the wrong place.
+        hint = f", which may have been meant for {near[0]!r}" if near else ""
+        problems.append(f"{place} has an unknown field{hint}; expected only {', '.join(known)}")
     given = {one.name: (f"{place}: {one.name}", entry[one.name]) for one in _FIELDS if one.name in entry}
     if "name" not in given:
         problems.append(f"{place} has no name; expected one, for the log")

@@ -68,6 +68,11 @@ class Keyring:
         bearer = bearer_key((authorization or "").encode("latin-1"))
         if bearer is not None:
             presented.add(bearer)
+        if not presented and authorization is not None:
+            raise Unauthorized(
+                "the Authorization header has no key that this server looks at; send it behind the word Bearer, as "
+                "'Authorization: Bearer KEY', or as 'X-Api-Key: KEY'"
+            )
         if not presented:
             raise Unauthorized(
                 "the request has no key; send one as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY', with a key that "

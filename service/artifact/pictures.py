@@ -208,7 +208,10 @@ def _pillows_errors() -> Iterator[None]:
         Exception
     ) as error:  # damaged pictures stop the decoders in any way there is: OSError, SyntaxError ...
         why = str(error)[:_SHOWN_CHARS]
-        raise BadPicture(f"the picture cannot be decoded ({why}); it may be damaged or cut short") from error
+        raise BadPicture(
+            f"the picture cannot be decoded ({why}); it may be damaged or cut short, as by `curl -d @file`, which "
+            "drops bytes: --data-binary @file sends all"
+        ) from error
 
 
 def _converted(picture: "Image.Image", colour: str) -> "Image.Image":
@@ -222,9 +225,15 @@ def _converted(picture: "Image.Image", colour: str) -> "Image.Image":
     return picture if picture.mode == wanted else picture.convert(wanted)
 
 
+def format_of(body: bytes) -> str | None:
+    """The format of a picture's file, by how it begins; None for none that can be read."""
+    return next((name for name, start in _STARTS.items() if body.startswith(start)), None)
+
+
 def _no_picture(body: bytes, formats: Sequence[str]) -> str:
-    found = next((name for name, start in _STARTS.items() if body.startswith(start)), None)
-    expected = " or ".join(formats)
+    found, expected = format_of(body), " or ".join(formats)
+    if not body:
+        return f"the body is empty; expected the bytes of a {expected} file"
     if found is not None and found not in formats:
         return f"the body is a {found} picture, and the request says {expected}: send it as what it is"
     return f"the body is not a {expected} picture; expected the bytes of such a file"

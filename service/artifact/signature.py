@@ -176,9 +176,9 @@ class Signature:
         unknown = [name for name in given if name not in self.inputs_by_name]
         if unknown:
             names = ", ".join(repr(name[:100]) for name in unknown[:10])
-            raise BadTensor(f"the model has no input {names}; expected exactly {expected}; rename or drop it")
+            raise BadTensor(f"the model has no input {names}; expected {expected}: rename or drop it")
         missing = ", ".join(name for name in self.inputs_by_name if name not in given)
-        raise BadTensor(f"input {missing} is missing; expected exactly {expected}; send every input")
+        raise BadTensor(f"input {missing} is missing; expected {expected}: send every input")
 
     def check_inputs(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Return how many rows the arrays hold: 1 where the model does not count any.

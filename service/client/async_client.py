@@ -71,7 +71,7 @@ class AsyncClient:
         model: str,
         inputs: Inputs | PictureSource,
         *,
-        version: str | None = None,
+        version: str | int | None = None,
         outputs: str | Sequence[str] = (),
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -85,7 +85,7 @@ class AsyncClient:
         model: str,
         inputs: Inputs | PictureSource,
         *,
-        version: str | None = None,
+        version: str | int | None = None,
         outputs: str | Sequence[str] = (),
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -101,7 +101,7 @@ class AsyncClient:
         what: PictureSource,
         top: int = ...,
         *,
-        version: str | None = ...,
+        version: str | int | None = ...,
         output: str | None = ...,
         timeout_s: float | None = ...,
         request_id: str | None = ...,
@@ -114,7 +114,7 @@ class AsyncClient:
         what: Many,
         top: int = ...,
         *,
-        version: str | None = ...,
+        version: str | int | None = ...,
         output: str | None = ...,
         timeout_s: float | None = ...,
         request_id: str | None = ...,
@@ -126,7 +126,7 @@ class AsyncClient:
         what: PictureSource | Many,
         top: int = DEFAULT_TOP,
         *,
-        version: str | None = None,
+        version: str | int | None = None,
         output: str | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -154,7 +154,7 @@ class AsyncClient:
         """See Client."""
         return await self._run(self._requests.info())
 
-    async def metadata(self, model: str, version: str | None = None) -> dict[str, Any]:
+    async def metadata(self, model: str, version: str | int | None = None) -> dict[str, Any]:
         """See Client."""
         found: dict[str, Any] = await self._run(self._requests.metadata(model, How(version)))
         return found

@@ -1,6 +1,7 @@
 """The connections of an AsyncClient: aiohttp's, those of each event loop its own."""
 
 import asyncio
+import http.client
 import io
 import ssl
 import weakref
@@ -91,6 +92,10 @@ def _connector(address: Address) -> aiohttp.BaseConnector:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the system or TLS says, where aiohttp has put it into words of its own."""
+    """What the system, TLS or http.client says, where aiohttp has put it into words of its own."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return http.client.RemoteDisconnected("the server ended the connection without an answer")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return http.client.BadStatusLine(error.message)
     inner = error.__cause__
     return inner if isinstance(inner, ssl.SSLError | OSError) else error

@@ -47,7 +47,9 @@ class Call:
         )  # never as 1e+06
 
 
-def infer_call(model: str, version: str | None, tensors: Sequence[Tensor], outputs: Sequence[str]) -> Call:
+def infer_call(
+    model: str, version: str | int | None, tensors: Sequence[Tensor], outputs: Sequence[str]
+) -> Call:
     """Of the Open Inference Protocol, with the tensors' bytes behind the JSON. outputs: none for all."""
     described = tuple((one.name, one.datatype, one.array.shape, one.array.nbytes) for one in tensors)
     head = _infer_head(described, tuple(outputs))
@@ -72,7 +74,7 @@ def _infer_head(
 
 
 def picture_call(
-    model: str, version: str | None, picture: Picture, output: str | None, top: int | None
+    model: str, version: str | int | None, picture: Picture, output: str | None, top: int | None
 ) -> Call:
     """A picture, to be answered with numbers, or with the labels of so many of the largest scores."""
     accept = _PICTURES_ACCEPT if top is None else JSON
@@ -80,7 +82,9 @@ def picture_call(
     return Call(_predict_path(model, version, output, top), headers, picture.body)
 
 
-def labels_call(model: str, version: str | None, rows: np.ndarray, output: str | None, top: int) -> Call:
+def labels_call(
+    model: str, version: str | int | None, rows: np.ndarray, output: str | None, top: int
+) -> Call:
     """Rows of a model's one input, to be answered with labels."""
     file = io.BytesIO()
     np.save(file, rows, allow_pickle=False)
@@ -93,7 +97,7 @@ def info_call() -> Call:
     return Call("/info", {})
 
 
-def metadata_call(model: str, version: str | None) -> Call:
+def metadata_call(model: str, version: str | int | None) -> Call:
     """A model's inputs and outputs."""
     return Call(_model_path("/v2/models", model, version), {})
 
@@ -118,12 +122,12 @@ def check_request_id(request_id: str) -> str:
     return request_id
 
 
-def _model_path(prefix: str, model: str, version: str | None) -> str:
+def _model_path(prefix: str, model: str, version: str | int | None) -> str:
     path = f"{prefix}/{urllib.parse.quote(model, safe='')}"
-    return path if version is None else f"{path}/versions/{urllib.parse.quote(version, safe='')}"
+    return path if version is None else f"{path}/versions/{urllib.parse.quote(str(version), safe='')}"
 
 
-def _predict_path(model: str, version: str | None, output: str | None, top: int | None) -> str:
+def _predict_path(model: str, version: str | int | None, output: str | None, top: int | None) -> str:
     asked = {name: value for name, value in (("output", output), ("top", top)) if value is not None}
     query = f"?{urllib.parse.urlencode(asked)}" if asked else ""
     return _model_path("/predict", model, version) + query

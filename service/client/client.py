@@ -86,7 +86,7 @@ class Client:
         model: str,
         inputs: Inputs | PictureSource,
         *,
-        version: str | None = None,
+        version: str | int | None = None,
         outputs: str | Sequence[str] = (),
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -108,7 +108,7 @@ class Client:
         model: str,
         inputs: Inputs | PictureSource,
         *,
-        version: str | None = None,
+        version: str | int | None = None,
         outputs: str | Sequence[str] = (),
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -124,7 +124,7 @@ class Client:
         what: PictureSource,
         top: int = ...,
         *,
-        version: str | None = ...,
+        version: str | int | None = ...,
         output: str | None = ...,
         timeout_s: float | None = ...,
         request_id: str | None = ...,
@@ -137,7 +137,7 @@ class Client:
         what: Many,
         top: int = ...,
         *,
-        version: str | None = ...,
+        version: str | int | None = ...,
         output: str | None = ...,
         timeout_s: float | None = ...,
         request_id: str | None = ...,
@@ -149,7 +149,7 @@ class Client:
         what: PictureSource | Many,
         top: int = DEFAULT_TOP,
         *,
-        version: str | None = None,
+        version: str | int | None = None,
         output: str | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
@@ -177,7 +177,7 @@ class Client:
         """What the server says of itself and of every model: the JSON of /info."""
         return self._run(self._requests.info())
 
-    def metadata(self, model: str, version: str | None = None) -> dict[str, Any]:
+    def metadata(self, model: str, version: str | int | None = None) -> dict[str, Any]:
         """A model's versions, platform, inputs and outputs."""
         found: dict[str, Any] = self._run(self._requests.metadata(model, How(version)))
         return found

@@ -1,5 +1,6 @@
 """The pool of connections of a Client: urllib3's. Sends a call, and says what came of it."""
 
+import http.client
 import os
 import socket
 import ssl
@@ -7,7 +8,7 @@ from typing import Final
 
 import urllib3
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError, NewConnectionError, SSLError, TimeoutError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, SSLError, TimeoutError
 
 from foldserve.service.client.address import Address
 from foldserve.service.client.answers import Answer
@@ -17,6 +18,9 @@ from foldserve.service.client.errors import ClientError, ServerUnreachable, Untr
 
 _KEPT: Final = 256
 """Connections that a client keeps, which is as many as threads have asked at once; more are made and ended again."""
+
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
+"""What OpenSSL calls an answer that is none of TLS."""
 
 
 class Connections:
@@ -68,9 +72,25 @@ def unreachable(address: Address, call: Call, error: BaseException) -> ServerUnr
     cause: BaseException | None = error.args[0] if isinstance(error, SSLError) and error.args else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return UntrustedServer(
-            f"{where} is not trusted: {cause.verify_message}; give ca='file.pem' with the certificate of who signed it"
+            f"{where} is not trusted: {cause.verify_message}; give ca='file.pem' (`foldserve predict --ca`) with the "
+            "certificate of who signed it"
         )
-    return ServerUnreachable(f"{where} cannot be reached: {error or type(error).__name__}; is the server up?")
+    return ServerUnreachable(f"{where} cannot be reached: {_why(cause, address)}")
+
+
+def _why(cause: BaseException | None, address: Address) -> str:
+    """What happened, and what may help."""
+    scheme, _, host = address.shown.partition("://")
+    if isinstance(cause, ProtocolError) and len(cause.args) == 2:
+        cause = cause.args[1]  # urllib3 says the same in its own words before
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+        return f"what answers does not speak TLS; is it http://{host}?"
+    if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, ConnectionError):
+        return "what answers does not speak HTTP/1.1; is this the port for HTTP, and not the one for gRPC?"
+    mend = "is the server up?"
+    if isinstance(cause, ConnectionResetError) and scheme == "http":
+        mend += f" One with TLS is asked at https://{host}"
+    return f"{cause or type(cause).__name__}; {mend}"
 
 
 def closed(address: Address) -> ClientError:

@@ -45,7 +45,7 @@ Steps = Generator[Send | Wait, Answer | None, T]
 class How:
     """What may be said of any call. outputs: which, in which order; none for all. timeout_s: None for the client's."""
 
-    version: str | None = None
+    version: str | int | None = None
     outputs: str | Sequence[str] = ()
     timeout_s: float | None = None
     request_id: str | None = None
@@ -74,7 +74,7 @@ class Requests:
     def __init__(self, timeout_s: float, retries: int) -> None:
         self._timeout_s = timeout_s
         self._retries = retries
-        self._input_datatypes: dict[tuple[str, str | None], dict[str, str]] = {}
+        self._input_datatypes: dict[tuple[str, str | int | None], dict[str, str]] = {}
 
     def predict(self, model: str, inputs: Inputs | Any, how: How) -> Steps[Prediction]:
         """Arrays, or one picture, to numbers."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from foldserve.service.artifact.pictures import format_of
 from foldserve.service.artifact.signature import TensorSpec
 
 _NOT_A_NUMBER_WORD: Final = re.compile(rb"[-+]?(nan|infinity|inf)\b", re.IGNORECASE)
@@ -46,6 +47,12 @@ def why_not_json(text: bytes, error: orjson.JSONDecodeError, expected: str, as_b
     """
     if not text.strip():
         return f"the body is empty; {expected}"
+    picture = format_of(text)
+    if picture:
+        return (
+            f"the body is a {picture} picture and not JSON; {expected}. Pictures go to /predict/<model> as "
+            f"Content-Type: image/{picture.lower()}, where the model takes them (`image` in /info)"
+        )
     where = f"line {error.lineno}, column {error.colno} (character {error.pos})"
     for start in (max(0, error.pos - 1), error.pos):
         word = _NOT_A_NUMBER_WORD.match(text, start)

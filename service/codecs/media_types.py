@@ -6,6 +6,7 @@ from the bytes; the answer has the request's own type unless Accept prefers anot
 
 import enum
 import functools
+from collections.abc import Iterable
 from typing import Final
 
 from foldserve.service.errors import NotAcceptable, UnsupportedMediaType
@@ -27,9 +28,10 @@ _CACHED_HEADER_CHARS: Final = 200
 _ACCEPT_CHARS: Final = 4096
 
 
-def body_type(content_type: str | None) -> BodyType:
+def body_type(content_type: str | None, others: Iterable[str] = ()) -> BodyType:
     """The body type that a Content-Type header names.
 
+    others: what else the model takes, for the text of the error.
     Raises UnsupportedMediaType, with the header to send.
     """
     media_type = (content_type or "").partition(";")[0].strip().lower()
@@ -38,18 +40,19 @@ def body_type(content_type: str | None) -> BodyType:
         return kind
     if media_type.startswith("application/") and media_type.endswith("+json"):
         return BodyType.JSON
+    known = (*_BY_MEDIA_TYPE, *others)
     if media_type == "application/x-www-form-urlencoded":
         raise UnsupportedMediaType(
             "Content-Type is application/x-www-form-urlencoded, which `curl -d` sends by default; "
             "for a JSON body add -H 'Content-Type: application/json' "
-            "(for bytes use --data-binary with application/octet-stream or application/x-npy)"
+            f"(for bytes use --data-binary with {' or '.join(known[1:])})"
         )
     got = (
         f"Content-Type {media_type[:100]!r} is not supported"
         if media_type
         else "there is no Content-Type header"
     )
-    raise UnsupportedMediaType(f"{got}; expected one of {_ALL}: send the one that the body is in")
+    raise UnsupportedMediaType(f"{got}; expected one of {', '.join(known)}: send the one that the body is in")
 
 
 def answer_types(accept: str | None, own: BodyType) -> tuple[BodyType, ...]:

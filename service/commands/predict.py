@@ -16,7 +16,7 @@ from foldserve.service.artifact.model_card import ModelCard, model_card
 from foldserve.service.artifact.pictures import PictureInput, decode
 from foldserve.service.client.answers import not_foldserves
 from foldserve.service.client.client import Client
-from foldserve.service.client.errors import BadUrl, ClientError
+from foldserve.service.client.errors import ClientError
 from foldserve.service.documents import printable
 from foldserve.service.errors import BadPicture, ConfigError
 
@@ -37,13 +37,33 @@ Loaded = np.ndarray | bytes
 """A file's content: an array, or the bytes of a picture, which takes the server's word to become one."""
 
 
+def connect(url: str, timeout_ms: float, key_file: str | None = None, ca: str | None = None) -> Client:
+    """A client of the server.
+
+    Args:
+        key_file: the file of the key to present. ca: the PEM file of the certificates to trust.
+    Raises: ConfigError for one of these that cannot be used.
+    """
+    key = None
+    if key_file is not None:
+        try:
+            key = Path(key_file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--key-file {key_file} cannot be read: {error}; expected a text file with the key"
+            ) from None
+    try:
+        return Client(url, timeout_ms / 1000, key=key, ca=ca)
+    except ClientError as error:
+        raise ConfigError(str(error)) from None
+
+
 def predict_files(
-    url: str,
+    client: Client,
     model: str,
     files: Sequence[str],
     version: str | None,
     output: str | None,
-    timeout_ms: float,
     out: TextIO,
     top: int | None = None,
 ) -> int:
@@ -52,27 +72,9 @@ def predict_files(
     Args:
         files: paths, each a request of its own; or NAME=path for every input of one request.
         top: how many labels to print of a model that has them; None for 5 of a picture, and none of an array.
-    Raises: ConfigError for a URL or a file that cannot be used.
+    Raises: ConfigError for a file that cannot be used.
     """
-    timeout_s = timeout_ms / 1000
-    try:
-        client = Client(url, timeout_s)
-    except BadUrl as error:
-        raise ConfigError(str(error)) from None
     requests = _requests(files)
-    with client:
-        return _ask(client, requests, model, version, output, out, top)
-
-
-def _ask(
-    client: Client,
-    requests: list[tuple[str, dict[str, Loaded]]],
-    model: str,
-    version: str | None,
-    output: str | None,
-    out: TextIO,
-    top: int | None,
-) -> int:
     pictured = any(isinstance(value, bytes) for _, values in requests for value in values.values())
     card = ModelCard()
     if pictured or top is not None:

@@ -36,7 +36,7 @@ from foldserve.service.inference.response import JSON, Response, error_body, jso
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, check_ready, find_model, find_version
 from foldserve.service.protocols.openapi import kserve_v1 as described
-from foldserve.service.protocols.pictures import decode_rows, has_pictures
+from foldserve.service.protocols.pictures import B64, decode_rows, has_pictures, takes_none
 from foldserve.service.protocols.routes import Route
 
 _EXPECTED: Final = 'expected {"instances": [row, ...]} or {"inputs": values}'
@@ -231,6 +231,8 @@ def _columns(rows: Any, served: Served) -> dict[str, Any]:
     named = [isinstance(row, dict) for row in rows]
     if not any(named) or (served.image is not None and has_pictures(rows)):
         return _named(rows, signature)
+    if has_pictures(rows) and B64 not in signature.inputs_by_name:
+        raise BadTensor(takes_none(served.model, f'a row is {{"{B64}": ...}}'))
     columns: dict[str, Any] = {name: [] for name in rows[named.index(True)]}
     for at, row in enumerate(rows):
         if not isinstance(row, dict) or row.keys() != columns.keys():

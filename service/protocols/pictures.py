@@ -91,10 +91,7 @@ def picture_options(content_type: str, served: Served) -> tuple[str | None, str 
             "picture, or name its type as it is"
         )
     if served.image is None:
-        raise UnsupportedMediaType(
-            f"model {served.model!r} does not say how it takes pictures, and Content-Type is {media_type}; export the "
-            "network with an ImageInput around it, or send the array that it takes as application/x-npy"
-        )
+        raise UnsupportedMediaType(takes_none(served.model, f"Content-Type is {media_type}"))
     if len(served.signature.inputs) > 1:
         names = ", ".join(served.signature.inputs_by_name)
         raise UnsupportedMediaType(
@@ -110,6 +107,14 @@ def picture_options(content_type: str, served: Served) -> tuple[str | None, str 
             "let the client write this header itself, as curl -F does"
         )
     return None, found[1] or found[2]
+
+
+def takes_none(model: str, given: str) -> str:
+    """What to tell who sends a picture to a model that takes none."""
+    return (
+        f"model {model!r} does not say how it takes pictures, and {given}; export the network with an ImageInput "
+        "around it, or send the array that it takes, as application/x-npy to /predict for example"
+    )
 
 
 def decode_body(body: bytes, options: Options, image: PictureInput) -> np.ndarray:

@@ -37,7 +37,7 @@ from foldserve.service.inference.response import error_body
 from foldserve.service.protocols.heads import make_head
 from foldserve.service.protocols.lookup import Plans, find_model, find_version
 from foldserve.service.protocols.openapi import predict as described
-from foldserve.service.protocols.pictures import PictureProtocol, is_picture, picture_options
+from foldserve.service.protocols.pictures import PICTURE_TYPES, PictureProtocol, is_picture, picture_options
 from foldserve.service.protocols.routes import Route
 from foldserve.service.protocols.top import check_count, read_top, scores_output, top_of
 
@@ -153,7 +153,7 @@ class PredictCalls:
             context.protocol = PICTURE.name
             said = picture_options(content_type or "", plan.served)
         else:
-            own = body_type(content_type)
+            own = body_type(content_type, () if plans[PICTURE.key].served.image is None else PICTURE_TYPES)
             plan = plans[PREDICT[own].key]
             context.protocol = PREDICT[own].name
             check_kind(own, chosen.signature)

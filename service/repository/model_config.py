@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from foldserve.service.artifact.manifest import LARGEST_BATCH
+from foldserve.service.artifact.names import VERSION_NAME
 from foldserve.service.artifact.signature import Signature
 from foldserve.service.artifact.stated_signature import parse_signature
 from foldserve.service.backends import BACKENDS, SessionOptions
@@ -101,6 +102,12 @@ def read_model_config(path: Path, model: str) -> ModelConfig:
         raise ConfigError(
             f"model {model} has a {misnamed.name}; expected {path.name}: rename it, or remove it"
         )
+    for misplaced in sorted(path.parent.glob(f"*/{path.name}")):
+        if VERSION_NAME.fullmatch(misplaced.parent.name):
+            raise ConfigError(
+                f"model {model} has a {path.name} in its version {misplaced.parent.name}; expected one for all its "
+                f"versions, {model}/{path.name}: move it, or remove it"
+            )
     where = f"config.yaml of model {model}"
     try:
         given = parse_yaml(read_regular(path, _MOST_BYTES))

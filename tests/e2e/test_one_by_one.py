@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from foldserve.service.commands.predict import predict_files
+from foldserve.service.commands.predict import connect, predict_files
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving
 from tests.service.repositories import WEIGHT, save_exported
 from tests.service.uncounted import (
@@ -184,7 +184,8 @@ def test_foldserve_predict_sends_arrays_without_dims(server: ServerProcess, tmp_
         ("scalars", [f"x={tmp_path}/x.npy", f"scale={tmp_path}/scale.npy"], "total float32 []\n    6."),
     ):
         out = io.StringIO()
-        assert predict_files(server.url, model, files, None, None, START_LIMIT_S * 1000, out) == 0
+        with connect(server.url, START_LIMIT_S * 1000) as client:
+            assert predict_files(client, model, files, None, None, out) == 0
         assert shown in out.getvalue()
 
 

@@ -21,6 +21,7 @@ import requests
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
+from foldserve.service.cli import main
 from tests.e2e.certificates import Authority, Certificate
 from tests.e2e.grpc_calls import given
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving
@@ -116,6 +117,17 @@ def test_clients_of_others_are_served(server: ServerProcess, authority: Authorit
     done = subprocess.run([*command, f"{server.url}/predict/mlp"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["outputs"]["y"] == [[10.0] * 5]
     assert f"serves {server.url}" in server.output
+
+
+def test_files_are_sent_from_a_shell(
+    server: ServerProcess, authority: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((1, 10), "float32"))
+    command = ["predict", server.url, "mlp", str(tmp_path / "x.npy")]
+    assert main([*command, "--ca", str(authority.certificate)]) == 0
+    assert "y float32 [1, 5]" in capsys.readouterr().out
+    assert main(command) == 1
+    assert "foldserve predict --ca" in capsys.readouterr().err
 
 
 def test_clients_of_triton_are_served(server: ServerProcess, authority: Authority) -> None:

@@ -15,7 +15,7 @@ from foldserve.service.errors import BadRequest, Internal, ServiceError
 from foldserve.service.frontend.http1.asgi_cycle import AsgiCycle
 from foldserve.service.frontend.http1.exchange import Http1Exchange
 from foldserve.service.frontend.http1.heads.cache import Head
-from foldserve.service.frontend.http1.heads.rules import MOST_HEADERS, refusal, too_many_headers
+from foldserve.service.frontend.http1.heads.rules import MOST_HEADERS, not_http, refusal, too_many_headers
 from foldserve.service.frontend.http1.lifetime import ConnectionLifetime
 from foldserve.service.inference.holdings import Holding
 
@@ -203,13 +203,9 @@ class MessageParsing(ConnectionLifetime):
             self._break_off(Internal("the server failed on this request; its log says why"))
         except httptools.HttpParserError as error:
             begin = self._line[:60]
-            _log.warning("%s sent invalid HTTP: %s; it begins %r", self._peer(), error, begin)
-            self._break_off(
-                BadRequest(
-                    f"the request is not valid HTTP/1.1: {error}; expected a line such as 'POST /predict/<model> "
-                    "HTTP/1.1', headers, an empty line and the body"
-                )
-            )
+            refused = not_http(begin, str(error))
+            _log.warning("%s is refused: %s; it begins %r", self._peer(), refused, begin)
+            self._break_off(refused)
 
     def _after_upgrade(self) -> None:
         """No other protocol is spoken: the request is answered as it stands, so its head is read without the offer.

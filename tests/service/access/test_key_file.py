@@ -66,8 +66,11 @@ def test_keys_come_from_a_file_and_a_string_that_is_no_list_is_a_path(tmp_path: 
         ({"name": "a", "key": SECRET, "rows_per_s": -1}, "rows per second"),
         ({"name": "a", "key": SECRET, "rows_per_s": True}, "rows per second"),
         ({"name": "a", "key": SECRET, "queue_share": 1.5}, "as in 0.25"),
-        ({"name": "a", "key": SECRET, "scope": ["infer"]}, "field like 'scopes'"),
-        ({"name": "a", "key": SECRET, "the-secret": None}, "field that there is not"),
+        (
+            {"name": "a", "key": SECRET, "scope": ["infer"]},
+            "unknown field, which may have been meant for 'scopes'",
+        ),
+        ({"name": "a", "key": SECRET, "the-secret": None}, "has an unknown field; expected only"),
         (SECRET, "is not a mapping"),
     ],
 )

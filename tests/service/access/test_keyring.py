@@ -38,7 +38,7 @@ def test_key_is_found_in_either_header(keys: Keyring, authorization: str | None,
     ("authorization", "api_key", "text"),
     [
         (None, None, "has no key"),
-        ("Basic d2ViOng=", None, "has no key"),
+        ("Basic d2ViOng=", None, "behind the word Bearer"),
         (KEY, None, "has no key"),
         ("Bearer", None, "has no key"),
         ("Bearer ", None, "not one of"),

@@ -21,6 +21,7 @@ from foldserve import (
     ServerUnreachable,
 )
 from tests.service.client.scripted import Scripted, Waits, answers, closes, refuses, resets, scripted
+from tests.service.support import app_of, running
 
 Ask = Callable[..., Any]
 
@@ -64,6 +65,30 @@ def test_server_that_ends_every_connection_is_asked_as_often_as_was_said(
             ask("predict", server.url, "m", {"x": np.float32([1])}, retries=retries)
         assert len(server.requests) == tries
         assert (caught.value.status, caught.value.code) == (None, "unreachable")
+
+
+@pytest.mark.parametrize(
+    ("answered", "says"),
+    [
+        (b"\0\0\x18\4\0\0\0\0\0\0\4", "does not speak HTTP/1.1; is this the port for HTTP, and not .* gRPC"),
+        (b"", r"is the server up\? One with TLS is asked at https://127\.0\.0\.1:\d+$"),
+    ],
+)
+def test_port_for_something_else_is_told(ask: Ask, answered: bytes, says: str) -> None:
+    def another(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(answered)
+
+    with (
+        scripted(closing(another)) as server,
+        pytest.raises(ServerUnreachable, match=says),
+    ):
+        ask("info", server.url, retries=0)
+
+
+def test_server_without_tls_is_told(ask: Ask) -> None:
+    with running(app_of()) as port, pytest.raises(ServerUnreachable) as caught:
+        ask("info", f"https://127.0.0.1:{port}", retries=0)
+    assert f"does not speak TLS; is it http://127.0.0.1:{port}?" in str(caught.value)
 
 
 def test_answer_that_is_cut_is_asked_for_again(ask: Ask) -> None:
@@ -209,8 +234,6 @@ def test_large_bodies_are_whole(ask: Ask) -> None:
 
 
 def test_threads_that_are_many_more_than_connections_are_kept_all_get_their_answers() -> None:
-    from tests.service.support import app_of, running
-
     with running(app_of()) as port, Client(f"http://127.0.0.1:{port}") as client:
         wrong = []
 

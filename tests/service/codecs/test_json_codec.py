@@ -188,7 +188,7 @@ def test_lists_ragged_in_a_deep_place_are_found():
         ({"x": "[[1,2,3]]"}, "is a string"),
         ({"x": None}, "is null"),
         ({"x": {"data": [1]}}, "is an object"),
-        ({"z": [[1, 2, 3]]}, "no input 'z'; expected exactly x"),
+        ({"z": [[1, 2, 3]]}, "no input 'z'; expected x: rename or drop it"),
         ({"x": [[1, 2, 3]], "z": [[1, 2, 3]]}, "no input 'z'"),
         ({}, "input x is missing"),
     ],

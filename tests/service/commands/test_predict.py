@@ -11,8 +11,9 @@ from PIL import Image
 from foldserve.service.artifact.pictures import PictureInput
 from foldserve.service.artifact.signature import Signature, TensorSpec
 from foldserve.service.cli import main
-from foldserve.service.commands.predict import predict_files
+from foldserve.service.commands.predict import connect, predict_files
 from foldserve.service.errors import ConfigError
+from tests.service.client.scripted import answers, scripted
 from tests.service.support import NumpyModels, app_of, models, running, served
 
 ROWS = np.array([[1, 2, 3], [4, 5, 6]], "f4")
@@ -33,7 +34,8 @@ def file(tmp_path, monkeypatch):
 
 def ask(url, model, *files, version=None, output=None, timeout_ms=10_000.0, top=None):
     out = io.StringIO()
-    return predict_files(url, model, files, version, output, timeout_ms, out, top), out.getvalue()
+    with connect(url, timeout_ms) as client:
+        return predict_files(client, model, files, version, output, out, top), out.getvalue()
 
 
 def test_a_file_is_sent_and_the_answer_printed(url, file):
@@ -89,6 +91,26 @@ def test_a_refusal_is_printed_and_the_exit_code_is_1(url, file, capsys, model, a
     np.save("x.npy", array)
     assert ask(url, model, file)[0] == 1
     assert says in capsys.readouterr().err
+
+
+def test_the_key_of_a_file_is_presented(file, tmp_path):
+    (tmp_path / "key.txt").write_text("a-key-that-is-long-enough\n")
+    with scripted(answers()) as server:
+        with connect(server.url, 10_000.0, key_file="key.txt") as client:
+            client.info()
+        assert b"Bearer a-key-that-is-long-enough\r\n" in server.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"key_file": "none.txt"}, "--key-file none.txt cannot be read"),
+        ({"ca": "x.npy"}, "ca='x.npy' cannot be read"),
+    ],
+)
+def test_a_key_or_a_certificate_that_is_none_is_refused(file, option, says):
+    with pytest.raises(ConfigError, match=says):
+        connect("https://localhost", 1000.0, **option)
 
 
 def test_a_deadline_is_the_servers_to_tell(file, capsys):

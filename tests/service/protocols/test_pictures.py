@@ -132,7 +132,7 @@ def test_answers_may_be_arrays_and_compressed_bodies_are_inflated(app):
 @pytest.mark.parametrize(
     ("body", "kind", "path", "error", "says"),
     [
-        (b"", JPEG, "", (400, "bad_picture"), "the body is not a JPEG picture"),
+        (b"", JPEG, "", (400, "bad_picture"), "the body is empty; expected the bytes of a JPEG file"),
         (b"hello", PNG, "", (400, "bad_picture"), "the body is not a PNG picture"),
         (
             saved(photo(), "PNG"),
@@ -142,7 +142,21 @@ def test_answers_may_be_arrays_and_compressed_bodies_are_inflated(app):
             "is a PNG picture, and the request says JPEG",
         ),
         (saved(photo()), PNG, "", (400, "bad_picture"), "is a JPEG picture, and the request says PNG"),
-        (saved(photo())[:300], JPEG, "", (400, "bad_picture"), "may be damaged or cut short"),
+        (saved(photo())[:300], JPEG, "", (400, "bad_picture"), "damaged or cut short, as by `curl -d @file`"),
+        (
+            saved(photo()),
+            "",
+            "",
+            (415, "unsupported_media_type"),
+            "x-npy, image/jpeg, image/png: send the one",
+        ),
+        (
+            saved(photo()),
+            "application/json",
+            "",
+            (400, "bad_json"),
+            "the body is a JPEG picture and not JSON",
+        ),
         (
             saved(photo()),
             "image/webp",
@@ -233,7 +247,7 @@ def test_rows_of_kserve_v1_may_be_pictures(app):
             "bad_picture",
             "picture 1: the body is not a JPEG or PNG",
         ),
-        ([b64(saved(photo()))], "arrays", "bad_tensor", "b64"),
+        ([b64(saved(photo()))], "arrays", "bad_tensor", "export the network with an ImageInput"),
         (
             [b64(saved(photo(size=(5, 5)))), b64(saved(photo(size=(6, 5))))],
             "free",

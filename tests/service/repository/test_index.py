@@ -242,6 +242,17 @@ def test_model_with_a_config_yml_is_not_served_without_what_it_says(repository: 
     assert broken.problems == ("model other has a config.yml; expected config.yaml: rename it, or remove it",)
 
 
+def test_config_in_the_folder_of_a_version_is_told_where_it_belongs(repository: Path) -> None:
+    version = next(path for path in (repository / "other").iterdir() if path.is_dir())
+    (version / "config.yaml").write_text("instances: 2\n")
+    (broken,) = scan_repository(repository).broken
+    assert broken.model == "other"
+    assert broken.problems == (
+        f"model other has a config.yaml in its version {version.name}; expected one for all its versions, "
+        "other/config.yaml: move it, or remove it",
+    )
+
+
 @pytest.mark.parametrize(
     ("part", "told"), [("linear", "a model's folder"), ("linear/1", "a version's folder")]
 )

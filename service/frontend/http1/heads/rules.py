@@ -20,6 +20,10 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 
 _SHOWN: Final = 100
 _VERSIONS: Final = ("1.0", "1.1")
+_TLS: Final = b"\x16\x03"
+"""How a handshake of TLS begins (RFC 8446, 5.1)."""
+_HTTP_2: Final = b"PRI * HTTP/2.0"
+"""How HTTP/2 begins (RFC 9113, 3.4)."""
 
 
 class RequestTarget(NamedTuple):
@@ -63,6 +67,24 @@ def refusal(method: bytes, version: str, protocol: bytes, headers: RawHeaders) -
     if len(headers) > MOST_HEADERS:
         return too_many_headers()
     return _host_refusal(version, headers) or _coding_refusal(version, headers)
+
+
+def not_http(begin: bytes, why: str) -> ServiceError:
+    """For what the parser cannot take. begin: how its first line begins. why: the parser's word."""
+    if begin.startswith(_TLS):
+        return BadRequest(
+            "the request is a TLS handshake, and this port has no TLS; ask it as http://, or have the server started "
+            "with --tls-certificate and --tls-key"
+        )
+    if begin.startswith(_HTTP_2):
+        return VersionNotSupported(
+            "the request is HTTP/2; expected HTTP/1.1 or HTTP/1.0: use a client, or a setting of it, that speaks one "
+            "of these. gRPC has a port of its own, --grpc-port"
+        )
+    return BadRequest(
+        f"the request is not valid HTTP/1.1: {why}; expected a line such as 'POST /predict/<model> HTTP/1.1', headers, "
+        "an empty line and the body"
+    )
 
 
 def too_many_headers() -> BadRequest:

@@ -237,7 +237,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "RTSP": (call(rows(1.0)).replace(b"HTTP/1.1", b"RTSP/1.0"), 505),
     "TLS": (b"\x16\x03\x01\x00\xf1\x01\x00\x00\xed", 400),
     "PROXY": (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n", 400),
-    "HTTP/2 at once": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "HTTP/2 at once": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
 }
 
 
