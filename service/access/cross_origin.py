@@ -9,8 +9,8 @@ from typing import Final
 
 ANY: Final = "*"
 _REQUEST_HEADERS: Final = (
-    "Authorization, X-Api-Key, Content-Type, Content-Encoding, Accept, X-Request-Id, X-Timeout-Ms, X-Tensor-Name, "
-    "X-Tensor-Datatype, X-Tensor-Shape, Inference-Header-Content-Length, traceparent, tracestate"
+    "Authorization, X-Api-Key, Content-Type, Content-Encoding, Accept, X-Request-Id, X-Timeout-Ms, X-Priority, "
+    "X-Tensor-Name, X-Tensor-Datatype, X-Tensor-Shape, Inference-Header-Content-Length, traceparent, tracestate"
 )
 _SHOWN_HEADERS: Final = (
     "X-Request-Id, Server-Timing, Retry-After, X-Tensor-Name, X-Tensor-Datatype, X-Tensor-Shape, "

@@ -16,6 +16,8 @@ from foldserve.service.ipc.handles import SharedMemory
 BUCKET_NS: Final = 1_000_000_000
 """The bucket holds the rows of so long a time."""
 NO_SLOT: Final = -1
+_FARTHEST_NS: Final = 2**63 - 1
+"""What a clock can hold: 292 years, which millions of rows at one row in a quarter of an hour would pass."""
 
 
 class Quotas:
@@ -53,10 +55,7 @@ class MappedQuotas:
     def api_server_died(self, index: int) -> None:
         """It has nothing waiting any more."""
         nbytes = len(self._waiting) // self.api_servers
-        mine = self._waiting[index * nbytes : (index + 1) * nbytes]
-        for at in range(0, nbytes, 4096):  # pages that nobody touched stay untouched
-            if any(mine[at : at + 4096]):
-                mine[at : at + 4096] = bytes(len(mine[at : at + 4096]))
+        self._waiting[index * nbytes : (index + 1) * nbytes] = bytes(nbytes)
 
     def of(self, key: Key, slot: int, api_server: int) -> "Quota | None":
         """A key's limits in an API server; None for a key without."""
@@ -89,7 +88,8 @@ class Quota:
         """So many rows were asked for."""
         if self._row_ns:
             full_at_ns: int = self._full_at_ns[self._slot]
-            self._full_at_ns[self._slot] = max(full_at_ns, now_ns) + int(rows * self._row_ns)
+            paid_ns = max(full_at_ns, now_ns) + int(rows * self._row_ns)
+            self._full_at_ns[self._slot] = min(paid_ns, _FARTHEST_NS)
 
     def most_rows(self, queue_rows: int) -> int:
         """That it may have waiting in a queue with room for so many."""

@@ -22,6 +22,7 @@ SCOPES: Final = {"infer": INFER, "control": CONTROL, "metrics": METRICS}
 _GRPC: Final = "/inference.GRPCInferenceService/"
 _HEALTH: Final = "/grpc.health.v1.Health/"
 _SHARED: Final = "/v2/systemsharedmemory/"
+_CUDA: Final = "/v2/cudasharedmemory/"
 
 NEEDED: Final = {
     **dict.fromkeys(("/", "/health", "/ping", "/v2/health/live", "/v2/health/ready"), OPEN),
@@ -50,6 +51,7 @@ NEEDED: Final = {
             *("/v1/models", "/v1/models/{model}", "/v1/models/{model}/versions/{version}"),
             *("/models", "/models/{model}", "/models/{model}/{versions}"),
             *(f"{_SHARED}status", f"{_SHARED}region/{{name}}/status", f"{_GRPC}SystemSharedMemoryStatus"),
+            *(f"{_CUDA}status", f"{_CUDA}region/{{name}}/status", f"{_GRPC}CudaSharedMemoryStatus"),
             *(f"/grpc.reflection.{of}.ServerReflection/ServerReflectionInfo" for of in ("v1", "v1alpha")),
             *(f"{_GRPC}{call}" for call in ("ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig")),
             *(f"{_GRPC}{call}" for call in ("ModelStatistics", "RepositoryIndex")),
@@ -62,6 +64,11 @@ NEEDED: Final = {
             *(f"{_SHARED}region/{{name}}/{call}" for call in ("register", "unregister")),
             f"{_SHARED}unregister",
             *(f"{_GRPC}SystemSharedMemory{call}" for call in ("Register", "Unregister")),
+            *(
+                f"{_CUDA}unregister",
+                f"{_CUDA}region/{{name}}/unregister",
+                f"{_GRPC}CudaSharedMemoryUnregister",
+            ),
         ),
         CONTROL,
     ),

@@ -91,9 +91,12 @@ class Requests:
                 if error.status not in (None, 400):
                     raise
                 # Another version may be served by now, whose input has another name or datatype.
-                if (yield from self._learn_inputs(model, how, deadline)) == known:
+                learned = yield from self._learn_inputs(model, how, deadline)
+                if learned == known:
                     raise
-        known = yield from self._learn_inputs(model, how, deadline)
+                known = learned
+        else:
+            known = yield from self._learn_inputs(model, how, deadline)
         return (yield from self._infer(model, inputs, known, how, deadline))
 
     def classify(self, model: str, what: Any, top: int, how: How) -> Steps[list[list[Label]]]:

@@ -179,7 +179,9 @@ class AsgiApp:
             return None
         context.counted = False
         allowed = cross_origin.preflight(headers.get("origin"), self.routes.methods)
-        return Response(204, b"", "text/plain", allowed)
+        return Response(
+            200, b"", "text/plain", allowed
+        )  # a 204 must not have a Content-Length (RFC 9110, 8.6)
 
     async def _ready(self, context: RequestContext) -> Response:
         check_ready(self.status)

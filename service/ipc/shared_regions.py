@@ -121,9 +121,12 @@ class SharedRegions:
 
     def registered(self, name: str | None) -> dict[str, Region]:
         """The region of that name, or all. Raises: BadRequest."""
+        regions = self._table.regions()
         if name is None:
-            return self._table.regions()
-        return {name: self._find(name, "what is asked for")}
+            return regions
+        if name not in regions:
+            raise BadRequest(f"region {name[:100]!r} is not registered; ask for all of them, or register it")
+        return {name: regions[name]}
 
 
 def _unusable(name: str, region: Region, where: str, error: ObjectError) -> BadRequest:

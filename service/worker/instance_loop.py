@@ -1,5 +1,4 @@
-"""The life of one instance: collect a batch, run it, again. One thread each; ends with its
-model, or with its process.
+"""The life of one instance: collect a batch, run it, again. One thread each; ends with its model, or with its process.
 
 A request of more rows than a batch may have is run a batch at a time, with a batch of the others between: nobody waits
 for the whole of it, and it is dropped when nobody waits for its answer any more. While requests of a higher priority
@@ -120,6 +119,7 @@ class InstanceLoop:
         if computed is None:
             self._consumer.completed(len(tickets))
         elif computed.kept and run_ns >= OVERLAPPED_NS and not self._batcher.waits and not self._large:
+            self._consumer.mark_waiting(tickets, True)  # what the next run does is not their fault
             self._computed = computed
         else:
             self._give(computed)

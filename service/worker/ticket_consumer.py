@@ -167,7 +167,8 @@ class TicketConsumer:
         self._holds -= 1
 
     def mark_waiting(self, tickets: Iterable[Ticket], waiting: bool) -> None:
-        """Say whether these wait for their batch to begin: a crash of the worker until then does not count for them."""
+        """Say whether these wait for their batch to begin, or for its outputs to be given out: a crash of the worker
+        meanwhile does not count for them."""
         mark_waiting(self._shared, tickets, waiting)
 
     def completed(self, count: int) -> None:

@@ -196,6 +196,16 @@ def test_what_cannot_be_registered_says_why(
     )
 
 
+def test_cuda_has_no_regions_and_to_unregister_them_all_first_is_no_error(client: Any) -> None:
+    """As NVIDIA's examples and perf_analyzer begin."""
+    client.unregister_system_shared_memory()
+    client.unregister_cuda_shared_memory()
+    client.unregister_cuda_shared_memory("region")
+    told = client.get_cuda_shared_memory_status()
+    assert not (told if isinstance(told, list) else told.regions)
+    assert "not registered" in refused(lambda: client.get_cuda_shared_memory_status("region"))
+
+
 def test_name_is_registered_once_until_it_is_unregistered(client: Any) -> None:
     with an_object(64) as (key, _):
         client.register_system_shared_memory("region", key, 64)

@@ -19,6 +19,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from tritonclient.grpc import service_pb2
 
 from foldserve.service.frontend.grpc.health import MOST_WATCHING
+from foldserve.service.frontend.grpc.streams import MOST_AWAITED
 from foldserve.service.protocols.oip.messages import HEALTH, INFERENCE, REFLECTIONS, SERVICES, methods
 from tests.e2e.grpc_calls import connected, given, refused, save_repository
 from tests.e2e.server_process import START_LIMIT_S, ServerProcess, serving
@@ -83,6 +84,9 @@ def test_reflection_lists_and_describes_what_is_served(channel: Any, version: st
     )
     for name in SERVICES:
         for method in pool.FindServiceByName(name).methods:
+            (described,) = reflect(channel, version, {"file_containing_symbol": method.full_name})
+            (file,) = described.file_descriptor_response.file_descriptor_proto
+            assert FileDescriptorProto.FromString(file).name == method.containing_service.file.name
             # Whatever is described is served.
             assert status_of(channel, f"/{name}/{method.name}") is not grpc.StatusCode.UNIMPLEMENTED
 
@@ -140,6 +144,24 @@ def test_clients_that_watch_are_bounded_and_give_their_places_back(channel: Any)
     again = channel.unary_stream(WATCH)(b"", wait_for_ready=True)
     assert next(again) == SERVING
     again.cancel()
+
+
+@pytest.mark.parametrize("path", [f"/{INFERENCE}/ServerLive", WATCH])
+def test_calls_without_their_message_are_bounded_and_the_oldest_give_way(channel: Any, path: str) -> None:
+    def silent() -> Iterator[bytes]:
+        ENDED.wait(START_LIMIT_S)
+        yield from ()
+
+    first = [channel.stream_stream(path)(silent()) for _ in range(MOST_AWAITED)]
+    later = [channel.stream_stream(path)(silent()) for _ in range(MOST_AWAITED)]
+    try:
+        for call in first:
+            assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "send it with the call" in call.details()
+        assert channel.unary_unary(f"/{INFERENCE}/ServerLive")(b"") == SERVING
+    finally:
+        for call in later:
+            call.cancel()
 
 
 def test_change_of_health_is_pushed_and_streams_end_with_the_server(repository: Path, tmp_path: Path) -> None:

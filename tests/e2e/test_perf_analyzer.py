@@ -18,7 +18,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("repository")
     (folder / "linear" / "1").mkdir(parents=True)
     save_exported(folder / "linear" / "1")
-    with serving(folder, tmp_path_factory.mktemp("server") / "output", grpc=True) as running:
+    output = tmp_path_factory.mktemp("server") / "output"
+    with serving(folder, output, "--client-shared-memory", grpc=True) as running:
         running.wait_until("/v2/health/ready", 200)
         yield running
 
@@ -60,3 +61,24 @@ def test_it_measures_and_shows_what_the_server_counted(
     # A window begins and ends while requests are under way: four at a time.
     assert 0 < number(on_server, "Execution count") <= succeeded + 4
     assert re.search(r"queue \d+ usec \+ compute input \d+ usec \+ compute infer \d+ usec", on_server)
+
+
+@pytest.mark.parametrize("form", ["http", "grpc"])
+def test_it_passes_tensors_in_shared_memory(perf_analyzer: str, server: ServerProcess, form: str) -> None:
+    address = server.grpc if form == "grpc" else server.url.removeprefix("http://")
+    options = (
+        "-u",
+        address,
+        "-i",
+        form,
+        "-b",
+        "2",
+        "--shared-memory",
+        "system",
+        "--output-shared-memory-size",
+        "4096",
+    )
+    client, on_server = measure(perf_analyzer, server, "--concurrency-range", "2", *options).split("Server:")
+    assert number(client, "Throughput") > 0
+    assert number(on_server, "Inference count") == 2 * number(on_server, "Successful request count")
+    assert server.get("/v2/systemsharedmemory/status").json() == []  # it has tidied up, CUDA's regions too

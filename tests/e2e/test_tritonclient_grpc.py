@@ -202,7 +202,7 @@ def test_message_beyond_the_limit_is_refused(client: Any) -> None:
 def test_calls_that_are_not_served_say_what_is(client: Any) -> None:
     for call in (
         lambda: client.load_model("linear"),
-        lambda: client.get_cuda_shared_memory_status(),
+        lambda: client.register_cuda_shared_memory("region", b"", 0, 64),
         lambda: client.get_trace_settings(),
     ):
         status, text, trailing = refused(call)

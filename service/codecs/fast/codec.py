@@ -51,7 +51,8 @@ class FastCodec:
     # -- bodies that end in the bytes of the input, which need not be moved: their envelope is what stands before
 
     def envelope_bytes(self, options: Sequence[str | None]) -> int:
-        """The length of the envelope, as the head tells it; 0 when it does not, or there is none."""
+        """The length of the envelope, as the head tells it; 0 when it does not, there is none, or it is longer than any
+        that is known."""
         return 0
 
     def read_envelope(self, envelope: bytes, tensor_bytes: int) -> tuple[int, Any, Schedule | None] | None:

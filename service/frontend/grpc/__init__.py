@@ -9,7 +9,8 @@
     health.py     grpc.health.v1.Health: whether the server is ready, and when that changes
     reflection.py grpc.reflection: which services and messages there are
     streams.py    calls that go on until the server ends
-     callers.py    who makes a call; credentials.py: TLS
+    callers.py    who makes a call
+    credentials.py the certificate that the server shows
     statuses.py   what a client is told of an error
 
 grpcio and protobuf come with the extra `grpc`. Only API servers that serve gRPC import them, and only after they were

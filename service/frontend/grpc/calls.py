@@ -15,7 +15,7 @@ from foldserve.service.frontend.grpc.health import HealthWatch
 from foldserve.service.frontend.grpc.received import parsed
 from foldserve.service.frontend.grpc.reflection import CALL, answer_all
 from foldserve.service.frontend.grpc.statuses import abort, client_error
-from foldserve.service.frontend.grpc.streams import Streams
+from foldserve.service.frontend.grpc.streams import AwaitedMessages, Streams
 from foldserve.service.inference.context import RequestContext
 from foldserve.service.inference.observers import Observers
 from foldserve.service.protocols.oip.information import Information
@@ -30,7 +30,7 @@ OF_MODEL: Final = frozenset(
 Document = dict[str, Any]
 Read = Callable[[Any], Awaitable[Document]]
 Stream = Callable[[Any, Any], Coroutine[Any, Any, None]]
-"""Answers a stream: (the message or messages that came, the call's context)."""
+"""Answers a stream: (its messages, the call's context)."""
 
 
 class GrpcCalls:
@@ -50,6 +50,7 @@ class GrpcCalls:
         self._health = HealthWatch(information.status)
         self._streams = streams
         self._observers = observers
+        self._awaited = AwaitedMessages()
         self._methods = {
             INFERENCE: {
                 "ServerLive": self._server_live,
@@ -63,6 +64,8 @@ class GrpcCalls:
                 "SystemSharedMemoryStatus": self._regions_status,
                 "SystemSharedMemoryRegister": self._regions_register,
                 "SystemSharedMemoryUnregister": self._regions_unregister,
+                "CudaSharedMemoryStatus": self._cuda_status,
+                "CudaSharedMemoryUnregister": self._cuda_unregister,
             },
             HEALTH: {"Check": self._check},
         }
@@ -75,22 +78,23 @@ class GrpcCalls:
             for name, read in served.items():
                 path = f"/{service}/{name}"
                 request, response = messages[name]
-                made[path] = grpc.unary_unary_rpc_method_handler(self._call(path, read, request, response))
+                # As a stream, which is the same on the wire: grpcio would await the message for ever.
+                made[path] = grpc.stream_stream_rpc_method_handler(self._call(path, read, request, response))
         watch = f"/{HEALTH}/Watch"
-        made[watch] = grpc.unary_stream_rpc_method_handler(self._stream(watch, self._watch))
+        made[watch] = grpc.stream_stream_rpc_method_handler(self._stream(watch, self._watch))
         for service in REFLECTIONS:
             path = f"/{service}/{CALL}"
             answer = partial(_reflect, service)
             made[path] = grpc.stream_stream_rpc_method_handler(self._stream(path, answer))
         return made
 
-    def _call(self, path: str, read: Read, request: Any, response: Any) -> Callable[..., Awaitable[bytes]]:
-        async def call(message: bytes, grpc_context: Any) -> bytes:
+    def _call(self, path: str, read: Read, request: Any, response: Any) -> Callable[..., Awaitable[None]]:
+        async def call(_: Any, grpc_context: Any) -> None:
             context = RequestContext("POST", path, "", {})
             context.route = path
             try:
                 caller = admit(self._gate, context, grpc_context.invocation_metadata())
-                asked = parsed(request, message)
+                asked = parsed(request, await self._awaited.next_of(grpc_context))
                 if caller is not None and path in OF_MODEL:
                     caller.check(scope_of(path), asked.name)
                 document = await read(asked)
@@ -99,8 +103,8 @@ class GrpcCalls:
                 error = client_error(raised, context)
                 self._observers.notify(context, error.status, context.elapsed_s())
                 await abort(grpc_context, error)
+            await grpc_context.write(written)
             self._observers.notify(context, 200, context.elapsed_s())
-            return written
 
         return call
 
@@ -160,6 +164,14 @@ class GrpcCalls:
         await self._regions.unregister(request.name or None)
         return {}
 
+    async def _cuda_status(self, request: Any) -> Document:
+        self._regions.cuda_status(request.name or None)
+        return {}
+
+    async def _cuda_unregister(self, request: Any) -> Document:
+        self._regions.cuda_unregister()
+        return {}
+
     async def _check(self, request: Any) -> Document:
         if request.service not in ("", *SERVICES):
             raise NotFound(
@@ -167,8 +179,9 @@ class GrpcCalls:
             )
         return {"status": self._health.status(request.service)}
 
-    async def _watch(self, message: bytes, grpc_context: Any) -> None:
+    async def _watch(self, messages: Any, grpc_context: Any) -> None:
         request, _ = methods(HEALTH)["Watch"]
+        message = await self._awaited.next_of(grpc_context)
         await self._health.watch(parsed(request, message).service, grpc_context)
 
 
@@ -179,11 +192,11 @@ async def _reflect(service: str, messages: Any, grpc_context: Any) -> None:
 def refuse_call(path: str) -> Any:
     """The handler of a call that is not served."""
 
-    async def refuse(message: bytes, context: Any) -> bytes:
+    async def refuse(messages: Any, context: Any) -> None:
         service, _, name = path[1:].partition("/")
         served = ", ".join(methods(service))
         await abort(
             context, NotImplementedHere(f"the call {name[:100]} is not served here; {service} has {served}")
         )
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse)

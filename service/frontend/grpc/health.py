@@ -46,7 +46,7 @@ class HealthWatch:
             )
         self._watching += 1
         if self._looks is None:
-            self._looks = asyncio.create_task(self._look())
+            self._looks = asyncio.create_task(self._look(self._status.ready()))
         told = ""
         try:
             while True:
@@ -61,8 +61,8 @@ class HealthWatch:
                 self._looks.cancel()
                 self._looks = None
 
-    async def _look(self) -> None:
-        ready = self._status.ready()
+    async def _look(self, ready: bool) -> None:
+        """See to it that every change is told. ready: as it was before the first of those who watch was told."""
         while True:
             await asyncio.sleep(LOOK_S)
             if self._status.ready() != ready:

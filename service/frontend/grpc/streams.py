@@ -1,10 +1,23 @@
-"""Calls that go on until their client ends them: the server, which ends too, must be able to end them all."""
+"""Calls that wait for their client: streams until it ends them, which the server must be able to end too; and those
+that have one message until it has come, which is bounded in time and number.
+
+grpcio's own handlers of one message wait for it for ever, and every call that waits is one of those that may be open.
+Some need no key, so that who has none could take them all.
+"""
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
-from foldserve.service.errors import Draining
+import grpc
+
+from foldserve.service.errors import BadRequest, DeadlinePassed, Draining
+
+MESSAGE_S: Final = 10.0
+"""A message has so long. Clients send it together with the call."""
+MOST_AWAITED: Final = 64
+"""Messages that an API server awaits at a time: the oldest gives way to the next, so that silent clients keep nobody
+out."""
 
 
 class Streams:
@@ -35,6 +48,35 @@ class Streams:
         """The server ends."""
         for task in tuple(self._tasks):
             task.cancel()
+
+
+class AwaitedMessages:
+    """The one message of each call that is no inference request, in one API server."""
+
+    def __init__(self) -> None:
+        self._awaited: dict[asyncio.Timeout, None] = {}  # in the order of their calls
+
+    async def next_of(self, context: Any) -> bytes:
+        """The message of a call. Raises: BadRequest, DeadlinePassed."""
+        while len(self._awaited) >= MOST_AWAITED:
+            oldest = next(iter(self._awaited))
+            del self._awaited[oldest]
+            oldest.reschedule(asyncio.get_running_loop().time())
+        try:
+            async with asyncio.timeout(MESSAGE_S) as timeout:
+                self._awaited[timeout] = None
+                try:
+                    message = await context.read()
+                finally:
+                    self._awaited.pop(timeout, None)
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"the call's message did not come within {MESSAGE_S:g} s, or before {MOST_AWAITED} other calls "
+                "without one; send it with the call"
+            ) from None
+        if message is grpc.aio.EOF:
+            raise BadRequest("the call has no message; send one, empty where there is nothing to say")
+        return bytes(message)
 
 
 def ended() -> Draining:

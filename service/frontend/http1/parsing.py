@@ -253,9 +253,10 @@ class MessageParsing(ConnectionLifetime):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools. Trailers are not kept, and of a head no more lines than tell that there are too many."""
+        """See httptools. Trailers are not kept, and of a head no more lines than tell that there are too many. White
+        space after a value, which httptools leaves there, is none of it (RFC 9110, 5.5)."""
         if not self._in_body and len(self.headers) <= MOST_HEADERS:
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """See httptools."""

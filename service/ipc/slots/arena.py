@@ -17,7 +17,10 @@ HEADER: Final = np.dtype(
     [
         ("state", "u1"),  # slot_state.State
         ("cancelled", "u1"),  # set by the API server at any time: nobody waits for the answer
-        ("waiting", "u1"),  # set by the worker: taken, but its batch has not begun, so that it is no suspect
+        (
+            "waiting",
+            "u1",
+        ),  # set by the worker: taken, but not run yet, or not any more, so that it is no suspect
         ("_", "u1"),
         ("attempt", "<u4"),  # set by the API server when it queues the slot; a ticket must carry the same
         ("worker", "<u4"),  # incarnation number of the worker that took it
@@ -32,8 +35,8 @@ HEADER: Final = np.dtype(
 )
 HEADER_STRUCT: Final = struct.Struct("<BB2xI")
 """state, cancelled and attempt, from the start of a header."""
-QUEUED_STRUCT: Final = struct.Struct("<I4xIII")
-"""attempt, model, generation and rows, from ATTEMPT_AT."""
+QUEUED_STRUCT: Final = struct.Struct("<BxI4xIII")
+"""waiting, attempt, model, generation and rows, from WAITING_AT."""
 ATTEMPT_STRUCT: Final = struct.Struct("<I")
 WAITING_AT: Final = 2
 ATTEMPT_AT: Final = 4

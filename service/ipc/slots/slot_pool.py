@@ -66,7 +66,7 @@ class SlotAllocation:
         aligned_input = aligned(input_bytes)
         self.slot = slot
         # Continued from the slot's last allocation, of an earlier process too: no old record can match.
-        self.attempt = QUEUED_STRUCT.unpack_from(memory, slot * HEADER.itemsize + ATTEMPT_AT)[0]
+        self.attempt = ATTEMPT_STRUCT.unpack_from(memory, slot * HEADER.itemsize + ATTEMPT_AT)[0]
         self.input_at = offset
         self.inputs = memory[offset : offset + input_bytes]
         self.output_at = offset + aligned_input
@@ -95,7 +95,7 @@ class SlotAllocation:
         """Queue the slot under a new attempt: tickets of earlier ones are void."""
         self.attempt = (self.attempt + 1) % _ATTEMPTS
         QUEUED_STRUCT.pack_into(
-            self._memory, self._header + ATTEMPT_AT, self.attempt, model, generation, rows
+            self._memory, self._header + WAITING_AT, 0, self.attempt, model, generation, rows
         )
         self.set_state(_QUEUED)
 
@@ -110,7 +110,7 @@ class SlotAllocation:
         return self._memory[self._header]
 
     def pop_waiting(self) -> bool:
-        """Whether a worker that died had not begun to run it; resets the mark."""
+        """Whether a worker that died did not run it, not yet or not any more; resets the mark."""
         waiting = bool(self._memory[self._header + WAITING_AT])
         self._memory[self._header + WAITING_AT] = 0
         return waiting

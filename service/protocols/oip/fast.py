@@ -27,13 +27,17 @@ _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 _MOST_KEPT: Final = 256
 _LARGEST_KEPT: Final = 2048
 """Bytes of JSON around the numbers."""
+_LARGEST_ENVELOPE: Final = _LARGEST_KEPT + 256
+"""With the id before it: a longer one is not kept, and must not be copied and looked up."""
 _KEY: Final = b'"data"'
 _DATA: Final = b'"data":'
 _KEY_SEPARATOR: Final = b"\x00"
 """Between what stands before and after the numbers, in a key."""
 _ID_KEY: Final = b'"id"'
-_ID_FIRST: Final = re.compile(rb'\{\s?"id"\s?:\s?"([ !#-\[\]-~]{1,128})"\s?,\s?')
-"""An id as clients write it: before everything else."""
+_ID_FIRST: Final = re.compile(
+    rb'\{[ \t\n\r]?"id"[ \t\n\r]?:[ \t\n\r]?"([ !#-\[\]-~]{1,128})"[ \t\n\r]?,[ \t\n\r]?'
+)
+"""An id as clients write it: before everything else, with JSON's white space, which is less than \\s."""
 
 
 class CachedEnvelope:
@@ -85,7 +89,7 @@ class OipFastCodec(FastCodec):
         """See FastCodec."""
         if options:
             end = self.envelope_bytes(options)
-            read = self.read_envelope(body[:end], len(body) - end)
+            read = self.read_envelope(body[:end], len(body) - end) if end else None
             return None if read is None else (read[0], body[end:], read[1], read[2])
         start, end = _numbers_in(body)
         if start < 0:
@@ -123,7 +127,8 @@ class OipFastCodec(FastCodec):
 
     def envelope_bytes(self, options: Sequence[str | None]) -> int:
         """See FastCodec."""
-        return int(options[0] or 0) if options else 0
+        nbytes = int(options[0] or 0) if options else 0
+        return nbytes if nbytes <= _LARGEST_ENVELOPE else 0
 
     def read_envelope(self, envelope: bytes, tensor_bytes: int) -> tuple[int, Any, Schedule | None] | None:
         """See FastCodec."""
@@ -140,8 +145,9 @@ class OipFastCodec(FastCodec):
         text, identity = _without_id(envelope)
         if reply[3]:
             return  # outputs that go into shared memory, where a client may want others next time
-        # A second "id" would be the one that counts.
-        if text and tensor_bytes == rows * self._row_bytes and reply[0] == identity and _ID_KEY not in text:
+        # A second "id" would be the one that counts, written plainly or with an escape.
+        certain = reply[0] == identity and _ID_KEY not in text and b"\\" not in text
+        if certain and text and tensor_bytes == rows * self._row_bytes:
             self._binary.add(text, CachedEnvelope(rows, reply, schedule))
 
     def encode(self, output: np.ndarray, reply: Any) -> Answer | None:

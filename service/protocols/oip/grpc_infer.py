@@ -83,8 +83,8 @@ class OipGrpcProtocol:
             _, classes = asked.of(name)
             data: bytes | memoryview = b""
             if name in asked.places:
-                told = write_output(asked.places[name], name, array, served.regions)
-                described.append({**shape_of(served, name, array.shape), "parameters": _as_message(told)})
+                write_output(asked.places[name], name, array, served.regions)
+                described.append(shape_of(served, name, array.shape))
             elif classes:
                 strings = classes_of(served, name, array, classes)
                 described.append(shape_of_classes(name, len(array), strings))
@@ -204,18 +204,6 @@ def _response(served: Served, asked: Reply, described: Iterable[Mapping[str, Any
     )
     written: bytes = message.SerializeToString()
     return written
-
-
-def _as_message(parameters: Mapping[str, str | int]) -> dict[str, Any]:
-    """The same as a map of InferParameter."""
-    from foldserve.service.protocols.oip.messages import InferParameter
-
-    return {
-        name: InferParameter(string_param=value)
-        if isinstance(value, str)
-        else InferParameter(int64_param=value)
-        for name, value in parameters.items()
-    }
 
 
 def _parameters(message: Any) -> dict[str, Any]:

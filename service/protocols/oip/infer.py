@@ -77,8 +77,8 @@ class OipProtocol:
         blobs: list[bytes] = []
         for name, array in outputs.items():
             if name in asked.places:
-                told = write_output(asked.places[name], name, array, served.regions)
-                described.append({**shape_of(served, name, array.shape), "parameters": told})
+                write_output(asked.places[name], name, array, served.regions)
+                described.append(shape_of(served, name, array.shape))
                 continue
             binary, classes = asked.of(name)
             strings = classes_of(served, name, array, classes) if classes else None

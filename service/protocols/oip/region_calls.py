@@ -1,6 +1,9 @@
 """The calls that register shared memory of clients (system shared memory extension), over REST and, as documents, gRPC.
 
 As Triton has them: a name that is registered already is refused; to unregister one that is not is no error.
+
+Memory of GPUs is not shared with clients. But perf_analyzer and NVIDIA's examples have all regions of both kinds
+unregistered before they register any: so it can be asked, and is told, that there are none of CUDA's.
 """
 
 import asyncio
@@ -34,13 +37,18 @@ class RegionCalls:
     def routes(self) -> tuple[Route, ...]:
         """Every call over REST."""
         all_of_them, one = "/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{name}"
-        status, off = described.STATUS, described.UNREGISTER
+        cuda, one_of_cuda = "/v2/cudasharedmemory", "/v2/cudasharedmemory/region/{name}"
+        status, off, none = described.STATUS, described.UNREGISTER, described.CUDA_STATUS
         every = (
             ("GET", f"{all_of_them}/status", "The regions of shared memory", self._status, status),
             ("GET", f"{one}/status", "One region of shared memory", self._status, status),
             ("POST", f"{one}/register", "Register shared memory", self._register, described.REGISTER),
             ("POST", f"{one}/unregister", "Unregister shared memory", self._unregister, off),
             ("POST", f"{all_of_them}/unregister", "Unregister all shared memory", self._unregister, off),
+            ("GET", f"{cuda}/status", "The regions of CUDA: none", self._cuda_status, none),
+            ("GET", f"{one_of_cuda}/status", "One region of CUDA: there is none", self._cuda_status, none),
+            ("POST", f"{one_of_cuda}/unregister", "Unregister none of CUDA", self._cuda_unregister, off),
+            ("POST", f"{cuda}/unregister", "Unregister none of CUDA", self._cuda_unregister, off),
         )
         return tuple(
             Route(method, path, what, handler, reads_body=method == "POST", operation=said)
@@ -65,6 +73,19 @@ class RegionCalls:
         regions = _served(self.regions)
         await _when_free(lambda: regions.unregister(name))
 
+    def cuda_status(self, name: str | None) -> list[dict[str, Any]]:
+        """What is registered of CUDA: nothing. Raises: BadRequest."""
+        given(self.regions)
+        if name is not None:
+            raise BadRequest(
+                f"region {name[:100]!r} of CUDA is not registered: only system shared memory is served"
+            )
+        return []
+
+    def cuda_unregister(self) -> None:
+        """Unregister what is registered of CUDA, which is nothing. Raises: BadRequest."""
+        given(self.regions)
+
     async def _status(self, context: RequestContext, name: str | None = None) -> Response:
         return json_response(self.status(name))
 
@@ -79,6 +100,15 @@ class RegionCalls:
 
     async def _unregister(self, context: RequestContext, body: bytes, name: str | None = None) -> Response:
         await self.unregister(name)
+        return Response(200, b"", JSON)
+
+    async def _cuda_status(self, context: RequestContext, name: str | None = None) -> Response:
+        return json_response(self.cuda_status(name))
+
+    async def _cuda_unregister(
+        self, context: RequestContext, body: bytes, name: str | None = None
+    ) -> Response:
+        self.cuda_unregister()
         return Response(200, b"", JSON)
 
 

@@ -64,10 +64,12 @@ def read_input(
     return from_binary(memoryview(served.read(name, offset, nbytes, f"input {spec.name!r}")), spec, shape)
 
 
-def write_output(
-    place: Place, name: str, array: np.ndarray, regions: SharedRegions | None
-) -> dict[str, str | int]:
-    """Write an output where it was asked for; what the answer says of it. Raises: BadRequest."""
+def write_output(place: Place, name: str, array: np.ndarray, regions: SharedRegions | None) -> None:
+    """Write an output where it was asked for. Raises: BadRequest.
+
+    The answer says of it what it says of any, and nothing of where it lies, as Triton's: NVIDIA's C++ client takes an
+    output with parameters for one whose bytes follow.
+    """
     region, offset, nbytes, number = place
     where = f"output {name!r}"
     if array.nbytes > nbytes:
@@ -75,8 +77,6 @@ def write_output(
             f"{where} has {array.nbytes} bytes, and {_SIZE!r} is {nbytes}; give it as many in shared memory"
         )
     given(regions).write(region, number, offset, raw_codec.elements(array), where)
-    at: dict[str, str | int] = {_OFFSET: offset} if offset else {}
-    return {_REGION: region, **at, _SIZE: array.nbytes}
 
 
 def _count(parameters: Mapping[str, Any], name: str, where: str) -> int:

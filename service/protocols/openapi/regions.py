@@ -17,6 +17,7 @@ STATUS: Final = reading(
         "items": named({"name": TEXT, "key": TEXT, "offset": _BYTES, "byte_size": _SIZE}),
     }
 )
+CUDA_STATUS: Final = reading({"type": "array", "maxItems": 0})
 
 
 def _change(**more: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from foldserve.service.access.cross_origin import CrossOrigin
+from foldserve.service.protocols.openapi.responses import HEADERS, PARAMETERS
 
 PAGE, OTHER = "https://app.example", "https://evil.example"
 
@@ -27,3 +28,10 @@ def test_credentials_of_browsers_are_never_allowed_for(origins: list[str]) -> No
     assert "Authorization" in said["Access-Control-Allow-Headers"]
     assert "*" not in said["Access-Control-Allow-Headers"]
     assert "Retry-After" in said["Access-Control-Expose-Headers"]
+
+
+def test_every_header_of_the_openapi_document_may_be_sent_by_a_page_and_read() -> None:
+    one = CrossOrigin([PAGE])
+    sent = dict(one.preflight(PAGE, ("POST",)))["Access-Control-Allow-Headers"].split(", ")
+    assert {str(said["name"]) for said in PARAMETERS.values() if said["in"] == "header"} <= set(sent)
+    assert set(HEADERS) <= set(dict(one.headers(PAGE))["Access-Control-Expose-Headers"].split(", "))

@@ -41,6 +41,14 @@ def test_request_larger_than_the_bucket_waits_until_it_is_full_and_is_paid_for_a
     assert first.wait_s(1, S + S // 10) == pytest.approx(99.1)  # 100 s of rows, less the bucket without one
 
 
+def test_request_of_more_rows_than_centuries_let_in_is_paid_for_as_far_as_the_clock_goes() -> None:
+    first, second = quotas_of(rows_per_s=0.001)
+    first.take(50_000_000, S)
+    assert second.wait_s(1, S) == pytest.approx(2**63 / 1e9)
+    second.take(50_000_000, S)
+    assert first.wait_s(1, S) == pytest.approx(2**63 / 1e9)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_however_requests_come_to_the_api_servers_no_more_than_the_rate_and_a_bucket_is_let_in(
     seed: int,

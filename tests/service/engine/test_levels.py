@@ -88,7 +88,7 @@ async def test_counts_of_all_levels_end_at_nothing() -> None:
 
 @on_loop
 async def test_tickets_that_their_pipe_has_no_room_for_keep_their_level() -> None:
-    rig = Rig(workers=1, levels=2, slots=8192, data_bytes=1 << 25, max_rows=8192)
+    rig = Rig(workers=1, levels=2, slots=8192, data_bytes=1 << 25, max_rows=8192, age_s=600.0)
     bulk = [rig.ask(1.0, priority=2, flush=False) for _ in range(5000)]
     rig.dispatcher.flush()
     queue = rig.dispatcher.queues[0]

@@ -72,3 +72,38 @@ def test_folder_that_is_not_there_is_no_error(tmp_path: Path) -> None:
     changes = FileChanges([tmp_path / "none" / "file"])
     changes.clear()
     changes.close()
+
+
+def test_links_that_lead_to_links_are_watched_wherever_they_lie(tmp_path: Path) -> None:
+    """As where the settings name a link to what certbot keeps, or a folder that is a link to a release."""
+    for folder in ("settings", "live", "releases/1", "releases/2"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number in ("1", "2"):
+        (tmp_path / "releases" / number / "file").write_text(number)
+    (tmp_path / "current").symlink_to("releases/1")
+    (tmp_path / "live" / "file").symlink_to("../current/file")
+    given = tmp_path / "settings" / "file"
+    given.symlink_to(tmp_path / "live" / "file")
+    changes = FileChanges([given])
+    assert not told(changes, 0)
+    (tmp_path / "next").symlink_to("releases/2")
+    os.replace(tmp_path / "next", tmp_path / "current")
+    assert told(changes)
+    changes.clear()
+    assert given.read_text() == "2"
+    (tmp_path / "releases" / "2" / "file").write_text("new")
+    assert told(changes)
+    changes.clear()
+    (tmp_path / "live" / "next").symlink_to(tmp_path / "releases/1/file")
+    os.replace(tmp_path / "live" / "next", tmp_path / "live" / "file")
+    assert told(changes)
+    changes.close()
+
+
+def test_links_that_lead_in_circles_are_no_end(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    changes = FileChanges([tmp_path / "a" / "file"])
+    (tmp_path / "a").unlink()
+    assert told(changes)
+    changes.close()

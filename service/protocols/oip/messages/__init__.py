@@ -54,6 +54,9 @@ def file_named(name: str) -> bytes | None:
 
 def file_of(symbol: str) -> bytes | None:
     """The descriptor of the file that has this service, call, message or field."""
+    service, _, call = symbol.rpartition(".")
+    if service in SERVICES and call in methods(service):
+        symbol = service  # protobuf's pool knows no calls as symbols
     try:
         return _FILES[_POOL.FindFileContainingSymbol(symbol).name]
     except KeyError:
@@ -71,4 +74,3 @@ def is_message(name: str) -> bool:
 
 ModelInferRequest: Final = message("inference.ModelInferRequest")
 ModelInferResponse: Final = message("inference.ModelInferResponse")
-InferParameter: Final = message("inference.InferParameter")

@@ -93,6 +93,20 @@ def test_an_ordinary_head_is_not_parsed_and_frames_its_own_body(line: str) -> No
     run(test)
 
 
+@pytest.mark.parametrize("way", [(), (ASGI,)], ids=["short", "long"])
+@pytest.mark.parametrize("line", ["X-Timeout-Ms: 9000", "X-Priority: 1", "X-Request-Id: mine"])
+def test_white_space_after_a_headers_value_is_none_of_it(line: str, way: tuple[str, ...]) -> None:
+    async def test(server: ApiServerHarness) -> None:
+        connection = server.connect()
+        connection.send(call(rows(1.0), JSON, f"{line} \t ", *way))
+        await server.turn(lambda: bool(connection.answers()))
+        (answer,) = connection.answers()
+        assert answer.values == [2.0]
+        assert "mine" not in line or answer.headers["x-request-id"] == "mine"
+
+    run(test)
+
+
 BROKEN = [
     b"\x16\x03\x01",
     b"POST /predict/m0 HTTP/1.1\nContent-Length: 2\n\n{}",

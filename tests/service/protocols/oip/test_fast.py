@@ -129,6 +129,16 @@ def test_a_changed_byte_is_read_as_the_protocol_reads_it(at, with_):
         agree(fast, changed)
 
 
+def test_json_too_long_to_be_kept_is_neither_copied_nor_looked_up():
+    fast = codec()
+    array = np.ones((1, 3), np.float32)
+    for padding, known in ((1900, True), (15 * 2**20, False)):
+        body, options = as_binary(array, parameters={"note": "x" * padding})
+        teach(fast, body, options)
+        assert agree(fast, body, options) == known
+        assert fast.envelope_bytes(options) == (int(str(options[0])) if known else 0)
+
+
 def test_bytes_of_another_length_are_left_to_the_protocol():
     fast = codec()
     body, options = as_binary(np.float32([ROW]))
@@ -218,6 +228,8 @@ IDS = st.one_of(
 
 @given(learned=IDS, asked=IDS)
 @example(learned=b'"a","id":"a"', asked=b'"b","id":"a"')
+@example(learned=b'"a","\\u0069d":"a"', asked=b'"b","\\u0069d":"a"')
+@example(learned=b'"a"', asked=b'"b"\x0b')
 def test_whatever_stands_in_the_place_of_the_id_is_read_as_the_protocol_reads_it(learned, asked):
     fast = codec()
     bodies = [(with_id(as_json(ROW), one), ()) for one in (learned, asked)]

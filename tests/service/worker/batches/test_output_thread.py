@@ -138,6 +138,45 @@ async def test_requests_whose_outputs_were_not_given_out_are_run_again_after_the
     assert rig.all_free()
 
 
+def deadly_run(x: np.ndarray) -> None:
+    if 13.0 in x:
+        raise WorkerKilled
+    long_run(x)
+
+
+@on_loop
+async def test_a_crash_in_the_next_run_is_no_fault_of_requests_whose_outputs_were_not_given_out() -> None:
+    rig = Rig(workers=1, max_batch_size=2)
+    worker = learned(rig, on_run=deadly_run)
+    dead = threading.Event()
+    worker.loops[0]._output_thread = OutputThread(lambda batch: (dead.wait(20), None)[1])
+    before, deadly = [rig.ask(1.0), rig.ask(2.0)], rig.ask(13.0)
+    with pytest.raises(WorkerKilled):
+        rig.work(worker)
+    rig.worker_dies(worker)
+    await rig.recover(worker)
+    dead.set()
+    assert [request.crashes for request in (*before, deadly)] == [0, 0, 1]
+    rig.work(rig.new_worker())
+    assert all(request.right for request in (*before, deadly))
+    assert rig.all_free()
+
+
+@on_loop
+async def test_what_was_said_of_a_slots_last_request_is_not_said_of_its_next() -> None:
+    rig = Rig(workers=1, max_batch_size=2, slots=1)
+    worker = learned(rig, on_run=deadly_run)
+    last = rig.ask(1.0)
+    rig.work(worker)
+    assert last.right
+    deadly = rig.ask(13.0)
+    with pytest.raises(WorkerKilled):
+        rig.work(worker)
+    rig.worker_dies(worker)
+    await rig.recover(worker)
+    assert deadly.crashes == 1
+
+
 def test_what_giving_out_raises_is_raised_where_it_is_waited_for() -> None:
     def fail(batch: Any) -> None:
         raise OSError("the pipe is gone")
