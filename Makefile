@@ -36,15 +36,15 @@ $(STAMP):
 demo: install ## export three networks, serve them, post real pictures; DEMO_PORT=8000; Ctrl-C ends it
 	@exec $(PY) deploy/demo.py
 
-test: install ## all tests; ARGS='-k name -x' for some of them
+test: install ## all tests but those that kill and flood servers, which `make compiled` has; ARGS='-k name -x' for some of all
 	@sh deploy/dev/get-tool.sh promtool prometheus usr/bin/promtool
 	@sh deploy/dev/get-tool.sh nginx nginx usr/sbin/nginx
 	@sh deploy/dev/get-perf-analyzer.sh
 	@sh deploy/dev/get-kserve.sh
 	@sh deploy/dev/get-browser.sh
-	@exec $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@exec $(PY) -m pytest -n $(JOBS) --dist loadfile $(or $(ARGS),--ignore tests/faults --ignore tests/torture)
 
-compiled: wheel ## the end-to-end, fault and torture tests again, on servers from the compiled wheel
+compiled: wheel ## the end-to-end tests again, and those of faults and torture, on servers from the compiled wheel
 	@PYTHONPATH=$(CURDIR)/build/compiled exec $(PY) -m pytest -n $(JOBS) --dist loadfile tests/e2e tests/faults tests/torture $(ARGS)
 
 coverage: install ## the unit and end-to-end tests, and which lines and branches they ran, in all processes

@@ -122,7 +122,7 @@ def test_picture_of_a_phone_is_turned_as_its_exif_data_says():
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "the body is not a JPEG or PNG picture"),
+        (b"", "the body is empty"),
         (b"hello", "the body is not a JPEG or PNG picture"),
         (saved(Image.fromarray(PHOTO), "GIF"), "the body is not a JPEG or PNG picture"),
         (saved(Image.fromarray(PHOTO), "TIFF"), "the body is not a JPEG or PNG picture"),
