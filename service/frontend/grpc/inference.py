@@ -14,7 +14,7 @@ from foldserve.service.frontend.grpc.callers import admit
 from foldserve.service.frontend.grpc.exchange import GrpcExchange
 from foldserve.service.frontend.grpc.received import start_of
 from foldserve.service.frontend.grpc.statuses import abort, client_error, refusal
-from foldserve.service.frontend.grpc.streams import Streams, ended
+from foldserve.service.frontend.grpc.streams import UNREAD_S, Streams, ended
 from foldserve.service.inference.context import MAX_TIMEOUT_MS, RequestContext
 from foldserve.service.inference.plan import RequestHead, Target
 from foldserve.service.inference.response import Response, error_response
@@ -73,7 +73,7 @@ class GrpcInference:
                     break
                 answers.put_nowait(asyncio.create_task(self._answer(message, context, STREAM)))
 
-        reader = self._streams.begin(read())
+        reader = self._streams.begin(read(), UNREAD_S)
         reader.add_done_callback(lambda _: answers.put_nowait(None))
         try:
             while (answer := await answers.get()) is not None:

@@ -15,6 +15,8 @@ from foldserve.service.errors import BadRequest, DeadlinePassed, Draining
 
 MESSAGE_S: Final = 10.0
 """A message has so long. Clients send it together with the call."""
+UNREAD_S: Final = 0.5
+"""What has come when the server ends is read and answered within this time, or not any more; as over HTTP."""
 MOST_AWAITED: Final = 64
 """Messages that an API server awaits at a time: the oldest gives way to the next, so that silent clients keep nobody
 out."""
@@ -24,13 +26,15 @@ class Streams:
     """What is done for open streams in one API server."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], float] = {}
+        """With the seconds that each goes on after end()."""
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do something until it is done, or end() is called. Whoever awaits the task cancels it when the call ends."""
+    def begin(self, work: Coroutine[Any, Any, None], after_end_s: float = 0.0) -> asyncio.Task[None]:
+        """Do something until it is done, or so long after end(). Whoever awaits the task cancels it when the call
+        ends."""
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = after_end_s
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
     async def run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -46,8 +50,12 @@ class Streams:
 
     def end(self) -> None:
         """The server ends."""
-        for task in tuple(self._tasks):
-            task.cancel()
+        loop = asyncio.get_running_loop()
+        for task, after_end_s in tuple(self._tasks.items()):
+            if after_end_s:
+                loop.call_later(after_end_s, task.cancel)
+            else:
+                task.cancel()
 
 
 class AwaitedMessages:
